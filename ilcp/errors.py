@@ -1,0 +1,43 @@
+"""The errors of ilcp: one family, and a name for whose fault it is.
+
+``EncodeError`` says that *you* gave something wrong; ``DecodeError`` says that *your peer* did. Every text reads
+*expected ..., got ..., because / what to do*. Any other exception that hostile bytes bring out of ilcp is a bug.
+"""
+
+__all__ = [
+    "AuthenticationError",
+    "DecodeError",
+    "EncodeError",
+    "ExpiredError",
+    "IdentityError",
+    "IlcpError",
+    "TransportError",
+]
+
+
+class IlcpError(Exception):
+    """Anything that ilcp raises on purpose."""
+
+
+class EncodeError(IlcpError, ValueError):
+    """The caller gave something that cannot be encoded: mend the argument."""
+
+
+class DecodeError(IlcpError, ValueError):
+    """The bytes of the peer cannot be decoded: mend the sender, or drop the message."""
+
+
+class AuthenticationError(DecodeError):
+    """A sealed message does not verify under the key that the receiver holds."""
+
+
+class ExpiredError(DecodeError):
+    """A sealed message verifies, but its time is over."""
+
+
+class IdentityError(IlcpError):
+    """Two parts of a hand-off do not belong together; the text names the part that differs."""
+
+
+class TransportError(IlcpError):
+    """A message could not be moved."""

@@ -1,0 +1,134 @@
+"""Hypothesis strategies for what ilcp takes and for what an attacker sends.
+
+Each strategy is a function, its result shrinks towards the smallest case, and nothing here reads a clock or a file.
+The tags of `hostile_bytes` are computed here from the specification, not with the code under test.
+"""
+
+import hashlib
+
+import msgpack
+from hypothesis import strategies as st
+
+from ilcp.message import MAX_EXPIRES_UNIX_S, MIN_EXPIRES_UNIX_S, Message, Seal
+
+# What most payloads hold is below this; the largest ones have tests of their own, which name their size.
+USUAL_PAYLOAD_BYTES = 300
+
+
+def codec_ids() -> st.SearchStrategy[bytes]:
+    """Any codec id: 8 bytes."""
+    return st.binary(min_size=8, max_size=8)
+
+
+def payloads(max_size: int = USUAL_PAYLOAD_BYTES) -> st.SearchStrategy[bytes]:
+    """Any payload of 1 to `max_size` bytes; the default crosses the border from bin 8 to bin 16 at 256."""
+    return st.one_of(
+        st.binary(min_size=1, max_size=max_size),
+        st.sampled_from([n for n in (1, 80, 255, 256, max_size) if n <= max_size]).map(bytes),
+    )
+
+
+def keys() -> st.SearchStrategy[bytes]:
+    """Any key that may seal a message: 16 to 64 bytes."""
+    return st.binary(min_size=16, max_size=64)
+
+
+def seals() -> st.SearchStrategy[Seal]:
+    """Any seal, expired or not: every id, every expiry that the wire can carry."""
+    return st.builds(Seal, st.binary(min_size=8, max_size=8), st.integers(MIN_EXPIRES_UNIX_S, MAX_EXPIRES_UNIX_S))
+
+
+def bare_messages() -> st.SearchStrategy[Message]:
+    """Any message without a seal."""
+    return st.builds(Message, codec_ids(), payloads())
+
+
+def sealed_messages() -> st.SearchStrategy[Message]:
+    """Any message with a seal; writing it needs one of `keys()`."""
+    return st.builds(Message, codec_ids(), payloads(), seals())
+
+
+def hostile_bytes(key: bytes) -> st.SearchStrategy[bytes]:
+    """Bytes that a peer may send to break a reader, some of them sealed under `key`, a few of them even valid.
+
+    Random bytes; valid messages that were changed, truncated or lengthened; msgpack of other shapes; and, to get past
+    check and MAC, arrays of the right length with wrong fields whose check or MAC is right.
+    """
+    wires = st.one_of(bare_messages().map(Message.to_bytes), sealed_messages().map(lambda m: m.to_bytes(key)))
+    junk = st.binary(min_size=1, max_size=40)
+    return st.one_of(
+        st.binary(max_size=400),
+        wires,
+        st.builds(_overwritten, wires, st.integers(0, 400), junk),
+        st.builds(_without, wires, st.integers(0, 400), st.integers(1, 40)),
+        st.builds(lambda wire, n: wire[: n % len(wire)], wires, st.integers(0, 400)),
+        st.builds(lambda wire, tail: wire + tail, wires, junk),
+        _msgpack_values().map(_packed),
+        _forged(key),
+    )
+
+
+def _overwritten(wire: bytes, at: int, patch: bytes) -> bytes:
+    at %= len(wire)
+    return wire[:at] + patch + wire[at + len(patch) :]
+
+
+def _without(wire: bytes, at: int, n: int) -> bytes:
+    at %= len(wire)
+    return wire[:at] + wire[at + n :]
+
+
+def _packed(value: object) -> bytes:
+    packed = msgpack.packb(value)
+    assert isinstance(packed, bytes)
+    return packed
+
+
+def _msgpack_values() -> st.SearchStrategy[object]:
+    """Any value that msgpack can pack: nested lists and maps of numbers, text, bytes and extensions."""
+    leaves = st.one_of(
+        st.none(),
+        st.booleans(),
+        st.integers(-(2**63), 2**64 - 1),
+        st.floats(),
+        st.text(max_size=20),
+        st.binary(max_size=100),
+        st.builds(msgpack.ExtType, st.integers(0, 127), st.binary(max_size=20)),
+    )
+    return st.recursive(
+        leaves,
+        lambda inner: st.one_of(st.lists(inner, max_size=7), st.dictionaries(st.text(max_size=5), inner, max_size=4)),
+        max_leaves=20,
+    )
+
+
+def _forged(key: bytes) -> st.SearchStrategy[bytes]:
+    """Arrays of 4 and 6 fields, any of them wrong, under a check or a MAC that is right."""
+    version = st.sampled_from([b"\x01", b"\xcc\x01", b"\x00", b"\x02", b"\xc3"])
+    codec_id = st.one_of(codec_ids(), st.text(min_size=8, max_size=8), st.none()).map(_packed)
+    payload = st.one_of(
+        payloads(),
+        st.just(b""),
+        st.text(max_size=80),
+        _msgpack_values(),
+    ).map(_packed)
+    wide_payload = st.binary(max_size=80).map(lambda p: b"\xc5" + len(p).to_bytes(2, "big") + p)
+    handoff_id = st.one_of(codec_ids(), st.binary(max_size=16)).map(_packed)
+    expires = st.one_of(
+        st.integers(0, 2**32 - 1).map(lambda s: b"\xce" + s.to_bytes(4, "big")),
+        st.integers(0, 2**16).map(_packed),
+    )
+    head = st.tuples(version, codec_id, st.one_of(payload, wide_payload)).map(b"".join)
+    bare = head.map(lambda fields: with_check(b"\x94" + fields))
+    sealed = st.tuples(head, handoff_id, expires).map(lambda fields: with_mac(b"\x96" + b"".join(fields), key))
+    return st.one_of(bare, sealed)
+
+
+def with_check(body: bytes) -> bytes:
+    """`body` with the check field that the specification demands for it."""
+    return body + b"\xc4\x04" + hashlib.blake2b(body, digest_size=4).digest()
+
+
+def with_mac(body: bytes, key: bytes) -> bytes:
+    """`body` with the MAC field that the specification demands for it under `key`."""
+    return body + b"\xc4\x10" + hashlib.blake2b(body, digest_size=16, key=key).digest()
