@@ -1,0 +1,12 @@
+"""Private-fact tasks: documents that only the sender reads, and questions that only they answer.
+
+>>> from ilcp.tasks import case_files
+>>> case = next(iter(case_files(split="test", seed=7, n=1)))
+>>> sorted({question.kind for question in case.questions})
+['absent', 'code', 'join', 'lookup']
+"""
+
+from ilcp.tasks.case_files import UNKNOWN, case_files
+from ilcp.tasks.cases import Case, Question, read_jsonl
+
+__all__ = ["UNKNOWN", "Case", "Question", "case_files", "read_jsonl"]

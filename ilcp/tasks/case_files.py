@@ -1,0 +1,116 @@
+"""Case files: a seeded generator of incident dossiers, whose facts are private to whoever reads the document.
+
+A dossier states 17 of 20 attributes (40 possible values each, pools shared between attributes), the office of every
+person it names in a role, and a six-character code; sentences come in random order and about a third of the text is
+beside the point. Its entropy is known, because every draw is uniform:
+
+    look-up   17 x log2(40)                = 90.5 bits
+    absent    log2(20 choose 3)            = 10.2 bits
+    join      offices of distinct persons  =  5.3 bits each
+    code      3 letters, 3 digits          = 23.7 bits
+
+The wording of the sentences is drawn too, but no question asks for it, so it is not counted.
+"""
+
+import math
+import random
+from collections.abc import Iterator, Sequence
+
+from ilcp.errors import EncodeError
+from ilcp.tasks.cases import Case, Question
+from ilcp.tasks.dossier import ATTRIBUTES, CODE, DISTRACTORS, JOINS, POOLS, SITE_SENTENCES, Attribute
+
+__all__ = ["KINDS", "PRESENT", "SPLITS", "UNKNOWN", "case_files", "compose"]
+
+SPLITS = ("train", "validation", "test")
+KINDS = ("lookup", "join", "absent", "code")
+PRESENT = 17  # of the 20 attributes: 17 x log2(40) = 90 bits of look-up entropy, and three to ask for in vain
+UNKNOWN = "unknown"
+CODE_LETTERS = "ABCDEFGHJKLMNPQRSTUVWXYZ"  # without I and O, which people mistake for digits
+CODE_DIGITS = "0123456789"
+DISTRACTOR_SHARE = 1 / 3
+
+
+def case_files(
+    split: str = "train", seed: int = 0, n: int | None = None, *, start: int = 0, facts: int = PRESENT
+) -> Iterator[Case]:
+    """Dossiers number ``start`` to ``start + n`` of a split and seed, without end where ``n`` is None.
+
+    A case depends on split, seed, its number and ``facts`` (how many of the 20 attributes are stated) alone, so any
+    part of a stream can be made again.
+
+    Raises:
+        EncodeError: the split is none of train, validation, test, or a number is out of its range.
+    """
+    if split not in SPLITS:
+        raise EncodeError(f"expected split to be one of {', '.join(SPLITS)}, got {split!r}")
+    if start < 0 or (n is not None and n < 0):
+        raise EncodeError(f"expected start and n not to be negative, got start={start}, n={n}")
+    if not 0 <= facts <= len(ATTRIBUTES):
+        raise EncodeError(f"expected facts to be 0 to {len(ATTRIBUTES)}, got {facts}")
+    stop = math.inf if n is None else start + n
+    return _stream(f"{split}/{seed}", start, stop, facts)
+
+
+def _stream(stream: str, start: int, stop: float, facts: int) -> Iterator[Case]:
+    number = start
+    while number < stop:
+        name = f"{stream}/{number}"
+        rng = random.Random(f"ilcp case file {name} with {facts} facts")
+        yield compose(name, rng, rng.sample([a.name for a in ATTRIBUTES], facts))
+        number += 1
+
+
+def compose(name: str, rng: random.Random, present: Sequence[str]) -> Case:
+    """The dossier that states the attributes named in ``present``, and asks for all."""
+    values = {a.name: rng.choice(POOLS[a.pool]) for a in ATTRIBUTES if a.name in present}
+    people = sorted({values[role] for role in JOINS if role in values})
+    offices = {person: rng.choice(POOLS["city"]) for person in people}
+    code = "".join(rng.choice(CODE_LETTERS) + rng.choice(CODE_DIGITS) for _ in range(3))
+    return Case(
+        id=name,
+        context=_document(rng, values, offices, code),
+        questions=_questions(rng, values, offices, code),
+        entropy_bits=_entropy_bits(values, len(people)),
+    )
+
+
+def _document(rng: random.Random, values: dict[str, str], offices: dict[str, str], code: str) -> str:
+    sentences = [_state(rng.choice(a.sentences), values[a.name]) for a in ATTRIBUTES if a.name in values]
+    sentences += [rng.choice(SITE_SENTENCES).format(person=p, city=c) for p, c in offices.items()]
+    sentences.append(_state(rng.choice(CODE.sentences), code))
+    facts_chars = sum(map(len, sentences))
+    distractors = rng.sample(DISTRACTORS, len(DISTRACTORS))
+    while sum(map(len, sentences)) * (1 - DISTRACTOR_SHARE) < facts_chars:
+        words = {pool: rng.choice(choices) for pool, choices in POOLS.items()}
+        sentences.append(distractors.pop().format(**words))
+    rng.shuffle(sentences)
+    return " ".join(sentences)
+
+
+def _state(sentence: str, value: str) -> str:
+    text = sentence.format(value)
+    return text[0].upper() + text[1:]
+
+
+def _questions(rng: random.Random, values: dict[str, str], offices: dict[str, str], code: str) -> tuple[Question, ...]:
+    def ask(attribute: Attribute, answer: str, kind: str) -> Question:
+        return Question(rng.choice(attribute.questions), answer, kind, POOLS.get(attribute.pool))
+
+    questions = [
+        ask(a, values[a.name], "lookup") if a.name in values else ask(a, UNKNOWN, "absent") for a in ATTRIBUTES
+    ]
+    for role, texts in JOINS.items():
+        if role in values:
+            person = values[role]
+            questions.append(Question(rng.choice(texts), f"{person}, {offices[person]}", "join"))
+    questions.append(ask(CODE, code, "code"))
+    return tuple(questions)
+
+
+def _entropy_bits(values: dict[str, str], people: int) -> float:
+    lookup = sum(math.log2(len(POOLS[a.pool])) for a in ATTRIBUTES if a.name in values)
+    absent = math.log2(math.comb(len(ATTRIBUTES), len(values)))
+    join = people * math.log2(len(POOLS["city"]))
+    code = 3 * math.log2(len(CODE_LETTERS) * len(CODE_DIGITS))
+    return lookup + absent + join + code

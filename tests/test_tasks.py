@@ -1,0 +1,127 @@
+"""Case files: seeded, disjoint, and as entropic as they say; and the JSONL loader's manners."""
+
+import json
+import math
+import statistics
+
+import pytest
+
+from ilcp.errors import EncodeError
+from ilcp.tasks import UNKNOWN, case_files, read_jsonl
+from ilcp.tasks.case_files import KINDS, PRESENT
+from ilcp.tasks.dossier import ATTRIBUTES, DISTRACTORS, JOINS, POOLS
+
+
+def test_the_same_numbers_give_the_same_cases() -> None:
+    """A case depends on split, seed and number alone, so any part of a stream can be made again."""
+    whole = list(case_files("test", seed=7, n=12))
+    assert whole[5:9] == list(case_files("test", seed=7, n=4, start=5))
+
+
+def test_splits_and_seeds_do_not_overlap() -> None:
+    """No document and no set of facts of one stream occurs in another split or seed."""
+    streams = [case_files(split, seed, 800) for split in ("train", "validation", "test") for seed in (0, 7)]
+    cases = [case for stream in streams for case in stream]
+    facts = {tuple(sorted(f"{q.text}={q.answer}" for q in case.questions)) for case in cases}
+    assert len(cases) == len({case.context for case in cases})
+    assert len(cases) == len(facts)
+
+
+def test_the_task_is_as_hard_as_the_issue_asks() -> None:
+    """At least 16 stated attributes of 32 values or more, 4 patterns each, pools shared, 80 bits of look-up entropy."""
+    assert PRESENT >= 16
+    assert all(len(POOLS[a.pool]) == len(set(POOLS[a.pool])) >= 32 for a in ATTRIBUTES)
+    assert all(len(set(a.sentences)) >= 4 for a in ATTRIBUTES)
+    assert 4 == sum(a.pool == "person" for a in ATTRIBUTES)
+    assert 80 <= PRESENT * math.log2(min(map(len, POOLS.values())))
+
+
+def test_every_answer_is_in_the_document_and_every_absent_one_is_not_asked_for_in_vain() -> None:
+    """Look-up, join and code answers stand in the text; absent attributes are stated nowhere."""
+    for case in case_files("validation", seed=1, n=50):
+        assert set(KINDS) == {question.kind for question in case.questions}
+        for question in case.questions:
+            if question.kind == "absent":
+                assert UNKNOWN == question.answer
+                continue
+            assert all(part in case.context for part in question.answer.split(", "))
+            assert question.choices is None or question.answer in question.choices
+
+
+def test_joins_need_two_facts() -> None:
+    """The office in a join's answer is that of the person who holds the role, and belongs to no other sentence."""
+    for case in case_files("validation", seed=2, n=50):
+        for question in case.questions:
+            if question.kind == "join":
+                person, city = question.answer.split(", ")
+                sentences = [part for part in case.context.split(". ") if person in part and city in part]
+                assert len(sentences) >= 1
+
+
+def test_a_third_of_the_text_is_beside_the_point() -> None:
+    """Distractors make up about a third of the characters."""
+    starts = {text.split("{")[0] for text in DISTRACTORS if text.split("{")[0]}
+    shares = []
+    for case in case_files("validation", seed=3, n=40):
+        sentences = [part.rstrip(".") for part in case.context.split(". ")]
+        beside = [s for s in sentences if f"{s}." in DISTRACTORS or any("{" in d and _fits(s, d) for d in DISTRACTORS)]
+        shares.append(sum(map(len, beside)) / sum(map(len, sentences)))
+    assert starts
+    assert 0.27 < statistics.mean(shares) < 0.42
+
+
+def _fits(sentence: str, pattern: str) -> bool:
+    head, tail = pattern.split("{")[0], pattern.split("}")[-1].rstrip(".")
+    return sentence.startswith(head) and sentence.endswith(tail) and len(head) + len(tail) > 8
+
+
+def test_the_stated_entropy_is_the_entropy_of_the_draws() -> None:
+    """With all 20 facts and distinct people the entropy is the sum of the logs, term by term."""
+    case = next(case_files("train", seed=4, n=1, facts=20))
+    people = {question.answer for question in case.questions if question.text in _role_questions()}
+    expected = 20 * math.log2(40) + len(people) * math.log2(40) + 3 * math.log2(24 * 10)
+    assert expected == pytest.approx(case.entropy_bits)
+
+
+def _role_questions() -> set[str]:
+    return {question for a in ATTRIBUTES if a.name in JOINS for question in a.questions}
+
+
+def test_bad_arguments_are_named() -> None:
+    """A wrong split or number says what was expected and what came."""
+    with pytest.raises(EncodeError, match="train, validation, test, got 'dev'"):
+        case_files("dev")
+    with pytest.raises(EncodeError, match="n=-1"):
+        case_files("test", n=-1)
+    with pytest.raises(EncodeError, match="0 to 20, got 21"):
+        case_files("test", facts=21)
+
+
+def test_jsonl_round_trip(tmp_path) -> None:
+    """Lines of context, question, answer and choices become cases in file order."""
+    file = tmp_path / "cases.jsonl"
+    record = {"context": "Mara owns it.", "question": "Who?", "answer": "Mara", "choices": ["Mara", "Jonas"]}
+    file.write_text(json.dumps(record) + "\n\n" + json.dumps(record | {"choices": None}) + "\n")
+    first, second = read_jsonl(file)
+    assert ("Mara", "Jonas") == first.questions[0].choices
+    assert second.questions[0].choices is None
+    assert f"{file}:3" == second.id
+
+
+@pytest.mark.parametrize(
+    ("line", "fragment"),
+    [
+        ("{", "one JSON object per line"),
+        ("[]", "a JSON object, got list"),
+        ('{"context": "a", "question": "b"}', "'answer', got None"),
+        ('{"context": " ", "question": "b", "answer": "c"}', "'context'"),
+        ('{"context": "a", "question": "b", "answer": "c", "choices": ["d"]}', "holds the answer"),
+    ],
+)
+def test_bad_lines_name_file_line_and_field(tmp_path, line: str, fragment: str) -> None:
+    """A damaged line is an EncodeError that names where it stands."""
+    file = tmp_path / "cases.jsonl"
+    file.write_text(line + "\n")
+    with pytest.raises(EncodeError, match=r"cases\.jsonl:1: ") as caught:
+        list(read_jsonl(file))
+    assert fragment in str(caught.value)
