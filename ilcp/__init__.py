@@ -1,0 +1,50 @@
+"""ilcp hands an agent's working context to the next agent as a learned message of about 100 bytes.
+
+>>> import ilcp
+>>> pair = ilcp.load_pair()                        # two small models and a codec, inside the package: no download
+>>> document = "Mara owns the ticket. The affected region is Bergen. The root cause was expiry."
+>>> message = pair.sender.encode(document)         # bytes: what crosses the hop
+>>> len(message)
+100
+>>> memory = pair.receiver.decode(message)         # vectors that the receiver attends to; serves any number of calls
+>>> memory.shape[1] == pair.receiver.model.config.hidden_size
+True
+>>> answer = pair.receiver.generate(message, "Which region is affected?")
+>>> nothing = pair.receiver.generate(None, "Which region is affected?")
+>>> ceiling = pair.receiver.generate(None, "Which region is affected?", context=document)
+
+Your own two models take the same names: ``Sender(model, tokenizer, codec)``, ``Receiver(model, tokenizer, codec)`` and
+``load(folder)`` for a trained codec. ``Message`` is the wire format; ``ilcp.message`` and ``ilcp.errors`` load no
+torch.
+"""
+
+from importlib import import_module, metadata
+from typing import TYPE_CHECKING, Any
+
+from ilcp import errors
+from ilcp.message import Message
+
+if TYPE_CHECKING:
+    from ilcp.codec import load, save
+    from ilcp.handoff import Receiver, Sender
+    from ilcp.memory import Memory
+    from ilcp.pair import load_pair
+
+__all__ = ["Memory", "Message", "Receiver", "Sender", "errors", "load", "load_pair", "save"]
+
+_LAZY = {  # these need torch, which takes seconds to import
+    "Memory": "ilcp.memory",
+    "Receiver": "ilcp.handoff",
+    "Sender": "ilcp.handoff",
+    "load": "ilcp.codec",
+    "load_pair": "ilcp.pair",
+    "save": "ilcp.codec",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
+    if name == "__version__":
+        return metadata.version("ilcp")
+    raise AttributeError(f"module 'ilcp' has no attribute {name!r}")

@@ -1,0 +1,240 @@
+"""The two ends of a hop: a sender that encodes what it has read, a receiver that answers from what arrived.
+
+::
+
+    text, ids or outputs --Sender.read--> Context --codec.encode--> payload --Message.to_bytes--> bytes
+    bytes --Message.from_bytes--> payload --codec.decode--> Memory --Receiver.generate--> answer
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ilcp.codec import Codec
+from ilcp.context import Context, read_ids, read_outputs, window_tokens
+from ilcp.errors import EncodeError, IdentityError
+from ilcp.forward import answer_logits, answer_scores, embed
+from ilcp.identity import check_same, identify
+from ilcp.memory import Memory
+from ilcp.message import Message, Seal
+from ilcp.prompt import answer_ids, layout, text_ids
+
+__all__ = ["Receiver", "Score", "Sender"]
+
+TTL_S = 3600  # a sealed message lives an hour unless the sender says otherwise
+
+
+class Sender:
+    """One side of a hop: reads, compresses, and packs.
+
+    Args:
+        model: a transformers causal language model; it is used, never changed.
+        tokenizer: the model's tokenizer.
+        codec: trained for this sender.
+        key: 16 to 64 bytes shared with the receiver; messages are then sealed (127 bytes in place of 100).
+        ttl_s: how long a sealed message is valid, in seconds.
+
+    Raises:
+        IdentityError: the codec was trained for another sender; the text names the part that differs.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, codec: Codec, *, key: bytes | None = None, ttl_s: int = TTL_S):
+        check_same("sender", codec.trained.sender, identify(model, tokenizer))
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.codec = codec
+        self.key = key
+        self.ttl_s = ttl_s
+
+    def encode(self, source: Any, *, payload_bytes: int | None = None) -> bytes:
+        """The message for ``source``, as bytes.
+
+        Args:
+            source: a text; token ids; or the outputs of this model's own finished ``forward`` or ``generate`` call
+                with hidden states, so that no second pass is paid.
+            payload_bytes: a shorter prefix of the same latent; None for the codec's own length.
+
+        Raises:
+            EncodeError: there is nothing to encode, or no payload of that length.
+        """
+        return self.pack(self.codec.encode(self.read(source), payload_bytes))
+
+    def read(self, source: Any) -> Context:
+        """The context of a text, token ids or model outputs (see ``encode``).
+
+        Raises:
+            EncodeError: the source is empty, or holds nothing that the codec reads.
+        """
+        if isinstance(source, str):
+            return self._read_text(source)
+        if isinstance(source, Tensor) or (isinstance(source, Sequence) and not isinstance(source, bytes)):
+            ids = torch.as_tensor(source).reshape(-1).tolist()
+            if not ids or self.codec.spec.reads == "states":
+                states, windows = read_ids(self.model, ids, self._layers())
+                return Context(states=states, windows=windows)
+            return Context(text=self.tokenizer.decode(ids, skip_special_tokens=True))
+        if self.codec.spec.reads == "text":
+            raise EncodeError(
+                f"expected a text or token ids, because codec {self.codec.spec.name!r} reads text, "
+                f"got {type(source).__name__}"
+            )
+        return Context(states=read_outputs(source, self._layers()))
+
+    def pack(self, payload: bytes) -> bytes:
+        """A payload in its envelope: bare, or sealed where this sender holds a key."""
+        codec_id = self.codec.trained.codec_id(self.codec.spec)
+        seal = None if self.key is None else Seal.fresh(ttl_s=self.ttl_s)
+        return Message(codec_id, payload, seal).to_bytes(self.key)
+
+    def _read_text(self, text: str) -> Context:
+        if not text.strip():
+            raise EncodeError("expected a text, got an empty one: there is nothing to hand off")
+        if self.codec.spec.reads == "text":
+            return Context(text=text)
+        ids = self.tokenizer(text, verbose=False).input_ids
+        states, windows = read_ids(self.model, ids, self._layers())
+        return Context(text=text, states=states, windows=windows)
+
+    def _layers(self) -> Sequence[int]:
+        layers: Sequence[int] = getattr(self.codec, "layers", ())
+        return layers
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """How one answer fares: its log-likelihood in nats, and whether greedy decoding gives exactly it."""
+
+    log_likelihood_nats: float
+    exact: bool
+
+
+class Receiver:
+    """The other side of a hop: unpacks, projects, and answers.
+
+    Args:
+        model: a transformers causal language model that takes ``inputs_embeds``; it is used, never changed.
+        tokenizer: the model's tokenizer.
+        codec: trained for this receiver.
+        key: the sender's key; bare messages are then refused.
+
+    Raises:
+        IdentityError: the codec was trained for another receiver; the text names the part that differs.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, codec: Codec, *, key: bytes | None = None):
+        check_same("receiver", codec.trained.receiver, identify(model, tokenizer))
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.codec = codec
+        self.key = key
+        self._embedding_norm = float(model.get_input_embeddings().weight.detach().float().norm(dim=-1).mean())
+
+    def decode(self, message: bytes) -> Memory:
+        """The memory that a message stands for; it serves any number of calls.
+
+        Raises:
+            DecodeError: the bytes are no message, damaged, expired, or not under this receiver's key.
+            IdentityError: the message was made by another codec.
+        """
+        parsed = Message.from_bytes(message, key=self.key)
+        expected = self.codec.trained.codec_id(self.codec.spec)
+        if parsed.codec_id != expected:
+            raise IdentityError(
+                f"expected a message of codec {expected.hex()} ({self.codec.spec.name}), got one of codec "
+                f"{parsed.codec_id.hex()}: its spec, weights, sender or receiver differ; load the sender's codec"
+            )
+        return self.codec.decode(parsed.payload)
+
+    def generate(
+        self,
+        message: bytes | Memory | None,
+        question: str = "",
+        *,
+        context: str | None = None,
+        max_new_tokens: int = 32,
+    ) -> str:
+        """The receiver's greedy answer, from a message or memory, from ``context`` as text, or from nothing.
+
+        Raises:
+            EncodeError: both a message and a context were given, or the prompt leaves no room for an answer.
+            DecodeError, IdentityError: as ``decode``.
+        """
+        prompt = self.prompt(self._memory(message, context), question)
+        self._check_room(prompt.shape[0], max_new_tokens)
+        with torch.no_grad():
+            ids = self.model.generate(
+                inputs_embeds=prompt[None],
+                attention_mask=torch.ones(1, prompt.shape[0], dtype=torch.long, device=prompt.device),
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                pad_token_id=self._pad_id(),
+            )
+        return str(self.tokenizer.decode(ids[0], skip_special_tokens=True)).strip()
+
+    def score(
+        self, items: Sequence[tuple[bytes | Memory | None, str, str]], *, end: bool = True, batch: int = 64
+    ) -> list[Score]:
+        """Scores of ``(message, question, answer)`` items, teacher-forced in batches.
+
+        ``exact`` equals what greedy ``generate`` would answer, because each position is judged after the true
+        answer so far: the first difference makes it false either way.
+
+        Raises:
+            EncodeError: a prompt and its answer do not fit into the receiver's window, or an answer is empty.
+            DecodeError, IdentityError: as ``decode``.
+        """
+        rows = []
+        for message, question, answer in items:
+            prompt = self.prompt(self._memory(message, None), question)
+            ids = answer_ids(self.tokenizer, answer, end=end)
+            if not ids:
+                raise EncodeError("expected an answer to score, got an empty one")
+            self._check_room(prompt.shape[0], len(ids))
+            rows.append((prompt, ids))
+        scores: list[Score] = []
+        for start in range(0, len(rows), batch):
+            prompts, answers = zip(*rows[start : start + batch], strict=True)
+            with torch.no_grad():
+                logits, labels = answer_logits(self.model, prompts, answers)
+            scores += [Score(nats, exact) for nats, exact in answer_scores(logits, labels)]
+        return scores
+
+    def prompt(self, memory: Memory | None, question: str) -> Tensor:
+        """The embedded prompt, ``"tokens hidden"``: what the receiver pre-fills before its first new token."""
+        if memory is None or memory.text is not None:
+            text = "" if memory is None else memory.text or ""
+            return embed(self.model, text_ids(self.tokenizer, text, question)).detach()
+        embedding = self.model.get_input_embeddings()
+        vectors = memory.checked_vectors(embedding.embedding_dim, self._embedding_norm)
+        place = layout(self.tokenizer, question)
+        before, after = embed(self.model, place.prefix), embed(self.model, place.suffix)
+        return torch.cat([before, vectors.to(embedding.weight), after]).detach()
+
+    def _memory(self, message: bytes | Memory | None, context: str | None) -> Memory | None:
+        if message is not None and context is not None:
+            raise EncodeError("expected a message or a context, got both: pass None as the message to read the context")
+        if context is not None:
+            return Memory(text=context)
+        if message is None or isinstance(message, Memory):
+            return message
+        if not isinstance(message, bytes | bytearray | memoryview):
+            raise EncodeError(f"expected message bytes, a Memory or None, got {type(message).__name__}")
+        return self.decode(bytes(message))
+
+    def _pad_id(self) -> int | None:
+        pad: int | None = self.tokenizer.pad_token_id
+        end: int | None = self.tokenizer.eos_token_id
+        return end if pad is None else pad
+
+    def _check_room(self, prompt_tokens: int, answer_tokens: int) -> None:
+        window = window_tokens(self.model)
+        if prompt_tokens == 0:
+            raise EncodeError("expected a message, a context or a question, got none of them")
+        if prompt_tokens + answer_tokens > window:
+            raise EncodeError(
+                f"expected a prompt and answer of at most {window} tokens (the receiver's window), "
+                f"got {prompt_tokens} + {answer_tokens}: shorten the text, or hand it off as a message"
+            )

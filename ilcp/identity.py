@@ -1,0 +1,184 @@
+"""What a codec was trained for: digests of weights, tokenizer, chat template, dtype class and adapters.
+
+A soft prompt for the wrong model is silent garbage, so a codec knows its sender and its receiver by their weights:
+another checkpoint of the same configuration has another identity. Digests are blake2b-128 in hex.
+
+The digest of a large model is kept in a cache, keyed by path, size and modification time of its weight files and by a
+sample of the weights in memory, so that a second load is instant and weights changed since the load do not pass.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from hashlib import blake2b
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ilcp.errors import EncodeError, IdentityError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+__all__ = ["ANY", "ModelIdentity", "check_same", "digest", "identify", "weights_digest"]
+
+CACHE_FROM_BYTES = 64 << 20  # under 64 MiB hashing takes less than 0.1 s and needs no cache
+SAMPLES_PER_TENSOR = 1024
+DTYPE_CLASSES = {"float32": "full", "float64": "full", "bfloat16": "half", "float16": "half"}
+
+
+@dataclass(frozen=True, slots=True)
+class ModelIdentity:
+    """Who one side of a hand-off is. ``ANY`` (every field empty) fits every model: a text codec has no other needs."""
+
+    weights: str = ""
+    tokenizer: str = ""
+    chat_template: str = ""
+    dtype: str = ""
+    adapters: str = ""
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, str]) -> "ModelIdentity":
+        """The identity that ``asdict`` wrote.
+
+        Raises:
+            IdentityError: a field is missing or unknown.
+        """
+        expected = {field.name for field in fields(cls)}
+        if set(record) != expected:
+            raise IdentityError(f"expected identity fields {sorted(expected)}, got {sorted(record)}")
+        return cls(**record)
+
+    def digest(self) -> bytes:
+        """The digest of all fields, 16 bytes."""
+        return digest(json.dumps(asdict(self), sort_keys=True).encode())
+
+
+ANY = ModelIdentity()
+
+
+def digest(*parts: bytes) -> bytes:
+    """blake2b-128 of the parts, each preceded by its length, so that no two lists of parts collide."""
+    hasher = blake2b(digest_size=16)
+    for part in parts:
+        hasher.update(len(part).to_bytes(8, "little"))
+        hasher.update(part)
+    return hasher.digest()
+
+
+def identify(model: Any, tokenizer: Any) -> ModelIdentity:
+    """The identity of a model and its tokenizer, as they are in memory now.
+
+    Raises:
+        EncodeError: the tokenizer has more tokens than the model has embeddings.
+    """
+    vocabulary = model.get_input_embeddings().num_embeddings
+    if len(tokenizer) > vocabulary:
+        raise EncodeError(
+            f"expected a tokenizer of at most {vocabulary} tokens (the model's embeddings), got {len(tokenizer)}: "
+            "this tokenizer does not belong to this model; load both from the same folder"
+        )
+    dtype = str(model.dtype).removeprefix("torch.")
+    return ModelIdentity(
+        weights=weights_digest(model).hex(),
+        tokenizer=_tokenizer_digest(tokenizer).hex(),
+        chat_template=digest(str(getattr(tokenizer, "chat_template", None) or "").encode()).hex(),
+        dtype=DTYPE_CLASSES.get(dtype, dtype),
+        adapters=",".join(sorted(getattr(model, "peft_config", None) or ())),
+    )
+
+
+def check_same(side: str, expected: ModelIdentity, actual: ModelIdentity) -> None:
+    """Refuses ``actual`` where it is not what the codec was trained for.
+
+    Raises:
+        IdentityError: the text names every part that differs.
+    """
+    if expected == ANY:
+        return
+    parts = [
+        f"{field.name.replace('_', ' ')} (expected {getattr(expected, field.name) or 'none'}, "
+        f"got {getattr(actual, field.name) or 'none'})"
+        for field in fields(ModelIdentity)
+        if getattr(expected, field.name) != getattr(actual, field.name)
+    ]
+    if parts:
+        raise IdentityError(
+            f"the codec was not trained for this {side}: it differs in {'; '.join(parts)}. "
+            f"Load the {side} that the codec was trained for, or train a codec for this one"
+        )
+
+
+def weights_digest(model: "nn.Module") -> bytes:
+    """The digest of every parameter and every saved buffer, by name: 16 bytes. Tied weights count once."""
+    tensors = _tensors(model)
+    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    key = _cache_key(model, tensors) if size >= CACHE_FROM_BYTES else None
+    cached = _cache_read().get(key) if key else None
+    if cached:
+        return bytes.fromhex(cached)
+    result = digest(*(part for name in sorted(tensors) for part in _tensor_parts(name, tensors[name])))
+    if key:
+        _cache_write(key, result.hex())
+    return result
+
+
+def _tensors(model: "nn.Module") -> dict[str, "Tensor"]:
+    tensors: dict[str, Tensor] = dict(model.named_parameters())
+    saved = set(model.state_dict())
+    return tensors | {name: buffer for name, buffer in model.named_buffers() if name in saved}
+
+
+def _tensor_parts(name: str, tensor: "Tensor", step: int = 1) -> tuple[bytes, bytes]:
+    import torch
+
+    flat = tensor.detach().reshape(-1)[::step].cpu().contiguous()
+    header = f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode()
+    return header, flat.view(torch.uint8).numpy().tobytes()
+
+
+def _tokenizer_digest(tokenizer: Any) -> bytes:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return digest(json.dumps(tokenizer.get_vocab(), sort_keys=True).encode())
+    record = json.loads(backend.to_str())
+    for state in ("padding", "truncation"):  # set by the last call, not part of what the tokenizer is
+        record.pop(state, None)
+    return digest(json.dumps(record, sort_keys=True).encode())
+
+
+def _cache_key(model: "nn.Module", tensors: "dict[str, Tensor]") -> str | None:
+    folder = Path(str(getattr(getattr(model, "config", None), "_name_or_path", "") or ""))
+    files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]) if folder.is_dir() else []
+    if not files:
+        return None
+    stats = [f"{file.resolve()} {file.stat().st_size} {file.stat().st_mtime_ns}".encode() for file in files]
+    samples = [
+        part
+        for name in sorted(tensors)
+        for part in _tensor_parts(name, tensors[name], max(1, tensors[name].numel() // SAMPLES_PER_TENSOR))
+    ]
+    return digest(*stats, *samples).hex()
+
+
+def _cache_file() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ilcp" / "weights.json"
+
+
+def _cache_read() -> dict[str, str]:
+    try:
+        record = json.loads(_cache_file().read_text())
+    except (OSError, ValueError):
+        return {}  # no cache, or a damaged one: hash again
+    return record if isinstance(record, dict) else {}
+
+
+def _cache_write(key: str, value: str) -> None:
+    file = _cache_file()
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        draft = file.with_suffix(f".{os.getpid()}")
+        draft.write_text(json.dumps(_cache_read() | {key: value}))
+        draft.replace(file)
+    except OSError:
+        return  # a read-only home costs time, not correctness

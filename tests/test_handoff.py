@@ -1,0 +1,290 @@
+"""Sender, receiver, memory and prompt: what crosses the hop, and what is refused on the way."""
+
+import copy
+
+import pytest
+import torch
+
+import ilcp
+from ilcp import Memory, Message, Receiver, Sender
+from ilcp.context import read_ids
+from ilcp.errors import AuthenticationError, DecodeError, EncodeError, ExpiredError, IdentityError
+from ilcp.forward import answer_logits, answer_scores, embed
+from ilcp.message import Seal
+from ilcp.prompt import answer_ids, layout, text_ids
+from ilcp.tasks import case_files
+from tests.conftest import make_model, make_tokenizer
+
+CASE = next(iter(case_files("validation", 3, 1)))
+SHORT = next(iter(case_files("validation", 3, 1, facts=2))).context
+QUESTION = "Which region is affected?"
+KEY = b"k" * 32
+
+
+def test_one_hop_end_to_end(pair) -> None:
+    """A document becomes 100 bytes, the bytes become memory, and the receiver answers from it with a str."""
+    message = pair.sender.encode(CASE.context)
+    memory = pair.receiver.decode(message)
+    assert 100 == len(message)
+    assert isinstance(message, bytes)
+    answers = {pair.receiver.generate(source, QUESTION) for source in (message, memory)}
+    assert 1 == len(answers)
+    assert isinstance(answers.pop(), str)
+    assert pair.path.joinpath("config.json").is_file()
+
+
+def test_the_same_memory_serves_any_number_of_calls(pair) -> None:
+    """Two calls with one memory give the same answer, and no call changes the memory or the models."""
+    memory = pair.receiver.decode(pair.sender.encode(CASE.context))
+    before = memory.vectors
+    weights = copy.deepcopy(pair.receiver.model.state_dict())
+    first = [pair.receiver.generate(memory, question.text) for question in CASE.questions[:4]]
+    second = [pair.receiver.generate(memory, question.text) for question in CASE.questions[:4]]
+    assert first == second
+    assert torch.equal(before, memory.vectors)
+    assert all(torch.equal(value, weights[name]) for name, value in pair.receiver.model.state_dict().items())
+
+
+def test_a_memory_cannot_be_changed() -> None:
+    """Neither setting an attribute nor writing into the vectors it hands out changes a memory."""
+    memory = Memory(vectors=torch.ones(2, 3))
+    memory.vectors.zero_()
+    assert torch.equal(torch.ones(2, 3), memory.vectors)
+    with pytest.raises(AttributeError, match="immutable"):
+        memory._vectors = torch.zeros(2, 3)
+    with pytest.raises(DecodeError, match="NaN or infinity"):
+        Memory(vectors=torch.full((2, 3), float("nan")))
+    with pytest.raises(DecodeError, match="both or neither"):
+        Memory()
+
+
+def test_text_ids_and_finished_outputs_encode_alike(small) -> None:
+    """A text, its ids, and the hidden states of a forward that was run anyway give the same message."""
+    ids = small.sender.tokenizer(SHORT).input_ids
+    with torch.no_grad():
+        outputs = small.sender.model(input_ids=torch.tensor([ids]), output_hidden_states=True)
+    expected = small.sender.encode(SHORT)
+    assert expected == small.sender.encode(ids)
+    assert expected == small.sender.encode(torch.tensor([ids]))
+    assert expected == small.sender.encode(outputs)
+
+
+def test_a_finished_generate_call_encodes_without_a_second_pass(small, monkeypatch) -> None:
+    """The states of prompt and continuation come out of ``generate``'s outputs; the model is not called again."""
+    ids = torch.tensor([small.sender.tokenizer(SHORT).input_ids])
+    outputs = small.sender.model.generate(
+        ids,
+        max_new_tokens=4,
+        min_new_tokens=4,
+        do_sample=False,
+        output_hidden_states=True,
+        return_dict_in_generate=True,
+    )
+    states, _ = read_ids(small.sender.model, outputs.sequences[0, :-1].tolist(), small.codec.layers)
+    monkeypatch.setattr(small.sender.model, "forward", lambda *_, **__: pytest.fail("a second pass"))
+    context = small.sender.read(outputs)
+    assert states.shape == context.states.shape
+    assert torch.allclose(states, context.states, atol=1e-4)
+
+
+def test_outputs_without_states_or_of_a_batch_are_refused(small) -> None:
+    """The error says how to call the model so that its outputs can be encoded."""
+    row = torch.tensor([[5, 6, 7]])
+    with torch.no_grad():
+        bare = small.sender.model(input_ids=row)
+        batch = small.sender.model(input_ids=row.repeat(2, 1), output_hidden_states=True)
+    with pytest.raises(EncodeError, match="output_hidden_states=True"):
+        small.sender.encode(bare)
+    with pytest.raises(EncodeError, match="a batch of 2"):
+        small.sender.encode(batch)
+
+
+def test_long_texts_are_read_in_windows_and_no_token_is_lost(small) -> None:
+    """A text of several windows yields one state per token; the first window's states are those of a short text."""
+    text = " ".join(case.context for case in case_files("validation", 1, 3))
+    ids = small.sender.tokenizer(text).input_ids
+    context = small.sender.read(text)
+    window = small.sender.model.config.max_position_embeddings
+    assert len(ids) > 2 * window
+    assert context.windows > 2
+    assert len(ids) == context.tokens
+    first, _ = read_ids(small.sender.model, ids[:window], small.codec.layers)
+    kept = window - window // 8
+    assert torch.allclose(first[:, :kept], context.states[:, :kept], atol=1e-5)
+    assert len(small.sender.encode(text)) == len(small.sender.encode(SHORT))
+
+
+def test_shorter_prefixes_make_shorter_messages(small) -> None:
+    """``payload_bytes`` shortens the message byte by byte, and an unknown length names the known ones."""
+    sizes = {n: len(small.sender.encode(SHORT, payload_bytes=n)) for n in (2, 4, 8, 16)}
+    assert {2: 22, 4: 24, 8: 28, 16: 36} == sizes
+    with pytest.raises(EncodeError, match="2, 4, 8, 16 for codec 'vae', got 3"):
+        small.sender.encode(SHORT, payload_bytes=3)
+
+
+@pytest.mark.parametrize(("source", "fragment"), [("", "empty"), (" \n", "empty"), ([], "at least one token")])
+def test_nothing_to_encode_is_refused(small, source, fragment: str) -> None:
+    """Empty text and empty ids get an EncodeError, not an empty message."""
+    with pytest.raises(EncodeError, match=fragment):
+        small.sender.encode(source)
+
+
+def test_ids_of_another_tokenizer_are_refused(small) -> None:
+    """An id beyond the model's embeddings is named, in place of an index error."""
+    with pytest.raises(EncodeError, match="does not belong to this model"):
+        small.sender.encode([1, 99_999])
+
+
+def test_damaged_messages_are_refused(small) -> None:
+    """A truncated message, a flipped bit, junk behind it: each is a DecodeError."""
+    message = small.sender.encode(SHORT)
+    for damaged in (message[:-1], message + b"!", bytes([message[0]]) + bytes([message[1] ^ 4]) + message[2:], b""):
+        with pytest.raises(DecodeError):
+            small.receiver.generate(damaged, QUESTION)
+
+
+def test_a_message_of_another_codec_is_refused_by_identity(small) -> None:
+    """A well-formed message with another codec id is an IdentityError that shows both ids."""
+    codec_id = small.codec.trained.codec_id(small.codec.spec)
+    other = Message(bytes(8), bytes(16)).to_bytes()
+    with pytest.raises(IdentityError, match=rf"{codec_id.hex()}.*{'00' * 8}"):
+        small.receiver.decode(other)
+
+
+def test_another_checkpoint_of_the_same_configuration_is_refused(small) -> None:
+    """One changed weight is another model: sender and receiver refuse it, and name the weights."""
+    for side, end in ((Sender, small.sender), (Receiver, small.receiver)):
+        changed = copy.deepcopy(end.model)
+        next(changed.parameters()).data[0, 0] += 1e-3
+        with pytest.raises(
+            IdentityError, match=rf"not trained for this {side.__name__.lower()}: it differs in weights"
+        ):
+            side(changed, end.tokenizer, small.codec)
+
+
+def test_another_tokenizer_template_or_dtype_is_refused_by_name(small) -> None:
+    """The text names the part that differs: tokenizer, chat template or dtype."""
+    receiver = small.receiver
+    foreign = make_tokenizer(280)
+    with pytest.raises(IdentityError, match="differs in tokenizer"):
+        Receiver(receiver.model, foreign, small.codec)
+    template = make_tokenizer(320, template="{{ messages[0]['content'] }}")
+    with pytest.raises(IdentityError, match="differs in chat template"):
+        Receiver(receiver.model, template, small.codec)
+    with pytest.raises(IdentityError, match=r"differs in weights .* dtype \(expected full, got half\)"):
+        Receiver(copy.deepcopy(receiver.model).bfloat16(), receiver.tokenizer, small.codec)
+    with pytest.raises(EncodeError, match="at most 64 tokens"):
+        Receiver(make_model(64), receiver.tokenizer, small.codec)
+
+
+def test_sealed_hops(small) -> None:
+    """With one key on both ends messages are sealed; a wrong key, no key, an old one and a bare one are refused."""
+    sender = Sender(small.sender.model, small.sender.tokenizer, small.codec, key=KEY)
+    receiver = Receiver(small.receiver.model, small.receiver.tokenizer, small.codec, key=KEY)
+    message = sender.encode(SHORT)
+    assert len(small.sender.encode(SHORT)) + 27 == len(message)
+    assert torch.equal(receiver.decode(message).vectors, small.receiver.decode(small.sender.encode(SHORT)).vectors)
+    wrong = Receiver(small.receiver.model, small.receiver.tokenizer, small.codec, key=b"x" * 32)
+    for end, data in ((wrong, message), (small.receiver, message), (receiver, small.sender.encode(SHORT))):
+        with pytest.raises(AuthenticationError):
+            end.decode(data)
+    payload = Message.from_bytes(message, key=KEY).payload
+    old = Message(small.codec.trained.codec_id(small.codec.spec), payload, Seal(bytes(8), 2**16)).to_bytes(KEY)
+    with pytest.raises(ExpiredError):
+        receiver.decode(old)
+
+
+def test_memory_of_another_width_or_norm_is_refused(small) -> None:
+    """Vectors for another receiver, or far outside its embeddings' norm, do not reach the model."""
+    with pytest.raises(DecodeError, match="expected memory vectors of width 48, got width 47"):
+        small.receiver.generate(Memory(vectors=torch.zeros(2, 47)), QUESTION)
+    with pytest.raises(DecodeError, match="norm"):
+        small.receiver.generate(Memory(vectors=torch.full((2, 48), 1e4)), QUESTION)
+
+
+def test_prompts_that_do_not_fit_or_say_nothing_are_refused(small) -> None:
+    """A context beyond the receiver's window is refused with both numbers, and so is message and context at once."""
+    long = " ".join(case.context for case in case_files("validation", 1, 2))
+    with pytest.raises(EncodeError, match="at most 256 tokens"):
+        small.receiver.generate(None, QUESTION, context=long)
+    with pytest.raises(EncodeError, match="got both"):
+        small.receiver.generate(small.sender.encode(SHORT), QUESTION, context=SHORT)
+    with pytest.raises(EncodeError, match="got str"):
+        small.receiver.generate("a message", QUESTION)
+
+
+def test_memory_of_real_embeddings_equals_text(small) -> None:
+    """Memory made of the text's own embeddings gives the logits of the text: the place and the mask are right."""
+    receiver = small.receiver
+    ids = receiver.tokenizer(SHORT, add_special_tokens=False).input_ids
+    place = layout(receiver.tokenizer, QUESTION)
+    memory = Memory(vectors=embed(receiver.model, ids))
+    as_memory = receiver.prompt(memory, QUESTION)
+    as_text = receiver.prompt(Memory(text=SHORT), QUESTION)
+    assert text_ids(receiver.tokenizer, SHORT, QUESTION) == (*place.prefix, *ids, *place.suffix)
+    assert torch.equal(as_text, as_memory)
+
+
+def test_the_memory_sits_inside_the_chat_template() -> None:
+    """With a template the memory stands where the user's message begins; without one it stands first."""
+    tokenizer = make_tokenizer(300)
+    place = layout(tokenizer, QUESTION)
+    assert "<|user|>" == tokenizer.decode(place.prefix)
+    assert f"\n\n{QUESTION}<|assistant|>" == tokenizer.decode(place.suffix)
+    plain = make_tokenizer(300, template=None)
+    assert ("<s>", f"\n\n{QUESTION}\n") == tuple(
+        plain.decode(part) for part in (layout(plain, QUESTION).prefix, layout(plain, QUESTION).suffix)
+    )
+    mute = make_tokenizer(300, template="<|user|>")
+    with pytest.raises(EncodeError, match="no place for a memory"):
+        layout(mute, QUESTION)
+
+
+def test_scores_do_not_depend_on_the_batch(small) -> None:
+    """Left padding changes nothing: each score in a batch equals the score alone."""
+    memory = small.receiver.decode(small.sender.encode(SHORT))
+    items = [(memory, QUESTION, "Bergen"), (None, "Who?", "Mara, Oslo"), (Memory(text=SHORT), QUESTION, "unknown")]
+    together = small.receiver.score(items)
+    alone = [small.receiver.score([item])[0] for item in items]
+    for a, b in zip(together, alone, strict=True):
+        assert a.exact == b.exact
+        assert a.log_likelihood_nats == pytest.approx(b.log_likelihood_nats, abs=1e-3)
+
+
+def test_exact_means_what_generate_says(pair) -> None:
+    """``score(...).exact`` is true exactly where greedy ``generate`` gives the answer."""
+    memory = pair.receiver.decode(pair.sender.encode(CASE.context))
+    asked = CASE.questions[::3]
+    scores = pair.receiver.score([(memory, question.text, question.answer) for question in asked])
+    generated = [pair.receiver.generate(memory, question.text) == question.answer for question in asked]
+    assert generated == [score.exact for score in scores]
+
+
+def test_answer_scores_count_answers_only() -> None:
+    """Padding has no loss, and one wrong token makes an answer inexact."""
+    labels = torch.tensor([[-1, 2], [1, 2]])
+    logits = torch.full((2, 2, 3), -20.0)
+    logits[0, 1, 2] = logits[1, 0, 0] = logits[1, 1, 2] = 20.0
+    (nats, exact), (wrong_nats, wrong) = answer_scores(logits, labels)
+    assert 0 == pytest.approx(nats, abs=1e-6)
+    assert (True, False) == (exact, wrong)
+    assert wrong_nats < -30
+
+
+def test_answer_logits_line_up_with_a_plain_forward(small) -> None:
+    """The batched, left-padded pass gives the logits of a plain pass over the same ids."""
+    model, tokenizer = small.receiver.model, small.receiver.tokenizer
+    prompt, answer = text_ids(tokenizer, "", QUESTION), answer_ids(tokenizer, "Bergen")
+    with torch.no_grad():
+        plain = model(input_ids=torch.tensor([[*prompt, *answer]])).logits[0, len(prompt) - 1 : -1]
+        longer = embed(model, [5] * 40)
+        logits, labels = answer_logits(model, [embed(model, prompt), longer], [answer, answer[:1]])
+    assert list(answer) == labels[0, -len(answer) :].tolist()
+    assert torch.allclose(plain, logits[0, -len(answer) :], atol=1e-4)
+
+
+def test_the_public_names_are_the_documented_ones() -> None:
+    """Every public name resolves, and an unknown one is an AttributeError."""
+    assert all(getattr(ilcp, name) for name in ilcp.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'teleport'"):
+        ilcp.teleport  # noqa: B018

@@ -1,0 +1,76 @@
+"""Identity at weight level: what is hashed, what is not, and when the cache may speak."""
+
+import json
+
+import pytest
+import torch
+
+from ilcp import identity
+from ilcp.errors import IdentityError
+from ilcp.identity import ANY, ModelIdentity, check_same, identify, weights_digest
+from tests.conftest import make_model, make_tokenizer
+
+
+def test_the_digest_is_of_the_weights_and_nothing_else(tmp_path) -> None:
+    """Saving and loading keeps the digest; another seed of the same configuration has another."""
+    model = make_model(64, seed=1)
+    model.save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path)
+    assert weights_digest(model) == weights_digest(again)
+    assert weights_digest(model) != weights_digest(make_model(64, seed=2))
+
+
+def test_one_flipped_weight_is_another_model() -> None:
+    """The smallest change of any tensor changes the digest."""
+    model = make_model(64, seed=1)
+    before = weights_digest(model)
+    for parameter in model.parameters():
+        with torch.no_grad():
+            parameter.view(-1)[-1] += 1e-4
+        after = weights_digest(model)
+        assert before != after
+        before = after
+
+
+def test_using_a_tokenizer_does_not_change_its_identity() -> None:
+    """Padding and truncation, set by the last call, are no part of what a tokenizer is."""
+    model, tokenizer = make_model(300), make_tokenizer(300)
+    before = identify(model, tokenizer)
+    tokenizer(["a", "a longer one"], padding=True, truncation=True, max_length=3)
+    assert before == identify(model, tokenizer)
+
+
+def test_any_fits_every_model() -> None:
+    """A text codec's identity refuses nobody."""
+    check_same("receiver", ANY, ModelIdentity(weights="w"))
+
+
+def test_every_differing_part_is_named() -> None:
+    """The error lists each part with what was expected and what came."""
+    expected = ModelIdentity("w", "t", "c", "full", "")
+    with pytest.raises(IdentityError, match=r"tokenizer \(expected t, got x\); adapters \(expected none, got lora\)"):
+        check_same("sender", expected, ModelIdentity("w", "x", "c", "full", "lora"))
+
+
+def test_a_damaged_identity_record_is_refused() -> None:
+    """A config with a field too few is refused with both lists."""
+    with pytest.raises(IdentityError, match="expected identity fields"):
+        ModelIdentity.from_dict({"weights": "w"})
+
+
+def test_the_cache_is_quick_and_does_not_hide_changed_weights(tmp_path, monkeypatch) -> None:
+    """A second load reads the digest from the cache; weights changed since the load, or a new file, do not pass."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(identity, "CACHE_FROM_BYTES", 1)
+    make_model(64, seed=1).save_pretrained(tmp_path / "model")
+    model = type(make_model(64)).from_pretrained(tmp_path / "model")
+    true = weights_digest(model)
+    (file,) = (tmp_path / "cache" / "ilcp").iterdir()
+    (key,) = json.loads(file.read_text())
+    file.write_text(json.dumps({key: "ab" * 16}))
+    assert bytes.fromhex("ab" * 16) == weights_digest(model)  # this is the cache speaking
+    with torch.no_grad():
+        next(model.parameters())[0, 0] += 1
+    assert weights_digest(model) not in (true, bytes.fromhex("ab" * 16))
+    file.write_text("not json")
+    assert true == weights_digest(type(model).from_pretrained(tmp_path / "model"))
