@@ -1,0 +1,201 @@
+"""Four text codecs.
+
+::
+
+    plain   text --UTF-8--> payload, or an error where it does not fit
+    head    text --UTF-8, first N bytes, cut before a broken character--> payload
+    tail    text --UTF-8, last N bytes, cut after a broken character--> payload
+    zstd    text --the longest head whose zstd frame (trained dictionary, no header extras) fits--> payload
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, Self
+
+import zstandard
+
+from ilcp.codec import CodecSpec, Trained
+from ilcp.context import Context
+from ilcp.errors import DecodeError, EncodeError, IdentityError
+from ilcp.identity import ANY
+from ilcp.memory import Memory
+from ilcp.message import MAX_PAYLOAD_BYTES
+
+__all__ = ["HeadCodec", "PlainCodec", "TailCodec", "ZstdCodec"]
+
+DICTIONARY = "dictionary.zstd"
+DICTIONARY_BYTES = 16 << 10  # about what a few thousand short texts can fill
+MAX_TEXT_BYTES = 1 << 20  # what one payload may expand to: 1 MiB is more text than a small receiver's window holds
+MAX_WINDOW_BYTES = 1 << 20  # what a frame may ask the decompressor to allocate
+LEVEL = 19
+
+
+class _TextCodec(ABC):
+    """What the text codecs share: text in, text out, no weights, any pair."""
+
+    name: str
+
+    def __init__(self, payload_bytes: int = MAX_PAYLOAD_BYTES, weights: str = ""):
+        self.spec = CodecSpec(self.name, payload_bytes, "text")
+        self.trained = Trained(ANY, ANY, weights)
+
+    def encode(self, context: Context, payload_bytes: int | None = None) -> bytes:
+        """The payload of a context's text.
+
+        Raises:
+            EncodeError: the context has no text, or none of it fits.
+        """
+        limit = self.spec.length(payload_bytes)
+        if not context.text:
+            raise EncodeError(f"expected a context with text for codec {self.spec.name!r}, got states only")
+        payload = self._pack(context.text, limit)
+        if not payload:
+            raise EncodeError(f"expected room for at least one character, got {limit} bytes: allow a longer payload")
+        return payload
+
+    def decode(self, payload: bytes) -> Memory:
+        """The text that a payload stands for.
+
+        Raises:
+            DecodeError: the payload is empty, too long, or no UTF-8.
+        """
+        if not 1 <= len(payload) <= self.spec.payload_bytes:
+            raise DecodeError(f"expected a payload of 1 to {self.spec.payload_bytes} bytes, got {len(payload)}")
+        try:
+            return Memory(text=self._unpack(payload).decode("utf-8"))
+        except UnicodeDecodeError as error:
+            raise DecodeError(f"expected UTF-8 text, got {error.reason} at byte {error.start}") from error
+
+    def save_files(self, folder: Path) -> dict[str, Any]:
+        """Nothing to write; returns the settings."""
+        return {}
+
+    @classmethod
+    def load_files(cls, folder: Path, spec: CodecSpec, trained: Trained, settings: Mapping[str, Any]) -> Self:
+        """The codec with that spec."""
+        return cls(spec.payload_bytes)
+
+    @abstractmethod
+    def _pack(self, text: str, limit: int) -> bytes:
+        """At most ``limit`` bytes for ``text``; none at all where not even one character fits."""
+
+    def _unpack(self, payload: bytes) -> bytes:
+        return payload
+
+
+class PlainCodec(_TextCodec):
+    """The whole text as UTF-8; never cut silently."""
+
+    name = "text-plain"
+
+    def _pack(self, text: str, limit: int) -> bytes:
+        payload = text.encode("utf-8")
+        if len(payload) > limit:
+            raise EncodeError(
+                f"expected a text of at most {limit} bytes, got {len(payload)}: codec 'text-head' or 'text-tail' cuts"
+            )
+        return payload
+
+
+class HeadCodec(_TextCodec):
+    """The beginning of the text, as much as fits."""
+
+    name = "text-head"
+
+    def _pack(self, text: str, limit: int) -> bytes:
+        return text.encode("utf-8")[:limit].decode("utf-8", errors="ignore").encode("utf-8")
+
+
+class TailCodec(_TextCodec):
+    """The end of the text, as much as fits."""
+
+    name = "text-tail"
+
+    def _pack(self, text: str, limit: int) -> bytes:
+        return text.encode("utf-8")[-limit:].decode("utf-8", errors="ignore").encode("utf-8")
+
+
+class ZstdCodec(_TextCodec):
+    """The longest beginning of the text that fits when compressed with a dictionary trained on such texts."""
+
+    name = "text-zstd"
+
+    def __init__(self, payload_bytes: int = MAX_PAYLOAD_BYTES, dictionary: bytes = b""):
+        super().__init__(payload_bytes, blake2b(dictionary, digest_size=16).hexdigest())
+        self.dictionary = dictionary
+        trained = zstandard.ZstdCompressionDict(dictionary) if dictionary else None
+        parameters = zstandard.ZstdCompressionParameters.from_level(
+            LEVEL,
+            write_content_size=False,
+            write_checksum=False,
+            write_dict_id=False,
+            format=zstandard.FORMAT_ZSTD1_MAGICLESS,
+        )
+        self._compressor = zstandard.ZstdCompressor(dict_data=trained, compression_params=parameters)
+        self._decompressor = zstandard.ZstdDecompressor(
+            dict_data=trained, max_window_size=MAX_WINDOW_BYTES, format=zstandard.FORMAT_ZSTD1_MAGICLESS
+        )
+
+    @classmethod
+    def fit(cls, texts: Iterable[str], payload_bytes: int = MAX_PAYLOAD_BYTES) -> "ZstdCodec":
+        """A codec with a dictionary trained on ``texts``.
+
+        Raises:
+            EncodeError: the texts are too few or too short for a dictionary.
+        """
+        samples: list[bytes | bytearray | memoryview] = [text.encode("utf-8") for text in texts]
+        try:
+            dictionary = zstandard.train_dictionary(DICTIONARY_BYTES, samples).as_bytes()
+        except zstandard.ZstdError as error:
+            raise EncodeError(f"expected enough texts for a dictionary, got {len(samples)} ({error})") from error
+        return cls(payload_bytes, dictionary)
+
+    def save_files(self, folder: Path) -> dict[str, Any]:
+        """Writes the dictionary."""
+        (folder / DICTIONARY).write_bytes(self.dictionary)
+        return {}
+
+    @classmethod
+    def load_files(cls, folder: Path, spec: CodecSpec, trained: Trained, settings: Mapping[str, Any]) -> Self:
+        """The codec with its dictionary.
+
+        Raises:
+            EncodeError: the dictionary is missing.
+            IdentityError: it is not the one that the codec was saved with.
+        """
+        try:
+            codec = cls(spec.payload_bytes, (folder / DICTIONARY).read_bytes())
+        except OSError as error:
+            raise EncodeError(f"expected the dictionary {folder / DICTIONARY}, got: {error}") from error
+        if codec.trained.weights != trained.weights:
+            raise IdentityError(
+                f"expected dictionary {trained.weights}, got {codec.trained.weights}: fetch the codec again"
+            )
+        return codec
+
+    def _pack(self, text: str, limit: int) -> bytes:
+        raw = text.encode("utf-8")
+        low, high = 0, len(raw)  # the frame grows with the text but for a byte or two: search, then step back
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if len(self._frame(raw, middle)) <= limit else (low, middle - 1)
+        while low and len(self._frame(raw, low)) > limit:
+            low -= 1
+        return self._frame(raw, low) if low else b""
+
+    def _frame(self, raw: bytes, length: int) -> bytes:
+        return self._compressor.compress(raw[:length].decode("utf-8", errors="ignore").encode("utf-8"))
+
+    def _unpack(self, payload: bytes) -> bytes:
+        try:
+            reader = self._decompressor.stream_reader(payload, read_across_frames=False)
+            text = reader.read(MAX_TEXT_BYTES + 1)
+        except zstandard.ZstdError as error:
+            raise DecodeError(f"expected a zstd frame under this codec's dictionary, got: {error}") from error
+        if len(text) > MAX_TEXT_BYTES:
+            raise DecodeError(f"expected a text of at most {MAX_TEXT_BYTES} bytes, got more: the frame is refused")
+        if self._frame(text, len(text)) != payload:
+            raise DecodeError("expected the frame that this codec makes of its text, got another: truncated or altered")
+        return text

@@ -1,0 +1,167 @@
+"""The VAE codec as the seam wants it: context to bytes, bytes to memory; and the network that training sees."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from einops import rearrange
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ilcp.codec import CodecSpec, Trained
+from ilcp.context import Context
+from ilcp.errors import DecodeError, EncodeError, IdentityError
+from ilcp.identity import ModelIdentity, weights_digest
+from ilcp.memory import Memory
+from ilcp_codecs.vae.bottleneck import Bottleneck, dequantise, quantise
+from ilcp_codecs.vae.config import VaeConfig
+from ilcp_codecs.vae.pooler import Pooler
+from ilcp_codecs.vae.projector import Projector
+
+__all__ = ["NAME", "VaeCodec", "VaeNetwork"]
+
+NAME = "vae"
+WEIGHTS = "model.safetensors"
+FULL_SHARE = 0.4  # of the training samples keep the whole payload; the others share the shorter prefixes evenly
+
+
+class VaeNetwork(nn.Module):
+    """Pooler, bottleneck and projector; differentiable from states to memory.
+
+    ::
+
+        states "batch layers tokens hidden", mask "batch tokens"
+          --> slots --> z --> z_hat, cut to a random prefix --> memory "batch slots hidden", rate_bits "batch"
+    """
+
+    def __init__(self, config: VaeConfig, embedding_rms: float = 1.0):
+        super().__init__()
+        self.config = config
+        self.pooler = Pooler(config)
+        self.bottleneck = Bottleneck(config)
+        self.projector = Projector(config, embedding_rms)
+        self.continuous = False  # measuring only: hand the unquantised latent to the projector
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The sender's layers that are read."""
+        return self.config.sender_layers
+
+    def forward(self, states: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        z, rate_bits = self.bottleneck(self.pooler(states, mask))
+        z_hat = z if self.continuous else self.bottleneck.z_hat(z)
+        return self.projector(z_hat * self._random_prefix(len(z))), rate_bits
+
+    def blank(self, count: int) -> Tensor:
+        """Memory ``"count slots hidden"`` of payloads that no sender made: zero bytes, and random bytes."""
+        shape = (count, self.config.slots, self.config.dims)
+        codes = torch.randint(0, 2**self.config.bits, shape)
+        codes[: count // 2] = 0
+        memory: Tensor = self.projector(dequantise(codes, self.config.bits))
+        return memory
+
+    def known(self, payload_bytes: int) -> Tensor:
+        """Which dimensions a payload of that length carries, ``"slots dims"``, ones and zeros."""
+        c = self.config
+        sent = torch.arange(c.dims * c.bits * c.slots) < 8 * payload_bytes
+        return rearrange(sent, "(dims bits slots) -> slots dims bits", bits=c.bits, slots=c.slots).all(-1).float()
+
+    def _random_prefix(self, batch: int) -> Tensor:
+        if not self.training or len(self.config.prefixes) == 1:
+            return torch.ones(())
+        masks = torch.stack([self.known(length) for length in self.config.prefixes])
+        shorter = len(masks) - 1
+        shares = torch.tensor([(1 - FULL_SHARE) / shorter] * shorter + [FULL_SHARE])
+        return masks[torch.multinomial(shares, batch, replacement=True)]
+
+
+class VaeCodec:
+    """The flagship codec. Made by training (``from_network``) or by ``ilcp.load``; never changed by use."""
+
+    def __init__(self, network: VaeNetwork, trained: Trained):
+        self.network = network.eval().requires_grad_(False)
+        self.config = network.config
+        self.trained = trained
+        self.spec = CodecSpec(NAME, self.config.payload_bytes, "states", self.config.prefixes)
+
+    @classmethod
+    def from_network(cls, network: VaeNetwork, sender: ModelIdentity, receiver: ModelIdentity) -> "VaeCodec":
+        """A codec out of a trained network."""
+        return cls(network, Trained(sender, receiver, weights_digest(network).hex()))
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The sender's layers that ``encode`` reads."""
+        return self.config.sender_layers
+
+    @torch.no_grad()
+    def encode(self, context: Context, payload_bytes: int | None = None) -> bytes:
+        """The payload of a context's states; a shorter one is a prefix of the longer.
+
+        Raises:
+            EncodeError: the context has no states, states of another sender, or NaN; or no payload of that length.
+        """
+        length = self.spec.length(payload_bytes)
+        states = context.states
+        expected = (len(self.config.sender_layers), self.config.sender_hidden)
+        if states is None or (states.shape[0], states.shape[2]) != expected or states.shape[1] == 0:
+            found = "none" if states is None else f"shape {tuple(states.shape)}"
+            raise EncodeError(f"expected states of {expected[0]} layers and width {expected[1]}, got {found}")
+        if not bool(torch.isfinite(states).all()):
+            raise EncodeError("expected finite hidden states, got NaN or infinity: the sender's weights are damaged")
+        states = states.to(self.network.projector.scale.device)
+        z, _ = self.network.bottleneck(
+            self.network.pooler(states[None], torch.ones(1, states.shape[1], device=states.device))
+        )
+        codes = quantise(z[0], self.config.bits).cpu().numpy().astype(np.uint8)
+        planes = np.unpackbits(codes[..., None], axis=-1, bitorder="little", count=self.config.bits)[..., ::-1]
+        order = rearrange(planes, "slots dims bits -> (dims bits slots)")
+        return np.packbits(order).tobytes()[:length]
+
+    @torch.no_grad()
+    def decode(self, payload: bytes) -> Memory:
+        """Memory of one vector per slot.
+
+        Raises:
+            DecodeError: the payload has none of the codec's lengths, or the vectors are not finite.
+        """
+        if len(payload) not in self.spec.prefixes:
+            shown = ", ".join(map(str, self.spec.prefixes))
+            raise DecodeError(f"expected a payload of {shown} bytes for codec {NAME!r}, got {len(payload)}")
+        c = self.config
+        sent = np.frombuffer(payload.ljust(c.payload_bytes, b"\0"), dtype=np.uint8)
+        planes = rearrange(np.unpackbits(sent), "(dims bits slots) -> slots dims bits", bits=c.bits, slots=c.slots)
+        codes = torch.from_numpy(planes.astype(np.int64)) @ (2 ** torch.arange(c.bits - 1, -1, -1))
+        z_hat = dequantise(codes, c.bits) * self.network.known(len(payload))
+        return Memory(vectors=self.network.projector(z_hat[None].to(self.network.projector.scale.device))[0])
+
+    def save_files(self, folder: Path) -> dict[str, Any]:
+        """Writes the weights; returns the configuration."""
+        save_file(self.network.state_dict(), folder / WEIGHTS)
+        return self.config.to_dict()
+
+    @classmethod
+    def load_files(cls, folder: Path, spec: CodecSpec, trained: Trained, settings: Mapping[str, Any]) -> "VaeCodec":
+        """The codec that ``save_files`` wrote.
+
+        Raises:
+            EncodeError: the weights are missing, damaged, or of another shape.
+            IdentityError: the weights are not those the codec was saved with.
+        """
+        network = VaeNetwork(VaeConfig.from_dict(dict(settings)))
+        try:
+            network.load_state_dict(load_file(folder / WEIGHTS), strict=True)
+        except Exception as error:  # safetensors and torch raise several kinds, all of which mean this
+            raise EncodeError(f"expected the codec's weights in {folder / WEIGHTS}, got: {error}") from error
+        found = weights_digest(network).hex()
+        if found != trained.weights:
+            raise IdentityError(
+                f"expected codec weights {trained.weights}, got {found} in {folder / WEIGHTS}: "
+                "the file was replaced or damaged; fetch the codec again"
+            )
+        codec = cls(network, trained)
+        if codec.spec != spec:
+            raise IdentityError(f"expected the codec spec {spec}, got {codec.spec} from its settings in {folder}")
+        return codec

@@ -1,0 +1,64 @@
+"""The shape of a VAE codec: frozen, and it checks its own arithmetic."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ilcp.errors import EncodeError
+
+__all__ = ["VaeConfig"]
+
+
+@dataclass(frozen=True, slots=True)
+class VaeConfig:
+    """Every number that decides a shape, a bit or a byte.
+
+    ``slots * dims * bits`` is the payload in bits; each of ``prefixes`` (bytes) must cut it, in its order, at a whole
+    number of dimensions of every slot.
+    """
+
+    sender_layers: tuple[int, ...]
+    sender_hidden: int
+    receiver_hidden: int
+    slots: int = 16
+    dims: int = 40
+    bits: int = 1
+    prefixes: tuple[int, ...] = (10, 20, 40, 80)
+    width: int = 192
+    heads: int = 6
+    blocks: int = 2
+    projector_width: int = 512
+
+    def __post_init__(self) -> None:
+        if self.bits not in (1, 2, 4):
+            raise EncodeError(f"expected 1, 2 or 4 bits per dimension, got {self.bits}")
+        if self.slots * self.dims * self.bits != 8 * self.payload_bytes:
+            raise EncodeError(
+                f"expected slots x dims x bits to be 8 x {self.payload_bytes} bytes, "
+                f"got {self.slots} x {self.dims} x {self.bits} = {self.slots * self.dims * self.bits} bits"
+            )
+        if self.width % self.heads:
+            raise EncodeError(f"expected width to be a multiple of heads, got {self.width} and {self.heads}")
+        if not self.sender_layers or min(self.sender_layers) < 0:
+            raise EncodeError(f"expected the sender's layers to read, from 0, got {self.sender_layers}")
+
+    @property
+    def payload_bytes(self) -> int:
+        """The longest payload."""
+        return self.prefixes[-1]
+
+    @classmethod
+    def from_dict(cls, record: dict[str, Any]) -> "VaeConfig":
+        """The configuration that ``to_dict`` wrote.
+
+        Raises:
+            EncodeError: a field is missing or unknown.
+        """
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in record.items()}
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise EncodeError(f"expected the fields of a VaeConfig, got {sorted(record)}: {error}") from error
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields, as JSON takes them."""
+        return asdict(self)

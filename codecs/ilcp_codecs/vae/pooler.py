@@ -1,0 +1,97 @@
+"""The pooler: learned queries read the sender's states.
+
+::
+
+    states "batch layers tokens hidden"
+      --unit RMS per layer, concatenated, linear-->  x "batch tokens width"
+      --Mixer (twice): convolution over +-4 tokens, both ways-->  x "batch tokens width"
+      --Block (blocks times): queries attend to x, then to each other, then an MLP-->  slots "batch slots width"
+
+The mixer is there because the sender is causal: in "Mara owns the ticket" the state of "Mara" has not seen "owns".
+"""
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ilcp_codecs.vae.config import VaeConfig
+
+__all__ = ["Pooler"]
+
+REACH = 4  # tokens to either side that one mixer sees
+MIXERS = 2
+
+
+class Pooler(nn.Module):
+    """Slots ``"batch slots width"`` from states ``"batch layers tokens hidden"`` and a mask ``"batch tokens"``."""
+
+    def __init__(self, config: VaeConfig):
+        super().__init__()
+        self.enter = nn.Linear(len(config.sender_layers) * config.sender_hidden, config.width)
+        self.mixers = nn.ModuleList(Mixer(config.width) for _ in range(MIXERS))
+        self.queries = nn.Parameter(torch.randn(config.slots, config.width))
+        self.blocks = nn.ModuleList(Block(config.width, config.heads) for _ in range(config.blocks))
+        self.leave = nn.RMSNorm(config.width)
+
+    def forward(self, states: Tensor, mask: Tensor) -> Tensor:
+        unit = F.rms_norm(states, states.shape[-1:])
+        x = self.enter(rearrange(unit, "batch layers tokens hidden -> batch tokens (layers hidden)"))
+        for mixer in self.mixers:
+            x = mixer(x, mask)
+        slots = self.queries.expand(len(x), -1, -1)
+        for block in self.blocks:
+            slots = block(slots, x, mask)
+        normed: Tensor = self.leave(slots)
+        return normed
+
+
+class Mixer(nn.Module):
+    """``x + mlp(convolution(norm(x)))``: each token sees ``REACH`` tokens to either side."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.norm = nn.RMSNorm(width)
+        self.near = nn.Conv1d(width, width, 2 * REACH + 1, padding=REACH, groups=width)
+        self.mlp = nn.Sequential(nn.Linear(width, 2 * width), nn.SiLU(), nn.Linear(2 * width, width))
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        seen = self.norm(x) * mask.unsqueeze(-1)
+        near = self.near(seen.transpose(1, 2)).transpose(1, 2)
+        mixed: Tensor = x + self.mlp(near)
+        return mixed
+
+
+class Block(nn.Module):
+    """Queries attend to the tokens, then to each other, then pass an MLP; each step is pre-normed and residual."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.read = Attention(width, heads)
+        self.confer = Attention(width, heads)
+        self.norm = nn.RMSNorm(width)
+        self.mlp = nn.Sequential(nn.Linear(width, 2 * width), nn.SiLU(), nn.Linear(2 * width, width))
+
+    def forward(self, slots: Tensor, x: Tensor, mask: Tensor) -> Tensor:
+        slots = slots + self.read(slots, x, mask)
+        slots = slots + self.confer(slots, slots, None)
+        conferred: Tensor = slots + self.mlp(self.norm(slots))
+        return conferred
+
+
+class Attention(nn.Module):
+    """Multi-head attention of ``query`` over ``memory``, both normed first."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.norm_query, self.norm_memory = nn.RMSNorm(width), nn.RMSNorm(width)
+        self.q, self.kv, self.out = nn.Linear(width, width), nn.Linear(width, 2 * width), nn.Linear(width, width)
+
+    def forward(self, query: Tensor, memory: Tensor, mask: Tensor | None) -> Tensor:
+        q = rearrange(self.q(self.norm_query(query)), "b q (h d) -> b h q d", h=self.heads)
+        k, v = rearrange(self.kv(self.norm_memory(memory)), "b k (two h d) -> two b h k d", two=2, h=self.heads)
+        seen = None if mask is None else mask[:, None, None, :].bool()
+        heads = F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
+        out: Tensor = self.out(rearrange(heads, "b h q d -> b q (h d)"))
+        return out

@@ -1,0 +1,264 @@
+"""The contract that every registered codec keeps, and what is particular to each."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import ilcp
+from ilcp.codec import CodecSpec, codec_class, codec_names
+from ilcp.context import Context
+from ilcp.errors import DecodeError, EncodeError, IdentityError, IlcpError
+from ilcp.tasks import case_files
+from ilcp_codecs.text import HeadCodec, PlainCodec, TailCodec, ZstdCodec
+from ilcp_codecs.vae import VaeConfig, VaeNetwork
+from ilcp_codecs.vae.bottleneck import dequantise, quantise
+
+DOCUMENT = next(iter(case_files("validation", 0, 1))).context
+
+
+@pytest.fixture(scope="module")
+def zstd() -> ZstdCodec:
+    """A zstd codec with a dictionary of a few hundred dossiers."""
+    return ZstdCodec.fit((case.context for case in case_files("train", 0, 400)), 1000)
+
+
+@pytest.fixture(params=codec_names())
+def codec(request, small, zstd):
+    """Every registered codec, ready to use."""
+    ready = {"vae": small.codec, "text-zstd": zstd}
+    return ready.get(request.param) or codec_class(request.param)(4000)
+
+
+@pytest.fixture
+def context(small) -> Context:
+    """A context that has what any codec reads."""
+    return Context(text=DOCUMENT, states=small.sender.read(DOCUMENT).states)
+
+
+def test_all_built_in_codecs_are_registered() -> None:
+    """The built-in codecs come through the same entry points as anybody's."""
+    assert {"vae", "text-plain", "text-head", "text-tail", "text-zstd"} <= set(codec_names())
+
+
+def test_payload_is_deterministic_and_within_the_spec(codec, context) -> None:
+    """The same context gives the same bytes, at most ``spec.payload_bytes`` of them."""
+    payload = codec.encode(context)
+    assert payload == codec.encode(context)
+    assert 1 <= len(payload) <= codec.spec.payload_bytes
+
+
+def test_decode_needs_the_payload_only_and_is_deterministic(codec, context, tmp_path) -> None:
+    """A codec loaded from disk elsewhere decodes the same memory from the same bytes."""
+    payload = codec.encode(context)
+    ilcp.save(codec, tmp_path / "codec", card="# a test codec\n")
+    again = ilcp.load(tmp_path / "codec")
+    first, second = codec.decode(payload), again.decode(payload)
+    assert codec.trained.codec_id(codec.spec) == again.trained.codec_id(again.spec)
+    assert first.text == second.text
+    assert first.vectors is None or torch.equal(first.vectors, second.vectors)
+
+
+def test_a_shorter_payload_can_be_asked_for(codec, context) -> None:
+    """``payload_bytes`` bounds the payload, and what comes out decodes."""
+    if codec.spec.name == "text-plain":
+        with pytest.raises(EncodeError, match="at most 40 bytes"):
+            codec.encode(context, 40)
+        return
+    length = codec.spec.prefixes[0] if codec.spec.prefixes else 40
+    payload = codec.encode(context, length)
+    assert 1 <= len(payload) <= length
+    assert codec.decode(payload) is not None
+
+
+def test_lengths_out_of_the_spec_are_refused(codec, context) -> None:
+    """No payload of zero bytes or of one too many is made or taken."""
+    too_long = codec.spec.payload_bytes + 1
+    for length in (0, too_long):
+        with pytest.raises(EncodeError, match="payload_bytes"):
+            codec.encode(context, length)
+        with pytest.raises(DecodeError, match=f"got {length}"):
+            codec.decode(bytes(length))
+
+
+def test_an_empty_context_is_refused(codec) -> None:
+    """A context with nothing in it cannot be encoded."""
+    with pytest.raises(EncodeError, match="expected"):
+        codec.encode(Context())
+
+
+@given(data=st.data())
+@settings(max_examples=60, deadline=None)
+def test_any_bytes_decode_or_are_refused(data, small, zstd) -> None:
+    """Arbitrary bytes give a finite memory of the right shape and norm, or a DecodeError; nothing else."""
+    name = data.draw(st.sampled_from(codec_names()))
+    codec = {"vae": small.codec, "text-zstd": zstd}.get(name) or codec_class(name)(4000)
+    lengths = st.sampled_from(codec.spec.prefixes) if codec.spec.prefixes else st.integers(1, 300)
+    payload = data.draw(lengths.flatmap(lambda n: st.binary(min_size=n, max_size=n)))
+    try:
+        memory = codec.decode(payload)
+    except DecodeError:
+        assert codec.spec.reads == "text"  # every payload of a latent is a latent
+        return
+    if memory.text is None:
+        norm = small.receiver.model.get_input_embeddings().weight.norm(dim=-1).mean().item()
+        assert memory.checked_vectors(small.codec.config.receiver_hidden, norm).isfinite().all()
+
+
+def test_prefixes_are_prefixes(small, context) -> None:
+    """A shorter latent is a prefix of the longer, so that a message can be cut on its way."""
+    whole = small.codec.encode(context)
+    for length in small.codec.spec.prefixes:
+        assert whole[:length] == small.codec.encode(context, length)
+
+
+def test_bits_are_interleaved_over_the_slots(small) -> None:
+    """The first bytes carry the first dimensions of every slot."""
+    known = small.codec.network.known(2)
+    assert (8, 16) == tuple(known.shape)
+    assert torch.equal(known[:, :2], torch.ones(8, 2))
+    assert 0 == known[:, 2:].sum()
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_payload_and_training_agree_on_the_latent(bits: int, small, context) -> None:
+    """What decode reads from the bytes is the latent that the network trained with, at every bit depth."""
+    from ilcp_codecs.vae import VaeCodec
+
+    torch.manual_seed(bits)
+    config = VaeConfig((0, 1, 2), 32, 48, slots=8, dims=16 // bits, bits=bits, prefixes=(8, 16), width=32, heads=4)
+    network = VaeNetwork(config).eval()
+    codec = VaeCodec.from_network(network, small.codec.trained.sender, small.codec.trained.receiver)
+    with torch.no_grad():
+        memory, _ = network(context.states[None], torch.ones(1, context.tokens))
+    assert torch.allclose(memory[0], codec.decode(codec.encode(context)).vectors, atol=1e-6)
+
+
+@given(bits=st.sampled_from([1, 2, 4]), values=st.lists(st.floats(-9, 9), min_size=1, max_size=20))
+def test_quantiser_codes_are_within_range_and_ordered(bits: int, values: list[float]) -> None:
+    """Codes fit their bits, keep the order of the values, and dequantise into [-1, 1]."""
+    z = torch.tensor(sorted(values))
+    codes = quantise(z, bits)
+    assert 0 <= codes.min()
+    assert codes.max() < 2**bits
+    assert torch.equal(codes, codes.sort().values)
+    assert dequantise(codes, bits).abs().max() <= 1
+
+
+def test_the_straight_through_gradient_reaches_the_encoder(small) -> None:
+    """A loss on the memory moves the pooler: rounding does not stop the gradient."""
+    network = VaeNetwork(small.codec.config).train()
+    memory, rate_bits = network(torch.randn(4, 3, 10, 32), torch.ones(4, 10))
+    (memory.square().mean() * torch.randn(())).backward()
+    assert rate_bits.shape == (4,)
+    assert network.pooler.queries.grad.abs().sum() > 0
+
+
+def test_padding_does_not_change_the_latent(small, context) -> None:
+    """A document encodes to the same latent alone and padded in a batch."""
+    states = context.states[None]
+    padded = torch.nn.functional.pad(states, (0, 0, 0, 7), value=3.0)
+    mask = torch.ones(1, padded.shape[2])
+    mask[:, -7:] = 0
+    with torch.no_grad():
+        alone, _ = small.codec.network(states, torch.ones(1, states.shape[2]))
+        batched, _ = small.codec.network(padded, mask)
+    assert torch.allclose(alone, batched, atol=1e-5)
+
+
+def test_configurations_check_their_arithmetic() -> None:
+    """A VAE whose bits do not fill its bytes, and a spec whose prefixes do not end at its length, are refused."""
+    with pytest.raises(EncodeError, match="16 x 39 x 1 = 624 bits"):
+        VaeConfig((0,), 8, 8, dims=39)
+    with pytest.raises(EncodeError, match="1, 2 or 4 bits"):
+        VaeConfig((0,), 8, 8, bits=3)
+    with pytest.raises(EncodeError, match="last prefix"):
+        CodecSpec("x", 80, "states", (10, 40))
+
+
+@given(text=st.text(min_size=1, max_size=200), length=st.integers(4, 120))
+def test_head_and_tail_cut_between_characters(text: str, length: int) -> None:
+    """Cut text is valid UTF-8, a beginning or an end of the text, and as long as fits."""
+    if "\ud800" <= min(text, default="a") <= "\udfff":
+        return
+    try:
+        raw = text.encode()
+    except UnicodeEncodeError:
+        return
+    head = HeadCodec().decode(HeadCodec().encode(Context(text=text), length)).text
+    tail = TailCodec().decode(TailCodec().encode(Context(text=text), length)).text
+    assert text.startswith(head)
+    assert text.endswith(tail)
+    assert min(len(raw), length) - 3 <= len(head.encode()) <= length
+
+
+def test_zstd_sends_more_text_than_plain_in_the_same_bytes(zstd) -> None:
+    """The dictionary pays: 80 bytes of zstd hold more of the document than 80 bytes of text."""
+    payload = zstd.encode(Context(text=DOCUMENT), 80)
+    text = zstd.decode(payload).text
+    assert len(payload) <= 80
+    assert DOCUMENT.startswith(text)
+    assert len(text) > 80
+
+
+def test_a_zstd_bomb_is_refused(zstd) -> None:
+    """A frame that expands beyond the limit is refused before the text is built."""
+    import zstandard
+
+    from ilcp_codecs.text.codecs import MAX_TEXT_BYTES
+
+    bomb = zstd._compressor.compress(b"a" * (MAX_TEXT_BYTES + 1000))
+    assert len(bomb) < 500
+    with pytest.raises(DecodeError, match="expected a text of at most"):
+        ZstdCodec(len(bomb), zstd.dictionary).decode(bomb)
+    assert zstandard.__version__
+
+
+def test_plain_never_cuts() -> None:
+    """The plain codec refuses what does not fit, and says which codecs cut."""
+    with pytest.raises(EncodeError, match=r"got 6: codec 'text-head' or 'text-tail' cuts"):
+        PlainCodec(5).encode(Context(text="abcdef"))
+
+
+def test_damaged_weights_and_foreign_folders_are_refused(small, tmp_path) -> None:
+    """A replaced weight, a missing file, a wrong format and a foreign folder each get a named error."""
+    folder = tmp_path / "codec"
+    ilcp.save(small.codec, folder, card="")
+    weights = bytearray((folder / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (folder / "model.safetensors").write_bytes(bytes(weights))
+    with pytest.raises(IdentityError, match="expected codec weights"):
+        ilcp.load(folder)
+    (folder / "model.safetensors").write_bytes(b"junk")
+    with pytest.raises(EncodeError, match="expected the codec's weights"):
+        ilcp.load(folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"format": 9}))
+    with pytest.raises(EncodeError, match="format 1, got 9"):
+        ilcp.load(folder)
+    with pytest.raises(EncodeError, match="no such file"):
+        ilcp.load(tmp_path / "nowhere")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").write_text("mine")
+    with pytest.raises(EncodeError, match="choose another"):
+        ilcp.save(small.codec, tmp_path / "other", card="")
+
+
+def test_nan_states_and_nan_weights_are_refused(small, context) -> None:
+    """NaN is stopped at both ends: going into an encoder, and coming out of a decoder."""
+    with pytest.raises(EncodeError, match="NaN"):
+        small.codec.encode(Context(states=torch.full((3, 5, 32), float("nan"))))
+    network = VaeNetwork(small.codec.config)
+    network.projector.scale.data.fill_(np.inf)
+    broken = type(small.codec).from_network(network, small.codec.trained.sender, small.codec.trained.receiver)
+    with pytest.raises(DecodeError, match="NaN or infinity"):
+        broken.decode(bytes(16))
+
+
+def test_unknown_codec_names_are_refused_with_the_known_ones() -> None:
+    """Asking for a codec that is not installed lists those that are."""
+    with pytest.raises(IlcpError, match="text-head, text-plain"):
+        codec_class("telepathy")
