@@ -1,0 +1,15 @@
+"""The loop that every learned codec uses: through the frozen receiver, from questions with known answers.
+
+::
+
+    cases --Batcher--> sender ids, rows "context, question, answer"
+      sender (frozen) --states--> network --memory--> receiver (frozen) --> loss
+
+It knows a network only by ``Network``: states in, memory and a rate out.
+"""
+
+from ilcp.training.loop import Result, train
+from ilcp.training.objective import Models, Network
+from ilcp.training.recipe import Recipe
+
+__all__ = ["Models", "Network", "Recipe", "Result", "train"]

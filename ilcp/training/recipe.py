@@ -1,0 +1,45 @@
+"""What decides a training run: frozen, saved beside the weights it made."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ilcp.errors import EncodeError
+
+__all__ = ["Recipe"]
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """Every number of a run. The schedule ends after ``steps`` or ``minutes``, whichever is sooner."""
+
+    steps: int
+    minutes: float = float("inf")
+    contexts: int = 16  # per step
+    questions: int = 8  # per context, drawn at random
+    learning_rate: float = 1e-3
+    warmup_steps: int = 100
+    weight_decay: float = 0.01
+    kl_weight: float = 0.0  # KL to the same receiver reading the full text, on one question per context
+    rate_weight: float = 0.0  # nats of loss per bit of rate
+    blank_share: float = 0.125  # contexts that get a payload no sender made; their target is the no-message answer
+    close_answers: bool = True  # an answer ends with the end-of-sequence token; a continuation does not
+    teacher_floor: float = 0.0  # exact match that the receiver must reach with the full text before training starts
+    validate_every: int = 250
+    validation_contexts: int = 32
+    bfloat16: bool = True  # autocast of the three forward passes; weights and optimizer stay float32
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "contexts", "questions", "validate_every", "validation_contexts"):
+            if getattr(self, name) < 1:
+                raise EncodeError(f"expected {name} to be at least 1, got {getattr(self, name)}")
+        for name in ("minutes", "learning_rate"):
+            if not getattr(self, name) > 0:
+                raise EncodeError(f"expected {name} to be positive, got {getattr(self, name)}")
+        if not 0 <= self.blank_share < 1:
+            raise EncodeError(f"expected blank_share from 0 to below 1, got {self.blank_share}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as JSON takes them; an endless ``minutes`` is None."""
+        record = asdict(self)
+        return record | {"minutes": None if record["minutes"] == float("inf") else record["minutes"]}

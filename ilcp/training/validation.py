@@ -1,0 +1,108 @@
+"""How a network fares on cases it is not trained on, between the two ends: nothing and the full text."""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ilcp.errors import EncodeError
+from ilcp.forward import answer_scores
+from ilcp.tasks.cases import Case
+from ilcp.training.objective import Batcher, Models, Row, memory_logits, memory_of, precision, text_logits
+from ilcp.training.recipe import Recipe
+
+__all__ = ["Validation", "Validator"]
+
+CHUNK = 64  # rows per forward pass
+
+
+@dataclass(frozen=True, slots=True)
+class Validation:
+    """Mean log-likelihood of the answers in nats, and exact match, by what the receiver had to go by."""
+
+    nats: dict[str, float]
+    exact: dict[str, float]
+
+    @property
+    def recovery(self) -> float:
+        """The share of what the full text gives, in log-likelihood, that the message gives."""
+        gain = self.nats["text"] - self.nats["none"]
+        return (self.nats["message"] - self.nats["none"]) / gain
+
+    def to_dict(self) -> dict[str, Any]:
+        """Both tables, rounded, and the recovery."""
+        tables = {name: {k: round(v, 4) for k, v in table.items()} for name, table in asdict(self).items()}
+        return {f"validation_{name}": table for name, table in tables.items()} | {"recovery": round(self.recovery, 4)}
+
+    def __str__(self) -> str:
+        shown = ", ".join(f"{arm} {self.nats[arm]:.3f} nats {self.exact[arm]:.3f} exact" for arm in self.nats)
+        return f"{shown}; recovery {self.recovery:.3f}"
+
+
+class Validator:
+    """Measures networks on one fixed set of questions; the two ends are measured once."""
+
+    def __init__(self, models: Models, cases: Sequence[Case], recipe: Recipe):
+        self.models, self.recipe = models, recipe
+        self.batch = Batcher(models, recipe).batch(cases, random.Random(f"validation {recipe.seed}"))
+        texts = [self.batch.texts[row.context] for row in self.batch.rows]
+        self.text = self._text(texts)
+        self.none = self._text([""] * len(texts))
+
+    def require_teacher(self) -> None:
+        """Refuses a receiver that does not profit from the full text.
+
+        Raises:
+            EncodeError: with the figures.
+        """
+        text_nats, text_exact = _means(self.text)
+        none_nats, _ = _means(self.none)
+        gains = [text - none for (text, _), (none, _) in zip(self.text, self.none, strict=True)]
+        mean = sum(gains) / len(gains)
+        error = (sum((gain - mean) ** 2 for gain in gains) / max(1, len(gains) - 1) / len(gains)) ** 0.5
+        if mean - 1.96 * error <= 0:
+            raise EncodeError(
+                "expected the receiver to answer better with the full text than with nothing, got "
+                f"{text_nats:.3f} against {none_nats:.3f} nats per answer over {len(gains)} questions: "
+                "train or choose a better receiver first"
+            )
+        if text_exact < self.recipe.teacher_floor:
+            raise EncodeError(
+                f"expected the receiver with the full text to reach {self.recipe.teacher_floor} exact match, "
+                f"got {text_exact:.3f} over {len(gains)} questions: train or choose a better receiver first"
+            )
+
+    @torch.no_grad()
+    def measure(self, network: nn.Module) -> Validation:
+        """The table of nothing, message and full text; the network is left in evaluation mode."""
+        network.eval()
+        memory, _ = memory_of(network, self.batch, self.models, self.recipe)  # type: ignore[arg-type]
+        foreign = memory.roll(1, dims=0)  # another case's message
+        arms = {"none": self.none, "foreign": self._memory(foreign), "message": self._memory(memory), "text": self.text}
+        means = {arm: _means(scores) for arm, scores in arms.items()}
+        return Validation(
+            {arm: nats for arm, (nats, _) in means.items()}, {arm: hit for arm, (_, hit) in means.items()}
+        )
+
+    def _memory(self, memory: Tensor) -> list[tuple[float, bool]]:
+        return self._scores(lambda rows: memory_logits(self.models, rows, memory))
+
+    def _text(self, texts: Sequence[str]) -> list[tuple[float, bool]]:
+        by_row = dict(zip(map(id, self.batch.rows), texts, strict=True))
+        return self._scores(lambda rows: text_logits(self.models, rows, [by_row[id(row)] for row in rows]))
+
+    @torch.no_grad()
+    def _scores(self, run: Callable[[Sequence[Row]], tuple[Tensor, Tensor]]) -> list[tuple[float, bool]]:
+        scores: list[tuple[float, bool]] = []
+        for start in range(0, len(self.batch.rows), CHUNK):
+            with precision(self.models, self.recipe):
+                logits, labels = run(self.batch.rows[start : start + CHUNK])
+            scores += answer_scores(logits, labels)
+        return scores
+
+
+def _means(scores: Sequence[tuple[float, bool]]) -> tuple[float, float]:
+    return sum(nats for nats, _ in scores) / len(scores), sum(hit for _, hit in scores) / len(scores)

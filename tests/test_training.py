@@ -1,0 +1,201 @@
+"""The loop: it learns, it resumes to the same weights, and it refuses what cannot work."""
+
+import random
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from ilcp.errors import EncodeError
+from ilcp.forward import PADDING, answer_logits, embed
+from ilcp.tasks import Case, Question
+from ilcp.training import Models, Recipe, train
+from ilcp.training import loop as loop_module
+from ilcp.training.objective import Batcher, loss_of, memory_logits
+from ilcp_codecs.vae import VaeConfig, VaeNetwork
+from tests.conftest import make_model, make_tokenizer
+
+WORDS = ("Mara", "Jonas", "Ilse", "Tomas")
+
+
+def cases(start: int, n: int) -> list[Case]:
+    """One-fact documents: who it is."""
+    chosen = [random.Random(number).choice(WORDS) for number in range(start, start + n)]
+    return [Case(word, f"It was {word}.", (Question("Who?", word),)) for word in chosen]
+
+
+@pytest.fixture(scope="module")
+def models() -> Models:
+    """A random sender, and a receiver taught to copy the one name that stands in its prompt."""
+    torch.set_num_threads(2)
+    sender_tokenizer, receiver_tokenizer = make_tokenizer(300), make_tokenizer(320)
+    sender, receiver = make_model(len(sender_tokenizer), 32, seed=1), make_model(len(receiver_tokenizer), 48, seed=2)
+    models = Models(sender, sender_tokenizer, receiver, receiver_tokenizer)
+    _teach(models)
+    return models
+
+
+def _teach(models: Models) -> None:
+    from ilcp.training.objective import text_logits
+
+    receiver = models.receiver.train()
+    optimizer = torch.optim.AdamW(receiver.parameters(), lr=3e-3)
+    batcher = Batcher(models, recipe())
+    for step in range(80):
+        batch = batcher.batch(cases(32 * step, 32), random.Random(step))
+        logits, labels = text_logits(models, batch.rows, [batch.texts[row.context] for row in batch.rows])
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-1)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    receiver.eval().requires_grad_(False)
+
+
+def recipe(**changes) -> Recipe:
+    """A tiny run."""
+    values = dict(
+        steps=60,
+        contexts=16,
+        questions=1,
+        learning_rate=3e-3,
+        warmup_steps=5,
+        validate_every=20,
+        validation_contexts=16,
+        bfloat16=False,
+        seed=4,
+    )
+    return Recipe(**(values | changes))
+
+
+def network() -> VaeNetwork:
+    """A small codec, the same at every call."""
+    torch.manual_seed(0)
+    config = VaeConfig((0, 1, 2), 32, 48, slots=4, dims=8, prefixes=(2, 4), width=32, heads=4, projector_width=64)
+    return VaeNetwork(config, embedding_rms=0.02)
+
+
+def weights(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """A copy of everything that training changes."""
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def test_a_small_run_improves_on_its_start(models, tmp_path) -> None:
+    """After 60 steps the message is worth more than nothing, and more than another case's message."""
+    result = train(network(), models, cases, cases(10_000, 16), recipe(), tmp_path)
+    log = (tmp_path / "log.jsonl").read_text().splitlines()
+    assert 60 == result.steps
+    assert 3 == len(log)
+    assert result.validation.nats["message"] > result.validation.nats["none"] + 0.2
+    assert result.validation.nats["message"] > result.validation.nats["foreign"] + 0.2
+    assert result.validation.recovery > 0.2
+
+
+def test_the_frozen_models_stay_as_they_were(models, tmp_path) -> None:
+    """Training changes the codec alone, and puts the receiver's attention back."""
+    before = weights(models.receiver) | {f"sender {k}": v for k, v in weights(models.sender).items()}
+    attention = models.receiver.config._attn_implementation
+    train(network(), models, cases, cases(10_000, 16), recipe(steps=3), tmp_path)
+    after = weights(models.receiver) | {f"sender {k}": v for k, v in weights(models.sender).items()}
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert attention == models.receiver.config._attn_implementation
+
+
+def test_an_interrupted_run_resumes_to_the_same_weights(models, tmp_path, monkeypatch) -> None:
+    """Stopped by Ctrl-C after 25 steps and resumed, a run ends with the weights of an undisturbed one."""
+    undisturbed = network()
+    train(undisturbed, models, cases, cases(10_000, 16), recipe(), tmp_path / "whole")
+
+    def interrupted(start: int, n: int) -> list[Case]:
+        if start >= 25 * n:
+            raise KeyboardInterrupt
+        return cases(start, n)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(network(), models, interrupted, cases(10_000, 16), recipe(), tmp_path / "cut")
+    resumed = network()
+    result = train(resumed, models, cases, cases(10_000, 16), recipe(), tmp_path / "cut", resume=True)
+    assert 60 == result.steps
+    assert all(torch.equal(value, resumed.state_dict()[name]) for name, value in undisturbed.state_dict().items())
+
+
+def test_a_checkpoint_is_not_overwritten_nor_resumed_with_another_recipe(models, tmp_path) -> None:
+    """A folder with a checkpoint needs resume=True, and then the same recipe; the difference is named."""
+    train(network(), models, cases, cases(10_000, 16), recipe(steps=2), tmp_path)
+    with pytest.raises(EncodeError, match="resume=True"):
+        train(network(), models, cases, cases(10_000, 16), recipe(steps=2), tmp_path)
+    with pytest.raises(EncodeError, match=r"learning_rate \(was 0.003, is 0.1\)"):
+        train(network(), models, cases, cases(10_000, 16), recipe(steps=2, learning_rate=0.1), tmp_path, resume=True)
+
+
+def test_training_does_not_start_without_a_teacher(models, tmp_path) -> None:
+    """A receiver that gains nothing from the full text, or too little, is refused with its figures."""
+    untaught = Models(
+        models.sender,
+        models.sender_tokenizer,
+        make_model(len(models.receiver_tokenizer), 48, seed=9),
+        models.receiver_tokenizer,
+    )
+    with pytest.raises(EncodeError, match="better with the full text than with nothing, got"):
+        train(network(), untaught, cases, cases(10_000, 16), recipe(), tmp_path / "a")
+    with pytest.raises(EncodeError, match=r"reach 1\.1 exact match, got"):
+        train(network(), models, cases, cases(10_000, 16), recipe(teacher_floor=1.1), tmp_path / "b")
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(models, tmp_path) -> None:
+    """NaN weights stop the run at its first step, with the step's number."""
+    broken = network()
+    broken.projector.scale.data.fill_(float("nan"))
+    with pytest.raises(EncodeError, match="finite loss, got nan at step 0"):
+        train(broken, models, cases, cases(10_000, 16), recipe(), tmp_path)
+
+
+def test_every_term_of_the_loss_reaches_the_network(models) -> None:
+    """Cross-entropy, rate, distillation and blank payloads are finite, and together they are the loss."""
+    learner = network().train()
+    wanted = recipe(kl_weight=0.5, rate_weight=0.01, blank_share=0.25)
+    batch = Batcher(models, wanted).batch(cases(0, 16), random.Random(0))
+    terms = loss_of(learner, batch, models, wanted)
+    parts = terms["cross_entropy"] + 0.01 * terms["rate_bits"] + 0.5 * terms["kl"] + 0.25 * terms["blank"]
+    assert parts.item() == pytest.approx(terms["loss"].item(), rel=1e-5)
+    assert all(value.isfinite() for value in terms.values())
+    terms["loss"].backward()
+    assert all(parameter.grad is not None for parameter in learner.parameters())
+
+
+def test_packed_questions_equal_separate_prompts(models) -> None:
+    """Questions that share one sequence behind one memory get the logits that each would get alone."""
+    two = [Case("two", "It was Mara.", (Question("Who?", "Mara"), Question("Who was it, once more?", "Jonas")))] * 3
+    batch = Batcher(models, recipe(questions=2)).batch(two, random.Random(0))
+    memory = torch.randn(3, 4, 48) * 0.02
+    with torch.no_grad():
+        packed, labels = memory_logits(models, batch.rows, memory)
+        for index, row in enumerate(batch.rows):
+            parts = [embed(models.receiver, row.prefix), memory[row.context], embed(models.receiver, row.suffix)]
+            alone, answer = answer_logits(models.receiver, [torch.cat(parts)], [row.answer])
+            known = labels[index] != PADDING
+            assert torch.equal(answer[0], labels[index][known])
+            assert torch.allclose(alone[0], packed[index][known], atol=1e-4)
+
+
+def test_contexts_over_the_window_are_refused_in_training(models) -> None:
+    """A training context that the sender cannot read at once is named, not cut."""
+    long = [Case("long", "It was Mara. " * 200, (Question("Who?", "Mara"),))]
+    with pytest.raises(EncodeError, match="at most 256 sender tokens"):
+        Batcher(models, recipe()).batch(long, random.Random(0))
+
+
+def test_recipes_check_their_values() -> None:
+    """A recipe names the value that makes no sense."""
+    for change, fragment in (
+        ({"steps": 0}, "steps to be at least 1, got 0"),
+        ({"learning_rate": 0.0}, "learning_rate to be positive"),
+        ({"blank_share": 1.0}, "blank_share from 0 to below 1, got 1.0"),
+    ):
+        with pytest.raises(EncodeError, match=fragment):
+            recipe(**change)
+
+
+def test_the_loop_knows_no_codec() -> None:
+    """Nothing in the loop's module names a codec's package: the seam is states in, memory out."""
+    names = SimpleNamespace(**vars(loop_module))
+    assert not any("codecs" in str(getattr(value, "__module__", "")) for value in vars(names).values())
