@@ -1,0 +1,5 @@
+"""``python -m ilcp`` is ``ilcp``."""
+
+from ilcp.cli import main
+
+main()

@@ -1,0 +1,214 @@
+"""The command line: thin. What it shows is made elsewhere."""
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+import ilcp
+from ilcp.errors import EncodeError, IlcpError
+from ilcp.message import MAX_MESSAGE_BYTES, Description, describe
+
+if TYPE_CHECKING:
+    from ilcp.demo import Demo
+
+__all__ = ["app", "main"]
+
+EMBEDDED_CONFIG = Path(ilcp.__file__).parent / "pair" / "codec" / "config.json"
+BAD_INPUT = 2
+OUTSIDE = 3
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="""Hand an agent's working context to the next agent as a learned message of about 100 bytes.
+
+    Start with [bold]ilcp demo[/bold]: two small models inside the package, no download. Then, in Python:
+
+        import ilcp
+
+        pair = ilcp.load_pair()
+
+        message = pair.sender.encode(document)
+
+        answer = pair.receiver.generate(message, question)
+    """,
+)
+out = Console()
+err = Console(stderr=True)
+
+
+def main() -> None:
+    """The entry point: an ilcp error becomes one sentence and exit code 2."""
+    try:
+        app()
+    except IlcpError as error:
+        err.print(f"[bold red]ilcp:[/] {_escape(str(error))}", highlight=False, soft_wrap=True)
+        sys.exit(BAD_INPUT)
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
+) -> None:
+    if version:
+        out.print(f"ilcp {ilcp.__version__}", highlight=False)
+        raise typer.Exit
+
+
+@app.command()
+def demo(
+    document: Annotated[
+        Path | None, typer.Option(help="Your own dossier, a text file. The embedded pair knows incident dossiers only.")
+    ] = None,
+    ask: Annotated[list[str] | None, typer.Option(help="A question about --document; may be given again.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The same as JSON, on standard output.")] = False,
+) -> None:
+    """A pipeline of four agents over one document: by text, by message, and beside the controls.
+
+    With --document and --ask, hands off a document of your own and answers your questions about it.
+    """
+    if (document is None) != (not ask):
+        raise EncodeError(
+            "expected --document and --ask together, got one of them: ilcp demo --document FILE --ask '...'"
+        )
+    with _busy("loading the embedded pair"):
+        from ilcp import demo as demonstration
+        from ilcp.pair import load_pair
+
+        pair = load_pair()
+    if document is not None:
+        _own_document(pair, _read_text(document), ask or [], as_json)
+        return
+    with _busy("asking every hop by text and by message, then the controls"):
+        result = demonstration.run(pair)
+    if as_json:
+        typer.echo(json.dumps(result.to_dict(), indent=2))
+    else:
+        _show(result)
+
+
+@app.command()
+def inspect(
+    file: Annotated[Path, typer.Argument(help="A file that holds one message; - for standard input.")],
+    as_json: Annotated[bool, typer.Option("--json", help="The same as JSON, on standard output.")] = False,
+) -> None:
+    """What a message is: version, codec, sizes, identity, check. Garbage gets a clear error and exit code 2."""
+    found = describe(_read_bytes(file))
+    if as_json:
+        typer.echo(json.dumps(asdict(found) | {"parts": [part._asdict() for part in found.parts]}, indent=2))
+        return
+    table = Table(
+        "part", "offset", "bytes", title=f"{found.kind} message, version {found.version}, {found.total_bytes} bytes"
+    )
+    for part in found.parts:
+        table.add_row(part.name, str(part.offset), str(part.size_bytes))
+    out.print(table)
+    out.print(f"codec    {found.codec_id} ({_whose(found)})", highlight=False)
+    out.print(f"check    {found.check}", highlight=False)
+    if found.handoff_id is not None:
+        out.print(f"hand-off {found.handoff_id}, expires at {found.expires_unix_s} (unix seconds)", highlight=False)
+
+
+def _own_document(pair: Any, text: str, questions: list[str], as_json: bool) -> None:
+    from ilcp.pair.domain import familiarity, known_questions
+
+    seen = familiarity(pair.sender, text)
+    if seen.outside:
+        if as_json:
+            typer.echo(json.dumps({"outside": True, **asdict(seen)}, indent=2))
+        else:
+            err.print(f"This text is {seen}. No question about it is answered.", highlight=False, soft_wrap=True)
+        raise typer.Exit(OUTSIDE)
+    message = pair.sender.encode(text)
+    memory = pair.receiver.decode(message)
+    answers = [
+        {
+            "question": question,
+            "known": question in known_questions(),
+            "message": pair.receiver.generate(memory, question),
+            "none": pair.receiver.generate(None, question),
+            "text": pair.receiver.generate(None, question, context=text),
+        }
+        for question in questions
+    ]
+    if as_json:
+        typer.echo(
+            json.dumps({"outside": False, **asdict(seen), "message_bytes": len(message), "answers": answers}, indent=2)
+        )
+        return
+    out.print(f"The text is {seen}.", highlight=False, soft_wrap=True)
+    table = Table("question", f"message ({len(message)} B)", "no message", f"full text ({len(text.encode())} B)")
+    for answer in answers:
+        note = "" if answer["known"] else " (in no form that the pair was trained on: expect noise)"
+        table.add_row(f"{answer['question']}{note}", str(answer["message"]), str(answer["none"]), str(answer["text"]))
+    out.print(table)
+
+
+def _show(result: "Demo") -> None:
+    table = Table(title=f"four hops over document {result.document}: text | message")
+    for column in ("hop", "tokens pre-filled", "bytes that crossed", "first token, ms", "answers right"):
+        table.add_column(column, justify="left" if column == "hop" else "right")
+    for hop in result.hops:
+        a, b = hop.text, hop.latent
+        table.add_row(
+            hop.name,
+            f"{a.prefilled_tokens} | {b.prefilled_tokens}",
+            f"{a.wire_bytes} | {b.wire_bytes}",
+            f"{a.first_token_ms:.1f} | {b.first_token_ms:.1f}",
+            f"{a.right} | {b.right} of {hop.questions}",
+        )
+    out.print(table)
+    out.print(f"Encoding the message took the sender {result.encode_ms:.1f} ms, once.", highlight=False)
+    kinds = list(next(iter(result.controls.values())))
+    names = {"message": "message", "none": "no message", "other": "another case's message", "text": "full text"}
+    table = Table("exact match", *kinds, title=f"controls over {result.documents} test documents")
+    for arm, figures in result.controls.items():
+        table.add_row(names[arm], *(f"{figures[kind]['value']:.3f} (n={figures[kind]['n']})" for kind in kinds))
+    out.print(table)
+
+
+def _whose(found: Description) -> str:
+    config = json.loads(EMBEDDED_CONFIG.read_text(encoding="utf-8"))  # read as JSON: loading the codec would load torch
+    return ("" if found.codec_id == config["codec_id"] else "not ") + "the embedded pair's codec"
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise EncodeError(f"expected a readable text file, got {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise EncodeError(
+            f"expected UTF-8 text in {path}, got byte {error.object[error.start]:#04x} at {error.start}"
+        ) from error
+
+
+def _read_bytes(path: Path) -> bytes:
+    limit = MAX_MESSAGE_BYTES + 1  # one more than a message may have is enough to refuse it
+    try:
+        if str(path) == "-":
+            return sys.stdin.buffer.read(limit)
+        with open(path, "rb") as file:
+            return file.read(limit)
+    except OSError as error:
+        raise EncodeError(f"expected a readable message file, got {path}: {error.strerror}") from error
+
+
+@contextmanager
+def _busy(what: str) -> Iterator[None]:
+    with err.status(what):
+        yield
+
+
+def _escape(text: str) -> str:
+    return text.replace("[", r"\[")

@@ -1,0 +1,120 @@
+"""The demonstration: a pipeline of four agents over one document, by text and by message, beside its controls.
+
+Each hop asks its own questions. By text, every hop re-reads the document; by message, the first reader has encoded it
+once, and every hop attends to what it decodes from the same 100 bytes.
+"""
+
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ilcp.codec import codec_class
+from ilcp.handoff import Receiver
+from ilcp.measure import provenance
+from ilcp.measure.quality import quality
+from ilcp.memory import Memory
+from ilcp.message import Message
+from ilcp.pair import Pair
+from ilcp.tasks import Question, case_files
+
+__all__ = ["HOPS", "Demo", "Hop", "Run", "hop_of", "run"]
+
+HOPS: dict[str, tuple[str, ...]] = {  # words by which each hop knows its questions; the last also takes joins and codes
+    "router": ("region", "went down", "outage hit", "alarm", "reported", "minutes"),
+    "planner": ("traffic", "ticket", "follow-up", "next week", "upstream", "escalations", "gets worse", "customer"),
+    "reasoner": ("root", "factor", "made it worse", "detected", "show up", "damage", "mitigation", "supplie"),
+    "finaliser": ("change", "evidence", "audit", "restored", "recovery", "accounts"),
+}
+SEED = 7
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One hop in one of the two ways: what was pre-filled, what crossed, how long the first token took."""
+
+    prefilled_tokens: int
+    wire_bytes: int
+    first_token_ms: float
+    right: int
+
+
+@dataclass(frozen=True, slots=True)
+class Hop:
+    """One hop: its name, how many questions it asked, and the two runs."""
+
+    name: str
+    questions: int
+    text: Run
+    latent: Run
+
+
+@dataclass(frozen=True, slots=True)
+class Demo:
+    """The hops, the encoding that the latent way pays once, and the controls over ``documents`` documents."""
+
+    document: str
+    message_bytes: int
+    encode_ms: float
+    hops: tuple[Hop, ...]
+    controls: dict[str, dict[str, Any]]
+    documents: int
+    provenance: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, as JSON takes it."""
+        return asdict(self)
+
+
+def run(pair: Pair, *, documents: int = 12) -> Demo:
+    """Runs the pipeline on one test document, and the controls on ``documents`` of them."""
+    cases = list(case_files("test", SEED, documents))
+    case = cases[0]
+    pair.sender.encode(case.context)  # warm-up, not timed
+    pair.receiver.generate(None, "Which region is affected?", context=case.context, max_new_tokens=1)
+    started = time.perf_counter()
+    message = pair.sender.encode(case.context)
+    encode_ms = 1000 * (time.perf_counter() - started)
+    plain = codec_class("text-plain")()
+    text_message = Message(plain.trained.codec_id(plain.spec), case.context.encode("utf-8")).to_bytes()
+    hops = []
+    for name in HOPS:
+        asked = [question for question in case.questions if hop_of(question) == name]
+        memory = pair.receiver.decode(message)
+        hops.append(
+            Hop(
+                name,
+                len(asked),
+                _ask(pair.receiver, Memory(text=case.context), len(text_message), asked),
+                _ask(pair.receiver, memory, len(message), asked),
+            )
+        )
+    scores = quality(pair.sender, pair.receiver, cases, payload_bytes=[pair.sender.codec.spec.payload_bytes], seed=SEED)
+    controls = {
+        arm: {kind: asdict(scores.mean(arm, kind)) for kind in dict.fromkeys(scores.kinds)}
+        for arm in ("message", "none", "other", "text")
+    }
+    where = provenance(
+        sender=asdict(pair.sender.codec.trained.sender), receiver=asdict(pair.receiver.codec.trained.receiver)
+    )
+    return Demo(case.id, len(message), encode_ms, tuple(hops), controls, documents, where)
+
+
+def hop_of(question: Question) -> str:
+    """The hop that asks a question: the last one for joins and codes, else the first whose words it holds."""
+    last = list(HOPS)[-1]
+    if question.kind in ("join", "code"):
+        return last
+    return next((name for name, words in HOPS.items() if any(word in question.text for word in words)), last)
+
+
+def _ask(receiver: Receiver, memory: Memory, wire_bytes: int, asked: Sequence[Question]) -> Run:
+    tokens, times, right = 0, [], 0
+    for question in asked:
+        tokens += receiver.prompt(memory, question.text).shape[0]
+        started = time.perf_counter()
+        receiver.generate(memory, question.text, max_new_tokens=1)
+        times.append(1000 * (time.perf_counter() - started))
+        right += receiver.generate(memory, question.text) == question.answer
+    return Run(tokens, wire_bytes, statistics.median(times), right)

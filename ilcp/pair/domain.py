@@ -1,0 +1,84 @@
+"""What the embedded pair knows, and how a text outside it is seen.
+
+The embedded sender has read incident dossiers and nothing else. A text of another kind surprises it: the measure is
+the sender's own code length in bits per byte over the most surprising stretch of the text, and the limit is what
+dossiers of the validation split reach, with a margin.
+"""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ilcp.context import window_tokens
+from ilcp.errors import EncodeError
+from ilcp.handoff import Sender
+from ilcp.prompt import layout
+from ilcp.tasks.dossier import ATTRIBUTES, CODE, JOINS
+
+__all__ = ["Familiarity", "familiarity", "known_questions", "surprise_bits_per_byte"]
+
+LIMIT_FILE = Path(__file__).parent / "domain.json"
+STRETCH_TOKENS = 64  # about five sentences: one odd name does not make a text foreign, a foreign paragraph does
+
+
+@dataclass(frozen=True, slots=True)
+class Familiarity:
+    """How much a text surprises the sender, and the limit for dossiers, both in bits per byte."""
+
+    bits_per_byte: float
+    limit_bits_per_byte: float
+
+    @property
+    def outside(self) -> bool:
+        """Whether the text is none of those that the pair knows."""
+        return self.bits_per_byte > self.limit_bits_per_byte
+
+    def __str__(self) -> str:
+        verdict = "outside" if self.outside else "inside"
+        return (
+            f"{verdict} what the embedded pair knows: the sender needs {self.bits_per_byte:.2f} bits per byte for its "
+            f"most surprising stretch, incident dossiers need at most {self.limit_bits_per_byte:.2f}"
+        )
+
+
+def familiarity(sender: Sender, text: str) -> Familiarity:
+    """How familiar ``text`` is to the embedded sender.
+
+    Raises:
+        EncodeError: the text is empty.
+    """
+    limit = json.loads(LIMIT_FILE.read_text(encoding="utf-8"))["limit_bits_per_byte"]
+    return Familiarity(surprise_bits_per_byte(sender, text), float(limit))
+
+
+def known_questions() -> frozenset[str]:
+    """Every form of question that the pair was trained on."""
+    forms = [question for attribute in (*ATTRIBUTES, CODE) for question in attribute.questions]
+    return frozenset(forms).union(*JOINS.values())
+
+
+@torch.no_grad()
+def surprise_bits_per_byte(sender: Sender, text: str) -> float:
+    """The sender's code length, in bits per byte, over the most surprising ``STRETCH_TOKENS`` of the text.
+
+    Raises:
+        EncodeError: the text is empty.
+    """
+    ids = sender.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+    if not text.strip():
+        raise EncodeError("expected a text, got an empty one")
+    start = list(layout(sender.tokenizer, "").prefix)
+    room = window_tokens(sender.model) - len(start)
+    losses: list[float] = []
+    for first in range(0, len(ids), room):
+        row = torch.tensor([start + ids[first : first + room]])
+        logits = sender.model(input_ids=row).logits[0, len(start) - 1 : -1].float()
+        losses += torch.nn.functional.cross_entropy(logits, row[0, len(start) :], reduction="none").tolist()
+    stretch = min(STRETCH_TOKENS, len(losses))
+    sums = torch.tensor([0.0, *losses], dtype=torch.float64).cumsum(0)
+    worst = float((sums[stretch:] - sums[:-stretch]).max())
+    bytes_per_token = len(text.encode("utf-8")) / len(ids)
+    return worst / math.log(2) / (stretch * bytes_per_token)

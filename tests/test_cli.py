@@ -1,0 +1,118 @@
+"""The command line, as a person meets it."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import ilcp
+from ilcp.tasks import case_files
+
+ILCP = [sys.executable, "-m", "ilcp"]
+CASE = next(iter(case_files("test", 21, 1)))
+
+
+def run(*words: str, stdin: bytes | None = None) -> subprocess.CompletedProcess[bytes]:
+    """``ilcp`` in a process of its own."""
+    return subprocess.run([*ILCP, *words], input=stdin, capture_output=True, timeout=120, check=False)
+
+
+def test_version_and_help() -> None:
+    """--version prints the version; --help names the commands and shows how to begin in Python."""
+    assert f"ilcp {ilcp.__version__}\n".encode() == run("--version").stdout
+    shown = run("--help").stdout.decode()
+    assert all(word in shown for word in ("demo", "inspect", "load_pair", "100"))
+
+
+def test_the_demo_as_json_has_its_keys() -> None:
+    """The demo's JSON holds four hops with both ways, the controls, and where the figures come from."""
+    done = run("demo", "--json")
+    assert 0 == done.returncode, done.stderr.decode()
+    result = json.loads(done.stdout)
+    assert ["router", "planner", "reasoner", "finaliser"] == [hop["name"] for hop in result["hops"]]
+    assert {"message", "none", "other", "text"} == set(result["controls"])
+    for hop in result["hops"]:
+        assert {"prefilled_tokens", "wire_bytes", "first_token_ms", "right"} == set(hop["latent"]) == set(hop["text"])
+        assert 100 == hop["latent"]["wire_bytes"]
+        assert hop["latent"]["prefilled_tokens"] < hop["text"]["prefilled_tokens"]
+        assert hop["questions"] > 0
+    assert {"commit", "versions", "machine"} <= set(result["provenance"])
+
+
+def test_every_hop_has_its_own_questions() -> None:
+    """The hops share the attributes out: each look-up form is some hop's by its own words, and every hop has some."""
+    from ilcp.demo import HOPS, hop_of
+    from ilcp.tasks import Question
+    from ilcp.tasks.dossier import ATTRIBUTES
+
+    forms = [question for attribute in ATTRIBUTES for question in attribute.questions]
+    assert set(HOPS) == {hop_of(Question(form, "x")) for form in forms}
+    assert all(any(word in form for words in HOPS.values() for word in words) for form in forms)
+
+
+def test_a_dossier_of_the_users_own(tmp_path: Path) -> None:
+    """A document of the known kind is answered from the message, beside nothing and the full text."""
+    file = tmp_path / "dossier.txt"
+    file.write_text(CASE.context)
+    done = run("demo", "--document", str(file), "--ask", "Which region is affected?", "--json")
+    assert 0 == done.returncode, done.stderr.decode()
+    result = json.loads(done.stdout)
+    assert result["outside"] is False
+    assert 100 == result["message_bytes"]
+    (answer,) = result["answers"]
+    assert answer["known"] is True
+    assert {"question", "known", "message", "none", "text"} == set(answer)
+
+
+def test_a_text_outside_is_said_to_be_outside(tmp_path: Path) -> None:
+    """A text of another kind is not answered; the figures that show it are printed, and the exit code is 3."""
+    file = tmp_path / "other.txt"
+    file.write_text(
+        "The mitochondrion is an organelle; it makes ATP. Photosynthesis, by contrast, stores light as sugar."
+    )
+    done = run("demo", "--document", str(file), "--ask", "What makes ATP?")
+    assert 3 == done.returncode
+    assert re.search(
+        r"outside what the embedded pair knows: .* \d+\.\d+ bits per byte", done.stderr.decode().replace("\n", " ")
+    )
+    assert b"" == done.stdout
+
+
+def test_inspect_says_what_a_message_is(pair, tmp_path: Path) -> None:
+    """Version, kind, codec, sizes and check, in words and as JSON, from a file or standard input."""
+    message = pair.sender.encode(CASE.context)
+    (tmp_path / "message.bin").write_bytes(message)
+    shown = run("inspect", str(tmp_path / "message.bin")).stdout.decode()
+    assert all(
+        word in shown for word in ("bare message, version 1, 100 bytes", "payload", "valid", "the embedded pair's")
+    )
+    found = json.loads(run("inspect", "-", "--json", stdin=message).stdout)
+    assert 100 == found["total_bytes"] == sum(part["size_bytes"] for part in found["parts"])
+
+
+@pytest.mark.parametrize("junk", [b"", b"not a message", b"\x94\x01" + b"\xff" * 98, b"\0" * 70_000])
+def test_inspect_refuses_garbage(junk: bytes) -> None:
+    """Garbage gets one sentence that says what was expected, no traceback, and exit code 2."""
+    done = run("inspect", "-", stdin=junk)
+    assert 2 == done.returncode
+    assert b"expected" in done.stderr
+    assert b"Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "fragment"),
+    [
+        (("inspect", "no-such-file"), "expected a readable message file, got no-such-file"),
+        (("demo", "--document", "no-such-file", "--ask", "Who?"), "expected a readable text file, got no-such-file"),
+        (("demo", "--ask", "Who?"), "expected --document and --ask together"),
+    ],
+)
+def test_wrong_use_is_explained(words: tuple[str, ...], fragment: str) -> None:
+    """A missing file or half a pair of options: one sentence, exit code 2."""
+    done = run(*words)
+    assert 2 == done.returncode
+    assert fragment in done.stderr.decode().replace("\n", " ")
+    assert b"Traceback" not in done.stderr
