@@ -13,9 +13,10 @@ from pathlib import Path
 
 import torch
 
-from ilcp.measure import Measured, Quality, provenance, quality
+from ilcp import Sender
+from ilcp.measure import Computed, Measured, Quality, provenance, quality
 from ilcp.measure.quality import thin
-from ilcp.pair import load_pair
+from ilcp.pair import Pair, load_pair
 from ilcp.tasks import case_files
 from ilcp_codecs.text import HeadCodec, TailCodec, ZstdCodec
 
@@ -40,6 +41,7 @@ def main() -> None:
     texts = {"head": HeadCodec(), "tail": TailCodec(), "zstd": zstd}
     scores = quality(pair.sender, pair.receiver, cases, text_codecs=texts, seed=args.seed, progress=True)
     trained = pair.sender.codec.trained
+    figures = sizes(pair, cases[0].context) | claims(scores, len(cases[0].questions[0].choices or ()))
     record = {
         "n_documents": args.documents,
         "seed": args.seed,
@@ -47,16 +49,25 @@ def main() -> None:
             Measured(sum(case.entropy_bits or 0 for case in cases) / len(cases), "bits", len(cases))
         ),
         "arms": scores.to_dict(),
-        "claims": {name: asdict(figure) for name, figure in claims(scores).items()},
+        "claims": {name: asdict(figure) for name, figure in figures.items()},
         "provenance": provenance(sender=asdict(trained.sender), receiver=asdict(trained.receiver)),
     }
     args.json.parent.mkdir(parents=True, exist_ok=True)
-    args.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    for name, figure in claims(scores).items():
+    args.json.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    for name, figure in figures.items():
         print(f"{name}: {figure}")
 
 
-def claims(scores: Quality) -> dict[str, Measured]:
+def sizes(pair: Pair, text: str) -> dict[str, Measured | Computed]:
+    """A whole message, bare and sealed."""
+    sealed = Sender(pair.sender.model, pair.sender.tokenizer, pair.sender.codec, key=bytes(32))
+    return {
+        "message, everything counted": Measured(len(pair.sender.encode(text)), "B", 1),
+        "the same, sealed": Measured(len(sealed.encode(text)), "B", 1),
+    }
+
+
+def claims(scores: Quality, pool: int) -> dict[str, Measured | Computed]:
     """The figures that the README states, each with its interval."""
     full = max(int(arm.split("-")[1]) for arm in scores.exact if arm.startswith("head-"))
     texts = [arm for arm in scores.exact if arm.endswith(f"-{full}")]
@@ -65,6 +76,7 @@ def claims(scores: Quality) -> dict[str, Measured]:
         "full text, look-up": scores.mean("text", "lookup"),
         "full text, absent": scores.mean("text", "absent"),
         "nothing, look-up": scores.mean("none", "lookup"),
+        "chance, look-up": Computed(1 / pool, "", "1 / values in the pool", {"values": pool}),
         "nothing, look-up, nats": scores.mean("none", "lookup", of="nats"),
         "recovery, look-up": scores.recovery("message", "lookup"),
         "recovery, join": scores.recovery("message", "join"),
@@ -72,9 +84,10 @@ def claims(scores: Quality) -> dict[str, Measured]:
         "absent, message minus full text": scores.difference("message", "text", "absent"),
         "other case's message minus nothing, look-up": scores.difference("other", "none", "lookup"),
         **{
-            f"recovery at {arm.split('-')[1]} bytes, look-up": scores.recovery(arm, "lookup")
+            f"recovery at {arm.split('-')[1]} bytes{text}, look-up": scores.recovery(kind + arm.split("-")[1], "lookup")
             for arm in scores.exact
             if arm.startswith("message-")
+            for text, kind in (("", "message-"), (" of text (zstd)", "zstd-"))
         },
         "exact codes": scores.mean("message", "code"),
         "content gain, look-up": scores.content_gain("lookup"),

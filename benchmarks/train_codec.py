@@ -7,18 +7,23 @@ Everything that decides the run is an option; the recipe, the seed and the last 
 
 import argparse
 import random
+import shlex
+import sys
 from pathlib import Path
 
 import torch
 
 import ilcp
 from ilcp.identity import identify
+from ilcp.measure.quality import thin
 from ilcp.pair import HERE, load_model
 from ilcp.tasks import Case, case_files
 from ilcp.training import Models, Recipe, Result, train
+from ilcp.training.loop import CHECKPOINT
 from ilcp_codecs.vae import VaeCodec, VaeConfig, VaeNetwork
 
-CURRICULUM_CASES = 8000
+FIRST_FACTS = 3  # of the curriculum: a short text has a word or two per slot, and the code for words is learned there
+HOLD = 0.15  # of the curriculum stay with the first number of facts
 CARD = """# The embedded codec
 
 A VAE codec ({slots} slots x {dims} dimensions x {bits} bit = {payload_bytes} bytes) for the embedded sender and
@@ -38,6 +43,7 @@ def main() -> None:
     parser.add_argument("--save", type=Path, help="the codec's folder, written at the end")
     parser.add_argument("--sender", type=Path, default=HERE / "sender")
     parser.add_argument("--receiver", type=Path, default=HERE / "receiver")
+    parser.add_argument("--start", type=Path, help="an earlier run's folder whose weights to go on from")
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--threads", type=int, default=2)
     for name, kind, default in (
@@ -45,16 +51,19 @@ def main() -> None:
         ("minutes", float, 60.0),
         ("seed", int, 11),
         ("contexts", int, 16),
-        ("questions", int, 8),
+        ("questions", int, 12),
         ("rate", float, 1e-3),
         ("kl", float, 0.0),
         ("rate-weight", float, 0.0),
         ("blank", float, 0.125),
-        ("slots", int, 16),
+        ("slots", int, 32),
         ("bits", int, 1),
         ("width", int, 192),
         ("projector", int, 512),
         ("facts", int, 17),
+        ("curriculum-cases", int, 60_000),
+        ("full-share", float, 0.4),
+        ("reconstruction", float, 0.5),
         ("teacher-floor", float, 0.9),
     ):
         parser.add_argument(f"--{name}", type=kind, default=default)
@@ -64,7 +73,10 @@ def main() -> None:
 
     models = Models(*load_model(args.sender), *load_model(args.receiver))
     network = VaeNetwork(config_of(models, args), embedding_rms=embedding_rms(models))
+    network.full_share = args.full_share
     print(f"codec: {sum(p.numel() for p in network.parameters()) / 1e6:.2f} M parameters", flush=True)
+    if args.start:
+        network.load_state_dict(torch.load(args.start / CHECKPOINT, weights_only=True)["network"])
     recipe = Recipe(
         steps=args.steps,
         minutes=args.minutes,
@@ -73,18 +85,20 @@ def main() -> None:
         learning_rate=args.rate,
         kl_weight=args.kl,
         rate_weight=args.rate_weight,
+        reconstruction_weight=args.reconstruction,
         blank_share=args.blank,
         teacher_floor=args.teacher_floor,
         seed=args.seed,
     )
 
     def source(start: int, n: int) -> list[Case]:
-        """A curriculum: few facts first, and at all times a few documents with more or fewer than usual."""
-        if start < CURRICULUM_CASES:
-            facts = random.Random(start).randint(3, 9)
-        else:
-            facts = random.Random(start).choice((args.facts, args.facts, args.facts, 8, 20))
-        return list(case_files("train", args.seed, n, start=start, facts=facts))
+        """A curriculum over the number of stated facts; of the absent ones, two questions are asked per document."""
+        progress = start / args.curriculum_cases if args.curriculum_cases else 1.0
+        most = min(args.facts, FIRST_FACTS + int((args.facts - FIRST_FACTS) * max(0.0, progress - HOLD) / (1 - HOLD)))
+        rng = random.Random(f"curriculum {args.seed}/{start}")
+        facts = rng.randint(1, most) if most < args.facts else rng.choice((most, most, most, 8, 12, 20))
+        cases = case_files("train", args.seed, n, start=start, facts=facts)
+        return [thin(case, {"absent": 2}, start + number) for number, case in enumerate(cases)]
 
     validation = list(case_files("validation", args.seed, recipe.validation_contexts, facts=args.facts))
     result = train(network, models, source, validation, recipe, args.out, resume=args.resume)
@@ -120,7 +134,7 @@ def save(network: VaeNetwork, models: Models, recipe: Recipe, result: Result, ar
         identify(models.receiver, models.receiver_tokenizer),
     )
     c = codec.config
-    command = f"python benchmarks/train_codec.py --seed {args.seed} --minutes {args.minutes:g} --slots {args.slots}"
+    command = shlex.join(["python", *sys.argv])
     card = CARD.format(
         slots=c.slots,
         dims=c.dims,
@@ -135,7 +149,7 @@ def save(network: VaeNetwork, models: Models, recipe: Recipe, result: Result, ar
         questions=recipe.questions,
         validation=result.validation,
     )
-    training = {"recipe": recipe.to_dict(), "steps": result.steps, "minutes": result.minutes}
+    training = {"command": command, "recipe": recipe.to_dict(), "steps": result.steps, "minutes": result.minutes}
     ilcp.save(codec, args.save, card=card, training=training | result.validation.to_dict())
 
 

@@ -40,18 +40,18 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 SHAPES = {
-    "sender": dict(hidden_size=128, intermediate_size=384, num_hidden_layers=4, num_attention_heads=4),
-    "receiver": dict(hidden_size=192, intermediate_size=384, num_hidden_layers=3, num_attention_heads=6),
+    "sender": dict(hidden_size=144, intermediate_size=288, num_hidden_layers=5, num_attention_heads=4),
+    "receiver": dict(hidden_size=128, intermediate_size=384, num_hidden_layers=4, num_attention_heads=4),
 }
-VOCABULARY = {"sender": 1536, "receiver": 1984}
+VOCABULARY = {"sender": 1984, "receiver": 1536}
 LATER = 0.35  # of the schedule: from here on, random values are no longer said twice
 LM_SHARE = 0.25  # of the rows are also trained to predict the document
 IGNORE = -1_000_000
 
 
 def build_tokenizer(role: str) -> PreTrainedTokenizerFast:
-    """A byte-level BPE for the sender, a metaspace BPE with byte fallback for the receiver."""
-    if role == "sender":
+    """A metaspace BPE with byte fallback for the sender, a byte-level BPE for the receiver."""
+    if role == "receiver":
         tokenizer = Tokenizer(models.BPE())
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
             [pre_tokenizers.ByteLevel(add_prefix_space=True), pre_tokenizers.Digits(individual_digits=True)]
@@ -78,7 +78,7 @@ def build_tokenizer(role: str) -> PreTrainedTokenizerFast:
         vocab_size=VOCABULARY[role], special_tokens=special, initial_alphabet=alphabet, show_progress=False
     )
     tokenizer.train_from_iterator(_corpus(), trainer)
-    if role == "receiver":  # the byte tokens are fallbacks, not control tokens that a text could spell
+    if role == "sender":  # the byte tokens are fallbacks, not control tokens that a text could spell
         record = json.loads(tokenizer.to_str())
         record["added_tokens"] = [token for token in record["added_tokens"] if token["content"] in SPECIAL]
         tokenizer = Tokenizer.from_str(json.dumps(record))
@@ -122,8 +122,11 @@ class Rows:
         return next(case_files("train", self.seed, 1, start=self.drawn, facts=facts))
 
     def clash(self) -> tuple[list[int], list[int]]:
-        """A conversation about one or two pools whose attributes are all stated: only binding tells them apart."""
-        pools = self.rng.sample(sorted(POOLS), self.rng.choice((1, 2)))
+        """A conversation about one or two pools whose attributes are all stated: only binding tells them apart.
+
+        Half of them are about people, whose offices are the joins: the last thing that is learned.
+        """
+        pools = ["person"] if self.rng.random() < 0.5 else self.rng.sample(sorted(POOLS), self.rng.choice((1, 2)))
         self.drawn += 1
         rng = random.Random(f"clash {self.seed} {self.drawn}")
         return self.conversation(compose("clash", rng, [a.name for a in ATTRIBUTES if a.pool in pools]))
@@ -261,7 +264,7 @@ def main() -> None:
         if progress >= 1:
             break
         rate = args.lr * min(1, (step + 1) / 100) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
-        kind, batch = draw(rows, progress if args.start is None else max(progress, 0.1), args)
+        kind, batch = draw(rows, progress if args.start is None else max(progress, LATER), args)
         loss = weighted_loss(model, batch)
         if kind != "twice":
             loss = loss + 0.1 * weighted_loss(model, collate([rows.bare_question() for _ in range(8)], 1.0))
@@ -278,15 +281,28 @@ def main() -> None:
             print(f"step {step} {elapsed_min:.1f} min: {shown}", flush=True)
         if step % 500 == 499:
             print(f"  validation {accuracy(model, rows, 30)}", flush=True)
-            model.save_pretrained(args.out)
-            tokenizer.save_pretrained(args.out)
+            save(model, tokenizer, args.out)
     score = accuracy(model, rows, 200)
     print(f"end: step {step} validation {score}")
-    model.save_pretrained(args.out)
-    tokenizer.save_pretrained(args.out)
-    record = {"command": vars(args) | {"out": str(args.out)}, "validation": score, "steps": step + 1}
+    save(model, tokenizer, args.out)
+    command = {name: str(value) for name, value in vars(args).items() if value is not None}
+    record = {"command": command, "validation": score, "steps": step + 1}
     record["minutes"] = round((time.monotonic() - started) / 60, 1)
     (args.out / "training.json").write_text(json.dumps(record, indent=2) + "\n")
+
+
+def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Weights and tokenizer, in a form that transformers 4 reads as well: it knows neither the class name nor the list
+    of extra tokens that transformers 5 writes."""
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    file = folder / "tokenizer_config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    config["additional_special_tokens"] = config.pop("extra_special_tokens", SPECIAL[3:])
+    for local in ("backend", "is_local", "local_files_only"):
+        config.pop(local, None)
+    file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def draw(rows: Rows, progress: float, args: argparse.Namespace) -> tuple[str, tuple[torch.Tensor, ...]]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 import ilcp
@@ -52,17 +53,23 @@ def main() -> None:
     try:
         app()
     except IlcpError as error:
-        err.print(f"[bold red]ilcp:[/] {_escape(str(error))}", highlight=False, soft_wrap=True)
+        err.print(f"[bold red]ilcp:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(BAD_INPUT)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        out.print(f"ilcp {ilcp.__version__}", highlight=False)
+        raise typer.Exit
 
 
 @app.callback()
 def _options(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_version)
+    ] = False,
 ) -> None:
-    if version:
-        out.print(f"ilcp {ilcp.__version__}", highlight=False)
-        raise typer.Exit
+    """The options of ilcp itself."""
 
 
 @app.command()
@@ -105,7 +112,8 @@ def inspect(
     """What a message is: version, codec, sizes, identity, check. Garbage gets a clear error and exit code 2."""
     found = describe(_read_bytes(file))
     if as_json:
-        typer.echo(json.dumps(asdict(found) | {"parts": [part._asdict() for part in found.parts]}, indent=2))
+        record = asdict(found) | {"codec": _whose(found), "parts": [part._asdict() for part in found.parts]}
+        typer.echo(json.dumps(record, indent=2))
         return
     table = Table(
         "part", "offset", "bytes", title=f"{found.kind} message, version {found.version}, {found.total_bytes} bytes"
@@ -137,7 +145,7 @@ def _own_document(pair: Any, text: str, questions: list[str], as_json: bool) -> 
             "known": question in known_questions(),
             "message": pair.receiver.generate(memory, question),
             "none": pair.receiver.generate(None, question),
-            "text": pair.receiver.generate(None, question, context=text),
+            "text": _ceiling(pair, question, text),
         }
         for question in questions
     ]
@@ -150,8 +158,17 @@ def _own_document(pair: Any, text: str, questions: list[str], as_json: bool) -> 
     table = Table("question", f"message ({len(message)} B)", "no message", f"full text ({len(text.encode())} B)")
     for answer in answers:
         note = "" if answer["known"] else " (in no form that the pair was trained on: expect noise)"
-        table.add_row(f"{answer['question']}{note}", str(answer["message"]), str(answer["none"]), str(answer["text"]))
+        cells = (f"{answer['question']}{note}", str(answer["message"]), str(answer["none"]), str(answer["text"]))
+        table.add_row(*map(escape, cells))
     out.print(table)
+
+
+def _ceiling(pair: Any, question: str, text: str) -> str | None:
+    """The answer from the full text; None where the text does not fit, which is when a message is needed most."""
+    try:
+        return str(pair.receiver.generate(None, question, context=text))
+    except EncodeError:
+        return None
 
 
 def _show(result: "Demo") -> None:
@@ -208,7 +225,3 @@ def _read_bytes(path: Path) -> bytes:
 def _busy(what: str) -> Iterator[None]:
     with err.status(what):
         yield
-
-
-def _escape(text: str) -> str:
-    return text.replace("[", r"\[")

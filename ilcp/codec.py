@@ -89,6 +89,11 @@ class Codec(Protocol):
     spec: CodecSpec
     trained: Trained
 
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The sender's layers whose states ``encode`` reads, 0 being the embedding; empty where it reads text."""
+        ...
+
     def encode(self, context: Context, payload_bytes: int | None = None) -> bytes:
         """The payload, at most ``payload_bytes`` long (None: the codec's own length).
 
@@ -163,8 +168,9 @@ def load(folder: str | Path) -> Codec:
     config = Path(folder) / "config.json"
     try:
         record = json.loads(config.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise EncodeError(f"expected a codec's folder with a config.json, got {folder}: no such file") from error
+    except OSError as error:
+        because = (error.strerror or "unreadable").lower()
+        raise EncodeError(f"expected a codec's folder with a config.json, got {folder}: {because}") from error
     except ValueError as error:
         raise EncodeError(f"expected JSON in {config}, got something else: {error}") from error
     if not isinstance(record, dict) or record.get("format") != FORMAT:

@@ -8,6 +8,7 @@ Padding on the left lets all answers end together, so that logits are computed f
 """
 
 from collections.abc import Sequence
+from inspect import signature
 from typing import Any
 
 import torch
@@ -33,16 +34,17 @@ def answer_logits(model: Any, prompts: Sequence[Tensor], answers: Sequence[Seque
     embeds = torch.stack([F.pad(piece, (0, 0, longest - len(piece), 0)) for piece in pieces])
     lengths = torch.tensor([len(piece) for piece in pieces], device=embeds.device)
     positions = torch.arange(longest, device=embeds.device) - (longest - lengths).unsqueeze(1)
+    fewer = {"logits_to_keep": keep + 1} if "logits_to_keep" in signature(model.forward).parameters else {}
     outputs = model(
         inputs_embeds=embeds,
         attention_mask=(positions >= 0).long(),
         position_ids=positions.clamp(min=0),
-        logits_to_keep=keep + 1,
+        **fewer,
     )
     labels = torch.full((len(pieces), keep), PADDING)
     for row, ids in enumerate(answers):
         labels[row, keep - len(ids) :] = torch.tensor(ids)
-    return outputs.logits[:, :-1].float(), labels.to(embeds.device)
+    return outputs.logits[:, -(keep + 1) : -1].float(), labels.to(embeds.device)
 
 
 def answer_scores(logits: Tensor, labels: Tensor) -> list[tuple[float, bool]]:

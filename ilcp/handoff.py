@@ -31,7 +31,7 @@ class Sender:
     """One side of a hop: reads, compresses, and packs.
 
     Args:
-        model: a transformers causal language model; it is used, never changed.
+        model: a transformers causal language model; it is put into evaluation mode and used, its weights never change.
         tokenizer: the model's tokenizer.
         codec: trained for this sender.
         key: 16 to 64 bytes shared with the receiver; messages are then sealed (127 bytes in place of 100).
@@ -71,9 +71,9 @@ class Sender:
         if isinstance(source, str):
             return self._read_text(source)
         if isinstance(source, Tensor) or (isinstance(source, Sequence) and not isinstance(source, bytes)):
-            ids = torch.as_tensor(source).reshape(-1).tolist()
+            ids = _one_row(source)
             if not ids or self.codec.spec.reads == "states":
-                states, windows = read_ids(self.model, ids, self._layers())
+                states, windows = read_ids(self.model, ids, self.codec.layers)
                 return Context(states=states, windows=windows)
             return Context(text=self.tokenizer.decode(ids, skip_special_tokens=True))
         if self.codec.spec.reads == "text":
@@ -81,7 +81,7 @@ class Sender:
                 f"expected a text or token ids, because codec {self.codec.spec.name!r} reads text, "
                 f"got {type(source).__name__}"
             )
-        return Context(states=read_outputs(source, self._layers()))
+        return Context(states=read_outputs(source, self.codec.layers))
 
     def pack(self, payload: bytes) -> bytes:
         """A payload in its envelope: bare, or sealed where this sender holds a key."""
@@ -95,12 +95,24 @@ class Sender:
         if self.codec.spec.reads == "text":
             return Context(text=text)
         ids = self.tokenizer(text, verbose=False).input_ids
-        states, windows = read_ids(self.model, ids, self._layers())
+        states, windows = read_ids(self.model, ids, self.codec.layers)
         return Context(text=text, states=states, windows=windows)
 
-    def _layers(self) -> Sequence[int]:
-        layers: Sequence[int] = getattr(self.codec, "layers", ())
-        return layers
+
+def _one_row(source: Any) -> list[int]:
+    """The ids of one sequence; everything else that looks like a list is refused by name."""
+    try:
+        row = torch.as_tensor(source)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise EncodeError(
+            f"expected a text, token ids or model outputs, got {type(source).__name__}: {error}"
+        ) from error
+    if row.numel() and (row.is_floating_point() or row.is_complex() or row.dtype == torch.bool):
+        raise EncodeError(f"expected whole numbers as token ids, got {row.dtype}: pass hidden states as model outputs")
+    if row.ndim > 2 or (row.ndim == 2 and len(row) != 1):
+        raise EncodeError(f"expected the ids of one sequence, got shape {tuple(row.shape)}: encode row by row")
+    ids: list[int] = row.reshape(-1).tolist()
+    return ids
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +127,8 @@ class Receiver:
     """The other side of a hop: unpacks, projects, and answers.
 
     Args:
-        model: a transformers causal language model that takes ``inputs_embeds``; it is used, never changed.
+        model: a transformers causal language model that takes ``inputs_embeds``; it is put into evaluation mode and
+            used, its weights never change.
         tokenizer: the model's tokenizer.
         codec: trained for this receiver.
         key: the sender's key; bare messages are then refused.
@@ -186,17 +199,15 @@ class Receiver:
             EncodeError: a prompt and its answer do not fit into the receiver's window, or an answer is empty.
             DecodeError, IdentityError: as ``decode``.
         """
-        rows = []
-        for message, question, answer in items:
-            prompt = self.prompt(self._memory(message, None), question)
-            ids = answer_ids(self.tokenizer, answer, end=end)
-            if not ids:
-                raise EncodeError("expected an answer to score, got an empty one")
-            self._check_room(prompt.shape[0], len(ids))
-            rows.append((prompt, ids))
         scores: list[Score] = []
-        for start in range(0, len(rows), batch):
-            prompts, answers = zip(*rows[start : start + batch], strict=True)
+        for start in range(0, len(items), batch):
+            prompts, answers = [], []
+            for message, question, answer in items[start : start + batch]:
+                prompts.append(self.prompt(self._memory(message, None), question))
+                answers.append(answer_ids(self.tokenizer, answer, end=end))
+                if not answer or not answers[-1]:
+                    raise EncodeError("expected an answer to score, got an empty one")
+                self._check_room(prompts[-1].shape[0], len(answers[-1]))
             with torch.no_grad():
                 logits, labels = answer_logits(self.model, prompts, answers)
             scores += [Score(nats, exact) for nats, exact in answer_scores(logits, labels)]

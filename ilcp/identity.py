@@ -4,12 +4,12 @@ A soft prompt for the wrong model is silent garbage, so a codec knows its sender
 another checkpoint of the same configuration has another identity. Digests are blake2b-128 in hex.
 
 The digest of a large model is kept in a cache, keyed by path, size and modification time of its weight files and by a
-sample of the weights in memory, so that a second load is instant and weights changed since the load do not pass.
+sum over every tensor in memory, so that a second load is quick and weights changed since the load do not pass.
 """
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from hashlib import blake2b
 from pathlib import Path
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 __all__ = ["ANY", "ModelIdentity", "check_same", "digest", "identify", "weights_digest"]
 
 CACHE_FROM_BYTES = 64 << 20  # under 64 MiB hashing takes less than 0.1 s and needs no cache
-SAMPLES_PER_TENSOR = 1024
 DTYPE_CLASSES = {"float32": "full", "float64": "full", "bfloat16": "half", "float16": "half"}
 
 
@@ -59,6 +58,11 @@ ANY = ModelIdentity()
 
 def digest(*parts: bytes) -> bytes:
     """blake2b-128 of the parts, each preceded by its length, so that no two lists of parts collide."""
+    return _digest_all(parts)
+
+
+def _digest_all(parts: Iterable[bytes]) -> bytes:
+    """As ``digest``, one part at a time: a large model is never held twice."""
     hasher = blake2b(digest_size=16)
     for part in parts:
         hasher.update(len(part).to_bytes(8, "little"))
@@ -117,7 +121,7 @@ def weights_digest(model: "nn.Module") -> bytes:
     cached = _cache_read().get(key) if key else None
     if cached:
         return bytes.fromhex(cached)
-    result = digest(*(part for name in sorted(tensors) for part in _tensor_parts(name, tensors[name])))
+    result = _digest_all(part for name in sorted(tensors) for part in _tensor_parts(name, tensors[name]))
     if key:
         _cache_write(key, result.hex())
     return result
@@ -129,10 +133,10 @@ def _tensors(model: "nn.Module") -> dict[str, "Tensor"]:
     return tensors | {name: buffer for name, buffer in model.named_buffers() if name in saved}
 
 
-def _tensor_parts(name: str, tensor: "Tensor", step: int = 1) -> tuple[bytes, bytes]:
+def _tensor_parts(name: str, tensor: "Tensor") -> tuple[bytes, bytes]:
     import torch
 
-    flat = tensor.detach().reshape(-1)[::step].cpu().contiguous()
+    flat = tensor.detach().reshape(-1).cpu().contiguous()
     header = f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode()
     return header, flat.view(torch.uint8).numpy().tobytes()
 
@@ -148,17 +152,20 @@ def _tokenizer_digest(tokenizer: Any) -> bytes:
 
 
 def _cache_key(model: "nn.Module", tensors: "dict[str, Tensor]") -> str | None:
-    folder = Path(str(getattr(getattr(model, "config", None), "_name_or_path", "") or ""))
-    files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]) if folder.is_dir() else []
+    path = str(getattr(getattr(model, "config", None), "_name_or_path", None) or "")
+    folder = Path(path)
+    files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]) if path and folder.is_dir() else []
     if not files:
         return None
     stats = [f"{file.resolve()} {file.stat().st_size} {file.stat().st_mtime_ns}".encode() for file in files]
-    samples = [
-        part
-        for name in sorted(tensors)
-        for part in _tensor_parts(name, tensors[name], max(1, tensors[name].numel() // SAMPLES_PER_TENSOR))
-    ]
-    return digest(*stats, *samples).hex()
+    sums = [f"{name} {t.dtype} {tuple(t.shape)} {_sums(t)}".encode() for name, t in sorted(tensors.items())]
+    return digest(*stats, *sums).hex()
+
+
+def _sums(tensor: "Tensor") -> tuple[float, float]:
+    """Sum and sum of squares: a change of any element of a tensor shows in one of them, but for rounding."""
+    flat = tensor.detach().double()
+    return float(flat.sum()), float(flat.square().sum())
 
 
 def _cache_file() -> Path:

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,7 +15,8 @@ from ilcp.context import Context
 from ilcp.errors import DecodeError, EncodeError, IdentityError, IlcpError
 from ilcp.tasks import case_files
 from ilcp_codecs.text import HeadCodec, PlainCodec, TailCodec, ZstdCodec
-from ilcp_codecs.vae import VaeConfig, VaeNetwork
+from ilcp_codecs.text.codecs import MAX_TEXT_BYTES
+from ilcp_codecs.vae import VaeCodec, VaeConfig, VaeNetwork
 from ilcp_codecs.vae.bottleneck import dequantise, quantise
 
 DOCUMENT = next(iter(case_files("validation", 0, 1))).context
@@ -126,8 +128,6 @@ def test_bits_are_interleaved_over_the_slots(small) -> None:
 @pytest.mark.parametrize("bits", [1, 2, 4])
 def test_payload_and_training_agree_on_the_latent(bits: int, small, context) -> None:
     """What decode reads from the bytes is the latent that the network trained with, at every bit depth."""
-    from ilcp_codecs.vae import VaeCodec
-
     torch.manual_seed(bits)
     config = VaeConfig((0, 1, 2), 32, 48, slots=8, dims=16 // bits, bits=bits, prefixes=(8, 16), width=32, heads=4)
     network = VaeNetwork(config).eval()
@@ -163,10 +163,11 @@ def test_padding_does_not_change_the_latent(small, context) -> None:
     padded = torch.nn.functional.pad(states, (0, 0, 0, 7), value=3.0)
     mask = torch.ones(1, padded.shape[2])
     mask[:, -7:] = 0
+    network = small.codec.network
     with torch.no_grad():
-        alone, _ = small.codec.network(states, torch.ones(1, states.shape[2]))
-        batched, _ = small.codec.network(padded, mask)
-    assert torch.allclose(alone, batched, atol=1e-5)
+        alone, _ = network.bottleneck(network.pooler(states, torch.ones(1, states.shape[2])))
+        batched, _ = network.bottleneck(network.pooler(padded, mask))
+    assert torch.allclose(alone, batched, atol=1e-4)
 
 
 def test_configurations_check_their_arithmetic() -> None:
@@ -182,12 +183,7 @@ def test_configurations_check_their_arithmetic() -> None:
 @given(text=st.text(min_size=1, max_size=200), length=st.integers(4, 120))
 def test_head_and_tail_cut_between_characters(text: str, length: int) -> None:
     """Cut text is valid UTF-8, a beginning or an end of the text, and as long as fits."""
-    if "\ud800" <= min(text, default="a") <= "\udfff":
-        return
-    try:
-        raw = text.encode()
-    except UnicodeEncodeError:
-        return
+    raw = text.encode()
     head = HeadCodec().decode(HeadCodec().encode(Context(text=text), length)).text
     tail = TailCodec().decode(TailCodec().encode(Context(text=text), length)).text
     assert text.startswith(head)
@@ -205,16 +201,15 @@ def test_zstd_sends_more_text_than_plain_in_the_same_bytes(zstd) -> None:
 
 
 def test_a_zstd_bomb_is_refused(zstd) -> None:
-    """A frame that expands beyond the limit is refused before the text is built."""
-    import zstandard
-
-    from ilcp_codecs.text.codecs import MAX_TEXT_BYTES
-
-    bomb = zstd._compressor.compress(b"a" * (MAX_TEXT_BYTES + 1000))
+    """A frame that expands beyond the limit, or asks for a large window, is refused before the text is built."""
+    text = b"a" * (MAX_TEXT_BYTES + 1000)
+    bomb = zstd._compressor.compress(text)
     assert len(bomb) < 500
     with pytest.raises(DecodeError, match="expected a text of at most"):
-        ZstdCodec(len(bomb), zstd.dictionary).decode(bomb)
-    assert zstandard.__version__
+        zstd.decode(bomb)
+    wide = zstandard.ZstdCompressionParameters(window_log=23, format=zstandard.FORMAT_ZSTD1_MAGICLESS)
+    with pytest.raises(DecodeError, match="expected a zstd frame"):
+        zstd.decode(zstandard.ZstdCompressor(compression_params=wide).compress(text))
 
 
 def test_plain_never_cuts() -> None:
@@ -239,7 +234,7 @@ def test_damaged_weights_and_foreign_folders_are_refused(small, tmp_path) -> Non
     (folder / "config.json").write_text(json.dumps(config | {"format": 9}))
     with pytest.raises(EncodeError, match="format 1, got 9"):
         ilcp.load(folder)
-    with pytest.raises(EncodeError, match="no such file"):
+    with pytest.raises(EncodeError, match="no such file or directory"):
         ilcp.load(tmp_path / "nowhere")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "notes.txt").write_text("mine")

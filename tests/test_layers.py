@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CORE = ROOT / "ilcp"
 CODECS = ROOT / "codecs"
 
-TORCH_FREE = ("ilcp", "ilcp.errors", "ilcp.message")
+TORCH_FREE = ("ilcp", "ilcp.cli", "ilcp.errors", "ilcp.message", "ilcp.tasks")
 HEAVY = frozenset({"torch", "transformers"})
 
 MODULE_LINES = 400

@@ -42,10 +42,28 @@ def test_every_answer_is_in_the_document_and_every_absent_one_is_not_asked_for_i
         assert set(KINDS) == {question.kind for question in case.questions}
         for question in case.questions:
             if question.kind == "absent":
+                attribute = next(a for a in ATTRIBUTES if question.text in a.questions)
+                stated = [p for p in attribute.sentences if all(half in case.context for half in _halves(p))]
                 assert UNKNOWN == question.answer
+                assert not any(_states(case.context, pattern) for pattern in stated)
                 continue
             assert all(part in case.context for part in question.answer.split(", "))
             assert question.choices is None or question.answer in question.choices
+
+
+def _halves(pattern: str) -> list[str]:
+    return [half for half in pattern.split("{}") if len(half) > 1]
+
+
+def _states(text: str, pattern: str) -> bool:
+    head, tail = pattern.split("{}")
+    return any(
+        s.endswith(tail) and s.startswith(head) and " " not in s[len(head) : -len(tail)] for s in _sentences(text)
+    )
+
+
+def _sentences(text: str) -> list[str]:
+    return [f"{part.rstrip('.')}." for part in text.split(". ")]
 
 
 def test_joins_need_two_facts() -> None:

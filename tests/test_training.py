@@ -1,7 +1,8 @@
 """The loop: it learns, it resumes to the same weights, and it refuses what cannot work."""
 
+import os
 import random
-from types import SimpleNamespace
+import signal
 
 import pytest
 import torch
@@ -101,17 +102,21 @@ def test_the_frozen_models_stay_as_they_were(models, tmp_path) -> None:
 
 
 def test_an_interrupted_run_resumes_to_the_same_weights(models, tmp_path, monkeypatch) -> None:
-    """Stopped by Ctrl-C after 25 steps and resumed, a run ends with the weights of an undisturbed one."""
+    """Stopped by Ctrl-C in the middle of step 25 and resumed, a run ends with the weights of an undisturbed one."""
     undisturbed = network()
     train(undisturbed, models, cases, cases(10_000, 16), recipe(), tmp_path / "whole")
+    calls = []
 
-    def interrupted(start: int, n: int) -> list[Case]:
-        if start >= 25 * n:
-            raise KeyboardInterrupt
-        return cases(start, n)
+    def interrupted(*args) -> dict[str, torch.Tensor]:
+        calls.append(loss_of(*args))
+        if len(calls) == 26:
+            os.kill(os.getpid(), signal.SIGINT)
+        return calls[-1]
 
+    monkeypatch.setattr(loop_module, "loss_of", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        train(network(), models, interrupted, cases(10_000, 16), recipe(), tmp_path / "cut")
+        train(network(), models, cases, cases(10_000, 16), recipe(), tmp_path / "cut")
+    monkeypatch.undo()
     resumed = network()
     result = train(resumed, models, cases, cases(10_000, 16), recipe(), tmp_path / "cut", resume=True)
     assert 60 == result.steps
@@ -135,8 +140,10 @@ def test_training_does_not_start_without_a_teacher(models, tmp_path) -> None:
         make_model(len(models.receiver_tokenizer), 48, seed=9),
         models.receiver_tokenizer,
     )
-    with pytest.raises(EncodeError, match="better with the full text than with nothing, got"):
+    with pytest.raises(EncodeError, match="better with the full text than with another case's, got"):
         train(network(), untaught, cases, cases(10_000, 16), recipe(), tmp_path / "a")
+    assert all(p.requires_grad for p in untaught.receiver.parameters())
+    assert "sdpa" == untaught.receiver.config._attn_implementation
     with pytest.raises(EncodeError, match=r"reach 1\.1 exact match, got"):
         train(network(), models, cases, cases(10_000, 16), recipe(teacher_floor=1.1), tmp_path / "b")
 
@@ -188,14 +195,9 @@ def test_recipes_check_their_values() -> None:
     """A recipe names the value that makes no sense."""
     for change, fragment in (
         ({"steps": 0}, "steps to be at least 1, got 0"),
+        ({"contexts": 1}, "contexts to be at least 2, got 1"),
         ({"learning_rate": 0.0}, "learning_rate to be positive"),
         ({"blank_share": 1.0}, "blank_share from 0 to below 1, got 1.0"),
     ):
         with pytest.raises(EncodeError, match=fragment):
             recipe(**change)
-
-
-def test_the_loop_knows_no_codec() -> None:
-    """Nothing in the loop's module names a codec's package: the seam is states in, memory out."""
-    names = SimpleNamespace(**vars(loop_module))
-    assert not any("codecs" in str(getattr(value, "__module__", "")) for value in vars(names).values())

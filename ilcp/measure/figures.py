@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 __all__ = ["Computed", "Measured", "bootstrap", "provenance"]
 
 DRAWS = 2000
-PACKAGES = ("ilcp", "torch", "transformers", "tokenizers", "numpy", "zstandard", "msgpack")
+PACKAGES = ("ilcp", "torch", "transformers", "tokenizers", "numpy", "zstandard")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +64,11 @@ def bootstrap(
     for _ in range(DRAWS):
         chosen = rng.integers(len(blocks), size=len(blocks))
         draws.append(statistic(np.concatenate([blocks[index] for index in chosen])))
-    low, high = np.nanpercentile(draws, [2.5, 97.5])
-    return Measured(statistic(np.arange(len(groups))), unit, len(groups), float(low), float(high))
+    value = statistic(np.arange(len(groups)))
+    if not np.isfinite(draws).all():  # a ratio whose denominator is not safely away from zero has no interval
+        return Measured(value, unit, len(groups))
+    low, high = np.percentile(draws, [2.5, 97.5])
+    return Measured(value, unit, len(groups), float(low), float(high))
 
 
 def provenance(**models: Any) -> dict[str, Any]:
@@ -89,6 +92,7 @@ def _commit() -> str:
         return done.stdout.strip()
 
     try:
+        git("ls-files", "--error-unmatch", __file__)  # a wheel inside somebody's repository is not of their commit
         changed = git("status", "--porcelain", "--untracked-files=no", "--", ":/ilcp", ":/codecs")
         return git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):

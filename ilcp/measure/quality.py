@@ -27,7 +27,7 @@ from ilcp.errors import EncodeError
 from ilcp.handoff import Receiver, Sender
 from ilcp.measure.figures import Measured, bootstrap
 from ilcp.memory import Memory
-from ilcp.message import Message
+from ilcp.message import CODEC_ID_BYTES, Message
 from ilcp.tasks.cases import Case, Question
 
 __all__ = ["ARMS", "Quality", "quality", "thin"]
@@ -83,13 +83,18 @@ class Quality:
                     "wire_bytes": self.wire_bytes.get(arm),
                     "exact": asdict(self.mean(arm, kind)),
                     "nats": asdict(self.mean(arm, kind, of="nats")),
-                    "recovery": asdict(self.recovery(arm, kind)),
-                    "recovery_nats": asdict(self.recovery(arm, kind, of="nats")),
+                    "recovery": self._defined_recovery(arm, kind, "exact"),
+                    "recovery_nats": self._defined_recovery(arm, kind, "nats"),
                 }
                 for arm in self.exact
             }
             for kind in dict.fromkeys(self.kinds)
         }
+
+    def _defined_recovery(self, arm: str, kind: str, of: str) -> dict[str, Any] | None:
+        """Recovery where the full text is surely better than nothing; else there is nothing to recover."""
+        gain = self.difference("text", "none", kind, of=of)
+        return asdict(self.recovery(arm, kind, of=of)) if gain.low is not None and gain.low > 0 else None
 
     def _scores(self, of: str) -> Scores:
         if of not in ("exact", "nats"):
@@ -153,7 +158,8 @@ def _arms(
     contexts = [sender.read(case.context) for case in cases]
 
     def plain() -> tuple[list[Memory | None], list[int]]:
-        return [Memory(text=case.context) for case in cases], [len(case.context.encode()) for case in cases]
+        sizes = [len(Message(bytes(CODEC_ID_BYTES), case.context.encode()).to_bytes()) for case in cases]
+        return [Memory(text=case.context) for case in cases], sizes
 
     def nothing() -> tuple[list[Memory | None], list[int]]:
         return [None] * len(cases), []

@@ -57,6 +57,6 @@ def load_model(folder: str | Path) -> tuple[Any, Any]:
     try:
         model = AutoModelForCausalLM.from_pretrained(str(folder), local_files_only=True, dtype="float32")
         tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # transformers, tokenizers and safetensors raise many kinds, all of which mean this
         raise EncodeError(f"expected a causal language model and its tokenizer in {folder}, got: {error}") from error
     return model.eval(), tokenizer

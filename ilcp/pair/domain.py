@@ -67,18 +67,26 @@ def surprise_bits_per_byte(sender: Sender, text: str) -> float:
     Raises:
         EncodeError: the text is empty.
     """
-    ids = sender.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
     if not text.strip():
         raise EncodeError("expected a text, got an empty one")
+    encoded = sender.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    ends = [len(text[:end].encode("utf-8")) for _, end in encoded.offset_mapping]
+    bits = [0.0, *(nats / math.log(2) for nats in _nats(sender, encoded.input_ids))]
+    stretch = min(STRETCH_TOKENS, len(ends))
+    total_bits, total_bytes = torch.tensor(bits, dtype=torch.float64).cumsum(0), torch.tensor([0, *ends])
+    spent = total_bits[stretch:] - total_bits[:-stretch]
+    covered = (total_bytes[stretch:] - total_bytes[:-stretch]).clamp(min=1)
+    return float((spent / covered).max())
+
+
+def _nats(sender: Sender, ids: list[int]) -> list[float]:
+    """The sender's loss on each token; windows overlap by half, so that no stretch is read without what precedes it."""
     start = list(layout(sender.tokenizer, "").prefix)
     room = window_tokens(sender.model) - len(start)
     losses: list[float] = []
-    for first in range(0, len(ids), room):
-        row = torch.tensor([start + ids[first : first + room]])
+    for first in range(0, max(1, len(ids) - room // 2), room // 2):
+        row = torch.tensor([start + ids[first : first + room]], device=sender.model.device)
         logits = sender.model(input_ids=row).logits[0, len(start) - 1 : -1].float()
-        losses += torch.nn.functional.cross_entropy(logits, row[0, len(start) :], reduction="none").tolist()
-    stretch = min(STRETCH_TOKENS, len(losses))
-    sums = torch.tensor([0.0, *losses], dtype=torch.float64).cumsum(0)
-    worst = float((sums[stretch:] - sums[:-stretch]).max())
-    bytes_per_token = len(text.encode("utf-8")) / len(ids)
-    return worst / math.log(2) / (stretch * bytes_per_token)
+        found = torch.nn.functional.cross_entropy(logits, row[0, len(start) :], reduction="none").tolist()
+        losses += found[len(losses) - first :]
+    return losses

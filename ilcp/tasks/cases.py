@@ -39,10 +39,15 @@ def read_jsonl(path: str | Path) -> Iterator[Case]:
     Raises:
         EncodeError: a line is no such object; the text names the file, the line and the field.
     """
-    with open(path, encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                yield _case(line, f"{path}:{number}")
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise EncodeError(f"expected a readable file of cases, got {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise EncodeError(f"expected UTF-8 text in {path}, got byte {error.object[error.start]:#04x}") from error
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            yield _case(line, f"{path}:{number}")
 
 
 def _case(line: str, where: str) -> Case:

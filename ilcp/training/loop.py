@@ -3,9 +3,12 @@
 import json
 import math
 import random
+import signal
 import sys
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,11 +59,6 @@ def train(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    for model in (models.sender, models.receiver):
-        model.eval().requires_grad_(False)
-    attention = models.receiver.config._attn_implementation
-    if models.receiver.device.type == "cpu":  # torch's fused attention with a mask is slow backwards on a CPU
-        models.receiver.set_attn_implementation("eager")
     run = _Run(network, models, recipe, folder)
     if (folder / CHECKPOINT).exists():
         if not resume:
@@ -68,13 +66,46 @@ def train(
                 f"expected a new folder, got {folder} with a checkpoint: pass resume=True, or choose another"
             )
         run.restore()
-    validator = Validator(models, validation[: recipe.validation_contexts], recipe)
-    validator.require_teacher()
+    with _frozen(models):
+        validator = Validator(models, validation[: recipe.validation_contexts], recipe)
+        validator.require_teacher()
+        with _deferred_interrupt() as interrupted:
+            return run.go(source, validator, interrupted)
+
+
+@contextmanager
+def _deferred_interrupt() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C waits for the end of the step, so that a checkpoint never holds half of one."""
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False  # only the main thread may handle signals
+        return
+    seen: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: seen.append(number))
     try:
-        return run.go(source, validator)
-    finally:  # also when interrupted: nothing finished is lost
-        run.save()
+        yield lambda: bool(seen)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def _frozen(models: Models) -> Iterator[None]:
+    """Both models in evaluation mode and without gradients; afterwards everything is as it was."""
+    parameters = [p for model in (models.sender, models.receiver) for p in model.parameters()]
+    wanted = [p.requires_grad for p in parameters]
+    modes = models.sender.training, models.receiver.training
+    attention = models.receiver.config._attn_implementation
+    try:
+        for model in (models.sender, models.receiver):
+            model.eval().requires_grad_(False)
+        if models.receiver.device.type == "cpu":  # torch's fused attention with a mask is slow backwards on a CPU
+            models.receiver.set_attn_implementation("eager")
+        yield
+    finally:
         models.receiver.set_attn_implementation(attention)
+        models.sender.train(modes[0])
+        models.receiver.train(modes[1])
+        for parameter, flag in zip(parameters, wanted, strict=True):
+            parameter.requires_grad_(flag)
 
 
 class _Run:
@@ -89,7 +120,7 @@ class _Run:
             network.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=recipe.weight_decay
         )
 
-    def go(self, source: Source, validator: Validator) -> Result:
+    def go(self, source: Source, validator: Validator, interrupted: Callable[[], bool]) -> Result:
         batcher = Batcher(self.models, self.recipe)
         result = validator.measure(self.network)
         averages: dict[str, float] = {}
@@ -104,6 +135,9 @@ class _Run:
                 self.step += 1
                 self.seconds = time.monotonic() - started
                 progress.update(bar, completed=self._done(), note=f"loss {averages['loss']:.3f}")
+                if interrupted():
+                    self.save()
+                    raise KeyboardInterrupt
                 if self.step % self.recipe.validate_every == 0 or self._done() >= 1:
                     result = validator.measure(self.network)
                     self._log(averages, result)
@@ -111,6 +145,7 @@ class _Run:
         return Result(self.step, round(self.seconds / 60, 2), result)
 
     def _update(self, batch: Any) -> dict[str, float]:
+        torch.manual_seed(random.Random(f"noise {self.recipe.seed}/{self.step}").getrandbits(63))
         self.network.train()
         for group in self.optimizer.param_groups:
             group["lr"] = self._rate()
@@ -119,7 +154,9 @@ class _Run:
             raise EncodeError(f"expected a finite loss, got {terms['loss'].item()} at step {self.step}: lower the rate")
         self.optimizer.zero_grad(set_to_none=True)
         terms["loss"].backward()
-        torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+        if not torch.isfinite(norm):
+            raise EncodeError(f"expected finite gradients, got norm {norm.item()} at step {self.step}: lower the rate")
         self.optimizer.step()
         return {name: value.item() for name, value in terms.items()}
 
@@ -127,7 +164,7 @@ class _Run:
         return max(self.step / self.recipe.steps, self.seconds / 60 / self.recipe.minutes)
 
     def _rate(self) -> float:
-        warm = min(1.0, (self.step + 1) / self.recipe.warmup_steps)
+        warm = min(1.0, (self.step + 1) / max(1, self.recipe.warmup_steps))
         cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, self._done())))
         return self.recipe.learning_rate * warm * (FINAL_RATE + (1 - FINAL_RATE) * cosine)
 
@@ -147,13 +184,12 @@ class _Run:
             "seconds": self.seconds,
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "random": torch.get_rng_state(),
         }
         torch.save(state, draft)
         draft.replace(self.folder / CHECKPOINT)
 
     def restore(self) -> None:
-        state = torch.load(self.folder / CHECKPOINT, weights_only=True)
+        state = torch.load(self.folder / CHECKPOINT, weights_only=True, map_location=self.models.receiver.device)
         differs = {
             name: (state["recipe"].get(name), value)
             for name, value in self.recipe.to_dict().items()
@@ -167,7 +203,6 @@ class _Run:
         self.step, self.seconds = state["step"], state["seconds"]
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
-        torch.set_rng_state(state["random"])
 
 
 def _progress() -> Progress:

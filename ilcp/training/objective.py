@@ -5,6 +5,7 @@
     loss = cross-entropy of the answers given the memory
          + kl_weight   * KL(receiver with full text || receiver with memory), on one question per context
          + rate_weight * rate_bits
+         + reconstruction_weight * KL(words of a stretch of the text || what its memory vector looks like)
          + blank_share * KL(receiver with nothing || receiver with a payload no sender made), on so many contexts
 
 All questions of a context run in one sequence behind its one memory: each sees the memory and itself, at the positions
@@ -29,6 +30,9 @@ from ilcp.prompt import Layout, answer_ids, layout, text_ids
 from ilcp.tasks.cases import Case, Question
 from ilcp.training.recipe import Recipe
 
+RARITY_FLOOR = 0.05  # a word that all texts have still counts a little
+LIKENESS_SCALE = 24.0  # of the cosine: sharp enough to name one word among thousands
+
 __all__ = [
     "Batch",
     "Batcher",
@@ -39,6 +43,7 @@ __all__ = [
     "memory_logits",
     "memory_of",
     "precision",
+    "reconstruction_loss",
     "text_logits",
 ]
 
@@ -124,6 +129,8 @@ class Batcher:
             self._layouts[question.text] = layout(tokenizer, question.text)
         place = self._layouts[question.text]
         answer = answer_ids(tokenizer, question.answer, end=self.recipe.close_answers)
+        if not answer:
+            raise EncodeError(f"expected an answer to {question.text!r}, got an empty one")
         return Row(context, place.prefix, place.suffix, answer, question.text)
 
 
@@ -153,6 +160,8 @@ def loss_of(network: Network, batch: Batch, models: Models, recipe: Recipe) -> d
         terms["cross_entropy"] = F.cross_entropy(logits[known], labels[known])
         if recipe.kl_weight:
             terms["kl"] = _distillation_loss(models, batch, told, logits)
+    if recipe.reconstruction_weight:
+        terms["reconstruction"] = reconstruction_loss(models, batch.texts, memory)
     if silent:
         blank = network.blank(blanks)
         with precision(models, recipe):
@@ -160,9 +169,37 @@ def loss_of(network: Network, batch: Batch, models: Models, recipe: Recipe) -> d
             with torch.no_grad():
                 target, _ = text_logits(models, silent, [""] * len(silent))
             terms["blank"] = _kl(target, logits, labels)
-    weights = {"rate_bits": recipe.rate_weight, "blank": recipe.blank_share, "kl": recipe.kl_weight}
+    weights = {
+        "rate_bits": recipe.rate_weight,
+        "reconstruction": recipe.reconstruction_weight,
+        "blank": recipe.blank_share,
+        "kl": recipe.kl_weight,
+    }
     weighted = [weights.get(name, 1.0) * term for name, term in terms.items()]
     return terms | {"loss": torch.stack(weighted).sum()}
+
+
+def reconstruction_loss(models: Models, texts: Sequence[str], memory: Tensor) -> Tensor:
+    """How far each memory vector is from the receiver's embeddings of the words it should stand for, in nats.
+
+    The text's receiver tokens are cut into as many stretches as there are vectors, in order. A vector's likeness to
+    the embeddings (cosine, sharpened) is compared with the words of its stretch, in which a word weighs the more the
+    fewer of the texts have it. It takes no labels, and it gives every vector something to hold from the first step.
+    """
+    embedding = models.receiver.get_input_embeddings().weight.detach().float()
+    tokens = [models.receiver_tokenizer(text, add_special_tokens=False, verbose=False).input_ids for text in texts]
+    spread = torch.zeros(embedding.shape[0])
+    for ids in tokens:
+        spread[sorted(set(ids))] += 1
+    rarity = ((1 + len(texts)) / (1 + spread)).log() + RARITY_FLOOR
+    wanted = torch.zeros(*memory.shape[:2], embedding.shape[0])
+    for line, ids in zip(wanted, tokens, strict=True):
+        row = torch.tensor(ids)
+        line.index_put_((torch.arange(len(ids)) * len(line) // len(ids), row), rarity[row], accumulate=True)
+    held = wanted.sum(-1) > 0  # a stretch of a text shorter than the memory may hold no token
+    wanted = F.normalize(wanted[held], p=1, dim=-1).to(memory.device)
+    likeness = LIKENESS_SCALE * F.normalize(memory[held], dim=-1) @ F.normalize(embedding, dim=-1).T
+    return F.kl_div(likeness.log_softmax(-1), wanted, reduction="batchmean")
 
 
 def _distillation_loss(models: Models, batch: Batch, rows: Sequence[Row], logits: Tensor) -> Tensor:

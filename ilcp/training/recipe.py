@@ -20,6 +20,7 @@ class Recipe:
     warmup_steps: int = 100
     weight_decay: float = 0.01
     kl_weight: float = 0.0  # KL to the same receiver reading the full text, on one question per context
+    reconstruction_weight: float = 0.0  # each memory vector names the words of its stretch of the text: the warm-up
     rate_weight: float = 0.0  # nats of loss per bit of rate
     blank_share: float = 0.125  # contexts that get a payload no sender made; their target is the no-message answer
     close_answers: bool = True  # an answer ends with the end-of-sequence token; a continuation does not
@@ -30,9 +31,15 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "contexts", "questions", "validate_every", "validation_contexts"):
-            if getattr(self, name) < 1:
-                raise EncodeError(f"expected {name} to be at least 1, got {getattr(self, name)}")
+        for name, least in (
+            ("steps", 1),
+            ("contexts", 2),
+            ("questions", 1),
+            ("validate_every", 1),
+            ("validation_contexts", 2),
+        ):
+            if getattr(self, name) < least:
+                raise EncodeError(f"expected {name} to be at least {least}, got {getattr(self, name)}")
         for name in ("minutes", "learning_rate"):
             if not getattr(self, name) > 0:
                 raise EncodeError(f"expected {name} to be positive, got {getattr(self, name)}")

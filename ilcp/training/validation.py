@@ -17,6 +17,7 @@ from ilcp.training.recipe import Recipe
 __all__ = ["Validation", "Validator"]
 
 CHUNK = 64  # rows per forward pass
+LEAST_GAIN_NATS = 0.1  # per answer: below it the full text says next to nothing to the receiver, and nothing can be won
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,20 +54,21 @@ class Validator:
         self.none = self._text([""] * len(texts))
 
     def require_teacher(self) -> None:
-        """Refuses a receiver that does not profit from the full text.
+        """Refuses a receiver that does not profit from what the full text says.
 
         Raises:
             EncodeError: with the figures.
         """
+        other = self._text([self.batch.texts[row.context - 1] for row in self.batch.rows])
         text_nats, text_exact = _means(self.text)
-        none_nats, _ = _means(self.none)
-        gains = [text - none for (text, _), (none, _) in zip(self.text, self.none, strict=True)]
+        other_nats, _ = _means(other)
+        gains = [own - foreign for (own, _), (foreign, _) in zip(self.text, other, strict=True)]
         mean = sum(gains) / len(gains)
         error = (sum((gain - mean) ** 2 for gain in gains) / max(1, len(gains) - 1) / len(gains)) ** 0.5
-        if mean - 1.96 * error <= 0:
+        if mean - 1.96 * error <= LEAST_GAIN_NATS:
             raise EncodeError(
-                "expected the receiver to answer better with the full text than with nothing, got "
-                f"{text_nats:.3f} against {none_nats:.3f} nats per answer over {len(gains)} questions: "
+                "expected the receiver to answer better with the full text than with another case's, got "
+                f"{text_nats:.3f} against {other_nats:.3f} nats per answer over {len(gains)} questions: "
                 "train or choose a better receiver first"
             )
         if text_exact < self.recipe.teacher_floor:

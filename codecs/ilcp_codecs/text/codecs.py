@@ -28,7 +28,7 @@ __all__ = ["HeadCodec", "PlainCodec", "TailCodec", "ZstdCodec"]
 DICTIONARY = "dictionary.zstd"
 DICTIONARY_BYTES = 16 << 10  # about what a few thousand short texts can fill
 MAX_TEXT_BYTES = 1 << 20  # what one payload may expand to: 1 MiB is more text than a small receiver's window holds
-MAX_WINDOW_BYTES = 1 << 20  # what a frame may ask the decompressor to allocate
+WINDOW_LOG = 17  # what a frame may ask the decompressor to allocate: 128 KiB, more than any payload that fits
 LEVEL = 19
 
 
@@ -36,6 +36,7 @@ class _TextCodec(ABC):
     """What the text codecs share: text in, text out, no weights, any pair."""
 
     name: str
+    layers: tuple[int, ...] = ()
 
     def __init__(self, payload_bytes: int = MAX_PAYLOAD_BYTES, weights: str = ""):
         self.spec = CodecSpec(self.name, payload_bytes, "text")
@@ -128,6 +129,7 @@ class ZstdCodec(_TextCodec):
         trained = zstandard.ZstdCompressionDict(dictionary) if dictionary else None
         parameters = zstandard.ZstdCompressionParameters.from_level(
             LEVEL,
+            window_log=WINDOW_LOG,
             write_content_size=False,
             write_checksum=False,
             write_dict_id=False,
@@ -135,7 +137,7 @@ class ZstdCodec(_TextCodec):
         )
         self._compressor = zstandard.ZstdCompressor(dict_data=trained, compression_params=parameters)
         self._decompressor = zstandard.ZstdDecompressor(
-            dict_data=trained, max_window_size=MAX_WINDOW_BYTES, format=zstandard.FORMAT_ZSTD1_MAGICLESS
+            dict_data=trained, max_window_size=1 << WINDOW_LOG, format=zstandard.FORMAT_ZSTD1_MAGICLESS
         )
 
     @classmethod
@@ -177,7 +179,10 @@ class ZstdCodec(_TextCodec):
 
     def _pack(self, text: str, limit: int) -> bytes:
         raw = text.encode("utf-8")
-        low, high = 0, len(raw)  # the frame grows with the text but for a byte or two: search, then step back
+        low, high = (
+            0,
+            min(len(raw), MAX_TEXT_BYTES),
+        )  # the frame grows with the text but for a byte or two: search, then step back
         while low < high:
             middle = (low + high + 1) // 2
             low, high = (middle, high) if len(self._frame(raw, middle)) <= limit else (low, middle - 1)
@@ -190,12 +195,15 @@ class ZstdCodec(_TextCodec):
 
     def _unpack(self, payload: bytes) -> bytes:
         try:
-            reader = self._decompressor.stream_reader(payload, read_across_frames=False)
-            text = reader.read(MAX_TEXT_BYTES + 1)
+            text = self._decompressor.stream_reader(payload, read_across_frames=False).read(MAX_TEXT_BYTES + 1)
+            if len(text) > MAX_TEXT_BYTES:
+                raise DecodeError(f"expected a text of at most {MAX_TEXT_BYTES} bytes, got more: the frame is refused")
+            frame = self._decompressor.decompressobj()  # the expansion is bounded now: see that the frame ends
+            frame.decompress(payload)
         except zstandard.ZstdError as error:
             raise DecodeError(f"expected a zstd frame under this codec's dictionary, got: {error}") from error
-        if len(text) > MAX_TEXT_BYTES:
-            raise DecodeError(f"expected a text of at most {MAX_TEXT_BYTES} bytes, got more: the frame is refused")
-        if self._frame(text, len(text)) != payload:
-            raise DecodeError("expected the frame that this codec makes of its text, got another: truncated or altered")
+        if not frame.eof or frame.unused_data:
+            raise DecodeError(
+                f"expected one whole zstd frame, got {len(payload)} bytes that are truncated or go on behind it"
+            )
         return text

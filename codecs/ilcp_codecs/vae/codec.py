@@ -24,7 +24,6 @@ __all__ = ["NAME", "VaeCodec", "VaeNetwork"]
 
 NAME = "vae"
 WEIGHTS = "model.safetensors"
-FULL_SHARE = 0.4  # of the training samples keep the whole payload; the others share the shorter prefixes evenly
 
 
 class VaeNetwork(nn.Module):
@@ -42,6 +41,7 @@ class VaeNetwork(nn.Module):
         self.pooler = Pooler(config)
         self.bottleneck = Bottleneck(config)
         self.projector = Projector(config, embedding_rms)
+        self.full_share = 0.4  # of the training samples keep the whole payload; the others share the shorter prefixes
         self.continuous = False  # measuring only: hand the unquantised latent to the projector
 
     @property
@@ -57,7 +57,7 @@ class VaeNetwork(nn.Module):
     def blank(self, count: int) -> Tensor:
         """Memory ``"count slots hidden"`` of payloads that no sender made: zero bytes, and random bytes."""
         shape = (count, self.config.slots, self.config.dims)
-        codes = torch.randint(0, 2**self.config.bits, shape)
+        codes = torch.randint(0, 2**self.config.bits, shape, device=self.projector.scale.device)
         codes[: count // 2] = 0
         memory: Tensor = self.projector(dequantise(codes, self.config.bits))
         return memory
@@ -69,12 +69,13 @@ class VaeNetwork(nn.Module):
         return rearrange(sent, "(dims bits slots) -> slots dims bits", bits=c.bits, slots=c.slots).all(-1).float()
 
     def _random_prefix(self, batch: int) -> Tensor:
-        if not self.training or len(self.config.prefixes) == 1:
+        if not self.training or self.full_share == 1 or len(self.config.prefixes) == 1:
             return torch.ones(())
         masks = torch.stack([self.known(length) for length in self.config.prefixes])
         shorter = len(masks) - 1
-        shares = torch.tensor([(1 - FULL_SHARE) / shorter] * shorter + [FULL_SHARE])
-        return masks[torch.multinomial(shares, batch, replacement=True)]
+        shares = torch.tensor([(1 - self.full_share) / shorter] * shorter + [self.full_share])
+        chosen = masks[torch.multinomial(shares, batch, replacement=True)]
+        return chosen.to(self.projector.scale.device)
 
 
 class VaeCodec:

@@ -12,8 +12,8 @@ __all__ = ["VaeConfig"]
 class VaeConfig:
     """Every number that decides a shape, a bit or a byte.
 
-    ``slots * dims * bits`` is the payload in bits; each of ``prefixes`` (bytes) must cut it, in its order, at a whole
-    number of dimensions of every slot.
+    ``slots * dims * bits`` is the payload in bits; ``prefixes`` (bytes, ascending) may cut it anywhere: a dimension
+    that is not there whole counts as unknown.
     """
 
     sender_layers: tuple[int, ...]
@@ -31,6 +31,8 @@ class VaeConfig:
     def __post_init__(self) -> None:
         if self.bits not in (1, 2, 4):
             raise EncodeError(f"expected 1, 2 or 4 bits per dimension, got {self.bits}")
+        if not self.prefixes or sorted(set(self.prefixes)) != list(self.prefixes) or self.prefixes[0] < 1:
+            raise EncodeError(f"expected prefixes in ascending order from 1 byte, got {self.prefixes}")
         if self.slots * self.dims * self.bits != 8 * self.payload_bytes:
             raise EncodeError(
                 f"expected slots x dims x bits to be 8 x {self.payload_bytes} bytes, "

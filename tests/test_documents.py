@@ -1,0 +1,63 @@
+"""What the documents say is what the code does: examples run, tables equal their results."""
+
+import doctest
+import importlib
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCTESTED = ("ilcp", "ilcp.memory", "ilcp.message", "ilcp.measure", "ilcp.tasks")
+
+
+@pytest.mark.parametrize("name", DOCTESTED)
+def test_docstring_examples_run(name: str) -> None:
+    """The examples in a module's docstring give what they say, and there is at least one."""
+    found = doctest.testmod(importlib.import_module(name))
+    assert 0 == found.failed
+    assert found.attempted > 0
+
+
+def test_the_readme_example_runs() -> None:
+    """The README's first Python block runs as it stands and prints the message's size."""
+    block = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)[0]
+    done = subprocess.run([sys.executable, "-c", block], capture_output=True, text=True, timeout=120, check=False)
+    assert 0 == done.returncode, done.stderr
+    assert done.stdout.startswith("100 ")
+
+
+def test_tables_equal_their_results() -> None:
+    """No figure in a table differs from the committed JSON it was made from."""
+    done = subprocess.run(
+        [sys.executable, "benchmarks/tables.py", "--check"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert 0 == done.returncode, done.stderr
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "benchmarks" / "results").glob("*.json")), ids=lambda file: file.name)
+def test_results_say_where_they_come_from(file: Path) -> None:
+    """Every committed result names seed, commit, versions, machine, command and the models' identities."""
+    record = json.loads(file.read_text(encoding="utf-8"))
+    assert isinstance(record["seed"], int)
+    assert {"commit", "versions", "machine", "command", "models"} <= set(record["provenance"])
+    assert record["provenance"]["models"]
+
+
+def test_a_changed_table_is_noticed(tmp_path: Path) -> None:
+    """The check can fail: one digit changed in a table makes the page differ from its results."""
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    try:
+        tables = importlib.import_module("tables")
+    finally:
+        sys.path.pop(0)
+    page = (ROOT / "README.md").read_text(encoding="utf-8")
+    names = ("figures", "cost")
+    assert page == tables.render(page, names)
+    cell = re.search(r"\| recovery, look-up \| (\S+)", page)
+    assert cell is not None
+    changed = page.replace(cell.group(1), "9.999", 1)
+    assert changed != tables.render(changed, names)
