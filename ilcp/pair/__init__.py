@@ -51,12 +51,18 @@ def load_model(folder: str | Path) -> tuple[Any, Any]:
         EncodeError: the folder is missing, or holds no model.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
 
     if not (Path(folder) / "config.json").is_file():
         raise EncodeError(f"expected a model's folder with a config.json, got {folder}: no such file")
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # a bar for a load of a few milliseconds is noise
     try:
         model = AutoModelForCausalLM.from_pretrained(str(folder), local_files_only=True, dtype="float32")
         tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
     except Exception as error:  # transformers, tokenizers and safetensors raise many kinds, all of which mean this
         raise EncodeError(f"expected a causal language model and its tokenizer in {folder}, got: {error}") from error
+    finally:
+        if bars:
+            logging.enable_progress_bar()
     return model.eval(), tokenizer
