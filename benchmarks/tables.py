@@ -14,8 +14,9 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 PAGES = {
     HERE.parent / "README.md": ("figures", "cost"),
-    HERE / "README.md": ("arms", "times", "pair"),
+    HERE / "README.md": ("arms", "times", "strangers", "pair"),
 }
+STRANGERS = "strangers-260K-to-656K"
 KINDS = ("lookup", "join", "absent", "code")
 
 
@@ -105,6 +106,12 @@ def times() -> str:
     return table(["step (measured)", "median, ms", "99th percentile, ms", "n"], rows)
 
 
+def strangers() -> str:
+    """Bits per byte of the true continuation, by arm."""
+    rows = [[name, number(figure), basis(figure)] for name, figure in result(STRANGERS)["figures"].items()]
+    return table(["figure", "value [95 % interval]", "measured over"], rows)
+
+
 def pair() -> str:
     """How the two embedded models answer from the text on validation documents."""
     rows = []
@@ -114,7 +121,7 @@ def pair() -> str:
     return table(["model (validation, exact match)", *KINDS, "minutes of training"], rows)
 
 
-TABLES = {"figures": figures, "arms": arms, "cost": cost, "times": times, "pair": pair}
+TABLES = {"figures": figures, "arms": arms, "cost": cost, "times": times, "strangers": strangers, "pair": pair}
 
 if __name__ == "__main__":
     main()
