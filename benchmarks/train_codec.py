@@ -18,12 +18,16 @@ from ilcp.identity import identify
 from ilcp.measure.quality import thin
 from ilcp.pair import HERE, load_model
 from ilcp.tasks import Case, case_files
-from ilcp.training import Models, Recipe, Result, train
+from ilcp.tasks.case_files import PRESENT, compose
+from ilcp.tasks.dossier import ATTRIBUTES
+from ilcp.training import Models, Phrasebook, Recipe, Result, calibrate, train, write_phrasebook
 from ilcp.training.loop import CHECKPOINT
+from ilcp.training.objective import Batcher
 from ilcp_codecs.vae import VaeCodec, VaeConfig, VaeNetwork
 
-FIRST_FACTS = 3  # of the curriculum: a short text has a word or two per slot, and the code for words is learned there
-HOLD = 0.15  # of the curriculum stay with the first number of facts
+TOPICS = tuple(attribute.name for attribute in ATTRIBUTES)
+CURRICULUM = ((250, 96, 2), (350, 48, 5), (450, 24, 20))  # until step, cases per step, facts at most; then dossiers
+CALIBRATION_CASES = 48
 CARD = """# The embedded codec
 
 A VAE codec ({slots} slots x {dims} dimensions x {bits} bit = {payload_bytes} bytes) for the embedded sender and
@@ -50,21 +54,22 @@ def main() -> None:
         ("steps", int, 100_000),
         ("minutes", float, 60.0),
         ("seed", int, 11),
-        ("contexts", int, 16),
+        ("contexts", int, 24),
         ("questions", int, 12),
-        ("rate", float, 1e-3),
+        ("rate", float, 2e-3),
         ("kl", float, 0.0),
         ("rate-weight", float, 0.0),
         ("blank", float, 0.125),
-        ("slots", int, 32),
+        ("slots", int, len(TOPICS)),
         ("bits", int, 1),
         ("width", int, 192),
-        ("projector", int, 512),
-        ("facts", int, 17),
-        ("curriculum-cases", int, 60_000),
-        ("full-share", float, 0.4),
-        ("reconstruction", float, 0.5),
-        ("teacher-floor", float, 0.9),
+        ("projector", int, 384),
+        ("full-share", float, 0.5),
+        ("alignment", float, 2.0),
+        ("phrasebook-steps", int, 350),
+        ("naming-steps", int, 500),
+        ("alignment-steps", int, 250),
+        ("teacher-floor", float, 0.85),
     ):
         parser.add_argument(f"--{name}", type=kind, default=default)
     args = parser.parse_args()
@@ -72,11 +77,8 @@ def main() -> None:
     torch.manual_seed(args.seed)
 
     models = Models(*load_model(args.sender), *load_model(args.receiver))
-    network = VaeNetwork(config_of(models, args), embedding_rms=embedding_rms(models))
-    network.full_share = args.full_share
+    network = VaeNetwork(config_of(models, args))
     print(f"codec: {sum(p.numel() for p in network.parameters()) / 1e6:.2f} M parameters", flush=True)
-    if args.start:
-        network.load_state_dict(torch.load(args.start / CHECKPOINT, weights_only=True)["network"])
     recipe = Recipe(
         steps=args.steps,
         minutes=args.minutes,
@@ -85,26 +87,61 @@ def main() -> None:
         learning_rate=args.rate,
         kl_weight=args.kl,
         rate_weight=args.rate_weight,
-        reconstruction_weight=args.reconstruction,
+        alignment_weight=args.alignment,
+        naming_steps=args.naming_steps,
+        alignment_steps=args.alignment_steps,
+        topics=TOPICS,
         blank_share=args.blank,
         teacher_floor=args.teacher_floor,
         seed=args.seed,
     )
 
-    def source(start: int, n: int) -> list[Case]:
-        """A curriculum over the number of stated facts; of the absent ones, two questions are asked per document."""
-        progress = start / args.curriculum_cases if args.curriculum_cases else 1.0
-        most = min(args.facts, FIRST_FACTS + int((args.facts - FIRST_FACTS) * max(0.0, progress - HOLD) / (1 - HOLD)))
-        rng = random.Random(f"curriculum {args.seed}/{start}")
-        facts = rng.randint(1, most) if most < args.facts else rng.choice((most, most, most, 8, 12, 20))
-        cases = case_files("train", args.seed, n, start=start, facts=facts)
-        return [thin(case, {"absent": 2}, start + number) for number, case in enumerate(cases)]
+    warm = recipe.naming_steps + recipe.alignment_steps
 
-    validation = list(case_files("validation", args.seed, recipe.validation_contexts, facts=args.facts))
-    result = train(network, models, source, validation, recipe, args.out, resume=args.resume)
+    def source(start: int, n: int) -> list[Case]:
+        """Sentences, then lists of facts, then dossiers; a few questions per document ask for what it does not say."""
+        step = start // n
+        network.full_share = 1.0 if step < warm else args.full_share  # whole payloads first, then prefixes as well
+        rng = random.Random(f"curriculum {args.seed}/{start}")
+        for until, cases, most in CURRICULUM:
+            if step < until and args.start is None:
+                return [thin(bare_case(rng, rng.randint(1, most)), {"absent": 1}, start + i) for i in range(cases)]
+        facts = rng.choice((PRESENT, PRESENT, PRESENT, 8, 12, 20))
+        documents = case_files("train", args.seed, n, start=start, facts=facts)
+        return [thin(case, {"absent": 2}, start + number) for number, case in enumerate(documents)]
+
+    phrasebook = make_phrasebook(models, recipe, args)
+    if args.start is None:
+        calibrate(network, models, list(case_files("train", args.seed, CALIBRATION_CASES)), recipe, phrasebook)
+    else:
+        network.load_state_dict(torch.load(args.start / CHECKPOINT, weights_only=True)["network"])
+
+    validation = list(case_files("validation", args.seed, recipe.validation_contexts))
+    result = train(network, models, source, validation, recipe, args.out, phrasebook=phrasebook, resume=args.resume)
     print(f"{result.steps} steps, {result.minutes} minutes: {result.validation}")
     if args.save:
         save(network, models, recipe, result, args)
+
+
+def make_phrasebook(models: Models, recipe: Recipe, args: argparse.Namespace) -> Phrasebook:
+    """The phrasebook of the run's folder, written first where there is none."""
+    file = args.out / "phrasebook.safetensors"
+    if file.exists():
+        return Phrasebook.load(file)
+    batcher = Batcher(models, recipe)
+    batches = []
+    for step in range(args.phrasebook_steps):
+        cases = list(case_files("train", args.seed + 1, recipe.contexts, start=step * recipe.contexts))
+        batches.append(batcher.batch(cases, random.Random(step)))
+    phrasebook = write_phrasebook(models, batches, recipe)
+    args.out.mkdir(parents=True, exist_ok=True)
+    phrasebook.save(file)
+    return phrasebook
+
+
+def bare_case(rng: random.Random, facts: int) -> Case:
+    """So many facts in a sentence each, and nothing beside them."""
+    return compose("bare", rng, rng.sample(TOPICS, facts), bare=True)
 
 
 def config_of(models: Models, args: argparse.Namespace) -> VaeConfig:
@@ -118,12 +155,8 @@ def config_of(models: Models, args: argparse.Namespace) -> VaeConfig:
         bits=args.bits,
         width=args.width,
         projector_width=args.projector,
+        nearness=0.0,
     )
-
-
-def embedding_rms(models: Models) -> float:
-    """The root mean square of the receiver's embeddings: where the memory's scale starts."""
-    return float(models.receiver.get_input_embeddings().weight.detach().float().square().mean().sqrt())
 
 
 def save(network: VaeNetwork, models: Models, recipe: Recipe, result: Result, args: argparse.Namespace) -> None:

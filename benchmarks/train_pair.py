@@ -31,6 +31,7 @@ from ilcp.prompt import text_ids
 from ilcp.tasks import Case, case_files
 from ilcp.tasks.case_files import PRESENT, compose
 from ilcp.tasks.dossier import ATTRIBUTES, POOLS
+from ilcp.training.objective import faster_in_bfloat16
 
 SPECIAL = ["<pad>", "<s>", "</s>", "<|user|>", "<|assistant|>"]
 CHAT_TEMPLATE = (
@@ -40,7 +41,7 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 SHAPES = {
-    "sender": dict(hidden_size=144, intermediate_size=288, num_hidden_layers=5, num_attention_heads=4),
+    "sender": dict(hidden_size=192, intermediate_size=384, num_hidden_layers=3, num_attention_heads=6),
     "receiver": dict(hidden_size=128, intermediate_size=384, num_hidden_layers=4, num_attention_heads=4),
 }
 VOCABULARY = {"sender": 1984, "receiver": 1536}
@@ -127,9 +128,10 @@ class Rows:
         Half of them are about people, whose offices are the joins: the last thing that is learned.
         """
         pools = ["person"] if self.rng.random() < 0.5 else self.rng.sample(sorted(POOLS), self.rng.choice((1, 2)))
+        names = [a.name for a in ATTRIBUTES if a.pool in pools]
         self.drawn += 1
         rng = random.Random(f"clash {self.seed} {self.drawn}")
-        return self.conversation(compose("clash", rng, [a.name for a in ATTRIBUTES if a.pool in pools]))
+        return self.conversation(compose("clash", rng, self.rng.sample(names, self.rng.randint(2, len(names)))))
 
     def conversation(self, case: Case) -> tuple[list[int], list[int]]:
         present = [q for q in case.questions if q.kind != "absent"]
@@ -189,7 +191,7 @@ def collate(rows: list[tuple[list[int], list[int]]], lm_weight: float) -> tuple[
 def weighted_loss(model: LlamaForCausalLM, batch: tuple[torch.Tensor, ...]) -> torch.Tensor:
     ids, labels, weights = batch
     keep = labels[:, 1:] != IGNORE
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=faster_in_bfloat16("cpu")):
         states = model.model(input_ids=ids).last_hidden_state[:, :-1][keep]
         logits = model.lm_head(states)
     losses = F.cross_entropy(logits.float(), labels[:, 1:][keep], reduction="none")

@@ -27,7 +27,7 @@ from ilcp.measure import Measured, provenance, quality
 from ilcp.measure.figures import bootstrap
 from ilcp.pair import load_model
 from ilcp.tasks import Case, Question
-from ilcp.training import Models, Recipe, train
+from ilcp.training import Models, Recipe, calibrate, train
 from ilcp_codecs.text import HeadCodec, TailCodec
 from ilcp_codecs.vae import VaeCodec, VaeConfig, VaeNetwork
 
@@ -104,8 +104,7 @@ def train_codec(models: Models, cases: list[Case], args: argparse.Namespace) -> 
         sender_hidden=models.sender.config.hidden_size,
         receiver_hidden=models.receiver.config.hidden_size,
     )
-    rms = float(models.receiver.get_input_embeddings().weight.detach().float().square().mean().sqrt())
-    network = VaeNetwork(config, embedding_rms=rms)
+    network = VaeNetwork(config)
     recipe = Recipe(
         steps=1_000_000,
         minutes=args.minutes,
@@ -116,6 +115,7 @@ def train_codec(models: Models, cases: list[Case], args: argparse.Namespace) -> 
         validation_contexts=VALIDATION_STORIES,
         seed=args.seed,
     )
+    calibrate(network, models, cases[:VALIDATION_STORIES], recipe)
     training = cases[VALIDATION_STORIES:]
 
     def source(first: int, n: int) -> list[Case]:

@@ -67,7 +67,7 @@ def small() -> SimpleNamespace:
     config = VaeConfig(
         (0, 1, 2), 32, 48, slots=8, dims=16, prefixes=(2, 4, 8, 16), width=32, heads=4, projector_width=32
     )
-    network = VaeNetwork(config, embedding_rms=0.02)
+    network = VaeNetwork(config)
     codec = VaeCodec.from_network(network, identify(sender, sender_tokenizer), identify(receiver, receiver_tokenizer))
     return SimpleNamespace(
         sender=ilcp.Sender(sender, sender_tokenizer, codec),

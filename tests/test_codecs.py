@@ -257,3 +257,19 @@ def test_unknown_codec_names_are_refused_with_the_known_ones() -> None:
     """Asking for a codec that is not installed lists those that are."""
     with pytest.raises(IlcpError, match="text-head, text-plain"):
         codec_class("telepathy")
+
+
+def test_calibration_whitens_the_entry_and_colours_the_exit(small) -> None:
+    """After it, the entry's outputs vary alike in all directions, and the memory lies where the embeddings lie."""
+    torch.manual_seed(3)
+    network = VaeNetwork(small.codec.config).eval()
+    states = torch.randn(4, len(network.layers), 500, network.config.sender_hidden)
+    states[..., 0] *= 20  # one direction that drowns the others
+    embedding = torch.randn(900, network.config.receiver_hidden) * 0.3 + 2.0
+    network.calibrate(states, torch.ones(4, 500), embedding.unsqueeze(1))
+    unit = torch.nn.functional.rms_norm(states, states.shape[-1:]).permute(0, 2, 1, 3).flatten(2)
+    entered = network.pooler.enter(unit).flatten(0, 1)
+    assert torch.allclose(entered.T.cov(), torch.eye(entered.shape[1]), atol=0.05)
+    memory = network.blank(64).detach().flatten(0, 1)
+    assert torch.allclose(memory.mean(), embedding.mean(), atol=0.2)
+    assert memory.std(0).mean().item() == pytest.approx(0.3, rel=0.6)

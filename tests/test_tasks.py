@@ -2,13 +2,14 @@
 
 import json
 import math
+import random
 import statistics
 
 import pytest
 
 from ilcp.errors import EncodeError
 from ilcp.tasks import UNKNOWN, case_files, read_jsonl
-from ilcp.tasks.case_files import KINDS, PRESENT
+from ilcp.tasks.case_files import KINDS, PRESENT, compose
 from ilcp.tasks.dossier import ATTRIBUTES, DISTRACTORS, JOINS, POOLS
 
 
@@ -119,10 +120,11 @@ def test_jsonl_round_trip(tmp_path) -> None:
     """Lines of context, question, answer and choices become cases in file order."""
     file = tmp_path / "cases.jsonl"
     record = {"context": "Mara owns it.", "question": "Who?", "answer": "Mara", "choices": ["Mara", "Jonas"]}
-    file.write_text(json.dumps(record) + "\n\n" + json.dumps(record | {"choices": None}) + "\n")
+    file.write_text(json.dumps(record) + "\n\n" + json.dumps(record | {"choices": None, "topic": "owner"}) + "\n")
     first, second = read_jsonl(file)
     assert ("Mara", "Jonas") == first.questions[0].choices
     assert second.questions[0].choices is None
+    assert (None, "owner") == (first.questions[0].topic, second.questions[0].topic)
     assert f"{file}:3" == second.id
 
 
@@ -143,3 +145,23 @@ def test_bad_lines_name_file_line_and_field(tmp_path, line: str, fragment: str) 
     with pytest.raises(EncodeError, match=r"cases\.jsonl:1: ") as caught:
         list(read_jsonl(file))
     assert fragment in str(caught.value)
+
+
+def test_questions_about_the_same_share_a_topic() -> None:
+    """A look-up's topic is its attribute and a join's is the attribute it starts from, whatever the words."""
+    for case in case_files("train", seed=3, n=30):
+        topics = {q.topic: q.answer for q in case.questions if q.kind in ("lookup", "absent")}
+        assert {a.name for a in ATTRIBUTES} == set(topics)
+        for question in case.questions:
+            if question.kind == "join":
+                assert question.answer.startswith(topics[question.topic] + ",")
+
+
+def test_bare_cases_are_their_facts_and_nothing_else() -> None:
+    """One sentence per fact; no code, office or distractor is stated or asked for."""
+    for number in range(50):
+        case = compose("bare", random.Random(number), ["owner", "region", "cause"], bare=True)
+        assert 3 == case.context.count(".")
+        assert {"lookup", "absent"} == {question.kind for question in case.questions}
+        assert all(q.answer.lower() in case.context.lower() for q in case.questions if q.kind == "lookup")
+        assert case.entropy_bits == pytest.approx(3 * math.log2(40) + math.log2(math.comb(20, 3)))

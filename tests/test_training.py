@@ -10,9 +10,9 @@ import torch
 from ilcp.errors import EncodeError
 from ilcp.forward import PADDING, answer_logits, embed
 from ilcp.tasks import Case, Question
-from ilcp.training import Models, Recipe, train
+from ilcp.training import Models, Phrasebook, Recipe, calibrate, train, write_phrasebook
 from ilcp.training import loop as loop_module
-from ilcp.training.objective import Batcher, loss_of, memory_logits
+from ilcp.training.objective import Batcher, alignment_loss, loss_of, memory_logits, memory_of, naming_loss, targets_of
 from ilcp_codecs.vae import VaeConfig, VaeNetwork
 from tests.conftest import make_model, make_tokenizer
 
@@ -72,7 +72,7 @@ def network() -> VaeNetwork:
     """A small codec, the same at every call."""
     torch.manual_seed(0)
     config = VaeConfig((0, 1, 2), 32, 48, slots=4, dims=8, prefixes=(2, 4), width=32, heads=4, projector_width=64)
-    return VaeNetwork(config, embedding_rms=0.02)
+    return VaeNetwork(config)
 
 
 def weights(module: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -184,6 +184,69 @@ def test_packed_questions_equal_separate_prompts(models) -> None:
             assert torch.allclose(alone[0], packed[index][known], atol=1e-4)
 
 
+def told(n: int) -> list[Case]:
+    """One-fact documents whose question has a topic."""
+    return [Case(c.id, c.context, (Question("Who?", c.questions[0].answer, topic="who"),)) for c in cases(0, n)]
+
+
+@pytest.fixture(scope="module")
+def phrasebook(models) -> Phrasebook:
+    """What the receiver of the one-fact documents can read."""
+    wanted = recipe(topics=("who",))
+    batches = [Batcher(models, wanted).batch(told(16), random.Random(step)) for step in range(60)]
+    return write_phrasebook(models, batches, wanted)
+
+
+def test_the_receiver_answers_from_the_phrasebook(models, phrasebook, tmp_path) -> None:
+    """Its memory makes the frozen receiver say the words, its file loads to the same, and no topic is an error."""
+    wanted = recipe(topics=("who",))
+    batch = Batcher(models, wanted).batch(told(16), random.Random(0))
+    with torch.no_grad():
+        logits, labels = memory_logits(models, batch.rows, phrasebook.memory(batch))
+    right = ((logits.argmax(-1) == labels) | (labels == PADDING)).all(-1).float().mean()
+    assert right > 0.9
+    phrasebook.save(tmp_path / "phrasebook.safetensors")
+    again = Phrasebook.load(tmp_path / "phrasebook.safetensors")
+    assert set(WORDS) == set(again.words)
+    assert torch.equal(phrasebook.memory(batch), again.memory(batch))
+    with pytest.raises(EncodeError, match="give Question"):
+        write_phrasebook(models, [Batcher(models, wanted).batch(cases(0, 4), random.Random(0))], wanted)
+
+
+def test_the_warm_up_teaches_a_topic_its_slot(models, phrasebook, tmp_path) -> None:
+    """Naming and alignment fall, and no pass through the receiver is needed for it."""
+    wanted = recipe(steps=60, naming_steps=40, alignment_steps=20, alignment_weight=1.0, topics=("who",))
+    torch.manual_seed(0)
+    learner = VaeNetwork(
+        VaeConfig((0, 1, 2), 32, 48, slots=1, dims=16, prefixes=(2,), width=32, heads=4, projector_width=64)
+    )
+    calibrate(learner, models, told(16), wanted, phrasebook)
+    batch = Batcher(models, wanted).batch(told(16), random.Random(0))
+
+    def losses() -> tuple[float, float]:
+        with torch.no_grad():
+            targets = targets_of(phrasebook, batch, memory_of(learner.eval(), batch, models, wanted)[0])
+        return naming_loss(targets).item(), alignment_loss(targets).item()
+
+    before = losses()
+    train(learner, models, lambda start, n: told(n), cases(10_000, 16), wanted, tmp_path, phrasebook=phrasebook)
+    after = losses()
+    assert after[0] < before[0]
+    assert after[1] < 0.7 * before[1]
+
+
+def test_a_memory_out_of_the_phrasebook_lacks_nothing(models, phrasebook) -> None:
+    """Its alignment loss is nil, that of bare places is one; a batch that tells nothing is refused."""
+    wanted = recipe(alignment_weight=1.0, topics=("who",))
+    batch = Batcher(models, wanted).batch(told(16), random.Random(0))
+    assert alignment_loss(targets_of(phrasebook, batch, phrasebook.memory(batch))).item() < 1e-4
+    empty = phrasebook.places.repeat(16, 1, 1)
+    assert alignment_loss(targets_of(phrasebook, batch, empty)).item() == pytest.approx(1.0)
+    untold = Batcher(models, wanted).batch(cases(0, 4), random.Random(0))
+    with pytest.raises(EncodeError, match="give Question"):
+        targets_of(phrasebook, untold, torch.zeros(4, 1, 48))
+
+
 def test_contexts_over_the_window_are_refused_in_training(models) -> None:
     """A training context that the sender cannot read at once is named, not cut."""
     long = [Case("long", "It was Mara. " * 200, (Question("Who?", "Mara"),))]
@@ -197,6 +260,8 @@ def test_recipes_check_their_values() -> None:
         ({"steps": 0}, "steps to be at least 1, got 0"),
         ({"contexts": 1}, "contexts to be at least 2, got 1"),
         ({"learning_rate": 0.0}, "learning_rate to be positive"),
+        ({"naming_steps": 5}, "expected topics for naming_steps"),
+        ({"alignment_weight": 1.0}, "expected topics for naming_steps, alignment_steps or alignment_weight"),
         ({"blank_share": 1.0}, "blank_share from 0 to below 1, got 1.0"),
     ):
         with pytest.raises(EncodeError, match=fragment):

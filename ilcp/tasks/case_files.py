@@ -61,23 +61,28 @@ def _stream(stream: str, start: int, stop: float, facts: int) -> Iterator[Case]:
         number += 1
 
 
-def compose(name: str, rng: random.Random, present: Sequence[str]) -> Case:
-    """The dossier that states the attributes named in ``present``, and asks for all."""
+def compose(name: str, rng: random.Random, present: Sequence[str], *, bare: bool = False) -> Case:
+    """The dossier that states the attributes named in ``present``, and asks for all.
+
+    ``bare``: a sentence for each and no more, no office, code or distractor.
+    """
     values = {a.name: rng.choice(POOLS[a.pool]) for a in ATTRIBUTES if a.name in present}
     people = sorted({values[role] for role in JOINS if role in values})
-    offices = {person: rng.choice(POOLS["city"]) for person in people}
-    code = "".join(rng.choice(CODE_LETTERS) + rng.choice(CODE_DIGITS) for _ in range(3))
+    offices = {} if bare else {person: rng.choice(POOLS["city"]) for person in people}
+    code = None if bare else "".join(rng.choice(CODE_LETTERS) + rng.choice(CODE_DIGITS) for _ in range(3))
     return Case(
         id=name,
         context=_document(rng, values, offices, code),
         questions=_questions(rng, values, offices, code),
-        entropy_bits=_entropy_bits(values, len(people)),
+        entropy_bits=_entropy_bits(values, len(offices), code),
     )
 
 
-def _document(rng: random.Random, values: dict[str, str], offices: dict[str, str], code: str) -> str:
+def _document(rng: random.Random, values: dict[str, str], offices: dict[str, str], code: str | None) -> str:
     sentences = [_state(rng.choice(a.sentences), values[a.name]) for a in ATTRIBUTES if a.name in values]
     sentences += [rng.choice(SITE_SENTENCES).format(person=p, city=c) for p, c in offices.items()]
+    if code is None:
+        return " ".join(rng.sample(sentences, len(sentences)))
     sentences.append(_state(rng.choice(CODE.sentences), code))
     facts_chars = sum(map(len, sentences))
     distractors = rng.sample(DISTRACTORS, len(DISTRACTORS))
@@ -93,24 +98,27 @@ def _state(sentence: str, value: str) -> str:
     return text[0].upper() + text[1:]
 
 
-def _questions(rng: random.Random, values: dict[str, str], offices: dict[str, str], code: str) -> tuple[Question, ...]:
+def _questions(
+    rng: random.Random, values: dict[str, str], offices: dict[str, str], code: str | None
+) -> tuple[Question, ...]:
     def ask(attribute: Attribute, answer: str, kind: str) -> Question:
-        return Question(rng.choice(attribute.questions), answer, kind, POOLS.get(attribute.pool))
+        return Question(rng.choice(attribute.questions), answer, kind, POOLS.get(attribute.pool), attribute.name)
 
     questions = [
         ask(a, values[a.name], "lookup") if a.name in values else ask(a, UNKNOWN, "absent") for a in ATTRIBUTES
     ]
     for role, texts in JOINS.items():
-        if role in values:
+        if role in values and values[role] in offices:
             person = values[role]
-            questions.append(Question(rng.choice(texts), f"{person}, {offices[person]}", "join"))
-    questions.append(ask(CODE, code, "code"))
+            questions.append(Question(rng.choice(texts), f"{person}, {offices[person]}", "join", topic=role))
+    if code is not None:
+        questions.append(ask(CODE, code, "code"))
     return tuple(questions)
 
 
-def _entropy_bits(values: dict[str, str], people: int) -> float:
+def _entropy_bits(values: dict[str, str], offices: int, code: str | None) -> float:
     lookup = sum(math.log2(len(POOLS[a.pool])) for a in ATTRIBUTES if a.name in values)
     absent = math.log2(math.comb(len(ATTRIBUTES), len(values)))
-    join = people * math.log2(len(POOLS["city"]))
-    code = 3 * math.log2(len(CODE_LETTERS) * len(CODE_DIGITS))
-    return lookup + absent + join + code
+    join = offices * math.log2(len(POOLS["city"]))
+    letters = 0.0 if code is None else 3 * math.log2(len(CODE_LETTERS) * len(CODE_DIGITS))
+    return lookup + absent + join + letters

@@ -15,12 +15,15 @@ class Question:
     """One question about a case.
 
     ``choices`` is the pool that the answer was drawn from, uniformly, or ``None`` where there is no such pool.
+    ``topic`` names what the question is about, where that is known: questions that ask the same in other words share
+    it. Training may use it; answering never does.
     """
 
     text: str
     answer: str
     kind: str = "lookup"
     choices: tuple[str, ...] | None = None
+    topic: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +37,7 @@ class Case:
 
 
 def read_jsonl(path: str | Path) -> Iterator[Case]:
-    """Cases from lines of ``{"context", "question", "answer", "choices"?, "kind"?}``; one case per line, in file order.
+    """Cases from lines of ``{"context", "question", "answer", "choices"?, "kind"?, "topic"?}``; one per line, in order.
 
     Raises:
         EncodeError: a line is no such object; the text names the file, the line and the field.
@@ -68,5 +71,6 @@ def _case(line: str, where: str) -> Case:
         answer=record["answer"],
         kind=str(record.get("kind", "lookup")),
         choices=None if choices is None else tuple(map(str, choices)),
+        topic=None if record.get("topic") is None else str(record["topic"]),
     )
     return Case(id=where, context=record["context"], questions=(question,))

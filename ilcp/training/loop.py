@@ -20,13 +20,14 @@ from torch import nn
 
 from ilcp.errors import EncodeError
 from ilcp.tasks.cases import Case
-from ilcp.training.objective import Batcher, Models, loss_of
+from ilcp.training.objective import Batcher, Models, frozen, loss_of, warmup_loss
+from ilcp.training.phrasebook import Phrasebook
 from ilcp.training.recipe import Recipe
 from ilcp.training.validation import Validation, Validator
 
 __all__ = ["Result", "train"]
 
-Source = Callable[[int, int], Sequence[Case]]  # (first number, how many) -> cases; the same numbers, the same cases
+Source = Callable[[int, int], Sequence[Case]]  # (first number, how many) -> about so many; the same for the same two
 CHECKPOINT = "checkpoint.pt"
 LOG = "log.jsonl"
 FINAL_RATE = 0.02  # of the learning rate, where the cosine ends
@@ -49,9 +50,12 @@ def train(
     recipe: Recipe,
     folder: str | Path,
     *,
+    phrasebook: Phrasebook | None = None,
     resume: bool = False,
 ) -> Result:
     """Trains ``network`` in place, between the frozen models; checkpoints and a log go to ``folder``.
+
+    ``phrasebook`` is what the recipe's naming, alignment and topics refer to; without it they have no effect.
 
     Raises:
         EncodeError: the receiver does not answer from the full text; or a checkpoint is there and ``resume`` is
@@ -59,14 +63,14 @@ def train(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    run = _Run(network, models, recipe, folder)
+    run = _Run(network, models, recipe, folder, phrasebook)
     if (folder / CHECKPOINT).exists():
         if not resume:
             raise EncodeError(
                 f"expected a new folder, got {folder} with a checkpoint: pass resume=True, or choose another"
             )
         run.restore()
-    with _frozen(models):
+    with frozen(models):
         validator = Validator(models, validation[: recipe.validation_contexts], recipe)
         validator.require_teacher()
         with _deferred_interrupt() as interrupted:
@@ -87,32 +91,12 @@ def _deferred_interrupt() -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGINT, before)
 
 
-@contextmanager
-def _frozen(models: Models) -> Iterator[None]:
-    """Both models in evaluation mode and without gradients; afterwards everything is as it was."""
-    parameters = [p for model in (models.sender, models.receiver) for p in model.parameters()]
-    wanted = [p.requires_grad for p in parameters]
-    modes = models.sender.training, models.receiver.training
-    attention = models.receiver.config._attn_implementation
-    try:
-        for model in (models.sender, models.receiver):
-            model.eval().requires_grad_(False)
-        if models.receiver.device.type == "cpu":  # torch's fused attention with a mask is slow backwards on a CPU
-            models.receiver.set_attn_implementation("eager")
-        yield
-    finally:
-        models.receiver.set_attn_implementation(attention)
-        models.sender.train(modes[0])
-        models.receiver.train(modes[1])
-        for parameter, flag in zip(parameters, wanted, strict=True):
-            parameter.requires_grad_(flag)
-
-
 class _Run:
     """The state of one run: everything that a checkpoint holds."""
 
-    def __init__(self, network: nn.Module, models: Models, recipe: Recipe, folder: Path):
+    def __init__(self, network: nn.Module, models: Models, recipe: Recipe, folder: Path, phrasebook: Phrasebook | None):
         self.network, self.models, self.recipe, self.folder = network, models, recipe, folder
+        self.phrasebook = phrasebook
         self.step = 0
         self.seconds = 0.0
         torch.manual_seed(recipe.seed)
@@ -149,7 +133,11 @@ class _Run:
         self.network.train()
         for group in self.optimizer.param_groups:
             group["lr"] = self._rate()
-        terms = loss_of(self.network, batch, self.models, self.recipe)  # type: ignore[arg-type]
+        parts = self.network, batch, self.models, self.recipe
+        if self.phrasebook and self.step < self.recipe.naming_steps + self.recipe.alignment_steps:
+            terms = warmup_loss(*parts, self.phrasebook, self.step)
+        else:
+            terms = loss_of(*parts, self.phrasebook)
         if not torch.isfinite(terms["loss"]):
             raise EncodeError(f"expected a finite loss, got {terms['loss'].item()} at step {self.step}: lower the rate")
         self.optimizer.zero_grad(set_to_none=True)

@@ -5,7 +5,7 @@
     loss = cross-entropy of the answers given the memory
          + kl_weight   * KL(receiver with full text || receiver with memory), on one question per context
          + rate_weight * rate_bits
-         + reconstruction_weight * KL(words of a stretch of the text || what its memory vector looks like)
+         + alignment_weight * the share of the phrasebook's memory that is missing from the network's
          + blank_share * KL(receiver with nothing || receiver with a payload no sender made), on so many contexts
 
 All questions of a context run in one sequence behind its one memory: each sees the memory and itself, at the positions
@@ -15,9 +15,13 @@ it would have alone, so the result is that of separate prompts at a fraction of 
 """
 
 import random
-from collections.abc import Sequence
+import re
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from functools import cache
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -27,10 +31,13 @@ from ilcp.context import capture_batch, window_tokens
 from ilcp.errors import EncodeError
 from ilcp.forward import PADDING, answer_logits, embed
 from ilcp.prompt import Layout, answer_ids, layout, text_ids
+from ilcp.spread import whitening
 from ilcp.tasks.cases import Case, Question
 from ilcp.training.recipe import Recipe
 
-RARITY_FLOOR = 0.05  # a word that all texts have still counts a little
+if TYPE_CHECKING:
+    from ilcp.training.phrasebook import Phrasebook
+
 LIKENESS_SCALE = 24.0  # of the cosine: sharp enough to name one word among thousands
 
 __all__ = [
@@ -39,12 +46,18 @@ __all__ = [
     "Models",
     "Network",
     "Row",
+    "alignment_loss",
+    "calibrate",
+    "faster_in_bfloat16",
+    "frozen",
     "loss_of",
     "memory_logits",
     "memory_of",
+    "naming_loss",
     "precision",
-    "reconstruction_loss",
+    "targets_of",
     "text_logits",
+    "warmup_loss",
 ]
 
 
@@ -55,6 +68,10 @@ class Network(Protocol):
 
     def __call__(self, states: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Memory ``"batch memory hidden"`` and ``rate_bits`` ``"batch"`` from ``"batch layers tokens hidden"``."""
+        ...
+
+    def calibrate(self, states: Tensor, mask: Tensor, memory: Tensor) -> None:
+        """Before training: fits the network to samples of states and of memory, ``"n slots hidden"``."""
         ...
 
     def blank(self, count: int) -> Tensor:
@@ -85,12 +102,35 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Sender ids and mask ``"contexts tokens"``, the texts, and the rows that ask about them."""
+    """Sender ids and mask ``"contexts tokens"``, the texts, and the rows that ask about them.
+
+    ``told`` holds the words of all answers about a topic, by context and the topic's number.
+    """
 
     texts: tuple[str, ...]
     ids: Tensor
     mask: Tensor
     rows: tuple[Row, ...]
+    told: dict[tuple[int, int], frozenset[str]]
+
+
+@torch.no_grad()
+def calibrate(
+    network: Network, models: Models, cases: Sequence[Case], recipe: Recipe, phrasebook: "Phrasebook | None" = None
+) -> None:
+    """Fits an untrained network to how the sender's states of these cases are spread, and the memory it should make.
+
+    That memory is the phrasebook's; without one, the receiver's embeddings stand in for it.
+
+    Raises:
+        EncodeError: a context is longer than the sender's window.
+    """
+    batch = Batcher(models, recipe).batch(cases, random.Random(0))
+    device = models.sender.device
+    mask = batch.mask.to(device)
+    states = capture_batch(models.sender, batch.ids.to(device), mask.long(), network.layers)
+    embedding = models.receiver.get_input_embeddings().weight
+    network.calibrate(states, mask, embedding.unsqueeze(1) if phrasebook is None else phrasebook.memory(batch))
 
 
 class Batcher:
@@ -100,6 +140,7 @@ class Batcher:
         self.models = models
         self.recipe = recipe
         self._layouts: dict[str, Layout] = {}
+        self._topics = {topic: number for number, topic in enumerate(recipe.topics)}
 
     def batch(self, cases: Sequence[Case], rng: random.Random) -> Batch:
         """A batch of cases, ``recipe.questions`` of each drawn at random.
@@ -121,7 +162,16 @@ class Batcher:
             for index, case in enumerate(cases)
             for question in rng.sample(case.questions, min(self.recipe.questions, len(case.questions)))
         ]
-        return Batch(tuple(case.context for case in cases), ids, mask, tuple(rows))
+        return Batch(tuple(case.context for case in cases), ids, mask, tuple(rows), self._told(cases))
+
+    def _told(self, cases: Sequence[Case]) -> dict[tuple[int, int], frozenset[str]]:
+        told: dict[tuple[int, int], frozenset[str]] = {}
+        for index, case in enumerate(cases):
+            for question in case.questions:
+                if question.topic in self._topics:
+                    key = index, self._topics[question.topic]
+                    told[key] = told.get(key, frozenset()) | frozenset(re.findall(r"\w+", question.answer))
+        return told
 
     def _row(self, context: int, question: Question) -> Row:
         tokenizer = self.models.receiver_tokenizer
@@ -134,6 +184,27 @@ class Batcher:
         return Row(context, place.prefix, place.suffix, answer, question.text)
 
 
+@contextmanager
+def frozen(models: Models) -> Iterator[None]:
+    """Both models in evaluation mode and without gradients; afterwards everything is as it was."""
+    parameters = [p for model in (models.sender, models.receiver) for p in model.parameters()]
+    wanted = [p.requires_grad for p in parameters]
+    modes = models.sender.training, models.receiver.training
+    attention = models.receiver.config._attn_implementation
+    try:
+        for model in (models.sender, models.receiver):
+            model.eval().requires_grad_(False)
+        if models.receiver.device.type == "cpu":  # torch's fused attention with a mask is slow backwards on a CPU
+            models.receiver.set_attn_implementation("eager")
+        yield
+    finally:
+        models.receiver.set_attn_implementation(attention)
+        models.sender.train(modes[0])
+        models.receiver.train(modes[1])
+        for parameter, flag in zip(parameters, wanted, strict=True):
+            parameter.requires_grad_(flag)
+
+
 def memory_of(network: Network, batch: Batch, models: Models, recipe: Recipe) -> tuple[Tensor, Tensor]:
     """Memory ``"contexts memory hidden"`` and its rate; the sender's pass takes no gradient."""
     device = models.sender.device
@@ -144,10 +215,39 @@ def memory_of(network: Network, batch: Batch, models: Models, recipe: Recipe) ->
 
 def precision(models: Models, recipe: Recipe) -> torch.autocast:
     """Autocast for the frozen models, where the recipe asks for it; the network itself stays in float32."""
-    return torch.autocast(models.receiver.device.type, torch.bfloat16, enabled=recipe.bfloat16)
+    device = models.receiver.device.type
+    wanted = faster_in_bfloat16(device) if recipe.bfloat16 is None else recipe.bfloat16
+    return torch.autocast(device, torch.bfloat16, enabled=wanted)
 
 
-def loss_of(network: Network, batch: Batch, models: Models, recipe: Recipe) -> dict[str, Tensor]:
+@cache
+def faster_in_bfloat16(device: str) -> bool:
+    """Whether a product of two small matrices takes less time in bfloat16 here: some processors only emulate it."""
+    seconds = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        left, right = torch.ones(512, 256, dtype=dtype, device=device), torch.ones(256, 256, dtype=dtype, device=device)
+        laps = []
+        for _ in range(5):
+            started = time.perf_counter()
+            (left @ right).sum().item()
+            laps.append(time.perf_counter() - started)
+        seconds[dtype] = min(laps)
+    return seconds[torch.bfloat16] < seconds[torch.float32]
+
+
+def warmup_loss(
+    network: Network, batch: Batch, models: Models, recipe: Recipe, phrasebook: "Phrasebook", step: int
+) -> dict[str, Tensor]:
+    """The terms of the loss before the receiver is asked anything; see ``naming_loss`` and ``alignment_loss``."""
+    memory, _ = memory_of(network, batch, models, recipe)
+    targets = targets_of(phrasebook, batch, memory)
+    terms = {"naming": naming_loss(targets), "alignment": alignment_loss(targets)}
+    return terms | {"loss": terms["naming" if step < recipe.naming_steps else "alignment"]}
+
+
+def loss_of(
+    network: Network, batch: Batch, models: Models, recipe: Recipe, phrasebook: "Phrasebook | None" = None
+) -> dict[str, Tensor]:
     """The terms of the loss, and their weighted sum under ``"loss"``."""
     memory, rate_bits = memory_of(network, batch, models, recipe)
     blanks = round(recipe.blank_share * len(memory))
@@ -160,8 +260,8 @@ def loss_of(network: Network, batch: Batch, models: Models, recipe: Recipe) -> d
         terms["cross_entropy"] = F.cross_entropy(logits[known], labels[known])
         if recipe.kl_weight:
             terms["kl"] = _distillation_loss(models, batch, told, logits)
-    if recipe.reconstruction_weight:
-        terms["reconstruction"] = reconstruction_loss(models, batch.texts, memory)
+    if recipe.alignment_weight and phrasebook is not None:
+        terms["alignment"] = alignment_loss(targets_of(phrasebook, batch, memory))
     if silent:
         blank = network.blank(blanks)
         with precision(models, recipe):
@@ -171,7 +271,7 @@ def loss_of(network: Network, batch: Batch, models: Models, recipe: Recipe) -> d
             terms["blank"] = _kl(target, logits, labels)
     weights = {
         "rate_bits": recipe.rate_weight,
-        "reconstruction": recipe.reconstruction_weight,
+        "alignment": recipe.alignment_weight,
         "blank": recipe.blank_share,
         "kl": recipe.kl_weight,
     }
@@ -179,27 +279,56 @@ def loss_of(network: Network, batch: Batch, models: Models, recipe: Recipe) -> d
     return terms | {"loss": torch.stack(weighted).sum()}
 
 
-def reconstruction_loss(models: Models, texts: Sequence[str], memory: Tensor) -> Tensor:
-    """How far each memory vector is from the receiver's embeddings of the words it should stand for, in nats.
+@dataclass(frozen=True, slots=True)
+class Targets:
+    """What the memory vectors of a batch should be, after whitening by how the phrasebook's memory is spread.
 
-    The text's receiver tokens are cut into as many stretches as there are vectors, in order. A vector's likeness to
-    the embeddings (cosine, sharpened) is compared with the words of its stretch, in which a word weighs the more the
-    fewer of the texts have it. It takes no labels, and it gives every vector something to hold from the first step.
+    ``held`` and ``wanted`` are ``"told hidden"``, of the same contexts and topics and less the topic's place; ``words``
+    is ``"words hidden"``, every word that could be said; ``said`` is ``"told words"``, a distribution over them.
     """
-    embedding = models.receiver.get_input_embeddings().weight.detach().float()
-    tokens = [models.receiver_tokenizer(text, add_special_tokens=False, verbose=False).input_ids for text in texts]
-    spread = torch.zeros(embedding.shape[0])
-    for ids in tokens:
-        spread[sorted(set(ids))] += 1
-    rarity = ((1 + len(texts)) / (1 + spread)).log() + RARITY_FLOOR
-    wanted = torch.zeros(*memory.shape[:2], embedding.shape[0])
-    for line, ids in zip(wanted, tokens, strict=True):
-        row = torch.tensor(ids)
-        line.index_put_((torch.arange(len(ids)) * len(line) // len(ids), row), rarity[row], accumulate=True)
-    held = wanted.sum(-1) > 0  # a stretch of a text shorter than the memory may hold no token
-    wanted = F.normalize(wanted[held], p=1, dim=-1).to(memory.device)
-    likeness = LIKENESS_SCALE * F.normalize(memory[held], dim=-1) @ F.normalize(embedding, dim=-1).T
-    return F.kl_div(likeness.log_softmax(-1), wanted, reduction="batchmean")
+
+    held: Tensor
+    wanted: Tensor
+    words: Tensor
+    said: Tensor
+
+
+def targets_of(phrasebook: "Phrasebook", batch: Batch, memory: Tensor) -> Targets:
+    """The aims of a batch.
+
+    Raises:
+        EncodeError: no question of the batch is about one of the recipe's topics.
+    """
+    keys = [key for key, words in batch.told.items() if words <= phrasebook.words.keys()]
+    if not keys:
+        raise EncodeError("expected questions about the recipe's topics, got none: give Question.topic, Recipe.topics")
+    said = torch.zeros(len(keys), len(phrasebook.words), device=memory.device)
+    for line, key in zip(said, keys, strict=True):
+        line[[phrasebook.words[word] for word in batch.told[key]]] = 1
+    _, matrix = whitening(phrasebook.vectors)
+    contexts, topics = map(list, zip(*keys, strict=True))
+    vectors = phrasebook.vectors @ matrix
+    return Targets(
+        held=(memory[contexts, topics] - phrasebook.places[topics]) @ matrix,
+        wanted=said @ vectors,
+        words=vectors,
+        said=F.normalize(said, p=1, dim=-1),
+    )
+
+
+def naming_loss(targets: Targets) -> Tensor:
+    """KL, in nats, from the words of the answers to what a memory vector looks like among all words (cosine).
+
+    It starts the learning, since it tells values of one kind apart at once. A squared error does not: that of a value
+    is mostly that of its kind.
+    """
+    likeness = F.normalize(targets.held, dim=-1) @ F.normalize(targets.words, dim=-1).T
+    return F.kl_div((LIKENESS_SCALE * likeness).log_softmax(-1), targets.said, reduction="batchmean")
+
+
+def alignment_loss(targets: Targets) -> Tensor:
+    """The share of the phrasebook's memory that is missing from the network's: squared error over mean square."""
+    return (targets.held - targets.wanted).square().sum() / targets.wanted.square().sum().clamp(min=1e-6)
 
 
 def _distillation_loss(models: Models, batch: Batch, rows: Sequence[Row], logits: Tensor) -> Tensor:

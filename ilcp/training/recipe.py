@@ -20,14 +20,19 @@ class Recipe:
     warmup_steps: int = 100
     weight_decay: float = 0.01
     kl_weight: float = 0.0  # KL to the same receiver reading the full text, on one question per context
-    reconstruction_weight: float = 0.0  # each memory vector names the words of its stretch of the text: the warm-up
+    alignment_weight: float = 0.0  # each topic's memory vector names the words of the answers about that topic
+    naming_steps: int = 0  # the first steps: memory vectors learn to name their topics' answers, nothing else
+    alignment_steps: int = 0  # the steps after them: the alignment alone, still without a pass through the receiver
+    topics: tuple[str, ...] = ()  # in the order of the memory vectors that are aligned to them
     rate_weight: float = 0.0  # nats of loss per bit of rate
     blank_share: float = 0.125  # contexts that get a payload no sender made; their target is the no-message answer
     close_answers: bool = True  # an answer ends with the end-of-sequence token; a continuation does not
     teacher_floor: float = 0.0  # exact match that the receiver must reach with the full text before training starts
     validate_every: int = 250
     validation_contexts: int = 32
-    bfloat16: bool = True  # autocast of the three forward passes; weights and optimizer stay float32
+    bfloat16: bool | None = (
+        None  # autocast of the models' passes, not of weights or optimizer; None: where it is faster
+    )
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -43,6 +48,8 @@ class Recipe:
         for name in ("minutes", "learning_rate"):
             if not getattr(self, name) > 0:
                 raise EncodeError(f"expected {name} to be positive, got {getattr(self, name)}")
+        if (self.naming_steps or self.alignment_steps or self.alignment_weight) and not self.topics:
+            raise EncodeError("expected topics for naming_steps, alignment_steps or alignment_weight, got none")
         if not 0 <= self.blank_share < 1:
             raise EncodeError(f"expected blank_share from 0 to below 1, got {self.blank_share}")
 

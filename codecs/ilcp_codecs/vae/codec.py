@@ -35,14 +35,19 @@ class VaeNetwork(nn.Module):
           --> slots --> z --> z_hat, cut to a random prefix --> memory "batch slots hidden", rate_bits "batch"
     """
 
-    def __init__(self, config: VaeConfig, embedding_rms: float = 1.0):
+    def __init__(self, config: VaeConfig):
         super().__init__()
         self.config = config
         self.pooler = Pooler(config)
         self.bottleneck = Bottleneck(config)
-        self.projector = Projector(config, embedding_rms)
+        self.projector = Projector(config)
         self.full_share = 0.4  # of the training samples keep the whole payload; the others share the shorter prefixes
         self.continuous = False  # measuring only: hand the unquantised latent to the projector
+
+    def calibrate(self, states: Tensor, mask: Tensor, memory: Tensor) -> None:
+        """Before training: fits the entry to samples of the sender's states, the exit to samples of memory."""
+        self.pooler.calibrate(states, mask)
+        self.projector.match(memory)
 
     @property
     def layers(self) -> tuple[int, ...]:

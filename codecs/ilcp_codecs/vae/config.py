@@ -27,6 +27,7 @@ class VaeConfig:
     heads: int = 6
     blocks: int = 2
     projector_width: int = 512
+    nearness: float = 1.0  # how strongly a query starts out reading its own stretch of the text; 0: never
 
     def __post_init__(self) -> None:
         if self.bits not in (1, 2, 4):

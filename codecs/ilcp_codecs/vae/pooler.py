@@ -1,4 +1,4 @@
-"""The pooler: learned queries read the sender's states, each starting from its own stretch of the text.
+"""The pooler: learned queries read the sender's states.
 
 ::
 
@@ -9,8 +9,9 @@
 
 The mixer is there because the sender is causal: in "Mara owns the ticket" the state of "Mara" has not seen "owns".
 
-The queries' attention carries a bias towards one stretch of the text per slot, whose strength is learned. Without it
-all queries begin by reading the same average of the whole text, and training stays there for a long time.
+The entry starts as a whitening of the states: words of one kind share most of their state, and the small rest that tells
+them apart would be learned last. Where nothing says what each slot is about, the queries' attention starts with a bias
+towards one stretch of the text per slot (``config.nearness``, learned); otherwise all would read the same average.
 """
 
 import torch
@@ -18,6 +19,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ilcp.spread import whitening
 from ilcp_codecs.vae.config import VaeConfig
 
 __all__ = ["Pooler"]
@@ -35,12 +37,22 @@ class Pooler(nn.Module):
         self.enter = nn.Linear(len(config.sender_layers) * config.sender_hidden, config.width)
         self.mixers = nn.ModuleList(Mixer(config.width) for _ in range(MIXERS))
         self.queries = nn.Parameter(torch.randn(config.slots, config.width))
-        self.blocks = nn.ModuleList(Block(config.width, config.heads) for _ in range(config.blocks))
+        self.blocks = nn.ModuleList(Block(config.width, config.heads, config.nearness) for _ in range(config.blocks))
         self.leave = nn.RMSNorm(config.width)
 
+    def calibrate(self, states: Tensor, mask: Tensor) -> None:
+        """Starts the entry so that it hears every direction of the sender's states alike.
+
+        Words of one kind share most of their state; without this, what tells them apart is learned last or never.
+        """
+        middle, matrix = whitening(_unit(states)[mask.bool()])
+        with torch.no_grad():
+            directions = nn.init.orthogonal_(torch.empty_like(self.enter.weight))
+            self.enter.weight.copy_(directions @ matrix)
+            self.enter.bias.copy_(-self.enter.weight @ middle)
+
     def forward(self, states: Tensor, mask: Tensor) -> Tensor:
-        unit = F.rms_norm(states, states.shape[-1:])
-        x = self.enter(rearrange(unit, "batch layers tokens hidden -> batch tokens (layers hidden)"))
+        x = self.enter(_unit(states))
         for mixer in self.mixers:
             x = mixer(x, mask)
         far = self._squared_distance(mask)
@@ -57,6 +69,13 @@ class Pooler(nn.Module):
         middles = rearrange(torch.arange(slots, device=mask.device) + 0.5, "slots -> 1 slots 1") * stretch
         places = rearrange(torch.arange(tokens, device=mask.device) + 0.5, "tokens -> 1 1 tokens")
         return ((places - middles) / stretch).square()
+
+
+def _unit(states: Tensor) -> Tensor:
+    """Each layer's state at unit RMS, side by side: ``"batch tokens (layers hidden)"``."""
+    return rearrange(
+        F.rms_norm(states.float(), states.shape[-1:]), "batch layers tokens hidden -> batch tokens (layers hidden)"
+    )
 
 
 class Mixer(nn.Module):
@@ -78,10 +97,10 @@ class Mixer(nn.Module):
 class Block(nn.Module):
     """Queries attend to the tokens, then to each other, then pass an MLP; each step is pre-normed and residual."""
 
-    def __init__(self, width: int, heads: int):
+    def __init__(self, width: int, heads: int, nearness: float):
         super().__init__()
         self.read = Attention(width, heads)
-        self.nearness = nn.Parameter(torch.ones(heads))
+        self.nearness = nn.Parameter(torch.full((heads,), nearness))
         self.confer = Attention(width, heads)
         self.norm = nn.RMSNorm(width)
         self.mlp = nn.Sequential(nn.Linear(width, 2 * width), nn.SiLU(), nn.Linear(2 * width, width))

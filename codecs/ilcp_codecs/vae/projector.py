@@ -4,7 +4,10 @@
 
     z_hat "batch slots dims" --linear, plus slot embedding (zero at the start)--> h "batch slots width"
       --silu(gate h) * (value h), linear--> y "batch slots hidden"
-      memory = scale * sigmoid(open h) * y / rms(y)      scale starts at the receiver's embedding RMS
+      memory = place + (scale * sigmoid(open h) * y / rms(y)) colour
+
+``place`` is a constant of each slot, by which the receiver finds it; ``colour`` is the square root of a covariance.
+Both start as the memory should be spread, so that y has to learn no more than which of the possible values it is.
 
 The slot embeddings start at zero, because random ones drown the payload. The last gate lets a slot that knows nothing
 say nothing; it starts almost open.
@@ -14,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ilcp.spread import spread
 from ilcp_codecs.vae.config import VaeConfig
 
 __all__ = ["Projector"]
@@ -22,7 +26,9 @@ __all__ = ["Projector"]
 class Projector(nn.Module):
     """Memory ``"batch slots hidden"`` from the quantised latent ``"batch slots dims"``."""
 
-    def __init__(self, config: VaeConfig, embedding_rms: float = 1.0):
+    colour: Tensor
+
+    def __init__(self, config: VaeConfig):
         super().__init__()
         width = config.projector_width
         self.enter = nn.Linear(config.dims, width)
@@ -32,9 +38,19 @@ class Projector(nn.Module):
         self.leave = nn.Linear(width, config.receiver_hidden)
         self.open = nn.Linear(width, 1)
         nn.init.constant_(self.open.bias, 3.0)
-        self.scale = nn.Parameter(torch.tensor(embedding_rms))
+        self.scale = nn.Parameter(torch.ones(()))
+        self.place = nn.Parameter(torch.zeros(config.slots, config.receiver_hidden))
+        self.register_buffer("colour", torch.eye(config.receiver_hidden))
+
+    @torch.no_grad()
+    def match(self, memory: Tensor) -> None:
+        """Starts where memory of this kind is: ``"n slots hidden"``, or ``"n 1 hidden"`` where all slots are alike."""
+        self.place.copy_(memory.mean(0).expand_as(self.place))
+        _, values, vectors = spread((memory - memory.mean(0)).flatten(0, 1))
+        self.colour.copy_(vectors * values.sqrt() @ vectors.T)
 
     def forward(self, z_hat: Tensor) -> Tensor:
         h = self.enter(z_hat) + self.slot
         y = self.leave(F.silu(self.gate(h)) * self.value(h))
-        return self.scale * torch.sigmoid(self.open(h)) * F.rms_norm(y, y.shape[-1:])
+        told = self.scale * torch.sigmoid(self.open(h)) * F.rms_norm(y, y.shape[-1:])
+        return self.place + told @ self.colour

@@ -1,0 +1,22 @@
+"""How vectors are spread: what whitening and colouring are made of."""
+
+import torch
+from torch import Tensor
+
+__all__ = ["spread", "whitening"]
+
+FLOOR = 1e-3  # of the largest variance: directions below it are noise
+
+
+def spread(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of ``"n width"``: mean ``"width"``, variances ``"width"`` (ascending, floored), directions ``"width width"``."""
+    rows = rows.detach().float()
+    middle = rows.mean(0)
+    values, vectors = torch.linalg.eigh((rows - middle).T @ (rows - middle) / len(rows))
+    return middle, values.clamp(min=FLOOR * float(values[-1])), vectors
+
+
+def whitening(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """``middle`` and ``matrix`` such that ``(rows - middle) @ matrix`` varies by one in every direction."""
+    middle, values, vectors = spread(rows)
+    return middle, vectors / values.sqrt() @ vectors.T

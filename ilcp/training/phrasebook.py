@@ -1,0 +1,95 @@
+"""The phrasebook: what a memory vector has to be for the frozen receiver to answer from it.
+
+::
+
+    memory vector of topic t = place[t] + sum of vector[w] over the words w of the answers about t
+
+``place`` and ``vector`` are free parameters, trained with the cross-entropy of the answers through the frozen receiver;
+no sender and no codec takes part. It takes minutes, and it splits the codec's problem in two: the receiver says here
+what it can read, and the codec learns by regression to write that.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.nn import functional as F
+
+from ilcp.errors import EncodeError
+from ilcp.forward import PADDING
+from ilcp.prompt import answer_ids
+from ilcp.training.objective import Batch, Models, frozen, memory_logits, precision
+from ilcp.training.recipe import Recipe
+
+__all__ = ["Phrasebook", "write_phrasebook"]
+
+RATE = 0.4  # of Adam, in units of the RMS of the receiver's embeddings
+
+
+@dataclass(frozen=True, slots=True)
+class Phrasebook:
+    """``vectors`` ``"words hidden"`` of ``words``, and ``places`` ``"topics hidden"``."""
+
+    words: Mapping[str, int]
+    vectors: Tensor
+    places: Tensor
+
+    def memory(self, batch: Batch) -> Tensor:
+        """The memory ``"contexts topics hidden"`` that says what the batch's answers say."""
+        topics = len(self.places)
+        counts = torch.zeros(len(batch.texts) * topics, len(self.words), device=self.vectors.device)
+        for (context, topic), words in batch.told.items():
+            for word in words & self.words.keys():
+                counts[context * topics + topic, self.words[word]] = 1
+        return self.places + (counts @ self.vectors).unflatten(0, (-1, topics))
+
+    def save(self, file: Path) -> None:
+        """Writes everything into one safetensors file."""
+        order = sorted(self.words, key=lambda word: self.words[word])
+        save_file({"vectors": self.vectors, "places": self.places}, file, metadata={"words": "\n".join(order)})
+
+    @classmethod
+    def load(cls, file: Path) -> "Phrasebook":
+        """The phrasebook that ``save`` wrote."""
+        from safetensors import safe_open
+
+        with safe_open(file, "pt") as opened:
+            words = opened.metadata()["words"].split("\n")
+        tensors = load_file(file)
+        return cls({word: number for number, word in enumerate(words)}, tensors["vectors"], tensors["places"])
+
+
+def write_phrasebook(models: Models, batches: Sequence[Batch], recipe: Recipe) -> Phrasebook:
+    """Trains the phrasebook on the batches, one step each.
+
+    Raises:
+        EncodeError: no question of the batches has a topic of the recipe.
+    """
+    words = sorted({word for batch in batches for told in batch.told.values() for word in told})
+    if not words:
+        raise EncodeError("expected questions about the recipe's topics, got none: give Question.topic, Recipe.topics")
+    embedding = models.receiver.get_input_embeddings().weight.detach().float()
+    start = [embedding[list(answer_ids(models.receiver_tokenizer, word, end=False))].mean(0) for word in words]
+    book = Phrasebook(
+        {word: number for number, word in enumerate(words)},
+        torch.stack(start).requires_grad_(True),
+        torch.zeros(len(recipe.topics), embedding.shape[1], device=embedding.device, requires_grad=True),
+    )
+    rate = RATE * float(embedding.square().mean().sqrt())
+    optimizer = torch.optim.Adam([book.vectors, book.places], lr=rate)
+    with frozen(models):
+        for step, batch in enumerate(batches):
+            optimizer.param_groups[0]["lr"] = rate * min(1.0, 2 * (1 - step / len(batches)))
+            with precision(models, recipe):
+                logits, labels = memory_logits(models, batch.rows, book.memory(batch))
+                loss = F.cross_entropy(logits[labels != PADDING], labels[labels != PADDING])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            if step % 50 == 49:
+                right = ((logits.argmax(-1) == labels) | (labels == PADDING)).all(-1).float().mean()
+                print(f"phrasebook step {step + 1}: {loss.item():.3f} nats, {right.item():.3f} exact", flush=True)
+    return Phrasebook(book.words, book.vectors.detach(), book.places.detach())
