@@ -32,6 +32,8 @@ types: $(READY) ## mypy, strict
 bench: $(READY) ## the figures of the README, measured again
 	$(BIN)/python benchmarks/quality.py
 	$(BIN)/python benchmarks/latency.py
+	$(BIN)/python benchmarks/limits.py
+	$(BIN)/python benchmarks/tables.py
 
 # Without isolation: the pinned hatchling builds, and nothing is downloaded.
 wheel: $(READY) ## dist/ilcp-*.whl

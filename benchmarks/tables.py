@@ -14,7 +14,7 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 PAGES = {
     HERE.parent / "README.md": ("figures", "cost"),
-    HERE / "README.md": ("arms", "times", "strangers", "pair"),
+    HERE / "README.md": ("arms", "limits", "times", "strangers", "pair"),
 }
 STRANGERS = "strangers-260K-to-656K"
 KINDS = ("lookup", "join", "absent", "code")
@@ -106,6 +106,12 @@ def times() -> str:
     return table(["step (measured)", "median, ms", "99th percentile, ms", "n"], rows)
 
 
+def limits() -> str:
+    """Without quantiser, and over-fitted."""
+    rows = [[name, number(figure), basis(figure)] for name, figure in result("limits")["figures"].items()]
+    return table(["latent, kind of question", "exact match [95 % interval]", "measured over"], rows)
+
+
 def strangers() -> str:
     """Bits per byte of the true continuation, by arm."""
     rows = [[name, number(figure), basis(figure)] for name, figure in result(STRANGERS)["figures"].items()]
@@ -121,7 +127,15 @@ def pair() -> str:
     return table(["model (validation, exact match)", *KINDS, "minutes of training"], rows)
 
 
-TABLES = {"figures": figures, "arms": arms, "cost": cost, "times": times, "strangers": strangers, "pair": pair}
+TABLES = {
+    "figures": figures,
+    "arms": arms,
+    "limits": limits,
+    "cost": cost,
+    "times": times,
+    "strangers": strangers,
+    "pair": pair,
+}
 
 if __name__ == "__main__":
     main()

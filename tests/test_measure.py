@@ -54,6 +54,14 @@ def test_a_perfect_and_a_useless_message(scores) -> None:
     assert 0.0 == swapped.content_gain(of="nats").value
 
 
+def test_the_embedded_message_carries_the_facts(scores) -> None:
+    """The receiver answers look-ups from the message, not from another case's, and better than from text as long."""
+    assert scores.mean("text", "lookup").value > 0.8
+    assert scores.recovery("message", "lookup").value > 0.6
+    assert scores.content_gain("lookup").low > 0.4
+    assert scores.difference("message", "head-80", "lookup").low > 0.3
+
+
 def test_wire_bytes_are_those_of_whole_messages(scores) -> None:
     """Sizes count the envelope: 100 bytes for the message, 20 over the payload for short text."""
     assert 100 == scores.wire_bytes["message"]

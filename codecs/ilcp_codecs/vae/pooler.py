@@ -9,9 +9,9 @@
 
 The mixer is there because the sender is causal: in "Mara owns the ticket" the state of "Mara" has not seen "owns".
 
-The entry starts as a whitening of the states: words of one kind share most of their state, and the small rest that tells
-them apart would be learned last. Where nothing says what each slot is about, the queries' attention starts with a bias
-towards one stretch of the text per slot (``config.nearness``, learned); otherwise all would read the same average.
+The entry starts as a whitening of the states: words of one kind share most of their state, and the small rest that
+tells them apart would be learned last. Where nothing says what each slot is about, the queries' attention starts with a
+bias towards one stretch of the text per slot (``config.nearness``, learned); otherwise all would read the same average.
 """
 
 import torch
