@@ -31,8 +31,8 @@ CALIBRATION_CASES = 48
 CARD = """# The embedded codec
 
 A VAE codec ({slots} slots x {dims} dimensions x {bits} bit = {payload_bytes} bytes) for the embedded sender and
-receiver, trained through the frozen receiver on case files (synthetic incident dossiers in English). It knows nothing
-else: a text of another kind comes out as noise.
+receiver, trained through the frozen receiver on case files (synthetic incident dossiers in English). Each slot is about
+one attribute of a dossier. It knows nothing else: a text of another kind comes out as noise.
 
 - Made by: `{command}` (seed {seed}, {steps} steps, {minutes} minutes on {threads} thread(s))
 - Last validation ({contexts} documents, {questions} questions each): {validation}
@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     for name, kind, default in (
         ("steps", int, 100_000),
-        ("minutes", float, 60.0),
+        ("minutes", float, 20.0),
         ("seed", int, 11),
         ("contexts", int, 24),
         ("questions", int, 12),

@@ -273,3 +273,5 @@ def test_calibration_whitens_the_entry_and_colours_the_exit(small) -> None:
     memory = network.blank(64).detach().flatten(0, 1)
     assert torch.allclose(memory.mean(), embedding.mean(), atol=0.2)
     assert memory.std(0).mean().item() == pytest.approx(0.3, rel=0.6)
+    with pytest.raises(EncodeError, match="one per topic"):
+        network.projector.match(embedding.reshape(300, 3, -1))

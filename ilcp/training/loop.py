@@ -133,7 +133,7 @@ class _Run:
         self.network.train()
         for group in self.optimizer.param_groups:
             group["lr"] = self._rate()
-        parts = self.network, batch, self.models, self.recipe
+        parts: Any = self.network, batch, self.models, self.recipe
         if self.phrasebook and self.step < self.recipe.naming_steps + self.recipe.alignment_steps:
             terms = warmup_loss(*parts, self.phrasebook, self.step)
         else:

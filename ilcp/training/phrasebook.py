@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from rich.console import Console
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -44,7 +46,8 @@ class Phrasebook:
         for (context, topic), words in batch.told.items():
             for word in words & self.words.keys():
                 counts[context * topics + topic, self.words[word]] = 1
-        return self.places + (counts @ self.vectors).unflatten(0, (-1, topics))
+        told: Tensor = (counts @ self.vectors).unflatten(0, (-1, topics))
+        return self.places + told
 
     def save(self, file: Path) -> None:
         """Writes everything into one safetensors file."""
@@ -54,12 +57,10 @@ class Phrasebook:
     @classmethod
     def load(cls, file: Path) -> "Phrasebook":
         """The phrasebook that ``save`` wrote."""
-        from safetensors import safe_open
-
         with safe_open(file, "pt") as opened:
             words = opened.metadata()["words"].split("\n")
-        tensors = load_file(file)
-        return cls({word: number for number, word in enumerate(words)}, tensors["vectors"], tensors["places"])
+            vectors, places = opened.get_tensor("vectors"), opened.get_tensor("places")
+        return cls({word: number for number, word in enumerate(words)}, vectors, places)
 
 
 def write_phrasebook(models: Models, batches: Sequence[Batch], recipe: Recipe) -> Phrasebook:
@@ -91,5 +92,6 @@ def write_phrasebook(models: Models, batches: Sequence[Batch], recipe: Recipe) -
             optimizer.step()
             if step % 50 == 49:
                 right = ((logits.argmax(-1) == labels) | (labels == PADDING)).all(-1).float().mean()
-                print(f"phrasebook step {step + 1}: {loss.item():.3f} nats, {right.item():.3f} exact", flush=True)
+                said = f"phrasebook step {step + 1}: {loss.item():.3f} nats a token, {right.item():.3f} exact"
+                Console(stderr=True, soft_wrap=True).print(said, highlight=False)
     return Phrasebook(book.words, book.vectors.detach(), book.places.detach())

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ilcp.errors import EncodeError
 from ilcp.spread import spread
 from ilcp_codecs.vae.config import VaeConfig
 
@@ -44,7 +45,13 @@ class Projector(nn.Module):
 
     @torch.no_grad()
     def match(self, memory: Tensor) -> None:
-        """Starts where memory of this kind is: ``"n slots hidden"``, or ``"n 1 hidden"`` where all slots are alike."""
+        """Starts where memory of this kind is: ``"n slots hidden"``, or ``"n 1 hidden"`` where all slots are alike.
+
+        Raises:
+            EncodeError: another number of slots.
+        """
+        if memory.shape[1] not in (1, len(self.place)):
+            raise EncodeError(f"expected memory of {len(self.place)} slots (one per topic) or 1, got {memory.shape[1]}")
         self.place.copy_(memory.mean(0).expand_as(self.place))
         _, values, vectors = spread((memory - memory.mean(0)).flatten(0, 1))
         self.colour.copy_(vectors * values.sqrt() @ vectors.T)
