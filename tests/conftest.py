@@ -68,6 +68,7 @@ def small() -> SimpleNamespace:
         (0, 1, 2), 32, 48, slots=8, dims=16, prefixes=(2, 4, 8, 16), width=32, heads=4, projector_width=32
     )
     network = VaeNetwork(config)
+    network.projector.match(receiver.get_input_embeddings().weight.detach().unsqueeze(1))
     codec = VaeCodec.from_network(network, identify(sender, sender_tokenizer), identify(receiver, receiver_tokenizer))
     return SimpleNamespace(
         sender=ilcp.Sender(sender, sender_tokenizer, codec),

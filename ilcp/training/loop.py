@@ -133,11 +133,11 @@ class _Run:
         self.network.train()
         for group in self.optimizer.param_groups:
             group["lr"] = self._rate()
-        parts: Any = self.network, batch, self.models, self.recipe
+        learner: Any = self.network  # the loop needs a module; the loss, what Network says
         if self.phrasebook and self.step < self.recipe.naming_steps + self.recipe.alignment_steps:
-            terms = warmup_loss(*parts, self.phrasebook, self.step)
+            terms = warmup_loss(learner, batch, self.models, self.recipe, self.phrasebook, self.step)
         else:
-            terms = loss_of(*parts, self.phrasebook)
+            terms = loss_of(learner, batch, self.models, self.recipe, self.phrasebook)
         if not torch.isfinite(terms["loss"]):
             raise EncodeError(f"expected a finite loss, got {terms['loss'].item()} at step {self.step}: lower the rate")
         self.optimizer.zero_grad(set_to_none=True)
