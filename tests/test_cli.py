@@ -65,6 +65,8 @@ def test_a_dossier_of_the_users_own(tmp_path: Path) -> None:
     (answer,) = result["answers"]
     assert answer["known"] is True
     assert {"question", "known", "message", "none", "text"} == set(answer)
+    assert "Which region is affected?" == answer["question"]
+    assert next(q.answer for q in CASE.questions if q.topic == "region") == answer["message"] == answer["text"]
 
 
 def test_a_text_outside_is_said_to_be_outside(tmp_path: Path) -> None:
