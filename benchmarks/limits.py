@@ -24,7 +24,7 @@ from ilcp.measure.figures import bootstrap
 from ilcp.pair import load_pair
 from ilcp.tasks import Case, case_files
 from ilcp.training import Models, Recipe
-from ilcp.training.objective import Batcher, loss_of, memory_logits, memory_of
+from ilcp.training.objective import Batcher, frozen, loss_of, memory_logits, memory_of
 from ilcp_codecs.vae import VaeNetwork
 
 RESULTS = Path(__file__).parent / "results"
@@ -44,7 +44,6 @@ def main() -> None:
 
     pair = load_pair()
     models = Models(pair.sender.model, pair.sender.tokenizer, pair.receiver.model, pair.receiver.tokenizer)
-    models.receiver.set_attn_implementation("eager")  # torch's fused attention with a mask is slow backwards on a CPU
     network = copy.deepcopy(pair.sender.codec.network)
     figures: dict[str, Measured] = {}
     documents = list(case_files("test", args.seed, args.documents))
@@ -53,7 +52,8 @@ def main() -> None:
         figures |= {f"{name}, {kind}": value for kind, value in exact(network, models, documents, args.seed).items()}
     network.continuous = False
     one = list(case_files("train", args.seed, BATCH))
-    overfit(network, models, one, args.steps)
+    with frozen(models):
+        overfit(network, models, one, args.steps)
     figures |= {f"over-fitted, {kind}": value for kind, value in exact(network, models, one, args.seed).items()}
     record = {
         "figures": {name: asdict(figure) for name, figure in figures.items()},

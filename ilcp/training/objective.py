@@ -302,9 +302,7 @@ def targets_of(phrasebook: "Phrasebook", batch: Batch, memory: Tensor) -> Target
     keys = [key for key, words in batch.told.items() if words <= phrasebook.words.keys()]
     if not keys:
         raise EncodeError("expected questions about the recipe's topics, got none: give Question.topic, Recipe.topics")
-    said = torch.zeros(len(keys), len(phrasebook.words), device=memory.device)
-    for line, key in zip(said, keys, strict=True):
-        line[[phrasebook.words[word] for word in batch.told[key]]] = 1
+    said = phrasebook.said(batch, keys)
     _, matrix = whitening(phrasebook.vectors)
     contexts, topics = map(list, zip(*keys, strict=True))
     vectors = phrasebook.vectors @ matrix

@@ -41,13 +41,16 @@ class Phrasebook:
 
     def memory(self, batch: Batch) -> Tensor:
         """The memory ``"contexts topics hidden"`` that says what the batch's answers say."""
-        topics = len(self.places)
-        counts = torch.zeros(len(batch.texts) * topics, len(self.words), device=self.vectors.device)
-        for (context, topic), words in batch.told.items():
-            for word in words & self.words.keys():
-                counts[context * topics + topic, self.words[word]] = 1
-        told: Tensor = (counts @ self.vectors).unflatten(0, (-1, topics))
+        keys = [(context, topic) for context in range(len(batch.texts)) for topic in range(len(self.places))]
+        told: Tensor = (self.said(batch, keys) @ self.vectors).unflatten(0, (-1, len(self.places)))
         return self.places + told
+
+    def said(self, batch: Batch, keys: Sequence[tuple[int, int]]) -> Tensor:
+        """``"keys words"``: one where the answers about that context and topic have the word, else zero."""
+        said = torch.zeros(len(keys), len(self.words), device=self.vectors.device)
+        for line, key in zip(said, keys, strict=True):
+            line[[self.words[word] for word in batch.told.get(key, ()) if word in self.words]] = 1
+        return said
 
     def save(self, file: Path) -> None:
         """Writes everything into one safetensors file."""

@@ -20,7 +20,7 @@ class Recipe:
     warmup_steps: int = 100
     weight_decay: float = 0.01
     kl_weight: float = 0.0  # KL to the same receiver reading the full text, on one question per context
-    alignment_weight: float = 0.0  # each topic's memory vector names the words of the answers about that topic
+    alignment_weight: float = 0.0  # of the share of the phrasebook's memory that is missing
     naming_steps: int = 0  # the first steps: memory vectors learn to name their topics' answers, nothing else
     alignment_steps: int = 0  # the steps after them: the alignment alone, still without a pass through the receiver
     topics: tuple[str, ...] = ()  # in the order of the memory vectors that are aligned to them
@@ -30,9 +30,7 @@ class Recipe:
     teacher_floor: float = 0.0  # exact match that the receiver must reach with the full text before training starts
     validate_every: int = 250
     validation_contexts: int = 32
-    bfloat16: bool | None = (
-        None  # autocast of the models' passes, not of weights or optimizer; None: where it is faster
-    )
+    bfloat16: bool | None = None  # autocast of the models' passes, not of the weights; None: where it is faster
     seed: int = 0
 
     def __post_init__(self) -> None:
