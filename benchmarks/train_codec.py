@@ -9,30 +9,35 @@ import argparse
 import random
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 import ilcp
 from ilcp.identity import identify
-from ilcp.measure.quality import thin
 from ilcp.pair import HERE, load_model
 from ilcp.tasks import Case, case_files
-from ilcp.tasks.case_files import PRESENT, compose
+from ilcp.tasks.case_files import PRESENT, TOPICS, compose
 from ilcp.tasks.dossier import ATTRIBUTES
 from ilcp.training import Models, Phrasebook, Recipe, Result, calibrate, train, write_phrasebook
 from ilcp.training.loop import CHECKPOINT
-from ilcp.training.objective import Batcher
+from ilcp.training.objective import Batch, Batcher
 from ilcp_codecs.vae import VaeCodec, VaeConfig, VaeNetwork
 
-TOPICS = tuple(attribute.name for attribute in ATTRIBUTES)
-CURRICULUM = ((250, 96, 2), (350, 48, 5), (450, 24, 20))  # until step, cases per step, facts at most; then dossiers
+NAMES = tuple(attribute.name for attribute in ATTRIBUTES)
+FACTS = (PRESENT, PRESENT, PRESENT, 8, 12, 20)  # how many attributes the documents of training state
+CURRICULUM = ((300, 96, 2), (450, 48, 5), (650, 24, 20))  # until step, cases per step, facts at most; then dossiers
 CALIBRATION_CASES = 48
+PER_KIND = {"lookup": 7, "absent": 2}  # questions asked per document; joins and codes, the rarer ones, are all asked
+RARE = {"lookup": 4, "absent": 1}  # the same for the second part of the phrasebook: joins are read last
+ALL = 100  # questions per document: more than any has
 CARD = """# The embedded codec
 
 A VAE codec ({slots} slots x {dims} dimensions x {bits} bit = {payload_bytes} bytes) for the embedded sender and
-receiver, trained through the frozen receiver on case files (synthetic incident dossiers in English). Each slot is about
-one attribute of a dossier. It knows nothing else: a text of another kind comes out as noise.
+receiver, trained through the frozen receiver on case files (synthetic incident dossiers in English). Each slot is
+about one attribute of a dossier, one office, or one character of its code. It knows nothing else: a text of another
+kind comes out as noise.
 
 - Made by: `{command}` (seed {seed}, {steps} steps, {minutes} minutes on {threads} thread(s))
 - Last validation ({contexts} documents, {questions} questions each): {validation}
@@ -49,29 +54,31 @@ def main() -> None:
     parser.add_argument("--receiver", type=Path, default=HERE / "receiver")
     parser.add_argument("--start", type=Path, help="an earlier run's folder whose weights to go on from")
     parser.add_argument("--resume", action="store_true")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
     for name, kind, default in (
         ("steps", int, 100_000),
-        ("minutes", float, 20.0),
+        ("minutes", float, 70.0),
         ("seed", int, 11),
         ("contexts", int, 24),
-        ("questions", int, 12),
+        ("questions", int, 14),
         ("rate", float, 2e-3),
         ("kl", float, 0.0),
         ("rate-weight", float, 0.0),
         ("blank", float, 0.125),
-        ("slots", int, len(TOPICS)),
+        ("slots", int, 32),
         ("bits", int, 1),
+        ("urgent-bits", int, 8),
         ("width", int, 192),
+        ("blocks", int, 3),
         ("projector", int, 384),
         ("full-share", float, 0.5),
         ("alignment", float, 2.0),
-        ("phrasebook-steps", int, 350),
-        ("naming-steps", int, 500),
-        ("alignment-steps", int, 250),
-        ("teacher-floor", float, 0.85),
+        ("naming-steps", int, 900),
+        ("alignment-steps", int, 300),
+        ("teacher-floor", float, 0.75),
     ):
         parser.add_argument(f"--{name}", type=kind, default=default)
+    parser.add_argument("--phrasebook-steps", type=int, nargs=2, default=(400, 300), help="of its two parts")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
@@ -84,6 +91,7 @@ def main() -> None:
         minutes=args.minutes,
         contexts=args.contexts,
         questions=args.questions,
+        per_kind=PER_KIND,
         learning_rate=args.rate,
         kl_weight=args.kl,
         rate_weight=args.rate_weight,
@@ -105,10 +113,8 @@ def main() -> None:
         rng = random.Random(f"curriculum {args.seed}/{start}")
         for until, cases, most in CURRICULUM:
             if step < until and args.start is None:
-                return [thin(bare_case(rng, rng.randint(1, most)), {"absent": 1}, start + i) for i in range(cases)]
-        facts = rng.choice((PRESENT, PRESENT, PRESENT, 8, 12, 20))
-        documents = case_files("train", args.seed, n, start=start, facts=facts)
-        return [thin(case, {"absent": 2}, start + number) for number, case in enumerate(documents)]
+                return [bare_case(rng, rng.randint(1, most)) for _ in range(cases)]
+        return list(case_files("train", args.seed, n, start=start, facts=rng.choice(FACTS)))
 
     phrasebook = make_phrasebook(models, recipe, args)
     if args.start is None:
@@ -128,20 +134,28 @@ def make_phrasebook(models: Models, recipe: Recipe, args: argparse.Namespace) ->
     file = args.out / "phrasebook.safetensors"
     if file.exists():
         return Phrasebook.load(file)
-    batcher = Batcher(models, recipe)
-    batches = []
-    for step in range(args.phrasebook_steps):
-        cases = list(case_files("train", args.seed + 1, recipe.contexts, start=step * recipe.contexts))
-        batches.append(batcher.batch(cases, random.Random(step)))
-    phrasebook = write_phrasebook(models, batches, recipe)
+    everything, rare = replace(recipe, questions=ALL, per_kind={}), replace(recipe, per_kind=RARE)
+    draft = write_phrasebook(models, phrasebook_batches(models, everything, args, 0), everything)
+    phrasebook = write_phrasebook(models, phrasebook_batches(models, rare, args, 1), rare, draft=draft)
     args.out.mkdir(parents=True, exist_ok=True)
     phrasebook.save(file)
     return phrasebook
 
 
+def phrasebook_batches(models: Models, recipe: Recipe, args: argparse.Namespace, part: int) -> list[Batch]:
+    """The batches of one of the two parts: first every question, then mostly those about joins and codes."""
+    batcher, batches = Batcher(models, recipe), []
+    for step in range(args.phrasebook_steps[part]):
+        rng = random.Random(f"phrasebook {args.seed}/{part}/{step}")
+        first = (1000 * part + step) * recipe.contexts
+        cases = list(case_files("train", args.seed + 1, recipe.contexts, start=first, facts=rng.choice(FACTS)))
+        batches.append(batcher.batch(cases, rng))
+    return batches
+
+
 def bare_case(rng: random.Random, facts: int) -> Case:
     """So many facts in a sentence each, and nothing beside them."""
-    return compose("bare", rng, rng.sample(TOPICS, facts), bare=True)
+    return compose("bare", rng, rng.sample(NAMES, facts), bare=True)
 
 
 def config_of(models: Models, args: argparse.Namespace) -> VaeConfig:
@@ -154,7 +168,10 @@ def config_of(models: Models, args: argparse.Namespace) -> VaeConfig:
         dims=640 // args.slots // args.bits,
         bits=args.bits,
         width=args.width,
+        blocks=args.blocks,
         projector_width=args.projector,
+        urgent_slots=len(NAMES) if args.urgent_bits else 0,
+        urgent_dims=args.urgent_bits // args.bits,
         nearness=0.0,
     )
 

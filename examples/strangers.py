@@ -1,40 +1,42 @@
 """A hand-off between two models that nobody here trained, on real text.
 
-    python examples/strangers.py SENDER_DIR RECEIVER_DIR TEXTS.jsonl [--minutes 10] [--json RESULT.json]
+    python examples/strangers.py SENDER_DIR RECEIVER_DIR TEXTS.jsonl --save CODEC [--minutes 10] [--json REPORT.json]
 
 The sender reads the beginning of a story, the message crosses, the receiver continues. Training uses only stories
-that the sender itself writes; TEXTS.jsonl (lines of {"text": ...}) is for the test. The figure is bits per byte of the
-true continuation: with the message, with nothing, with another story's message, with the beginning as text, and with
-the last and the first bytes of the beginning, as many as the payload has.
+that the sender itself writes; TEXTS.jsonl (lines of {"text": ...}) is for the test. What the true continuation costs
+the receiver is measured in every arm: by message, with nothing, with another story's message, with the beginning as
+text, with text of as many bytes, and more.
+
+--beginning sets how much of the story the sender holds. With --seen N the receiver sees the last N characters of the
+beginning in every arm, so that what the message adds is what lies further back.
 """
 
 import argparse
 import json
-import math
 import random
 import tempfile
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
-from ilcp import Receiver, Sender
+import ilcp
+from ilcp.codec import prove
 from ilcp.identity import identify
-from ilcp.measure import Measured, provenance, quality
-from ilcp.measure.figures import bootstrap
+from ilcp.measure import Report, equal_texts, run
+from ilcp.measure.table import show
 from ilcp.pair import load_model
 from ilcp.tasks import Case, Question
 from ilcp.training import Models, Recipe, calibrate, train
-from ilcp_codecs.text import HeadCodec, TailCodec
 from ilcp_codecs.vae import VaeCodec, VaeConfig, VaeNetwork
 
 BEGINNING_CHARS = 150  # what the sender holds
 CONTINUATION_CHARS = 100  # what the receiver is judged on
 STORY_TOKENS = 120
 VALIDATION_STORIES = 64
+DICTIONARY_STORIES = 2000  # that the sender writes for zstd's dictionary
+CARD = "# A codec for the beginnings of stories\n\nTrained on stories that the sender wrote itself.\n"
 
 
 def main() -> None:
@@ -42,26 +44,28 @@ def main() -> None:
     parser.add_argument("sender", type=Path)
     parser.add_argument("receiver", type=Path)
     parser.add_argument("texts", type=Path)
+    parser.add_argument("--save", type=Path, required=True, help="the codec's folder; one that is there is measured")
     parser.add_argument("--minutes", type=float, default=10.0, help="of training")
     parser.add_argument("--stories", type=int, default=4000, help="that the sender writes for training")
+    parser.add_argument("--beginning", type=int, default=BEGINNING_CHARS, help="characters that the sender holds")
+    parser.add_argument("--seen", type=int, default=0, help="characters of them that the receiver sees as well")
+    parser.add_argument("--n", type=int, help="stories to measure; without it, all")
     parser.add_argument("--seed", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--json", type=Path, help="where the result goes")
+    parser.add_argument("--json", type=Path, help="where the report goes")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
 
-    test = [case for text in read_texts(args.texts) if (case := split(text))]
     models = Models(*load_model(args.sender), *load_model(args.receiver))
-    written = [case for text in write_stories(models, args.stories) if (case := split(text))]
-    codec, training = train_codec(models, written, args)
-    result = measure(models, codec, test, args.seed)
-    show(result)
-    if args.json:
-        where = provenance(sender=asdict(codec.trained.sender), receiver=asdict(codec.trained.receiver))
-        record = {"figures": {name: asdict(figure) for name, figure in result.items()}, "training": training}
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(record | {"seed": args.seed, "provenance": where}, indent=2) + "\n")
+    if not args.save.exists():
+        written = [case for text in write_stories(models, args.stories) if (case := split(text, args))]
+        train_codec(models, written, args)
+    test = [case for text in read_texts(args.texts) if (case := split(text, args))][: args.n]
+    report = measure(models, test, args)
+    show(report, Console())
+    if args.seen == 0:
+        prove(args.save, report.proof())
 
 
 def read_texts(path: Path) -> list[str]:
@@ -69,14 +73,15 @@ def read_texts(path: Path) -> list[str]:
     return [json.loads(line)["text"] for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
-def split(text: str) -> Case | None:
+def split(text: str, args: argparse.Namespace) -> Case | None:
     """Beginning and continuation of a story, cut between words; None where it is too short."""
     text = " ".join(text.split())
-    cut = text.rfind(" ", 0, BEGINNING_CHARS)
+    cut = text.rfind(" ", 0, args.beginning)
     end = text.rfind(" ", 0, cut + CONTINUATION_CHARS)
-    if cut < BEGINNING_CHARS // 2 or end < cut + CONTINUATION_CHARS // 2:
+    if cut < args.beginning // 2 or end < cut + CONTINUATION_CHARS // 2:
         return None
-    return Case(text[:24], text[:cut], (Question("", text[cut + 1 : end], "continuation"),))
+    seen = text[text.find(" ", max(0, cut - args.seen)) + 1 : cut] if args.seen else ""
+    return Case(text[: args.beginning], text[:cut], (Question(seen, text[cut + 1 : end], "continuation"),))
 
 
 @torch.no_grad()
@@ -97,7 +102,7 @@ def write_stories(models: Models, count: int, batch: int = 200) -> list[str]:
     return stories
 
 
-def train_codec(models: Models, cases: list[Case], args: argparse.Namespace) -> tuple[VaeCodec, dict]:
+def train_codec(models: Models, cases: list[Case], args: argparse.Namespace) -> None:
     """The same network and the same loop as the embedded pair's."""
     config = VaeConfig(
         sender_layers=tuple(range(models.sender.config.num_hidden_layers + 1)),
@@ -128,43 +133,27 @@ def train_codec(models: Models, cases: list[Case], args: argparse.Namespace) -> 
         identify(models.sender, models.sender_tokenizer),
         identify(models.receiver, models.receiver_tokenizer),
     )
-    return codec, {
-        "recipe": recipe.to_dict(),
-        "steps": result.steps,
-        "minutes": result.minutes,
-        "stories": len(training),
-    }
+    made = {"recipe": recipe.to_dict(), "steps": result.steps, "minutes": result.minutes, "stories": len(training)}
+    ilcp.save(codec, args.save, card=CARD, training=made)
 
 
-def measure(models: Models, codec: VaeCodec, cases: list[Case], seed: int) -> dict[str, Measured]:
-    """Bits per byte of the true continuation by arm, and the share of the text's gain that the message gives."""
-    sender = Sender(models.sender, models.sender_tokenizer, codec)
-    receiver = Receiver(models.receiver, models.receiver_tokenizer, codec)
-    texts = {"tail": TailCodec(), "head": HeadCodec()}
-    lengths = [codec.spec.payload_bytes]
-    scores = quality(sender, receiver, cases, payload_bytes=lengths, text_codecs=texts, close_answers=False, seed=seed)
-    sizes = torch.tensor([len(case.questions[0].answer.encode()) for case in cases], dtype=torch.float64).numpy()
-    figures = {}
-    for arm, nats in scores.nats.items():
-        figures[f"{arm}, bits per byte"] = bootstrap(
-            lambda items, nats=nats: float(-nats[items].sum() / math.log(2) / sizes[items].sum()),
-            scores.documents,
-            seed=seed,
-            unit="bits/byte",
-        )
-    figures["recovery of the message"] = scores.recovery("message", of="nats")
-    figures["content gain, nats per continuation"] = scores.content_gain(of="nats")
-    figures["message minus tail, nats per continuation"] = scores.difference("message", f"tail-{lengths[0]}", of="nats")
-    figures["message, everything counted"] = Measured(scores.wire_bytes["message"], "B", len(cases))
-    return figures
-
-
-def show(result: dict[str, Measured]) -> None:
-    table = Table("figure", "value", "95 % interval", "n")
-    for name, figure in result.items():
-        interval = "" if figure.low is None else f"{figure.low:.3f} to {figure.high:.3f}"
-        table.add_row(name, f"{figure.value:.3f} {figure.unit}", interval, str(figure.n))
-    Console().print(table)
+def measure(models: Models, cases: list[Case], args: argparse.Namespace) -> Report:
+    """Every arm, on stories that nobody trained on."""
+    codec = ilcp.load(args.save)
+    sender = ilcp.Sender(models.sender, models.sender_tokenizer, codec)
+    receiver = ilcp.Receiver(models.receiver, models.receiver_tokenizer, codec, allow_unproven=True)
+    dictionary = write_stories(models, DICTIONARY_STORIES)
+    return run(
+        sender,
+        receiver,
+        cases,
+        task=f"{args.texts.name}, {args.beginning} characters held, {args.seen} seen",
+        seed=args.seed,
+        closed=False,
+        texts=equal_texts(sender, dictionary),
+        keep=args.json,
+        progress=True,
+    )
 
 
 if __name__ == "__main__":

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 __all__ = ["app", "main"]
 
 EMBEDDED_CONFIG = Path(ilcp.__file__).parent / "pair" / "codec" / "config.json"
+EMBEDDED = "embedded"
 BAD_INPUT = 2
+INTERRUPTED = 130
 OUTSIDE = 3
 
 app = typer.Typer(
@@ -55,6 +57,9 @@ def main() -> None:
     except IlcpError as error:
         err.print(f"[bold red]ilcp:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(BAD_INPUT)
+    except KeyboardInterrupt:
+        err.print("[bold red]ilcp:[/] interrupted; what --json names is kept, and the same command goes on with it")
+        sys.exit(INTERRUPTED)
 
 
 def _version(wanted: bool) -> None:
@@ -125,6 +130,99 @@ def inspect(
     out.print(f"check    {found.check}", highlight=False)
     if found.handoff_id is not None:
         out.print(f"hand-off {found.handoff_id}, expires at {found.expires_unix_s} (unix seconds)", highlight=False)
+
+
+@app.command()
+def measure(
+    codec: Annotated[str, typer.Argument(help="A codec's folder, or 'embedded'.")],
+    task: Annotated[str, typer.Option(help="'case-files', or a JSONL file of cases.")] = "case-files",
+    n: Annotated[int, typer.Option(help="How many cases.")] = 500,
+    seed: Annotated[int, typer.Option(help="Of the test documents, the intervals and the random payloads.")] = 7,
+    sender: Annotated[Path | None, typer.Option(help="The sender's folder; without it, the embedded sender.")] = None,
+    receiver: Annotated[Path | None, typer.Option(help="The receiver's folder; without it, the embedded one.")] = None,
+    hops: Annotated[int, typer.Option(help="How many hops to hand on (case files only); 0: not measured.")] = 0,
+    repetitions: Annotated[int, typer.Option(help="Of the times, at least 50; 0: not measured.")] = 60,
+    threads: Annotated[int | None, typer.Option(help="Threads of the models; without it, all.")] = None,
+    as_json: Annotated[
+        Path | None,
+        typer.Option("--json", help="Keep the report here; an interrupted run goes on from it.", dir_okay=False),
+    ] = None,
+    html: Annotated[Path | None, typer.Option(help="A page with plots; needs ilcp\\[plots].", dir_okay=False)] = None,
+    png: Annotated[Path | None, typer.Option(help="A folder for the plots; needs ilcp\\[plots].")] = None,
+    prove: Annotated[bool, typer.Option("--prove", help="Write the result into the codec's folder.")] = False,
+) -> None:
+    """What a codec's message is worth, against everything that it must beat, on any pair of models.
+
+    Every question is asked with the full text, with the message at each length, with nothing, with another case's
+    message, with text of as many bytes, and more; every figure stands beside its interval. Ctrl-C leaves what was
+    measured in --json, marked incomplete; the same command goes on with it.
+    """
+    if prove and codec == EMBEDDED:
+        raise EncodeError("expected a codec's folder to --prove, got 'embedded': name the folder")
+    if html is not None or png is not None:
+        from ilcp.measure.plots import require_matplotlib
+
+        require_matplotlib()  # now, not after an hour of measuring
+    with _busy("loading both models and the codec"):
+        from ilcp.measure import equal_texts, run
+        from ilcp.measure.table import show
+        from ilcp.pair import load_pair
+        from ilcp.tasks import task as named
+
+        if threads is not None:
+            import torch
+
+            torch.set_num_threads(threads)
+        folder = None if codec == EMBEDDED else Path(codec)
+        pair = load_pair(folder, sender=sender, receiver=receiver, allow_unproven=True)
+        asked = named(task, n=n, seed=seed)
+        texts = equal_texts(pair.sender, asked.samples())
+    report = run(
+        pair.sender,
+        pair.receiver,
+        asked.cases,
+        task=asked.name,
+        seed=seed,
+        closed=asked.closed,
+        texts=texts,
+        hops=hops,
+        repetitions=repetitions,
+        keep=as_json,
+        progress=True,
+    )
+    show(report, out)
+    if html is not None:
+        from ilcp.measure.page import page
+
+        html.write_text(page(report), encoding="utf-8")
+    if png is not None:
+        from ilcp.measure.plots import save_plots
+
+        save_plots(report, png)
+    if prove:
+        from ilcp.codec import prove as write
+
+        write(pair.path, report.proof())
+
+
+@app.command()
+def compare(
+    before: Annotated[Path, typer.Argument(help="A report: JSON of 'ilcp measure'.")],
+    after: Annotated[Path, typer.Argument(help="Another report of the same questions.")],
+    as_json: Annotated[bool, typer.Option("--json", help="The same as JSON, on standard output.")] = False,
+) -> None:
+    """What changed between two reports, with intervals, and how many single answers flipped (churn)."""
+    with _busy("making all figures of both reports anew"):
+        from ilcp.measure import compare as changes_of
+        from ilcp.measure import load_report
+
+        found = changes_of(load_report(before), load_report(after))
+    if as_json:
+        typer.echo(json.dumps(found.to_dict(), indent=2))
+        return
+    from ilcp.measure.table import show_comparison
+
+    show_comparison(found, out)
 
 
 def _own_document(pair: Any, text: str, questions: list[str], as_json: bool) -> None:

@@ -17,15 +17,17 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from ilcp.context import Context
-from ilcp.errors import EncodeError
+from ilcp.errors import EncodeError, UnprovenError
 from ilcp.identity import ModelIdentity, digest
 from ilcp.memory import Memory
 from ilcp.message import CODEC_ID_BYTES, MAX_PAYLOAD_BYTES
+from ilcp.proof import Proof
 
-__all__ = ["Codec", "CodecSpec", "Trained", "codec_class", "codec_names", "load", "save"]
+__all__ = ["Codec", "CodecSpec", "Trained", "codec_class", "codec_names", "load", "prove", "save"]
 
 ENTRY_POINTS = "ilcp.codecs"
 FORMAT = 1  # of config.json; another number is refused
+MEASURED = "## Measured, with its controls"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,10 +86,15 @@ class Trained:
 
 @runtime_checkable
 class Codec(Protocol):
-    """The seam. Encoding is deterministic, decoding needs nothing but the payload, and neither changes the codec."""
+    """The seam. Encoding is deterministic, decoding needs nothing but the payload, and neither changes the codec.
+
+    ``proof`` is what was measured of it, as found in its folder. A codec that can also say its latent before rounding
+    has ``decode_unrounded(context) -> Memory``, for measuring only.
+    """
 
     spec: CodecSpec
     trained: Trained
+    proof: Proof | None
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -154,6 +161,7 @@ def save(codec: Codec, folder: str | Path, *, card: str, training: Mapping[str, 
         "settings": codec.save_files(folder),
         "trained": asdict(codec.trained),
         "training": dict(training or {}),
+        "proof": None if codec.proof is None else asdict(codec.proof),
     }
     (folder / "README.md").write_text(card, encoding="utf-8")
     (folder / "config.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
@@ -188,4 +196,25 @@ def load(folder: str | Path) -> Codec:
     except (KeyError, TypeError) as error:
         raise EncodeError(f"expected the fields spec, trained and settings in {config}, got {error!r}") from error
     codec: Codec = codec_class(spec.name).load_files(Path(folder), spec, trained, settings)
+    codec.proof = None if record.get("proof") is None else Proof.from_dict(record["proof"])
     return codec
+
+
+def prove(folder: str | Path, proof: Proof) -> None:
+    """Writes what was measured of the codec in ``folder`` into its ``config.json`` and its card.
+
+    Raises:
+        EncodeError: the folder is no codec's.
+        UnprovenError: the proof is another codec's.
+    """
+    config, card = Path(folder) / "config.json", Path(folder) / "README.md"
+    found = load(folder)
+    codec_id = found.trained.codec_id(found.spec).hex()
+    if proof.codec_id != codec_id:
+        raise UnprovenError(f"expected the proof of codec {codec_id} in {folder}, got that of {proof.codec_id}")
+    record = json.loads(config.read_text(encoding="utf-8")) | {"proof": asdict(proof)}
+    config.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    before = card.read_text(encoding="utf-8").split(MEASURED)[0].rstrip() if card.exists() else ""
+    arms = "\n".join(f"| {name} | {value:.3f} |" for name, value in proof.arms.items())
+    table = f"| arm | {proof.unit} |\n| --- | ---: |\n{arms}"
+    card.write_text(f"{before}\n\n{MEASURED}\n\n{table}\n\nMeasured at {proof.commit}: {proof}.\n", encoding="utf-8")

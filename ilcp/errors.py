@@ -12,6 +12,7 @@ __all__ = [
     "IdentityError",
     "IlcpError",
     "TransportError",
+    "UnprovenError",
 ]
 
 
@@ -37,6 +38,10 @@ class ExpiredError(DecodeError):
 
 class IdentityError(IlcpError):
     """Two parts of a hand-off do not belong together; the text names the part that differs."""
+
+
+class UnprovenError(IlcpError):
+    """A codec was not measured, or what was measured says that its message carries nothing."""
 
 
 class TransportError(IlcpError):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["PADDING", "answer_logits", "answer_scores", "embed"]
+__all__ = ["PADDING", "answer_logits", "answer_scores", "embed", "pad_left"]
 
 PADDING = -1  # label of a position that is no answer's
 
@@ -26,19 +26,26 @@ def embed(model: Any, ids: Sequence[int]) -> Tensor:
     return vectors
 
 
+def pad_left(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Rows ``"tokens hidden"`` of any length as ``"rows tokens hidden"``, all ending together, and their mask."""
+    longest = max(map(len, rows))
+    embeds = torch.stack([F.pad(row, (0, 0, longest - len(row), 0)) for row in rows])
+    lengths = torch.tensor([len(row) for row in rows], device=embeds.device)
+    mask = torch.arange(longest, device=embeds.device) >= (longest - lengths).unsqueeze(1)
+    return embeds, mask.long()
+
+
 def answer_logits(model: Any, prompts: Sequence[Tensor], answers: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     """Float32 logits ``"rows answer vocabulary"`` that predict each answer after its embedded prompt, and the labels
     ``"rows answer"``; shorter answers are padded on the left with ``PADDING``."""
     pieces = [torch.cat([prompt, embed(model, ids)]) for prompt, ids in zip(prompts, answers, strict=True)]
-    longest, keep = max(map(len, pieces)), max(map(len, answers))
-    embeds = torch.stack([F.pad(piece, (0, 0, longest - len(piece), 0)) for piece in pieces])
-    lengths = torch.tensor([len(piece) for piece in pieces], device=embeds.device)
-    positions = torch.arange(longest, device=embeds.device) - (longest - lengths).unsqueeze(1)
+    keep = max(map(len, answers))
+    embeds, mask = pad_left(pieces)
     fewer = {"logits_to_keep": keep + 1} if "logits_to_keep" in signature(model.forward).parameters else {}
     outputs = model(
         inputs_embeds=embeds,
-        attention_mask=(positions >= 0).long(),
-        position_ids=positions.clamp(min=0),
+        attention_mask=mask,
+        position_ids=(mask.cumsum(1) - 1).clamp(min=0),
         **fewer,
     )
     labels = torch.full((len(pieces), keep), PADDING)
@@ -47,10 +54,10 @@ def answer_logits(model: Any, prompts: Sequence[Tensor], answers: Sequence[Seque
     return outputs.logits[:, -(keep + 1) : -1].float(), labels.to(embeds.device)
 
 
-def answer_scores(logits: Tensor, labels: Tensor) -> list[tuple[float, bool]]:
-    """Per row, the log-likelihood of the answer in nats, and whether greedy decoding gives exactly it."""
+def answer_scores(logits: Tensor, labels: Tensor) -> list[tuple[list[float], bool]]:
+    """Per row, the log-likelihood of each token of the answer in nats, and whether greedy decoding gives exactly it."""
     known = labels != PADDING
     losses = F.cross_entropy(logits.transpose(1, 2), labels.clamp(min=0), reduction="none")
-    nats = -(losses * known).sum(1)
     exact = ((logits.argmax(-1) == labels) | ~known).all(1)
-    return list(zip(nats.tolist(), exact.tolist(), strict=True))
+    nats = [(-row[mine]).tolist() for row, mine in zip(losses, known, strict=True)]
+    return list(zip(nats, exact.tolist(), strict=True))

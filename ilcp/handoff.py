@@ -16,11 +16,12 @@ from torch import Tensor
 from ilcp.codec import Codec
 from ilcp.context import Context, read_ids, read_outputs, window_tokens
 from ilcp.errors import EncodeError, IdentityError
-from ilcp.forward import answer_logits, answer_scores, embed
+from ilcp.forward import answer_logits, answer_scores, embed, pad_left
 from ilcp.identity import check_same, identify
 from ilcp.memory import Memory
 from ilcp.message import Message, Seal
 from ilcp.prompt import answer_ids, layout, text_ids
+from ilcp.proof import require_proof
 
 __all__ = ["Receiver", "Score", "Sender"]
 
@@ -48,6 +49,7 @@ class Sender:
         self.codec = codec
         self.key = key
         self.ttl_s = ttl_s
+        self._codec_id = codec.trained.codec_id(codec.spec)
 
     def encode(self, source: Any, *, payload_bytes: int | None = None) -> bytes:
         """The message for ``source``, as bytes.
@@ -85,9 +87,8 @@ class Sender:
 
     def pack(self, payload: bytes) -> bytes:
         """A payload in its envelope: bare, or sealed where this sender holds a key."""
-        codec_id = self.codec.trained.codec_id(self.codec.spec)
         seal = None if self.key is None else Seal.fresh(ttl_s=self.ttl_s)
-        return Message(codec_id, payload, seal).to_bytes(self.key)
+        return Message(self._codec_id, payload, seal).to_bytes(self.key)
 
     def _read_text(self, text: str) -> Context:
         if not text.strip():
@@ -117,10 +118,15 @@ def _one_row(source: Any) -> list[int]:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """How one answer fares: its log-likelihood in nats, and whether greedy decoding gives exactly it."""
+    """How one answer fares: the log-likelihood of each of its tokens in nats, and whether greedy decoding gives it."""
 
-    log_likelihood_nats: float
+    token_nats: tuple[float, ...]
     exact: bool
+
+    @property
+    def log_likelihood_nats(self) -> float:
+        """Of the whole answer."""
+        return sum(self.token_nats)
 
 
 class Receiver:
@@ -132,17 +138,24 @@ class Receiver:
         tokenizer: the model's tokenizer.
         codec: trained for this receiver.
         key: the sender's key; bare messages are then refused.
+        allow_unproven: takes a codec that was not measured, or that was and carries nothing (see ``ilcp.proof``).
 
     Raises:
         IdentityError: the codec was trained for another receiver; the text names the part that differs.
+        UnprovenError: the codec's content gain was not measured, or is not above zero; the text says what was measured.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, codec: Codec, *, key: bytes | None = None):
+    def __init__(
+        self, model: Any, tokenizer: Any, codec: Codec, *, key: bytes | None = None, allow_unproven: bool = False
+    ):
         check_same("receiver", codec.trained.receiver, identify(model, tokenizer))
+        if not allow_unproven:
+            require_proof(codec.proof, codec.trained.codec_id(codec.spec).hex())
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.codec = codec
         self.key = key
+        self._codec_id = codec.trained.codec_id(codec.spec)
         self._embedding_norm = float(model.get_input_embeddings().weight.detach().float().norm(dim=-1).mean())
 
     def decode(self, message: bytes) -> Memory:
@@ -153,10 +166,9 @@ class Receiver:
             IdentityError: the message was made by another codec.
         """
         parsed = Message.from_bytes(message, key=self.key)
-        expected = self.codec.trained.codec_id(self.codec.spec)
-        if parsed.codec_id != expected:
+        if parsed.codec_id != self._codec_id:
             raise IdentityError(
-                f"expected a message of codec {expected.hex()} ({self.codec.spec.name}), got one of codec "
+                f"expected a message of codec {self._codec_id.hex()} ({self.codec.spec.name}), got one of codec "
                 f"{parsed.codec_id.hex()}: its spec, weights, sender or receiver differ; load the sender's codec"
             )
         return self.codec.decode(parsed.payload)
@@ -175,17 +187,21 @@ class Receiver:
             EncodeError: both a message and a context were given, or the prompt leaves no room for an answer.
             DecodeError, IdentityError: as ``decode``.
         """
-        prompt = self.prompt(self._memory(message, context), question)
-        self._check_room(prompt.shape[0], max_new_tokens)
-        with torch.no_grad():
-            ids = self.model.generate(
-                inputs_embeds=prompt[None],
-                attention_mask=torch.ones(1, prompt.shape[0], dtype=torch.long, device=prompt.device),
-                max_new_tokens=max_new_tokens,
-                do_sample=False,
-                pad_token_id=self._pad_id(),
-            )
-        return str(self.tokenizer.decode(ids[0], skip_special_tokens=True)).strip()
+        return self._greedy([self.prompt(self._memory(message, context), question)], max_new_tokens)[0]
+
+    @torch.no_grad()
+    def _greedy(self, prompts: Sequence[Tensor], max_new_tokens: int) -> list[str]:
+        for prompt in prompts:
+            self._check_room(prompt.shape[0], max_new_tokens)
+        embeds, mask = pad_left(prompts)
+        ids = self.model.generate(
+            inputs_embeds=embeds,
+            attention_mask=mask,
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            pad_token_id=self._pad_id(),
+        )
+        return [str(text).strip() for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
 
     def score(
         self, items: Sequence[tuple[bytes | Memory | None, str, str]], *, end: bool = True, batch: int = 64
@@ -210,8 +226,22 @@ class Receiver:
                 self._check_room(prompts[-1].shape[0], len(answers[-1]))
             with torch.no_grad():
                 logits, labels = answer_logits(self.model, prompts, answers)
-            scores += [Score(nats, exact) for nats, exact in answer_scores(logits, labels)]
+            scores += [Score(tuple(nats), exact) for nats, exact in answer_scores(logits, labels)]
         return scores
+
+    def answers(
+        self, items: Sequence[tuple[bytes | Memory | None, str]], *, max_new_tokens: int = 32, batch: int = 64
+    ) -> list[str]:
+        """The greedy answers to ``(message, question)`` items, in batches; each as ``generate`` gives it.
+
+        Raises:
+            EncodeError, DecodeError, IdentityError: as ``generate``.
+        """
+        found: list[str] = []
+        for start in range(0, len(items), batch):
+            prompts = [self.prompt(self._memory(m, None), question) for m, question in items[start : start + batch]]
+            found += self._greedy(prompts, max_new_tokens)
+        return found
 
     def prompt(self, memory: Memory | None, question: str) -> Tensor:
         """The embedded prompt, ``"tokens hidden"``: what the receiver pre-fills before its first new token."""

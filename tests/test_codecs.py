@@ -1,6 +1,8 @@
 """The contract that every registered codec keeps, and what is particular to each."""
 
 import json
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from ilcp.codec import CodecSpec, codec_class, codec_names
 from ilcp.context import Context
 from ilcp.errors import DecodeError, EncodeError, IdentityError, IlcpError
 from ilcp.tasks import case_files
-from ilcp_codecs.text import HeadCodec, PlainCodec, TailCodec, ZstdCodec
+from ilcp_codecs.text import HeadCodec, LmCodec, PlainCodec, TailCodec, ZstdCodec
 from ilcp_codecs.text.codecs import MAX_TEXT_BYTES
 from ilcp_codecs.vae import VaeCodec, VaeConfig, VaeNetwork
 from ilcp_codecs.vae.bottleneck import dequantise, quantise
@@ -28,10 +30,22 @@ def zstd() -> ZstdCodec:
     return ZstdCodec.fit((case.context for case in case_files("train", 0, 400)), 1000)
 
 
+@pytest.fixture(scope="module")
+def ready(small, zstd) -> Iterator[dict[str, Any]]:
+    """The codecs that need more than a length; on one thread, because a step of a small model is too little for two."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield {
+        "vae": small.codec,
+        "text-zstd": zstd,
+        "text-lm": LmCodec(small.sender.model, small.sender.tokenizer, 4000),
+    }
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(params=codec_names())
-def codec(request, small, zstd):
+def codec(request, ready):
     """Every registered codec, ready to use."""
-    ready = {"vae": small.codec, "text-zstd": zstd}
     return ready.get(request.param) or codec_class(request.param)(4000)
 
 
@@ -43,7 +57,7 @@ def context(small) -> Context:
 
 def test_all_built_in_codecs_are_registered() -> None:
     """The built-in codecs come through the same entry points as anybody's."""
-    assert {"vae", "text-plain", "text-head", "text-tail", "text-zstd"} <= set(codec_names())
+    assert {"vae", "text-plain", "text-head", "text-tail", "text-zstd", "text-lm"} <= set(codec_names())
 
 
 def test_payload_is_deterministic_and_within_the_spec(codec, context) -> None:
@@ -94,10 +108,10 @@ def test_an_empty_context_is_refused(codec) -> None:
 
 @given(data=st.data())
 @settings(max_examples=60, deadline=None)
-def test_any_bytes_decode_or_are_refused(data, small, zstd) -> None:
+def test_any_bytes_decode_or_are_refused(data, small, ready) -> None:
     """Arbitrary bytes give a finite memory of the right shape and norm, or a DecodeError; nothing else."""
     name = data.draw(st.sampled_from(codec_names()))
-    codec = {"vae": small.codec, "text-zstd": zstd}.get(name) or codec_class(name)(4000)
+    codec = ready.get(name) or codec_class(name)(4000)
     lengths = st.sampled_from(codec.spec.prefixes) if codec.spec.prefixes else st.integers(1, 300)
     payload = data.draw(lengths.flatmap(lambda n: st.binary(min_size=n, max_size=n)))
     try:
@@ -255,7 +269,7 @@ def test_nan_states_and_nan_weights_are_refused(small, context) -> None:
 
 def test_unknown_codec_names_are_refused_with_the_known_ones() -> None:
     """Asking for a codec that is not installed lists those that are."""
-    with pytest.raises(IlcpError, match="text-head, text-plain"):
+    with pytest.raises(IlcpError, match="text-head, text-lm, text-plain"):
         codec_class("telepathy")
 
 

@@ -4,12 +4,30 @@
 >>> Computed(41, "B", "20 + 20 + 1", {}).formula
 '20 + 20 + 1'
 
-Every figure is a ``Measured`` (a value with n and, where it is a mean, its interval) or a ``Computed`` (a value with
-its formula and inputs); there is no third kind.
+``run`` measures one codec between two models on one task, in every arm, and gives a ``Report``. Every figure in it is a
+``Measured`` (a value with n and, where it is a mean, its interval) or a ``Computed`` (a value with its formula and
+inputs); there is no third kind, and all ``Measured`` of a report share its provenance: commit, versions, machine,
+command, models and seed.
 """
 
-from ilcp.measure.figures import Computed, Measured, provenance
+from ilcp.measure.compare import Comparison, compare
+from ilcp.measure.figures import Citation, Computed, Measured, provenance
 from ilcp.measure.payload import Payload, payload
-from ilcp.measure.quality import ARMS, Quality, quality
+from ilcp.measure.report import Report
+from ilcp.measure.run import equal_texts, load_report, run, save_report
 
-__all__ = ["ARMS", "Computed", "Measured", "Payload", "Quality", "payload", "provenance", "quality"]
+__all__ = [
+    "Citation",
+    "Comparison",
+    "Computed",
+    "Measured",
+    "Payload",
+    "Report",
+    "compare",
+    "equal_texts",
+    "load_report",
+    "payload",
+    "provenance",
+    "run",
+    "save_report",
+]

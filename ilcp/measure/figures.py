@@ -1,21 +1,22 @@
-"""The two kinds of figure, their intervals, and where they come from."""
+"""The two kinds of figure, and where they come from. There is no third kind.
+
+A figure of somebody else is a ``Citation``: it stands in a footnote, with its source and setting, never in a table.
+"""
 
 import platform
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
+from ilcp.errors import EncodeError
 
-__all__ = ["Computed", "Measured", "bootstrap", "provenance"]
+__all__ = ["Citation", "Computed", "Measured", "figure_from_dict", "provenance"]
 
-DRAWS = 2000
-PACKAGES = ("ilcp", "torch", "transformers", "tokenizers", "numpy", "zstandard")
+PACKAGES = ("ilcp", "torch", "transformers", "tokenizers", "numpy", "zstandard", "constriction")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,28 +48,32 @@ class Computed:
         return f"{self.value:.4g} {self.unit} (computed: {self.formula}{'; ' + given if given else ''})"
 
 
-def bootstrap(
-    statistic: Callable[[NDArray[np.int64]], float], groups: Sequence[int], *, seed: int, unit: str = ""
-) -> Measured:
-    """``statistic`` of all items, with its 95 % percentile interval over resampled groups.
+@dataclass(frozen=True, slots=True)
+class Citation:
+    """What somebody else stated, for a footnote: it names its source and the setting that it holds in."""
 
-    ``groups`` names the group (the document) of each item: questions about one document are not independent, so whole
-    documents are drawn. ``statistic`` takes item numbers; arms compared inside it are therefore paired.
+    text: str
+    source: str
+    setting: str
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if not value.strip():
+                raise EncodeError(f"expected a citation with text, source and setting, got no {name}")
+
+
+def figure_from_dict(record: Mapping[str, Any]) -> Measured | Computed:
+    """The figure that ``dataclasses.asdict`` made of one.
+
+    Raises:
+        EncodeError: it is neither kind: nothing says what it was measured over, or computed from.
     """
-    members: dict[int, list[int]] = {}
-    for item, group in enumerate(groups):
-        members.setdefault(group, []).append(item)
-    blocks = [np.array(items, dtype=np.int64) for items in members.values()]
-    rng = np.random.default_rng(seed)
-    draws = []
-    for _ in range(DRAWS):
-        chosen = rng.integers(len(blocks), size=len(blocks))
-        draws.append(statistic(np.concatenate([blocks[index] for index in chosen])))
-    value = statistic(np.arange(len(groups)))
-    if not np.isfinite(draws).all():  # a ratio whose denominator is not safely away from zero has no interval
-        return Measured(value, unit, len(groups))
-    low, high = np.percentile(draws, [2.5, 97.5])
-    return Measured(value, unit, len(groups), float(low), float(high))
+    for kind in (Measured, Computed):
+        try:
+            return kind(**record)
+        except TypeError:
+            continue
+    raise EncodeError(f"expected a figure that was measured (value, unit, n) or computed (formula), got {dict(record)}")
 
 
 def provenance(**models: Any) -> dict[str, Any]:

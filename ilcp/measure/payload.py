@@ -9,7 +9,7 @@ from ilcp.errors import EncodeError
 from ilcp.measure.figures import Computed, Measured
 from ilcp.message import describe
 
-__all__ = ["Payload", "payload"]
+__all__ = ["Payload", "kv_cache", "payload"]
 
 FLOAT32_BYTES = 4
 
@@ -64,7 +64,7 @@ def payload(
     if text is not None and receiver is not None:
         tokens = len(receiver.tokenizer(text, add_special_tokens=False).input_ids)
         replaces["receiver's tokens"] = Measured(tokens, "tokens", 1)
-        replaces["receiver's KV cache, float32"] = _kv_cache(receiver.model.config, tokens)
+        replaces["receiver's KV cache, float32"] = kv_cache(receiver.model.config, tokens)
     parts = {part.name: Measured(part.size_bytes, "B", 1) for part in found.parts}
     return Payload(Measured(found.total_bytes, "B", 1), parts, replaces)
 
@@ -73,13 +73,14 @@ def _bytes(data: bytes) -> Measured:
     return Measured(len(data), "B", 1)
 
 
-def _kv_cache(config: Any, tokens: int) -> Computed:
+def kv_cache(config: Any, tokens: int, value_bytes: int = FLOAT32_BYTES) -> Computed:
+    """The bytes of the keys and values that a model of that configuration keeps for so many tokens."""
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     layers = config.num_hidden_layers
     return Computed(
-        2 * layers * tokens * heads * width * FLOAT32_BYTES,
+        2 * layers * tokens * heads * width * value_bytes,
         "B",
-        "2 * layers * tokens * kv_heads * head_dim * 4",
+        f"2 * layers * tokens * kv_heads * head_dim * {value_bytes}",
         {"layers": layers, "tokens": tokens, "kv_heads": heads, "head_dim": width},
     )

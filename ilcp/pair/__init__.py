@@ -26,22 +26,34 @@ class Pair:
     path: Path
 
 
-def load_pair(codec: str | Path | None = None, *, key: bytes | None = None) -> Pair:
-    """The embedded pair, with its own codec or the one in folder ``codec``.
+def load_pair(
+    codec: str | Path | None = None,
+    *,
+    sender: str | Path | None = None,
+    receiver: str | Path | None = None,
+    key: bytes | None = None,
+    allow_unproven: bool = False,
+) -> Pair:
+    """The embedded pair, with its own codec or the one in folder ``codec``; or a pair of your own, from local folders.
 
     Args:
+        sender, receiver: folders of causal language models; None for the embedded ones.
         codec: a folder written by ``ilcp.save``; None for the embedded codec.
         key: 16 to 64 bytes; messages are then sealed (127 bytes) and bare ones refused.
+        allow_unproven: takes a codec whose content gain was not measured, or is not above zero.
 
     Raises:
         EncodeError: the folder holds no codec.
         IdentityError: the codec was trained for another pair.
+        UnprovenError: the codec's content gain was not measured, or is not above zero.
     """
     path = HERE / "codec" if codec is None else Path(codec)
     method = load(path)
-    sender = Sender(*load_model(HERE / "sender"), method, key=key)
-    receiver = Receiver(*load_model(HERE / "receiver"), method, key=key)
-    return Pair(sender, receiver, path)
+    return Pair(
+        Sender(*load_model(sender or HERE / "sender"), method, key=key),
+        Receiver(*load_model(receiver or HERE / "receiver"), method, key=key, allow_unproven=allow_unproven),
+        path,
+    )
 
 
 def load_model(folder: str | Path) -> tuple[Any, Any]:

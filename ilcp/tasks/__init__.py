@@ -7,6 +7,7 @@
 """
 
 from ilcp.tasks.case_files import UNKNOWN, case_files
-from ilcp.tasks.cases import Case, Question, read_jsonl
+from ilcp.tasks.cases import Case, Question, read_jsonl, thin
+from ilcp.tasks.named import Task, task
 
-__all__ = ["UNKNOWN", "Case", "Question", "case_files", "read_jsonl"]
+__all__ = ["UNKNOWN", "Case", "Question", "Task", "case_files", "read_jsonl", "task", "thin"]

@@ -18,17 +18,31 @@ from collections.abc import Iterator, Sequence
 
 from ilcp.errors import EncodeError
 from ilcp.tasks.cases import Case, Question
-from ilcp.tasks.dossier import ATTRIBUTES, CODE, DISTRACTORS, JOINS, POOLS, SITE_SENTENCES, Attribute
+from ilcp.tasks.dossier import (
+    ATTRIBUTES,
+    CODE,
+    CODE_DIGITS,
+    CODE_LETTERS,
+    DISTRACTORS,
+    JOINS,
+    POOLS,
+    SITE_SENTENCES,
+    Attribute,
+)
+from ilcp.tasks.record import UNKNOWN, DossierRecord
+from ilcp.tasks.retelling import DossierRetelling, state
 
-__all__ = ["KINDS", "PRESENT", "SPLITS", "UNKNOWN", "case_files", "compose"]
+__all__ = ["KINDS", "PRESENT", "SPLITS", "TOPICS", "UNKNOWN", "case_files", "compose"]
 
 SPLITS = ("train", "validation", "test")
 KINDS = ("lookup", "join", "absent", "code")
 PRESENT = 17  # of the 20 attributes: 17 x log2(40) = 90 bits of look-up entropy, and three to ask for in vain
-UNKNOWN = "unknown"
-CODE_LETTERS = "ABCDEFGHJKLMNPQRSTUVWXYZ"  # without I and O, which people mistake for digits
-CODE_DIGITS = "0123456789"
+CODE_BITS = 3 * math.log2(len(CODE_LETTERS) * len(CODE_DIGITS))
+CODE_TOPICS = tuple(f"code, character {place}" for place in range(1, 7))
+OFFICE = {role: f"{role}'s office" for role in JOINS}
+TOPICS = (*(a.name for a in ATTRIBUTES), *OFFICE.values(), *CODE_TOPICS)  # what the facts of a dossier are about
 DISTRACTOR_SHARE = 1 / 3
+BARE_SHARE = 0.5
 
 
 def case_files(
@@ -64,26 +78,31 @@ def _stream(stream: str, start: int, stop: float, facts: int) -> Iterator[Case]:
 def compose(name: str, rng: random.Random, present: Sequence[str], *, bare: bool = False) -> Case:
     """The dossier that states the attributes named in ``present``, and asks for all.
 
-    ``bare``: a sentence for each and no more, no office, code or distractor.
+    ``bare``: no distractors, and only half of the offices and codes. Training begins with such documents.
     """
+
+    def stated() -> bool:
+        return not bare or rng.random() < BARE_SHARE
+
     values = {a.name: rng.choice(POOLS[a.pool]) for a in ATTRIBUTES if a.name in present}
     people = sorted({values[role] for role in JOINS if role in values})
-    offices = {} if bare else {person: rng.choice(POOLS["city"]) for person in people}
-    code = None if bare else "".join(rng.choice(CODE_LETTERS) + rng.choice(CODE_DIGITS) for _ in range(3))
-    return Case(
-        id=name,
-        context=_document(rng, values, offices, code),
-        questions=_questions(rng, values, offices, code),
-        entropy_bits=_entropy_bits(values, len(offices), code),
-    )
+    offices = {person: rng.choice(POOLS["city"]) for person in people if stated()}
+    code = "".join(rng.choice(CODE_LETTERS) + rng.choice(CODE_DIGITS) for _ in range(3)) if stated() else None
+    context = _document(rng, values, offices, code, bare)
+    questions = _questions(rng, values, offices, code)
+    asks = tuple((question.text, question.kind, question.facts[0][0]) for question in questions)
+    record = None if bare else DossierRecord(values, offices, code or "", asks)
+    entropy_bits = _entropy_bits(values, len(offices), code)
+    return Case(name, context, questions, entropy_bits, record, DossierRetelling(name, asks))
 
 
-def _document(rng: random.Random, values: dict[str, str], offices: dict[str, str], code: str | None) -> str:
-    sentences = [_state(rng.choice(a.sentences), values[a.name]) for a in ATTRIBUTES if a.name in values]
+def _document(rng: random.Random, values: dict[str, str], offices: dict[str, str], code: str | None, bare: bool) -> str:
+    sentences = [state(rng.choice(a.sentences), values[a.name]) for a in ATTRIBUTES if a.name in values]
     sentences += [rng.choice(SITE_SENTENCES).format(person=p, city=c) for p, c in offices.items()]
-    if code is None:
+    if code is not None:
+        sentences.append(state(rng.choice(CODE.sentences), code))
+    if bare:
         return " ".join(rng.sample(sentences, len(sentences)))
-    sentences.append(_state(rng.choice(CODE.sentences), code))
     facts_chars = sum(map(len, sentences))
     distractors = rng.sample(DISTRACTORS, len(DISTRACTORS))
     while sum(map(len, sentences)) * (1 - DISTRACTOR_SHARE) < facts_chars:
@@ -93,26 +112,31 @@ def _document(rng: random.Random, values: dict[str, str], offices: dict[str, str
     return " ".join(sentences)
 
 
-def _state(sentence: str, value: str) -> str:
-    text = sentence.format(value)
-    return text[0].upper() + text[1:]
-
-
 def _questions(
     rng: random.Random, values: dict[str, str], offices: dict[str, str], code: str | None
 ) -> tuple[Question, ...]:
+    stated_bits = math.log2(math.comb(len(ATTRIBUTES), len(values))) / len(ATTRIBUTES)  # which are there: a share each
+
     def ask(attribute: Attribute, answer: str, kind: str) -> Question:
-        return Question(rng.choice(attribute.questions), answer, kind, POOLS.get(attribute.pool), attribute.name)
+        pool = POOLS[attribute.pool]
+        bits = stated_bits + (math.log2(len(pool)) if kind == "lookup" else 0.0)
+        return Question(rng.choice(attribute.questions), answer, kind, pool, ((attribute.name, answer),), bits)
 
     questions = [
         ask(a, values[a.name], "lookup") if a.name in values else ask(a, UNKNOWN, "absent") for a in ATTRIBUTES
     ]
+    known: set[str] = set()  # people whose office another join asks for already
     for role, texts in JOINS.items():
         if role in values and values[role] in offices:
-            person = values[role]
-            questions.append(Question(rng.choice(texts), f"{person}, {offices[person]}", "join", topic=role))
+            person, office = values[role], offices[values[role]]
+            facts = ((role, person), (OFFICE[role], office))
+            bits = 0.0 if person in known else math.log2(len(POOLS["city"]))
+            known.add(person)
+            answer = f"{person}, {office}"
+            questions.append(Question(rng.choice(texts), answer, "join", None, facts, bits, given=f"{person},"))
     if code is not None:
-        questions.append(ask(CODE, code, "code"))
+        letters = tuple((topic, letter) for topic, letter in zip(CODE_TOPICS, code, strict=True))
+        questions.append(Question(rng.choice(CODE.questions), code, "code", None, letters, CODE_BITS))
     return tuple(questions)
 
 
@@ -120,5 +144,4 @@ def _entropy_bits(values: dict[str, str], offices: int, code: str | None) -> flo
     lookup = sum(math.log2(len(POOLS[a.pool])) for a in ATTRIBUTES if a.name in values)
     absent = math.log2(math.comb(len(ATTRIBUTES), len(values)))
     join = offices * math.log2(len(POOLS["city"]))
-    letters = 0.0 if code is None else 3 * math.log2(len(CODE_LETTERS) * len(CODE_DIGITS))
-    return lookup + absent + join + letters
+    return lookup + absent + join + (0.0 if code is None else CODE_BITS)

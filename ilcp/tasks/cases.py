@@ -1,13 +1,14 @@
 """A case is one document with its questions, wherever it comes from."""
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, Protocol
 
 from ilcp.errors import EncodeError
 
-__all__ = ["Case", "Question", "read_jsonl"]
+__all__ = ["Case", "Question", "Record", "Retelling", "read_jsonl", "thin"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,32 +16,88 @@ class Question:
     """One question about a case.
 
     ``choices`` is the pool that the answer was drawn from, uniformly, or ``None`` where there is no such pool.
-    ``topic`` names what the question is about, where that is known: questions that ask the same in other words share
-    it. Training may use it; answering never does.
+
+    ``facts`` says what the answer says, as pairs of a topic and words about it, where that is known: questions that ask
+    the same in other words share them. Training may use it; answering never does.
+
+    ``entropy_bits`` is what the answer adds to the entropy of the case, where the generator knows it, behind ``given``:
+    the beginning of the answer that another question of the case asks for already. ``stands_for`` is how many
+    questions of the case this one was drawn from (see ``ilcp.measure.thin``).
     """
 
     text: str
     answer: str
     kind: str = "lookup"
     choices: tuple[str, ...] | None = None
-    topic: str | None = None
+    facts: tuple[tuple[str, str], ...] = ()
+    entropy_bits: float | None = None
+    given: str = ""
+    stands_for: float = 1.0
+
+
+class Record(Protocol):
+    """The facts of a case in as few bytes as they need: the task's own entropy code."""
+
+    def encode(self, payload_bytes: int) -> bytes:
+        """As many of the facts as fit into so many bytes."""
+        ...
+
+    def answers(self, payload: bytes) -> Mapping[str, str]:
+        """What those bytes answer, by question; a question whose facts did not fit is left out."""
+        ...
+
+
+class Retelling(Protocol):
+    """How an agent who has answered questions about a case writes down what it knows, for the next agent to read."""
+
+    questions: tuple[str, ...]
+
+    def notes(self, answers: Mapping[str, str], hop: int) -> str:
+        """The answers as text, with what the agent at this hop has to say for itself."""
+        ...
+
+    def aside(self, hop: int) -> str:
+        """What the agent at this hop has to say for itself."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A document, its questions and, where the generator knows it, the entropy of its facts in bits."""
+    """A document and its questions; where the generator knows them, the entropy of its facts, their record, and how an
+    agent would retell them."""
 
     id: str
     context: str
     questions: tuple[Question, ...]
     entropy_bits: float | None = None
+    record: Record | None = None
+    retelling: Retelling | None = None
+
+
+def thin(case: Case, per_kind: Mapping[str, int], number: int) -> Case:
+    """``case`` with at most so many questions of each kind, a different choice for each ``number``.
+
+    Each question that is kept stands for those that are not.
+    """
+    kept: list[Question] = []
+    for kind in dict.fromkeys(question.kind for question in case.questions):
+        asked = [question for question in case.questions if question.kind == kind]
+        start, most = number % len(asked), min(len(asked), per_kind.get(kind, len(asked)))
+        kept += [replace(q, stands_for=len(asked) / most) for q in (asked[start:] + asked[:start])[:most]]
+    return replace(case, questions=tuple(kept))
 
 
 def read_jsonl(path: str | Path) -> Iterator[Case]:
-    """Cases from lines of ``{"context", "question", "answer", "choices"?, "kind"?, "topic"?}``; one per line, in order.
+    """Cases from the lines of a file, in order; a line is a JSON object of one of three forms.
+
+    - ``{"context", "question", "answer", "choices"?, "kind"?, "topic"?}``: one question;
+    - ``{"context", "questions": [{"question", "answer", "choices"?, "kind"?, "topic"?}, ...]}``: several;
+    - ``{"context", "continuation"}``: what comes next; its question is empty.
+
+    ``"id"`` names the case; without it, its file and line do.
 
     Raises:
-        EncodeError: a line is no such object; the text names the file, the line and the field.
+        EncodeError: a line is no such object, or names an id again; the text names the file, the line and the field.
     """
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
@@ -48,9 +105,16 @@ def read_jsonl(path: str | Path) -> Iterator[Case]:
         raise EncodeError(f"expected a readable file of cases, got {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise EncodeError(f"expected UTF-8 text in {path}, got byte {error.object[error.start]:#04x}") from error
+    seen: dict[str, int] = {}
     for number, line in enumerate(lines, start=1):
         if line.strip():
-            yield _case(line, f"{path}:{number}")
+            case = _case(line, f"{path}:{number}")
+            if case.id in seen:
+                raise EncodeError(
+                    f"{path}:{number}: expected an id of its own, got {case.id!r} as in line {seen[case.id]}"
+                )
+            seen[case.id] = number
+            yield case
 
 
 def _case(line: str, where: str) -> Case:
@@ -60,17 +124,35 @@ def _case(line: str, where: str) -> Case:
         raise EncodeError(f"{where}: expected one JSON object per line, got {line[:60]!r} ({error.msg})") from error
     if not isinstance(record, dict):
         raise EncodeError(f"{where}: expected a JSON object, got {type(record).__name__}")
-    for field in ("context", "question", "answer"):
-        if not isinstance(record.get(field), str) or not record[field].strip():
-            raise EncodeError(f"{where}: expected a non-empty string in {field!r}, got {record.get(field)!r}")
-    choices = record.get("choices")
-    if choices is not None and not (isinstance(choices, list) and record["answer"] in choices):
+    context = _text(record, "context", where)
+    if "continuation" in record:
+        questions = [Question(text="", answer=_text(record, "continuation", where), kind="continuation")]
+    elif "questions" in record:
+        if not isinstance(record["questions"], list) or not record["questions"]:
+            raise EncodeError(f"{where}: expected a list of questions in 'questions', got {record['questions']!r}")
+        questions = [_question(entry, f"{where}, question {n}") for n, entry in enumerate(record["questions"], start=1)]
+    else:
+        questions = [_question(record, where)]
+    return Case(id=str(record.get("id", where)), context=context, questions=tuple(questions))
+
+
+def _question(record: Any, where: str) -> Question:
+    if not isinstance(record, dict):
+        raise EncodeError(f"{where}: expected a JSON object, got {type(record).__name__}")
+    answer, choices = _text(record, "answer", where), record.get("choices")
+    if choices is not None and not (isinstance(choices, list) and answer in choices):
         raise EncodeError(f"{where}: expected 'choices' to be a list that holds the answer, got {choices!r}")
-    question = Question(
-        text=record["question"],
-        answer=record["answer"],
+    return Question(
+        text=_text(record, "question", where),
+        answer=answer,
         kind=str(record.get("kind", "lookup")),
         choices=None if choices is None else tuple(map(str, choices)),
-        topic=None if record.get("topic") is None else str(record["topic"]),
+        facts=() if record.get("topic") is None else ((str(record["topic"]), answer),),
     )
-    return Case(id=where, context=record["context"], questions=(question,))
+
+
+def _text(record: dict[str, Any], field: str, where: str) -> str:
+    value = record.get(field)
+    if not isinstance(value, str) or not value.strip():
+        raise EncodeError(f"{where}: expected a non-empty string in {field!r}, got {value!r}")
+    return value

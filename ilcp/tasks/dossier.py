@@ -6,7 +6,17 @@ document holds answers nothing: the binding of value to attribute has to cross t
 
 from dataclasses import dataclass
 
-__all__ = ["ATTRIBUTES", "CODE", "DISTRACTORS", "JOINS", "POOLS", "SITE_SENTENCES", "Attribute"]
+__all__ = [
+    "ATTRIBUTES",
+    "CODE",
+    "CODE_DIGITS",
+    "CODE_LETTERS",
+    "DISTRACTORS",
+    "JOINS",
+    "POOLS",
+    "SITE_SENTENCES",
+    "Attribute",
+]
 
 POOLS: dict[str, tuple[str, ...]] = {
     name: tuple(words.split())
@@ -290,6 +300,8 @@ SITE_SENTENCES: tuple[str, ...] = (
     "In {city} one can find {person} at work.",
 )
 
+CODE_LETTERS = "ABCDEFGHJKLMNPQRSTUVWXYZ"  # without I and O, which people mistake for digits
+CODE_DIGITS = "0123456789"
 CODE = _attribute(
     "code",
     "code",

@@ -104,7 +104,7 @@ class Row:
 class Batch:
     """Sender ids and mask ``"contexts tokens"``, the texts, and the rows that ask about them.
 
-    ``told`` holds the words of all answers about a topic, by context and the topic's number.
+    ``told`` holds the words of all facts about a topic, by context and the topic's number.
     """
 
     texts: tuple[str, ...]
@@ -143,7 +143,7 @@ class Batcher:
         self._topics = {topic: number for number, topic in enumerate(recipe.topics)}
 
     def batch(self, cases: Sequence[Case], rng: random.Random) -> Batch:
-        """A batch of cases, ``recipe.questions`` of each drawn at random.
+        """A batch of cases, ``recipe.questions`` of each drawn at random, at most ``recipe.per_kind`` of a kind.
 
         Raises:
             EncodeError: a context is longer than the sender's window.
@@ -157,20 +157,25 @@ class Batcher:
         for index, row in enumerate(encoded):
             ids[index, : len(row)] = torch.tensor(row)
             mask[index, : len(row)] = 1
-        rows = [
-            self._row(index, question)
-            for index, case in enumerate(cases)
-            for question in rng.sample(case.questions, min(self.recipe.questions, len(case.questions)))
-        ]
+        rows = [self._row(index, question) for index, case in enumerate(cases) for question in self._asked(case, rng)]
         return Batch(tuple(case.context for case in cases), ids, mask, tuple(rows), self._told(cases))
+
+    def _asked(self, case: Case, rng: random.Random) -> list[Question]:
+        left = dict(self.recipe.per_kind)
+        chosen = []
+        for question in rng.sample(case.questions, len(case.questions)):
+            if left.get(question.kind) != 0 and len(chosen) < self.recipe.questions:
+                chosen.append(question)
+                left |= {question.kind: left[question.kind] - 1} if question.kind in left else {}
+        return chosen
 
     def _told(self, cases: Sequence[Case]) -> dict[tuple[int, int], frozenset[str]]:
         told: dict[tuple[int, int], frozenset[str]] = {}
         for index, case in enumerate(cases):
-            for question in case.questions:
-                if question.topic in self._topics:
-                    key = index, self._topics[question.topic]
-                    told[key] = told.get(key, frozenset()) | frozenset(re.findall(r"\w+", question.answer))
+            for topic, words in (fact for question in case.questions for fact in question.facts):
+                if topic in self._topics:
+                    key = index, self._topics[topic]
+                    told[key] = told.get(key, frozenset()) | frozenset(re.findall(r"\w+", words))
         return told
 
     def _row(self, context: int, question: Question) -> Row:
@@ -301,7 +306,7 @@ def targets_of(phrasebook: "Phrasebook", batch: Batch, memory: Tensor) -> Target
     """
     keys = [key for key, words in batch.told.items() if words <= phrasebook.words.keys()]
     if not keys:
-        raise EncodeError("expected questions about the recipe's topics, got none: give Question.topic, Recipe.topics")
+        raise EncodeError("expected questions about the recipe's topics, got none: give Question.facts, Recipe.topics")
     said = phrasebook.said(batch, keys)
     _, matrix = whitening(phrasebook.vectors)
     contexts, topics = map(list, zip(*keys, strict=True))

@@ -66,22 +66,17 @@ class Phrasebook:
         return cls({word: number for number, word in enumerate(words)}, vectors, places)
 
 
-def write_phrasebook(models: Models, batches: Sequence[Batch], recipe: Recipe) -> Phrasebook:
-    """Trains the phrasebook on the batches, one step each.
+def write_phrasebook(
+    models: Models, batches: Sequence[Batch], recipe: Recipe, *, draft: Phrasebook | None = None
+) -> Phrasebook:
+    """Trains the phrasebook on the batches, one step each; ``draft`` is one of the same words to go on from.
 
     Raises:
         EncodeError: no question of the batches has a topic of the recipe.
     """
-    words = sorted({word for batch in batches for told in batch.told.values() for word in told})
-    if not words:
-        raise EncodeError("expected questions about the recipe's topics, got none: give Question.topic, Recipe.topics")
-    embedding = models.receiver.get_input_embeddings().weight.detach().float()
-    start = [embedding[list(answer_ids(models.receiver_tokenizer, word, end=False))].mean(0) for word in words]
-    book = Phrasebook(
-        {word: number for number, word in enumerate(words)},
-        torch.stack(start).requires_grad_(True),
-        torch.zeros(len(recipe.topics), embedding.shape[1], device=embedding.device, requires_grad=True),
-    )
+    book = _fresh(models, batches, recipe) if draft is None else draft
+    book = Phrasebook(book.words, book.vectors.clone().requires_grad_(True), book.places.clone().requires_grad_(True))
+    embedding = models.receiver.get_input_embeddings().weight.detach()
     rate = RATE * float(embedding.square().mean().sqrt())
     optimizer = torch.optim.Adam([book.vectors, book.places], lr=rate)
     with frozen(models):
@@ -98,3 +93,14 @@ def write_phrasebook(models: Models, batches: Sequence[Batch], recipe: Recipe) -
                 said = f"phrasebook step {step + 1}: {loss.item():.3f} nats a token, {right.item():.3f} exact"
                 Console(stderr=True, soft_wrap=True).print(said, highlight=False)
     return Phrasebook(book.words, book.vectors.detach(), book.places.detach())
+
+
+def _fresh(models: Models, batches: Sequence[Batch], recipe: Recipe) -> Phrasebook:
+    """Every word of the batches as the mean of its tokens' embeddings, all places zero."""
+    words = sorted({word for batch in batches for told in batch.told.values() for word in told})
+    if not words:
+        raise EncodeError("expected questions about the recipe's topics, got none: give Question.facts, Recipe.topics")
+    embedding = models.receiver.get_input_embeddings().weight.detach().float()
+    vectors = [embedding[list(answer_ids(models.receiver_tokenizer, word, end=False))].mean(0) for word in words]
+    places = torch.zeros(len(recipe.topics), embedding.shape[1], device=embedding.device)
+    return Phrasebook({word: number for number, word in enumerate(words)}, torch.stack(vectors), places)

@@ -1,6 +1,7 @@
 """What decides a training run: frozen, saved beside the weights it made."""
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ilcp.errors import EncodeError
@@ -16,6 +17,7 @@ class Recipe:
     minutes: float = float("inf")
     contexts: int = 16  # per step
     questions: int = 8  # per context, drawn at random
+    per_kind: Mapping[str, int] = field(default_factory=dict)  # at most so many of a kind, where it is named
     learning_rate: float = 1e-3
     warmup_steps: int = 100
     weight_decay: float = 0.01

@@ -102,7 +102,7 @@ class Validator:
         for start in range(0, len(self.batch.rows), CHUNK):
             with precision(self.models, self.recipe):
                 logits, labels = run(self.batch.rows[start : start + CHUNK])
-            scores += answer_scores(logits, labels)
+            scores += [(sum(nats), exact) for nats, exact in answer_scores(logits, labels)]
         return scores
 
 

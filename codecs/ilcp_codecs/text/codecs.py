@@ -19,9 +19,10 @@ import zstandard
 from ilcp.codec import CodecSpec, Trained
 from ilcp.context import Context
 from ilcp.errors import DecodeError, EncodeError, IdentityError
-from ilcp.identity import ANY
+from ilcp.identity import ANY, ModelIdentity
 from ilcp.memory import Memory
 from ilcp.message import MAX_PAYLOAD_BYTES
+from ilcp.proof import Proof
 
 __all__ = ["HeadCodec", "PlainCodec", "TailCodec", "ZstdCodec"]
 
@@ -32,15 +33,16 @@ WINDOW_LOG = 17  # what a frame may ask the decompressor to allocate: 128 KiB, m
 LEVEL = 19
 
 
-class _TextCodec(ABC):
-    """What the text codecs share: text in, text out, no weights, any pair."""
+class TextCodec(ABC):
+    """What the text codecs share: text in, text out, any receiver; and any sender, but for a codec with a model."""
 
     name: str
     layers: tuple[int, ...] = ()
 
-    def __init__(self, payload_bytes: int = MAX_PAYLOAD_BYTES, weights: str = ""):
+    def __init__(self, payload_bytes: int = MAX_PAYLOAD_BYTES, weights: str = "", sender: ModelIdentity = ANY):
         self.spec = CodecSpec(self.name, payload_bytes, "text")
-        self.trained = Trained(ANY, ANY, weights)
+        self.proof: Proof | None = None
+        self.trained = Trained(sender, ANY, weights)
 
     def encode(self, context: Context, payload_bytes: int | None = None) -> bytes:
         """The payload of a context's text.
@@ -86,7 +88,7 @@ class _TextCodec(ABC):
         return payload
 
 
-class PlainCodec(_TextCodec):
+class PlainCodec(TextCodec):
     """The whole text as UTF-8; never cut silently."""
 
     name = "text-plain"
@@ -100,7 +102,7 @@ class PlainCodec(_TextCodec):
         return payload
 
 
-class HeadCodec(_TextCodec):
+class HeadCodec(TextCodec):
     """The beginning of the text, as much as fits."""
 
     name = "text-head"
@@ -109,7 +111,7 @@ class HeadCodec(_TextCodec):
         return text.encode("utf-8")[:limit].decode("utf-8", errors="ignore").encode("utf-8")
 
 
-class TailCodec(_TextCodec):
+class TailCodec(TextCodec):
     """The end of the text, as much as fits."""
 
     name = "text-tail"
@@ -118,7 +120,7 @@ class TailCodec(_TextCodec):
         return text.encode("utf-8")[-limit:].decode("utf-8", errors="ignore").encode("utf-8")
 
 
-class ZstdCodec(_TextCodec):
+class ZstdCodec(TextCodec):
     """The longest beginning of the text that fits when compressed with a dictionary trained on such texts."""
 
     name = "text-zstd"

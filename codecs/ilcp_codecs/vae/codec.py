@@ -15,6 +15,7 @@ from ilcp.context import Context
 from ilcp.errors import DecodeError, EncodeError, IdentityError
 from ilcp.identity import ModelIdentity, weights_digest
 from ilcp.memory import Memory
+from ilcp.proof import Proof
 from ilcp_codecs.vae.bottleneck import Bottleneck, dequantise, quantise
 from ilcp_codecs.vae.config import VaeConfig
 from ilcp_codecs.vae.pooler import Pooler
@@ -43,6 +44,7 @@ class VaeNetwork(nn.Module):
         self.projector = Projector(config)
         self.full_share = 0.4  # of the training samples keep the whole payload; the others share the shorter prefixes
         self.continuous = False  # measuring only: hand the unquantised latent to the projector
+        self._masks = torch.stack([self.known(length) for length in config.prefixes])
 
     def calibrate(self, states: Tensor, mask: Tensor, memory: Tensor) -> None:
         """Before training: fits the entry to samples of the sender's states, the exit to samples of memory."""
@@ -70,13 +72,14 @@ class VaeNetwork(nn.Module):
     def known(self, payload_bytes: int) -> Tensor:
         """Which dimensions a payload of that length carries, ``"slots dims"``, ones and zeros."""
         c = self.config
-        sent = torch.arange(c.dims * c.bits * c.slots) < 8 * payload_bytes
-        return rearrange(sent, "(dims bits slots) -> slots dims bits", bits=c.bits, slots=c.slots).all(-1).float()
+        sent = torch.zeros(8 * c.payload_bytes)
+        sent[c.order()[: 8 * payload_bytes]] = 1
+        return rearrange(sent, "(slots dims bits) -> slots dims bits", bits=c.bits, slots=c.slots).amin(-1)
 
     def _random_prefix(self, batch: int) -> Tensor:
         if not self.training or self.full_share == 1 or len(self.config.prefixes) == 1:
             return torch.ones(())
-        masks = torch.stack([self.known(length) for length in self.config.prefixes])
+        masks = self._masks
         shorter = len(masks) - 1
         shares = torch.tensor([(1 - self.full_share) / shorter] * shorter + [self.full_share])
         chosen = masks[torch.multinomial(shares, batch, replacement=True)]
@@ -90,7 +93,10 @@ class VaeCodec:
         self.network = network.eval().requires_grad_(False)
         self.config = network.config
         self.trained = trained
+        self.proof: Proof | None = None
         self.spec = CodecSpec(NAME, self.config.payload_bytes, "states", self.config.prefixes)
+        self._order = np.array(self.config.order())
+        self._known = {length: network.known(length) for length in self.config.prefixes}
 
     @classmethod
     def from_network(cls, network: VaeNetwork, sender: ModelIdentity, receiver: ModelIdentity) -> "VaeCodec":
@@ -110,21 +116,17 @@ class VaeCodec:
             EncodeError: the context has no states, states of another sender, or NaN; or no payload of that length.
         """
         length = self.spec.length(payload_bytes)
-        states = context.states
-        expected = (len(self.config.sender_layers), self.config.sender_hidden)
-        if states is None or (states.shape[0], states.shape[2]) != expected or states.shape[1] == 0:
-            found = "none" if states is None else f"shape {tuple(states.shape)}"
-            raise EncodeError(f"expected states of {expected[0]} layers and width {expected[1]}, got {found}")
-        if not bool(torch.isfinite(states).all()):
-            raise EncodeError("expected finite hidden states, got NaN or infinity: the sender's weights are damaged")
-        states = states.to(self.network.projector.scale.device)
-        z, _ = self.network.bottleneck(
-            self.network.pooler(states[None], torch.ones(1, states.shape[1], device=states.device))
-        )
-        codes = quantise(z[0], self.config.bits).cpu().numpy().astype(np.uint8)
+        codes = quantise(self._latent(context), self.config.bits).cpu().numpy().astype(np.uint8)
         planes = np.unpackbits(codes[..., None], axis=-1, bitorder="little", count=self.config.bits)[..., ::-1]
-        order = rearrange(planes, "slots dims bits -> (dims bits slots)")
-        return np.packbits(order).tobytes()[:length]
+        return np.packbits(planes.reshape(-1)[self._order]).tobytes()[:length]
+
+    @torch.no_grad()
+    def decode_unrounded(self, context: Context) -> Memory:
+        """The memory of the latent before it is quantised: what ``decode`` would give if rounding cost nothing.
+
+        For measuring only; no payload holds it.
+        """
+        return Memory(vectors=self.network.projector(self._latent(context)[None])[0])
 
     @torch.no_grad()
     def decode(self, payload: bytes) -> Memory:
@@ -137,11 +139,25 @@ class VaeCodec:
             shown = ", ".join(map(str, self.spec.prefixes))
             raise DecodeError(f"expected a payload of {shown} bytes for codec {NAME!r}, got {len(payload)}")
         c = self.config
-        sent = np.frombuffer(payload.ljust(c.payload_bytes, b"\0"), dtype=np.uint8)
-        planes = rearrange(np.unpackbits(sent), "(dims bits slots) -> slots dims bits", bits=c.bits, slots=c.slots)
-        codes = torch.from_numpy(planes.astype(np.int64)) @ (2 ** torch.arange(c.bits - 1, -1, -1))
-        z_hat = dequantise(codes, c.bits) * self.network.known(len(payload))
+        planes = np.zeros(8 * c.payload_bytes, dtype=np.int64)
+        planes[self._order[: 8 * len(payload)]] = np.unpackbits(np.frombuffer(payload, dtype=np.uint8))
+        codes = torch.from_numpy(planes.reshape(c.slots, c.dims, c.bits)) @ (2 ** torch.arange(c.bits - 1, -1, -1))
+        z_hat = dequantise(codes, c.bits) * self._known[len(payload)]
         return Memory(vectors=self.network.projector(z_hat[None].to(self.network.projector.scale.device))[0])
+
+    def _latent(self, context: Context) -> Tensor:
+        """``"slots dims"``."""
+        states = context.states
+        expected = (len(self.config.sender_layers), self.config.sender_hidden)
+        if states is None or (states.shape[0], states.shape[2]) != expected or states.shape[1] == 0:
+            found = "none" if states is None else f"shape {tuple(states.shape)}"
+            raise EncodeError(f"expected states of {expected[0]} layers and width {expected[1]}, got {found}")
+        if not bool(torch.isfinite(states).all()):
+            raise EncodeError("expected finite hidden states, got NaN or infinity: the sender's weights are damaged")
+        states = states.to(self.network.projector.scale.device)
+        mask = torch.ones(1, states.shape[1], device=states.device)
+        z: Tensor = self.network.bottleneck(self.network.pooler(states[None], mask))[0][0]
+        return z
 
     def save_files(self, folder: Path) -> dict[str, Any]:
         """Writes the weights; returns the configuration."""

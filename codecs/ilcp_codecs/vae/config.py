@@ -13,7 +13,8 @@ class VaeConfig:
     """Every number that decides a shape, a bit or a byte.
 
     ``slots * dims * bits`` is the payload in bits; ``prefixes`` (bytes, ascending) may cut it anywhere: a dimension
-    that is not there whole counts as unknown.
+    that is not there whole counts as unknown. Bits are interleaved over the slots (see ``order``); the first
+    ``urgent_dims`` of the first ``urgent_slots`` come before all others.
     """
 
     sender_layers: tuple[int, ...]
@@ -28,6 +29,8 @@ class VaeConfig:
     blocks: int = 2
     projector_width: int = 512
     nearness: float = 1.0  # how strongly a query starts out reading its own stretch of the text; 0: never
+    urgent_slots: int = 0
+    urgent_dims: int = 0
 
     def __post_init__(self) -> None:
         if self.bits not in (1, 2, 4):
@@ -41,6 +44,11 @@ class VaeConfig:
             )
         if self.width % self.heads:
             raise EncodeError(f"expected width to be a multiple of heads, got {self.width} and {self.heads}")
+        if not (0 <= self.urgent_slots <= self.slots and 0 <= self.urgent_dims <= self.dims):
+            raise EncodeError(
+                f"expected at most {self.slots} urgent_slots and {self.dims} urgent_dims, "
+                f"got {self.urgent_slots} and {self.urgent_dims}"
+            )
         if not self.sender_layers or min(self.sender_layers) < 0:
             raise EncodeError(f"expected the sender's layers to read, from 0, got {self.sender_layers}")
 
@@ -48,6 +56,15 @@ class VaeConfig:
     def payload_bytes(self) -> int:
         """The longest payload."""
         return self.prefixes[-1]
+
+    def order(self) -> list[int]:
+        """Where each bit of the payload comes from, numbered as in ``"(slots dims bits)"``."""
+
+        def turn(place: int) -> tuple[bool, int, int, int]:
+            slot, dim, bit = place // (self.dims * self.bits), place // self.bits % self.dims, place % self.bits
+            return slot >= self.urgent_slots or dim >= self.urgent_dims, dim, bit, slot
+
+        return sorted(range(8 * self.payload_bytes), key=turn)
 
     @classmethod
     def from_dict(cls, record: dict[str, Any]) -> "VaeConfig":

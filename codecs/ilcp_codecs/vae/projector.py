@@ -47,12 +47,16 @@ class Projector(nn.Module):
     def match(self, memory: Tensor) -> None:
         """Starts where memory of this kind is: ``"n slots hidden"``, or ``"n 1 hidden"`` where all slots are alike.
 
+        Slots that are about no topic, behind those that are, start in the middle of them.
+
         Raises:
-            EncodeError: another number of slots.
+            EncodeError: more topics than slots.
         """
-        if memory.shape[1] not in (1, len(self.place)):
-            raise EncodeError(f"expected memory of {len(self.place)} slots (one per topic) or 1, got {memory.shape[1]}")
-        self.place.copy_(memory.mean(0).expand_as(self.place))
+        if memory.shape[1] > len(self.place):
+            raise EncodeError(f"expected memory of at most {len(self.place)} slots, one per topic, got {memory.shape[1]}")
+        places = memory.mean(0)
+        self.place.copy_(places.mean(0).expand_as(self.place))
+        self.place[: len(places)] = places
         _, values, vectors = spread((memory - memory.mean(0)).flatten(0, 1))
         self.colour.copy_(vectors * values.sqrt() @ vectors.T)
 

@@ -1,0 +1,352 @@
+"""What the codec's design is worth: seven designs under the same training, at the same 80 bytes.
+
+    python benchmarks/variants.py --out runs/variants --phrasebook FILE       # writes benchmarks/results/variants.json
+
+All see the same documents in the same order, the same phrasebook and the same seed, whole payloads only. The budget is
+a count of steps, because a minute buys fewer of them on a machine with other work; ``--minutes`` ends it sooner. It is
+a fraction of the shipped codec's: the figures compare designs, and say nothing about the best that one can reach.
+"""
+
+import argparse
+import copy
+import json
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import constriction
+import numpy as np
+import torch
+from einops import rearrange, reduce
+from torch import Tensor, nn
+from torch.nn import functional as F
+from train_codec import CALIBRATION_CASES, FACTS, PER_KIND, bare_case, make_phrasebook
+
+from ilcp.codec import CodecSpec
+from ilcp.context import Context, capture_batch
+from ilcp.errors import DecodeError, EncodeError
+from ilcp.handoff import Receiver, Sender
+from ilcp.identity import identify
+from ilcp.measure import Measured, Report, run
+from ilcp.measure.report import plain
+from ilcp.memory import Memory
+from ilcp.pair import HERE, load_model
+from ilcp.tasks import Case, case_files
+from ilcp.tasks.case_files import KINDS, TOPICS
+from ilcp.tasks.named import CASE_FILES, task
+from ilcp.training import Models, Phrasebook, Recipe, calibrate, train
+from ilcp.training.loop import LOG
+from ilcp.training.objective import Batcher
+from ilcp_codecs.vae import VaeCodec, VaeConfig, VaeNetwork
+from ilcp_codecs.vae.bottleneck import dequantise, quantise
+from ilcp_codecs.vae.pooler import Pooler, _unit
+from ilcp_codecs.vae.projector import Projector
+
+RESULT = Path(__file__).parent / "results" / "variants.json"
+CURRICULUM = ((150, 96, 2), (220, 48, 5), (280, 24, 20))  # until step, cases per step, facts at most; then dossiers
+NAMING_STEPS, ALIGNMENT_STEPS = 350, 100
+FLAT_WIDTH = 384  # between the flat design's layers: the shipped projector's
+RATE_WEIGHT = 3e-4  # nats of loss per bit, of the Gaussian: 0.2 at 640 bits
+CELLS = 4  # of a dimension of the Gaussian: two bits
+FITTED_CASES = 400  # training documents that cells and chances are counted on
+LONGEST_BYTES = 160  # of the entropy-coded: twice what fair bits take
+
+
+class FlatPooler(Pooler):
+    """``"batch 1 width"``: the pooled slots side by side, through the first layer of an MLP."""
+
+    def __init__(self, config: VaeConfig):
+        super().__init__(config)
+        self.mix = nn.Linear(config.slots * config.width, FLAT_WIDTH)
+
+    def forward(self, states: Tensor, mask: Tensor) -> Tensor:
+        slots = super().forward(states, mask)
+        return F.silu(self.mix(rearrange(slots, "batch slots width -> batch 1 (slots width)")))
+
+
+class FlatProjector(Projector):
+    """All memory vectors ``"batch slots hidden"`` from one latent ``"batch 1 dims"``, by one gated MLP."""
+
+    def __init__(self, config: VaeConfig):
+        super().__init__(config)
+        del self.slot
+        self.enter = nn.Linear(config.slots * config.dims, config.projector_width)
+        self.leave = nn.Linear(config.projector_width, config.slots * config.receiver_hidden)
+
+    def forward(self, z_hat: Tensor) -> Tensor:
+        h = self.enter(z_hat)
+        y = rearrange(self.leave(F.silu(self.gate(h)) * self.value(h)), "b 1 (s h) -> b s h", s=len(self.place))
+        told = self.scale * torch.sigmoid(self.open(h)) * F.rms_norm(y, y.shape[-1:])
+        return self.place + told @ self.colour
+
+
+class MeanPooler(Pooler):
+    """Every slot from the same vector: the mean of the tokens."""
+
+    def __init__(self, config: VaeConfig):
+        super().__init__(config)
+        del self.queries, self.blocks
+        self.spread = nn.Linear(config.width, config.slots * config.width)
+
+    def forward(self, states: Tensor, mask: Tensor) -> Tensor:
+        x = self.enter(_unit(states))
+        for mixer in self.mixers:
+            x = mixer(x, mask)
+        mean = reduce(x * mask.unsqueeze(-1), "b t w -> b w", "sum") / mask.sum(1, keepdim=True)
+        normed: Tensor = self.leave(rearrange(self.spread(mean), "b (s w) -> b s w", w=x.shape[-1]))
+        return normed
+
+
+class GaussianCodec(VaeCodec):
+    """mu, rounded after training to the nearest of its dimension's cells (``network.cells`` ``"slots dims cells"``)."""
+
+    @staticmethod
+    def fit(network: VaeNetwork, z: Tensor) -> VaeNetwork:
+        """The network with cells of least squared error on ``z`` ``"n slots dims"`` (Lloyd's rounds from quantiles)."""
+        cells = rearrange(torch.quantile(z, (torch.arange(CELLS) + 0.5) / CELLS, dim=0), "c s d -> s d c")
+        for _ in range(30):  # enough for them to stand still
+            nearest = F.one_hot((z.unsqueeze(-1) - cells).abs().argmin(-1), CELLS).float()
+            held = nearest.sum(0)
+            cells = torch.where(held > 0, torch.einsum("n s d c, n s d -> s d c", nearest, z) / held, cells)
+        network.register_buffer("cells", cells)
+        return network
+
+    @torch.no_grad()
+    def encode(self, context: Context, payload_bytes: int | None = None) -> bytes:
+        """As the shipped codec's, with the cells of this one."""
+        self.spec.length(payload_bytes)
+        codes = (self._latent(context).unsqueeze(-1) - self.network.cells).abs().argmin(-1)
+        planes = np.unpackbits(codes.numpy().astype(np.uint8)[..., None], axis=-1)
+        return np.packbits(planes[..., -self.config.bits :]).tobytes()
+
+    @torch.no_grad()
+    def decode(self, payload: bytes) -> Memory:
+        """As the shipped codec's, with the cells of this one."""
+        c = self.config
+        if len(payload) != c.payload_bytes:
+            raise DecodeError(f"expected a payload of {c.payload_bytes} bytes, got {len(payload)}")
+        planes = np.unpackbits(np.frombuffer(payload, dtype=np.uint8)).reshape(c.slots, c.dims, c.bits)
+        codes = torch.from_numpy(planes @ 2 ** np.arange(c.bits - 1, -1, -1))
+        z_hat = self.network.cells.gather(-1, codes.unsqueeze(-1)).squeeze(-1)
+        return Memory(vectors=self.network.projector(z_hat[None])[0])
+
+
+class EntropyCodec(VaeCodec):
+    """The shipped codec's bits through a range coder, under the chance of each (``network.chances``)."""
+
+    def __init__(self, network: VaeNetwork, trained: Any):
+        super().__init__(network, trained)
+        self.spec = CodecSpec("vae-entropy", LONGEST_BYTES, "states")
+        self._expected = constriction.stream.model.Bernoulli(perfect=False), network.chances.flatten().numpy()
+
+    @staticmethod
+    def fit(network: VaeNetwork, z: Tensor) -> VaeNetwork:
+        """A copy of the network with the chance of a one in each bit of ``z``, add-one smoothed."""
+        network = copy.deepcopy(network)
+        network.register_buffer("chances", (quantise(z, 1).sum(0) + 1).double() / (len(z) + 2))
+        return network
+
+    @torch.no_grad()
+    def encode(self, context: Context, payload_bytes: int | None = None) -> bytes:
+        """The shortest beginning of the range code that decodes to these bits.
+
+        Raises:
+            EncodeError: it is longer than ``payload_bytes``.
+        """
+        bits = quantise(self._latent(context), 1).flatten().numpy().astype(np.int32)
+        encoder = constriction.stream.queue.RangeEncoder()
+        encoder.encode(bits, *self._expected)
+        payload = encoder.get_compressed().astype(">u4").tobytes()
+        while len(payload) > 1 and np.array_equal(self._bits(payload[:-1]), bits):
+            payload = payload[:-1]
+        if len(payload) > self.spec.length(payload_bytes):
+            raise EncodeError(f"expected a code of at most {self.spec.length(payload_bytes)} bytes, got {len(payload)}")
+        return payload
+
+    @torch.no_grad()
+    def decode(self, payload: bytes) -> Memory:
+        """As the shipped codec's."""
+        codes = torch.from_numpy(self._bits(payload)).reshape(1, self.config.slots, self.config.dims)
+        return Memory(vectors=self.network.projector(dequantise(codes, 1))[0])
+
+    def _bits(self, payload: bytes) -> Any:
+        words = -(-len(payload) // 4) + 2  # the coder looks two words ahead
+        padded = np.frombuffer(payload.ljust(4 * words, b"\0"), dtype=">u4").astype(np.uint32)
+        try:
+            return constriction.stream.queue.RangeDecoder(padded).decode(*self._expected)
+        except AssertionError as error:  # constriction's answer to bits that no encoder writes
+            raise DecodeError("expected a range code, got bits that no encoder writes") from error
+
+
+def slots(config: VaeConfig, bits: int, *, continuous: bool = False) -> VaeNetwork:
+    """The shipped network with so many bits per dimension, and so many fewer dimensions."""
+    network = VaeNetwork(replace(config, bits=bits, dims=config.dims // bits))
+    network.continuous = continuous  # the projector reads the sample as it is
+    return network
+
+
+def flat(config: VaeConfig) -> VaeNetwork:
+    """One latent of all bits in the place of slots."""
+    network = VaeNetwork(replace(config, slots=1, dims=config.slots * config.dims, width=FLAT_WIDTH))
+    network.pooler, network.projector = FlatPooler(config), FlatProjector(config)
+    return network
+
+
+def mean_pooling(config: VaeConfig) -> VaeNetwork:
+    """The shipped network with its learned queries taken out."""
+    network = VaeNetwork(config)
+    network.pooler = MeanPooler(config)
+    return network
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One design: its network, made from the shipped shape, and the class of its codec.
+
+    ``trained_as`` names the variant whose training it shares.
+    """
+
+    name: str
+    what: str
+    network: Callable[[VaeConfig], VaeNetwork] = VaeNetwork
+    codec: Any = VaeCodec
+    trained_as: str = ""
+
+
+VARIANTS = (
+    Variant("slots, 1 bit", "32 slots x 20 dimensions x 1 bit, as shipped", partial(slots, bits=1)),
+    Variant("slots, 2 bits", "32 slots x 10 dimensions x 2 bits", partial(slots, bits=2)),
+    Variant("slots, 4 bits", "32 slots x 5 dimensions x 4 bits", partial(slots, bits=4)),
+    Variant("flat", "one MLP to 640 dimensions x 1 bit, one MLP to all memory vectors", flat),
+    Variant("mean pooling", "the mean of the tokens in place of learned queries", mean_pooling),
+    Variant("Gaussian", "rounded after training, to 2 bits", partial(slots, bits=2, continuous=True), GaussianCodec),
+    Variant("entropy-coded", "the same bits in a range code", codec=EntropyCodec, trained_as="slots, 1 bit"),
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="logs and checkpoints, a folder for each variant")
+    parser.add_argument("--phrasebook", type=Path, help="the file of one; without it, one is written first")
+    parser.add_argument("--only", nargs="*", default=[v.name for v in VARIANTS], help="names of variants")
+    parser.add_argument("--json", type=Path, default=RESULT)
+    options = (("steps", 600), ("minutes", 4.0), ("seed", 11), ("documents", 100), ("test-seed", 7))
+    for name, default in options:
+        parser.add_argument(f"--{name}", type=type(default), default=default)
+    parser.set_defaults(phrasebook_steps=(400, 300))  # of the two parts of ``make_phrasebook``
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+
+    models = Models(*load_model(HERE / "sender"), *load_model(HERE / "receiver"))
+    recipe = recipe_of(args)
+    phrasebook = Phrasebook.load(args.phrasebook) if args.phrasebook else make_phrasebook(models, recipe, args)
+    cases = task(CASE_FILES, n=args.documents, seed=args.test_seed).cases
+    trained: dict[str, tuple[VaeNetwork, dict[str, Any]]] = {}
+    record: dict[str, Any] = {"variants": [], "seed": args.seed, "n_documents": args.documents}
+    for variant in [v for v in VARIANTS if v.name in args.only]:
+        key = variant.trained_as or variant.name
+        if key not in trained:
+            trained[key] = trained_network(variant, models, recipe, phrasebook, args.out / key.replace(", ", "-"))
+        network, training = trained[key]
+        codec = codec_of(variant, network, models, args.seed)
+        sender = Sender(models.sender, models.sender_tokenizer, codec)
+        receiver = Receiver(models.receiver, models.receiver_tokenizer, codec, allow_unproven=True)
+        report = run(sender, receiver, cases, task=CASE_FILES, seed=args.test_seed, texts={}, repetitions=0)
+        line = {"name": variant.name, "what": variant.what, **training, "figures": plain(figures_of(report))}
+        record["variants"].append(line)
+        record["reference"] = {arm: {k: asdict(report.mean(arm, k)) for k in KINDS} for arm in ("text", "none")}
+        record["provenance"] = report.provenance
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        print(row_of(line), flush=True)
+
+
+def recipe_of(args: argparse.Namespace) -> Recipe:
+    """The shipped codec's recipe, cut short."""
+    shipped = dict(contexts=24, questions=14, per_kind=PER_KIND, learning_rate=2e-3, alignment_weight=2.0)
+    warmup = dict(naming_steps=NAMING_STEPS, alignment_steps=ALIGNMENT_STEPS, topics=TOPICS)
+    budget = dict(steps=args.steps, minutes=args.minutes, validate_every=100, validation_contexts=24, seed=args.seed)
+    return Recipe(**(shipped | warmup | budget))
+
+
+def config_of(models: Models) -> VaeConfig:
+    """The shipped codec's shape, without prefixes."""
+    sender, receiver = models.sender.config, models.receiver.config
+    layers = tuple(range(sender.num_hidden_layers + 1))
+    shape = dict(slots=32, dims=20, prefixes=(80,), blocks=3, projector_width=384, nearness=0.0)
+    return VaeConfig(layers, sender.hidden_size, receiver.hidden_size, **shape)
+
+
+def documents(seed: int, start: int, n: int) -> list[Case]:
+    """Sentences, then lists of facts, then dossiers: the same for all variants."""
+    rng = random.Random(f"curriculum {seed}/{start}")
+    for until, cases, most in CURRICULUM:
+        if start // n < until:
+            return [bare_case(rng, rng.randint(1, most)) for _ in range(cases)]
+    return list(case_files("train", seed, n, start=start, facts=rng.choice(FACTS)))
+
+
+def trained_network(
+    variant: Variant, models: Models, recipe: Recipe, phrasebook: Phrasebook, folder: Path
+) -> tuple[VaeNetwork, dict[str, Any]]:
+    """The variant's network after training, and what the training was: steps, minutes and the curve."""
+    torch.manual_seed(recipe.seed)
+    network = variant.network(config_of(models))
+    network.full_share = 1.0
+    recipe = replace(recipe, rate_weight=RATE_WEIGHT * network.continuous)
+    calibrate(network, models, list(case_files("train", recipe.seed, CALIBRATION_CASES)), recipe, phrasebook)
+    validation = list(case_files("validation", recipe.seed, recipe.validation_contexts))
+
+    def source(start: int, n: int) -> list[Case]:
+        return documents(recipe.seed, start, n)
+
+    result = train(network, models, source, validation, recipe, folder, phrasebook=phrasebook, resume=True)
+    log = [json.loads(line) for line in (folder / LOG).read_text(encoding="utf-8").splitlines()]
+    kept = ("step", "minutes", "naming", "alignment", "cross_entropy", "rate_bits", "recovery")
+    curve = [{name: line[name] for name in kept if name in line} for line in log]
+    parameters = sum(p.numel() for p in network.parameters())
+    return network.eval(), dict(parameters=parameters, steps=result.steps, minutes=result.minutes, curve=curve)
+
+
+@torch.no_grad()
+def codec_of(variant: Variant, network: VaeNetwork, models: Models, seed: int) -> VaeCodec:
+    """The codec of a trained network; where it has cells or chances, they are counted on training documents."""
+    if hasattr(variant.codec, "fit"):
+        cases = list(case_files("train", seed, FITTED_CASES))
+        batch = Batcher(models, Recipe(steps=1)).batch(cases, random.Random(0))
+        z = []
+        for ids, mask in zip(batch.ids.split(50), batch.mask.split(50), strict=True):
+            states = capture_batch(models.sender, ids, mask.long(), network.layers)
+            z.append(network.bottleneck(network.pooler(states, mask))[0])
+        network = variant.codec.fit(network, torch.cat(z))
+    sender, receiver = models.sender, models.receiver
+    ends = identify(sender, models.sender_tokenizer), identify(receiver, models.receiver_tokenizer)
+    codec: VaeCodec = variant.codec.from_network(network, *ends)
+    return codec
+
+
+def figures_of(report: Report) -> dict[str, Measured | None]:
+    """What the message gave; a recovery is None where the full text is not surely better than nothing."""
+    return {kind: report.mean("message", kind) for kind in (*KINDS, "all")} | {
+        "all, before rounding": report.mean("continuous"),
+        "recovery": report.recovery("message"),
+        "recovery, look-up": report.recovery("message", "lookup"),
+        "recovery, nats": report.recovery("message", of="nats"),
+        "content gain": report.content_gain(),
+        "delivered": report.delivered("message")["bits per document"],
+        **report.arms["message"].sizes(),
+    }
+
+
+def row_of(line: Mapping[str, Any]) -> str:
+    """One line of the printed table."""
+    told = [f"{name} {figure['value']:.3g}" for name, figure in line["figures"].items() if figure is not None]
+    size = f"{line['parameters'] / 1e6:.2f} M, {line['steps']} steps, {line['minutes']} min"
+    return f"{line['name']} ({size}): {', '.join(told)}"
+
+
+if __name__ == "__main__":
+    main()

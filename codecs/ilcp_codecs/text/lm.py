@@ -1,0 +1,206 @@
+"""The equal-byte baseline to fear: text coded with a language model and a range coder.
+
+::
+
+    encode   text --tokenizer--> ids --model, token by token--> probabilities "ids vocabulary" --range coder--> payload
+    decode   payload --range decoder, given what the model expects--> ids --tokenizer--> the text's head
+
+The first symbol is a mode: a text that the tokenizer cannot give back, or that surprises the model, goes as UTF-8
+bytes, all alike. ``range_code`` says how a text ends.
+
+**Both sides must expect the same**, bit for bit. The logits of a batched pass differ from those of single steps, so
+both make the very same calls: the prompt up to the context, then one token at a time. Those of float32 differ with the
+number of threads and with where weights lie in memory, so a copy of the model in float64 computes them, and rounds
+them. Another kind of machine or another torch may still differ, and then reads another text: a codec to measure with.
+"""
+
+from bisect import bisect_left, bisect_right
+from codecs import utf_8_decode
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from math import inf
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+
+from ilcp.codec import CodecSpec, Trained
+from ilcp.context import window_tokens
+from ilcp.errors import DecodeError, EncodeError
+from ilcp.identity import check_same, identify
+from ilcp.message import MAX_PAYLOAD_BYTES
+from ilcp.prompt import layout
+from ilcp_codecs.text import range_code
+from ilcp_codecs.text.codecs import TextCodec
+from ilcp_codecs.text.range_code import Probabilities
+
+__all__ = ["LmCodec"]
+
+FOLDER = "lm"
+MODEL, BYTES = 0, 1  # the modes
+MODES = np.array([255, 1]) / 256  # the model costs 0.006 bits to announce, bytes 8
+FLOOR = 2**-10  # the share of probability that all tokens divide evenly: 0.0014 bits a token, and none is impossible
+MAX_TOKENS = 1 << 11  # the model is asked for: at milliseconds each, hostile bytes cost seconds; later tokens are alike
+ROUND = 2**8  # logits are multiples of its inverse: worth 1e-6 bits a token, and far above what float64 leaves unclear
+CUT_OFF = "\ufffd"  # what a tokenizer makes of a character of which some bytes are missing
+
+
+class _Source:
+    """What may come next in a text: a mode, then tokens as the model expects them, or bytes.
+
+    The model reads token by token, in the same calls wherever the tokens come from. When its window is full, it starts
+    again from the latest half.
+    """
+
+    def __init__(self, model: Any, start: Sequence[int], size: int):
+        self._model, self._start = model, list(start)
+        self._window = window_tokens(model)
+        self._symbols: list[int] = []
+        self._cache: Any = None
+        self._held = 0  # tokens in the cache
+        self._even_tokens, self._even_bytes = np.full(size, 1 / size), np.full(256, 1 / 256)
+
+    def __call__(self, latest: int | None) -> Probabilities:
+        """What may follow ``latest``; None asks for the mode."""
+        if latest is None:
+            return MODES
+        row = [latest] if self._symbols else self._start
+        self._symbols.append(latest)
+        if self._symbols[0] == BYTES:
+            return self._even_bytes
+        if not row or len(self._symbols) > MAX_TOKENS:  # nothing to read for a model without a first token of its own
+            return self._even_tokens
+        return self._expected(row)
+
+    @torch.no_grad()
+    def _expected(self, row: list[int]) -> Probabilities:
+        if self._held + len(row) > self._window:
+            half = (self._window - len(self._start)) // 2
+            row, self._cache, self._held = [*self._start, *self._symbols[1:][-half:]], None, 0
+        ids = torch.tensor([row], device=self._model.device)
+        outputs = self._model(input_ids=ids, past_key_values=self._cache, use_cache=True)
+        self._cache, self._held = outputs.past_key_values, self._held + len(row)
+        size = len(self._even_tokens)
+        logits = (outputs.logits[0, -1, :size].double() * ROUND).round() / ROUND
+        if not bool(torch.isfinite(logits).all()):
+            raise EncodeError("expected finite logits, got NaN or infinity: the language model's weights are damaged")
+        probabilities: Probabilities = (1 - FLOOR) * logits.softmax(-1).cpu().numpy() + FLOOR / size
+        return probabilities
+
+
+class LmCodec(TextCodec):
+    """The longest beginning of the text that fits when range-coded under a causal language model.
+
+    Args:
+        model: a transformers causal language model; a copy of it in float64 does the coding.
+        tokenizer: the model's tokenizer.
+        payload_bytes: the largest payload.
+
+    Raises:
+        EncodeError: model and tokenizer do not belong together, or the prompt before a context fills the window.
+    """
+
+    name = "text-lm"
+
+    def __init__(self, model: Any, tokenizer: Any, payload_bytes: int = MAX_PAYLOAD_BYTES):
+        sender = identify(model, tokenizer)
+        super().__init__(payload_bytes, sender.weights, sender)
+        self.model = model
+        self.tokenizer = tokenizer
+        self._exact = deepcopy(model).double().eval()
+        self._start = layout(tokenizer, "").prefix  # as the sender reads a context; the first token, without a template
+        self._size = 1 + max(tokenizer.get_vocab().values())  # the model may have more logits
+        smallest = 2 * len(self._start) + 4
+        if window_tokens(model) < smallest:
+            raise EncodeError(
+                f"expected a window of at least {smallest} tokens, because the prompt before a context has "
+                f"{len(self._start)}, got {window_tokens(model)}: take a model with a larger window"
+            )
+        self._latest: tuple[str, float, list[range_code.Path]] | None = None  # one text is often cut to several lengths
+
+    def code_length_bits(self, text: str) -> float:
+        """The code length of the whole text in bits, with its open end; the payload has at most 4 bytes more.
+
+        Raises:
+            EncodeError: the model's weights are damaged.
+        """
+        whole = [path for path in self._paths(text, inf) if self._read(path.symbols) == text]
+        return min(path.whole_bits for path in whole)
+
+    def save_files(self, folder: Path) -> dict[str, Any]:
+        """Writes the language model and its tokenizer; there are no settings."""
+        self.model.save_pretrained(folder / FOLDER, safe_serialization=True)
+        self.tokenizer.save_pretrained(folder / FOLDER)
+        return {}
+
+    @classmethod
+    def load_files(cls, folder: Path, spec: CodecSpec, trained: Trained, settings: Mapping[str, Any]) -> Self:
+        """The codec with its language model, out of the folder alone.
+
+        Raises:
+            EncodeError: the model or its tokenizer is missing or damaged.
+            IdentityError: it is not the one that the codec was saved with.
+        """
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        here: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+        try:
+            model = AutoModelForCausalLM.from_pretrained(str(folder / FOLDER), dtype="auto", **here)
+            tokenizer = AutoTokenizer.from_pretrained(str(folder / FOLDER), **here)
+        except Exception as error:  # transformers, tokenizers and safetensors raise many kinds, all of which mean this
+            raise EncodeError(
+                f"expected a language model and its tokenizer in {folder / FOLDER}, got: {error}"
+            ) from error
+        check_same("language model", trained.sender, identify(model, tokenizer))
+        return cls(model, tokenizer, spec.payload_bytes)
+
+    def _pack(self, text: str, limit: int) -> bytes:
+        heads = [self._head(text, path, limit) for path in self._paths(text, 8 * limit)]
+        return max(heads, key=lambda head: (head[0], -len(head[1])))[1]
+
+    def _unpack(self, payload: bytes) -> bytes:
+        text = self._read(range_code.decided(payload, self._source()))
+        if not text:
+            raise DecodeError(f"expected at least one character, got {len(payload)} bytes that decide none")
+        return text.encode("utf-8")
+
+    def _source(self) -> _Source:
+        return _Source(self._exact, self._start, self._size)
+
+    def _read(self, symbols: Sequence[int]) -> str:
+        """The text that symbols stand for."""
+        if not symbols:
+            return ""
+        mode, *rest = symbols
+        if mode == BYTES:
+            return utf_8_decode(bytes(rest), "strict", False)[0]  # without a character that is cut off at the end
+        return str(self.tokenizer.decode(rest, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+    def _ids(self, text: str) -> list[int]:
+        """The tokens of ``text``, up to where they no longer give it back."""
+        ids = list(self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
+
+        def strays(count: int) -> bool:
+            return not text.startswith(self._read([MODEL, *ids[:count]]).rstrip(CUT_OFF))
+
+        return ids[: bisect_left(range(1, len(ids) + 1), True, key=strays)] if strays(len(ids)) else ids
+
+    def _paths(self, text: str, budget_bits: float) -> list[range_code.Path]:
+        """The ways to code ``text``, each up to the first symbol beyond the budget."""
+        if self._latest and self._latest[0] == text and self._latest[1] >= budget_bits:
+            return self._latest[2]
+        ways = [MODEL, *self._ids(text)], [BYTES, *text.encode("utf-8")]
+        paths = [range_code.walk(symbols, self._source(), budget_bits) for symbols in ways]
+        whole = all(path.bits[-1] <= budget_bits for path in paths)
+        self._latest = text, inf if whole else budget_bits, paths
+        return paths
+
+    def _head(self, text: str, path: range_code.Path, limit: int) -> tuple[int, bytes]:
+        """How many characters of ``text`` fit into ``limit`` bytes along ``path``, and their payload."""
+        for count in range(bisect_right(path.bits, 8 * limit) - 1, 1, -1):  # what has more bits cannot fit
+            head = self._read(path.symbols[:count])
+            payload = range_code.payload_of(path, count, limit) if head and text.startswith(head) else b""
+            if payload:
+                return len(head), payload
+        return 0, b""

@@ -1,0 +1,154 @@
+"""The arms: every way of telling the receiver, on the same documents.
+
+::
+
+    text              the receiver reads the document
+    message-N         the sender's message with a payload of N bytes; the longest is called "message"
+    continuous        the same latent before it is rounded (where the codec can say it): encoder loss without rounding
+    none              nothing
+    zero, random      a payload of zero bytes; of random bytes
+    other             another case's message: what shows that the message itself matters
+    head-N, tail-N,   text of as many bytes: its beginning, its end, compressed with zstd, and
+    zstd-N, lm-N      coded arithmetically under the sender's own language model
+    oracle-N          the task's own entropy code of the facts: the limit
+    index             the number of the right choice, one byte per question: what a message is worth that knows
+                      the question
+
+Whatever crosses is serialised, parsed and decoded again; sizes are ``len(bytes)`` of whole messages.
+"""
+
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ilcp.codec import Codec
+from ilcp.context import Context
+from ilcp.errors import EncodeError
+from ilcp.handoff import Receiver, Sender
+from ilcp.memory import Memory
+from ilcp.message import CODEC_ID_BYTES, Message
+from ilcp.tasks.cases import Case
+
+__all__ = ["Told", "Way", "ways"]
+
+RECORD = bytes(CODEC_ID_BYTES)  # the codec id of what no codec made: it weighs as much as any
+
+
+@dataclass(frozen=True)
+class Told:
+    """What the receiver is told of each case, and what crossed for it.
+
+    ``answers`` (question -> answer, per case) stands in the place of a receiver, for arms whose bytes *are* answers.
+    """
+
+    memories: Sequence[Memory | None]
+    payload_bytes: tuple[int, ...] = ()
+    wire_bytes: tuple[int, ...] = ()
+    answers: Sequence[Mapping[str, str]] | None = None
+
+
+@dataclass(frozen=True)
+class Way:
+    """One arm: its name, its family, the message arm it rivals, and how it is made.
+
+    ``make`` raises DecodeError where the codec refuses such a payload.
+    """
+
+    name: str
+    family: str
+    make: Callable[[], Told] = field(repr=False)
+    rival_of: str | None = None
+
+
+def ways(
+    sender: Sender,
+    receiver: Receiver,
+    cases: Sequence[Case],
+    *,
+    lengths: Sequence[int],
+    texts: Mapping[str, Codec],
+    seed: int,
+) -> Iterator[Way]:
+    """All arms that this codec and this task have, the message's first. ``lengths`` of payloads: the longest first."""
+    contexts = [sender.read(case.context) for case in cases]
+    names = {length: f"message-{length}" if number else "message" for number, length in enumerate(lengths)}
+
+    def sent(length: int) -> list[bytes]:
+        return [sender.codec.encode(context, length) for context in contexts]
+
+    def across(payloads: Sequence[bytes], shift: int = 0) -> Told:
+        wires = [sender.pack(payload) for payload in payloads]
+        memories = [receiver.decode(wire) for wire in wires]
+        return Told(memories[shift:] + memories[:shift], _sizes(payloads), _sizes(wires))
+
+    def noise() -> Told:
+        rng = random.Random(f"ilcp random payload {seed}")
+        return across([rng.randbytes(len(payload)) for payload in sent(lengths[0])])
+
+    yield Way("text", "text", lambda: _plain(cases))
+    yield Way("none", "control", lambda: Told([None] * len(cases)))
+    for length in lengths:
+        yield Way(names[length], "message", lambda length=length: across(sent(length)))
+    yield Way("other", "control", lambda: across(sent(lengths[0]), shift=1))  # ``run`` refuses two equal contexts
+    yield Way("zero", "control", lambda: across([bytes(len(payload)) for payload in sent(lengths[0])]))
+    yield Way("random", "control", noise)
+    unrounded: Any = getattr(sender.codec, "decode_unrounded", None)
+    if unrounded is not None:
+        yield Way("continuous", "limit", lambda: Told([unrounded(context) for context in contexts]))
+    for length in lengths:
+        for name, codec in texts.items():
+            made = lambda codec=codec, length=length: _text(codec, cases, length)  # noqa: E731
+            yield Way(f"{name}-{length}", "text of equal bytes", made, names[length])
+        if all(case.record is not None for case in cases):
+            yield Way(f"oracle-{length}", "limit", lambda length=length: _oracle(cases, length))
+    if any(question.choices for case in cases for question in case.questions):
+        yield Way("index", "limit", lambda: _index(cases))
+
+
+def _plain(cases: Sequence[Case]) -> Told:
+    payloads = [case.context.encode() for case in cases]
+    wires = [Message(RECORD, payload).to_bytes() for payload in payloads]
+    return Told([Memory(text=case.context) for case in cases], _sizes(payloads), _sizes(wires))
+
+
+def _text(codec: Codec, cases: Sequence[Case], length: int) -> Told:
+    codec_id = codec.trained.codec_id(codec.spec)
+    payloads = [codec.encode(Context(text=case.context), length) for case in cases]
+    wires = [Message(codec_id, payload).to_bytes() for payload in payloads]
+    memories = [codec.decode(Message.from_bytes(wire).payload) for wire in wires]
+    return Told(memories, _sizes(payloads), _sizes(wires))
+
+
+def _oracle(cases: Sequence[Case], length: int) -> Told:
+    payloads = [case.record.encode(length) for case in cases if case.record is not None]
+    wires = [Message(RECORD, payload).to_bytes() for payload in payloads]
+    read = [
+        case.record.answers(Message.from_bytes(wire).payload)
+        for case, wire in zip(cases, wires, strict=True)
+        if case.record is not None
+    ]
+    return Told([None] * len(cases), _sizes(payloads), _sizes(wires), read)
+
+
+def _index(cases: Sequence[Case]) -> Told:
+    """One byte per question that has choices; where the answer is none of them, the byte behind the last."""
+    answers, payloads = [], []
+    for case in cases:
+        read: dict[str, str] = {}
+        for question in case.questions:
+            if question.choices is None or len(question.choices) > 255:
+                continue
+            choices = (*question.choices, *({question.answer} - set(question.choices)))
+            payload = bytes([choices.index(question.answer)])
+            read[question.text] = choices[Message.from_bytes(Message(RECORD, payload).to_bytes()).payload[0]]
+            payloads.append(payload)
+        answers.append(read)
+    if not payloads:
+        raise EncodeError("expected questions with at most 255 choices for the answer's index, got none")
+    wire = len(Message(RECORD, payloads[0]).to_bytes())
+    return Told([None] * len(cases), (1,) * len(cases), (wire,) * len(cases), answers)
+
+
+def _sizes(many: Sequence[bytes]) -> tuple[int, ...]:
+    return tuple(map(len, many))

@@ -1,0 +1,132 @@
+"""What is left after several hops: the same message handed on, and one made anew at each hop.
+
+::
+
+    forwarded    message --> message --> ...             the bytes are parsed and packed again; they must not change
+    re-encoded   message --> memory --> the receiver answers every question from it --> notes (text)
+                   notes + the hop's own text --> the sender reads them --> message --> ...
+    text         text of equal bytes --> notes: that text + the hop's own --> text of equal bytes --> ...
+
+The receiver cannot write into the sender's states; what a hop has understood crosses to the next sender as the notes
+that it can state. ``Case.retelling`` says how, and what each hop adds of its own.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from ilcp.codec import Codec
+from ilcp.context import Context
+from ilcp.errors import EncodeError
+from ilcp.handoff import Receiver, Sender
+from ilcp.measure.arms import Told, Way
+from ilcp.memory import Memory
+from ilcp.message import Message
+from ilcp.tasks.cases import Case, Retelling
+
+__all__ = ["forwarded", "hop_ways"]
+
+MAX_ANSWER_TOKENS = 16
+
+
+def forwarded(sender: Sender, receiver: Receiver, wire: bytes, hops: int) -> bytes:
+    """The message after so many hops that only pass it on: parsed, and packed again."""
+    for _ in range(hops):
+        wire = sender.pack(Message.from_bytes(wire, key=receiver.key).payload)
+    return wire
+
+
+def hop_ways(
+    sender: Sender,
+    receiver: Receiver,
+    cases: Sequence[Case],
+    *,
+    length: int,
+    texts: Mapping[str, Codec],
+    hops: int,
+) -> Iterator[Way]:
+    """Arms ``forwarded-k``, ``reencoded-k`` and ``NAME-hops-k`` for ``k`` from 1 to ``hops``, in that order of ``k``.
+
+    Each ``make`` goes on from the hop before it, so they have to be made in order.
+    """
+    relays = {"reencoded": _Relay(sender, receiver, cases, length)}
+    chains = {f"{name}-hops": _TextChain(codec, cases, length) for name, codec in texts.items()}
+    first = [sender.encode(case.context, payload_bytes=length) for case in cases]
+
+    def passed_on(hop: int) -> Told:
+        wires = [forwarded(sender, receiver, wire, hop) for wire in first]
+        payload = tuple(len(Message.from_bytes(wire, key=receiver.key).payload) for wire in wires)
+        return Told([receiver.decode(wire) for wire in wires], payload, tuple(map(len, wires)))
+
+    for hop in range(1, hops + 1):
+        yield Way(f"forwarded-{hop}", "hops", lambda hop=hop: passed_on(hop))
+        for name, relay in relays.items():
+            yield Way(f"{name}-{hop}", "hops", lambda relay=relay, hop=hop: relay.after(hop))
+        for name, chain in chains.items():
+            yield Way(f"{name}-{hop}", "hops", lambda chain=chain, hop=hop: chain.after(hop))
+
+
+class _Relay:
+    """Messages that every hop decodes, states in words, and encodes again with its own text."""
+
+    def __init__(self, sender: Sender, receiver: Receiver, cases: Sequence[Case], length: int):
+        self.sender, self.receiver, self.cases, self.length = sender, receiver, cases, length
+        self.retellings = _retellings(cases)
+        self._told: list[list[bytes]] = []  # wires by hop
+
+    def after(self, hop: int) -> Told:
+        """What arrives after so many hops."""
+        while len(self._told) < hop:
+            texts = self._notes(len(self._told)) if self._told else [case.context for case in self.cases]
+            self._told.append([self.sender.encode(text, payload_bytes=self.length) for text in texts])
+        wires = self._told[hop - 1]
+        return Told(
+            [self.receiver.decode(wire) for wire in wires],
+            tuple(len(Message.from_bytes(wire, key=self.receiver.key).payload) for wire in wires),
+            tuple(map(len, wires)),
+        )
+
+    def _notes(self, hop: int) -> list[str]:
+        asked = [
+            (memory, question)
+            for memory, retelling in zip(map(self.receiver.decode, self._told[-1]), self.retellings, strict=True)
+            for question in retelling.questions
+        ]
+        answers = iter(self.receiver.answers(asked, max_new_tokens=MAX_ANSWER_TOKENS))
+        return [r.notes({question: next(answers) for question in r.questions}, hop) for r in self.retellings]
+
+
+class _TextChain:
+    """Text of equal bytes that every hop reads and cuts again, with its own text behind it."""
+
+    def __init__(self, codec: Codec, cases: Sequence[Case], length: int):
+        self.codec, self.cases, self.length = codec, cases, length
+        self.retellings = _retellings(cases)
+        self._told: list[list[bytes]] = []
+
+    def after(self, hop: int) -> Told:
+        """What arrives after so many hops."""
+        while len(self._told) < hop:
+            if self._told:
+                texts = [
+                    f"{self._read(wire).text} {retelling.aside(len(self._told))}"
+                    for wire, retelling in zip(self._told[-1], self.retellings, strict=True)
+                ]
+            else:
+                texts = [case.context for case in self.cases]
+            self._told.append([self._write(text) for text in texts])
+        wires = self._told[hop - 1]
+        payloads = tuple(len(Message.from_bytes(wire).payload) for wire in wires)
+        return Told([self._read(wire) for wire in wires], payloads, tuple(map(len, wires)))
+
+    def _write(self, text: str) -> bytes:
+        codec_id = self.codec.trained.codec_id(self.codec.spec)
+        return Message(codec_id, self.codec.encode(Context(text=text), self.length)).to_bytes()
+
+    def _read(self, wire: bytes) -> Memory:
+        return self.codec.decode(Message.from_bytes(wire).payload)
+
+
+def _retellings(cases: Sequence[Case]) -> list[Retelling]:
+    found = [case.retelling for case in cases if case.retelling is not None]
+    if len(found) < len(cases):
+        raise EncodeError("expected cases that say how an agent retells them (Case.retelling), got some that do not")
+    return found

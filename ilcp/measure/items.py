@@ -1,0 +1,152 @@
+"""What a report is made of: the questions, and what one arm answered to each."""
+
+import string
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ilcp.errors import EncodeError
+from ilcp.measure.figures import Measured
+from ilcp.tasks.cases import Case
+
+__all__ = ["FAMILIES", "Arm", "Items", "f1"]
+
+FAMILIES = ("text", "message", "control", "text of equal bytes", "limit", "hops")
+DECIMALS = 4  # of a log-likelihood as it is kept: the fifth differs from machine to machine
+Floats = NDArray[np.float64]
+
+
+class _Table:
+    """A frozen table of tuples: to JSON and back."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """All columns, as JSON takes them."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> Self:
+        """What ``to_dict`` wrote."""
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in record.items()})
+
+
+@dataclass(frozen=True)
+class Items(_Table):
+    """The questions, one entry each; ``entropy_bits`` and ``cases`` have one entry per document."""
+
+    cases: tuple[str, ...]
+    entropy_bits: tuple[float | None, ...]
+    documents: tuple[int, ...]
+    kinds: tuple[str, ...]
+    questions: tuple[str, ...]
+    golds: tuple[str, ...]
+    worth_bits: tuple[float | None, ...]
+    stands_for: tuple[float, ...]
+
+    def __len__(self) -> int:
+        return len(self.documents)
+
+    @classmethod
+    def of(cls, cases: Sequence[Case]) -> "Items":
+        """The questions of the cases, in order."""
+        asked = [(number, question) for number, case in enumerate(cases) for question in case.questions]
+        return cls(
+            cases=tuple(case.id for case in cases),
+            entropy_bits=tuple(case.entropy_bits for case in cases),
+            documents=tuple(number for number, _ in asked),
+            kinds=tuple(question.kind for _, question in asked),
+            questions=tuple(question.text for _, question in asked),
+            golds=tuple(question.answer for _, question in asked),
+            worth_bits=tuple(question.entropy_bits for _, question in asked),
+            stands_for=tuple(question.stands_for for _, question in asked),
+        )
+
+    @property
+    def weights(self) -> Floats:
+        """How many questions of the case each one stands for."""
+        return np.array(self.stands_for, dtype=np.float64)
+
+    def prior_bits(self, none: "Arm") -> Floats:
+        """What each answer is worth, in bits; where the task does not know, the cross-entropy with nothing."""
+        nothing = -none.new_nats_array / np.log(2)
+        known = [own if bits is None else bits for bits, own in zip(self.worth_bits, nothing, strict=True)]
+        return np.array(known, dtype=np.float64)
+
+
+@dataclass(frozen=True)
+class Arm(_Table):
+    """What the receiver answered by one way of being told.
+
+    ``answers`` holds None where the greedy answer is the gold one; it is empty where answers go on (continuations).
+    ``nats`` is the gold answer's log-likelihood, ``new_nats`` that of its part which no other question asks for.
+    ``payload_bytes`` and ``wire_bytes`` have one entry per document (a whole message, everything counted), none where
+    nothing crosses. ``rival_of`` names the message arm of as many bytes.
+    """
+
+    name: str
+    family: str
+    answers: tuple[str | None, ...]
+    nats: tuple[float, ...]
+    new_nats: tuple[float, ...]
+    payload_bytes: tuple[int, ...] = ()
+    wire_bytes: tuple[int, ...] = ()
+    rival_of: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.family not in FAMILIES:
+            raise EncodeError(f"expected a family of {', '.join(FAMILIES)}, got {self.family!r}")
+        if not np.isfinite(self.nats).all():
+            number = int(np.argmin(np.isfinite(self.nats)))
+            raise EncodeError(
+                f"expected finite log-likelihoods in arm {self.name!r}, got {self.nats[number]} at question {number}: "
+                "the receiver's weights are damaged, or its dtype overflows"
+            )
+
+    @cached_property
+    def new_nats_array(self) -> Floats:
+        """``new_nats`` as an array."""
+        return np.array(self.new_nats, dtype=np.float64)
+
+    def texts(self, items: Items) -> list[str]:
+        """The greedy answers."""
+        return [gold if answer is None else answer for gold, answer in zip(items.golds, self.answers, strict=True)]
+
+    def scores(self, of: str, items: Items) -> Floats:
+        """One score per question: exact match, token F1, or log-likelihood in nats.
+
+        Raises:
+            EncodeError: another name, or exact match or F1 of answers that go on.
+        """
+        if of == "nats":
+            return np.array(self.nats, dtype=np.float64)
+        if of not in ("exact", "f1") or not self.answers:
+            raise EncodeError(f"expected 'exact', 'f1' (of answers that end) or 'nats', got {of!r}")
+        if of == "exact":
+            return np.array([answer is None for answer in self.answers], dtype=np.float64)
+        return np.array([f1(a, gold) for a, gold in zip(self.texts(items), items.golds, strict=True)])
+
+    def sizes(self) -> dict[str, Measured]:
+        """Mean bytes of payload and of the whole message; empty where nothing crosses."""
+        n = len(self.wire_bytes)
+        if not n:
+            return {}
+        return {
+            "payload": Measured(float(np.mean(self.payload_bytes)), "B", n),
+            "wire": Measured(float(np.mean(self.wire_bytes)), "B", n),
+        }
+
+
+def f1(answer: str, gold: str) -> float:
+    """Token F1, as in SQuAD: words in lower case and without punctuation, counted."""
+    mine, theirs = (Counter(_words(text)) for text in (answer, gold))
+    common = sum((mine & theirs).values())
+    return 2 * common / (mine.total() + theirs.total()) if common else float(mine == theirs)
+
+
+def _words(text: str) -> list[str]:
+    return text.lower().translate(str.maketrans("", "", string.punctuation)).split()

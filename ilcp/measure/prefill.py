@@ -1,0 +1,91 @@
+"""The receiver's bare forward pass to its first token: cold, and with the document's tokens in a prefix cache.
+
+::
+
+    cold      prompt "tokens hidden" --forward--> logits of the last position
+    cached    document's tokens --forward, once--> cache;  copy of the cache, the rest of the prompt --forward--> logits
+
+``generate`` does the same and much besides: on a small model its fixed work is most of the time to the first token.
+"""
+
+import copy
+from dataclasses import dataclass
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ilcp.errors import EncodeError
+from ilcp.forward import embed
+from ilcp.handoff import Receiver
+from ilcp.prompt import layout, text_ids
+
+__all__ = ["CachedText", "Prefill", "cache_text"]
+
+
+class Prefill:
+    """Logits ``"vocabulary"`` of a prompt's last position, as ``model`` computes them before the first new token."""
+
+    def __init__(self, model: Any):
+        self.model = model
+        last = "logits_to_keep" in signature(model.forward).parameters
+        self._options = {"use_cache": True, **({"logits_to_keep": 1} if last else {})}
+
+    def __call__(self, prompt: Tensor) -> Tensor:
+        """Of a cold ``prompt`` ``"tokens hidden"``."""
+        logits: Tensor = self.outputs(prompt).logits[0, -1]
+        return logits
+
+    @torch.no_grad()
+    def outputs(self, prompt: Tensor, cache: Any = None, cached_tokens: int = 0) -> Any:
+        """The model's own outputs for ``prompt``, which follows what is in ``cache``; the cache grows by it."""
+        total = cached_tokens + len(prompt)
+        places = torch.arange(cached_tokens, total, device=prompt.device)
+        return self.model(
+            inputs_embeds=prompt[None],
+            attention_mask=torch.ones(1, total, dtype=torch.long, device=prompt.device),
+            position_ids=places[None],
+            past_key_values=cache,
+            **self._options,
+        )
+
+
+@dataclass(frozen=True)
+class CachedText:
+    """A document in the receiver's prefix cache: ``cache`` holds ``tokens`` of the prompt, ``rest`` are the others'
+    embeddings, ``"rest hidden"``. Never changed by use: each pass takes a copy."""
+
+    cache: Any
+    tokens: int
+    rest: Tensor
+
+    def copy(self) -> Any:
+        """A copy of the cache, for one pass."""
+        return copy.deepcopy(self.cache)
+
+    def first_logits(self, prefill: Prefill, cache: Any) -> Tensor:
+        """Logits ``"vocabulary"`` of the whole prompt from a ``copy`` of the cache and the rest of its tokens."""
+        logits: Tensor = prefill.outputs(self.rest, cache, self.tokens).logits[0, -1]
+        return logits
+
+
+def cache_text(receiver: Receiver, context: str, question: str) -> CachedText:
+    """The prompt's tokens as far as they belong to ``context`` alone, pre-filled: what a server's prefix cache holds.
+
+    Raises:
+        EncodeError: no token of the prompt belongs to the context alone, or the model keeps no such cache.
+    """
+    whole = text_ids(receiver.tokenizer, context, question)
+    alone = layout(receiver.tokenizer, question).prefix + tuple(
+        receiver.tokenizer(context, add_special_tokens=False).input_ids
+    )
+    same = (mine == other for mine, other in zip(whole[:-1], alone, strict=False))
+    tokens = next((place for place, equal in enumerate(same) if not equal), min(len(whole) - 1, len(alone)))
+    if tokens == 0:
+        raise EncodeError("expected a prompt that begins with the context, got one whose first token differs with it")
+    prompt = embed(receiver.model, whole).detach()
+    cache = getattr(Prefill(receiver.model).outputs(prompt[:tokens]), "past_key_values", None)
+    if cache is None:
+        raise EncodeError(f"expected past_key_values, got none: {type(receiver.model).__name__} keeps no prefix cache")
+    return CachedText(cache, tokens, prompt[tokens:])

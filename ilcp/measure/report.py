@@ -1,0 +1,297 @@
+"""The report of one run: what every arm answered, and the figures that follow from it.
+
+::
+
+    items   one entry per question: its document, kind, wording, gold answer, what it is worth in bits
+    arms    one entry per question and arm: the answer, its log-likelihood; one per document: the bytes that crossed
+    cost    the times, one entry per repetition
+      --figures()--> Measured and Computed, nothing else
+
+A figure is never stored for itself: it is made from the items whenever it is asked for. The JSON holds the figures too,
+for people; ``from_dict`` makes them anew and refuses a file whose figures differ, so that none can be typed in by hand.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ilcp.errors import EncodeError
+from ilcp.measure.bootstrap import Bootstrap
+from ilcp.measure.cost import Cost
+from ilcp.measure.figures import Citation, Computed, Measured
+from ilcp.measure.items import Arm, Items
+from ilcp.proof import Proof
+
+__all__ = ["FORMAT", "Report"]
+
+FORMAT = 1
+METRICS = ("exact", "f1", "nats")
+ALL = "all"  # in the place of a kind: every question
+PER_QUESTION = "index"  # the arm whose bytes are those of one question, not of a document
+CONTROLS = ("none", "zero", "random", "other")
+SAME = 1e-6  # relative: what two versions of a numerics library may differ by
+Figures = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Report:
+    """One run's answers, beside their controls.
+
+    ``closed`` says whether answers end (questions) or go on (continuations: exact match and F1 mean nothing there).
+    ``notes`` says what could not be measured, and why. ``complete`` is false for what an interrupted run left.
+    """
+
+    task: str
+    seed: int
+    closed: bool
+    codec: Mapping[str, Any]
+    items: Items
+    arms: Mapping[str, Arm]
+    provenance: Mapping[str, Any]
+    cost: Cost | None = None
+    notes: tuple[str, ...] = ()
+    footnotes: tuple[Citation, ...] = ()
+    complete: bool = True
+    format: int = field(default=FORMAT)
+
+    def __post_init__(self) -> None:
+        for arm in self.arms.values():
+            if len(arm.nats) != len(self.items):
+                raise EncodeError(
+                    f"expected {len(self.items)} answers in arm {arm.name!r}, one per question, got {len(arm.nats)}"
+                )
+
+    @property
+    def n(self) -> int:
+        """How many documents."""
+        return len(self.items.entropy_bits)
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of question, in the order of their first appearance."""
+        return tuple(dict.fromkeys(self.items.kinds))
+
+    @property
+    def metric(self) -> str:
+        """What this task is judged by: exact match, or log-likelihood where answers go on."""
+        return "exact" if self.closed else "nats"
+
+    @cached_property
+    def _bootstrap(self) -> Bootstrap:
+        return Bootstrap(self.items.documents, seed=self.seed)
+
+    def mean(self, arm: str, kind: str = ALL, *, of: str | None = None) -> Measured:
+        """The mean score of an arm: ``of`` is "exact", "f1" or "nats"; None is the task's own."""
+        return self._figure(lambda x: x, arm, kind=kind, of=of, unit="nats" if (of or self.metric) == "nats" else "")
+
+    def recovery(self, arm: str, kind: str = ALL, *, of: str | None = None) -> Measured | None:
+        """(arm - none) / (text - none); None where the full text is not surely better than nothing."""
+        gain = self.difference("text", "none", kind, of=of)
+        if gain.low is None or gain.low <= 0:
+            return None
+        return self._figure(lambda x, none, text: (x - none) / (text - none), arm, "none", "text", kind=kind, of=of)
+
+    def difference(self, arm: str, other: str, kind: str = ALL, *, of: str | None = None) -> Measured:
+        """arm - other, paired."""
+        unit = "nats" if (of or self.metric) == "nats" else ""
+        return self._figure(lambda x, y: x - y, arm, other, kind=kind, of=of, unit=unit)
+
+    def content_gain(self, kind: str = ALL, *, of: str | None = None) -> Measured:
+        """The message minus another case's message: what shows that the message itself matters."""
+        return self.difference("message", "other", kind, of=of)
+
+    def churn(self, arm: str, other: str, kind: str = ALL) -> Measured:
+        """The share of questions that two arms answer differently, right or wrong."""
+        mine, theirs = self._arm(arm).texts(self.items), self._arm(other).texts(self.items)
+        differs = np.array([a != b for a, b in zip(mine, theirs, strict=True)], dtype=np.float64)
+        return self._bootstrap.of(lambda x: x, differs, items=self._chosen(kind))
+
+    def bits_per_byte(self, arm: str) -> Measured:
+        """What the gold answers cost the receiver in an arm, by their UTF-8 bytes."""
+        sizes = np.array([len(gold.encode()) for gold in self.items.golds], dtype=np.float64)
+        nats = self._arm(arm).scores("nats", self.items)
+        return self._bootstrap.of(lambda x, size: -x / np.log(2) / size, nats, sizes, unit="bits/byte")
+
+    def delivered(self, arm: str) -> dict[str, Measured]:
+        """What an arm tells the receiver of a document's facts, in bits, and as shares of what was spent on it.
+
+        Sum over the questions of (what the answer is worth - its cross-entropy, both in bits). What an answer is worth
+        is known from the generator; elsewhere it is the receiver's own cross-entropy with nothing. Since the worths of
+        all questions add up to the entropy of the document, this is a lower bound of the mutual information.
+        """
+        prior = self.items.prior_bits(self._arm("none"))
+        gain = self.items.weights * (prior + self._arm(arm).new_nats_array / np.log(2))
+        bits = self._bootstrap.sums(gain)
+        found = {"bits per document": self._bootstrap.figure(bits, self.n, "bits")}
+        for name, sizes in (("payload", self._arm(arm).payload_bytes), ("wire", self._arm(arm).wire_bytes)):
+            if sizes:
+                spent = self._bootstrap.of_groups(8.0 * np.array(sizes))
+                found[f"share of {name} bits"] = self._bootstrap.figure(bits / spent, self.n)
+        if all(self.items.entropy_bits):
+            entropy = self._bootstrap.of_groups(np.array(self.items.entropy_bits, dtype=np.float64))
+            found["share of the document's entropy"] = self._bootstrap.figure(bits / entropy, self.n)
+        return found
+
+    def mean_entropy(self) -> Measured:
+        """The mean entropy of the documents' facts, where the generator knows it.
+
+        Raises:
+            EncodeError: it does not.
+        """
+        if not all(self.items.entropy_bits):
+            raise EncodeError(f"expected documents of known entropy, got those of {self.task!r}")
+        bits = np.array(self.items.entropy_bits, dtype=np.float64)
+        return self._bootstrap.figure(self._bootstrap.of_groups(bits), self.n, "bits")
+
+    def strongest(self, names: tuple[str, ...]) -> str | None:
+        """Of these arms, the one with the best score; None where none of them was run."""
+        run = [name for name in names if name in self.arms]
+        return max(run, key=lambda name: self.mean(name).value) if run else None
+
+    def verdict(self) -> str:
+        """One sentence: whether the message carries content, and whether text of as many bytes does better."""
+        if not self.complete:
+            return "INCOMPLETE: the run was interrupted; the same command goes on with it."
+        gain, control = self.content_gain(), self.strongest(CONTROLS)
+        if gain.low is None or gain.low <= 0:
+            return f"NOT PROVEN: the message does no better than another case's message; content gain {gain}."
+        assert control is not None  # "none" is always run
+        over = self.difference("message", control)
+        if over.low is None or over.low <= 0:
+            return (
+                f"FAILS A CONTROL: the message does no better than the control {control!r}; the difference is {over}."
+            )
+        said = f"The message carries content: content gain {gain}; over the best control ({control}) {over}"
+        rival = self.strongest(tuple(name for name, arm in self.arms.items() if arm.rival_of == "message"))
+        if rival is None:
+            return said + "."
+        over = self.difference("message", rival)
+        if over.low is not None and over.low > 0:
+            return f"{said}; over the best text of as many bytes ({rival}) {over}."
+        verb = "does better" if over.high is not None and over.high < 0 else "does as well"
+        return f"{said}; but text of as many bytes ({rival}) {verb}: message minus text {over}."
+
+    def proof(self) -> Proof:
+        """The result that goes into the codec's folder.
+
+        Raises:
+            EncodeError: the report is not complete.
+        """
+        if not self.complete:
+            raise EncodeError("expected a complete report for a proof, got an interrupted one: finish the run first")
+        gain = self.content_gain()
+        told = [arm for arm in ("message", *CONTROLS, "text") if arm in self.arms]
+        return Proof(
+            codec_id=self.codec["codec_id"],
+            task=self.task,
+            n=self.n,
+            seed=self.seed,
+            unit={"exact": "exact match", "nats": "nats"}[self.metric],
+            content_gain=round(gain.value, 4),
+            low=None if gain.low is None else round(gain.low, 4),
+            high=None if gain.high is None else round(gain.high, 4),
+            arms={arm: round(self.mean(arm).value, 4) for arm in told},
+            commit=self.provenance["commit"],
+        )
+
+    def figures(self) -> Figures:
+        """Every figure: ``arms`` by arm, kind and metric, then ``delivered``, ``bytes``, ``churn`` and ``cost``."""
+        found: Figures = {
+            "arms": {arm: {kind: self._scores_of(arm, kind) for kind in (ALL, *self.kinds)} for arm in self.arms},
+            "bytes": {name: arm.sizes() for name, arm in self.arms.items() if arm.wire_bytes},
+        }
+        if {"text", "none", "message"} <= self.arms.keys():
+            found["delivered"] = {arm: self.delivered(arm) for arm in self.arms if arm != PER_QUESTION}
+            found["churn"] = {arm: self.churn(arm, "text") for arm in self.arms if self.closed}
+        if not self.closed:
+            found["bits per byte"] = {arm: self.bits_per_byte(arm) for arm in self.arms}
+        if {"message", "other"} <= self.arms.keys():
+            metrics = METRICS if self.closed else ("nats",)
+            found["content gain"] = {
+                kind: {of: self.content_gain(kind, of=of) for of in metrics} for kind in (ALL, *self.kinds)
+            }
+        if self.cost is not None:
+            found["cost"] = self.cost.figures()
+        return found
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as JSON takes it; the figures of an incomplete report are left out."""
+        record = {f.name: getattr(self, f.name) for f in fields(self)}
+        record["items"] = self.items.to_dict()
+        record["arms"] = {name: arm.to_dict() for name, arm in self.arms.items()}
+        record["cost"] = None if self.cost is None else self.cost.to_dict()
+        record["footnotes"] = [asdict(note) for note in self.footnotes]
+        record["notes"] = list(self.notes)
+        return record | {"verdict": self.verdict(), "figures": plain(self.figures()) if self.complete else {}}
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> "Report":
+        """The report that ``to_dict`` wrote.
+
+        Raises:
+            EncodeError: another format, a field that is missing, or a figure that does not follow from the items.
+        """
+        if not isinstance(record, Mapping) or record.get("format") != FORMAT:
+            found = record.get("format") if isinstance(record, Mapping) else type(record).__name__
+            raise EncodeError(f"expected a report of format {FORMAT}, got {found!r}: measure again with this version")
+        try:
+            values = {f.name: record[f.name] for f in fields(cls)}
+            values["items"] = Items.from_dict(record["items"])
+            values["arms"] = {name: Arm.from_dict(arm) for name, arm in record["arms"].items()}
+            values["cost"] = None if record["cost"] is None else Cost.from_dict(record["cost"])
+            values["footnotes"] = tuple(Citation(**note) for note in record["footnotes"])
+            values["notes"] = tuple(record["notes"])
+            figures = record["figures"]
+        except (KeyError, TypeError, AttributeError) as error:
+            raise EncodeError(f"expected the fields of a report, got {error!r}: the file is damaged") from error
+        report = cls(**values)
+        if report.complete:
+            _check_same(plain(report.figures()), figures, "figures")
+        return report
+
+    def _scores_of(self, arm: str, kind: str) -> Figures:
+        metrics = METRICS if self.closed else ("nats",)
+        found: Figures = {of: self.mean(arm, kind, of=of) for of in metrics}
+        if {"text", "none"} <= self.arms.keys():
+            for of in metrics:
+                recovery = self.recovery(arm, kind, of=of)
+                found |= {} if recovery is None else {f"recovery, {of}": recovery}
+        return found
+
+    def _figure(self, statistic: Any, *arms: str, kind: str, of: str | None, unit: str = "") -> Measured:
+        scores = [self._arm(arm).scores(of or self.metric, self.items) for arm in arms]
+        return self._bootstrap.of(statistic, *scores, items=self._chosen(kind), unit=unit)
+
+    def _chosen(self, kind: str) -> NDArray[np.bool_]:
+        chosen = np.array([kind in (ALL, found) for found in self.items.kinds])
+        if not chosen.any():
+            raise EncodeError(f"expected one of the kinds {ALL}, {', '.join(self.kinds)}, got {kind!r}")
+        return chosen
+
+    def _arm(self, name: str) -> Arm:
+        if name not in self.arms:
+            raise EncodeError(f"expected one of the arms {', '.join(self.arms)}, got {name!r}")
+        return self.arms[name]
+
+
+def plain(value: Any) -> Any:
+    """A nested table of figures as JSON gives it back."""
+    if isinstance(value, Measured | Computed):
+        return plain(asdict(value))
+    if isinstance(value, Mapping):
+        return {str(name): plain(inner) for name, inner in value.items()}
+    return [plain(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def _check_same(made: Any, stored: Any, where: str) -> None:
+    if isinstance(made, dict) and isinstance(stored, dict) and made.keys() == stored.keys():
+        for name, value in made.items():
+            _check_same(value, stored[name], f"{where} / {name}")
+        return
+    close = isinstance(made, int | float) and isinstance(stored, int | float) and bool(np.isclose(made, stored, SAME))
+    if not close and made != stored:
+        raise EncodeError(f"expected {made!r} at {where}, because the answers in the file say so, got {stored!r}")

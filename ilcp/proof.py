@@ -1,0 +1,77 @@
+"""What a codec has been shown to be worth: the result that stands in its folder, and that a receiver asks for.
+
+A codec whose message says no more than another case's message is a codec whose receiver makes its answers up. So
+``Receiver`` takes no codec without a ``Proof``, and none whose content gain is not above zero with its interval, unless
+its caller says ``allow_unproven=True``. ``ilcp measure --prove`` writes proofs.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from ilcp.errors import UnprovenError
+
+__all__ = ["Proof", "require_proof"]
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """The controls of one measurement: of which codec, on which task, and how the message fared.
+
+    ``content_gain`` is the message minus another case's message, with its 95 % interval, in ``unit`` (exact match, or
+    nats where answers go on); ``arms`` holds the mean of the message, of each control and of the full text.
+    """
+
+    codec_id: str
+    task: str
+    n: int
+    seed: int
+    unit: str
+    content_gain: float
+    low: float | None
+    high: float | None
+    arms: Mapping[str, float]
+    commit: str
+
+    @property
+    def holds(self) -> bool:
+        """Whether the content gain is above zero with its interval."""
+        return self.low is not None and self.low > 0
+
+    def __str__(self) -> str:
+        interval = "without an interval" if self.low is None else f"[{self.low:.3f}, {self.high:.3f}]"
+        arms = ", ".join(f"{name} {value:.3f}" for name, value in self.arms.items())
+        return f"content gain {self.content_gain:.3f} {interval} ({self.unit}: {arms}) on {self.task}, n={self.n}"
+
+    @classmethod
+    def from_dict(cls, record: Any) -> "Proof":
+        """The proof that ``dataclasses.asdict`` wrote.
+
+        Raises:
+            UnprovenError: a field is missing or unknown.
+        """
+        expected = {field.name for field in fields(cls)}
+        if not isinstance(record, Mapping) or set(record) != expected:
+            found = sorted(record) if isinstance(record, Mapping) else type(record).__name__
+            raise UnprovenError(f"expected a proof with the fields {sorted(expected)}, got {found}: measure again")
+        return cls(**record)
+
+
+def require_proof(proof: Proof | None, codec_id: str) -> None:
+    """Refuses a codec that was not measured, or that was and says nothing.
+
+    Raises:
+        UnprovenError: the text says what was measured, and what to do.
+    """
+    way_out = "measure it with 'ilcp measure --prove', or pass allow_unproven=True if you know why"
+    if proof is None:
+        raise UnprovenError(f"expected a codec that was measured against its controls, got one that was not: {way_out}")
+    if proof.codec_id != codec_id:
+        raise UnprovenError(
+            f"expected the proof of codec {codec_id}, got that of {proof.codec_id}: weights or models differ; {way_out}"
+        )
+    if not proof.holds:
+        raise UnprovenError(
+            f"expected a content gain above zero with its interval, got {proof}: the message says no more than another "
+            "case's message; train it further, or pass allow_unproven=True if you know why"
+        )

@@ -1,0 +1,46 @@
+"""A task by its name: the embedded case files, or a file of your own."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+
+from ilcp.errors import EncodeError
+from ilcp.tasks.case_files import case_files
+from ilcp.tasks.cases import Case, read_jsonl, thin
+
+__all__ = ["CASE_FILES", "Task", "task"]
+
+CASE_FILES = "case-files"
+PER_KIND = {"lookup": 4, "join": 3, "absent": 2, "code": 1}  # questions asked per dossier: a part stands for the rest
+SAMPLES = 4000  # dossiers of the training split that a text codec's dictionary may be fitted to
+
+
+@dataclass(frozen=True)
+class Task:
+    """Cases to measure, whether their answers end, and texts of the same kind that no case is made of."""
+
+    name: str
+    cases: tuple[Case, ...]
+    closed: bool
+    samples: Callable[[], Iterable[str]] = field(repr=False, default=tuple)
+
+
+def task(name: str, *, n: int, seed: int) -> Task:
+    """``n`` cases of ``"case-files"`` (test split of that seed), or the first ``n`` of a JSONL file.
+
+    Raises:
+        EncodeError: the file cannot be read, has fewer cases, or mixes questions and continuations.
+    """
+    if n < 2:
+        raise EncodeError(f"expected n to be at least 2 (another case's message is a control), got {n}")
+    if name == CASE_FILES:
+        cases = [thin(case, PER_KIND, number) for number, case in enumerate(case_files("test", seed, n))]
+        return Task(name, tuple(cases), True, lambda: (c.context for c in case_files("train", seed, SAMPLES)))
+    cases = list(islice(read_jsonl(name), n))
+    if len(cases) < n:
+        raise EncodeError(f"expected at least n={n} cases in {name}, got {len(cases)}: lower n")
+    closed = {bool(question.text) for case in cases for question in case.questions}
+    if len(closed) > 1:
+        raise EncodeError(f"expected either questions or continuations in {name}, got both: measure them apart")
+    return Task(Path(name).name, tuple(cases), closed.pop())

@@ -1,0 +1,118 @@
+"""The designs that the codec is compared with: their shapes, the bytes they make, and what the committed result holds."""
+
+import importlib
+import json
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from ilcp.context import Context
+from ilcp.errors import DecodeError
+from ilcp.measure import Measured
+from ilcp.pair import Pair
+from ilcp.tasks import Case, case_files
+from ilcp.training import Models
+
+BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+NAMES = ("slots, 1 bit", "slots, 2 bits", "slots, 4 bits", "flat", "mean pooling", "Gaussian", "entropy-coded")
+LEARNED = NAMES[:6]  # the last shares a network with the first
+
+
+@pytest.fixture
+def benchmark(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The script, as a module."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module("variants")
+
+
+@pytest.fixture
+def models(pair: Pair) -> Models:
+    """The embedded pair, as training wants it."""
+    return Models(pair.sender.model, pair.sender.tokenizer, pair.receiver.model, pair.receiver.tokenizer)
+
+
+@pytest.fixture
+def record() -> dict:
+    """The committed result."""
+    return json.loads((BENCHMARKS / "results" / "variants.json").read_text(encoding="utf-8"))
+
+
+def network_of(benchmark: ModuleType, models: Models, name: str) -> torch.nn.Module:
+    """The untrained network of a design, after one batch of noise has set its norm."""
+    torch.manual_seed(0)
+    variant = {variant.name: variant for variant in benchmark.VARIANTS}[name]
+    network = variant.network(benchmark.config_of(models))
+    network.projector.match(0.05 * torch.randn(24, 30, models.receiver.config.hidden_size))
+    network.train()(torch.randn(24, 4, 60, models.sender.config.hidden_size), torch.ones(24, 60))
+    return network.eval()
+
+
+@pytest.mark.parametrize("name", LEARNED)
+def test_every_design_has_640_bits_and_32_memory_vectors(benchmark, models, name) -> None:
+    """From states to memory each network has the shapes of the shipped one, and every parameter takes part in both."""
+    network = network_of(benchmark, models, name)
+    states, mask = torch.randn(3, 4, 50, models.sender.config.hidden_size), torch.ones(3, 50)
+    mask[1, 20:] = 0
+    memory, rate_bits = network.train()(states, mask)
+    assert (3, 32, models.receiver.config.hidden_size) == memory.shape
+    assert (3,) == rate_bits.shape
+    assert memory.shape[1:] == network.blank(4).shape[1:]
+    config = network.config
+    assert 640 == config.slots * config.dims * config.bits
+    (memory * torch.randn_like(memory)).sum().backward()
+    assert [] == [name for name, p in network.named_parameters() if p.grad is None]
+
+
+@pytest.mark.parametrize("name", LEARNED)
+def test_padding_changes_nothing(benchmark, models, name) -> None:
+    """A text's latent is the same alone and beside a longer one."""
+    network = network_of(benchmark, models, name)
+    states = torch.randn(2, 4, 50, models.sender.config.hidden_size)
+    mask = torch.ones(2, 50)
+    mask[0, 20:] = 0
+    together = network.bottleneck(network.pooler(states, mask))[0][0]
+    alone = network.bottleneck(network.pooler(states[:1, :, :20], mask[:1, :20]))[0][0]
+    torch.testing.assert_close(alone, together, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_codec_says_the_same_in_bytes(benchmark, models, monkeypatch, name) -> None:
+    """The memory out of the payload is that of the rounded latent; payloads have 80 bytes, entropy-coded their own."""
+    monkeypatch.setattr(benchmark, "FITTED_CASES", 50)
+    variant = {variant.name: variant for variant in benchmark.VARIANTS}[name]
+    network = network_of(benchmark, models, name)
+    codec = benchmark.codec_of(variant, network, models, seed=0)
+    for _ in range(3):
+        context = Context(states=torch.randn(4, 60, models.sender.config.hidden_size))
+        payload = codec.encode(context)
+        assert codec.encode(context) == payload
+        assert 80 == len(payload) or name == "entropy-coded"
+        z = codec._latent(context)
+        if name == "Gaussian":
+            z_hat = codec.network.cells.gather(-1, (z.unsqueeze(-1) - codec.network.cells).abs().argmin(-1, True))[..., 0]
+        else:
+            z_hat = network.bottleneck.z_hat(z)
+        torch.testing.assert_close(codec.decode(payload).vectors, network.projector(z_hat[None])[0])
+
+
+def test_known_chances_make_the_payload_shorter(benchmark, models) -> None:
+    """Bits that are mostly zero take fewer than 80 bytes, fair ones about 80; noise decodes to some bits or says why."""
+    network = network_of(benchmark, models, "slots, 1 bit")
+    variant = benchmark.VARIANTS[-1]
+    context = Context(states=torch.randn(4, 60, models.sender.config.hidden_size))
+    own = network.bottleneck(network.pooler(context.states[None], torch.ones(1, 60)))[0]
+    sizes = {}
+    for name, z in (("its own", own.expand(9, -1, -1)), ("fair", torch.cat([own, -own]))):
+        codec = variant.codec.from_network(variant.codec.fit(network, z), *2 * [benchmark.identify(models.sender)])
+        sizes[name] = len(codec.encode(context))
+    assert 11 == sizes["its own"]  # 640 bits of chance 10 in 11: 88 bits
+    assert 80 == sizes["fair"]
+
+
+def test_cells_have_the_least_squared_error(benchmark) -> None:
+    """Of a unit normal, the four cells are Lloyd's and Max's, as printed in their table."""
+    z = torch.distributions.Normal(0, 1).icdf((torch.arange(20_000) + 0.5) / 20_000).reshape(-1, 1, 1)
+    cells = benchmark.GaussianCodec.fit(torch.nn.Module(), z).cells[0, 0]
+    torch.testing.assert_close(torch.tensor([-1.510, -0.4528, 0.4528, 1.510]), cells, atol=0.01, rtol=0)
