@@ -30,9 +30,9 @@ types: $(READY) ## mypy, strict
 	$(BIN)/mypy
 
 bench: $(READY) ## the figures of the README, measured again
-	$(BIN)/python benchmarks/quality.py
-	$(BIN)/python benchmarks/latency.py
-	$(BIN)/python benchmarks/limits.py
+	$(BIN)/python benchmarks/embedded.py
+	$(BIN)/python benchmarks/variants.py
+	$(BIN)/python benchmarks/peer_avp.py
 	$(BIN)/python benchmarks/tables.py
 
 # Without isolation: the pinned hatchling builds, and nothing is downloaded.

@@ -6,6 +6,7 @@ python benchmarks/tables.py --check    # exits with 1 where a table differs from
 
 import argparse
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,19 +15,33 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 PAGES = {
     HERE.parent / "README.md": ("figures", "cost"),
-    HERE / "README.md": ("arms", "limits", "times", "strangers", "pair"),
+    HERE / "README.md": (
+        "pair",
+        "arms",
+        "delivered",
+        "hops",
+        "capacity",
+        "times",
+        "stories",
+        "variants",
+        "peer",
+        "peer-findings",
+    ),
 }
-STRANGERS = "strangers-260K-to-656K"
 KINDS = ("lookup", "join", "absent", "code")
+LENGTHS = ("80", "40", "20", "10")
+STORIES = {
+    "stories-260K-to-656K": "260K to 656K",
+    "stories-656K-to-260K": "656K to 260K",
+    "stories-260K-to-656K-seen": "260K to 656K, the last sentence seen",
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
     args = parser.parse_args()
-    stale = [
-        page for page, names in PAGES.items() if render(page.read_text(encoding="utf-8"), names) != page.read_text()
-    ]
+    stale = [page for page, names in PAGES.items() if render(page.read_text("utf-8"), names) != page.read_text("utf-8")]
     if args.check:
         sys.exit(f"differs from its results: {', '.join(map(str, stale))}; run this without --check" if stale else 0)
     for page in stale:
@@ -66,56 +81,170 @@ def number(figure: dict[str, Any] | None, digits: int = 3) -> str:
     if figure is None:
         return "–"
     if figure.get("unit") == "B":
-        return f"{figure['value']:.0f} B"
+        return f"{figure['value']:,.0f} B"
+    unit = figure["unit"] if figure.get("unit") in ("ms", "us") else ""
     interval = "" if figure.get("low") is None else f" [{figure['low']:.{digits}f}, {figure['high']:.{digits}f}]"
-    return f"{figure['value']:.{digits}f}{interval}"
+    return f"{figure['value']:.{digits}f}{interval} {unit}".rstrip()
 
 
 def figures() -> str:
-    """The claims, each with its interval."""
-    quality = result("quality")
-    rows = [[name, number(figure), basis(figure)] for name, figure in quality["claims"].items()]
-    return table(["figure", "value [95 % interval]", "measured over, or computed as"], rows)
+    """The claims of the README, each with its interval."""
+    made = result("embedded")["figures"]
+    arms, delivered, gain = made["arms"], made["delivered"], made["content gain"]
+    chosen = {
+        "message, everything counted": made["bytes"]["message"]["wire"],
+        "full text, everything counted": made["bytes"]["text"]["wire"],
+        **{
+            f"recovery, all questions, {size} bytes": arms[message_of(size)]["all"]["recovery, exact"]
+            for size in LENGTHS
+        },
+        **{
+            f"recovery, all questions, {size} bytes of text coded by the sender's language model": arms[f"lm-{size}"][
+                "all"
+            ]["recovery, exact"]
+            for size in LENGTHS
+        },
+        **{f"{kind}, message, exact": arms["message"][kind]["exact"] for kind in KINDS},
+        **{f"{kind}, full text, exact": arms["text"][kind]["exact"] for kind in KINDS},
+        "look-up, nothing, exact": arms["none"]["lookup"]["exact"],
+        "look-up, another case's message, exact": arms["other"]["lookup"]["exact"],
+        "content gain, all questions": gain["all"]["exact"],
+        "content gain, all questions, nats": gain["all"]["nats"],
+        "delivered of the document's entropy, 80 bytes": delivered["message"]["share of the document's entropy"],
+        "delivered of the document's entropy, 40 bytes": delivered["message-40"]["share of the document's entropy"],
+        "delivered of the payload's bits, 10 bytes": delivered["message-10"]["share of payload bits"],
+    }
+    rows = [[name, number(figure), basis(figure)] for name, figure in chosen.items()]
+    return table(["figure", "value [95 % interval]", "measured over"], rows)
+
+
+def message_of(size: str) -> str:
+    """The name of the message arm of a length; the longest has none behind it."""
+    return "message" if size == LENGTHS[0] else f"message-{size}"
 
 
 def arms() -> str:
-    """Exact match of every arm by kind, and log-likelihood of look-ups."""
-    by_kind = result("quality")["arms"]
+    """Every arm: bytes, exact match by kind, F1, log-likelihood and recovery over all questions."""
+    made = result("embedded")["figures"]
     rows = []
-    for arm, lookup in by_kind["lookup"].items():
-        size = "" if lookup["wire_bytes"] is None else f"{lookup['wire_bytes']:.0f}"
-        exact = [number(by_kind[kind][arm]["exact"]) for kind in KINDS]
-        rows.append([arm, size, *exact, number(lookup["nats"], 2), number(lookup["recovery"])])
-    return table(["arm", "bytes on the wire", *KINDS, "look-up, nats", "look-up, recovery"], rows)
+    for arm, kinds in made["arms"].items():
+        size = f"{made['bytes'][arm]['wire']['value']:.0f}" if arm in made["bytes"] else ""
+        exact = [number(kinds[kind]["exact"]) for kind in KINDS]
+        churn = number(made["churn"][arm])
+        every = kinds["all"]
+        rows.append(
+            [arm, size, *exact, number(every["f1"]), number(every["nats"], 2), number(every["recovery, exact"]), churn]
+        )
+    header = ["arm", "bytes on the wire", *KINDS, "F1, all", "nats, all", "recovery, all", "answers unlike the text's"]
+    return table(header, rows)
+
+
+def delivered() -> str:
+    """What each arm tells of the facts, in bits and as shares of what was spent."""
+    made = result("embedded")["figures"]["delivered"]
+    columns = ["bits per document", "share of payload bits", "share of wire bits", "share of the document's entropy"]
+    rows = [
+        [arm, number(told[columns[0]], 1), *(number(told.get(name)) for name in columns[1:])]
+        for arm, told in made.items()
+    ]
+    return table(["arm", *columns], rows)
+
+
+def hops() -> str:
+    """Recovery after each hop: handed on, encoded anew, and text cut anew."""
+    made = result("hops")["figures"]["arms"]
+    chains: dict[str, dict[int, str]] = {}
+    for arm, kinds in made.items():
+        if found := re.fullmatch(r"(forwarded|reencoded|.*-hops)-(\d+)", arm):
+            chains.setdefault(found[1], {})[int(found[2])] = number(kinds["all"].get("recovery, exact"))
+    most = max(max(hop) for hop in chains.values())
+    rows = [[name, *(chain[hop] for hop in range(1, most + 1))] for name, chain in chains.items()]
+    return table(["recovery, all questions, after hop", *map(str, range(1, most + 1))], rows)
+
+
+def capacity() -> str:
+    """Recovery and delivered information as the documents hold more."""
+    rows = []
+    for point in result("capacity")["points"]:
+        told = [point["arms"][message_of(size)] for size in LENGTHS]
+        shares = [number(arm["delivered"]["bits per document"], 1) for arm in told]
+        entropy = f"{point['entropy_bits']['value']:.1f}"
+        rows.append([str(point["facts"]), entropy, number(told[0]["recovery"]), *shares])
+    header = [
+        "facts stated",
+        "entropy, bits",
+        "recovery at 80 bytes",
+        *(f"bits told by {size} bytes" for size in LENGTHS),
+    ]
+    return table(header, rows)
 
 
 def cost() -> str:
-    """First token by message over first token by text."""
-    latency = result("latency")
-    rows = [[name, f"{ratio['value']:.2f}", ratio["formula"]] for name, ratio in latency["ratios"].items()]
-    return table(["first token, by message over by full text (computed from medians)", "ratio", "formula"], rows)
+    """First token by message over first token by text, and the goals that are ratios."""
+    made = result("embedded")["figures"]["cost"]
+    rows = [
+        [name, number(figure), f"`{figure['formula']}`"]
+        for name, figure in made.items()
+        if "formula" in figure and any(word in name for word in ("first token", "decode", "wire", "pays"))
+    ]
+    return table(["computed from the medians below", "value", "formula"], rows)
 
 
 def times() -> str:
-    """Medians and 99th percentiles."""
-    latency = result("latency")
+    """Every measured step and count."""
+    made = result("embedded")["figures"]["cost"]
     rows = [
-        [name, f"{figure['median']['value']:.3f}", f"{figure['p99']['value']:.3f}", str(figure["median"]["n"])]
-        for name, figure in latency["figures"].items()
+        [name, number(figure), number(made.get(f"{name}, p99")), basis(figure)]
+        for name, figure in made.items()
+        if not name.endswith(", p99")
     ]
-    return table(["step (measured)", "median, ms", "99th percentile, ms", "n"], rows)
+    return table(["step or count", "median, or value", "99th percentile", "measured over, or computed as"], rows)
 
 
-def limits() -> str:
-    """Without quantiser, and over-fitted."""
-    rows = [[name, number(figure), basis(figure)] for name, figure in result("limits")["figures"].items()]
-    return table(["latent, kind of question", "exact match [95 % interval]", "measured over"], rows)
+def stories() -> str:
+    """Bits per byte of the true continuation, by arm and direction."""
+    made = {title: result(name)["figures"] for name, title in STORIES.items()}
+    names = list(dict.fromkeys(arm for found in made.values() for arm in found["bits per byte"]))
+    rows = []
+    for arm in names:
+        size = next((f["bytes"][arm]["wire"]["value"] for f in made.values() if arm in f["bytes"]), None)
+        rows.append(
+            [
+                arm,
+                "" if size is None else f"{size:.0f}",
+                *(number(found["bits per byte"].get(arm)) for found in made.values()),
+            ]
+        )
+    gains = [number(found["content gain"]["all"]["nats"], 2) for found in made.values()]
+    rows.append(["content gain, nats per continuation", "", *gains])
+    return table(["arm, bits per byte", "bytes on the wire", *made], rows)
 
 
-def strangers() -> str:
-    """Bits per byte of the true continuation, by arm."""
-    rows = [[name, number(figure), basis(figure)] for name, figure in result(STRANGERS)["figures"].items()]
-    return table(["figure", "value [95 % interval]", "measured over"], rows)
+def variants() -> str:
+    """What other designs of the codec gave under the same budget."""
+    rows = []
+    for variant in result("variants")["variants"]:
+        made = [number(figure) for figure in variant["figures"].values()]
+        rows.append([variant["name"], str(variant["steps"]), *made])
+    names = list(result("variants")["variants"][0]["figures"])
+    return table(["variant", "steps", *names], rows)
+
+
+def peer() -> str:
+    """ilcp and avp on the same models and documents."""
+    record = result("peer-avp")
+    columns = [name for name in record["rows"][0] if name != "what"]
+    rows = [[row["what"], *(number(row[name]) for name in columns)] for row in record["rows"]]
+    return table(["", *columns], rows)
+
+
+def peer_findings() -> str:
+    """What each of the two refuses, keeps and cannot do."""
+    rows = [
+        [finding["what"], *("yes" if finding[side]["yes"] else "**no**" for side in ("ilcp", "avp"))]
+        for finding in result("peer-avp")["findings"]
+    ]
+    return table(["", "ilcp", "avp"], rows)
 
 
 def pair() -> str:
@@ -130,10 +259,15 @@ def pair() -> str:
 TABLES = {
     "figures": figures,
     "arms": arms,
-    "limits": limits,
+    "delivered": delivered,
+    "hops": hops,
+    "capacity": capacity,
     "cost": cost,
     "times": times,
-    "strangers": strangers,
+    "stories": stories,
+    "variants": variants,
+    "peer": peer,
+    "peer-findings": peer_findings,
     "pair": pair,
 }
 

@@ -13,7 +13,7 @@ from typing import Any
 from ilcp.codec import codec_class
 from ilcp.handoff import Receiver
 from ilcp.measure import provenance
-from ilcp.measure.quality import quality
+from ilcp.measure import run as measure
 from ilcp.memory import Memory
 from ilcp.message import Message
 from ilcp.pair import Pair
@@ -89,9 +89,18 @@ def run(pair: Pair, *, documents: int = 12) -> Demo:
                 _ask(pair.receiver, message, len(message), asked),
             )
         )
-    scores = quality(pair.sender, pair.receiver, cases, payload_bytes=[pair.sender.codec.spec.payload_bytes], seed=SEED)
+    report = measure(
+        pair.sender,
+        pair.receiver,
+        cases,
+        task="case-files",
+        seed=SEED,
+        lengths=[pair.sender.codec.spec.payload_bytes],
+        texts={},
+        repetitions=0,
+    )
     controls = {
-        arm: {kind: asdict(scores.mean(arm, kind)) for kind in dict.fromkeys(scores.kinds)}
+        arm: {kind: asdict(report.mean(arm, kind, of="exact")) for kind in report.kinds}
         for arm in ("message", "none", "other", "text")
     }
     where = provenance(

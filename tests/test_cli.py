@@ -66,7 +66,7 @@ def test_a_dossier_of_the_users_own(tmp_path: Path) -> None:
     assert answer["known"] is True
     assert {"question", "known", "message", "none", "text"} == set(answer)
     assert "Which region is affected?" == answer["question"]
-    assert next(q.answer for q in CASE.questions if q.topic == "region") == answer["message"] == answer["text"]
+    assert next(q.answer for q in CASE.questions if q.facts[0][0] == "region") == answer["message"] == answer["text"]
 
 
 def test_a_text_outside_is_said_to_be_outside(tmp_path: Path) -> None:

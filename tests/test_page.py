@@ -1,21 +1,38 @@
 """What people see of a report: its plots, its page, its tables."""
 
+import io
+import math
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from html import escape, unescape
+from html.parser import HTMLParser
+from typing import ClassVar
+
 import numpy as np
 import pytest
+from PIL import Image
+from rich.console import Console
 
+from ilcp.errors import EncodeError
 from ilcp.measure.cost import CACHED, POINT_STEPS, PROMPTS, STEPS, Cost, Point
-from ilcp.measure.figures import Citation, Computed
+from ilcp.measure.figures import Citation, Computed, Measured
 from ilcp.measure.items import Arm, Items
+from ilcp.measure.page import page
+from ilcp.measure.plots import plots, save_plots
 from ilcp.measure.report import Report
+from ilcp.measure.table import show, shown
 
 KINDS = ("lookup", "join", "absent", "code")
-DOCUMENTS, QUESTIONS = 16, 8
+DOCUMENTS, QUESTIONS = 12, 8
 LENGTHS = (80, 40, 20, 10)
 OVERHEAD = 20  # bytes of an envelope
 
 
 def make_items(kinds: tuple[str, ...] = KINDS) -> Items:
-    """Eight questions about each of sixteen documents, the kinds in turn."""
+    """Eight questions about each of twelve documents, the kinds in turn."""
     n = DOCUMENTS * QUESTIONS
     return Items(
         cases=tuple(f"case {number}" for number in range(DOCUMENTS)),
@@ -47,8 +64,8 @@ def make_arm(name: str, family: str, skill: float, payload: int = 0, *, closed: 
     )
 
 
-def make_arms(closed: bool, hops: int) -> dict[str, Arm]:
-    """Every arm of a run, as good as in a run of the embedded pair."""
+def make_arms(closed: bool, hops: int, only: tuple[str, ...] = ()) -> dict[str, Arm]:
+    """Every arm of a run, or those named, as good as in a run of the embedded pair."""
     told = [("text", "text", 0.93, 1100, None), ("none", "control", 0.12, 0, None)]
     for length, skill in zip(LENGTHS, (0.78, 0.6, 0.42, 0.3), strict=True):
         name = "message" if length == LENGTHS[0] else f"message-{length}"
@@ -59,9 +76,16 @@ def make_arms(closed: bool, hops: int) -> dict[str, Arm]:
     told += [(name, "control", 0.12, LENGTHS[0], None) for name in ("other", "zero", "random")]
     told += [("continuous", "limit", 0.83, 0, None), ("index", "limit", 0.95, 1, None)]
     for hop in range(1, hops + 1):
-        told += [(f"forwarded-{hop}", "hops", 0.78, 80, None), (f"reencoded-{hop}", "hops", 0.85 - 0.15 * hop, 80, None)]
+        told += [
+            (f"forwarded-{hop}", "hops", 0.78, 80, None),
+            (f"reencoded-{hop}", "hops", 0.85 - 0.15 * hop, 80, None),
+        ]
         told += [(f"{text}-hops-{hop}", "hops", 0.36 - 0.05 * hop, 80, None) for text in ("head", "tail", "zstd", "lm")]
-    return {name: make_arm(name, family, skill, b, closed=closed, rival=r) for name, family, skill, b, r in told}
+    return {
+        name: make_arm(name, family, skill, payload, closed=closed, rival=rival)
+        for name, family, skill, payload, rival in told
+        if not only or name in only
+    }
 
 
 def make_cost() -> Cost:
@@ -73,12 +97,14 @@ def make_cost() -> Cost:
 
     lengths = (32, 64, 128, 256, 512)
     per_point = [
-        {"text": 4 + 0.03 * tokens, "message": 6.5, "encode": 2 + 0.002 * tokens, "wire out": 0.02} for tokens in lengths
+        {"text": 4 + 0.03 * tokens, "message": 6.5, "encode": 2 + 0.002 * tokens, "wire out": 0.02}
+        for tokens in lengths
     ]
     assert POINT_STEPS == set(per_point[0])
     return Cost(
         question="Who reported it?",
         threads=1,
+        processor_share=0.99,
         reads="states",
         samples=samples({step: 9.0 if "text" in step else 5.0 for step in STEPS}, 60),
         tokens={prompt: (300 if prompt == "text" else 40,) * 60 for prompt in PROMPTS},
@@ -93,7 +119,9 @@ def make_cost() -> Cost:
             "message tokens": 40,
         },
         parts={"payload": 80, "codec id": 8, "envelope": 8, "check": 4},
-        kv_token=Computed(4096, "B", "2 * layers * kv_heads * head_dim * 4", {"layers": 4, "kv_heads": 4, "head_dim": 32}),
+        kv_token=Computed(
+            4096, "B", "2 * layers * kv_heads * head_dim * 4", {"layers": 4, "kv_heads": 4, "head_dim": 32}
+        ),
         skipped={CACHED: "expected past_key_values, got none"},
     )
 
@@ -120,3 +148,323 @@ def make_report(*, closed: bool = True, hops: int = 3, with_cost: bool = True, *
         footnotes=(Citation("Prompts of 500 tokens fit into one vector.", "arXiv:2502.13063", "Llama-3.1-8B"),),
     )
     return Report(**(fields | changed))
+
+
+def names_of(text: str) -> list[str]:
+    """The tags of a page; it fails where one is not closed in its turn."""
+    parser = Tags()
+    parser.feed(text)
+    parser.close()
+    assert [] == parser.still_open
+    return parser.names
+
+
+class Tags(HTMLParser):
+    """Reads tags, and compares each end with what is open."""
+
+    VOID: ClassVar = {"meta", "br", "img"}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.still_open: list[str] = []
+        self.names: list[str] = []
+        self.values: list[tuple[str, str]] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.names.append(tag)
+        self.values += [(name, value or "") for name, value in attrs]
+        if tag not in self.VOID:
+            self.still_open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.names.append(tag)
+        self.values += [(name, value or "") for name, value in attrs]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.still_open.pop() == tag
+
+
+@pytest.fixture(scope="module")
+def report() -> Report:
+    """A finished report with everything in it."""
+    return make_report()
+
+
+@pytest.fixture(scope="module")
+def shown_page(report) -> str:
+    """Its page."""
+    return page(report)
+
+
+def drawn_by(figure) -> dict[str, tuple[list[float], list[float]]]:
+    """The points of each line of a plot by the line's label."""
+    (axes,) = figure.axes
+    return {line.get_label(): tuple(map(list, line.get_data())) for line in axes.lines}
+
+
+def test_a_page_needs_nothing_but_itself(shown_page) -> None:
+    """No address, no script, no link: what a page shows is in it; its tags close and its ids are unique."""
+    tags = Tags()
+    tags.feed(shown_page)
+    assert [] == tags.still_open
+    assert not {"script", "link", "img", "iframe", "object", "embed"} & set(tags.names)
+    assert "http" not in shown_page
+    assert "@import" not in shown_page
+    references = [value for name, value in tags.values if name in ("src", "href", "xlink:href")]
+    assert all(value.startswith("#") for value in references)
+    ids = [value for name, value in tags.values if name == "id"]
+    assert len(set(ids)) == len(ids)
+    assert {value[1:] for value in references} <= set(ids)
+    assert set(re.findall(r"url\(#([^)]*)\)", shown_page)) <= set(ids)
+
+
+def test_a_page_begins_with_the_verdict_and_ends_with_the_provenance(report, shown_page) -> None:
+    """The verdict comes before any other figure; every arm, every value of the provenance and the codec is there."""
+    text = unescape(shown_page)
+    assert text.index(report.verdict()) < text.index("<h2>")
+    order = ["Key figures", "Plots", "Every arm", "Delivered", "Bytes", "Times", "Notes", "Footnotes", "Provenance"]
+    places = [text.index(f"<h2>{heading}") for heading in order]
+    assert sorted(places) == places
+    for name in (*report.arms, *report.kinds):
+        assert f">{name}<" in text
+    tail = text[places[-1] :]
+    for value in ("0123456789ab+", "0.1.0", "2.13.0", "3.11.9", "Some Processor", "ilcp bench --html", "ab" * 8):
+        assert value in tail
+    for value in ("small receiver", "7e393733c843e2b8", "dossier test", "10, 20, 40, 80", ">12<", ">96<", ">11<"):
+        assert value in tail
+    for note in (*report.notes, *report.cost.notes(), report.footnotes[0].source, report.footnotes[0].setting):
+        assert note in text
+
+
+def test_every_figure_of_a_page_says_what_it_is(report, shown_page) -> None:
+    """Value, interval, unit and origin stand beside each other, measured or computed."""
+    text = unescape(shown_page)
+    gain = report.content_gain()
+    value, interval = shown(gain)
+    assert f"{value} <small>95 %: {interval}; measured, n=96</small>" in text
+    recovery = report.recovery("message-40", "join")
+    value, interval = shown(recovery)
+    assert f"<td>{value}<small>{interval}</small></td>" in text
+    assert "lookup<small>measured, n=24</small>" in text
+    for name, figure in report.cost.figures().items():
+        assert shown(figure)[0] in text, name
+        if isinstance(figure, Computed):
+            assert f"computed: {figure.formula} (" in text, name
+    assert "99th percentile<small>ms; measured, n=60</small>" in text
+
+
+@pytest.mark.parametrize("with_cost", [True, False])
+@pytest.mark.parametrize("closed", [True, False])
+def test_reports_without_some_parts_are_shown(closed, with_cost) -> None:
+    """What a report has no data for is left out, and answers that go on have no exact match."""
+    few = make_arms(closed, 0, ("text", "none", "message", "other"))
+    report = make_report(
+        closed=closed, with_cost=with_cost, arms=few, items=make_items(("only",)), notes=(), footnotes=()
+    )
+    text = page(report)
+    names_of(text)
+    assert with_cost == ("Times and operations" in text)
+    assert closed == ("<summary>exact match</summary>" in text)
+    assert {"recovery", "kinds", *(["first token"] if with_cost else [])} == set(plots(report))
+    assert report.verdict() == lines_of(report)[0]
+
+
+@pytest.mark.parametrize("arms", [(), ("text",), ("text", "none"), ("text", "none", "message")])
+def test_what_an_interrupted_run_left_is_shown_as_incomplete(arms) -> None:
+    """INCOMPLETE comes first, whatever is there already."""
+    found = make_arms(True, 0, arms) if arms else {}
+    report = make_report(arms=found, with_cost=False, complete=False)
+    text = page(report)
+    names_of(text)
+    assert '<p class="verdict warn">INCOMPLETE' in text
+    assert lines_of(report)[0].startswith("INCOMPLETE")
+    assert all(f">{name}<" in text for name in arms)
+
+
+def test_no_recovery_is_shown_where_there_is_none() -> None:
+    """Where the full text is no better than nothing, no plot of recovery is drawn, and a note says why."""
+    found = make_arms(True, 2, ("none", "message", "other", "head-80", "forwarded-1"))
+    report = make_report(arms=found | {"text": replace(found["none"], name="text", family="text")})
+    assert {"kinds", "first token"} == set(plots(report))
+    assert "recovery: not given, because the full text is not surely better than nothing" in page(report)
+    assert "recovery" not in "\n".join(lines_of(report))
+
+
+def test_hostile_names_are_text() -> None:
+    """Markup in a kind, an arm, a note, a task or a model's name is shown as text, by page, plots and tables."""
+    hostile = "<img src=x onerror=1>[red]$\\frac$--></style><script>&\"'"
+    arms = make_arms(True, 1, ("text", "none", "message", "other", "forwarded-1"))
+    arms[f"{hostile}-80"] = make_arm(f"{hostile}-80", "text of equal bytes", 0.9, 80, rival="message")
+    report = make_report(
+        arms=arms,
+        items=make_items((hostile, "lookup")),
+        task=hostile,
+        notes=(hostile,),
+        footnotes=(Citation(hostile, hostile, hostile),),
+        provenance={"commit": hostile, hostile: {hostile: [hostile]}},
+        codec={"codec_id": hostile},
+    )
+    text = page(report)
+    tags = names_of(text)
+    assert {"img", "script"}.isdisjoint(tags)
+    assert 1 == tags.count("style") - text.count('<style type="text/css">')
+    assert escape(hostile) in text
+    said = "\n".join(lines_of(report))
+    assert hostile in said.replace("\n", "")
+
+
+def test_a_page_is_the_same_every_time() -> None:
+    """No date and no random name: the same report makes the same bytes."""
+    first, second = (
+        make_report(arms=make_arms(True, 1, ("text", "none", "message", "other", "forwarded-1"))) for _ in range(2)
+    )
+    assert page(first) == page(second)
+
+
+@pytest.mark.parametrize("closed", [True, False])
+def test_recovery_is_drawn_at_the_bytes_that_crossed(closed) -> None:
+    """Each curve's points are its arms' mean wire bytes and their recovery; the intervals are the report's."""
+    report = make_report(closed=closed, hops=0, with_cost=False)
+    figure = plots(report)["recovery"]
+    drawn = drawn_by(figure)
+    told = {"message": [f"message-{n}" for n in (10, 20, 40)] + ["message"]}
+    told |= {name: [f"{name}-{n}" for n in (10, 20, 40, 80)] for name in ("head", "tail", "zstd", "lm", "oracle")}
+    told |= {name: [name] for name in ("text", "other", "zero", "random", "index")}
+    assert {*told, "none", "continuous"} == set(drawn)
+    for name, arms in told.items():
+        assert [report.arms[arm].sizes()["wire"].value for arm in arms] == drawn[name][0]
+        assert [report.recovery(arm).value for arm in arms] == drawn[name][1]
+    for name in ("none", "continuous"):
+        assert {report.recovery(name).value} == set(drawn[name][1])
+    bars = {tuple(map(tuple, segment)) for bars in figure.axes[0].collections for segment in bars.get_segments()}
+    for arm in ("message", "lm-20", "other"):
+        x, found = report.arms[arm].sizes()["wire"].value, report.recovery(arm)
+        assert ((x, found.low), (x, found.high)) in bars
+
+
+def test_hops_are_drawn_by_their_number(report) -> None:
+    """Each way's points are the hops and the recovery after them."""
+    drawn = drawn_by(plots(report)["hops"])
+    ways = ("forwarded", "reencoded", "head-hops", "tail-hops", "zstd-hops", "lm-hops")
+    assert {*ways, "none"} == set(drawn)
+    for way in ways:
+        assert [1, 2, 3] == drawn[way][0]
+        assert [report.recovery(f"{way}-{hop}").value for hop in (1, 2, 3)] == drawn[way][1]
+
+
+def test_kinds_are_drawn_with_the_best_text_of_as_many_bytes(report) -> None:
+    """Each arm's points are its means over all questions and by kind; of the texts, the strongest is shown."""
+    drawn = {name: xs for name, (xs, ys) in drawn_by(plots(report)["kinds"]).items() if not name.startswith("_")}
+    assert {"text", "message", "lm-80", "other", "none"} == set(drawn)
+    for name, means in drawn.items():
+        assert [report.mean(name, kind).value for kind in ("all", *report.kinds)] == means
+
+
+def test_times_are_drawn_by_document_length(report) -> None:
+    """The points are medians; the third line adds what the sender and the wire take."""
+    drawn = drawn_by(plots(report)["first token"])
+    points = report.cost.points
+    assert [point.tokens for point in points] == drawn["text"][0]
+    for step in ("text", "message"):
+        assert [point.median(step) for point in points] == drawn[step][1]
+    added = [sum(point.median(step) for step in ("message", "encode", "wire out")) for point in points]
+    assert pytest.approx(added) == drawn["sent"][1]
+
+
+def test_plots_are_saved_as_pictures(report, tmp_path) -> None:
+    """One PNG per plot, the same bytes every time, with no name of the program and no date in it."""
+    paths = save_plots(report, tmp_path / "new" / "folder")
+    assert ["recovery.png", "hops.png", "kinds.png", "first-token.png"] == [path.name for path in paths]
+    again = save_plots(report, tmp_path)
+    for first, second in zip(paths, again, strict=True):
+        assert first.read_bytes() == second.read_bytes()
+        with Image.open(first) as picture:
+            assert {"dpi"} == set(picture.info)
+
+
+def test_without_matplotlib_the_error_says_how_to_get_it(report, monkeypatch, tmp_path) -> None:
+    """The plots and the page name the extra; no folder is made."""
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    for draw in (plots, page, lambda report: save_plots(report, tmp_path / "none")):
+        with pytest.raises(EncodeError, match=r"expected matplotlib .*, got none: pip install 'ilcp\[plots\]'"):
+            draw(report)
+    assert not (tmp_path / "none").exists()
+
+
+def lines_of(report: Report, width: int = 100) -> list[str]:
+    """What the terminal shows."""
+    console = Console(file=io.StringIO(), width=width, color_system=None)
+    show(report, console)
+    return console.file.getvalue().splitlines()
+
+
+def test_the_terminal_shows_the_verdict_first_and_fits_100_columns(report) -> None:
+    """The first line is the verdict; no table is wider than the terminal; every arm and every note is there."""
+    lines = lines_of(report)
+    assert report.verdict() == lines[0]
+    assert 100 >= max(len(line) for line in lines[1:] if not line.startswith("note: "))
+    said = "\n".join(lines)
+    for name, arm in report.arms.items():
+        assert (name.rpartition("-")[0] if arm.family == "hops" else name) in said
+    for note in (*report.notes, *report.cost.notes()):
+        assert f"note: {note}" in lines
+    row = next(line.split() for line in lines if line.startswith("message "))
+    assert f"{report.mean('message').value:.3f}" == row[2]
+    assert " ".join(shown(report.recovery("message"))) in " ".join(row)
+
+
+@pytest.mark.parametrize(
+    ("figure", "expected"),
+    [
+        (Measured(0.0, "", 3), ("0", "")),
+        (Measured(0.0, "", 3, 0.0, 0.0), ("0.000", "[0.000, 0.000]")),
+        (Measured(0.8123, "", 3, 0.7, 0.9), ("0.812", "[0.700, 0.900]")),
+        (Measured(-0.004, "", 3, -0.01, 0.002), ("-0.0040", "[-0.0100, 0.0020]")),
+        (Measured(97.84, "B", 3), ("97.8", "")),
+        (Measured(1089.9, "B", 3), ("1,090", "")),
+        (Computed(600_000_000, "FLOP", "a", {}), ("600,000,000", "")),
+        (Computed(1.2345e12, "FLOP", "a", {}), ("1.234e12", "")),
+        (Computed(math.inf, "", "a / b", {}), ("inf", "")),
+    ],
+)
+def test_values_and_bounds_have_as_many_places(figure, expected) -> None:
+    """Three figures at least, and the bounds as exact as the value."""
+    assert expected == shown(figure)
+
+
+def test_a_browser_opens_the_page_without_a_complaint(shown_page, tmp_path) -> None:
+    """Chromium draws the page on a phone's width, and neither refuses nor reports anything."""
+    browser = shutil.which("chromium")
+    if browser is None:
+        pytest.skip("no chromium here")
+    (tmp_path / "page.html").write_text(shown_page, encoding="utf-8")
+    picture = tmp_path / "page.png"
+    quiet = ("gpu", "quic", "component-update", "sync")
+    done = subprocess.run(
+        [
+            browser,
+            "--headless",
+            "--no-sandbox",
+            "--no-first-run",
+            "--disable-background-networking",
+            *(f"--disable-{part}" for part in quiet),
+            "--hide-scrollbars",
+            "--enable-logging=stderr",
+            "--v=0",
+            f"--user-data-dir={tmp_path / 'profile'}",
+            "--window-size=400,3000",
+            f"--screenshot={picture}",
+            (tmp_path / "page.html").as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert 0 == done.returncode, done.stderr
+    assert [] == [line for line in done.stderr.splitlines() if "CONSOLE" in line or "Refused" in line]
+    with Image.open(picture) as opened:
+        pixels = np.asarray(opened.convert("L"), dtype=int)
+    assert (3000, 400) == pixels.shape
+    for part in np.split(pixels, 6):  # no part of it is blank
+        assert np.ptp(part) > 100

@@ -6,10 +6,12 @@ import random
 import statistics
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from ilcp.errors import EncodeError
-from ilcp.tasks import UNKNOWN, case_files, read_jsonl
-from ilcp.tasks.case_files import KINDS, PRESENT, compose
+from ilcp.errors import DecodeError, EncodeError
+from ilcp.tasks import UNKNOWN, case_files, read_jsonl, task, thin
+from ilcp.tasks.case_files import KINDS, PRESENT, TOPICS, compose
 from ilcp.tasks.dossier import ATTRIBUTES, DISTRACTORS, JOINS, POOLS
 
 
@@ -124,8 +126,31 @@ def test_jsonl_round_trip(tmp_path) -> None:
     first, second = read_jsonl(file)
     assert ("Mara", "Jonas") == first.questions[0].choices
     assert second.questions[0].choices is None
-    assert (None, "owner") == (first.questions[0].topic, second.questions[0].topic)
+    assert ((), (("owner", "Mara"),)) == (first.questions[0].facts, second.questions[0].facts)
     assert f"{file}:3" == second.id
+
+
+def test_jsonl_takes_several_questions_and_continuations(tmp_path) -> None:
+    """A line may ask several questions, name its case, or hold what comes next."""
+    file = tmp_path / "cases.jsonl"
+    asked = {"id": "a", "context": "Mara owns it.", "questions": [{"question": "Who?", "answer": "Mara", "kind": "k"}]}
+    file.write_text(json.dumps(asked) + "\n" + json.dumps({"context": "Once", "continuation": "upon a time"}) + "\n")
+    several, goes_on = read_jsonl(file)
+    assert ("a", "k") == (several.id, several.questions[0].kind)
+    assert ("", "upon a time") == (goes_on.questions[0].text, goes_on.questions[0].answer)
+    with pytest.raises(EncodeError, match="either questions or continuations"):
+        task(str(file), n=2, seed=0)
+    with pytest.raises(EncodeError, match=r"at least n=3 cases in .*, got 2"):
+        task(str(file), n=3, seed=0)
+
+
+def test_a_repeated_id_names_both_lines(tmp_path) -> None:
+    """Two cases cannot be told apart by one name."""
+    file = tmp_path / "cases.jsonl"
+    line = json.dumps({"id": "a", "context": "x", "continuation": "y"}) + "\n"
+    file.write_text(line + line)
+    with pytest.raises(EncodeError, match=r"cases\.jsonl:2: .*'a' as in line 1"):
+        list(read_jsonl(file))
 
 
 @pytest.mark.parametrize(
@@ -136,6 +161,10 @@ def test_jsonl_round_trip(tmp_path) -> None:
         ('{"context": "a", "question": "b"}', "'answer', got None"),
         ('{"context": " ", "question": "b", "answer": "c"}', "'context'"),
         ('{"context": "a", "question": "b", "answer": "c", "choices": ["d"]}', "holds the answer"),
+        ('{"context": "a", "questions": []}', "a list of questions"),
+        ('{"context": "a", "questions": [{"question": "b"}]}', "question 1: expected a non-empty string in 'answer'"),
+        ('{"context": "a", "questions": ["b"]}', "question 1: expected a JSON object, got str"),
+        ('{"context": "a", "continuation": ""}', "'continuation', got ''"),
     ],
 )
 def test_bad_lines_name_file_line_and_field(tmp_path, line: str, fragment: str) -> None:
@@ -147,21 +176,78 @@ def test_bad_lines_name_file_line_and_field(tmp_path, line: str, fragment: str) 
     assert fragment in str(caught.value)
 
 
-def test_questions_about_the_same_share_a_topic() -> None:
-    """A look-up's topic is its attribute and a join's is the attribute it starts from, whatever the words."""
+def test_answers_are_facts_about_topics() -> None:
+    """A look-up tells of its attribute, a join of its role and that role's office, a code of each of its characters."""
     for case in case_files("train", seed=3, n=30):
-        topics = {q.topic: q.answer for q in case.questions if q.kind in ("lookup", "absent")}
-        assert {a.name for a in ATTRIBUTES} == set(topics)
+        told = {topic: words for q in case.questions if q.kind in ("lookup", "absent") for topic, words in q.facts}
+        assert {a.name for a in ATTRIBUTES} == set(told)
         for question in case.questions:
+            facts = dict(question.facts)
+            assert set(facts) <= set(TOPICS)
             if question.kind == "join":
-                assert question.answer.startswith(topics[question.topic] + ",")
+                (role, person), (office, city) = question.facts
+                assert (told[role], f"{role}'s office") == (person, office)
+                assert f"{person}, {city}" == question.answer
+            if question.kind == "code":
+                assert question.answer == "".join(facts.values())
+
+
+def test_what_answers_are_worth_adds_up_to_the_entropy() -> None:
+    """No bit of a dossier is asked for twice, also where one person has two roles, and thinning keeps the sum."""
+    for number, case in enumerate(case_files("train", seed=3, n=60)):
+        assert case.entropy_bits == pytest.approx(sum(q.entropy_bits for q in case.questions))
+        assert all(q.answer.startswith(q.given) for q in case.questions)
+        kept = thin(case, {"lookup": 3, "absent": 1}, number)
+        worth = sum(q.entropy_bits * q.stands_for for q in kept.questions)
+        assert case.entropy_bits == pytest.approx(worth)
+
+
+@given(payload_bytes=st.integers(1, 40), number=st.integers(0, 200))
+@settings(max_examples=60, deadline=None)
+def test_a_record_answers_what_fits_and_nothing_wrong(payload_bytes: int, number: int) -> None:
+    """A record of any length answers some of the questions, all of them rightly; the whole one answers all."""
+    case = next(case_files("train", seed=9, n=1, start=number, facts=number % 21))
+    payload = case.record.encode(payload_bytes)
+    answers = case.record.answers(payload)
+    assert 1 <= len(payload) <= payload_bytes
+    assert all(answers[q.text] == q.answer for q in case.questions if q.text in answers)
+    if payload_bytes >= math.ceil(case.entropy_bits / 8):
+        assert {q.text for q in case.questions} == set(answers)
+
+
+def test_a_damaged_record_is_refused() -> None:
+    """Bytes beyond the last fact are no record."""
+    case = next(case_files("train", seed=9, n=1))
+    with pytest.raises(DecodeError, match="beyond its last fact"):
+        case.record.answers(bytes([255]) * 40)
+
+
+def test_a_dossier_retold_says_its_facts_again() -> None:
+    """Notes written from the right answers state every look-up, office and code, each once, and a remark per hop."""
+    case = next(case_files("train", seed=9, n=1))
+    right = {question.text: question.answer for question in case.questions}
+    notes = case.retelling.notes(right, 2)
+    for question in case.questions:
+        if question.kind != "absent":
+            assert all(notes.lower().count(words.lower()) for _, words in question.facts)
+    assert notes.endswith(case.retelling.aside(2))
+    assert case.retelling.aside(1) == case.retelling.aside(1)
+    nothing = case.retelling.notes(dict.fromkeys(right, "unknown"), 1)
+    assert nothing.count(".") <= 2  # a code that is "unknown", and the remark
 
 
 def test_bare_cases_are_their_facts_and_nothing_else() -> None:
-    """One sentence per fact; no code, office or distractor is stated or asked for."""
+    """A sentence per attribute, perhaps an office and a code; no distractor, and nothing asked that is not stated."""
+    kinds = set()
     for number in range(50):
         case = compose("bare", random.Random(number), ["owner", "region", "cause"], bare=True)
-        assert 3 == case.context.count(".")
-        assert {"lookup", "absent"} == {question.kind for question in case.questions}
-        assert all(q.answer.lower() in case.context.lower() for q in case.questions if q.kind == "lookup")
-        assert case.entropy_bits == pytest.approx(3 * math.log2(40) + math.log2(math.comb(20, 3)))
+        stated = {question.kind for question in case.questions} - {"absent"}
+        assert 2 + len(stated) == case.context.count(".")
+        assert all(
+            words.lower() in case.context.lower()
+            for question in case.questions
+            if question.kind in ("lookup", "join")
+            for _, words in question.facts
+        )
+        kinds |= stated
+    assert {"lookup", "join", "code"} == kinds

@@ -186,8 +186,11 @@ def test_packed_questions_equal_separate_prompts(models) -> None:
 
 
 def told(n: int) -> list[Case]:
-    """One-fact documents whose question has a topic."""
-    return [Case(c.id, c.context, (Question("Who?", c.questions[0].answer, topic="who"),)) for c in cases(0, n)]
+    """One-fact documents whose question tells of a topic."""
+    return [
+        Case(c.id, c.context, (Question("Who?", c.questions[0].answer, facts=(("who", c.questions[0].answer),)),))
+        for c in cases(0, n)
+    ]
 
 
 @pytest.fixture(scope="module")

@@ -20,6 +20,7 @@ Whatever crosses is serialised, parsed and decoded again; sizes are ``len(bytes)
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from ilcp.codec import Codec
@@ -82,15 +83,18 @@ def ways(
         memories = [receiver.decode(wire) for wire in wires]
         return Told(memories[shift:] + memories[:shift], _sizes(payloads), _sizes(wires))
 
+    def message(length: int, shift: int = 0) -> Told:
+        return across(sent(length), shift)
+
     def noise() -> Told:
         rng = random.Random(f"ilcp random payload {seed}")
         return across([rng.randbytes(len(payload)) for payload in sent(lengths[0])])
 
-    yield Way("text", "text", lambda: _plain(cases))
+    yield Way("text", "text", partial(_plain, cases))
     yield Way("none", "control", lambda: Told([None] * len(cases)))
     for length in lengths:
-        yield Way(names[length], "message", lambda length=length: across(sent(length)))
-    yield Way("other", "control", lambda: across(sent(lengths[0]), shift=1))  # ``run`` refuses two equal contexts
+        yield Way(names[length], "message", partial(message, length))
+    yield Way("other", "control", partial(message, lengths[0], shift=1))  # ``run`` refuses two equal contexts
     yield Way("zero", "control", lambda: across([bytes(len(payload)) for payload in sent(lengths[0])]))
     yield Way("random", "control", noise)
     unrounded: Any = getattr(sender.codec, "decode_unrounded", None)
@@ -98,12 +102,11 @@ def ways(
         yield Way("continuous", "limit", lambda: Told([unrounded(context) for context in contexts]))
     for length in lengths:
         for name, codec in texts.items():
-            made = lambda codec=codec, length=length: _text(codec, cases, length)  # noqa: E731
-            yield Way(f"{name}-{length}", "text of equal bytes", made, names[length])
+            yield Way(f"{name}-{length}", "text of equal bytes", partial(_text, codec, cases, length), names[length])
         if all(case.record is not None for case in cases):
-            yield Way(f"oracle-{length}", "limit", lambda length=length: _oracle(cases, length))
+            yield Way(f"oracle-{length}", "limit", partial(_oracle, cases, length))
     if any(question.choices for case in cases for question in case.questions):
-        yield Way("index", "limit", lambda: _index(cases))
+        yield Way("index", "limit", partial(_index, cases))
 
 
 def _plain(cases: Sequence[Case]) -> Told:

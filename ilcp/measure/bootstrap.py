@@ -41,7 +41,8 @@ class Bootstrap:
 
     def sums(self, values: Floats) -> Floats:
         """The mean over documents of the sum of ``values`` in each, as ``means`` gives it."""
-        return self.of_groups(np.bincount(self._groups, values, minlength=self._weights.shape[1]))
+        sums = np.bincount(self._groups, values, minlength=self._weights.shape[1])
+        return self.of_groups(sums.astype(np.float64))
 
     def of_groups(self, values: Floats) -> Floats:
         """The mean of one value per document, or of one that holds for all."""

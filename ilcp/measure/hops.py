@@ -12,6 +12,7 @@ that it can state. ``Case.retelling`` says how, and what each hop adds of its ow
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 
 from ilcp.codec import Codec
 from ilcp.context import Context
@@ -57,11 +58,11 @@ def hop_ways(
         return Told([receiver.decode(wire) for wire in wires], payload, tuple(map(len, wires)))
 
     for hop in range(1, hops + 1):
-        yield Way(f"forwarded-{hop}", "hops", lambda hop=hop: passed_on(hop))
+        yield Way(f"forwarded-{hop}", "hops", partial(passed_on, hop))
         for name, relay in relays.items():
-            yield Way(f"{name}-{hop}", "hops", lambda relay=relay, hop=hop: relay.after(hop))
+            yield Way(f"{name}-{hop}", "hops", partial(relay.after, hop))
         for name, chain in chains.items():
-            yield Way(f"{name}-{hop}", "hops", lambda chain=chain, hop=hop: chain.after(hop))
+            yield Way(f"{name}-{hop}", "hops", partial(chain.after, hop))
 
 
 class _Relay:

@@ -10,13 +10,14 @@ from html import escape
 from typing import Any
 
 from ilcp.measure.figures import Computed, Measured
-from ilcp.measure.plots import plots, to_svg
+from ilcp.measure.plots import plots, require_matplotlib, to_svg
 from ilcp.measure.report import ALL, METRICS, Figures, Report
 from ilcp.measure.table import METRIC_NAMES, shown
 
 __all__ = ["page"]
 
 Figure = Measured | Computed
+SAY = ' class="say"'  # a cell of words
 KEY_TIMES = ("first token, message / text", "the message pays, encode and wire counted in")
 WHAT = {
     "text": "the receiver reads the document",
@@ -47,8 +48,9 @@ h2 { font-size: 1.3rem; line-height: 1.25; margin: 2.5rem 0 .75rem; padding-top:
 h3, summary { font-size: 1.05rem; font-weight: 600; margin: 1.25rem 0 .5rem }
 summary { cursor: pointer }
 p, li { max-width: 46rem }
-.verdict { font-size: clamp(1.1rem, 1rem + 1vw, 1.3rem); line-height: 1.4; font-weight: 600; max-width: 52rem; margin: 0; padding: .9rem 1rem;
-  background: var(--card); border-left: .35rem solid var(--accent); border-radius: .25rem }
+.verdict { font-size: clamp(1.1rem, 1rem + 1vw, 1.3rem); line-height: 1.4; font-weight: 600; max-width: 52rem;
+  margin: 0; padding: .9rem 1rem; background: var(--card); border-left: .35rem solid var(--accent);
+  border-radius: .25rem }
 .verdict.warn { border-left-color: var(--warn) }
 small, .soft { color: var(--soft); font-size: .8125rem; font-weight: 400 }
 .key { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 10.5rem), 1fr)); gap: .6rem;
@@ -67,11 +69,12 @@ caption { text-align: left; padding: .5rem .6rem; color: var(--soft) }
 th, td { padding: .3rem .6rem; text-align: right; vertical-align: top; border-top: 1px solid var(--line) }
 td, thead th { white-space: nowrap }
 thead th { vertical-align: bottom; background: var(--card); border-top: 0 }
-th:first-child, td.say { text-align: left }
-tbody th { position: sticky; left: 0; background: var(--paper); font-weight: 600; min-width: 6.5rem; max-width: 15rem }
-tbody th.whole { white-space: nowrap }
-td.say { white-space: normal; min-width: 18rem; max-width: 40rem; overflow-wrap: anywhere }
-td small, th small { display: block; line-height: 1.3 }
+th:first-child, .say { text-align: left }
+tbody th { position: sticky; left: 0; background: var(--paper); font-weight: 600; min-width: 9rem; max-width: 15rem }
+tbody th.whole { white-space: nowrap; min-width: 0 }
+td.say { white-space: normal; min-width: 11rem; max-width: 40rem; overflow-wrap: anywhere }
+td.what { min-width: 18rem }
+td small, th small { display: block; line-height: 1.3; font-size: .92em }
 @media print { :root { color-scheme: light; --ink: #000; --soft: #444; --paper: #fff; --card: #f4f5f7; --line: #bbb }
   body { max-width: none; padding: 0; font-size: 10pt }
   .wide { overflow: visible; max-width: none; border: 0 } table { font-size: 7.5pt } th, td { padding: .15rem .3rem }
@@ -88,6 +91,7 @@ def page(report: Report) -> str:
     Raises:
         EncodeError: matplotlib is not installed.
     """
+    require_matplotlib()  # now, not after all figures were made
     figures = report.figures()
     title = f"ilcp report: {report.task}"
     sure = report.complete and report.verdict().startswith("The message carries content")
@@ -101,7 +105,7 @@ def page(report: Report) -> str:
         _section("Every arm", _arms(report, figures)),
         _section("Delivered information", _delivered(report, figures)),
         _section("Bytes", _bytes(report, figures)),
-        _section("Times and operations", _cost(figures.get("cost", {}))),
+        _section("Times and operations", _cost(report, figures.get("cost", {}))),
         _section("Notes", _notes(report)),
         _section("Footnotes", _footnotes(report)),
         _section("Provenance", _provenance(report)),
@@ -191,7 +195,7 @@ def _bytes(report: Report, figures: Figures) -> str:
     return _table("arm", ("payload", "wire"), every, said) if every else ""
 
 
-def _cost(cost: Mapping[str, Figure]) -> str:
+def _cost(report: Report, cost: Mapping[str, Figure]) -> str:
     """By step, with the 99th percentile beside the median; by document length; then all else."""
     steps = {name: [cost[name], cost[f"{name}, p99"]] for name in cost if f"{name}, p99" in cost}
     by_length: dict[str, dict[str, Figure]] = {}
@@ -208,7 +212,11 @@ def _cost(cost: Mapping[str, Figure]) -> str:
         "first token by document length, medians": _table("document", heads, lengths),
         "what follows from them, bytes and operations": _table("figure", ("value",), others),
     }
-    return "\n".join(f"<h3>{name}</h3>{table}" for name, table in tables.items() if table)
+    said = [f"<h3>{name}</h3>{table}" for name, table in tables.items() if table]
+    if report.cost is not None:
+        asked = f"{report.cost.threads} thread{'s' * (report.cost.threads > 1)}, asked: {report.cost.question}"
+        said.insert(0, f"<p>Medians of interleaved repetitions; {escape(asked)}</p>")
+    return "\n".join(said)
 
 
 def _notes(report: Report) -> str:
@@ -242,8 +250,7 @@ def _provenance(report: Report) -> str:
         **report.provenance,
     }
     rows = "".join(
-        f'<tr><th scope="row">{escape(name)}</th><td class="say">{escape(value)}</td></tr>'
-        for name, value in _flat(known, "")
+        f'<tr><th scope="row">{escape(name)}</th><td{SAY}>{escape(value)}</td></tr>' for name, value in _flat(known, "")
     )
     return f'<div class="wide"><table><tbody>{rows}</tbody></table></div>'
 
@@ -272,18 +279,19 @@ def _table(
     units = [_common(figure.unit for figure in column) for column in columns]
     origins = [_common(map(_origin, column)) for column in columns]
     top = "".join(
-        f'<th scope="col">{escape(head)}<small>{escape("; ".join(filter(None, common)))}</small></th>'
-        for head, *common in zip(heads, units, origins, strict=True)
+        f'<th scope="col"{"" if origin else SAY}>{escape(head)}<small>{escape("; ".join(filter(None, (unit, origin))))}'
+        "</small></th>"
+        for head, unit, origin in zip(heads, units, origins, strict=True)
     )
     whole = ' class="whole"' if max(map(len, rows)) <= 16 else ""
     body = "".join(
         f'<tr><th scope="row"{whole}>{escape(name)}</th>'
         + "".join(_cell(*one) for one in zip(figures, units, origins, strict=True))
-        + (f'<td class="say">{escape(said[name])}</td>' if said else "")
+        + (f'<td class="say what">{escape(said[name])}</td>' if said else "")
         + "</tr>"
         for name, figures in rows.items()
     )
-    top += '<th scope="col" class="say">what it is</th>' if said else ""
+    top += f'<th scope="col"{SAY}>what it is</th>' if said else ""
     head = f'<thead><tr><th scope="col">{escape(first)}</th>{top}</tr></thead>'
     return f'<div class="wide" tabindex="0"><table>{head}<tbody>{body}</tbody></table></div>'
 
@@ -301,7 +309,7 @@ def _cell(figure: Figure | None, unit: str | None, origin: str | None) -> str:
     value, interval = shown(figure) if unit is not None else (_value(figure), shown(figure)[1])
     if origin is not None:
         return f"<td>{value}<small>{interval}</small></td>"
-    return f'<td class="say">{value} <small>{_interval(figure)}{escape(_origin(figure))}</small></td>'
+    return f"<td{SAY}>{value} <small>{_interval(figure)}{escape(_origin(figure))}</small></td>"
 
 
 def _value(figure: Figure) -> str:

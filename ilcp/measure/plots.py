@@ -11,9 +11,10 @@ Each shows figures of the report and nothing else; one that the report has no da
 
 import io
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,30 +30,22 @@ if TYPE_CHECKING:
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
-__all__ = ["plots", "save_plots", "to_svg"]
+__all__ = ["plots", "require_matplotlib", "save_plots", "to_svg"]
 
 WIDTH = 6.4  # inches, as are the margins, which are fixed: the labels are placed by them
 LEFT, RIGHT, TOP, BOTTOM = 0.85, 0.15, 0.75, 0.64
 SMALL, USUAL, LARGE = 11.0, 11.5, 14.0  # points; a phone shows them at about six tenths
-LABELS = 2.3  # the column of labels beside the curves
-COLUMN = 0.2  # from the last point to its label
-LINE = 0.195  # from one label to the next
-PNG_DPI = 160
+LABELS, COLUMN, LINE = 2.3, 0.2, 0.195  # the labels beside the curves; from a point to its label; between two labels
 RECOVERY = (-0.6, 2.0)  # what an axis of recovery shows at most; what lies outside is named with its value
-MOST_KINDS = 8
-SHORT = 22  # characters of a label
+MOST_KINDS, SHORT = 8, 22  # of one plot; characters of a label
 GREY = "#595959"
 STYLE: dict[str, Any] = {
     "font.family": "DejaVu Sans",  # comes with matplotlib
     "font.size": USUAL,
     "text.parse_math": False,  # a kind may be named "$x"
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": GREY,
-    "xtick.color": GREY,
-    "ytick.color": GREY,
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right"), False),
+    **dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color"), GREY),
     "grid.color": "#E3E3E3",
-    "svg.fonttype": "path",
     "svg.hashsalt": "ilcp",
 }
 
@@ -123,14 +116,13 @@ def plots(report: Report) -> "dict[str, Figure]":
     Raises:
         EncodeError: matplotlib is not installed.
     """
-    by_name: dict[str, Callable[[Report], Figure | None]] = {
-        "recovery": _recovery,
-        "hops": _hops,
-        "kinds": _kinds,
-        "first token": _first_token,
-    }
     with _style():
-        drawn = {name: draw(report) for name, draw in by_name.items()}
+        drawn = {
+            "recovery": _recovery(report),
+            "hops": _hops(report),
+            "kinds": _kinds(report),
+            "first token": _first_token(report),
+        }
     return {name: figure for name, figure in drawn.items() if figure is not None}
 
 
@@ -143,11 +135,11 @@ def save_plots(report: Report, folder: str | Path) -> list[Path]:
     drawn = plots(report)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    paths = {folder / f"{name.replace(' ', '-')}.png": figure for name, figure in drawn.items()}
-    for path, figure in paths.items():
+    paths = [folder / f"{name.replace(' ', '-')}.png" for name in drawn]
+    for path, figure in zip(paths, drawn.values(), strict=True):
         with _style():
-            figure.savefig(path, dpi=PNG_DPI, metadata={"Software": None})
-    return list(paths)
+            figure.savefig(path, dpi=160, metadata={"Software": None})
+    return paths
 
 
 def to_svg(figure: "Figure", name: str) -> str:
@@ -155,19 +147,27 @@ def to_svg(figure: "Figure", name: str) -> str:
     file = io.StringIO()
     with _style():
         figure.savefig(file, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
-    text = file.getvalue()
-    text = text[text.index("<svg") :].strip()
+    text = file.getvalue().partition("<svg")[2].rstrip()
     text = re.sub(r' xmlns(:\w+)?="[^"]*"', "", text)  # HTML knows them; so the page names no address at all
-    return re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name.replace(' ', '-')}-", text)
+    return "<svg" + re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name.replace(' ', '-')}-", text)
+
+
+def require_matplotlib() -> None:
+    """Nothing: it refuses where no plot can be drawn, before work is done for one.
+
+    Raises:
+        EncodeError: matplotlib is not installed.
+    """
+    if find_spec("matplotlib") is None:
+        raise EncodeError("expected matplotlib for the plots, got none: pip install 'ilcp[plots]'")
 
 
 @contextmanager
 def _style() -> Iterator[None]:
     """matplotlib's own defaults and ours inside the block, whatever the reader's settings are."""
-    try:
-        from matplotlib import style
-    except ImportError as error:
-        raise EncodeError("expected matplotlib for the plots, got none: pip install 'ilcp[plots]'") from error
+    require_matplotlib()
+    from matplotlib import style
+
     with style.context(["default", STYLE]):
         yield
 
@@ -178,27 +178,26 @@ def _recovery(report: Report) -> "Figure | None":
     crossed = {name: arm for name, arm in report.arms.items() if arm.wire_bytes and arm.family != "hops"}
     stems = {name: "message" if arm.family == "message" else _stem(name) for name, arm in crossed.items()}
     drawn = _curves(report, {name: (stems[name], arm.sizes()["wire"].value) for name, arm in crossed.items()})
-    levels = {name: _recovered(report, name).value for name in ("none", "continuous") if name in report.arms}
+    levels = _curves(report, {name: (name, np.nan) for name in ("none", "continuous") if name in report.arms})
     start, most = min(x for one in drawn for x in one.x) / 1.25, max(x for one in drawn for x in one.x) * 1.25
     end = max((x for one in drawn for x in one.x if one.name != "text"), default=most)
     # Where the full text is far longer than all else, the labels fit between; where not, they stand outside.
-    room = (WIDTH - LEFT - RIGHT) * np.log(most / end) / np.log(most / start)
-    between = bool(room > COLUMN + LABELS + 0.5)
+    between = bool((WIDTH - LEFT - RIGHT) * np.log(most / end) / np.log(most / start) > COLUMN + LABELS + 0.5)
     figure, axes = _sheet("Recovery against bytes on the wire", _over(report), 5.2, right=RIGHT if between else LABELS)
     axes.set(xscale="log", xlim=(start, most), xlabel="wire bytes per document, mean (log scale)")
     _plain_numbers(axes.xaxis)
-    _recovery_axis(axes, [y for one in drawn for y in one.reach] + [*levels.values()], headroom=0.2)
+    _recovery_axis(axes, [y for one in drawn for y in one.reach] + [one.y[0] for one in levels], headroom=0.2)
     _points(axes, drawn)
-    for name, level in levels.items():
-        axes.axhline(level, color=LOOKS[name].colour, ls=LOOKS[name].dash, linewidth=1, label=name)
+    for one in levels:
+        axes.axhline(one.y[0], color=one.look.colour, ls=one.look.dash, linewidth=1, label=one.name)
     apart = [one for one in drawn if one.x[-1] < 0.7 * end or (between and one.name == "text")]
     for one in apart:  # named above all curves: a line to the column would cross them
         side, corner = ("left", (0, 0)) if one.x[0] < end else ("right", (1, 0))
         line = {"arrowstyle": "-", "color": GREY, "ls": ":", "lw": 0.8, "shrinkB": 3, "relpos": corner}
-        at, above = (one.x[0], one.y[0]), (one.x[0], 0.95)
-        axes.annotate(one.look.label, at, above, "data", axes.get_xaxis_transform(), line, ha=side, **_ink(one.look))
-    ends = [one.end for one in drawn if one not in apart] + [(LOOKS[name], None, y) for name, y in levels.items()]
-    _labels(axes, ends, _place(axes, end, 0)[0] if between else 1.0)
+        at, places = ((one.x[0], one.y[0]), (one.x[0], 0.95)), ("data", axes.get_xaxis_transform())
+        axes.annotate(one.look.label, *at, *places, line, ha=side, **_ink(one.look))
+    named = [one.end for one in (*drawn, *levels) if one not in apart]
+    _labels(axes, named, _place(axes, end, 0)[0] if between else 1.0)
     return figure
 
 
@@ -213,7 +212,7 @@ def _hops(report: Report) -> "Figure | None":
     _recovery_axis(axes, [y for one in drawn for y in one.reach])
     _points(axes, drawn)
     axes.axhline(0, color=GREY, linestyle="--", linewidth=1, label="none")
-    _labels(axes, [*(one.end for one in drawn), (LOOKS["none"], None, 0.0)], 1.0)
+    _labels(axes, [*(one.end for one in drawn), (LOOKS["none"], np.nan, 0.0)], 1.0)
     return figure
 
 
@@ -221,7 +220,9 @@ def _curves(report: Report, places: Mapping[str, tuple[str, float]]) -> list[Ser
     """Recovery of the arms: ``places`` says of each which curve it belongs to, and where."""
     curves: dict[str, list[tuple[float, Measured]]] = {}
     for name, (stem, x) in places.items():
-        curves.setdefault(stem, []).append((x, _recovered(report, name)))
+        figure = report.recovery(name)
+        assert figure is not None  # see _recovers
+        curves.setdefault(stem, []).append((x, figure))
     return [Series.of(stem, _look(stem.removesuffix("-hops")), points) for stem, points in curves.items()]
 
 
@@ -229,19 +230,16 @@ def _first_token(report: Report) -> "Figure | None":
     if report.cost is None or not report.cost.points:
         return None
     points, threads = report.cost.points, report.cost.threads
-    n = min(len(values) for point in points for values in point.samples.values())
+    n = len(points[0].samples["text"])
     steps = {"text": ("text",), "message": ("message",), "sent": ("message", "encode", "wire out")}
     drawn = [_times(name, points, parts) for name, parts in steps.items()]
     note = f"medians of n={n} repetitions, {threads} thread{'s' * (threads > 1)}; bars: the middle half of the samples"
     figure, axes = _sheet("Time to the first token against document length", note, 4.2, right=LABELS)
-    low, high = min(y for one in drawn for y in one.reach), max(y for one in drawn for y in one.reach)
-    axes.set(
-        xscale="log", yscale="log", xlim=(drawn[0].x[0] / 1.15, drawn[0].x[-1] * 1.1), ylim=(low / 1.3, high * 1.3)
-    )
+    ys, xs = [y for one in drawn for y in one.reach], drawn[0].x
+    axes.set(xscale="log", xlim=(xs[0] / 1.15, xs[-1] * 1.1), yscale="log", ylim=(min(ys) / 1.3, max(ys) * 1.3))
     axes.set(xlabel="document, receiver's tokens (log scale)", ylabel="time to first token, ms (log scale)")
     _plain_numbers(axes.xaxis)
     _plain_numbers(axes.yaxis)
-    axes.grid(axis="y")
     _points(axes, drawn)
     _labels(axes, [one.end for one in drawn], 1.0, lines=2)
     return figure
@@ -257,7 +255,7 @@ def _times(name: str, points: Sequence[Point], steps: Sequence[str]) -> Series:
 
 
 def _kinds(report: Report) -> "Figure | None":
-    rival = report.strongest(tuple(name for name, arm in report.arms.items() if arm.rival_of == "message"))
+    rival = report.strongest(tuple(name for name, arm in report.arms.items() if arm.rival_of == "message")) or ""
     arms = [name for name in ("text", "message", rival, "other", "none") if name in report.arms]
     if "message" not in arms:
         return None
@@ -274,35 +272,23 @@ def _kinds(report: Report) -> "Figure | None":
         heading = f"{'all questions' if kind == ALL else _short(kind, 2 * SHORT)} (n={report.mean(arms[0], kind).n})"
         axes.text(0, rows * place + 0.8, heading, transform=axes.get_yaxis_transform(), size=SMALL, weight="bold")
         axes.axhline(rows * place, color="#BBBBBB", linewidth=0.8)
-    drawn = [
-        Series.of(
-            name,
-            _look(_stem(name), "best ") if name == rival else LOOKS[name],
-            [(rows * place + 1.5 + number, report.mean(name, kind)) for place, kind in enumerate(kinds)],
-        )
-        for number, name in enumerate(arms)
-    ]
-    middle = (min(one.y[0] for one in drawn) + max(one.y[0] for one in drawn)) / 2
+    drawn = []
+    for number, name in enumerate(arms):
+        points = [(rows * place + 1.5 + number, report.mean(name, kind)) for place, kind in enumerate(kinds)]
+        drawn.append(Series.of(name, _look(_stem(name), "best ") if name == rival else LOOKS[name], points))
+    middle = np.mean([edge(one.y[0] for one in drawn) for edge in (min, max)])
     for one in drawn:  # lying: the figures go across; the name stands beside the first
         axes.plot(one.y, one.x, one.look.marker, color=one.look.colour, label=one.name)
         axes.hlines(one.x, one.low, one.high, color=one.look.colour)
-        right = one.y[0] < middle
-        end, side = (one.high[0], "left") if right else (one.low[0], "right")
+        end, side, off = (one.high[0], "left", 7) if one.y[0] < middle else (one.low[0], "right", -7)
         at = (one.y[0] if np.isnan(end) else end, one.x[0])
-        beside = (7 if right else -7, 0)
-        axes.annotate(one.look.label, at, beside, textcoords="offset points", ha=side, va="center", **_ink(one.look))
+        axes.annotate(one.look.label, at, (off, 0), textcoords="offset points", ha=side, va="center", **_ink(one.look))
     return figure
 
 
 def _recovers(report: Report) -> bool:
     """Whether recovery is defined: the full text is surely better than nothing."""
     return {"text", "none"} <= report.arms.keys() and report.recovery("text") is not None
-
-
-def _recovered(report: Report, arm: str) -> Measured:
-    figure = report.recovery(arm)
-    assert figure is not None  # see _recovers
-    return figure
 
 
 def _over(report: Report) -> str:
@@ -319,11 +305,11 @@ def _stem(name: str) -> str:
 
 
 def _look(stem: str, before: str = "") -> Look:
-    found = LOOKS.get(stem, Look(_short(f"text: {stem}"), "#7A5C3E", "X"))
+    found = LOOKS.get(stem, Look(_short(f"text: {stem}", SHORT), "#7A5C3E", "X"))
     return replace(found, label=before + found.label)
 
 
-def _short(text: str, most: int = SHORT) -> str:
+def _short(text: str, most: int) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
@@ -348,7 +334,7 @@ def _sheet(title: str, note: str, height: float, *, left: float = LEFT, right: f
 def _recovery_axis(axes: "Axes", drawn: Sequence[float], headroom: float = 0.06) -> None:
     low, high = max(min(0.0, *drawn), RECOVERY[0]), min(max(1.0, *drawn), RECOVERY[1])
     axes.set(ylim=(low - 0.06, high + headroom), ylabel="recovery: nothing = 0, full text = 1")
-    axes.grid(axis="y")
+    axes.locator_params(axis="y", steps=[1, 2, 5, 10])
 
 
 def _plain_numbers(axis: "Axis") -> None:
@@ -362,6 +348,7 @@ def _plain_numbers(axis: "Axis") -> None:
 
 def _points(axes: "Axes", drawn: Sequence[Series]) -> None:
     """The series with their intervals; the message lies on top."""
+    axes.grid(axis="y")
     for one in drawn:
         top = 4 if one.look.colour == LOOKS["message"].colour else 3
         axes.plot(one.x, one.y, one.look.marker, ls=one.look.dash, color=one.look.colour, label=one.name, zorder=top)
@@ -374,20 +361,20 @@ def _place(axes: "Axes", x: float, y: float) -> tuple[float, float]:
     return float(across), float(up)
 
 
-def _labels(axes: "Axes", ends: Sequence[tuple[Look, float | None, float]], start: float, lines: int = 1) -> None:
+def _labels(axes: "Axes", ends: Sequence[tuple[Look, float, float]], start: float, lines: int = 1) -> None:
     """Names in a column behind ``start``, each as near to its own height as the others allow, tied to its place.
 
-    A place without an x is a level, which goes on behind the column.
+    A place whose x is NaN is a level, which goes on behind the column.
     """
-    width, height = axes.get_position().size * axes.get_figure().get_size_inches()
-    named = [(_place(axes, x or 1, y), look, x is None, y) for look, x, y in ends]
+    width, height = (side / axes.figure.dpi for side in axes.get_window_extent().size)
+    named = [(_place(axes, 1 if np.isnan(x) else x, y), look, bool(np.isnan(x)), y) for look, x, y in ends]
     named.sort(key=lambda one: one[0][1])
     inside = [min(max(up, 0.0), 1.0) for (_, up), *_ in named]
     column, edge = start + COLUMN / width, min(start + 0.6 * COLUMN / width, 1.0)
-    for ((across, up), look, level, value), at, label_at in zip(
-        named, inside, _spread(inside, lines * LINE / height), strict=True
-    ):
+    places = _spread(inside, lines * LINE / height)
+    for ((across, up), look, level, value), at, label_at in zip(named, inside, places, strict=True):
         arrow = "" if at == up else f": {value:.2f} {'↑' if at else '↓'}".replace("-", "−")
+        line = {"arrowstyle": "-", "color": look.colour, "lw": 0.6, "shrinkB": 0 if level else 3, "relpos": (0, 0.5)}
         axes.annotate(
             look.label + arrow,
             xy=(edge if level else across, at),
@@ -395,13 +382,7 @@ def _labels(axes: "Axes", ends: Sequence[tuple[Look, float | None, float]], star
             xycoords="axes fraction",
             va="center",
             bbox={"fc": "white", "ec": "none", "pad": 0.8},
-            arrowprops={
-                "arrowstyle": "-",
-                "color": look.colour,
-                "lw": 0.6,
-                "shrinkB": 0 if level else 3,
-                "relpos": (0, 0.5),
-            },
+            arrowprops=line,
             **_ink(look),
         )
 

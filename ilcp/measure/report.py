@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from ilcp.errors import EncodeError
 from ilcp.measure.bootstrap import Bootstrap
-from ilcp.measure.cost import Cost
+from ilcp.measure.cost import Cost, FanOut
 from ilcp.measure.figures import Citation, Computed, Measured
 from ilcp.measure.items import Arm, Items
 from ilcp.proof import Proof
@@ -53,6 +53,7 @@ class Report:
     arms: Mapping[str, Arm]
     provenance: Mapping[str, Any]
     cost: Cost | None = None
+    fan_out: FanOut | None = None
     notes: tuple[str, ...] = ()
     footnotes: tuple[Citation, ...] = ()
     complete: bool = True
@@ -216,6 +217,8 @@ class Report:
             }
         if self.cost is not None:
             found["cost"] = self.cost.figures()
+        if self.fan_out is not None:
+            found["fan-out"] = {"identical answers": self.fan_out.identical, "memory unchanged": self.fan_out.unchanged}
         return found
 
     def to_dict(self) -> dict[str, Any]:
@@ -224,25 +227,28 @@ class Report:
         record["items"] = self.items.to_dict()
         record["arms"] = {name: arm.to_dict() for name, arm in self.arms.items()}
         record["cost"] = None if self.cost is None else self.cost.to_dict()
+        record["fan_out"] = None if self.fan_out is None else plain(asdict(self.fan_out))
         record["footnotes"] = [asdict(note) for note in self.footnotes]
         record["notes"] = list(self.notes)
         return record | {"verdict": self.verdict(), "figures": plain(self.figures()) if self.complete else {}}
 
     @classmethod
-    def from_dict(cls, record: Mapping[str, Any]) -> "Report":
+    def from_dict(cls, record: Any) -> "Report":
         """The report that ``to_dict`` wrote.
 
         Raises:
             EncodeError: another format, a field that is missing, or a figure that does not follow from the items.
         """
-        if not isinstance(record, Mapping) or record.get("format") != FORMAT:
-            found = record.get("format") if isinstance(record, Mapping) else type(record).__name__
+        found = record.get("format") if isinstance(record, dict) else type(record).__name__
+        if found != FORMAT:
             raise EncodeError(f"expected a report of format {FORMAT}, got {found!r}: measure again with this version")
         try:
             values = {f.name: record[f.name] for f in fields(cls)}
             values["items"] = Items.from_dict(record["items"])
             values["arms"] = {name: Arm.from_dict(arm) for name, arm in record["arms"].items()}
             values["cost"] = None if record["cost"] is None else Cost.from_dict(record["cost"])
+            shared = record["fan_out"]
+            values["fan_out"] = shared and FanOut(**{name: Measured(**figure) for name, figure in shared.items()})
             values["footnotes"] = tuple(Citation(**note) for note in record["footnotes"])
             values["notes"] = tuple(record["notes"])
             figures = record["figures"]

@@ -15,7 +15,7 @@ from ilcp.context import window_tokens
 from ilcp.errors import DecodeError, EncodeError
 from ilcp.handoff import Receiver, Sender
 from ilcp.measure.arms import Told, Way, ways
-from ilcp.measure.cost import cost
+from ilcp.measure.cost import cost, fan_out
 from ilcp.measure.figures import provenance
 from ilcp.measure.hops import hop_ways
 from ilcp.measure.items import DECIMALS, Arm, Items
@@ -28,6 +28,7 @@ __all__ = ["equal_texts", "load_report", "run", "save_report"]
 SPARE_TOKENS = 8  # by which an answer may be longer than the gold one before it is cut off
 MAX_LENGTH = 1000  # bytes: a codec without prefixes is measured at its own length up to here
 REPETITIONS = 60
+ASKED_IN_TURN = 4  # questions that eight receivers' calls ask of one message
 
 
 def run(
@@ -95,7 +96,10 @@ def run(
             n=repetitions,
             progress=progress,
         )
-        report = replace(report, cost=found)
+        shared = fan_out(
+            receiver, sender.encode(cases[0].context), [q.text for q in cases[0].questions[:ASKED_IN_TURN]]
+        )
+        report = replace(report, cost=found, fan_out=shared)
     report = replace(report, complete=True)
     save_report(report, keep)
     return report
@@ -262,13 +266,12 @@ class _Scorer:
     ) -> tuple[list[str | None], list[float], list[float]]:
         """Answers out of a record: certain where it has them, as with nothing where not."""
         assert none is not None  # it is the second arm of every run
-        found: tuple[list[str | None], list[float], list[float]] = ([], [], [])
-        for index, (number, question) in enumerate(self.asked):
-            right = answers[number].get(question.text) == question.answer
-            values = (None, 0.0, 0.0) if right else (none.answers[index], none.nats[index], none.new_nats[index])
-            for column, value in zip(found, values, strict=True):
-                column.append(value)  # type: ignore[arg-type]
-        return found
+        right = [answers[number].get(question.text) == question.answer for number, question in self.asked]
+        return (
+            [None if ok else answer for ok, answer in zip(right, none.answers, strict=True)],
+            [0.0 if ok else nats for ok, nats in zip(right, none.nats, strict=True)],
+            [0.0 if ok else nats for ok, nats in zip(right, none.new_nats, strict=True)],
+        )
 
     def _given_tokens(self, question: Question) -> int:
         """How many tokens of the answer its given beginning takes."""

@@ -8,10 +8,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from ilcp.measure.compare import Comparison
 from ilcp.measure.figures import Computed, Measured
 from ilcp.measure.report import ALL, METRICS, Figures, Report
 
-__all__ = ["METRIC_NAMES", "show", "shown"]
+__all__ = ["METRIC_NAMES", "show", "show_comparison", "shown"]
 
 COLUMNS = 100
 METRIC_NAMES = {"exact": "exact match", "f1": "token F1", "nats": "log-likelihood"}
@@ -37,11 +38,19 @@ def show(report: Report, console: Console) -> None:
     table = _arms(report, figures, report.kinds if len(report.kinds) > 1 else ())
     if console.measure(table).maximum > min(COLUMNS, console.width):
         table = _arms(report, figures, ())
-    _print(console, f"every arm: means over n={len(report.items)} questions about {report.n} documents [95 % interval]", table)
+    _print(
+        console,
+        f"every arm: means over n={len(report.items)} questions about {report.n} documents [95 % interval]",
+        table,
+    )
     if any(arm.family == "hops" for arm in report.arms.values()):
         _print(console, "after hops [95 % interval]", _hops(report, figures))
     if "delivered" in figures:
-        _print(console, f"delivered information: n={report.n} documents [95 % interval]", _delivered(report, figures["delivered"]))
+        _print(
+            console,
+            f"delivered information: n={report.n} documents [95 % interval]",
+            _delivered(report, figures["delivered"]),
+        )
     if "cost" in figures:
         _print(console, "cost", _cost(figures["cost"]))
     for note in (*report.notes, *(report.cost.notes() if report.cost else ())):
@@ -137,3 +146,28 @@ def _cost(figures: Figures) -> Table:
             how = f"measured, n={figure.n}" if isinstance(figure, Measured) else f"computed: {figure.formula}"
             table.add_row(escape(name), f"{shown(figure)[0]} {figure.unit}".strip(), escape(how))
     return table
+
+
+def show_comparison(found: Comparison, console: Console) -> None:
+    """Prints what changed between two reports: how they were made, then every arm, then which arms only one has."""
+    for name, (was, now) in found.made_differently.items():
+        console.print(f"{name}: {was} -> {now}", soft_wrap=True, highlight=False, markup=False)
+    table = Table("arm", "kind", "before", "after", "difference [95 %]", "gained", "lost", "changed", box=box.SIMPLE)
+    for change in found.changes:
+        interval = (
+            "" if change.difference.low is None else f" [{change.difference.low:+.3f}, {change.difference.high:+.3f}]"
+        )
+        row = [
+            change.arm,
+            change.kind,
+            f"{change.before.value:.3f}",
+            f"{change.after.value:.3f}",
+            f"{change.difference.value:+.3f}{interval}",
+            *("" if count is None else str(count) for count in (change.gained, change.lost, change.changed)),
+        ]
+        table.add_row(*map(escape, row), style="bold" if change.real else None)
+    console.print(table)
+    console.print("Bold: the difference is away from zero with its interval.", highlight=False)
+    for title, arms in (("only before", found.only_before), ("only after", found.only_after)):
+        if arms:
+            console.print(f"{title}: {', '.join(arms)}", soft_wrap=True, highlight=False, markup=False)

@@ -50,7 +50,10 @@ class Record(Protocol):
 class Retelling(Protocol):
     """How an agent who has answered questions about a case writes down what it knows, for the next agent to read."""
 
-    questions: tuple[str, ...]
+    @property
+    def questions(self) -> tuple[str, ...]:
+        """What the agent has to have answered."""
+        ...
 
     def notes(self, answers: Mapping[str, str], hop: int) -> str:
         """The answers as text, with what the agent at this hop has to say for itself."""

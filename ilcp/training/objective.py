@@ -162,7 +162,7 @@ class Batcher:
 
     def _asked(self, case: Case, rng: random.Random) -> list[Question]:
         left = dict(self.recipe.per_kind)
-        chosen = []
+        chosen: list[Question] = []
         for question in rng.sample(case.questions, len(case.questions)):
             if left.get(question.kind) != 0 and len(chosen) < self.recipe.questions:
                 chosen.append(question)

@@ -41,7 +41,7 @@ FOLDER = "lm"
 MODEL, BYTES = 0, 1  # the modes
 MODES = np.array([255, 1]) / 256  # the model costs 0.006 bits to announce, bytes 8
 FLOOR = 2**-10  # the share of probability that all tokens divide evenly: 0.0014 bits a token, and none is impossible
-MAX_TOKENS = 1 << 11  # the model is asked for: at milliseconds each, hostile bytes cost seconds; later tokens are alike
+MAX_TOKENS = 1 << 11  # so many steps of the model: at milliseconds each, hostile bytes cost seconds; then all are alike
 ROUND = 2**8  # logits are multiples of its inverse: worth 1e-6 bits a token, and far above what float64 leaves unclear
 CUT_OFF = "\ufffd"  # what a tokenizer makes of a character of which some bytes are missing
 

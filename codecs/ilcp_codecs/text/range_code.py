@@ -6,8 +6,8 @@
     payload --decided: a source says what may come next--> symbols
 
 **The end costs no symbol.** A decoder goes on for as long as the payload decides the next symbol, whatever bits might
-follow it; so the encoder takes bytes that decide the first symbols and leave open what comes next. That costs 1 to 2
-bits as a rule, where an end symbol or a count costs 8 to 11.
+follow it; so the encoder takes bytes that decide the first symbols and leave open what comes next. That costs 1 bit
+where the next symbol is uncertain (and where one is nearly certain, up to 12); an end symbol or a count costs 8 to 11.
 """
 
 from collections.abc import Callable, Iterable

@@ -53,7 +53,7 @@ class Projector(nn.Module):
             EncodeError: more topics than slots.
         """
         if memory.shape[1] > len(self.place):
-            raise EncodeError(f"expected memory of at most {len(self.place)} slots, one per topic, got {memory.shape[1]}")
+            raise EncodeError(f"expected memory of up to {len(self.place)} slots, one per topic, got {memory.shape[1]}")
         places = memory.mean(0)
         self.place.copy_(places.mean(0).expand_as(self.place))
         self.place[: len(places)] = places
