@@ -178,6 +178,7 @@ def config_of(models: Models, args: argparse.Namespace) -> VaeConfig:
 
 def save(network: VaeNetwork, models: Models, recipe: Recipe, result: Result, args: argparse.Namespace) -> None:
     """The codec's folder: weights, config, card."""
+    network.round_to_half()
     codec = VaeCodec.from_network(
         network,
         identify(models.sender, models.sender_tokenizer),

@@ -31,7 +31,7 @@ from ilcp.prompt import text_ids
 from ilcp.tasks import Case, case_files
 from ilcp.tasks.case_files import PRESENT, compose
 from ilcp.tasks.dossier import ATTRIBUTES, POOLS
-from ilcp.training.objective import faster_in_bfloat16
+from ilcp.training.precision import faster_in_bfloat16
 
 SPECIAL = ["<pad>", "<s>", "</s>", "<|user|>", "<|assistant|>"]
 CHAT_TEMPLATE = (

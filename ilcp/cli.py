@@ -19,6 +19,7 @@ from ilcp.message import MAX_MESSAGE_BYTES, Description, describe
 
 if TYPE_CHECKING:
     from ilcp.demo import Demo
+    from ilcp.measure import Report
 
 __all__ = ["app", "main"]
 
@@ -142,7 +143,6 @@ def measure(
     receiver: Annotated[Path | None, typer.Option(help="The receiver's folder; without it, the embedded one.")] = None,
     hops: Annotated[int, typer.Option(help="How many hops to hand on (case files only); 0: not measured.")] = 0,
     repetitions: Annotated[int, typer.Option(help="Of the times, at least 50; 0: not measured.")] = 60,
-    threads: Annotated[int | None, typer.Option(help="Threads of the models; without it, all.")] = None,
     as_json: Annotated[
         Path | None,
         typer.Option("--json", help="Keep the report here; an interrupted run goes on from it.", dir_okay=False),
@@ -157,22 +157,13 @@ def measure(
     message, with text of as many bytes, and more; every figure stands beside its interval. Ctrl-C leaves what was
     measured in --json, marked incomplete; the same command goes on with it.
     """
-    if prove and codec == EMBEDDED:
-        raise EncodeError("expected a codec's folder to --prove, got 'embedded': name the folder")
-    if html is not None or png is not None:
-        from ilcp.measure.plots import require_matplotlib
-
-        require_matplotlib()  # now, not after an hour of measuring
+    _check_measure(codec, prove, plots=html is not None or png is not None)
     with _busy("loading both models and the codec"):
         from ilcp.measure import equal_texts, run
         from ilcp.measure.table import show
         from ilcp.pair import load_pair
         from ilcp.tasks import task as named
 
-        if threads is not None:
-            import torch
-
-            torch.set_num_threads(threads)
         folder = None if codec == EMBEDDED else Path(codec)
         pair = load_pair(folder, sender=sender, receiver=receiver, allow_unproven=True)
         asked = named(task, n=n, seed=seed)
@@ -191,14 +182,7 @@ def measure(
         progress=True,
     )
     show(report, out)
-    if html is not None:
-        from ilcp.measure.page import page
-
-        html.write_text(page(report), encoding="utf-8")
-    if png is not None:
-        from ilcp.measure.plots import save_plots
-
-        save_plots(report, png)
+    _draw(report, html, png)
     if prove:
         from ilcp.codec import prove as write
 
@@ -223,6 +207,27 @@ def compare(
     from ilcp.measure.table import show_comparison
 
     show_comparison(found, out)
+
+
+def _check_measure(codec: str, prove: bool, *, plots: bool) -> None:
+    """Refuses now what would fail after an hour of measuring."""
+    if prove and codec == EMBEDDED:
+        raise EncodeError("expected a codec's folder to --prove, got 'embedded': name the folder")
+    if plots:
+        from ilcp.measure.plots import require_matplotlib
+
+        require_matplotlib()
+
+
+def _draw(report: "Report", html: Path | None, png: Path | None) -> None:
+    if html is not None:
+        from ilcp.measure.page import page
+
+        html.write_text(page(report), encoding="utf-8")
+    if png is not None:
+        from ilcp.measure.plots import save_plots
+
+        save_plots(report, png)
 
 
 def _own_document(pair: Any, text: str, questions: list[str], as_json: bool) -> None:

@@ -13,7 +13,7 @@ from ilcp.pair import Pair
 from ilcp.tasks import case_files
 from ilcp_codecs.vae import VaeCodec, VaeConfig, VaeNetwork
 
-torch.set_num_threads(1)  # models this small gain nothing from a second, and lose a factor of ten beside another process
+torch.set_num_threads(1)  # a second thread gains nothing for such models, and beside another process loses tenfold
 TEMPLATE = (
     "{% for message in messages %}<|user|>{{ message['content'] }}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"

@@ -1,5 +1,6 @@
 """The contract that every registered codec keeps, and what is particular to each."""
 
+import copy
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -267,6 +268,22 @@ def test_nan_states_and_nan_weights_are_refused(small, context) -> None:
     broken = type(small.codec).from_network(network, small.codec.trained.sender, small.codec.trained.receiver)
     with pytest.raises(DecodeError, match="NaN or infinity"):
         broken.decode(bytes(16))
+
+
+def test_rounded_weights_take_half_the_bytes_and_change_little(small, context, tmp_path) -> None:
+    """What 16 bits hold is stored in 16 bits and loads to the very same codec; the memory hardly moves."""
+    network = copy.deepcopy(small.codec.network)
+    network.round_to_half()
+    codec = VaeCodec.from_network(network, small.codec.trained.sender, small.codec.trained.receiver)
+    for name, each in (("whole", small.codec), ("rounded", codec)):
+        ilcp.save(each, tmp_path / name, card="# a test codec\n")
+    whole, rounded = ((tmp_path / name / "model.safetensors").stat().st_size for name in ("whole", "rounded"))
+    assert rounded < 0.6 * whole
+    again = ilcp.load(tmp_path / "rounded")
+    assert codec.encode(context) == again.encode(context)
+    payload = small.codec.encode(context)
+    before, after = small.codec.decode(payload).vectors, codec.decode(payload).vectors
+    assert torch.allclose(before, after, atol=2e-3)
 
 
 def test_unknown_codec_names_are_refused_with_the_known_ones() -> None:

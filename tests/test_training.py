@@ -29,7 +29,6 @@ def cases(start: int, n: int) -> list[Case]:
 @pytest.fixture(scope="module")
 def models() -> Models:
     """A random sender, and a receiver taught to copy the one name that stands in its prompt."""
-    torch.set_num_threads(2)
     sender_tokenizer, receiver_tokenizer = make_tokenizer(300), make_tokenizer(320)
     sender, receiver = make_model(len(sender_tokenizer), 32, seed=1), make_model(len(receiver_tokenizer), 48, seed=2)
     models = Models(sender, sender_tokenizer, receiver, receiver_tokenizer)

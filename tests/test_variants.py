@@ -97,7 +97,7 @@ def test_every_codec_says_the_same_in_bytes(benchmark, models, monkeypatch, name
 
 
 def test_known_chances_make_the_payload_shorter(benchmark, models) -> None:
-    """Bits that are mostly zero take fewer than 80 bytes, and fair ones 80."""
+    """Bits that are mostly zero take fewer than 80 bytes, and fair ones no more than a byte beside them."""
     network = network_of(benchmark, models, "slots, 1 bit")
     ends = 2 * [identify(models.sender, models.sender_tokenizer)]
     context = Context(states=torch.randn(4, 40, models.sender.config.hidden_size))
@@ -106,8 +106,8 @@ def test_known_chances_make_the_payload_shorter(benchmark, models) -> None:
     for name, z in (("its own", own.expand(9, -1, -1)), ("fair", torch.cat([own, -own]))):
         codec = benchmark.EntropyCodec.from_network(benchmark.EntropyCodec.fit(network, z), *ends)
         sizes[name] = len(codec.encode(context))
-    assert sizes["its own"] in (11, 12)  # 640 times log2(11 / 10) is 88 bits; the coder may spend some of its last byte
-    assert 80 == sizes["fair"]
+    assert sizes["its own"] in (11, 12)  # 640 times log2(11 / 10) is 88 bits
+    assert sizes["fair"] in (80, 81)
 
 
 def test_cells_have_the_least_squared_error(benchmark) -> None:

@@ -269,8 +269,18 @@ class Report:
         return found
 
     def _figure(self, statistic: Any, *arms: str, kind: str, of: str | None, unit: str = "") -> Measured:
-        scores = [self._arm(arm).scores(of or self.metric, self.items) for arm in arms]
+        scores = [self._scores(arm, of or self.metric) for arm in arms]
         return self._bootstrap.of(statistic, *scores, items=self._chosen(kind), unit=unit)
+
+    def _scores(self, arm: str, of: str) -> NDArray[np.float64]:
+        key = arm, of
+        if key not in self._known_scores:  # every figure asks for them, and F1 takes long
+            self._known_scores[key] = self._arm(arm).scores(of, self.items)
+        return self._known_scores[key]
+
+    @cached_property
+    def _known_scores(self) -> dict[tuple[str, str], NDArray[np.float64]]:
+        return {}
 
     def _chosen(self, kind: str) -> NDArray[np.bool_]:
         chosen = np.array([kind in (ALL, found) for found in self.items.kinds])

@@ -65,44 +65,52 @@ def run(
     """
     check(cases, receiver)
     lengths = _lengths(sender, lengths)
-    items = Items.of(cases)
-    trained = sender.codec.trained
-    report = Report(
-        task=task,
-        seed=seed,
-        closed=closed,
-        codec={"codec_id": trained.codec_id(sender.codec.spec).hex(), **plain(asdict(sender.codec.spec))},
-        items=items,
-        arms={},
-        provenance=provenance(sender=asdict(trained.sender), receiver=asdict(trained.receiver)),
-        complete=False,
-    )
-    report = _resumed(report, keep)
+    report = _resumed(_empty(sender, cases, task, seed, closed), keep)
     texts = equal_texts(sender) if texts is None else texts
     planned = [*ways(sender, receiver, cases, lengths=lengths, texts=texts, seed=seed)]
     if hops:
         planned += hop_ways(sender, receiver, cases, length=lengths[0], texts=texts, hops=hops)
-    scorer = _Scorer(receiver, cases, items, closed)
+    scorer = _Scorer(receiver, cases, report.items, closed)
     for way in track(planned, "arms", console=Console(stderr=True), disable=not progress, transient=True):
         if way.name not in report.arms and not any(note.startswith(f"{way.name}: ") for note in report.notes):
             report = _add(report, way, scorer)
             save_report(report, keep)
     if repetitions and report.cost is None:
-        found = cost(
-            sender,
-            receiver,
-            [case.context for case in cases],
-            question=cases[0].questions[0].text,
-            n=repetitions,
-            progress=progress,
-        )
-        shared = fan_out(
-            receiver, sender.encode(cases[0].context), [q.text for q in cases[0].questions[:ASKED_IN_TURN]]
-        )
-        report = replace(report, cost=found, fan_out=shared)
+        report = _priced(report, sender, receiver, cases, repetitions, progress)
     report = replace(report, complete=True)
     save_report(report, keep)
     return report
+
+
+def _priced(
+    report: Report, sender: Sender, receiver: Receiver, cases: Sequence[Case], repetitions: int, progress: bool
+) -> Report:
+    """With the times, and whether one message serves many calls; both ask questions of the task."""
+    contexts = [case.context for case in cases]
+    questions = list(dict.fromkeys(question.text for case in cases for question in case.questions if question.text))
+    if len(questions) < 2:
+        why = f"cost, fan-out: not measured, they need two questions of the task, and it has {len(questions)}"
+        return replace(report, notes=(*report.notes, why))
+    return replace(
+        report,
+        cost=cost(sender, receiver, contexts, question=questions[0], n=repetitions, progress=progress),
+        fan_out=fan_out(receiver, sender.encode(contexts[0]), questions[:ASKED_IN_TURN]),
+    )
+
+
+def _empty(sender: Sender, cases: Sequence[Case], task: str, seed: int, closed: bool) -> Report:
+    """A report before its first arm."""
+    codec = sender.codec
+    return Report(
+        task=task,
+        seed=seed,
+        closed=closed,
+        codec={"codec_id": codec.trained.codec_id(codec.spec).hex(), **plain(asdict(codec.spec))},
+        items=Items.of(cases),
+        arms={},
+        provenance=provenance(sender=asdict(codec.trained.sender), receiver=asdict(codec.trained.receiver)),
+        complete=False,
+    )
 
 
 def equal_texts(sender: Sender, samples: Iterable[str] = ()) -> dict[str, Codec]:

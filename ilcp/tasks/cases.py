@@ -133,7 +133,7 @@ def _case(line: str, where: str) -> Case:
     elif "questions" in record:
         if not isinstance(record["questions"], list) or not record["questions"]:
             raise EncodeError(f"{where}: expected a list of questions in 'questions', got {record['questions']!r}")
-        questions = [_question(entry, f"{where}, question {n}") for n, entry in enumerate(record["questions"], start=1)]
+        questions = [_question(entry, f"{where}: question {n}") for n, entry in enumerate(record["questions"], start=1)]
     else:
         questions = [_question(record, where)]
     return Case(id=str(record.get("id", where)), context=context, questions=tuple(questions))

@@ -16,11 +16,9 @@ it would have alone, so the result is that of separate prompts at a fraction of 
 
 import random
 import re
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -33,6 +31,7 @@ from ilcp.forward import PADDING, answer_logits, embed
 from ilcp.prompt import Layout, answer_ids, layout, text_ids
 from ilcp.spread import whitening
 from ilcp.tasks.cases import Case, Question
+from ilcp.training.precision import precision
 from ilcp.training.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -48,13 +47,11 @@ __all__ = [
     "Row",
     "alignment_loss",
     "calibrate",
-    "faster_in_bfloat16",
     "frozen",
     "loss_of",
     "memory_logits",
     "memory_of",
     "naming_loss",
-    "precision",
     "targets_of",
     "text_logits",
     "warmup_loss",
@@ -213,31 +210,9 @@ def frozen(models: Models) -> Iterator[None]:
 def memory_of(network: Network, batch: Batch, models: Models, recipe: Recipe) -> tuple[Tensor, Tensor]:
     """Memory ``"contexts memory hidden"`` and its rate; the sender's pass takes no gradient."""
     device = models.sender.device
-    with precision(models, recipe):
+    with precision(models.receiver.device, recipe):
         states = capture_batch(models.sender, batch.ids.to(device), batch.mask.long().to(device), network.layers)
     return network(states, batch.mask.to(device))
-
-
-def precision(models: Models, recipe: Recipe) -> torch.autocast:
-    """Autocast for the frozen models, where the recipe asks for it; the network itself stays in float32."""
-    device = models.receiver.device.type
-    wanted = faster_in_bfloat16(device) if recipe.bfloat16 is None else recipe.bfloat16
-    return torch.autocast(device, torch.bfloat16, enabled=wanted)
-
-
-@cache
-def faster_in_bfloat16(device: str) -> bool:
-    """Whether a product of two small matrices takes less time in bfloat16 here: some processors only emulate it."""
-    seconds = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        left, right = torch.ones(512, 256, dtype=dtype, device=device), torch.ones(256, 256, dtype=dtype, device=device)
-        laps = []
-        for _ in range(5):
-            started = time.perf_counter()
-            (left @ right).sum().item()
-            laps.append(time.perf_counter() - started)
-        seconds[dtype] = min(laps)
-    return seconds[torch.bfloat16] < seconds[torch.float32]
 
 
 def warmup_loss(
@@ -259,7 +234,7 @@ def loss_of(
     silent = [row for row in batch.rows if row.context < blanks]
     told = [row for row in batch.rows if row.context >= blanks]
     terms = {"rate_bits": rate_bits.mean()}
-    with precision(models, recipe):
+    with precision(models.receiver.device, recipe):
         logits, labels = memory_logits(models, told, memory)
         known = labels != PADDING
         terms["cross_entropy"] = F.cross_entropy(logits[known], labels[known])
@@ -269,7 +244,7 @@ def loss_of(
         terms["alignment"] = alignment_loss(targets_of(phrasebook, batch, memory))
     if silent:
         blank = network.blank(blanks)
-        with precision(models, recipe):
+        with precision(models.receiver.device, recipe):
             logits, labels = memory_logits(models, silent, blank)
             with torch.no_grad():
                 target, _ = text_logits(models, silent, [""] * len(silent))

@@ -23,7 +23,8 @@ from torch.nn import functional as F
 from ilcp.errors import EncodeError
 from ilcp.forward import PADDING
 from ilcp.prompt import answer_ids
-from ilcp.training.objective import Batch, Models, frozen, memory_logits, precision
+from ilcp.training.objective import Batch, Models, frozen, memory_logits
+from ilcp.training.precision import precision
 from ilcp.training.recipe import Recipe
 
 __all__ = ["Phrasebook", "write_phrasebook"]
@@ -82,7 +83,7 @@ def write_phrasebook(
     with frozen(models):
         for step, batch in enumerate(batches):
             optimizer.param_groups[0]["lr"] = rate * min(1.0, 2 * (1 - step / len(batches)))
-            with precision(models, recipe):
+            with precision(models.receiver.device, recipe):
                 logits, labels = memory_logits(models, batch.rows, book.memory(batch))
                 loss = F.cross_entropy(logits[labels != PADDING], labels[labels != PADDING])
             optimizer.zero_grad()

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from ilcp.errors import EncodeError
 from ilcp.forward import answer_scores
 from ilcp.tasks.cases import Case
-from ilcp.training.objective import Batcher, Models, Row, memory_logits, memory_of, precision, text_logits
+from ilcp.training.objective import Batcher, Models, Row, memory_logits, memory_of, text_logits
+from ilcp.training.precision import precision
 from ilcp.training.recipe import Recipe
 
 __all__ = ["Validation", "Validator"]
@@ -100,7 +101,7 @@ class Validator:
     def _scores(self, run: Callable[[Sequence[Row]], tuple[Tensor, Tensor]]) -> list[tuple[float, bool]]:
         scores: list[tuple[float, bool]] = []
         for start in range(0, len(self.batch.rows), CHUNK):
-            with precision(self.models, self.recipe):
+            with precision(self.models.receiver.device, self.recipe):
                 logits, labels = run(self.batch.rows[start : start + CHUNK])
             scores += [(sum(nats), exact) for nats, exact in answer_scores(logits, labels)]
         return scores
