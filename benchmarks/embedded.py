@@ -26,6 +26,7 @@ from ilcp.tasks import case_files, task
 RESULTS = Path(__file__).parent / "results"
 FACTS = (3, 6, 9, 12, 15, 17, 20)  # attributes that a document of the capacity curve states
 HOPS = 6
+ENDS = ("text", "none", "other")
 PARTS = ("embedded", "hops", "capacity")
 
 
@@ -50,7 +51,9 @@ def main() -> None:
     if "hops" in wanted:
         asked = task("case-files", n=args.fewer, seed=args.seed)
         texts = {"zstd": equal_texts(pair.sender, asked.samples())["zstd"], "tail": codec_class("text-tail")()}
-        measured(pair, asked.cases, args, "hops", texts=texts, hops=HOPS, repetitions=0)
+        chains = ("forwarded", "reencoded", *(f"{name}-hops" for name in texts))
+        arms = (*ENDS, "message", *(f"{chain}-{hop}" for chain in chains for hop in range(1, HOPS + 1)))
+        measured(pair, asked.cases, args, "hops", texts=texts, arms=arms, hops=HOPS, repetitions=0)
     if "capacity" in wanted:
         capacity(pair, args)
 
@@ -84,6 +87,7 @@ def capacity(pair: Pair, args: argparse.Namespace) -> None:
             task=f"case-files that state {facts} attributes",
             seed=args.seed,
             texts={},
+            arms=(*ENDS, "message", *(f"message-{length}" for length in pair.sender.codec.spec.prefixes)),
             repetitions=0,
             keep=keep,
             progress=True,

@@ -28,6 +28,7 @@ HOPS: dict[str, tuple[str, ...]] = {  # words by which each hop knows its questi
     "finaliser": ("change", "evidence", "audit", "restored", "recovery", "accounts"),
 }
 SEED = 7
+ARMS = ("message", "none", "other", "text")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,12 +98,10 @@ def run(pair: Pair, *, documents: int = 12) -> Demo:
         seed=SEED,
         lengths=[pair.sender.codec.spec.payload_bytes],
         texts={},
+        arms=ARMS,
         repetitions=0,
     )
-    controls = {
-        arm: {kind: asdict(report.mean(arm, kind, of="exact")) for kind in report.kinds}
-        for arm in ("message", "none", "other", "text")
-    }
+    controls = {arm: {kind: asdict(report.mean(arm, kind, of="exact")) for kind in report.kinds} for arm in ARMS}
     where = provenance(
         sender=asdict(pair.sender.codec.trained.sender), receiver=asdict(pair.receiver.codec.trained.receiver)
     )

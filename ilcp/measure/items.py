@@ -107,6 +107,23 @@ class Arm(_Table):
                 "the receiver's weights are damaged, or its dtype overflows"
             )
 
+    def to_dict(self) -> dict[str, Any]:
+        """All columns, as JSON takes them: each answer's text once, and ``new_nats`` only where it differs."""
+        texts = sorted({answer for answer in self.answers if answer is not None})
+        number = {text: place for place, text in enumerate(texts)}
+        differs = {str(n): new for n, (old, new) in enumerate(zip(self.nats, self.new_nats, strict=True)) if old != new}
+        record = super().to_dict() | {"new_nats": differs}
+        return record | {"texts": texts, "answers": [None if a is None else number[a] for a in self.answers]}
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> Self:
+        """What ``to_dict`` wrote."""
+        columns = dict(record)
+        texts, differs = columns.pop("texts"), columns["new_nats"]
+        columns["answers"] = [None if number is None else texts[number] for number in columns["answers"]]
+        columns["new_nats"] = [differs.get(str(number), nats) for number, nats in enumerate(columns["nats"])]
+        return super().from_dict(columns)
+
     @cached_property
     def new_nats_array(self) -> Floats:
         """``new_nats`` as an array."""

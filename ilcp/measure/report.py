@@ -252,7 +252,7 @@ class Report:
             values["footnotes"] = tuple(Citation(**note) for note in record["footnotes"])
             values["notes"] = tuple(record["notes"])
             figures = record["figures"]
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, IndexError, TypeError, AttributeError) as error:
             raise EncodeError(f"expected the fields of a report, got {error!r}: the file is damaged") from error
         report = cls(**values)
         if report.complete:

@@ -1,7 +1,7 @@
 """One call: every arm on the same questions, then the time, then the hops."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ def run(
     closed: bool = True,
     lengths: Sequence[int] | None = None,
     texts: Mapping[str, Codec] | None = None,
+    arms: Collection[str] | None = None,
     hops: int = 0,
     repetitions: int = REPETITIONS,
     keep: Path | None = None,
@@ -55,6 +56,7 @@ def run(
         closed: whether answers end; a continuation (one question per case, its text empty) does not.
         lengths: payload bytes to measure; None for the codec's own prefixes.
         texts: name -> text codec, each an arm at every length; None for ``equal_texts(sender)``.
+        arms: the names of those to measure (see ``ilcp.measure.arms``); None for all.
         hops: how many times a message is handed on, forwarded and re-encoded (0: not measured; needs ``Case.retell``).
         repetitions: of the time measurements (at least 50); 0 for none.
         keep: a file that holds what was measured so far. If it is there, the run goes on from it.
@@ -70,6 +72,7 @@ def run(
     planned = [*ways(sender, receiver, cases, lengths=lengths, texts=texts, seed=seed)]
     if hops:
         planned += hop_ways(sender, receiver, cases, length=lengths[0], texts=texts, hops=hops)
+    planned = [way for way in planned if arms is None or way.name in arms]
     scorer = _Scorer(receiver, cases, report.items, closed)
     for way in track(planned, "arms", console=Console(stderr=True), disable=not progress, transient=True):
         if way.name not in report.arms and not any(note.startswith(f"{way.name}: ") for note in report.notes):
@@ -154,7 +157,8 @@ def save_report(report: Report, path: str | Path | None) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(path.name + ".draft")
-    draft.write_text(json.dumps(report.to_dict(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    lines = [f"{json.dumps(name)}: {json.dumps(value, allow_nan=False)}" for name, value in report.to_dict().items()]
+    draft.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
     draft.replace(path)
 
 
