@@ -23,18 +23,13 @@ PAGES = {
         "capacity",
         "times",
         "stories",
-        "variants",
         "peer",
         "peer-findings",
     ),
 }
 KINDS = ("lookup", "join", "absent", "code")
 LENGTHS = ("80", "40", "20", "10")
-STORIES = {
-    "stories-260K-to-656K": "260K to 656K",
-    "stories-656K-to-260K": "656K to 260K",
-    "stories-260K-to-656K-seen": "260K to 656K, the last sentence seen",
-}
+STORIES = {"stories-260K-to-656K": "260K to 656K"}  # report -> direction
 
 
 def main() -> None:

@@ -58,9 +58,6 @@ def main() -> None:
     except IlcpError as error:
         err.print(f"[bold red]ilcp:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(BAD_INPUT)
-    except KeyboardInterrupt:
-        err.print("[bold red]ilcp:[/] interrupted; what --json names is kept, and the same command goes on with it")
-        sys.exit(INTERRUPTED)
 
 
 def _version(wanted: bool) -> None:
@@ -168,20 +165,21 @@ def measure(
         pair = load_pair(folder, sender=sender, receiver=receiver, allow_unproven=True)
         asked = named(task, n=n, seed=seed)
         texts = equal_texts(pair.sender, asked.samples())
-    report = run(
-        pair.sender,
-        pair.receiver,
-        asked.cases,
-        task=asked.name,
-        seed=seed,
-        closed=asked.closed,
-        texts=texts,
-        hops=hops,
-        repetitions=repetitions,
-        keep=as_json,
-        progress=True,
-    )
-    show(report, out)
+    with _interruptible(as_json):
+        report = run(
+            pair.sender,
+            pair.receiver,
+            asked.cases,
+            task=asked.name,
+            seed=seed,
+            closed=asked.closed,
+            texts=texts,
+            hops=hops,
+            repetitions=repetitions,
+            keep=as_json,
+            progress=True,
+        )
+    show(report, out if out.is_terminal else Console(width=100))
     _draw(report, html, png)
     if prove:
         from ilcp.codec import prove as write
@@ -217,6 +215,18 @@ def _check_measure(codec: str, prove: bool, *, plots: bool) -> None:
         from ilcp.measure.plots import require_matplotlib
 
         require_matplotlib()
+
+
+@contextmanager
+def _interruptible(kept: Path | None) -> Iterator[None]:
+    """Ctrl-C says what is left of the run."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        left = "nothing was kept: name a file with --json" if kept is None else f"{kept} holds what was measured so far"
+        go_on = "" if kept is None else "; the same command goes on with it"
+        err.print(f"[bold red]ilcp:[/] interrupted; {escape(left)}{go_on}", highlight=False, soft_wrap=True)
+        raise typer.Exit(INTERRUPTED) from None
 
 
 def _draw(report: "Report", html: Path | None, png: Path | None) -> None:

@@ -2,8 +2,11 @@
 
 import json
 import re
+import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -24,7 +27,7 @@ def test_version_and_help() -> None:
     """--version prints the version; --help names the commands and shows how to begin in Python."""
     assert f"ilcp {ilcp.__version__}\n".encode() == run("--version").stdout
     shown = run("--help").stdout.decode()
-    assert all(word in shown for word in ("demo", "inspect", "load_pair", "100"))
+    assert all(word in shown for word in ("demo", "inspect", "measure", "compare", "load_pair", "100"))
 
 
 def test_the_demo_as_json_has_its_keys() -> None:
@@ -110,6 +113,10 @@ def test_inspect_refuses_garbage(junk: bytes) -> None:
         (("inspect", "no-such-file"), "expected a readable message file, got no-such-file"),
         (("demo", "--document", "no-such-file", "--ask", "Who?"), "expected a readable text file, got no-such-file"),
         (("demo", "--ask", "Who?"), "expected --document and --ask together"),
+        (("measure", "embedded", "--task", "no-such-file"), "expected a readable file of cases, got no-such-file"),
+        (("measure", "no-such-codec"), "expected a codec's folder with a config.json, got no-such-codec"),
+        (("measure", "embedded", "--prove"), "expected a codec's folder to --prove"),
+        (("compare", "no-such-file", "other"), "expected a readable report, got no-such-file"),
     ],
 )
 def test_wrong_use_is_explained(words: tuple[str, ...], fragment: str) -> None:
@@ -118,3 +125,52 @@ def test_wrong_use_is_explained(words: tuple[str, ...], fragment: str) -> None:
     assert 2 == done.returncode
     assert fragment in done.stderr.decode().replace("\n", " ")
     assert b"Traceback" not in done.stderr
+
+
+def test_measure_keeps_draws_proves_and_compares(tmp_path) -> None:
+    """One call on a file of two cases gives the verdict, JSON, a page and plots, and proves the codec or says no."""
+    tasks, kept, page = tmp_path / "cases.jsonl", tmp_path / "report.json", tmp_path / "report.html"
+    lines = [
+        {
+            "context": case.context,
+            "questions": [
+                {"question": q.text, "answer": q.answer, "choices": list(q.choices)}
+                for q in case.questions
+                if q.kind == "lookup"
+            ],
+        }
+        for case in case_files("validation", 21, 2)
+    ]
+    tasks.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    folder = tmp_path / "codec"
+    shutil.copytree(Path(ilcp.__file__).parent / "pair" / "codec", folder)
+    options = ("--n", "2", "--repetitions", "0", "--json", str(kept), "--html", str(page), "--png", str(tmp_path))
+    done = run("measure", str(folder), "--task", str(tasks), *options, "--prove")
+    assert 0 == done.returncode, done.stderr.decode()
+    shown = done.stdout.decode()
+    assert shown.startswith("The message carries content")
+    assert "lm-40" in shown
+    record = json.loads(kept.read_text(encoding="utf-8"))
+    assert record["verdict"] in " ".join(shown.split("\n")[:1])
+    assert "recovery.png" in {file.name for file in tmp_path.iterdir()}
+    assert "<svg" in page.read_text(encoding="utf-8")
+    proof = json.loads((folder / "config.json").read_text(encoding="utf-8"))["proof"]
+    assert ("cases.jsonl", 2) == (proof["task"], proof["n"])
+    compared = run("compare", str(kept), str(kept), "--json")
+    assert 0 == compared.returncode, compared.stderr.decode()
+    assert {0} == {change["changed"] for change in json.loads(compared.stdout)["changes"]}
+
+
+def test_an_interrupted_measurement_says_what_is_left(tmp_path) -> None:
+    """Ctrl-C ends with one sentence and exit code 130, and the file holds the arms that were done."""
+    kept = tmp_path / "report.json"
+    words = ("measure", "embedded", "--n", "40", "--repetitions", "0", "--json", str(kept))
+    process = subprocess.Popen([*ILCP, *words], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 100
+    while not kept.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert 130 == process.returncode, said.decode()
+    assert "holds what was measured so far" in " ".join(said.decode().split())
+    assert not json.loads(kept.read_text(encoding="utf-8"))["complete"]

@@ -359,6 +359,21 @@ def test_bootstrap_draws_whole_documents() -> None:
     assert (one.low, one.high) == pytest.approx((many.low, many.high))
 
 
+def test_the_price_is_part_of_the_report(pair, tmp_path) -> None:
+    """With repetitions, a report holds the times and the fan-out, and keeps them through JSON."""
+    options = dict(task="x", texts={}, arms=("text", "none", "message", "other"), repetitions=50)
+    report = run(pair.sender, pair.receiver, CASES[:3], **options)
+    save_report(report, tmp_path / "report.json")
+    assert load_report(tmp_path / "report.json") == report
+    figures = report.figures()
+    assert 1.0 == figures["fan-out"]["identical answers"].value == figures["fan-out"]["memory unchanged"].value
+    assert 50 == figures["cost"]["codec encodes"].n
+    one = [replace(case, questions=case.questions[:1] and (replace(case.questions[0], text="Who?"),)) for case in CASES]
+    left_out = run(pair.sender, pair.receiver, one[:3], **options)
+    assert left_out.cost is None
+    assert any("they need two questions of the task" in note for note in left_out.notes)
+
+
 def test_f1_counts_words() -> None:
     """Words in common, without case and punctuation; two empty answers agree."""
     assert 1.0 == f1("Mara, Ghent", "mara ghent.")

@@ -11,6 +11,7 @@ command, models and seed.
 """
 
 from ilcp.measure.compare import Comparison, compare
+from ilcp.measure.cost import Cost, FanOut, cost, fan_out
 from ilcp.measure.figures import Citation, Computed, Measured, provenance
 from ilcp.measure.payload import Payload, payload
 from ilcp.measure.report import Report
@@ -20,11 +21,15 @@ __all__ = [
     "Citation",
     "Comparison",
     "Computed",
+    "Cost",
+    "FanOut",
     "Measured",
     "Payload",
     "Report",
     "compare",
+    "cost",
     "equal_texts",
+    "fan_out",
     "load_report",
     "payload",
     "provenance",

@@ -186,15 +186,15 @@ def _recovery(report: Report) -> "Figure | None":
     figure, axes = _sheet("Recovery against bytes on the wire", _over(report), 5.2, right=RIGHT if between else LABELS)
     axes.set(xscale="log", xlim=(start, most), xlabel="wire bytes per document, mean (log scale)")
     _plain_numbers(axes.xaxis)
-    _recovery_axis(axes, [y for one in drawn for y in one.reach] + [one.y[0] for one in levels], headroom=0.2)
+    _recovery_axis(axes, [y for one in drawn for y in one.reach] + [one.y[0] for one in levels], headroom=0.28)
     _points(axes, drawn)
     for one in levels:
         axes.axhline(one.y[0], color=one.look.colour, ls=one.look.dash, linewidth=1, label=one.name)
     apart = [one for one in drawn if one.x[-1] < 0.7 * end or (between and one.name == "text")]
-    for one in apart:  # named above all curves: a line to the column would cross them
+    for place, one in enumerate(sorted(apart, key=lambda one: one.x[0])):  # named above all curves, each below the last
         side, corner = ("left", (0, 0)) if one.x[0] < end else ("right", (1, 0))
         line = {"arrowstyle": "-", "color": GREY, "ls": ":", "lw": 0.8, "shrinkB": 3, "relpos": corner}
-        at, places = ((one.x[0], one.y[0]), (one.x[0], 0.95)), ("data", axes.get_xaxis_transform())
+        at, places = ((one.x[0], one.y[0]), (one.x[0], 0.95 - 0.05 * place)), ("data", axes.get_xaxis_transform())
         axes.annotate(one.look.label, *at, *places, line, ha=side, **_ink(one.look))
     named = [one.end for one in (*drawn, *levels) if one not in apart]
     _labels(axes, named, _place(axes, end, 0)[0] if between else 1.0)

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from rich import box
 from rich.console import Console
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.table import Table
 
 from ilcp.measure.compare import Comparison
@@ -36,7 +37,8 @@ def show(report: Report, console: Console) -> None:
         return
     figures = report.figures()
     table = _arms(report, figures, report.kinds if len(report.kinds) > 1 else ())
-    if console.measure(table).maximum > min(COLUMNS, console.width):
+    wanted = Measurement.get(console, console.options.update(max_width=10 * COLUMNS), table).maximum
+    if wanted > min(COLUMNS, console.width):
         table = _arms(report, figures, ())
     _print(
         console,
