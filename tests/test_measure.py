@@ -220,6 +220,28 @@ def test_an_interrupted_run_is_kept_and_goes_on(pair, tmp_path, monkeypatch) -> 
     assert load_report(file) == report
 
 
+def test_a_finished_report_stays_until_the_new_one_is_finished(pair, perfect, tmp_path, monkeypatch) -> None:
+    """Measuring into a file that holds a finished report does not destroy it when the new run is interrupted."""
+    file = tmp_path / "report.json"
+    save_report(perfect, file)
+    codec, real, seen = Known(shifted(0)), Receiver.score, []
+
+    def interrupted(self, items, **options):
+        seen.append(len(items))
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        return real(self, items, **options)
+
+    monkeypatch.setattr(Receiver, "score", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        measured(pair, codec, CASES[:3], keep=file)
+    assert perfect == load_report(file)
+    assert ["text"] == list(load_report(tmp_path / "report.json.unfinished").arms)
+    report = measured(pair, codec, CASES[:3], keep=file)
+    assert report == load_report(file)
+    assert [file] == list(tmp_path.iterdir())
+
+
 def test_another_run_is_not_gone_on_with(pair, tmp_path) -> None:
     """A kept run of other questions, another codec or another seed is refused by name."""
     file = tmp_path / "kept.json"

@@ -59,7 +59,8 @@ def run(
         arms: the names of those to measure (see ``ilcp.measure.arms``); None for all.
         hops: how many times a message is handed on, forwarded and re-encoded (0: not measured; needs ``Case.retell``).
         repetitions: of the time measurements (at least 50); 0 for none.
-        keep: a file that holds what was measured so far. If it is there, the run goes on from it.
+        keep: a file for the report, which holds what was measured so far; a run that was interrupted goes on from it.
+            A finished report in its place stays until the new one is finished.
         progress: shows a bar on standard error.
 
     Raises:
@@ -67,7 +68,8 @@ def run(
     """
     check(cases, receiver)
     lengths = _lengths(sender, lengths)
-    report = _resumed(_empty(sender, cases, task, seed, closed), keep)
+    draft = _draft(keep)
+    report = _resumed(_empty(sender, cases, task, seed, closed), draft)
     texts = equal_texts(sender) if texts is None else texts
     planned = [*ways(sender, receiver, cases, lengths=lengths, texts=texts, seed=seed)]
     if hops:
@@ -77,11 +79,13 @@ def run(
     for way in track(planned, "arms", console=Console(stderr=True), disable=not progress, transient=True):
         if way.name not in report.arms and not any(note.startswith(f"{way.name}: ") for note in report.notes):
             report = _add(report, way, scorer)
-            save_report(report, keep)
+            save_report(report, draft)
     if repetitions and report.cost is None:
         report = _priced(report, sender, receiver, cases, repetitions, progress)
     report = replace(report, complete=True)
     save_report(report, keep)
+    if draft is not None and draft != keep:
+        draft.unlink(missing_ok=True)
     return report
 
 
@@ -201,20 +205,24 @@ def _lengths(sender: Sender, lengths: Sequence[int] | None) -> list[int]:
     return sorted({spec.length(length) for length in wanted}, reverse=True)
 
 
+def _draft(keep: Path | None) -> Path | None:
+    """Where an unfinished report is kept: in its own place, or beside the finished one that stands there."""
+    if keep is None or not keep.exists() or not load_report(keep).complete:
+        return keep
+    return keep.with_name(keep.name + ".unfinished")
+
+
 def _resumed(fresh: Report, keep: Path | None) -> Report:
     """``fresh``, or what an interrupted run of the same measurement left in ``keep``."""
     if keep is None or not keep.exists():
         return fresh
     found = load_report(keep)
-    if found.complete:
-        return fresh  # a finished report is measured anew and replaced at the first arm
-    wanted, there = fresh, found
     for name, mine, theirs in (
-        ("task", wanted.task, there.task),
-        ("seed", wanted.seed, there.seed),
-        ("questions", wanted.items, there.items),
-        ("codec", wanted.codec["codec_id"], there.codec["codec_id"]),
-        ("commit", wanted.provenance["commit"], there.provenance["commit"]),
+        ("task", fresh.task, found.task),
+        ("seed", fresh.seed, found.seed),
+        ("questions", fresh.items, found.items),
+        ("codec", fresh.codec["codec_id"], found.codec["codec_id"]),
+        ("commit", fresh.provenance["commit"], found.provenance["commit"]),
     ):
         if mine != theirs:
             raise EncodeError(
