@@ -6,6 +6,7 @@ Everything that decides the run is an option; the recipe, the seed and the last 
 """
 
 import argparse
+import json
 import random
 import shlex
 import sys
@@ -21,16 +22,15 @@ from ilcp.tasks import Case, case_files
 from ilcp.tasks.case_files import PRESENT, TOPICS, compose
 from ilcp.tasks.dossier import ATTRIBUTES
 from ilcp.training import Models, Phrasebook, Recipe, Result, calibrate, train, write_phrasebook
-from ilcp.training.loop import CHECKPOINT
 from ilcp.training.objective import Batch, Batcher
 from ilcp_codecs.vae import VaeCodec, VaeConfig, VaeNetwork
 
 NAMES = tuple(attribute.name for attribute in ATTRIBUTES)
-FACTS = (PRESENT, PRESENT, PRESENT, 8, 12, 20)  # how many attributes the documents of training state
+FACTS = (PRESENT, PRESENT, PRESENT, 4, 8, 12, 20)  # how many attributes the documents of training state
 CURRICULUM = ((300, 96, 2), (450, 48, 5), (650, 24, 20))  # until step, cases per step, facts at most; then dossiers
 CALIBRATION_CASES = 48
-PER_KIND = {"lookup": 7, "absent": 2}  # questions asked per document; joins and codes, the rarer ones, are all asked
-RARE = {"lookup": 4, "absent": 1}  # the same for the second part of the phrasebook: joins are read last
+PER_KIND = {"lookup": 7, "absent": 3}  # questions asked per document; joins and codes, the rarer ones, are all asked
+RARE = {"lookup": 4, "absent": 2}  # the same for the second part of the phrasebook: joins are read last
 ALL = 100  # questions per document: more than any has
 CARD = """# The embedded codec
 
@@ -39,7 +39,7 @@ receiver, trained through the frozen receiver on case files (synthetic incident 
 about one attribute of a dossier, one office, or one character of its code. It knows nothing else: a text of another
 kind comes out as noise.
 
-- Made by: `{command}` (seed {seed}, {steps} steps, {minutes} minutes on {threads} thread(s))
+- Made by: `{command}` (seed {seed}, {steps} steps, {minutes} minutes on {threads} thread(s)){began}
 - Last validation ({contexts} documents, {questions} questions each): {validation}
 - Test figures with their controls: `benchmarks/README.md`
 - Load: `ilcp.load_pair()`, or `ilcp.load(folder)` for the codec alone
@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--save", type=Path, help="the codec's folder, written at the end")
     parser.add_argument("--sender", type=Path, default=HERE / "sender")
     parser.add_argument("--receiver", type=Path, default=HERE / "receiver")
-    parser.add_argument("--start", type=Path, help="an earlier run's folder whose weights to go on from")
+    parser.add_argument("--start", type=Path, help="a codec whose encoder to go on from; the projector starts anew")
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--threads", type=int, default=1)
     for name, kind, default in (
@@ -117,16 +117,24 @@ def main() -> None:
         return list(case_files("train", args.seed, n, start=start, facts=rng.choice(FACTS)))
 
     phrasebook = make_phrasebook(models, recipe, args)
-    if args.start is None:
-        calibrate(network, models, list(case_files("train", args.seed, CALIBRATION_CASES)), recipe, phrasebook)
-    else:
-        network.load_state_dict(torch.load(args.start / CHECKPOINT, weights_only=True)["network"])
+    calibrate(network, models, list(case_files("train", args.seed, CALIBRATION_CASES)), recipe, phrasebook)
+    began = None if args.start is None else go_on(network, args.start)
 
     validation = list(case_files("validation", args.seed, recipe.validation_contexts))
     result = train(network, models, source, validation, recipe, args.out, phrasebook=phrasebook, resume=args.resume)
     print(f"{result.steps} steps, {result.minutes} minutes: {result.validation}")
     if args.save:
-        save(network, models, recipe, result, args)
+        save(network, models, recipe, result, args, began)
+
+
+def go_on(network: VaeNetwork, folder: Path) -> str:
+    """Takes the encoder of an earlier codec; returns how that was made."""
+    earlier = ilcp.load(folder)
+    if not isinstance(earlier, VaeCodec):
+        raise SystemExit(f"expected a VAE codec in {folder}, got {earlier.spec.name!r}")
+    network.pooler.load_state_dict(earlier.network.pooler.state_dict())
+    network.bottleneck.load_state_dict(earlier.network.bottleneck.state_dict())
+    return str(json.loads((folder / "config.json").read_text(encoding="utf-8"))["training"]["command"])
 
 
 def make_phrasebook(models: Models, recipe: Recipe, args: argparse.Namespace) -> Phrasebook:
@@ -176,7 +184,9 @@ def config_of(models: Models, args: argparse.Namespace) -> VaeConfig:
     )
 
 
-def save(network: VaeNetwork, models: Models, recipe: Recipe, result: Result, args: argparse.Namespace) -> None:
+def save(
+    network: VaeNetwork, models: Models, recipe: Recipe, result: Result, args: argparse.Namespace, began: str | None
+) -> None:
     """The codec's folder: weights, config, card."""
     network.round_to_half()
     codec = VaeCodec.from_network(
@@ -192,6 +202,7 @@ def save(network: VaeNetwork, models: Models, recipe: Recipe, result: Result, ar
         bits=c.bits,
         payload_bytes=c.payload_bytes,
         command=command,
+        began=f"; its encoder goes on from the codec of `{began}`" if began else "",
         seed=args.seed,
         steps=result.steps,
         minutes=result.minutes,
@@ -200,7 +211,13 @@ def save(network: VaeNetwork, models: Models, recipe: Recipe, result: Result, ar
         questions=recipe.questions,
         validation=result.validation,
     )
-    training = {"command": command, "recipe": recipe.to_dict(), "steps": result.steps, "minutes": result.minutes}
+    training = {
+        "command": command,
+        "began": began,
+        "recipe": recipe.to_dict(),
+        "steps": result.steps,
+        "minutes": result.minutes,
+    }
     ilcp.save(codec, args.save, card=card, training=training | result.validation.to_dict())
 
 
