@@ -219,7 +219,7 @@ class Variant:
 
 
 VARIANTS = (
-    Variant("slots, 1 bit", "32 slots x 20 dimensions x 1 bit, as shipped", partial(slots, bits=1)),
+    Variant("slots, 1 bit", "32 slots x 20 dimensions x 1 bit: the shipped codec without echo and codes of each slot's own", partial(slots, bits=1)),
     Variant("slots, 2 bits", "32 slots x 10 dimensions x 2 bits", partial(slots, bits=2)),
     Variant("slots, 4 bits", "32 slots x 5 dimensions x 4 bits", partial(slots, bits=4)),
     Variant("flat", "one MLP to 640 dimensions x 1 bit, one MLP to all memory vectors", flat),
@@ -235,7 +235,7 @@ def main() -> None:
     parser.add_argument("--phrasebook", type=Path, help="the file of one; without it, one is written first")
     parser.add_argument("--only", nargs="*", default=[v.name for v in VARIANTS], help="names of variants")
     parser.add_argument("--json", type=Path, default=Path(__file__).parent / "results" / "variants.json")
-    for name, default in (("steps", 750), ("minutes", 60.0), ("seed", 11), ("documents", 100), ("test-seed", 7)):
+    for name, default in (("steps", 1200), ("minutes", 60.0), ("seed", 11), ("documents", 100), ("test-seed", 7)):
         parser.add_argument(f"--{name}", type=type(default), default=default)
     parser.set_defaults(phrasebook_steps=(400, 300))  # of the two parts of ``make_phrasebook``
     args = parser.parse_args()
@@ -273,7 +273,7 @@ def recipe_of(args: argparse.Namespace) -> Recipe:
 
 
 def config_of(models: Models) -> VaeConfig:
-    """The shipped codec's shape, without prefixes."""
+    """The shipped codec's shape, without prefixes, echo, and codes of each slot's own."""
     sender, receiver = models.sender.config, models.receiver.config
     shape = dict(slots=32, dims=20, prefixes=(80,), blocks=3, projector_width=384, nearness=0.0)
     return VaeConfig(tuple(range(sender.num_hidden_layers + 1)), sender.hidden_size, receiver.hidden_size, **shape)
