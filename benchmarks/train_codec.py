@@ -16,19 +16,23 @@ from pathlib import Path
 import torch
 
 import ilcp
+from ilcp.context import capture_batch
 from ilcp.identity import identify
 from ilcp.pair import HERE, load_model
 from ilcp.tasks import Case, case_files
-from ilcp.tasks.case_files import PRESENT, TOPICS, compose
-from ilcp.tasks.dossier import ATTRIBUTES
+from ilcp.tasks.case_files import OFFICE, PRESENT, TOPICS, compose
+from ilcp.tasks.dossier import ATTRIBUTES, JOINS
 from ilcp.training import Models, Phrasebook, Recipe, Result, calibrate, train, write_phrasebook
-from ilcp.training.objective import Batch, Batcher
+from ilcp.training.objective import Batch, Batcher, alignment_loss, frozen, targets_of
 from ilcp_codecs.vae import VaeCodec, VaeConfig, VaeNetwork
 
 NAMES = tuple(attribute.name for attribute in ATTRIBUTES)
 FACTS = (PRESENT, PRESENT, PRESENT, 4, 8, 12, 20)  # how many attributes the documents of training state
 CURRICULUM = ((300, 96, 2), (450, 48, 5), (650, 24, 20))  # until step, cases per step, facts at most; then dossiers
+PEOPLE_CASES = 64  # of a step about people and their offices alone, with which a training that goes on begins
+OFFICE_NOISE = 0.3  # between the query of an office and that of its person
 CALIBRATION_CASES = 48
+PROJECTOR_CASES, PROJECTOR_STEPS = 960, 1200
 PER_KIND = {"lookup": 7, "absent": 3}  # questions asked per document; joins and codes, the rarer ones, are all asked
 RARE = {"lookup": 4, "absent": 2}  # the same for the second part of the phrasebook: joins are read last
 ALL = 100  # questions per document: more than any has
@@ -78,6 +82,7 @@ def main() -> None:
         ("teacher-floor", float, 0.75),
     ):
         parser.add_argument(f"--{name}", type=kind, default=default)
+    parser.add_argument("--plain", action="store_true", help="without echo, and with one matrix for all slots' codes")
     parser.add_argument("--phrasebook-steps", type=int, nargs=2, default=(400, 300), help="of its two parts")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -111,6 +116,8 @@ def main() -> None:
         step = start // n
         network.full_share = 1.0 if step < warm else args.full_share  # whole payloads first, then prefixes as well
         rng = random.Random(f"curriculum {args.seed}/{start}")
+        if args.start is not None and step < recipe.naming_steps:
+            return [people_case(rng) for _ in range(PEOPLE_CASES)]
         for until, cases, most in CURRICULUM:
             if step < until and args.start is None:
                 return [bare_case(rng, rng.randint(1, most)) for _ in range(cases)]
@@ -118,7 +125,14 @@ def main() -> None:
 
     phrasebook = make_phrasebook(models, recipe, args)
     calibrate(network, models, list(case_files("train", args.seed, CALIBRATION_CASES)), recipe, phrasebook)
-    began = None if args.start is None else go_on(network, args.start)
+    began = None
+    if args.start is not None:
+        earlier = go_on(network, args.start)
+        began = json.loads((args.start / "config.json").read_text(encoding="utf-8"))["training"]["command"]
+        cases = list(case_files("train", args.seed + 2, PROJECTOR_CASES))
+        fit_projector(network, models, recipe, phrasebook, cases)
+        if network.config.echo and not earlier.config.echo:
+            lead_to_offices(network)
 
     validation = list(case_files("validation", args.seed, recipe.validation_contexts))
     result = train(network, models, source, validation, recipe, args.out, phrasebook=phrasebook, resume=args.resume)
@@ -127,14 +141,47 @@ def main() -> None:
         save(network, models, recipe, result, args, began)
 
 
-def go_on(network: VaeNetwork, folder: Path) -> str:
-    """Takes the encoder of an earlier codec; returns how that was made."""
+def go_on(network: VaeNetwork, folder: Path) -> VaeCodec:
+    """Takes the encoder of an earlier codec, which may be without echo and own codes."""
     earlier = ilcp.load(folder)
     if not isinstance(earlier, VaeCodec):
         raise SystemExit(f"expected a VAE codec in {folder}, got {earlier.spec.name!r}")
-    network.pooler.load_state_dict(earlier.network.pooler.state_dict())
-    network.bottleneck.load_state_dict(earlier.network.bottleneck.state_dict())
-    return str(json.loads((folder / "config.json").read_text(encoding="utf-8"))["training"]["command"])
+    held = earlier.network.state_dict()
+    for name, wanted in network.state_dict().items():
+        if not name.startswith("projector") and name in held:
+            wanted.copy_(held[name])  # one matrix for all slots becomes the first of each slot's own
+    return earlier
+
+
+@torch.no_grad()
+def lead_to_offices(network: VaeNetwork) -> None:
+    """The slots of offices start where those of their people read: from a name, the echo leads to the office."""
+    queries = network.pooler.queries
+    for role in JOINS:
+        near = queries[TOPICS.index(role)]
+        queries[TOPICS.index(OFFICE[role])] = near + OFFICE_NOISE * torch.randn_like(near)
+
+
+def fit_projector(
+    network: VaeNetwork, models: Models, recipe: Recipe, phrasebook: Phrasebook, cases: list[Case]
+) -> None:
+    """A new projector learns to read the codes of an encoder that is trained already."""
+    batcher, batches = Batcher(models, recipe), []
+    with torch.no_grad(), frozen(models):
+        for first in range(0, len(cases), recipe.contexts):
+            batch = batcher.batch(cases[first : first + recipe.contexts], random.Random(0))
+            states = capture_batch(models.sender, batch.ids, batch.mask.long(), network.layers)
+            z, _ = network.eval().bottleneck(network.pooler(states, batch.mask))
+            batches.append((batch, network.bottleneck.z_hat(z)))
+    optimizer = torch.optim.AdamW(network.projector.parameters(), lr=recipe.learning_rate)
+    for step in range(PROJECTOR_STEPS):
+        optimizer.param_groups[0]["lr"] = recipe.learning_rate * (1 - step / PROJECTOR_STEPS)
+        batch, z_hat = batches[step % len(batches)]
+        loss = alignment_loss(targets_of(phrasebook, batch, network.projector(z_hat)))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    print(f"projector: {loss.item():.3f} of the phrasebook's memory missing", flush=True)
 
 
 def make_phrasebook(models: Models, recipe: Recipe, args: argparse.Namespace) -> Phrasebook:
@@ -166,6 +213,11 @@ def bare_case(rng: random.Random, facts: int) -> Case:
     return compose("bare", rng, rng.sample(NAMES, facts), bare=True)
 
 
+def people_case(rng: random.Random) -> Case:
+    """People and their offices, of which none can be told without the name: what joins are learned from."""
+    return compose("people", rng, rng.sample(list(JOINS), rng.randint(2, len(JOINS))), bare=True, share=1.0)
+
+
 def config_of(models: Models, args: argparse.Namespace) -> VaeConfig:
     """A payload of 80 bytes, whatever the number of slots and bits."""
     return VaeConfig(
@@ -181,6 +233,8 @@ def config_of(models: Models, args: argparse.Namespace) -> VaeConfig:
         urgent_slots=len(NAMES) if args.urgent_bits else 0,
         urgent_dims=args.urgent_bits // args.bits,
         nearness=0.0,
+        echo=not args.plain,
+        own_codes=not args.plain,
     )
 
 

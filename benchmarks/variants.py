@@ -219,7 +219,11 @@ class Variant:
 
 
 VARIANTS = (
-    Variant("slots, 1 bit", "32 slots x 20 dimensions x 1 bit: the shipped codec without echo and codes of each slot's own", partial(slots, bits=1)),
+    Variant(
+        "slots, 1 bit",
+        "32 slots x 20 dimensions x 1 bit: the shipped codec without echo and codes of each slot's own",
+        partial(slots, bits=1),
+    ),
     Variant("slots, 2 bits", "32 slots x 10 dimensions x 2 bits", partial(slots, bits=2)),
     Variant("slots, 4 bits", "32 slots x 5 dimensions x 4 bits", partial(slots, bits=4)),
     Variant("flat", "one MLP to 640 dimensions x 1 bit, one MLP to all memory vectors", flat),

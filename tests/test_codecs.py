@@ -3,6 +3,7 @@
 import copy
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,8 @@ from ilcp.tasks import case_files
 from ilcp_codecs.text import HeadCodec, LmCodec, PlainCodec, TailCodec, ZstdCodec
 from ilcp_codecs.text.codecs import MAX_TEXT_BYTES
 from ilcp_codecs.vae import VaeCodec, VaeConfig, VaeNetwork
-from ilcp_codecs.vae.bottleneck import dequantise, quantise
+from ilcp_codecs.vae.bottleneck import Bottleneck, dequantise, quantise
+from ilcp_codecs.vae.pooler import Echo
 
 DOCUMENT = next(iter(case_files("validation", 0, 1))).context
 
@@ -180,11 +182,41 @@ def test_padding_does_not_change_the_latent(small, context) -> None:
     padded = torch.nn.functional.pad(states, (0, 0, 0, 7), value=3.0)
     mask = torch.ones(1, padded.shape[2])
     mask[:, -7:] = 0
-    network = small.codec.network
-    with torch.no_grad():
-        alone, _ = network.bottleneck(network.pooler(states, torch.ones(1, states.shape[2])))
-        batched, _ = network.bottleneck(network.pooler(padded, mask))
-    assert torch.allclose(alone, batched, atol=1e-4)
+    echoing = VaeNetwork(replace(small.codec.config, echo=True)).eval()
+    torch.nn.init.eye_(echoing.pooler.echo.out.weight)
+    for network in (small.codec.network, echoing):
+        with torch.no_grad():
+            alone, _ = network.bottleneck(network.pooler(states, torch.ones(1, states.shape[2])))
+            batched, _ = network.bottleneck(network.pooler(padded, mask))
+        assert torch.allclose(alone, batched, atol=1e-4)
+
+
+@torch.no_grad()
+def test_an_echo_brings_what_stands_beside_the_same_word_elsewhere() -> None:
+    torch.manual_seed(0)
+    echo = Echo(VaeConfig((0,), 24, 8, width=48, heads=6))
+    words = torch.randn(40, 24)
+    echo.calibrate(words.unsqueeze(0), torch.ones(1, 40))
+    document = [5, 1, 2, 3, 4, 6, 7, 8, 9, 10, 11, 12, 5, 13]  # word 5 twice, far apart; 13 stands beside its second
+    states, x = words[document].unsqueeze(0), torch.randn(1, len(document), 48)
+    mask = torch.ones(1, len(document))
+    assert torch.equal(echo(states, x, mask), x)  # silent at the start
+    torch.nn.init.eye_(echo.out.weight)
+    heard = (echo(states, x, mask) - x)[0]
+    torch.testing.assert_close(heard[0], x[0, 8:14].sum(0), rtol=0.05, atol=0.05)
+    torch.testing.assert_close(heard[12], x[0, 0:5].sum(0), rtol=0.05, atol=0.05)
+    assert heard[1:12].abs().max() < 0.1  # no other word is said twice
+    mask[0, 12:] = 0
+    assert (echo(states, x, mask) - x)[0, 0].abs().max() < 0.1  # what is padded is not heard
+
+
+def test_two_slots_that_read_the_same_differ_by_their_own_codes() -> None:
+    config = VaeConfig((0,), 24, 8, width=48, heads=6, own_codes=True)
+    linear = Bottleneck(config).to_mu
+    same = torch.randn(1, 1, 48).expand(1, config.slots, 48)
+    assert torch.equal(linear(same)[0, 0], linear(same)[0, 1])  # one matrix at the start
+    linear(same)[0, 0].sum().backward()
+    assert linear.weight.grad[0].abs().max() > 0 and linear.weight.grad[1:].abs().max() == 0
 
 
 def test_configurations_check_their_arithmetic() -> None:

@@ -20,7 +20,7 @@ Whatever crosses is serialised, parsed and decoded again; sizes are ``len(bytes)
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 from ilcp.codec import Codec
@@ -90,6 +90,14 @@ def ways(
         rng = random.Random(f"ilcp random payload {seed}")
         return across([rng.randbytes(len(payload)) for payload in sent(lengths[0])])
 
+    @cache
+    def coded(name: str) -> list[list[bytes]]:
+        """The payloads of each case, at all lengths in a row: a codec may remember the last text that it worked on."""
+        return [[texts[name].encode(Context(text=case.context), length) for length in lengths] for case in cases]
+
+    def text(name: str, length: int) -> Told:
+        return _text(texts[name], [payloads[lengths.index(length)] for payloads in coded(name)])
+
     yield Way("text", "text", partial(_plain, cases))
     yield Way("none", "control", lambda: Told([None] * len(cases)))
     for length in lengths:
@@ -101,8 +109,8 @@ def ways(
     if unrounded is not None:
         yield Way("continuous", "limit", lambda: Told([unrounded(context) for context in contexts]))
     for length in lengths:
-        for name, codec in texts.items():
-            yield Way(f"{name}-{length}", "text of equal bytes", partial(_text, codec, cases, length), names[length])
+        for name in texts:
+            yield Way(f"{name}-{length}", "text of equal bytes", partial(text, name, length), names[length])
         if all(case.record is not None for case in cases):
             yield Way(f"oracle-{length}", "limit", partial(_oracle, cases, length))
     if any(question.choices for case in cases for question in case.questions):
@@ -115,9 +123,8 @@ def _plain(cases: Sequence[Case]) -> Told:
     return Told([Memory(text=case.context) for case in cases], _sizes(payloads), _sizes(wires))
 
 
-def _text(codec: Codec, cases: Sequence[Case], length: int) -> Told:
+def _text(codec: Codec, payloads: Sequence[bytes]) -> Told:
     codec_id = codec.trained.codec_id(codec.spec)
-    payloads = [codec.encode(Context(text=case.context), length) for case in cases]
     wires = [Message(codec_id, payload).to_bytes() for payload in payloads]
     memories = [codec.decode(Message.from_bytes(wire).payload) for wire in wires]
     return Told(memories, _sizes(payloads), _sizes(wires))

@@ -75,14 +75,16 @@ def _stream(stream: str, start: int, stop: float, facts: int) -> Iterator[Case]:
         number += 1
 
 
-def compose(name: str, rng: random.Random, present: Sequence[str], *, bare: bool = False) -> Case:
+def compose(
+    name: str, rng: random.Random, present: Sequence[str], *, bare: bool = False, share: float = BARE_SHARE
+) -> Case:
     """The dossier that states the attributes named in ``present``, and asks for all.
 
-    ``bare``: no distractors, and only half of the offices and codes. Training begins with such documents.
+    ``bare``: no distractors, and only this ``share`` of the offices and codes. Training begins with such documents.
     """
 
     def stated() -> bool:
-        return not bare or rng.random() < BARE_SHARE
+        return not bare or rng.random() < share
 
     values = {a.name: rng.choice(POOLS[a.pool]) for a in ATTRIBUTES if a.name in present}
     people = sorted({values[role] for role in JOINS if role in values})

@@ -14,7 +14,7 @@ Codes are integers from 0 to 2**bits - 1; z_hat is the middle of its cell; a dim
 import math
 
 import torch
-from einops import rearrange, reduce
+from einops import rearrange, reduce, repeat
 from torch import Tensor, nn
 
 from ilcp_codecs.vae.config import VaeConfig
@@ -39,13 +39,31 @@ def dequantise(codes: Tensor, bits: int) -> Tensor:
     return middles
 
 
+class SlotLinear(nn.Module):
+    """``"batch slots dims"`` from ``"batch slots width"``, by a matrix of each slot's own.
+
+    Two slots that read the same words say different things of them only if their codes are not made by one matrix.
+    """
+
+    def __init__(self, config: VaeConfig):
+        super().__init__()
+        one = nn.Linear(config.width, config.dims)
+        self.weight = nn.Parameter(
+            repeat(one.weight.detach(), "dims width -> slots dims width", slots=config.slots).clone()
+        )
+        self.bias = nn.Parameter(repeat(one.bias.detach(), "dims -> slots dims", slots=config.slots).clone())
+
+    def forward(self, slots: Tensor) -> Tensor:
+        return torch.einsum("b s w, s d w -> b s d", slots, self.weight) + self.bias
+
+
 class Bottleneck(nn.Module):
     """Latent ``z`` and its rate from slots, and ``z_hat`` from ``z``."""
 
     def __init__(self, config: VaeConfig):
         super().__init__()
         self.config = config
-        self.to_mu = nn.Linear(config.width, config.dims)
+        self.to_mu = SlotLinear(config) if config.own_codes else nn.Linear(config.width, config.dims)
         self.to_log_var = nn.Linear(config.width, config.dims)
         nn.init.zeros_(self.to_log_var.weight)
         nn.init.constant_(self.to_log_var.bias, -3.0)  # start near the deterministic code

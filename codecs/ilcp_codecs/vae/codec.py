@@ -146,10 +146,10 @@ class VaeCodec:
             shown = ", ".join(map(str, self.spec.prefixes))
             raise DecodeError(f"expected a payload of {shown} bytes for codec {NAME!r}, got {len(payload)}")
         c = self.config
-        planes = np.zeros(8 * c.payload_bytes, dtype=np.int64)
+        planes = np.zeros(8 * c.payload_bytes, dtype=np.uint8)
         planes[self._order[: 8 * len(payload)]] = np.unpackbits(np.frombuffer(payload, dtype=np.uint8))
-        codes = torch.from_numpy(planes.reshape(c.slots, c.dims, c.bits)) @ (2 ** torch.arange(c.bits - 1, -1, -1))
-        z_hat = dequantise(codes, c.bits) * self._known[len(payload)]
+        codes = planes.reshape(c.slots, c.dims, c.bits) @ (2 ** np.arange(c.bits - 1, -1, -1, dtype=np.uint8))
+        z_hat = dequantise(torch.from_numpy(codes), c.bits) * self._known[len(payload)]
         return Memory(vectors=self.network.projector(z_hat[None].to(self.network.projector.scale.device))[0])
 
     def _latent(self, context: Context) -> Tensor:

@@ -29,6 +29,8 @@ class VaeConfig:
     blocks: int = 2
     projector_width: int = 512
     nearness: float = 1.0  # how strongly a query starts out reading its own stretch of the text; 0: never
+    echo: bool = False  # whether each token hears what stands beside the same word elsewhere
+    own_codes: bool = False  # whether each slot has a matrix of its own from what it read to its code
     urgent_slots: int = 0
     urgent_dims: int = 0
 

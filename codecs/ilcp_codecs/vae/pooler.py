@@ -4,6 +4,7 @@
 
     states "batch layers tokens hidden"
       --unit RMS per layer, concatenated, linear-->  x "batch tokens width"
+      --Echo (optional): what stands beside the same word elsewhere-->  x "batch tokens width"
       --Mixer (twice): convolution over +-4 tokens, both ways-->  x "batch tokens width"
       --Block (blocks times): queries attend to x, then to each other, then an MLP-->  slots "batch slots width"
 
@@ -26,6 +27,7 @@ __all__ = ["Pooler"]
 
 REACH = 4  # tokens to either side that one mixer sees
 MIXERS = 2
+ECHO_SHARPNESS = 20.0
 HIDDEN = -1e4  # bias of a padded token: finite, so that a row without tokens gives no NaN
 
 
@@ -36,6 +38,7 @@ class Pooler(nn.Module):
         super().__init__()
         self.enter = nn.Linear(len(config.sender_layers) * config.sender_hidden, config.width)
         self.mixers = nn.ModuleList(Mixer(config.width) for _ in range(MIXERS))
+        self.echo = Echo(config) if config.echo else None
         self.queries = nn.Parameter(torch.randn(config.slots, config.width))
         self.blocks = nn.ModuleList(Block(config.width, config.heads, config.nearness) for _ in range(config.blocks))
         self.leave = nn.RMSNorm(config.width)
@@ -50,9 +53,13 @@ class Pooler(nn.Module):
             directions = nn.init.orthogonal_(torch.empty_like(self.enter.weight))
             self.enter.weight.copy_(directions @ matrix)
             self.enter.bias.copy_(-self.enter.weight @ middle)
+        if self.echo is not None:
+            self.echo.calibrate(states[:, 0], mask)
 
     def forward(self, states: Tensor, mask: Tensor) -> Tensor:
         x = self.enter(_unit(states))
+        if self.echo is not None:
+            x = self.echo(states[:, 0], x, mask)
         for mixer in self.mixers:
             x = mixer(x, mask)
         far = self._squared_distance(mask)
@@ -92,6 +99,45 @@ class Mixer(nn.Module):
         near = self.near(seen.transpose(1, 2)).transpose(1, 2)
         mixed: Tensor = x + self.mlp(near)
         return mixed
+
+
+class Echo(nn.Module):
+    """``x`` plus what stands around the same word elsewhere: "Hugo owns it. ... Hugo works from Cadiz."
+
+    Each token attends to the tokens like it, or to none, by the cosine of their states in the first layer that is read,
+    after one matrix for both: were queries and keys apart, they would have to learn word by word that a word is like
+    itself. It starts silent.
+    """
+
+    def __init__(self, config: VaeConfig):
+        super().__init__()
+        width = config.width
+        self.like = nn.Linear(config.sender_hidden, config.sender_hidden)
+        self.sharpness = nn.Parameter(torch.tensor(20.0))
+        self.none = nn.Parameter(torch.tensor(0.5))  # how alike a token has to be
+        self.around = nn.Conv1d(width, width, 2 * REACH + 1, padding=REACH, groups=width)
+        self.out = nn.Linear(width, width)
+        nn.init.ones_(self.around.weight)
+        nn.init.zeros_(self.around.bias)  # type: ignore[arg-type]  # there is one
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    @torch.no_grad()
+    def calibrate(self, states: Tensor, mask: Tensor) -> None:
+        """Starts from ``"batch tokens hidden"`` so that two words are not alike for what all words share."""
+        middle, matrix = whitening(_unit(states.unsqueeze(1))[mask.bool()])
+        self.like.weight.copy_(matrix)
+        self.like.bias.copy_(-matrix @ middle)
+
+    def forward(self, states: Tensor, x: Tensor, mask: Tensor) -> Tensor:
+        word = F.normalize(self.like(_unit(states.unsqueeze(1))), dim=-1)
+        alike = self.sharpness * (word @ word.transpose(1, 2) - self.none)
+        itself = torch.eye(x.shape[1], dtype=torch.bool, device=x.device)
+        alike = alike.masked_fill(itself | ~mask.bool().unsqueeze(1), HIDDEN)
+        weights = F.pad(alike, (0, 1)).softmax(-1)[..., :-1]  # the last is none of them
+        around = self.around((x * mask.unsqueeze(-1)).transpose(1, 2)).transpose(1, 2)
+        heard: Tensor = x + self.out(weights @ around)
+        return heard
 
 
 class Block(nn.Module):
