@@ -2,6 +2,12 @@
 
     python benchmarks/train_codec.py --out runs/codec --save ilcp/pair/codec
 
+The shipped one was made in two runs. The first, ``--plain --projector 384 --minutes 60``, gave the codec that stands in
+ilcp/pair/codec at commit 59007e6; the second went on from its encoder, with people and their offices first::
+
+    python benchmarks/train_codec.py --start FIRST --out runs/codec --save ilcp/pair/codec --alignment 1 \\
+        --naming-steps 500 --alignment-steps 150 --phrasebook-steps 400 400 --minutes 57
+
 Everything that decides the run is an option; the recipe, the seed and the last validation go into the saved config.
 """
 
@@ -74,7 +80,7 @@ def main() -> None:
         ("urgent-bits", int, 8),
         ("width", int, 192),
         ("blocks", int, 3),
-        ("projector", int, 384),
+        ("projector", int, 192),
         ("full-share", float, 0.5),
         ("alignment", float, 2.0),
         ("naming-steps", int, 900),
