@@ -1,6 +1,6 @@
 """What the codec's design is worth: seven designs under the same training, at the same 80 bytes.
 
-    python benchmarks/variants.py --out runs/variants --phrasebook FILE       # writes benchmarks/results/variants.json
+    python benchmarks/variants.py --phrasebook FILE       # writes benchmarks/results/variants.json
 
 All see the same documents in the same order, the same phrasebook and the same seed, whole payloads only. The budget is
 counted in steps, because a minute buys fewer of them beside other work. It is a fraction of the shipped codec's, and so
@@ -235,7 +235,7 @@ VARIANTS = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="logs and checkpoints, a folder for each variant")
+    parser.add_argument("--out", type=Path, default=Path("runs/variants"), help="a folder with log and checkpoint for each")
     parser.add_argument("--phrasebook", type=Path, help="the file of one; without it, one is written first")
     parser.add_argument("--only", nargs="*", default=[v.name for v in VARIANTS], help="names of variants")
     parser.add_argument("--json", type=Path, default=Path(__file__).parent / "results" / "variants.json")
