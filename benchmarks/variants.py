@@ -235,7 +235,7 @@ VARIANTS = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("runs/variants"), help="a folder with log and checkpoint for each")
+    parser.add_argument("--out", type=Path, default=Path("runs/variants"), help="logs and checkpoints")
     parser.add_argument("--phrasebook", type=Path, help="the file of one; without it, one is written first")
     parser.add_argument("--only", nargs="*", default=[v.name for v in VARIANTS], help="names of variants")
     parser.add_argument("--json", type=Path, default=Path(__file__).parent / "results" / "variants.json")
