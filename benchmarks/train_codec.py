@@ -135,10 +135,11 @@ def main() -> None:
 
     phrasebook = make_phrasebook(models, recipe, args)
     calibrate(network, models, list(case_files("train", args.seed, CALIBRATION_CASES)), recipe, phrasebook)
-    began = None
+    began: list[str] = []  # the commands that made what this run goes on from
     if args.start is not None:
         earlier = go_on(network, args.start)
-        began = json.loads((args.start / "config.json").read_text(encoding="utf-8"))["training"]["command"]
+        made = json.loads((args.start / "config.json").read_text(encoding="utf-8"))["training"]
+        began = [*made.get("began", ()), made["command"]]
         if network.config != earlier.config:
             cases = list(case_files("train", args.seed + 2, PROJECTOR_CASES))
             fit_projector(network, models, recipe, phrasebook, cases)
@@ -255,7 +256,7 @@ def config_of(models: Models, args: argparse.Namespace) -> VaeConfig:
 
 
 def save(
-    network: VaeNetwork, models: Models, recipe: Recipe, result: Result, args: argparse.Namespace, began: str | None
+    network: VaeNetwork, models: Models, recipe: Recipe, result: Result, args: argparse.Namespace, began: list[str]
 ) -> None:
     """The codec's folder: weights, config, card."""
     network.round_to_half()
@@ -272,7 +273,7 @@ def save(
         bits=c.bits,
         payload_bytes=c.payload_bytes,
         command=command,
-        began=f"; its encoder goes on from the codec of `{began}`" if began else "",
+        began="".join(f"\n- Before that: `{command}`" for command in reversed(began)),
         seed=args.seed,
         steps=result.steps,
         minutes=result.minutes,
