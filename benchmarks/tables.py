@@ -28,6 +28,7 @@ PAGES = {
         "peer-findings",
     ),
 }
+STATED = 17  # facts of a standard dossier
 KINDS = ("lookup", "join", "absent", "code")
 LENGTHS = ("80", "40", "20", "10")
 STORIES = {"stories-260K-to-656K": "260K to 656K"}  # report -> direction
@@ -87,6 +88,7 @@ def figures() -> str:
     """The claims of the README, each with its interval."""
     made = result("embedded")["figures"]
     arms, delivered, gain = made["arms"], made["delivered"], made["content gain"]
+    every = next(point for point in result("capacity")["points"] if point["facts"] == STATED)
     chosen = {
         "message, everything counted": made["bytes"]["message"]["wire"],
         "full text, everything counted": made["bytes"]["text"]["wire"],
@@ -94,6 +96,7 @@ def figures() -> str:
             f"recovery, all questions, {size} bytes": arms[message_of(size)]["all"]["recovery, exact"]
             for size in LENGTHS
         },
+        "recovery, every question of a dossier, 80 bytes": every["arms"]["message"]["recovery"],
         **{
             f"recovery, all questions, {size} bytes of text coded by the sender's language model": arms[f"lm-{size}"][
                 "all"
