@@ -2,17 +2,21 @@
 
 import importlib
 import json
+import random
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
 
+import ilcp
 from ilcp.context import Context
 from ilcp.identity import identify
 from ilcp.measure import Measured
 from ilcp.pair import Pair
 from ilcp.training import Models
+from ilcp_codecs.vae import VaeNetwork
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 NAMES = ("slots, 1 bit", "slots, 2 bits", "slots, 4 bits", "flat", "mean pooling", "Gaussian", "entropy-coded")
@@ -35,8 +39,6 @@ def models(pair: Pair) -> Models:
 @pytest.fixture
 def record() -> dict:
     """The committed result."""
-    if not (BENCHMARKS / "results" / "variants.json").exists():
-        pytest.skip("benchmarks/variants.py has not been run to its end yet")
     return json.loads((BENCHMARKS / "results" / "variants.json").read_text(encoding="utf-8"))
 
 
@@ -137,3 +139,27 @@ def test_a_range_code_costs_no_content(record) -> None:
     sizes = ("payload", "wire", "content gain")  # random payloads and their lengths differ
     plain, coded = ({k: v for k, v in lines[n].items() if k not in sizes} for n in ("slots, 1 bit", "entropy-coded"))
     assert plain == coded
+
+
+@torch.no_grad()
+def test_a_training_goes_on_from_an_encoder_without_echo_and_own_codes(monkeypatch, small, tmp_path) -> None:
+    """Taken over into a network that has both, it makes the same latent: what is new is silent, or a copy."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    train_codec = importlib.import_module("train_codec")
+    ilcp.save(small.codec, tmp_path / "first", card="# The first\n")
+    network = VaeNetwork(replace(small.codec.config, echo=True, own_codes=True, projector_width=24)).eval()
+    train_codec.go_on(network, tmp_path / "first")
+    states, mask = torch.randn(2, len(network.layers), 30, network.config.sender_hidden), torch.ones(2, 30)
+    before, after = (n.bottleneck(n.pooler(states, mask))[0] for n in (small.codec.network, network))
+    torch.testing.assert_close(before, after, atol=1e-5, rtol=1e-5)
+
+
+def test_documents_that_begin_a_training_state_what_they_are_for(monkeypatch) -> None:
+    """People come with all their offices, and a weak attribute is in each document that is about it."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    train_codec = importlib.import_module("train_codec")
+    people = train_codec.people_case(random.Random(1))
+    kinds = [question.kind for question in people.questions]
+    assert 2 <= kinds.count("join") == kinds.count("lookup") <= 4
+    weak = train_codec.weak_case(random.Random(1), ["minutes"])
+    assert {q.kind for q in weak.questions if q.facts[0][0] == "minutes"} == {"lookup"}

@@ -2,7 +2,7 @@
 
 ::
 
-    slots "batch slots width" --linear--> mu, log_var "batch slots dims"
+    slots "batch slots width" --linear (mu: one for all slots, or each its own)--> mu, log_var "batch slots dims"
       mu --BatchNorm, no affine--> mu            scale, not rounding, is what a quantiser dies of
       training:  z = mu + exp(log_var / 2) * noise        inference: z = mu
       z --quantise, straight-through--> z_hat "batch slots dims", in [-1, 1]
