@@ -31,7 +31,11 @@ PAGES = {
 STATED = 17  # facts of a standard dossier
 KINDS = ("lookup", "join", "absent", "code")
 LENGTHS = ("80", "40", "20", "10")
-STORIES = {"stories-260K-to-656K": "260K to 656K", "stories-656K-to-260K": "656K to 260K"}  # report -> direction
+STORIES = {
+    "stories-260K-to-656K": "260K to 656K",
+    "stories-656K-to-260K": "656K to 260K",
+    "stories-260K-to-656K-seen": "260K to 656K, 60 characters seen",
+}  # report -> direction
 
 
 def main() -> None:
