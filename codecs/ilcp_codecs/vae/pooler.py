@@ -27,7 +27,7 @@ __all__ = ["Pooler"]
 
 REACH = 4  # tokens to either side that one mixer sees
 MIXERS = 2
-ECHO_SHARPNESS = 20.0
+ECHO_SHARPNESS = 20.0  # of the cosine, at the start: two sayings of a word reach e10 times what two words do
 HIDDEN = -1e4  # bias of a padded token: finite, so that a row without tokens gives no NaN
 
 
@@ -113,7 +113,7 @@ class Echo(nn.Module):
         super().__init__()
         width = config.width
         self.like = nn.Linear(config.sender_hidden, config.sender_hidden)
-        self.sharpness = nn.Parameter(torch.tensor(20.0))
+        self.sharpness = nn.Parameter(torch.tensor(ECHO_SHARPNESS))
         self.none = nn.Parameter(torch.tensor(0.5))  # how alike a token has to be
         self.around = nn.Conv1d(width, width, 2 * REACH + 1, padding=REACH, groups=width)
         self.out = nn.Linear(width, width)
