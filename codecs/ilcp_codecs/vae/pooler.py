@@ -27,7 +27,7 @@ __all__ = ["Pooler"]
 
 REACH = 4  # tokens to either side that one mixer sees
 MIXERS = 2
-ECHO_SHARPNESS = 20.0  # of the cosine, at the start: two sayings of a word reach e10 times what two words do
+ECHO_SHARPNESS = 20.0  # at the start: another saying of the word weighs e10 times as much as hearing none
 HIDDEN = -1e4  # bias of a padded token: finite, so that a row without tokens gives no NaN
 
 
