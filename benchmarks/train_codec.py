@@ -23,6 +23,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 import ilcp
 from ilcp.context import capture_batch
@@ -128,8 +129,8 @@ def main() -> None:
         rng = random.Random(f"curriculum {args.seed}/{start}")
         if args.start is not None and step < recipe.naming_steps:
             return [weak_case(rng, args.weak) if args.weak else people_case(rng) for _ in range(FIRST_CASES)]
-        for until, cases, most in CURRICULUM:
-            if step < until and args.start is None:
+        for until, cases, most in CURRICULUM if args.start is None else ():
+            if step < until:
                 return [bare_case(rng, rng.randint(1, most)) for _ in range(cases)]
         return list(case_files("train", args.seed, n, start=start, facts=rng.choice(FACTS)))
 
@@ -179,12 +180,11 @@ def fit_projector(
 ) -> None:
     """A new projector learns to read the codes of an encoder that is trained already."""
     batcher, batches = Batcher(models, recipe), []
+    network.eval()
     with torch.no_grad(), frozen(models):
         for first in range(0, len(cases), recipe.contexts):
             batch = batcher.batch(cases[first : first + recipe.contexts], random.Random(0))
-            states = capture_batch(models.sender, batch.ids, batch.mask.long(), network.layers)
-            z, _ = network.eval().bottleneck(network.pooler(states, batch.mask))
-            batches.append((batch, network.bottleneck.z_hat(z)))
+            batches.append((batch, network.bottleneck.z_hat(latents(network, models, batch.ids, batch.mask))))
     optimizer = torch.optim.AdamW(network.projector.parameters(), lr=recipe.learning_rate)
     for step in range(PROJECTOR_STEPS):
         optimizer.param_groups[0]["lr"] = recipe.learning_rate * (1 - step / PROJECTOR_STEPS)
@@ -194,6 +194,13 @@ def fit_projector(
         loss.backward()
         optimizer.step()
     print(f"projector: {loss.item():.3f} of the phrasebook's memory missing", flush=True)
+
+
+def latents(network: VaeNetwork, models: Models, ids: Tensor, mask: Tensor) -> Tensor:
+    """``"contexts slots dims"``, before it is quantised, of contexts as a ``Batch`` holds them."""
+    states = capture_batch(models.sender, ids, mask.long(), network.layers)
+    z: Tensor = network.bottleneck(network.pooler(states, mask))[0]
+    return z
 
 
 def make_phrasebook(models: Models, recipe: Recipe, args: argparse.Namespace) -> Phrasebook:

@@ -24,10 +24,10 @@ import torch
 from einops import rearrange, reduce
 from torch import Tensor, nn
 from torch.nn import functional as F
-from train_codec import NAMES, PER_KIND, bare_case, make_phrasebook
+from train_codec import NAMES, PER_KIND, bare_case, latents, make_phrasebook
 
 from ilcp.codec import CodecSpec
-from ilcp.context import Context, capture_batch
+from ilcp.context import Context
 from ilcp.errors import DecodeError, EncodeError
 from ilcp.handoff import Receiver, Sender
 from ilcp.identity import identify
@@ -322,11 +322,8 @@ def codec_of(variant: Variant, network: VaeNetwork, models: Models, seed: int) -
     """The codec of a trained network; where it has cells or chances, they are counted on training documents."""
     if hasattr(variant.codec, "fit"):
         batch = Batcher(models, Recipe(steps=1)).batch(documents("train", seed, 0, FITTED_CASES), random.Random(0))
-        z = []
-        for ids, mask in zip(batch.ids.split(50), batch.mask.split(50), strict=True):
-            states = capture_batch(models.sender, ids, mask.long(), network.layers)
-            z.append(network.bottleneck(network.pooler(states, mask))[0])
-        network = variant.codec.fit(network, torch.cat(z))
+        parts = zip(batch.ids.split(50), batch.mask.split(50), strict=True)
+        network = variant.codec.fit(network, torch.cat([latents(network, models, *part) for part in parts]))
     sender = identify(models.sender, models.sender_tokenizer)
     return variant.codec.from_network(network, sender, identify(models.receiver, models.receiver_tokenizer))
 

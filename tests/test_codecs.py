@@ -195,7 +195,7 @@ def test_padding_does_not_change_the_latent(small, context) -> None:
 def test_an_echo_brings_what_stands_beside_the_same_word_elsewhere() -> None:
     torch.manual_seed(0)
     echo = Echo(VaeConfig((0,), 24, 8, width=48, heads=6))
-    words = torch.randn(40, 24)
+    words = torch.nn.functional.rms_norm(torch.randn(40, 24), (24,))
     echo.calibrate(words.unsqueeze(0), torch.ones(1, 40))
     document = [5, 1, 2, 3, 4, 6, 7, 8, 9, 10, 11, 12, 5, 13]  # word 5 twice, far apart; 13 stands beside its second
     states, x = words[document].unsqueeze(0), torch.randn(1, len(document), 48)

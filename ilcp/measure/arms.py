@@ -75,6 +75,7 @@ def ways(
     contexts = [sender.read(case.context) for case in cases]
     names = {length: f"message-{length}" if number else "message" for number, length in enumerate(lengths)}
 
+    @cache  # the message, another case's, and the sizes of zeros and noise
     def sent(length: int) -> list[bytes]:
         return [sender.codec.encode(context, length) for context in contexts]
 

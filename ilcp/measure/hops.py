@@ -48,21 +48,22 @@ def hop_ways(
 
     Each ``make`` goes on from the hop before it, so they have to be made in order.
     """
-    relays = {"reencoded": _Relay(sender, receiver, cases, length)}
+    relay = _Relay(sender, receiver, cases, length)
     chains = {f"{name}-hops": _TextChain(codec, cases, length) for name, codec in texts.items()}
-    first = [sender.encode(case.context, payload_bytes=length) for case in cases]
 
     def passed_on(hop: int) -> Told:
-        wires = [forwarded(sender, receiver, wire, hop) for wire in first]
-        payload = tuple(len(Message.from_bytes(wire, key=receiver.key).payload) for wire in wires)
-        return Told([receiver.decode(wire) for wire in wires], payload, tuple(map(len, wires)))
+        return _arrived(receiver, [forwarded(sender, receiver, wire, hop) for wire in relay.wires(1)])
 
     for hop in range(1, hops + 1):
         yield Way(f"forwarded-{hop}", "hops", partial(passed_on, hop))
-        for name, relay in relays.items():
-            yield Way(f"{name}-{hop}", "hops", partial(relay.after, hop))
+        yield Way(f"reencoded-{hop}", "hops", partial(relay.after, hop))
         for name, chain in chains.items():
             yield Way(f"{name}-{hop}", "hops", partial(chain.after, hop))
+
+
+def _arrived(receiver: Receiver, wires: Sequence[bytes]) -> Told:
+    payload = tuple(len(Message.from_bytes(wire, key=receiver.key).payload) for wire in wires)
+    return Told([receiver.decode(wire) for wire in wires], payload, tuple(map(len, wires)))
 
 
 class _Relay:
@@ -73,17 +74,16 @@ class _Relay:
         self.retellings = _retellings(cases)
         self._told: list[list[bytes]] = []  # wires by hop
 
-    def after(self, hop: int) -> Told:
-        """What arrives after so many hops."""
+    def wires(self, hop: int) -> list[bytes]:
+        """The messages of that hop; the first are the sender's own."""
         while len(self._told) < hop:
             texts = self._notes(len(self._told)) if self._told else [case.context for case in self.cases]
             self._told.append([self.sender.encode(text, payload_bytes=self.length) for text in texts])
-        wires = self._told[hop - 1]
-        return Told(
-            [self.receiver.decode(wire) for wire in wires],
-            tuple(len(Message.from_bytes(wire, key=self.receiver.key).payload) for wire in wires),
-            tuple(map(len, wires)),
-        )
+        return self._told[hop - 1]
+
+    def after(self, hop: int) -> Told:
+        """What arrives after so many hops."""
+        return _arrived(self.receiver, self.wires(hop))
 
     def _notes(self, hop: int) -> list[str]:
         asked = [

@@ -48,18 +48,20 @@ class Pooler(nn.Module):
 
         Words of one kind share most of their state; without this, what tells them apart is learned last or never.
         """
-        middle, matrix = whitening(_unit(states)[mask.bool()])
+        unit = _unit(states)
+        middle, matrix = whitening(unit[mask.bool()])
         with torch.no_grad():
             directions = nn.init.orthogonal_(torch.empty_like(self.enter.weight))
             self.enter.weight.copy_(directions @ matrix)
             self.enter.bias.copy_(-self.enter.weight @ middle)
         if self.echo is not None:
-            self.echo.calibrate(states[:, 0], mask)
+            self.echo.calibrate(unit[..., : states.shape[-1]], mask)
 
     def forward(self, states: Tensor, mask: Tensor) -> Tensor:
-        x = self.enter(_unit(states))
+        unit = _unit(states)
+        x = self.enter(unit)
         if self.echo is not None:
-            x = self.echo(states[:, 0], x, mask)
+            x = self.echo(unit[..., : states.shape[-1]], x, mask)
         for mixer in self.mixers:
             x = mixer(x, mask)
         far = self._squared_distance(mask)
@@ -104,9 +106,9 @@ class Mixer(nn.Module):
 class Echo(nn.Module):
     """``x`` plus what stands around the same word elsewhere: "Hugo owns it. ... Hugo works from Cadiz."
 
-    Each token attends to the tokens like it, or to none, by the cosine of their states in the first layer that is read,
-    after one matrix for both: were queries and keys apart, they would have to learn word by word that a word is like
-    itself. It starts silent.
+    Each token attends to the tokens like it, or to none, by the cosine of their ``words`` (states of the first layer
+    that is read, at unit RMS) after one matrix for both: were queries and keys apart, they would have to learn word by
+    word that a word is like itself. It starts silent.
     """
 
     def __init__(self, config: VaeConfig):
@@ -123,14 +125,14 @@ class Echo(nn.Module):
         nn.init.zeros_(self.out.bias)
 
     @torch.no_grad()
-    def calibrate(self, states: Tensor, mask: Tensor) -> None:
+    def calibrate(self, words: Tensor, mask: Tensor) -> None:
         """Starts from ``"batch tokens hidden"`` so that two words are not alike for what all words share."""
-        middle, matrix = whitening(_unit(states.unsqueeze(1))[mask.bool()])
+        middle, matrix = whitening(words[mask.bool()])
         self.like.weight.copy_(matrix)
         self.like.bias.copy_(-matrix @ middle)
 
-    def forward(self, states: Tensor, x: Tensor, mask: Tensor) -> Tensor:
-        word = F.normalize(self.like(_unit(states.unsqueeze(1))), dim=-1)
+    def forward(self, words: Tensor, x: Tensor, mask: Tensor) -> Tensor:
+        word = F.normalize(self.like(words), dim=-1)
         alike = self.sharpness * (word @ word.transpose(1, 2) - self.none)
         itself = torch.eye(x.shape[1], dtype=torch.bool, device=x.device)
         alike = alike.masked_fill(itself | ~mask.bool().unsqueeze(1), HIDDEN)
