@@ -210,6 +210,16 @@ def test_an_echo_brings_what_stands_beside_the_same_word_elsewhere() -> None:
     assert (echo(states, x, mask) - x)[0, 0].abs().max() < 0.1  # what is padded is not heard
 
 
+def test_an_echo_knows_words_by_the_first_layer(small) -> None:
+    """Whatever the layers above say."""
+    network = VaeNetwork(replace(small.codec.config, echo=True)).eval()
+    seen: list[torch.Tensor] = []
+    network.pooler.echo.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    states, mask = torch.randn(2, len(network.layers), 30, network.config.sender_hidden), torch.ones(2, 30)
+    network.pooler(states, mask)
+    torch.testing.assert_close(seen[0], torch.nn.functional.rms_norm(states[:, 0], states.shape[-1:]))
+
+
 def test_two_slots_that_read_the_same_differ_by_their_own_codes() -> None:
     config = VaeConfig((0,), 24, 8, width=48, heads=6, own_codes=True)
     linear = Bottleneck(config).to_mu

@@ -133,6 +133,13 @@ def test_the_limits_are_limits(pair) -> None:
         assert {q.text: q.answer for q in case.questions}.items() <= dict(case.record.answers(whole)).items()
 
 
+def test_text_of_equal_bytes_has_no_more_than_its_rival(pair) -> None:
+    """At each length the text's payload fills what the message may have, and no more."""
+    wanted = dict(lengths=[80, 40], texts={"head": HeadCodec()}, arms=("text", "none", "head-80", "head-40"))
+    arms = run(pair.sender, pair.receiver, CASES[:3], task="x", repetitions=0, **wanted).arms
+    assert {length: set(arms[f"head-{length}"].payload_bytes) for length in (80, 40)} == {80: {80}, 40: {40}}
+
+
 def test_delivered_bits_end_at_the_entropy(perfect) -> None:
     """Full certainty delivers the document's entropy, nothing delivers at most nothing, and shares have that scale."""
     sure = replace(perfect.arms["message"], name="sure", new_nats=(0.0,) * len(perfect.items))

@@ -163,3 +163,15 @@ def test_documents_that_begin_a_training_state_what_they_are_for(monkeypatch) ->
     assert 2 <= kinds.count("join") == kinds.count("lookup") <= 4
     weak = train_codec.weak_case(random.Random(1), ["minutes"])
     assert {q.kind for q in weak.questions if q.facts[0][0] == "minutes"} == {"lookup"}
+
+
+def test_slots_of_offices_start_where_their_people_are_read(benchmark, models) -> None:
+    """The query of each office is next to its own person's, and to nobody else's."""
+    train_codec = importlib.import_module("train_codec")
+    network = VaeNetwork(replace(benchmark.config_of(models), echo=True))
+    train_codec.lead_to_offices(network)
+    queries, roles = network.pooler.queries.detach(), list(train_codec.JOINS)
+    people, offices = (
+        [train_codec.TOPICS.index(n) for n in names] for names in (roles, [f"{r}'s office" for r in roles])
+    )
+    assert torch.cdist(queries[offices], queries[people]).argmin(-1).tolist() == list(range(len(roles)))
