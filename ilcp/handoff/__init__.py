@@ -1,0 +1,12 @@
+"""The two ends of a hop: a sender that encodes what it has read, a receiver that answers from what arrived.
+
+::
+
+    text, ids or outputs --Sender.read--> Context --codec.encode--> payload --Message.to_bytes--> bytes
+    bytes --Message.from_bytes--> payload --codec.decode--> Memory --Receiver.generate--> answer
+"""
+
+from ilcp.handoff.receiver import Receiver, Score
+from ilcp.handoff.sender import Sender
+
+__all__ = ["Receiver", "Score", "Sender"]
