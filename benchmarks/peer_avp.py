@@ -47,7 +47,8 @@ from ilcp.measure import Measured, provenance
 from ilcp.measure.bootstrap import Bootstrap
 from ilcp.message import Seal, describe
 from ilcp.pair import HERE as MODELS
-from ilcp.pair import Pair, load_model, load_pair
+from ilcp.models import load_model
+from ilcp.pair import Pair, load_pair
 from ilcp.tasks import Case, case_files
 
 HERE = Path(__file__).parent

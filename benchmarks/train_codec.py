@@ -19,6 +19,7 @@ import json
 import random
 import shlex
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,14 +27,16 @@ import torch
 from torch import Tensor
 
 import ilcp
-from ilcp.context import capture_batch
 from ilcp.identity import identify
-from ilcp.pair import HERE, load_model
+from ilcp.models import load_model
+from ilcp.pair import HERE
 from ilcp.tasks import Case, case_files
 from ilcp.tasks.case_files import OFFICE, PRESENT, TOPICS, compose
 from ilcp.tasks.dossier import ATTRIBUTES, JOINS
 from ilcp.training import Models, Phrasebook, Recipe, Result, calibrate, train, write_phrasebook
-from ilcp.training.objective import Batch, Batcher, alignment_loss, frozen, targets_of
+from ilcp.training.batch import Batch, Batcher, frozen
+from ilcp.training.objective import alignment_loss, targets_of
+from ilcp.training.reader import Reader
 from ilcp_codecs.vae import VaeCodec, VaeConfig, VaeNetwork
 
 NAMES = tuple(attribute.name for attribute in ATTRIBUTES)
@@ -184,7 +187,7 @@ def fit_projector(
     with torch.no_grad(), frozen(models):
         for first in range(0, len(cases), recipe.contexts):
             batch = batcher.batch(cases[first : first + recipe.contexts], random.Random(0))
-            batches.append((batch, network.bottleneck.z_hat(latents(network, models, batch.ids, batch.mask))))
+            batches.append((batch, network.bottleneck.z_hat(latents(network, models, batch.texts))))
     optimizer = torch.optim.AdamW(network.projector.parameters(), lr=recipe.learning_rate)
     for step in range(PROJECTOR_STEPS):
         optimizer.param_groups[0]["lr"] = recipe.learning_rate * (1 - step / PROJECTOR_STEPS)
@@ -196,9 +199,9 @@ def fit_projector(
     print(f"projector: {loss.item():.3f} of the phrasebook's memory missing", flush=True)
 
 
-def latents(network: VaeNetwork, models: Models, ids: Tensor, mask: Tensor) -> Tensor:
-    """``"contexts slots dims"``, before it is quantised, of contexts as a ``Batch`` holds them."""
-    states = capture_batch(models.sender, ids, mask.long(), network.layers)
+def latents(network: VaeNetwork, models: Models, texts: Sequence[str]) -> Tensor:
+    """``"texts slots dims"``, before it is quantised."""
+    states, mask = Reader(models, network.layers, Recipe(steps=1, bfloat16=False)).states(texts)
     z: Tensor = network.bottleneck(network.pooler(states, mask))[0]
     return z
 

@@ -34,14 +34,14 @@ from ilcp.identity import identify
 from ilcp.measure import Measured, Report, run
 from ilcp.measure.report import plain
 from ilcp.memory import Memory
-from ilcp.pair import HERE, load_model
+from ilcp.models import load_model
+from ilcp.pair import HERE
 from ilcp.tasks import Case
 from ilcp.tasks.case_files import KINDS, TOPICS, compose
 from ilcp.tasks.cases import thin
 from ilcp.tasks.named import PER_KIND as ASKED
 from ilcp.training import Models, Phrasebook, Recipe, calibrate, train
 from ilcp.training.loop import LOG
-from ilcp.training.objective import Batcher
 from ilcp_codecs.vae import VaeCodec, VaeConfig, VaeNetwork
 from ilcp_codecs.vae.bottleneck import dequantise, quantise
 from ilcp_codecs.vae.pooler import Pooler, _unit
@@ -321,9 +321,9 @@ def trained_network(
 def codec_of(variant: Variant, network: VaeNetwork, models: Models, seed: int) -> VaeCodec:
     """The codec of a trained network; where it has cells or chances, they are counted on training documents."""
     if hasattr(variant.codec, "fit"):
-        batch = Batcher(models, Recipe(steps=1)).batch(documents("train", seed, 0, FITTED_CASES), random.Random(0))
-        parts = zip(batch.ids.split(50), batch.mask.split(50), strict=True)
-        network = variant.codec.fit(network, torch.cat([latents(network, models, *part) for part in parts]))
+        texts = [case.context for case in documents("train", seed, 0, FITTED_CASES)]
+        parts = (texts[start : start + 50] for start in range(0, len(texts), 50))
+        network = variant.codec.fit(network, torch.cat([latents(network, models, part) for part in parts]))
     sender = identify(models.sender, models.sender_tokenizer)
     return variant.codec.from_network(network, sender, identify(models.receiver, models.receiver_tokenizer))
 

@@ -13,9 +13,10 @@ True
 >>> nothing = pair.receiver.generate(None, "Which region is affected?")
 >>> ceiling = pair.receiver.generate(None, "Which region is affected?", context=document)
 
-Your own two models take the same names: ``Sender(model, tokenizer, codec)``, ``Receiver(model, tokenizer, codec)`` and
-``load(folder)`` for a trained codec. ``Message`` is the wire format; ``ilcp.message`` and ``ilcp.errors`` load no
-torch.
+Your own two models take the same names: ``Sender(model, tokenizer, codec)``, ``Receiver(model, tokenizer, codec)``;
+``train(sender=..., receiver=..., data=..., out=...)`` makes a codec for them, ``load(folder_or_hub_id)`` fetches one,
+and ``adapt(model, codec)`` gives the receiver the adapter of a codec that was trained with one. ``Message`` is the wire
+format; ``ilcp.message`` and ``ilcp.errors`` load no torch.
 """
 
 from importlib import import_module, metadata
@@ -25,20 +26,24 @@ from ilcp import errors
 from ilcp.message import Message
 
 if TYPE_CHECKING:
+    from ilcp.adapter import adapt
     from ilcp.codec import load, save
     from ilcp.handoff import Receiver, Sender
     from ilcp.memory import Memory
     from ilcp.pair import load_pair
+    from ilcp.training.job import train
 
-__all__ = ["Memory", "Message", "Receiver", "Sender", "errors", "load", "load_pair", "save"]
+__all__ = ["Memory", "Message", "Receiver", "Sender", "adapt", "errors", "load", "load_pair", "save", "train"]
 
 _LAZY = {  # these need torch, which takes seconds to import
     "Memory": "ilcp.memory",
     "Receiver": "ilcp.handoff",
     "Sender": "ilcp.handoff",
+    "adapt": "ilcp.adapter",
     "load": "ilcp.codec",
     "load_pair": "ilcp.pair",
     "save": "ilcp.codec",
+    "train": "ilcp.training.job",
 }
 
 

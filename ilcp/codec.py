@@ -4,18 +4,25 @@
 
     Context --encode--> payload (bytes) --decode--> Memory
 
-A codec is a folder on disk: ``config.json`` (which codec, its spec, whom it was trained for, how),
-``model.safetensors`` (weights, where it has any) and ``README.md`` (a card for people). Codecs are found through the
+A codec is a folder, on disk or on a hub: ``config.json`` (which codec, its spec, whom it was trained for, how),
+``model.safetensors`` (weights, where it has any), ``README.md`` (a card for people) and, where the receiver was adapted
+to it, ``receiver-adapter``. Nothing in it is code, and nothing in it is a pickle. Codecs are found through the
 entry-point group ``ilcp.codecs``; the built-in ones use that same door.
 """
 
 import json
+import re
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, Self, runtime_checkable
 
+from huggingface_hub import ModelHubMixin, snapshot_download
+from safetensors import SafetensorError
+
+from ilcp.adapter import ADAPTER
 from ilcp.context import Context
 from ilcp.errors import EncodeError, UnprovenError
 from ilcp.identity import ModelIdentity, digest
@@ -23,11 +30,26 @@ from ilcp.memory import Memory
 from ilcp.message import CODEC_ID_BYTES, MAX_PAYLOAD_BYTES
 from ilcp.proof import Proof
 
-__all__ = ["Codec", "CodecSpec", "Trained", "codec_class", "codec_names", "load", "prove", "save"]
+__all__ = [
+    "Codec",
+    "CodecSpec",
+    "HubCodec",
+    "Trained",
+    "codec_class",
+    "codec_names",
+    "folder_of",
+    "load",
+    "measured",
+    "prove",
+    "save",
+]
 
 ENTRY_POINTS = "ilcp.codecs"
 FORMAT = 1  # of config.json; another number is refused
 MEASURED = "## Measured, with its controls"
+CONFIG, CARD = "config.json", "README.md"
+PICTURES = "*.png"  # that a card shows
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,41 +166,115 @@ def codec_class(name: str) -> Any:
     raise EncodeError(f"expected one of the installed codecs ({', '.join(codec_names()) or 'none'}), got {name!r}")
 
 
-def save(codec: Codec, folder: str | Path, *, card: str, training: Mapping[str, Any] | None = None) -> None:
+class HubCodec(ModelHubMixin):
+    """What a codec inherits to be saved, fetched and published as users of huggingface_hub expect.
+
+    ``save_pretrained(folder)``, ``push_to_hub("me/my-codec")`` and ``from_pretrained(folder_or_id)`` hold the same
+    files as ``ilcp.save`` and ``ilcp.load``, card, proof and adapter among them. Weights load whole or not at all.
+    """
+
+    folder: Path | None = None
+
+    def save_pretrained(
+        self, save_directory: str | Path, *, push_to_hub: bool = False, repo_id: str | None = None, **options: Any
+    ) -> str | None:
+        """As ``ilcp.save``; with ``push_to_hub`` the address of what was published as ``repo_id`` or the folder's name.
+
+        Raises:
+            EncodeError: the folder holds something else already, or cannot be written.
+        """
+        codec: Any = self
+        save(codec, save_directory)
+        for name in ("config", "model_card_kwargs"):  # the mixin's own, which a codec's folder has no use for
+            options.pop(name, None)
+        return str(self.push_to_hub(repo_id or Path(save_directory).name, **options)) if push_to_hub else None
+
+    @classmethod
+    def _from_pretrained(cls, *, model_id: str, **options: Any) -> Self:
+        known = ("revision", "cache_dir", "force_download", "local_files_only", "token")
+        codec: Any = load(model_id, **{name: value for name, value in options.items() if name in known})
+        if not isinstance(codec, cls):
+            raise EncodeError(
+                f"expected a codec of {cls.__name__} in {model_id}, got {type(codec).__name__}: use ilcp.load"
+            )
+        return codec
+
+
+def save(
+    codec: Codec, folder: str | Path, *, card: str | None = None, training: Mapping[str, Any] | None = None
+) -> None:
     """Writes a codec as a folder: weights, ``config.json``, and ``card`` as its README.
 
+    Of a codec that was loaded, what is not given is taken from where it came from, and its receiver's adapter with it.
+    Files of the same names are replaced one by one, each whole.
+
     Raises:
-        EncodeError: the folder holds something else already.
+        EncodeError: the folder holds something else already, or cannot be written.
     """
     folder = Path(folder)
-    if folder.exists() and any(folder.iterdir()) and not (folder / "config.json").exists():
+    if folder.exists() and any(folder.iterdir()) and not (folder / CONFIG).exists():
         raise EncodeError(f"expected an empty folder or a codec's, got {folder} with other files in it: choose another")
-    folder.mkdir(parents=True, exist_ok=True)
-    record = {
-        "format": FORMAT,
-        "codec_id": codec.trained.codec_id(codec.spec).hex(),
-        "spec": asdict(codec.spec),
-        "settings": codec.save_files(folder),
-        "trained": asdict(codec.trained),
-        "training": dict(training or {}),
-        "proof": None if codec.proof is None else asdict(codec.proof),
-    }
-    (folder / "README.md").write_text(card, encoding="utf-8")
-    (folder / "config.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    before: Path | None = getattr(codec, "folder", None)
+    draft = folder.with_name(folder.name + ".draft")
+    try:
+        draft.mkdir(parents=True)
+        if before is not None:
+            _copy(before, draft)
+            old = json.loads((before / CONFIG).read_text(encoding="utf-8"))
+            training = old.get("training") if training is None else training
+        record = {
+            "format": FORMAT,
+            "codec_id": codec.trained.codec_id(codec.spec).hex(),
+            "spec": asdict(codec.spec),
+            "settings": codec.save_files(draft),
+            "trained": asdict(codec.trained),
+            "training": dict(training or {}),
+            "proof": None if codec.proof is None else asdict(codec.proof),
+        }
+        (draft / CONFIG).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        if card is not None:
+            (draft / CARD).write_text(card, encoding="utf-8")
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in sorted(draft.iterdir()):
+            target = folder / file.name
+            if target.is_dir():
+                shutil.rmtree(target)
+            file.replace(target)
+    except (OSError, SafetensorError) as error:
+        raise EncodeError(
+            f"expected room for a codec in {folder}, got: {error}; free space or choose another"
+        ) from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
 
 
-def load(folder: str | Path) -> Codec:
-    """The codec saved in ``folder``, ready to encode and decode. Runs no code from the folder.
+def _copy(before: Path, folder: Path) -> None:
+    """What a codec's folder holds beside weights and configuration."""
+    for file in (before / CARD, *before.glob(PICTURES)):
+        if file.exists():
+            shutil.copyfile(file, folder / file.name)
+    if (before / ADAPTER).is_dir():
+        shutil.copytree(before / ADAPTER, folder / ADAPTER)
+
+
+def load(source: str | Path, **hub: Any) -> Codec:
+    """The codec in a folder or on a hub, ready to encode and decode. Runs no code from there, and reads no pickle.
+
+    Args:
+        source: a folder, or an id such as ``"me/my-codec"``, which is fetched with huggingface_hub.
+        hub: ``revision``, ``token``, ``cache_dir``, ``force_download``, ``local_files_only`` for the latter.
 
     Raises:
-        EncodeError: the folder is no codec's, or a file in it is damaged or of another format.
+        EncodeError: the folder is no codec's, cannot be fetched, or a file in it is damaged or of another format.
+        IdentityError: the weights are not those that the codec was saved with.
     """
-    config = Path(folder) / "config.json"
+    folder = _fetched(source, hub)
+    config = folder / CONFIG
     try:
         record = json.loads(config.read_text(encoding="utf-8"))
     except OSError as error:
         because = (error.strerror or "unreadable").lower()
-        raise EncodeError(f"expected a codec's folder with a config.json, got {folder}: {because}") from error
+        raise EncodeError(f"expected a codec's folder with a config.json, got {source}: {because}") from error
     except ValueError as error:
         raise EncodeError(f"expected JSON in {config}, got something else: {error}") from error
     if not isinstance(record, dict) or record.get("format") != FORMAT:
@@ -195,9 +291,42 @@ def load(folder: str | Path) -> Codec:
         settings = record["settings"]
     except (KeyError, TypeError) as error:
         raise EncodeError(f"expected the fields spec, trained and settings in {config}, got {error!r}") from error
-    codec: Codec = codec_class(spec.name).load_files(Path(folder), spec, trained, settings)
+    codec: Any = codec_class(spec.name).load_files(folder, spec, trained, settings)
     codec.proof = None if record.get("proof") is None else Proof.from_dict(record["proof"])
-    return codec
+    codec.folder = folder
+    loaded: Codec = codec
+    return loaded
+
+
+def folder_of(codec: Codec) -> Path:
+    """Where a codec was loaded from.
+
+    Raises:
+        EncodeError: it was not.
+    """
+    folder: Path | None = getattr(codec, "folder", None)
+    if folder is None:
+        raise EncodeError("expected a codec that ilcp.load gave, got one that was never saved: save it first")
+    return folder
+
+
+def _fetched(source: str | Path, hub: Mapping[str, Any]) -> Path:
+    """The folder itself, or the local copy of what the hub has under that id."""
+    if isinstance(source, Path) or Path(source).exists() or not HUB_ID.fullmatch(source):
+        return Path(source)
+    try:
+        kinds = ["*.json", "*.safetensors", CARD, PICTURES]
+        return Path(snapshot_download(source, allow_patterns=kinds, **hub))
+    except Exception as error:  # the hub's client and its transport raise many kinds, all of which mean this
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise EncodeError(f"expected a codec's folder or its id on a hub, got {source!r}: {first}") from error
+
+
+def measured(proof: Proof) -> str:
+    """What a card says of a proof."""
+    arms = "\n".join(f"| {name} | {value:.3f} |" for name, value in proof.arms.items())
+    table = f"| arm | {proof.unit} |\n| --- | ---: |\n{arms}"
+    return f"{MEASURED}\n\n{table}\n\nMeasured at {proof.commit}: {proof}.\n"
 
 
 def prove(folder: str | Path, proof: Proof) -> None:
@@ -215,6 +344,4 @@ def prove(folder: str | Path, proof: Proof) -> None:
     record = json.loads(config.read_text(encoding="utf-8")) | {"proof": asdict(proof)}
     config.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     before = card.read_text(encoding="utf-8").split(MEASURED)[0].rstrip() if card.exists() else ""
-    arms = "\n".join(f"| {name} | {value:.3f} |" for name, value in proof.arms.items())
-    table = f"| arm | {proof.unit} |\n| --- | ---: |\n{arms}"
-    card.write_text(f"{before}\n\n{MEASURED}\n\n{table}\n\nMeasured at {proof.commit}: {proof}.\n", encoding="utf-8")
+    card.write_text(f"{before}\n\n{measured(proof)}", encoding="utf-8")

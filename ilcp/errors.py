@@ -11,6 +11,7 @@ __all__ = [
     "ExpiredError",
     "IdentityError",
     "IlcpError",
+    "Interrupted",
     "TransportError",
     "UnprovenError",
 ]
@@ -46,3 +47,7 @@ class UnprovenError(IlcpError):
 
 class TransportError(IlcpError):
     """A message could not be moved."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM ended a long run; the text says what was kept, and the same call goes on with it."""

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["ANY", "ModelIdentity", "check_same", "digest", "identify", "weights_digest"]
 
 CACHE_FROM_BYTES = 64 << 20  # under 64 MiB hashing takes less than 0.1 s and needs no cache
+LOW_RANK, WRAPPED = ".lora_", ".base_layer."  # what peft calls the weights it adds, and those it adds them to
 DTYPE_CLASSES = {"float32": "full", "float64": "full", "bfloat16": "half", "float16": "half"}
 
 
@@ -76,6 +77,8 @@ def identify(model: Any, tokenizer: Any) -> ModelIdentity:
     Raises:
         EncodeError: the tokenizer has more tokens than the model has embeddings.
     """
+    if tokenizer is None:
+        raise EncodeError("expected the model's tokenizer, got None: load it from the model's folder")
     vocabulary = model.get_input_embeddings().num_embeddings
     if len(tokenizer) > vocabulary:
         raise EncodeError(
@@ -88,7 +91,7 @@ def identify(model: Any, tokenizer: Any) -> ModelIdentity:
         tokenizer=_tokenizer_digest(tokenizer).hex(),
         chat_template=digest(str(getattr(tokenizer, "chat_template", None) or "").encode()).hex(),
         dtype=DTYPE_CLASSES.get(dtype, dtype),
-        adapters=",".join(sorted(getattr(model, "peft_config", None) or ())),
+        adapters=_adapters(model),
     )
 
 
@@ -114,7 +117,10 @@ def check_same(side: str, expected: ModelIdentity, actual: ModelIdentity) -> Non
 
 
 def weights_digest(model: "nn.Module") -> bytes:
-    """The digest of every parameter and every saved buffer, by name: 16 bytes. Tied weights count once."""
+    """The digest of every parameter and every saved buffer, by name: 16 bytes. Tied weights count once.
+
+    A low-rank adapter is no part of it: the weights under it are those of the model without.
+    """
     tensors = _tensors(model)
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     key = _cache_key(model, tensors) if size >= CACHE_FROM_BYTES else None
@@ -127,10 +133,26 @@ def weights_digest(model: "nn.Module") -> bytes:
     return result
 
 
+def _adapters(model: Any) -> str:
+    """Names of peft's adapters, and the digest of the low-rank weights; empty where there are none."""
+    added = {name: tensor for name, tensor in _bare(model).named_parameters() if LOW_RANK in name}
+    if not added:
+        return ",".join(sorted(getattr(model, "peft_config", None) or ()))
+    names = ",".join(sorted({name.split(LOW_RANK)[1].split(".")[1] for name in added}))  # lora_A.default.weight
+    return f"{names}:{_digest_all(part for name in sorted(added) for part in _tensor_parts(name, added[name])).hex()}"
+
+
+def _bare(model: Any) -> Any:
+    """The model that peft wraps, or the model itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
 def _tensors(model: "nn.Module") -> dict[str, "Tensor"]:
+    model = _bare(model)
     tensors: dict[str, Tensor] = dict(model.named_parameters())
     saved = set(model.state_dict())
-    return tensors | {name: buffer for name, buffer in model.named_buffers() if name in saved}
+    tensors |= {name: buffer for name, buffer in model.named_buffers() if name in saved}
+    return {name.replace(WRAPPED, "."): tensor for name, tensor in tensors.items() if LOW_RANK not in name}
 
 
 def _tensor_parts(name: str, tensor: "Tensor") -> tuple[bytes, bytes]:

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 import ilcp
 from ilcp.context import Context
 from ilcp.errors import DecodeError, EncodeError, IdentityError
-from ilcp.pair import HERE, load_model
+from ilcp.models import load_model
+from ilcp.pair import HERE
 from ilcp.tasks import case_files
 from ilcp_codecs.text import LmCodec, ZstdCodec, lm, range_code
 from tests.conftest import make_model, make_tokenizer

@@ -234,7 +234,9 @@ def _resumed(fresh: Report, keep: Path | None) -> Report:
 def _add(report: Report, way: Way, scorer: "_Scorer") -> Report:
     try:
         told = way.make()
-    except DecodeError as error:
+    except (DecodeError, EncodeError) as error:
+        if isinstance(error, EncodeError) and way.family != "text of equal bytes":
+            raise  # a text codec may need more bytes than there are; everything else has to encode
         return replace(report, notes=(*report.notes, f"{way.name}: not measured, the codec refuses it ({error})"))
     return replace(report, arms={**report.arms, way.name: scorer.arm(way, told, report.arms.get("none"))})
 

@@ -1,18 +1,23 @@
-"""The embedded default: a small sender, a small receiver and a trained codec, loaded offline from package data.
+"""Two models and the codec between them, loaded together; without further ado, the embedded ones.
+
+The embedded default is a small sender, a small receiver and a trained codec, loaded offline from package data.
 
 ``benchmarks/train_pair.py`` and ``benchmarks/train_codec.py`` made the files; each folder says how, with seed, time
 and score.
 """
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ilcp.codec import load
+from ilcp.adapter import adapt
+from ilcp.codec import CONFIG, Codec, folder_of, load
 from ilcp.errors import EncodeError
 from ilcp.handoff import Receiver, Sender
+from ilcp.models import load_model
 
-__all__ = ["Pair", "load_model", "load_pair"]
+__all__ = ["HERE", "Pair", "load_pair", "load_sender"]
 
 HERE = Path(__file__).parent
 
@@ -34,47 +39,48 @@ def load_pair(
     key: bytes | None = None,
     allow_unproven: bool = False,
 ) -> Pair:
-    """The embedded pair, with its own codec or the one in folder ``codec``; or a pair of your own, from local folders.
+    """The embedded pair; or a codec of your own with the two models that it names, or with those given.
 
     Args:
-        sender, receiver: folders of causal language models; None for the embedded ones.
-        codec: a folder written by ``ilcp.save``; None for the embedded codec.
+        codec: a folder written by ``ilcp.save``, or a hub id; None for the embedded codec.
+        sender, receiver: folders or hub ids of the models; None for those that the codec was trained with by
+            ``ilcp train``, or else for the embedded ones. A receiver that was adapted gets its adapter.
         key: 16 to 64 bytes; messages are then sealed (127 bytes) and bare ones refused.
         allow_unproven: takes a codec whose content gain was not measured, or is not above zero.
 
     Raises:
-        EncodeError: the folder holds no codec.
+        EncodeError: the folder holds no codec, or a model cannot be loaded.
         IdentityError: the codec was trained for another pair.
         UnprovenError: the codec's content gain was not measured, or is not above zero.
     """
-    path = HERE / "codec" if codec is None else Path(codec)
-    method = load(path)
+    method = load(HERE / "codec" if codec is None else codec)
+    model, tokenizer = _model(method, "receiver", receiver)
     return Pair(
-        Sender(*load_model(sender or HERE / "sender"), method, key=key),
-        Receiver(*load_model(receiver or HERE / "receiver"), method, key=key, allow_unproven=allow_unproven),
-        path,
+        Sender(*_model(method, "sender", sender), method, key=key),
+        Receiver(adapt(model, method), tokenizer, method, key=key, allow_unproven=allow_unproven),
+        folder_of(method),
     )
 
 
-def load_model(folder: str | Path) -> tuple[Any, Any]:
-    """A causal language model and its tokenizer from a local folder, in float32, without asking any server.
+def load_sender(
+    codec: str | Path | None = None, *, sender: str | Path | None = None, key: bytes | None = None
+) -> Sender:
+    """The sending end alone; see ``load_pair``.
 
     Raises:
-        EncodeError: the folder is missing, or holds no model.
+        EncodeError, IdentityError: as ``load_pair``.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
+    method = load(HERE / "codec" if codec is None else codec)
+    return Sender(*_model(method, "sender", sender), method, key=key)
 
-    if not (Path(folder) / "config.json").is_file():
-        raise EncodeError(f"expected a model's folder with a config.json, got {folder}: no such file")
-    bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()  # a bar for a load of a few milliseconds is noise
+
+def _model(codec: Codec, side: str, given: str | Path | None) -> tuple[Any, Any]:
+    """The model of one side: the one given, the one that the codec's training names, or the embedded one."""
+    plan = json.loads((folder_of(codec) / CONFIG).read_text(encoding="utf-8")).get("training", {}).get("plan", {})
+    source = given or plan.get(side) or HERE / side
     try:
-        model = AutoModelForCausalLM.from_pretrained(str(folder), local_files_only=True, dtype="float32")
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-    except Exception as error:  # transformers, tokenizers and safetensors raise many kinds, all of which mean this
-        raise EncodeError(f"expected a causal language model and its tokenizer in {folder}, got: {error}") from error
-    finally:
-        if bars:
-            logging.enable_progress_bar()
-    return model.eval(), tokenizer
+        return load_model(source, dtype=plan.get("dtype", "float32"), encoder=True)
+    except EncodeError as error:
+        if given or side not in plan:
+            raise
+        raise EncodeError(f"{error}; the codec names it as its {side}: say where it is with {side}=") from error

@@ -91,11 +91,15 @@ def thin(case: Case, per_kind: Mapping[str, int], number: int) -> Case:
 
 
 def read_jsonl(path: str | Path) -> Iterator[Case]:
-    """Cases from the lines of a file, in order; a line is a JSON object of one of three forms.
+    """Cases from the lines of a file, in order; a line is a JSON object of one of four forms.
 
     - ``{"context", "question", "answer", "choices"?, "kind"?, "topic"?}``: one question;
     - ``{"context", "questions": [{"question", "answer", "choices"?, "kind"?, "topic"?}, ...]}``: several;
-    - ``{"context", "continuation"}``: what comes next; its question is empty.
+    - ``{"context", "continuation"}``: what comes next; its question is empty;
+    - ``{"messages": [{"role", "content", "name"?}, ...], "handoffs"?: [int, ...]}``: a chat log. Each hand-off is a
+      case: what came before it, as "author: content" paragraphs, and what the next agent then wrote. Without
+      ``"handoffs"`` (numbers of messages, from 0) these are all messages of an agent (neither user nor system) by
+      another author than the one before.
 
     ``"id"`` names the case; without it, its file and line do.
 
@@ -111,22 +115,24 @@ def read_jsonl(path: str | Path) -> Iterator[Case]:
     seen: dict[str, int] = {}
     for number, line in enumerate(lines, start=1):
         if line.strip():
-            case = _case(line, f"{path}:{number}")
-            if case.id in seen:
-                raise EncodeError(
-                    f"{path}:{number}: expected an id of its own, got {case.id!r} as in line {seen[case.id]}"
-                )
-            seen[case.id] = number
-            yield case
+            for case in _cases(line, f"{path}:{number}"):
+                if case.id in seen:
+                    raise EncodeError(
+                        f"{path}:{number}: expected an id of its own, got {case.id!r} as in line {seen[case.id]}"
+                    )
+                seen[case.id] = number
+                yield case
 
 
-def _case(line: str, where: str) -> Case:
+def _cases(line: str, where: str) -> list[Case]:
     try:
         record = json.loads(line)
     except json.JSONDecodeError as error:
         raise EncodeError(f"{where}: expected one JSON object per line, got {line[:60]!r} ({error.msg})") from error
     if not isinstance(record, dict):
         raise EncodeError(f"{where}: expected a JSON object, got {type(record).__name__}")
+    if "messages" in record:
+        return _handoffs(record, where)
     context = _text(record, "context", where)
     if "continuation" in record:
         questions = [Question(text="", answer=_text(record, "continuation", where), kind="continuation")]
@@ -136,7 +142,34 @@ def _case(line: str, where: str) -> Case:
         questions = [_question(entry, f"{where}: question {n}") for n, entry in enumerate(record["questions"], start=1)]
     else:
         questions = [_question(record, where)]
-    return Case(id=str(record.get("id", where)), context=context, questions=tuple(questions))
+    return [Case(id=str(record.get("id", where)), context=context, questions=tuple(questions))]
+
+
+def _handoffs(record: dict[str, Any], where: str) -> list[Case]:
+    """The hand-offs of a chat log."""
+    messages = record["messages"]
+    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
+        raise EncodeError(f"{where}: expected a list of objects in 'messages', got {str(messages)[:60]!r}")
+    contents = [_text(message, "content", f"{where}: message {n}") for n, message in enumerate(messages)]
+    authors = [
+        _text(message, "name" if message.get("name") else "role", f"{where}: message {n}")
+        for n, message in enumerate(messages)
+    ]
+    agents = [n for n, message in enumerate(messages) if message.get("role") not in ("user", "system")]
+    found = record.get("handoffs", [n for n in agents if n and authors[n] != authors[n - 1]])
+    if not isinstance(found, list) or not all(isinstance(n, int) and 0 < n < len(messages) for n in found):
+        raise EncodeError(f"{where}: expected numbers from 1 to {len(messages) - 1} in 'handoffs', got {found!r}")
+    if not found:
+        raise EncodeError(f"{where}: expected a message of another agent than the one before, got none: say 'handoffs'")
+    said = [f"{author}: {content}" for author, content in zip(authors, contents, strict=True)]
+    return [
+        Case(
+            id=f"{record.get('id', where)}#{n}",
+            context="\n\n".join(said[:n]),
+            questions=(Question(text="", answer=contents[n], kind="continuation"),),
+        )
+        for n in found
+    ]
 
 
 def _question(record: Any, where: str) -> Question:

@@ -2,15 +2,27 @@
 
 ::
 
-    cases --Batcher--> sender ids, rows "context, question, answer"
-      sender (frozen) --states--> network --memory--> receiver (frozen) --> loss
+    cases --Batcher--> texts, rows "context, question, answer"
+      Reader (the frozen sender, or its states on disk) --states--> network --memory--> receiver (frozen) --> loss
 
 It knows a network only by ``Network``: states in, memory and a rate out.
 """
 
+from ilcp.training.batch import Models
 from ilcp.training.loop import Result, train
-from ilcp.training.objective import Models, Network, calibrate
+from ilcp.training.objective import Network, calibrate
 from ilcp.training.phrasebook import Phrasebook, write_phrasebook
+from ilcp.training.reader import StateStore
 from ilcp.training.recipe import Recipe
 
-__all__ = ["Models", "Network", "Phrasebook", "Recipe", "Result", "calibrate", "train", "write_phrasebook"]
+__all__ = [
+    "Models",
+    "Network",
+    "Phrasebook",
+    "Recipe",
+    "Result",
+    "StateStore",
+    "calibrate",
+    "train",
+    "write_phrasebook",
+]

@@ -1,6 +1,5 @@
-"""The training loop: seeded, resumable, and unwilling to start where there is nothing to learn."""
+"""The training loop: seeded, resumable, and unwilling to go on where there is nothing to learn."""
 
-import json
 import math
 import random
 import signal
@@ -16,30 +15,38 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from safetensors import SafetensorError
 from torch import nn
 
-from ilcp.errors import EncodeError
+from ilcp.errors import EncodeError, Interrupted
+from ilcp.parallel import agree, average_gradients, is_main, total, world
 from ilcp.tasks.cases import Case
-from ilcp.training.objective import Batcher, Models, frozen, loss_of, warmup_loss
+from ilcp.training.batch import Batch, Batcher, Models, frozen
+from ilcp.training.clock import Clock
+from ilcp.training.log import Log
+from ilcp.training.objective import Objective
 from ilcp.training.phrasebook import Phrasebook
+from ilcp.training.reader import Reader, StateStore
 from ilcp.training.recipe import Recipe
 from ilcp.training.validation import Validation, Validator
 
-__all__ = ["Result", "train"]
+__all__ = ["CHECKPOINT", "Result", "train"]
 
 Source = Callable[[int, int], Sequence[Case]]  # (first number, how many) -> about so many; the same for the same two
 CHECKPOINT = "checkpoint.pt"
-LOG = "log.jsonl"
 FINAL_RATE = 0.02  # of the learning rate, where the cosine ends
+MEMORY = 0.98  # of the running means that are logged
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a run came to: steps made, minutes taken, and the last validation."""
+    """What a run came to: steps made, minutes taken, the last validation, and where the time of a step went."""
 
     steps: int
     minutes: float
     validation: Validation
+    shares: dict[str, float]
+    tokens_per_s: float
 
 
 def train(
@@ -51,19 +58,30 @@ def train(
     folder: str | Path,
     *,
     phrasebook: Phrasebook | None = None,
+    store: StateStore | None = None,
     resume: bool = False,
+    tensorboard: bool = False,
 ) -> Result:
     """Trains ``network`` in place, between the frozen models; checkpoints and a log go to ``folder``.
 
-    ``phrasebook`` is what the recipe's naming, alignment and topics refer to; without it they have no effect.
+    Args:
+        source: see ``Source``; ``ilcp.training.data.Shuffled`` makes one of a list of cases.
+        validation: cases that ``source`` never gives.
+        phrasebook: what the recipe's naming, alignment and topics refer to; without it they have no effect.
+        store: keeps what the sender computed; None computes it anew each time.
+        resume: goes on from the folder's checkpoint, if there is one. With a schedule in steps alone, and on one
+            device, the weights become those of a run that was never stopped.
+        tensorboard: writes its event files beside the log.
 
     Raises:
         EncodeError: the receiver does not answer from the full text; or a checkpoint is there and ``resume`` is
-            false, or is of another recipe; or the loss is not finite.
+            false, or is of another recipe; or the loss is not finite; or the message still says nothing when the
+            recipe's ``collapse_after`` is reached; or the disk is full. The last checkpoint stays.
+        Interrupted: Ctrl-C or SIGTERM, after a checkpoint; it is a ``KeyboardInterrupt``.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    run = _Run(network, models, recipe, folder, phrasebook)
+    run = _Run(network, models, recipe, folder, phrasebook, store, Log(folder, tensorboard=tensorboard))
     if (folder / CHECKPOINT).exists():
         if not resume:
             raise EncodeError(
@@ -71,82 +89,154 @@ def train(
             )
         run.restore()
     with frozen(models):
-        validator = Validator(models, validation[: recipe.validation_contexts], recipe)
+        validator = Validator(models, validation[: recipe.validation_contexts], recipe, run.reader)
         validator.require_teacher()
-        with _deferred_interrupt() as interrupted:
+        with _deferred_signals() as interrupted:
             return run.go(source, validator, interrupted)
 
 
 @contextmanager
-def _deferred_interrupt() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C waits for the end of the step, so that a checkpoint never holds half of one."""
+def _deferred_signals() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C and SIGTERM wait for the end of the step, so that a checkpoint never holds half of one."""
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False  # only the main thread may handle signals
         return
     seen: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, _: seen.append(number))
+
+    def hear(number: int, _: Any) -> None:
+        if seen:
+            raise KeyboardInterrupt  # said twice: at once
+        seen.append(number)
+
+    before = {number: signal.signal(number, hear) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield lambda: bool(seen)
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class _Run:
     """The state of one run: everything that a checkpoint holds."""
 
-    def __init__(self, network: nn.Module, models: Models, recipe: Recipe, folder: Path, phrasebook: Phrasebook | None):
-        self.network, self.models, self.recipe, self.folder = network, models, recipe, folder
-        self.phrasebook = phrasebook
-        self.step = 0
-        self.seconds = 0.0
+    def __init__(
+        self,
+        network: nn.Module,
+        models: Models,
+        recipe: Recipe,
+        folder: Path,
+        phrasebook: Phrasebook | None,
+        store: StateStore | None,
+        log: Log,
+    ):
+        self.network, self.models, self.recipe, self.folder, self.log = network, models, recipe, folder, log
+        self.step, self.seconds, self.read_tokens = 0, 0.0, 0
+        self.device = models.receiver.device
+        self.clock = Clock(self.device)
+        learner: Any = network  # the loop needs a module; the readers, what Network says
+        self.reader = Reader(models, learner.layers, recipe, store)
+        self.objective = Objective(models, recipe, self.reader, phrasebook, self.clock)
+        self.best: tuple[float, dict[str, Any]] | None = None
+        self.stale = 0  # validations since the best
         torch.manual_seed(recipe.seed)
-        self.optimizer = torch.optim.AdamW(
-            network.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=recipe.weight_decay
-        )
+        groups = [{"params": list(network.parameters()), "lr": recipe.learning_rate}]
+        if models.adapter is not None:
+            groups.append({"params": models.adapted(), "lr": recipe.adapter_learning_rate})
+        self.rates = [float(group["lr"]) for group in groups]  # type: ignore[arg-type]
+        self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=recipe.weight_decay)
+        self._check_share()
 
     def go(self, source: Source, validator: Validator, interrupted: Callable[[], bool]) -> Result:
         batcher = Batcher(self.models, self.recipe)
         result = validator.measure(self.network)
         averages: dict[str, float] = {}
-        started = time.monotonic() - self.seconds
-        with _progress() as progress:
-            bar = progress.add_task("training", total=1.0, note="")
+        started = saved = time.monotonic()
+        before = self.seconds
+        with _progress(result) as (progress, bar):
             while self._done() < 1:
                 cases = source(self.step * self.recipe.contexts, self.recipe.contexts)
                 batch = batcher.batch(cases, random.Random(f"{self.recipe.seed}/{self.step}"))
                 for name, value in self._update(batch).items():
-                    averages[name] = 0.98 * averages.get(name, value) + 0.02 * value
+                    averages[name] = MEMORY * averages.get(name, value) + (1 - MEMORY) * value
                 self.step += 1
-                self.seconds = time.monotonic() - started
-                progress.update(bar, completed=self._done(), note=f"loss {averages['loss']:.3f}")
-                if interrupted():
+                self.read_tokens += sum(len(row.suffix + row.answer) for row in batch.rows)
+                self.seconds = before + self._same(time.monotonic() - started)
+                progress.update(bar, completed=self._done(), note=self._note(averages, result))
+                if agree(interrupted(), self.device):
                     self.save()
-                    raise KeyboardInterrupt
+                    raise Interrupted(f"stopped at step {self.step}; {self.folder} holds a checkpoint of it")
                 if self.step % self.recipe.validate_every == 0 or self._done() >= 1:
-                    result = validator.measure(self.network)
-                    self._log(averages, result)
+                    result, saved = validator.measure(self.network), time.monotonic()
+                    if self._judge(averages, result):
+                        break
+                elif time.monotonic() - saved > 60 * self.recipe.checkpoint_minutes:
                     self.save()
-        return Result(self.step, round(self.seconds / 60, 2), result)
+                    saved = time.monotonic()
+        if self.recipe.patience and self.best is not None:
+            self._put_back(self.best[1])
+            result = validator.measure(self.network)
+        return Result(self.step, round(self.seconds / 60, 2), result, self.clock.shares(), round(self._speed(), 1))
 
-    def _update(self, batch: Any) -> dict[str, float]:
+    def _update(self, batch: Batch) -> dict[str, float]:
         torch.manual_seed(random.Random(f"noise {self.recipe.seed}/{self.step}").getrandbits(63))
+        self.clock.starts(self.step)
         self.network.train()
-        for group in self.optimizer.param_groups:
-            group["lr"] = self._rate()
-        learner: Any = self.network  # the loop needs a module; the loss, what Network says
-        if self.phrasebook and self.step < self.recipe.naming_steps + self.recipe.alignment_steps:
-            terms = warmup_loss(learner, batch, self.models, self.recipe, self.phrasebook, self.step)
-        else:
-            terms = loss_of(learner, batch, self.models, self.recipe, self.phrasebook)
-        if not torch.isfinite(terms["loss"]):
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate * self._rate()
+        learner: Any = self.network
+        terms = self.objective.terms(learner, batch, self.step, self._done())
+        if agree(not torch.isfinite(terms["loss"]), self.device):
             raise EncodeError(f"expected a finite loss, got {terms['loss'].item()} at step {self.step}: lower the rate")
         self.optimizer.zero_grad(set_to_none=True)
-        terms["loss"].backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
-        if not torch.isfinite(norm):
-            raise EncodeError(f"expected finite gradients, got norm {norm.item()} at step {self.step}: lower the rate")
-        self.optimizer.step()
-        return {name: value.item() for name, value in terms.items()}
+        with self.clock.backward():
+            terms["loss"].backward()
+        with self.clock("codec"):
+            learning = [p for group in self.optimizer.param_groups for p in group["params"]]
+            average_gradients(learning)
+            norm = torch.nn.utils.clip_grad_norm_(learning, 1.0)
+            if not torch.isfinite(norm):
+                raise EncodeError(
+                    f"expected finite gradients, got norm {norm.item()} at step {self.step}: lower the rate"
+                )
+            self.optimizer.step()
+        values = total(torch.stack([term.detach().float() for term in terms.values()])) / world()
+        return dict(zip(terms, values.tolist(), strict=True))
+
+    def _judge(self, averages: dict[str, float], result: Validation) -> bool:
+        """Logs, keeps a checkpoint, and says whether this is the end, because nothing gets better.
+
+        Raises:
+            EncodeError: nothing was learned when something should have been.
+        """
+        if self.recipe.patience:
+            if self.best is None or result.recovery > self.best[0]:
+                self.best, self.stale = (result.recovery, self._weights()), 0
+            else:
+                self.stale += 1
+        record = {"step": self.step, "minutes": round(self.seconds / 60, 2), "tokens_per_s": round(self._speed(), 1)}
+        record |= {name: round(value, 4) for name, value in averages.items()} | result.to_dict()
+        shares = {f"time_{part}": round(share, 3) for part, share in self.clock.shares().items()}
+        self.save()
+        if is_main():
+            self.log.write(record | shares)
+            Console(stderr=True, soft_wrap=True).print(f"step {self.step}: {result}", highlight=False)
+        if agree(self.recipe.collapse_after <= self._done() < 1 and result.gain_low <= 0, self.device):
+            raise EncodeError(
+                f"expected the message to say more than another case's after {self.recipe.collapse_after:.0%} of the "
+                f"run, got a content gain of {result.gain_nats:.4f} nats, lower end {result.gain_low:.4f}, at step "
+                f"{self.step}: the codec has collapsed; see {self.log.file}, try a lower rate_weight, a "
+                "reconstruction_weight above 0, more questions per context or a smaller learning_rate"
+            )
+        return agree(0 < self.recipe.patience <= self.stale, self.device)
+
+    def _check_share(self) -> None:
+        """Every process needs a context whose message is its sender's."""
+        contexts, blanks = self.recipe.contexts, round(self.recipe.blank_share * self.recipe.contexts)
+        if contexts % world() or contexts - blanks < world():
+            raise EncodeError(
+                f"expected contexts to be a multiple of the {world()} processes, and one for each beside the "
+                f"{blanks} blank ones, got {contexts}: change contexts or blank_share"
+            )
 
     def _done(self) -> float:
         return max(self.step / self.recipe.steps, self.seconds / 60 / self.recipe.minutes)
@@ -154,30 +244,73 @@ class _Run:
     def _rate(self) -> float:
         warm = min(1.0, (self.step + 1) / max(1, self.recipe.warmup_steps))
         cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, self._done())))
-        return self.recipe.learning_rate * warm * (FINAL_RATE + (1 - FINAL_RATE) * cosine)
+        return warm * (FINAL_RATE + (1 - FINAL_RATE) * cosine)
 
-    def _log(self, averages: dict[str, float], validation: Validation) -> None:
-        record = {"step": self.step, "minutes": round(self.seconds / 60, 2)}
-        record |= {name: round(value, 4) for name, value in averages.items()} | validation.to_dict()
-        with open(self.folder / LOG, "a", encoding="utf-8") as log:
-            log.write(json.dumps(record) + "\n")
-        Console(stderr=True, soft_wrap=True).print(f"step {self.step}: {validation}", highlight=False)
+    def _same(self, seconds: float) -> float:
+        """The mean over processes: all must agree when a run is over."""
+        return float(total(seconds, self.device)) / world() if world() > 1 else seconds
+
+    def _speed(self) -> float:
+        """Tokens per second that sender and receiver read in this process, validation left out."""
+        spent = sum(self.clock.seconds.values())
+        return (self.reader.read_tokens + self.read_tokens) / spent if spent else 0.0
+
+    def _note(self, averages: dict[str, float], result: Validation) -> str:
+        bits = averages.get("rate_bits", 0.0)
+        return f"loss {averages['loss']:.3f}, recovery {result.recovery:.3f}, {bits:.0f} bits"
+
+    def _weights(self) -> dict[str, Any]:
+        """A copy of all that is trained, by owner."""
+        adapted = [parameter.detach().clone() for parameter in self.models.adapted()]
+        return {"network": {k: v.clone() for k, v in self.network.state_dict().items()}, "adapter": adapted}
+
+    @torch.no_grad()
+    def _put_back(self, weights: dict[str, Any]) -> None:
+        self.network.load_state_dict(weights["network"])
+        for parameter, value in zip(self.models.adapted(), weights["adapter"], strict=True):
+            parameter.copy_(value)
 
     def save(self) -> None:
-        """Writes the checkpoint whole or not at all."""
+        """Writes the checkpoint whole or not at all; the one before stays until then.
+
+        Raises:
+            EncodeError: the disk is full, or not to be written to.
+        """
+        if not is_main():
+            return
         draft = self.folder / (CHECKPOINT + ".draft")
         state = {
             "recipe": self.recipe.to_dict(),
             "step": self.step,
             "seconds": self.seconds,
-            "network": self.network.state_dict(),
+            "weights": self._weights(),
             "optimizer": self.optimizer.state_dict(),
+            "best": self.best,
+            "stale": self.stale,
+            "spent": dict(self.clock.seconds),
+            "tokens": self.read_tokens + self.reader.read_tokens,
         }
-        torch.save(state, draft)
-        draft.replace(self.folder / CHECKPOINT)
+        try:
+            torch.save(state, draft)
+            draft.replace(self.folder / CHECKPOINT)
+        except (OSError, RuntimeError, SafetensorError) as error:  # torch wraps a full disk into a RuntimeError
+            draft.unlink(missing_ok=True)
+            kept = "the checkpoint before stays" if (self.folder / CHECKPOINT).exists() else "none was there before"
+            raise EncodeError(
+                f"expected room for a checkpoint in {self.folder}, got: {error}; {kept}: free space, then resume"
+            ) from error
 
     def restore(self) -> None:
-        state = torch.load(self.folder / CHECKPOINT, weights_only=True, map_location=self.models.receiver.device)
+        """Takes up the checkpoint.
+
+        Raises:
+            EncodeError: it is of another recipe, or damaged.
+        """
+        file = self.folder / CHECKPOINT
+        try:
+            state = torch.load(file, weights_only=True, map_location=self.device)
+        except Exception as error:  # pickle, zip and torch raise many kinds, all of which mean this
+            raise EncodeError(f"expected a checkpoint in {file}, got a damaged file: {error}") from error
         differs = {
             name: (state["recipe"].get(name), value)
             for name, value in self.recipe.to_dict().items()
@@ -188,17 +321,23 @@ class _Run:
                 f"expected the recipe of the checkpoint in {self.folder}, got a difference in "
                 + "; ".join(f"{name} (was {was!r}, is {now!r})" for name, (was, now) in differs.items())
             )
-        self.step, self.seconds = state["step"], state["seconds"]
-        self.network.load_state_dict(state["network"])
+        self.step, self.seconds, self.best, self.stale = (state[k] for k in ("step", "seconds", "best", "stale"))
+        self.clock.seconds.update(state["spent"])
+        self.read_tokens = state["tokens"]
+        self._put_back(state["weights"])
         self.optimizer.load_state_dict(state["optimizer"])
+        self.log.forget_after(self.step)
 
 
-def _progress() -> Progress:
-    return Progress(
+@contextmanager
+def _progress(result: Validation) -> Iterator[tuple[Progress, Any]]:
+    shown = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         TextColumn("{task.percentage:>3.0f} % {task.fields[note]}"),
         TimeRemainingColumn(),
         console=Console(stderr=True),
-        disable=not sys.stderr.isatty(),
+        disable=not (sys.stderr.isatty() and is_main()),
     )
+    with shown:
+        yield shown, shown.add_task("training", total=1.0, note=f"recovery {result.recovery:.3f}")

@@ -2,36 +2,35 @@
 
 ::
 
-    loss = cross-entropy of the answers given the memory
-         + kl_weight   * KL(receiver with full text || receiver with memory), on one question per context
-         + rate_weight * rate_bits
+    loss = cross_entropy_weight * cross-entropy of the answers given the memory
+         + kl_weight * KL(receiver with full text || receiver with memory), on one question per context
+         + reconstruction_weight * cross-entropy of the context itself given the memory, in the first part of the run
+         + rate_weight * the bits of rate above what is free
          + alignment_weight * the share of the phrasebook's memory that is missing from the network's
          + blank_share * KL(receiver with nothing || receiver with a payload no sender made), on so many contexts
 
-All questions of a context run in one sequence behind its one memory: each sees the memory and itself, at the positions
-it would have alone, so the result is that of separate prompts at a fraction of the work (a test compares the two)::
-
-    prefix | memory | suffix 1, answer 1 | suffix 2, answer 2 | ...
+Every mean is over what all processes have together; see ``ilcp.parallel``.
 """
 
 import random
-import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ilcp.context import capture_batch, window_tokens
 from ilcp.errors import EncodeError
-from ilcp.forward import PADDING, answer_logits, embed
-from ilcp.prompt import Layout, answer_ids, layout, text_ids
+from ilcp.forward import PADDING, embed
+from ilcp.parallel import rank, total, world
 from ilcp.spread import whitening
-from ilcp.tasks.cases import Case, Question
+from ilcp.tasks.cases import Case
+from ilcp.training.batch import Batch, Batcher, Models, Row
+from ilcp.training.clock import Clock
+from ilcp.training.packed import memory_logits, text_logits
 from ilcp.training.precision import precision
+from ilcp.training.reader import Reader
 from ilcp.training.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -39,23 +38,7 @@ if TYPE_CHECKING:
 
 LIKENESS_SCALE = 24.0  # of the cosine: sharp enough to name one word among thousands
 
-__all__ = [
-    "Batch",
-    "Batcher",
-    "Models",
-    "Network",
-    "Row",
-    "alignment_loss",
-    "calibrate",
-    "frozen",
-    "loss_of",
-    "memory_logits",
-    "memory_of",
-    "naming_loss",
-    "targets_of",
-    "text_logits",
-    "warmup_loss",
-]
+__all__ = ["Network", "Objective", "Targets", "alignment_loss", "calibrate", "naming_loss", "targets_of"]
 
 
 class Network(Protocol):
@@ -72,43 +55,8 @@ class Network(Protocol):
         ...
 
     def blank(self, count: int) -> Tensor:
-        """Memory ``"count memory hidden"`` of payloads that no sender made."""
+        """Memory ``"share memory hidden"`` of payloads that no sender made: this process's share of ``count``."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class Models:
-    """The frozen pair that a codec is trained between."""
-
-    sender: Any
-    sender_tokenizer: Any
-    receiver: Any
-    receiver_tokenizer: Any
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One question of one context: which context, the prompt around the memory, and the answer, in receiver ids."""
-
-    context: int
-    prefix: tuple[int, ...]
-    suffix: tuple[int, ...]
-    answer: tuple[int, ...]
-    question: str
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """Sender ids and mask ``"contexts tokens"``, the texts, and the rows that ask about them.
-
-    ``told`` holds the words of all facts about a topic, by context and the topic's number.
-    """
-
-    texts: tuple[str, ...]
-    ids: Tensor
-    mask: Tensor
-    rows: tuple[Row, ...]
-    told: dict[tuple[int, int], frozenset[str]]
 
 
 @torch.no_grad()
@@ -118,145 +66,111 @@ def calibrate(
     """Fits an untrained network to how the sender's states of these cases are spread, and the memory it should make.
 
     That memory is the phrasebook's; without one, the receiver's embeddings stand in for it.
-
-    Raises:
-        EncodeError: a context is longer than the sender's window.
     """
-    batch = Batcher(models, recipe).batch(cases, random.Random(0))
-    device = models.sender.device
-    mask = batch.mask.to(device)
-    states = capture_batch(models.sender, batch.ids.to(device), mask.long(), network.layers)
-    embedding = models.receiver.get_input_embeddings().weight
-    network.calibrate(states, mask, embedding.unsqueeze(1) if phrasebook is None else phrasebook.memory(batch))
+    batch = Batcher(models, recipe).batch(cases, random.Random(0), whole=True)
+    states, mask = Reader(models, network.layers, recipe).states(batch.texts)
+    vocabulary = range(models.receiver.get_input_embeddings().num_embeddings)
+    stand_in = embed(models.receiver, vocabulary).float().unsqueeze(1)
+    network.calibrate(states, mask, stand_in if phrasebook is None else phrasebook.memory(batch))
 
 
-class Batcher:
-    """Turns cases into batches; remembers the prompts of questions that come again."""
+class Objective:
+    """The terms of the loss, by name; ``"loss"`` is their weighted sum."""
 
-    def __init__(self, models: Models, recipe: Recipe):
-        self.models = models
-        self.recipe = recipe
-        self._layouts: dict[str, Layout] = {}
-        self._topics = {topic: number for number, topic in enumerate(recipe.topics)}
+    def __init__(
+        self,
+        models: Models,
+        recipe: Recipe,
+        reader: Reader,
+        phrasebook: "Phrasebook | None" = None,
+        clock: Clock | None = None,
+    ):
+        self.models, self.recipe, self.reader, self.phrasebook = models, recipe, reader, phrasebook
+        self.clock = clock or Clock()
 
-    def batch(self, cases: Sequence[Case], rng: random.Random) -> Batch:
-        """A batch of cases, ``recipe.questions`` of each drawn at random, at most ``recipe.per_kind`` of a kind.
+    def terms(self, network: Network, batch: Batch, step: int = 0, done: float = 0.0) -> dict[str, Tensor]:
+        """At ``step`` of a run of which the share ``done`` is over."""
+        if self.phrasebook and step < self.recipe.naming_steps + self.recipe.alignment_steps:
+            return self._warmup(network, batch, self.phrasebook, step)
+        memory, rate_bits = self.memory(network, batch)
+        blanks = round(self.recipe.blank_share * batch.count)
+        silent = [row for row in batch.rows if self._number(row) < blanks]
+        told = [row for row in batch.rows if self._number(row) >= blanks]
+        terms = {"rate_bits": self._mean(rate_bits.sum(), len(rate_bits))}
+        weights = {"rate_bits": 0.0}
+        if self.recipe.rate_weight:
+            terms["paid_bits"] = (total(terms["rate_bits"]) / world() - self.recipe.free_bits_at(done)).clamp(min=0)
+            weights["paid_bits"] = self.recipe.rate_weight
+        with self.clock("receiver"), precision(self.models.receiver.device, self.recipe):
+            terms |= self._answers(batch, told, memory)
+            if self.recipe.reconstructs_at(done):
+                retold = [row for row in batch.retold if self._number(row) >= blanks]
+                terms["reconstruction"] = self._cross_entropy(retold, memory)
+            if blanks:
+                terms["blank"] = self._blank(network, silent, blanks)
+        if self.recipe.alignment_weight and self.phrasebook is not None:
+            terms["alignment"] = alignment_loss(targets_of(self.phrasebook, batch, memory))
+        weights |= {
+            "cross_entropy": self.recipe.cross_entropy_weight,
+            "alignment": self.recipe.alignment_weight,
+            "reconstruction": self.recipe.reconstruction_weight,
+            "blank": self.recipe.blank_share,
+            "kl": self.recipe.kl_weight,
+        }
+        return terms | {"loss": torch.stack([weights[name] * term for name, term in terms.items()]).sum()}
 
-        Raises:
-            EncodeError: a context is longer than the sender's window.
-        """
-        encoded = [self.models.sender_tokenizer(case.context, verbose=False).input_ids for case in cases]
-        longest, window = max(map(len, encoded)), window_tokens(self.models.sender)
-        if longest > window:
-            raise EncodeError(f"expected training contexts of at most {window} sender tokens, got {longest}: cut them")
-        ids = torch.zeros(len(cases), longest, dtype=torch.long)
-        mask = torch.zeros(len(cases), longest)
-        for index, row in enumerate(encoded):
-            ids[index, : len(row)] = torch.tensor(row)
-            mask[index, : len(row)] = 1
-        rows = [self._row(index, question) for index, case in enumerate(cases) for question in self._asked(case, rng)]
-        return Batch(tuple(case.context for case in cases), ids, mask, tuple(rows), self._told(cases))
+    def memory(self, network: Network, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Memory ``"contexts memory hidden"`` and its rate ``"contexts"``; the sender's pass takes no gradient."""
+        with self.clock("sender"):
+            states, mask = self.reader.states(batch.texts)
+        with self.clock("codec"):
+            memory, rate_bits = network(states, mask)
+        self.clock.backward_reaches(memory)
+        return memory, rate_bits
 
-    def _asked(self, case: Case, rng: random.Random) -> list[Question]:
-        left = dict(self.recipe.per_kind)
-        chosen: list[Question] = []
-        for question in rng.sample(case.questions, len(case.questions)):
-            if left.get(question.kind) != 0 and len(chosen) < self.recipe.questions:
-                chosen.append(question)
-                left |= {question.kind: left[question.kind] - 1} if question.kind in left else {}
-        return chosen
+    def _warmup(self, network: Network, batch: Batch, phrasebook: "Phrasebook", step: int) -> dict[str, Tensor]:
+        """Before the receiver is asked anything; see ``naming_loss`` and ``alignment_loss``."""
+        memory, _ = self.memory(network, batch)
+        targets = targets_of(phrasebook, batch, memory)
+        terms = {"naming": naming_loss(targets), "alignment": alignment_loss(targets)}
+        return terms | {"loss": terms["naming" if step < self.recipe.naming_steps else "alignment"]}
 
-    def _told(self, cases: Sequence[Case]) -> dict[tuple[int, int], frozenset[str]]:
-        told: dict[tuple[int, int], frozenset[str]] = {}
-        for index, case in enumerate(cases):
-            for topic, words in (fact for question in case.questions for fact in question.facts):
-                if topic in self._topics:
-                    key = index, self._topics[topic]
-                    told[key] = told.get(key, frozenset()) | frozenset(re.findall(r"\w+", words))
-        return told
-
-    def _row(self, context: int, question: Question) -> Row:
-        tokenizer = self.models.receiver_tokenizer
-        if question.text not in self._layouts:
-            self._layouts[question.text] = layout(tokenizer, question.text)
-        place = self._layouts[question.text]
-        answer = answer_ids(tokenizer, question.answer, end=self.recipe.close_answers)
-        if not answer:
-            raise EncodeError(f"expected an answer to {question.text!r}, got an empty one")
-        return Row(context, place.prefix, place.suffix, answer, question.text)
-
-
-@contextmanager
-def frozen(models: Models) -> Iterator[None]:
-    """Both models in evaluation mode and without gradients; afterwards everything is as it was."""
-    parameters = [p for model in (models.sender, models.receiver) for p in model.parameters()]
-    wanted = [p.requires_grad for p in parameters]
-    modes = models.sender.training, models.receiver.training
-    attention = models.receiver.config._attn_implementation
-    try:
-        for model in (models.sender, models.receiver):
-            model.eval().requires_grad_(False)
-        if models.receiver.device.type == "cpu":  # torch's fused attention with a mask is slow backwards on a CPU
-            models.receiver.set_attn_implementation("eager")
-        yield
-    finally:
-        models.receiver.set_attn_implementation(attention)
-        models.sender.train(modes[0])
-        models.receiver.train(modes[1])
-        for parameter, flag in zip(parameters, wanted, strict=True):
-            parameter.requires_grad_(flag)
-
-
-def memory_of(network: Network, batch: Batch, models: Models, recipe: Recipe) -> tuple[Tensor, Tensor]:
-    """Memory ``"contexts memory hidden"`` and its rate; the sender's pass takes no gradient."""
-    device = models.sender.device
-    with precision(models.receiver.device, recipe):
-        states = capture_batch(models.sender, batch.ids.to(device), batch.mask.long().to(device), network.layers)
-    return network(states, batch.mask.to(device))
-
-
-def warmup_loss(
-    network: Network, batch: Batch, models: Models, recipe: Recipe, phrasebook: "Phrasebook", step: int
-) -> dict[str, Tensor]:
-    """The terms of the loss before the receiver is asked anything; see ``naming_loss`` and ``alignment_loss``."""
-    memory, _ = memory_of(network, batch, models, recipe)
-    targets = targets_of(phrasebook, batch, memory)
-    terms = {"naming": naming_loss(targets), "alignment": alignment_loss(targets)}
-    return terms | {"loss": terms["naming" if step < recipe.naming_steps else "alignment"]}
-
-
-def loss_of(
-    network: Network, batch: Batch, models: Models, recipe: Recipe, phrasebook: "Phrasebook | None" = None
-) -> dict[str, Tensor]:
-    """The terms of the loss, and their weighted sum under ``"loss"``."""
-    memory, rate_bits = memory_of(network, batch, models, recipe)
-    blanks = round(recipe.blank_share * len(memory))
-    silent = [row for row in batch.rows if row.context < blanks]
-    told = [row for row in batch.rows if row.context >= blanks]
-    terms = {"rate_bits": rate_bits.mean()}
-    with precision(models.receiver.device, recipe):
-        logits, labels = memory_logits(models, told, memory)
+    def _answers(self, batch: Batch, rows: Sequence[Row], memory: Tensor) -> dict[str, Tensor]:
+        logits, labels = memory_logits(self.models, rows, memory)
         known = labels != PADDING
-        terms["cross_entropy"] = F.cross_entropy(logits[known], labels[known])
-        if recipe.kl_weight:
-            terms["kl"] = _distillation_loss(models, batch, told, logits)
-    if recipe.alignment_weight and phrasebook is not None:
-        terms["alignment"] = alignment_loss(targets_of(phrasebook, batch, memory))
-    if silent:
-        blank = network.blank(blanks)
-        with precision(models.receiver.device, recipe):
-            logits, labels = memory_logits(models, silent, blank)
-            with torch.no_grad():
-                target, _ = text_logits(models, silent, [""] * len(silent))
-            terms["blank"] = _kl(target, logits, labels)
-    weights = {
-        "rate_bits": recipe.rate_weight,
-        "alignment": recipe.alignment_weight,
-        "blank": recipe.blank_share,
-        "kl": recipe.kl_weight,
-    }
-    weighted = [weights.get(name, 1.0) * term for name, term in terms.items()]
-    return terms | {"loss": torch.stack(weighted).sum()}
+        losses = F.cross_entropy(logits[known], labels[known], reduction="sum")
+        terms = {"cross_entropy": self._mean(losses, int(known.sum()))}
+        if self.recipe.kl_weight:
+            first = {row.context: index for index, row in reversed(list(enumerate(rows)))}
+            chosen = list(first.values())
+            with torch.no_grad(), self.models.unadapted():
+                texts = [batch.texts[context] for context in first]
+                target, own = text_logits(self.models, [rows[index] for index in chosen], texts)
+            terms["kl"] = self._mean(*_kl(target, logits[chosen, -own.shape[1] :], own))
+        return terms
+
+    def _cross_entropy(self, rows: Sequence[Row], memory: Tensor) -> Tensor:
+        logits, labels = memory_logits(self.models, rows, memory)
+        known = labels != PADDING
+        return self._mean(F.cross_entropy(logits[known], labels[known], reduction="sum"), int(known.sum()))
+
+    def _blank(self, network: Network, rows: Sequence[Row], blanks: int) -> Tensor:
+        """What a payload says that no sender made: as little as nothing does."""
+        memory = network.blank(blanks)
+        if not rows:  # all of them are other processes'
+            return self._mean(0.0 * memory.sum(), 0)
+        logits, labels = memory_logits(self.models, rows, memory)
+        with torch.no_grad(), self.models.unadapted():
+            target, _ = text_logits(self.models, rows, [""] * len(rows))
+        return self._mean(*_kl(target, logits, labels))
+
+    def _number(self, row: Row) -> int:
+        """Of the row's context, among those of all processes."""
+        return rank() + row.context * world()
+
+    def _mean(self, summed: Tensor, count: int) -> Tensor:
+        """This process's part of a mean over all processes' items: the average of the parts is the mean."""
+        return summed * (world() / total(float(count), summed.device).clamp(min=1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,69 +223,9 @@ def alignment_loss(targets: Targets) -> Tensor:
     return (targets.held - targets.wanted).square().sum() / targets.wanted.square().sum().clamp(min=1e-6)
 
 
-def _distillation_loss(models: Models, batch: Batch, rows: Sequence[Row], logits: Tensor) -> Tensor:
-    first = {row.context: index for index, row in reversed(list(enumerate(rows)))}
-    chosen = list(first.values())
-    with torch.no_grad():
-        target, own = text_logits(models, [rows[index] for index in chosen], [batch.texts[c] for c in first])
-    return _kl(target, logits[chosen, -own.shape[1] :], own)
-
-
-def memory_logits(models: Models, rows: Sequence[Row], memory: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits ``"rows answer vocabulary"`` and labels ``"rows answer"``, given the memory of each row's context.
-
-    ``memory`` is ``"contexts memory hidden"``; rows of one context share one sequence.
-    """
-    contexts = sorted({row.context for row in rows})
-    line = {context: index for index, context in enumerate(contexts)}
-    prefix = rows[0].prefix
-    start = len(prefix) + memory.shape[1]
-    widths = [sum(len(r.suffix + r.answer) for r in rows if r.context == context) for context in contexts]
-    ids = torch.zeros(len(contexts), max(widths), dtype=torch.long)
-    segment = torch.full((len(contexts), start + max(widths)), -1)  # -1: seen by all that follow
-    position = torch.arange(start + max(widths)).repeat(len(contexts), 1)
-    keep = max(len(row.answer) for row in rows)
-    labels = torch.full((len(rows), keep), PADDING)
-    predicts = torch.zeros(len(rows), keep, dtype=torch.long)
-    filled = [0] * len(contexts)
-    for index, row in enumerate(rows):
-        at, tokens, answer = line[row.context], row.suffix + row.answer, len(row.answer)
-        begin, end = filled[at], filled[at] + len(tokens)
-        ids[at, begin:end] = torch.tensor(tokens)
-        segment[at, start + begin : start + end] = index
-        position[at, start + begin : start + end] = start + torch.arange(len(tokens))
-        labels[index, keep - answer :] = torch.tensor(row.answer)
-        predicts[index, keep - answer :] = torch.arange(start + end - answer - 1, start + end - 1)
-        filled[at] = end
-    receiver, device = models.receiver, memory.device
-    before = embed(receiver, prefix).expand(len(contexts), -1, -1)
-    embeds = torch.cat([before, memory[contexts].to(before.dtype), embed(receiver, ids.tolist())], dim=1)
-    logits = receiver(
-        inputs_embeds=embeds,
-        attention_mask=_block_mask(segment, embeds.dtype).to(device),
-        position_ids=position.to(device),
-    ).logits
-    owner = torch.tensor([line[row.context] for row in rows])
-    return logits[owner.unsqueeze(1), predicts].float(), labels.to(device)
-
-
-def _block_mask(segment: Tensor, dtype: torch.dtype) -> Tensor:
-    """Additive mask ``"batch 1 query key"``: each token sees what is common and its own segment, backwards."""
-    same = segment.unsqueeze(2) == segment.unsqueeze(1)
-    seen = (same | (segment == -1).unsqueeze(1)).tril()
-    return torch.zeros(seen.shape, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min).unsqueeze(1)
-
-
-def text_logits(models: Models, rows: Sequence[Row], contexts: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """As ``memory_logits``, given one context per row as text; an empty one is no context."""
-    prompts = [
-        embed(models.receiver, text_ids(models.receiver_tokenizer, context, row.question))
-        for row, context in zip(rows, contexts, strict=True)
-    ]
-    return answer_logits(models.receiver, prompts, [row.answer for row in rows])
-
-
-def _kl(target: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+def _kl(target: Tensor, logits: Tensor, labels: Tensor) -> tuple[Tensor, int]:
+    """The summed divergence over all tokens of answers, in nats, and how many there are."""
     known = labels != PADDING
     wanted = F.log_softmax(target[known], dim=-1)
-    return F.kl_div(F.log_softmax(logits[known], dim=-1), wanted, log_target=True, reduction="batchmean")
+    summed = F.kl_div(F.log_softmax(logits[known], dim=-1), wanted, log_target=True, reduction="sum")
+    return summed, int(known.sum())

@@ -23,7 +23,8 @@ from torch.nn import functional as F
 from ilcp.errors import EncodeError
 from ilcp.forward import PADDING
 from ilcp.prompt import answer_ids
-from ilcp.training.objective import Batch, Models, frozen, memory_logits
+from ilcp.training.batch import Batch, Models, frozen
+from ilcp.training.packed import memory_logits
 from ilcp.training.precision import precision
 from ilcp.training.recipe import Recipe
 

@@ -8,6 +8,8 @@ from ilcp.errors import EncodeError
 
 __all__ = ["Recipe"]
 
+WEIGHTS = ("cross_entropy_weight", "kl_weight", "reconstruction_weight", "alignment_weight", "rate_weight")
+
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
@@ -21,17 +23,28 @@ class Recipe:
     learning_rate: float = 1e-3
     warmup_steps: int = 100
     weight_decay: float = 0.01
+    cross_entropy_weight: float = 1.0  # of the answers
     kl_weight: float = 0.0  # KL to the same receiver reading the full text, on one question per context
+    reconstruction_weight: float = 0.0  # of the cross-entropy of the context's own beginning, early in the run
+    reconstruction_share: float = 0.3  # of the run that is early
+    reconstruction_tokens: int = 48  # of the receiver's: how much of the beginning
     alignment_weight: float = 0.0  # of the share of the phrasebook's memory that is missing
     naming_steps: int = 0  # the first steps: memory vectors learn to name their topics' answers, nothing else
     alignment_steps: int = 0  # the steps after them: the alignment alone, still without a pass through the receiver
     topics: tuple[str, ...] = ()  # in the order of the memory vectors that are aligned to them
-    rate_weight: float = 0.0  # nats of loss per bit of rate
+    rate_weight: float = 0.0  # nats of loss per bit of rate that is not free
+    free_bits: tuple[float, float] = (0.0, 0.0)  # free at the start and at the end, a straight line between: two equal
+    # numbers are free bits, rising ones a capacity schedule
     blank_share: float = 0.125  # contexts that get a payload no sender made; their target is the no-message answer
     close_answers: bool = True  # an answer ends with the end-of-sequence token; a continuation does not
+    answer_tokens: int = 256  # what is beyond is not learned
     teacher_floor: float = 0.0  # exact match that the receiver must reach with the full text before training starts
     validate_every: int = 250
     validation_contexts: int = 32
+    patience: int = 0  # validations without a better recovery until the run ends with the best weights; 0: never
+    collapse_after: float = 1.0  # share of the run after which the message has to say more than another case's
+    checkpoint_minutes: float = 10.0
+    adapter_learning_rate: float = 1e-4  # of a receiver that is adapted
     bfloat16: bool | None = None  # autocast of the models' passes, not of the weights; None: where it is faster
     seed: int = 0
 
@@ -42,16 +55,39 @@ class Recipe:
             ("questions", 1),
             ("validate_every", 1),
             ("validation_contexts", 2),
+            ("answer_tokens", 1),
+            ("reconstruction_tokens", 1),
+            ("patience", 0),
+            ("warmup_steps", 0),
         ):
             if getattr(self, name) < least:
                 raise EncodeError(f"expected {name} to be at least {least}, got {getattr(self, name)}")
-        for name in ("minutes", "learning_rate"):
+        for name in ("minutes", "learning_rate", "adapter_learning_rate", "checkpoint_minutes"):
             if not getattr(self, name) > 0:
                 raise EncodeError(f"expected {name} to be positive, got {getattr(self, name)}")
+        for name in ("reconstruction_share", "collapse_after"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise EncodeError(f"expected {name} from 0 to 1, got {getattr(self, name)}")
+        for name in WEIGHTS:
+            if not getattr(self, name) >= 0:
+                raise EncodeError(f"expected {name} to be 0 or more, got {getattr(self, name)}")
+        if not (self.cross_entropy_weight or self.kl_weight):
+            raise EncodeError(
+                "expected cross_entropy_weight or kl_weight above 0, got 0 for both: nothing would be learned"
+            )
         if (self.naming_steps or self.alignment_steps or self.alignment_weight) and not self.topics:
             raise EncodeError("expected topics for naming_steps, alignment_steps or alignment_weight, got none")
         if not 0 <= self.blank_share < 1:
             raise EncodeError(f"expected blank_share from 0 to below 1, got {self.blank_share}")
+
+    def free_bits_at(self, done: float) -> float:
+        """How many bits of rate cost nothing when the share ``done`` of the run is over."""
+        start, end = self.free_bits
+        return start + (end - start) * min(1.0, done)
+
+    def reconstructs_at(self, done: float) -> bool:
+        """Whether the context is still asked back then."""
+        return self.reconstruction_weight > 0 and done < self.reconstruction_share
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as JSON takes them; an endless ``minutes`` is None."""

@@ -11,22 +11,32 @@ from torch import Tensor, nn
 from ilcp.errors import EncodeError
 from ilcp.forward import answer_scores
 from ilcp.tasks.cases import Case
-from ilcp.training.objective import Batcher, Models, Row, memory_logits, memory_of, text_logits
+from ilcp.training.batch import Batcher, Models, Row, check_room
+from ilcp.training.packed import memory_logits, text_logits
 from ilcp.training.precision import precision
+from ilcp.training.reader import Reader
 from ilcp.training.recipe import Recipe
 
 __all__ = ["Validation", "Validator"]
 
 CHUNK = 64  # rows per forward pass
 LEAST_GAIN_NATS = 0.1  # per answer: below it the full text says next to nothing to the receiver, and nothing can be won
+NORMAL_95 = 1.96
+Scores = list[tuple[float, bool]]
 
 
 @dataclass(frozen=True, slots=True)
 class Validation:
-    """Mean log-likelihood of the answers in nats, and exact match, by what the receiver had to go by."""
+    """Mean log-likelihood of the answers in nats, and exact match, by what the receiver had to go by.
+
+    ``gain_nats`` is the content gain: the message minus another case's; ``gain_low`` is the lower end of its 95 %
+    interval (normal approximation over questions).
+    """
 
     nats: dict[str, float]
     exact: dict[str, float]
+    gain_nats: float
+    gain_low: float
 
     @property
     def recovery(self) -> float:
@@ -35,9 +45,11 @@ class Validation:
         return (self.nats["message"] - self.nats["none"]) / gain
 
     def to_dict(self) -> dict[str, Any]:
-        """Both tables, rounded, and the recovery."""
-        tables = {name: {k: round(v, 4) for k, v in table.items()} for name, table in asdict(self).items()}
-        return {f"validation_{name}": table for name, table in tables.items()} | {"recovery": round(self.recovery, 4)}
+        """Both tables, the gain and the recovery, rounded."""
+        record = asdict(self)
+        tables = {f"validation_{of}": {k: round(v, 4) for k, v in record[of].items()} for of in ("nats", "exact")}
+        figures = {"recovery": self.recovery, "gain_nats": self.gain_nats, "gain_low": self.gain_low}
+        return tables | {name: round(value, 4) for name, value in figures.items()}
 
     def __str__(self) -> str:
         shown = ", ".join(f"{arm} {self.nats[arm]:.3f} nats {self.exact[arm]:.3f} exact" for arm in self.nats)
@@ -45,14 +57,20 @@ class Validation:
 
 
 class Validator:
-    """Measures networks on one fixed set of questions; the two ends are measured once."""
+    """Measures networks on one fixed set of questions; the two ends are measured once, on the receiver as it was.
 
-    def __init__(self, models: Models, cases: Sequence[Case], recipe: Recipe):
-        self.models, self.recipe = models, recipe
-        self.batch = Batcher(models, recipe).batch(cases, random.Random(f"validation {recipe.seed}"))
+    Raises:
+        EncodeError: a case does not fit into the receiver's window.
+    """
+
+    def __init__(self, models: Models, cases: Sequence[Case], recipe: Recipe, reader: Reader):
+        check_room(models, cases, recipe)
+        self.models, self.recipe, self.reader = models, recipe, reader
+        self.batch = Batcher(models, recipe).batch(cases, random.Random(f"validation {recipe.seed}"), whole=True)
         texts = [self.batch.texts[row.context] for row in self.batch.rows]
-        self.text = self._text(texts)
-        self.none = self._text([""] * len(texts))
+        with models.unadapted():
+            self.text = self._text(texts)
+            self.none = self._text([""] * len(texts))
 
     def require_teacher(self) -> None:
         """Refuses a receiver that does not profit from what the full text says.
@@ -60,46 +78,45 @@ class Validator:
         Raises:
             EncodeError: with the figures.
         """
-        other = self._text([self.batch.texts[row.context - 1] for row in self.batch.rows])
-        text_nats, text_exact = _means(self.text)
-        other_nats, _ = _means(other)
-        gains = [own - foreign for (own, _), (foreign, _) in zip(self.text, other, strict=True)]
-        mean = sum(gains) / len(gains)
-        error = (sum((gain - mean) ** 2 for gain in gains) / max(1, len(gains) - 1) / len(gains)) ** 0.5
-        if mean - 1.96 * error <= LEAST_GAIN_NATS:
+        with self.models.unadapted():
+            other = self._text([self.batch.texts[row.context - 1] for row in self.batch.rows])
+        (text_nats, text_exact), (other_nats, _) = _means(self.text), _means(other)
+        _, low = _gain(self.text, other)
+        if low <= LEAST_GAIN_NATS:
             raise EncodeError(
                 "expected the receiver to answer better with the full text than with another case's, got "
-                f"{text_nats:.3f} against {other_nats:.3f} nats per answer over {len(gains)} questions: "
+                f"{text_nats:.3f} against {other_nats:.3f} nats per answer over {len(other)} questions: "
                 "train or choose a better receiver first"
             )
         if text_exact < self.recipe.teacher_floor:
             raise EncodeError(
                 f"expected the receiver with the full text to reach {self.recipe.teacher_floor} exact match, "
-                f"got {text_exact:.3f} over {len(gains)} questions: train or choose a better receiver first"
+                f"got {text_exact:.3f} over {len(other)} questions: train or choose a better receiver first"
             )
 
     @torch.no_grad()
     def measure(self, network: nn.Module) -> Validation:
         """The table of nothing, message and full text; the network is left in evaluation mode."""
         network.eval()
-        memory, _ = memory_of(network, self.batch, self.models, self.recipe)  # type: ignore[arg-type]
+        memory, _ = network(*self.reader.states(self.batch.texts))
         foreign = memory.roll(1, dims=0)  # another case's message
         arms = {"none": self.none, "foreign": self._memory(foreign), "message": self._memory(memory), "text": self.text}
         means = {arm: _means(scores) for arm, scores in arms.items()}
+        gain, low = _gain(arms["message"], arms["foreign"])
         return Validation(
-            {arm: nats for arm, (nats, _) in means.items()}, {arm: hit for arm, (_, hit) in means.items()}
+            {arm: nats for arm, (nats, _) in means.items()}, {arm: hit for arm, (_, hit) in means.items()}, gain, low
         )
 
-    def _memory(self, memory: Tensor) -> list[tuple[float, bool]]:
+    def _memory(self, memory: Tensor) -> Scores:
         return self._scores(lambda rows: memory_logits(self.models, rows, memory))
 
-    def _text(self, texts: Sequence[str]) -> list[tuple[float, bool]]:
+    def _text(self, texts: Sequence[str]) -> Scores:
         by_row = dict(zip(map(id, self.batch.rows), texts, strict=True))
         return self._scores(lambda rows: text_logits(self.models, rows, [by_row[id(row)] for row in rows]))
 
     @torch.no_grad()
-    def _scores(self, run: Callable[[Sequence[Row]], tuple[Tensor, Tensor]]) -> list[tuple[float, bool]]:
-        scores: list[tuple[float, bool]] = []
+    def _scores(self, run: Callable[[Sequence[Row]], tuple[Tensor, Tensor]]) -> Scores:
+        scores: Scores = []
         for start in range(0, len(self.batch.rows), CHUNK):
             with precision(self.models.receiver.device, self.recipe):
                 logits, labels = run(self.batch.rows[start : start + CHUNK])
@@ -107,5 +124,12 @@ class Validator:
         return scores
 
 
-def _means(scores: Sequence[tuple[float, bool]]) -> tuple[float, float]:
+def _means(scores: Scores) -> tuple[float, float]:
     return sum(nats for nats, _ in scores) / len(scores), sum(hit for _, hit in scores) / len(scores)
+
+
+def _gain(ours: Scores, others: Scores) -> tuple[float, float]:
+    """The mean of the paired differences in nats, and the lower end of its 95 % interval."""
+    gains = torch.tensor([own - foreign for (own, _), (foreign, _) in zip(ours, others, strict=True)])
+    mean = float(gains.mean())
+    return mean, mean - NORMAL_95 * float(gains.std(correction=1)) / len(gains) ** 0.5

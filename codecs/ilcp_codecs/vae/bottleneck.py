@@ -17,6 +17,7 @@ import torch
 from einops import rearrange, reduce, repeat
 from torch import Tensor, nn
 
+from ilcp.parallel import SyncedNorm, drawn
 from ilcp_codecs.vae.config import VaeConfig
 
 __all__ = ["Bottleneck", "dequantise", "quantise"]
@@ -67,7 +68,7 @@ class Bottleneck(nn.Module):
         self.to_log_var = nn.Linear(config.width, config.dims)
         nn.init.zeros_(self.to_log_var.weight)
         nn.init.constant_(self.to_log_var.bias, -3.0)  # start near the deterministic code
-        self.norm = nn.BatchNorm1d(config.slots * config.dims, affine=False)
+        self.norm = SyncedNorm(config.slots * config.dims, affine=False)
 
     def forward(self, slots: Tensor) -> tuple[Tensor, Tensor]:
         """``z`` ``"batch slots dims"`` (a sample in training, mu otherwise) and ``rate_bits`` ``"batch"``."""
@@ -76,8 +77,10 @@ class Bottleneck(nn.Module):
         log_var = self.to_log_var(slots).clamp(*LOG_VAR_RANGE)
         kl_nats = 0.5 * (mu.square() + log_var.exp() - 1 - log_var)
         rate_bits = reduce(kl_nats, "b s d -> b", "sum") / math.log(2)
-        z = mu + (0.5 * log_var).exp() * torch.randn_like(mu) if self.training else mu
-        return z, rate_bits
+        if not self.training:
+            return mu, rate_bits
+        noise = drawn(len(mu), lambda rows: torch.randn(rows, *mu.shape[1:], device=mu.device))
+        return mu + (0.5 * log_var).exp() * noise, rate_bits
 
     def z_hat(self, z: Tensor) -> Tensor:
         """The quantised latent; its gradient is that of ``z`` where ``z`` is inside the cells, else zero."""

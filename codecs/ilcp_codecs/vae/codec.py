@@ -1,6 +1,7 @@
 """The VAE codec as the seam wants it: context to bytes, bytes to memory; and the network that training sees."""
 
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,12 @@ from einops import rearrange
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ilcp.codec import CodecSpec, Trained
+from ilcp.codec import CodecSpec, HubCodec, Trained
 from ilcp.context import Context
 from ilcp.errors import DecodeError, EncodeError, IdentityError
 from ilcp.identity import ModelIdentity, weights_digest
 from ilcp.memory import Memory
+from ilcp.parallel import drawn, rank, world
 from ilcp.proof import Proof
 from ilcp_codecs.vae.bottleneck import Bottleneck, dequantise, quantise
 from ilcp_codecs.vae.config import VaeConfig
@@ -25,6 +27,7 @@ __all__ = ["NAME", "VaeCodec", "VaeNetwork"]
 
 NAME = "vae"
 WEIGHTS = "model.safetensors"
+LAYERS = 6  # of the sender that a codec reads unless it is told which
 
 
 class VaeNetwork(nn.Module):
@@ -69,10 +72,14 @@ class VaeNetwork(nn.Module):
         return self.projector(z_hat * self._random_prefix(len(z))), rate_bits
 
     def blank(self, count: int) -> Tensor:
-        """Memory ``"count slots hidden"`` of payloads that no sender made: zero bytes, and random bytes."""
+        """Memory ``"share slots hidden"`` of payloads that no sender made: zero bytes, and random bytes.
+
+        ``count`` is that of all processes; ``share`` is this one's.
+        """
         shape = (count, self.config.slots, self.config.dims)
         codes = torch.randint(0, 2**self.config.bits, shape, device=self.projector.scale.device)
         codes[: count // 2] = 0
+        codes = codes[rank() :: world()]
         memory: Tensor = self.projector(dequantise(codes, self.config.bits))
         return memory
 
@@ -89,11 +96,11 @@ class VaeNetwork(nn.Module):
         masks = self._masks
         shorter = len(masks) - 1
         shares = torch.tensor([(1 - self.full_share) / shorter] * shorter + [self.full_share])
-        chosen = masks[torch.multinomial(shares, batch, replacement=True)]
+        chosen = masks[drawn(batch, lambda rows: torch.multinomial(shares, rows, replacement=True))]
         return chosen.to(self.projector.scale.device)
 
 
-class VaeCodec:
+class VaeCodec(HubCodec):
     """The flagship codec. Made by training (``from_network``) or by ``ilcp.load``; never changed by use."""
 
     def __init__(self, network: VaeNetwork, trained: Trained):
@@ -104,6 +111,30 @@ class VaeCodec:
         self.spec = CodecSpec(NAME, self.config.payload_bytes, "states", self.config.prefixes)
         self._order = np.array(self.config.order())
         self._known = {length: network.known(length) for length in self.config.prefixes}
+
+    @classmethod
+    def settings(cls) -> tuple[str, ...]:
+        """What a recipe may set: the fields of ``VaeConfig`` that the models do not decide."""
+        return tuple(f.name for f in fields(VaeConfig) if f.name not in ("sender_hidden", "receiver_hidden"))
+
+    @classmethod
+    def untrained(cls, sender: Any, receiver: Any, settings: Mapping[str, Any]) -> VaeNetwork:
+        """A network for two models, to be calibrated and trained; without ``sender_layers`` it reads a few, far apart.
+
+        Raises:
+            EncodeError: the settings contradict each other.
+        """
+        count = sender.config.num_hidden_layers
+        chosen = {round(step * count / (LAYERS - 1)) for step in range(LAYERS)}
+        values = {
+            "sender_layers": tuple(sorted(chosen)),
+            "sender_hidden": sender.config.hidden_size,
+            "receiver_hidden": receiver.get_input_embeddings().embedding_dim,
+        }
+        config = VaeConfig.from_dict(values | dict(settings))
+        if max(config.sender_layers) > count:
+            raise EncodeError(f"expected sender_layers from 0 to {count} (the last state), got {config.sender_layers}")
+        return VaeNetwork(config)
 
     @classmethod
     def from_network(cls, network: VaeNetwork, sender: ModelIdentity, receiver: ModelIdentity) -> "VaeCodec":

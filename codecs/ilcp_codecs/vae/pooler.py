@@ -28,6 +28,7 @@ __all__ = ["Pooler"]
 REACH = 4  # tokens to either side that one mixer sees
 MIXERS = 2
 ECHO_SHARPNESS = 20.0  # at the start: another saying of the word weighs e10 times as much as hearing none
+JOINT_WIDTH = 4096  # of all layers together: where they are wider, each is whitened by itself, for it takes width cubed
 HIDDEN = -1e4  # bias of a padded token: finite, so that a row without tokens gives no NaN
 
 
@@ -49,11 +50,16 @@ class Pooler(nn.Module):
         Words of one kind share most of their state; without this, what tells them apart is learned last or never.
         """
         unit = _unit(states)
-        middle, matrix = whitening(unit[mask.bool()])
+        layers, hidden = states.shape[1], states.shape[-1]
+        part = unit.shape[-1] if unit.shape[-1] <= JOINT_WIDTH else hidden
         with torch.no_grad():
             directions = nn.init.orthogonal_(torch.empty_like(self.enter.weight))
-            self.enter.weight.copy_(directions @ matrix)
-            self.enter.bias.copy_(-self.enter.weight @ middle)
+            for start in range(0, layers * hidden, part):
+                middle, matrix = whitening(unit[mask.bool()][:, start : start + part])
+                weight = directions[:, start : start + part] @ matrix
+                self.enter.weight[:, start : start + part] = weight
+                directions[:, start : start + part] = weight * middle  # of which the bias takes the sum
+            self.enter.bias.copy_(-directions.sum(1))
         if self.echo is not None:
             self.echo.calibrate(unit[..., : states.shape[-1]], mask)
 

@@ -1,0 +1,63 @@
+"""The command line: thin. What it shows is made elsewhere."""
+
+import sys
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+import ilcp
+from ilcp.cli.common import BAD_INPUT, err, out
+from ilcp.cli.demo import demo
+from ilcp.cli.encode import encode
+from ilcp.cli.inspect import inspect
+from ilcp.cli.measure import compare, measure
+from ilcp.cli.train import train
+from ilcp.errors import IlcpError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="""Hand an agent's working context to the next agent as a learned message of about 100 bytes.
+
+    Start with [bold]ilcp demo[/bold]: two small models inside the package, no download. Then, in Python:
+
+        import ilcp
+
+        pair = ilcp.load_pair()
+
+        message = pair.sender.encode(document)
+
+        answer = pair.receiver.generate(message, question)
+    """,
+)
+for command in (demo, train, measure, compare, encode, inspect):
+    app.command()(command)
+
+
+def main() -> None:
+    """The entry point: an ilcp error becomes one sentence and exit code 2."""
+    try:
+        app()
+    except IlcpError as error:
+        err.print(f"[bold red]ilcp:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        sys.exit(BAD_INPUT)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        out.print(f"ilcp {ilcp.__version__}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_version)
+    ] = False,
+) -> None:
+    """The options of ilcp itself."""

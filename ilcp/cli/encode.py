@@ -1,0 +1,91 @@
+"""``ilcp encode``: a corpus of texts, each as a message."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.progress import track
+
+from ilcp.cli.common import BAD_INPUT, EMBEDDED, busy, err, interruptible, out, read_text
+from ilcp.errors import DecodeError, EncodeError
+from ilcp.message import describe
+
+__all__ = ["encode"]
+
+SUFFIX = ".ilcp"
+
+
+def encode(
+    files: Annotated[list[Path], typer.Argument(help="Text files.", dir_okay=False)],
+    codec: Annotated[str, typer.Option(help="A codec's folder or hub id, or 'embedded'.")] = EMBEDDED,
+    sender: Annotated[
+        str | None, typer.Option(help="The sender: a folder or hub id; without it, the one that the codec names.")
+    ] = None,
+    to: Annotated[Path, typer.Option("--out", help="Where the messages go: NAME.ilcp for a file NAME.")] = Path("."),
+    payload_bytes: Annotated[
+        int | None, typer.Option("--bytes", help="A shorter payload, if the codec has it.")
+    ] = None,
+) -> None:
+    """Every file as one message. What is there already is left as it is, so that a stopped run can be run again.
+
+    A file that cannot be encoded is named, and the others are not kept waiting; the exit code is then 2.
+    """
+    twice = [name for name, count in Counter(file.name for file in files).items() if count > 1]
+    if twice:
+        raise EncodeError(f"expected files of different names, got {twice[0]!r} more than once: encode them apart")
+    with busy("loading the sender and the codec"):
+        from ilcp.pair import load_sender
+
+        reader = load_sender(None if codec == EMBEDDED else codec, sender=sender)
+    reader.codec.spec.length(payload_bytes)
+    codec_id = reader.codec.trained.codec_id(reader.codec.spec).hex()
+    to.mkdir(parents=True, exist_ok=True)
+    done = made = 0
+    with interruptible("the same command goes on with the files that are left"):
+        for file in track(files, "encoding", console=err, disable=not err.is_terminal, transient=True):
+            target = to / (file.name + SUFFIX)
+            try:
+                if _is_there(target, codec_id):
+                    done += 1
+                    continue
+                _write(target, reader.encode(read_text(file), payload_bytes=payload_bytes))
+                made += 1
+            except EncodeError as error:
+                err.print(
+                    f"[bold red]ilcp:[/] {escape(str(file))}: {escape(str(error))}", highlight=False, soft_wrap=True
+                )
+    failed = len(files) - done - made
+    out.print(f"{made} encoded, {done} were there, {failed} failed", highlight=False)
+    if failed:
+        raise typer.Exit(BAD_INPUT)
+
+
+def _is_there(target: Path, codec_id: str) -> bool:
+    """Whether a whole message of this codec lies there.
+
+    Raises:
+        EncodeError: something else does.
+    """
+    if not target.exists():
+        return False
+    try:
+        found = describe(target.read_bytes())
+    except DecodeError as error:
+        raise EncodeError(f"expected a message in {target}, got something else: {error}; move it away") from error
+    if found.codec_id != codec_id:
+        raise EncodeError(
+            f"expected a message of codec {codec_id} in {target}, got one of {found.codec_id}: choose another --out"
+        )
+    return True
+
+
+def _write(target: Path, message: bytes) -> None:
+    draft = target.with_name(target.name + ".draft")
+    try:
+        draft.write_bytes(message)
+        draft.replace(target)
+    except OSError as error:
+        draft.unlink(missing_ok=True)
+        raise EncodeError(f"expected room for a message in {target.parent}, got: {error}") from error

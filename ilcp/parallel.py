@@ -1,0 +1,133 @@
+"""Several processes that train one codec: each works on its part of every batch, and all together do what one would.
+
+Process ``rank`` of ``world`` takes every ``world``-th context of a batch. What is drawn at random is drawn for the
+whole batch by every process alike, and each keeps its part; means are over the whole batch; gradients are averaged once
+per step. So the loss of a step does not depend on how many processes made it (a test compares two with one).
+
+``accelerate launch`` starts the processes and finds each its device; ``join`` lets one take its place among them.
+Without it everything here is what a single process does.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from ilcp.errors import EncodeError
+
+__all__ = ["SyncedNorm", "agree", "average_gradients", "drawn", "is_main", "join", "mine", "rank", "total", "world"]
+
+T = TypeVar("T")
+
+
+def join(device: str | None = None) -> torch.device:
+    """The device that this process computes on; joins the others where a launcher started several.
+
+    Raises:
+        EncodeError: several processes were started and accelerate is not installed, or ``device`` is none of torch's.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        try:
+            from accelerate import PartialState
+        except ImportError as error:
+            raise EncodeError(
+                "expected accelerate for several processes, got none: pip install 'ilcp[train]'"
+            ) from error
+        found: torch.device = PartialState(cpu=device == "cpu").device
+        return found
+    try:
+        return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError as error:
+        raise EncodeError(f"expected a torch device such as 'cpu' or 'cuda:0', got {device!r}: {error}") from error
+
+
+def world() -> int:
+    """How many processes there are."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Which of them this one is, from 0."""
+    return dist.get_rank() if world() > 1 else 0
+
+
+def is_main() -> bool:
+    """Whether this process is the one that writes files and speaks."""
+    return rank() == 0
+
+
+def mine(items: Sequence[T]) -> Sequence[T]:
+    """This process's part of what all have."""
+    return items[rank() :: world()]
+
+
+def drawn(count: int, draw: Callable[[int], Tensor]) -> Tensor:
+    """This process's ``count`` rows of what ``draw`` gives for all processes' rows together."""
+    return draw(count * world())[rank() :: world()]
+
+
+def total(value: Tensor | float, device: Any = "cpu") -> Tensor:
+    """The sum over all processes; its gradient is that of every process's use of it."""
+    tensor = value if isinstance(value, Tensor) else torch.tensor(float(value), device=device)
+    summed: Tensor = tensor if world() == 1 else _Sum.apply(tensor)  # type: ignore[no-untyped-call]
+    return summed
+
+
+def agree(said: bool, device: Any = "cpu") -> bool:
+    """Whether any process says so; all get the same answer."""
+    return bool(said) if world() == 1 else bool(total(float(said), device) > 0)
+
+
+def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """The mean over all processes in place of each process's own gradients, in one exchange."""
+    if world() == 1:
+        return
+    learning = [parameter for parameter in parameters if parameter.requires_grad]
+    grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in learning]
+    flat = torch.cat([grad.reshape(-1) for grad in grads])
+    dist.all_reduce(flat)
+    flat /= world()
+    for parameter, part in zip(learning, flat.split([grad.numel() for grad in grads]), strict=True):
+        parameter.grad = part.view_as(parameter).clone()
+
+
+class _Sum(torch.autograd.Function):
+    """A sum over processes whose gradient is summed over processes, too."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        summed = value.detach().clone()
+        dist.all_reduce(summed)
+        return summed
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        summed = gradient.clone()
+        dist.all_reduce(summed)
+        return summed
+
+
+class SyncedNorm(nn.BatchNorm1d):
+    """Batch normalisation over the batches of all processes; torch's own of that kind wants GPUs.
+
+    ``"batch features"`` in and out. One process computes exactly what ``BatchNorm1d`` does.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or world() == 1:
+            return super().forward(x)
+        count = total(float(len(x)), x.device)
+        middle = total(x.sum(0)) / count
+        variance = total((x - middle).square().sum(0)) / count
+        with torch.no_grad():
+            assert self.running_mean is not None
+            assert self.running_var is not None
+            assert self.num_batches_tracked is not None
+            self.num_batches_tracked += 1
+            share = 0.1 if self.momentum is None else self.momentum
+            self.running_mean.lerp_(middle, share)
+            self.running_var.lerp_(variance * count / (count - 1), share)
+        return (x - middle) / (variance + self.eps).sqrt()

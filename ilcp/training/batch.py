@@ -1,0 +1,190 @@
+"""From cases to what a step works on: texts for the sender, rows of token ids for the receiver.
+
+::
+
+    cases --Batcher--> Batch: texts (sender), rows "prefix | memory | suffix, answer" (receiver ids)
+"""
+
+import random
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from ilcp.context import window_tokens
+from ilcp.errors import EncodeError
+from ilcp.parallel import mine
+from ilcp.prompt import Layout, answer_ids, layout, text_ids
+from ilcp.tasks.cases import Case, Question
+from ilcp.training.recipe import Recipe
+
+__all__ = ["Batch", "Batcher", "Models", "Row", "check_room", "frozen"]
+
+RETELL = "Repeat the text above."  # what the receiver is asked where the memory has to give the whole context back
+
+
+@dataclass(frozen=True, slots=True)
+class Models:
+    """The frozen pair that a codec is trained between.
+
+    ``adapter`` is the peft model around ``receiver``, whose low-rank weights are trained along with the codec; None
+    leaves the receiver as it is.
+    """
+
+    sender: Any
+    sender_tokenizer: Any
+    receiver: Any
+    receiver_tokenizer: Any
+    adapter: Any = None
+
+    def adapted(self) -> list[nn.Parameter]:
+        """The receiver's parameters that are trained: the adapter's."""
+        if self.adapter is None:
+            return []
+        return [value for name, value in self.adapter.named_parameters() if "lora_" in name]
+
+    @contextmanager
+    def unadapted(self) -> Iterator[None]:
+        """The receiver as it was before: what sets the target must not follow what is trained."""
+        if self.adapter is None:
+            yield
+            return
+        with self.adapter.disable_adapter():
+            yield
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One question of one context: which context, the prompt around the memory, and the answer, in receiver ids."""
+
+    context: int
+    prefix: tuple[int, ...]
+    suffix: tuple[int, ...]
+    answer: tuple[int, ...]
+    question: str
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """The texts of this process's contexts, and the rows that ask about them.
+
+    ``retold`` are the rows that ask for the beginning of the context itself, where the recipe wants them. ``told``
+    holds the words of all facts about a topic, by context and the topic's number. ``count`` is how many contexts all
+    processes have together.
+    """
+
+    texts: tuple[str, ...]
+    rows: tuple[Row, ...]
+    retold: tuple[Row, ...]
+    told: dict[tuple[int, int], frozenset[str]]
+    count: int
+
+
+class Batcher:
+    """Turns cases into batches; remembers the prompts of questions that come again."""
+
+    def __init__(self, models: Models, recipe: Recipe):
+        self.models = models
+        self.recipe = recipe
+        self._layouts: dict[str, Layout] = {}
+        self._topics = {topic: number for number, topic in enumerate(recipe.topics)}
+
+    def batch(self, cases: Sequence[Case], rng: random.Random, *, whole: bool = False) -> Batch:
+        """A batch of cases, ``recipe.questions`` of each drawn at random, at most ``recipe.per_kind`` of a kind.
+
+        Of several processes each gets its part of the cases, unless it asks for the ``whole``.
+
+        Raises:
+            EncodeError: a question has no answer.
+        """
+        asked = [self._asked(case, rng) for case in cases]  # of all cases, so that all processes draw alike
+        chosen = list(zip(cases, asked, strict=True))
+        chosen = chosen if whole else list(mine(chosen))
+        own = [case for case, _ in chosen]
+        rows = [self._row(at, question) for at, (_, questions) in enumerate(chosen) for question in questions]
+        wanted = self.recipe.reconstruction_weight > 0
+        retold = [self._retold(at, case) for at, case in enumerate(own)] if wanted else []
+        return Batch(tuple(case.context for case in own), tuple(rows), tuple(retold), self._told(own), len(cases))
+
+    def _asked(self, case: Case, rng: random.Random) -> list[Question]:
+        left = dict(self.recipe.per_kind)
+        chosen: list[Question] = []
+        for question in rng.sample(case.questions, len(case.questions)):
+            if left.get(question.kind) != 0 and len(chosen) < self.recipe.questions:
+                chosen.append(question)
+                left |= {question.kind: left[question.kind] - 1} if question.kind in left else {}
+        return chosen
+
+    def _told(self, cases: Sequence[Case]) -> dict[tuple[int, int], frozenset[str]]:
+        told: dict[tuple[int, int], frozenset[str]] = {}
+        for index, case in enumerate(cases):
+            for topic, words in (fact for question in case.questions for fact in question.facts):
+                if topic in self._topics:
+                    key = index, self._topics[topic]
+                    told[key] = told.get(key, frozenset()) | frozenset(re.findall(r"\w+", words))
+        return told
+
+    def _row(self, context: int, question: Question) -> Row:
+        answer = answer_ids(self.models.receiver_tokenizer, question.answer, end=self.recipe.close_answers)
+        if not answer:
+            raise EncodeError(f"expected an answer to {question.text!r}, got an empty one")
+        place = self._layout(question.text)
+        return Row(context, place.prefix, place.suffix, answer[: self.recipe.answer_tokens], question.text)
+
+    def _retold(self, context: int, case: Case) -> Row:
+        told = answer_ids(self.models.receiver_tokenizer, case.context, end=False)
+        place = self._layout(RETELL)
+        return Row(context, place.prefix, place.suffix, told[: self.recipe.reconstruction_tokens], RETELL)
+
+    def _layout(self, question: str) -> Layout:
+        if question not in self._layouts:
+            self._layouts[question] = layout(self.models.receiver_tokenizer, question)
+        return self._layouts[question]
+
+
+def check_room(models: Models, cases: Sequence[Case], recipe: Recipe) -> None:
+    """Refuses a case whose full text, question and answer are more than the receiver can read at once.
+
+    The full text is what the message is measured against, and what its distillation listens to.
+
+    Raises:
+        EncodeError: with the case, the numbers, and what to do.
+    """
+    window, tokenizer = window_tokens(models.receiver), models.receiver_tokenizer
+    for case in cases:
+        for question in case.questions:
+            asked = len(text_ids(tokenizer, case.context, question.text))
+            answer = len(answer_ids(tokenizer, question.answer, end=recipe.close_answers)[: recipe.answer_tokens])
+            if asked + answer > window:
+                raise EncodeError(
+                    f"expected case {case.id!r} to fit into the receiver's window of {window} tokens, got {asked} for "
+                    f"the context and question and {answer} for the answer: the full text is what the message is "
+                    "measured against; shorten the context, or leave the case out"
+                )
+
+
+@contextmanager
+def frozen(models: Models) -> Iterator[None]:
+    """Both models in evaluation mode and without gradients, but for the adapter; afterwards all is as it was."""
+    learning = {id(parameter) for parameter in models.adapted()}
+    parameters = [p for model in (models.sender, models.receiver) for p in model.parameters() if id(p) not in learning]
+    wanted = [p.requires_grad for p in parameters]
+    modes = models.sender.training, models.receiver.training
+    attention = models.receiver.config._attn_implementation
+    try:
+        models.sender.eval()
+        models.receiver.eval()
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+        if models.receiver.device.type == "cpu":  # torch's fused attention with a mask is slow backwards on a CPU
+            models.receiver.set_attn_implementation("eager")
+        yield
+    finally:
+        models.receiver.set_attn_implementation(attention)
+        models.sender.train(modes[0])
+        models.receiver.train(modes[1])
+        for parameter, flag in zip(parameters, wanted, strict=True):
+            parameter.requires_grad_(flag)

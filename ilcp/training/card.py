@@ -1,0 +1,92 @@
+"""The card of a trained codec: what it is for, what it was measured to be worth, its limits, and how to load it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ilcp.codec import Codec, measured
+from ilcp.measure import Report
+
+__all__ = ["write_card"]
+
+CARD = """---
+library_name: ilcp
+tags:
+- ilcp
+- soft-prompt
+---
+
+# {sender} to {receiver}, {payload} bytes
+
+A codec of [ilcp](https://pypi.org/project/ilcp/): it hands what {sender} has read to {receiver} as a message of
+{wire} bytes, header and check counted. It was trained for exactly these two models and knows them by their weights.
+
+```python
+import ilcp
+
+codec = ilcp.load("FOLDER_OR_HUB_ID")
+sender = ilcp.Sender(model_a, tokenizer_a, codec)
+receiver = ilcp.Receiver({receiver_model}, tokenizer_b, codec)
+message = sender.encode(text)
+answer = receiver.generate(message, question)
+```
+
+{verdict}
+
+## How it was made
+
+{steps} steps in {minutes} minutes on {processes} process(es), {tokens_per_s} tokens/s; of the time, {shares}.
+{training} cases to learn from, {validation} to watch the learning by, {test} to measure, {source}. Seed {seed}. The
+whole recipe, versions and identities are in `config.json`; `log.jsonl` and `curve.png` are the learning curve.
+
+## Limits
+
+- It is for texts like those it was trained on. Of others it may say anything: measure it on yours with
+  `ilcp measure FOLDER --task cases.jsonl`.
+- Names, numbers and ids are what a latent loses first.{adapted}
+- Text that a language model codes in as many bytes is not in this table: `ilcp measure` adds it.
+
+## Every arm, on the test cases
+
+{arms}
+"""
+ADAPTED = """
+- The receiver was adapted: all arms below, the full text among them, are read by the adapted receiver. The adapter is
+  in `receiver-adapter`; a receiver without it is refused."""
+
+
+def write_card(codec: Codec, made: Mapping[str, Any], report: Report) -> str:
+    """The card of a codec that was made so, and measured so."""
+    plan, cases = made["plan"], made["cases"]
+    adapted = plan["adapt_receiver"]
+    return (
+        CARD.format(
+            sender=_name(plan["sender"]),
+            receiver=_name(plan["receiver"]),
+            payload=codec.spec.payload_bytes,
+            wire=round(report.arms["message"].sizes()["wire"].value),
+            receiver_model="ilcp.adapt(model_b, codec)" if adapted else "model_b",
+            verdict=report.verdict(),
+            shares=", ".join(f"{part} {share:.0%}" for part, share in made["time_shares"].items()),
+            source="which the sender wrote itself" if plan["data"] is None else f"from {_name(plan['data'])}",
+            adapted=ADAPTED if adapted else "",
+            arms=_arms(report),
+            **{name: made[name] for name in ("steps", "minutes", "processes", "tokens_per_s", "seed")},
+            **{name: cases[name] for name in ("training", "validation", "test")},
+        )
+        + "\n"
+        + measured(report.proof())
+    )
+
+
+def _arms(report: Report) -> str:
+    unit = "exact match" if report.metric == "exact" else "nats per answer"
+    lines = [f"| arm | bytes on the wire | {unit} [95 % interval] |", "| --- | ---: | ---: |"]
+    for name, arm in report.arms.items():
+        sizes = arm.sizes()
+        size = f"{sizes['wire'].value:,.0f}" if sizes else ""
+        lines.append(f"| {name} | {size} | {report.mean(name)} |")
+    return "\n".join(lines)
+
+
+def _name(path: str) -> str:
+    return path.rstrip("/").split("/")[-1]

@@ -1,0 +1,85 @@
+"""A list of cases as a training reads it: in batches of like length, in an order of its own in every epoch."""
+
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from ilcp.errors import EncodeError
+from ilcp.tasks.cases import Case
+
+__all__ = ["Shuffled", "Split", "merged", "split"]
+
+POOL = 16  # batches among which like lengths are sought: more would make batches alike in more than length
+LEAST = 16  # cases of validation and of test each: fewer say nothing
+
+
+class Shuffled:
+    """A source for ``train``: the same batch for the same number, every case once per epoch.
+
+    ``lengths`` (one per case, in any unit) decides which cases share a batch: padding is work for nothing. What does
+    not fill a batch at the end of an epoch waits for another.
+    """
+
+    def __init__(self, cases: Sequence[Case], lengths: Sequence[int], seed: int):
+        self.cases, self.lengths, self.seed = list(cases), list(lengths), seed
+        self._order: tuple[tuple[int, int], list[list[int]]] | None = None
+
+    def __call__(self, first: int, n: int) -> list[Case]:
+        """The ``n`` cases of batch ``first // n``.
+
+        Raises:
+            EncodeError: there are fewer than ``n`` cases.
+        """
+        if len(self.cases) < n:
+            raise EncodeError(f"expected at least {n} cases for a batch, got {len(self.cases)}: lower contexts")
+        batches = len(self.cases) // n
+        epoch, number = divmod(first // n, batches)
+        if self._order is None or self._order[0] != (epoch, n):
+            self._order = (epoch, n), self._shuffled(epoch, n)
+        return [self.cases[index] for index in self._order[1][number]]
+
+    def _shuffled(self, epoch: int, n: int) -> list[list[int]]:
+        rng = random.Random(f"order {self.seed}/{epoch}")
+        order = rng.sample(range(len(self.cases)), len(self.cases) // n * n)
+        batches: list[list[int]] = []
+        for start in range(0, len(order), POOL * n):
+            pool = sorted(order[start : start + POOL * n], key=lambda index: self.lengths[index])
+            batches += [pool[at : at + n] for at in range(0, len(pool), n)]
+        rng.shuffle(batches)
+        return batches
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Cases to learn from, to watch the learning by, and to measure what came out: no case is in two of them."""
+
+    training: list[Case]
+    validation: list[Case]
+    test: list[Case]
+
+
+def merged(cases: Iterable[Case]) -> list[Case]:
+    """One case per context, with all questions about it, in the order of their first sight."""
+    groups: dict[str, list[Case]] = {}
+    for case in cases:
+        groups.setdefault(case.context, []).append(case)
+    return [
+        replace(group[0], questions=tuple(question for case in group for question in case.questions))
+        for group in groups.values()
+    ]
+
+
+def split(cases: Sequence[Case], *, validation: int, test: int, seed: int) -> Split:
+    """At most so many cases for validation and test, at most a tenth of all for each, drawn by seed.
+
+    Raises:
+        EncodeError: there are too few cases to draw them from.
+    """
+    order = random.Random(f"split {seed}").sample(cases, len(cases))
+    sizes = [min(wanted, len(order) // 10) for wanted in (test, validation)]
+    if min(sizes) < LEAST:
+        raise EncodeError(
+            f"expected at least {10 * LEAST} cases with different contexts (a tenth validates, a tenth tests), "
+            f"got {len(order)}: add cases, or let the sender write them with --self-study"
+        )
+    return Split(training=order[sum(sizes) :], validation=order[sizes[0] : sum(sizes)], test=order[: sizes[0]])

@@ -1,0 +1,95 @@
+"""What a training will take of disk and memory, computed before it starts."""
+
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ilcp.errors import EncodeError
+from ilcp.training.batch import Models
+from ilcp.training.reader import StateStore
+from ilcp.training.recipe import Recipe
+
+__all__ = ["Estimate", "estimate"]
+
+COPIES = 4  # of what is trained: weights, gradients, and AdamW's two moments
+SAVED = 3 * 2  # of them in a checkpoint, and two checkpoints while the new one is written
+MEGA = 1e6
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """Bytes, all computed: numbers of elements times their size. What a step's activations take is not among them."""
+
+    states_bytes: int
+    checkpoint_bytes: int
+    models_bytes: int
+    training_bytes: int
+
+    def __str__(self) -> str:
+        parts = {
+            "disk": {"the sender's states": self.states_bytes, "checkpoints": self.checkpoint_bytes},
+            "memory": {"both models": self.models_bytes, "the codec in training": self.training_bytes},
+        }
+        shown = [
+            f"{place} {sum(of.values()) / MEGA:,.0f} MB ({', '.join(f'{n} {b / MEGA:,.0f}' for n, b in of.items())})"
+            for place, of in parts.items()
+        ]
+        return f"computed need: {'; '.join(shown)}, and the activations of a step"
+
+
+def estimate(
+    models: Models, network: Any, store: StateStore, texts: Sequence[str], folder: Path, recipe: Recipe
+) -> Estimate:
+    """The need of a run whose states go to ``store`` and whose checkpoints to ``folder``.
+
+    Raises:
+        EncodeError: there is less disk or memory than that; the text has the numbers.
+    """
+    learned = [*network.parameters(), *models.adapted()]
+    trained = sum(p.numel() * p.element_size() for p in learned)
+    both = {id(p): p for model in (models.sender, models.receiver) for p in model.parameters()}
+    need = Estimate(
+        states_bytes=min(store.bytes_of(texts), store.limit_bytes),
+        checkpoint_bytes=SAVED * trained,
+        models_bytes=sum(p.numel() * p.element_size() for p in both.values()),
+        training_bytes=COPIES * trained,
+    )
+    kept = sum(file.stat().st_size for file in store.folder.glob("*.safetensors"))  # of a run that goes on
+    disk, free = need.states_bytes - kept + need.checkpoint_bytes, shutil.disk_usage(folder).free
+    if disk > free:
+        raise EncodeError(
+            f"expected {disk / MEGA:,.0f} MB of disk free at {folder}, got {free / MEGA:,.0f}: lower states_gb, or "
+            "choose another --out"
+        )
+    memory, left = need.training_bytes, _free_memory(models.receiver.device)
+    if memory > left:
+        raise EncodeError(
+            f"expected {memory / MEGA:,.0f} MB of memory free for the codec in training, got {left / MEGA:,.0f}: "
+            "take a smaller codec, or another device"
+        )
+    return need
+
+
+def _free_memory(device: torch.device) -> int:
+    """Bytes; the models are loaded already."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") + _cached()
+    except (OSError, ValueError):  # not every system tells
+        return 1 << 62
+
+
+def _cached() -> int:
+    """Bytes that the system gives back when they are wanted."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return 0
+    known = dict(line.split(":", 1) for line in lines)
+    return int(known.get("Cached", "0 kB").split()[0]) * 1024

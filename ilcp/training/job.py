@@ -1,0 +1,316 @@
+"""From two models to a proven codec: what ``ilcp train`` and ``ilcp.train`` do.
+
+::
+
+    plan --> models --> cases (a file, or written by the sender) --> training, validation, test
+         --> states on disk --> train --> codec --> measured on the test cases, with every control --> folder
+
+A run keeps its checkpoint, its log and the sender's states in ``<out>.run``, beside the codec's folder, which appears
+when all is done. A run that was stopped goes on with ``resume``.
+"""
+
+import json
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from ilcp.adapter import ADAPTER, new_adapter, save_adapter
+from ilcp.codec import CONFIG, Codec, codec_class, load, save
+from ilcp.errors import EncodeError
+from ilcp.families import require_receiver, require_sender
+from ilcp.handoff import Receiver, Sender
+from ilcp.identity import ModelIdentity, identify
+from ilcp.measure import Report, equal_texts, run
+from ilcp.models import load_model
+from ilcp.parallel import is_main, join, total, world
+from ilcp.tasks.cases import Case, read_jsonl
+from ilcp.training.batch import Models, check_room
+from ilcp.training.card import write_card
+from ilcp.training.data import Shuffled, Split, merged, split
+from ilcp.training.estimate import estimate
+from ilcp.training.log import CURVE, LOG
+from ilcp.training.loop import CHECKPOINT, Result
+from ilcp.training.loop import train as fit
+from ilcp.training.objective import calibrate
+from ilcp.training.plan import Plan, read_plan, refuse_unknown
+from ilcp.training.reader import Reader, StateStore
+from ilcp.training.recipe import Recipe
+from ilcp.training.selfstudy import study
+
+__all__ = ["train", "train_codec"]
+
+VALIDATION = 64  # cases by which the learning is watched, at most
+CALIBRATION = 64
+TEXTS = ("head", "tail", "zstd")  # an LM codes text in minutes per case where the LM is large: ilcp measure adds it
+PLAN = "plan.json"
+GIGA = 1e9
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """What a training works with."""
+
+    plan: Plan
+    recipe: Recipe
+    models: Models
+    cases: Split
+    identities: tuple[ModelIdentity, ModelIdentity]
+
+
+def train(recipe: str | Path | None = None, *, resume: bool = False, **changes: Any) -> Codec:
+    """The codec for two models of your own, trained, measured and saved.
+
+    >>> import ilcp
+    >>> codec = ilcp.train(sender="model-a", receiver="model-b", data="cases.jsonl", out="my-codec")  # doctest: +SKIP
+
+    Args:
+        recipe: a TOML file; see ``ilcp.training.plan``.
+        resume: goes on with what an earlier call left beside ``out``.
+        changes: fields of ``Plan`` (``sender``, ``receiver``, ``data`` or ``self_study=True``, ``out``, ...), ``steps``
+            and ``minutes``; they go before the file.
+
+    Raises:
+        EncodeError, Interrupted: as ``train_codec``.
+    """
+    return train_codec(read_plan(None if recipe is None else Path(recipe), **changes), resume=resume)
+
+
+def train_codec(plan: Plan, *, resume: bool = False) -> Codec:
+    """The codec that the plan describes, trained, measured and saved in ``plan.out``.
+
+    Args:
+        resume: goes on with what an earlier call of the same plan left in ``plan.work``.
+
+    Raises:
+        EncodeError: the models, the data or the recipe cannot be used, ``plan.out`` or ``plan.work`` holds another
+            codec or run, the receiver cannot answer from the full text, or the codec collapsed; the text says what
+            to do.
+        Interrupted: Ctrl-C or SIGTERM, after a checkpoint.
+    """
+    _refuse_taken(plan, resume)
+    device = join(plan.device)
+    method = _method(plan)
+    models = _models(plan, device)
+    plan.work.mkdir(parents=True, exist_ok=True)
+    with models.unadapted():
+        identities = (
+            identify(models.sender, models.sender_tokenizer),
+            identify(models.receiver, models.receiver_tokenizer),
+        )
+    cases = _cases(plan, models)
+    closed = _closed(cases)
+    job = _Job(plan, plan.recipe(closed=closed), models, _fitting(plan, models, cases, closed), identities)
+    _same_plan(job)
+    torch.manual_seed(plan.seed)
+    network = method.untrained(models.sender, models.receiver, _settings(plan)).to(device)
+    result = _train(job, network, resume)
+    if hasattr(network, "round_to_half"):
+        network.round_to_half()
+    receiver = identify(models.receiver, models.receiver_tokenizer)
+    codec: Codec = method.from_network(network.cpu(), identities[0], receiver)
+    if is_main():
+        _finish(job, codec, result, _measure(job, codec, closed))
+    total(0.0, device)  # no process is done before the folder is there
+    return load(plan.out)
+
+
+def _refuse_taken(plan: Plan, resume: bool) -> None:
+    """Nothing finished is overwritten, nothing begun is begun anew."""
+    if plan.out.exists() and (not plan.out.is_dir() or any(plan.out.iterdir())):
+        holds = "holds a codec already" if (plan.out / CONFIG).exists() else "is not empty"
+        raise EncodeError(f"expected a new folder for the codec, got {plan.out}, which {holds}: choose another --out")
+    if (plan.work / CHECKPOINT).exists() and not resume:
+        raise EncodeError(
+            f"expected no run in {plan.work}, got one with a checkpoint: pass --resume to go on with it, remove it, or "
+            "choose another --out"
+        )
+
+
+def _method(plan: Plan) -> Any:
+    """The class of the codec.
+
+    Raises:
+        EncodeError: there is none of that name, it does not learn, or has no such setting.
+    """
+    name = plan.codec.get("name", "vae")
+    method = codec_class(name)
+    if not hasattr(method, "untrained"):
+        raise EncodeError(f"expected a codec that learns, got {name!r}, which has nothing to train: use it as it is")
+    refuse_unknown(_settings(plan), method.settings(), "[codec]")
+    return method
+
+
+def _settings(plan: Plan) -> dict[str, Any]:
+    settings = {name: value for name, value in plan.codec.items() if name != "name"}
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}
+
+
+def _models(plan: Plan, device: torch.device) -> Models:
+    sender = load_model(plan.sender, dtype=plan.dtype, device=device, encoder=True)
+    receiver = load_model(plan.receiver, dtype=plan.dtype, device=device, encoder=True)
+    require_sender(sender[0])
+    require_receiver(receiver[0])
+    if not plan.adapt_receiver:
+        return Models(*sender, *receiver)
+    torch.manual_seed(plan.seed)
+    adapter = new_adapter(receiver[0], plan.adapter_rank)
+    return Models(*sender, adapter.get_base_model(), receiver[1], adapter)
+
+
+def _cases(plan: Plan, models: Models) -> list[Case]:
+    if plan.data is not None:
+        return merged(read_jsonl(plan.data))
+    assert plan.self_study is not None
+    file = plan.work / "self-study.jsonl"
+    return merged(study(models, plan.self_study, file, seed=plan.seed, progress=_shows()))
+
+
+def _closed(cases: Sequence[Case]) -> bool:
+    """Whether answers end; questions and continuations are not learned together."""
+    found = {bool(question.text) for case in cases for question in case.questions}
+    if len(found) > 1:
+        raise EncodeError("expected either questions or continuations, got both in one file: train on one of them")
+    return found.pop() if found else True
+
+
+def _fitting(plan: Plan, models: Models, cases: list[Case], closed: bool) -> Split:
+    """The cases that the receiver can read in full, in three parts."""
+    recipe, kept = plan.recipe(closed=closed), []
+    for case in cases:
+        try:
+            check_room(models, [case], recipe)
+            kept.append(case)
+        except EncodeError:
+            if plan.too_long == "refuse":
+                raise
+    if len(kept) < len(cases):
+        _say(f"{len(cases) - len(kept)} of {len(cases)} cases are longer than the receiver's window and left out")
+    return split(kept, validation=VALIDATION, test=plan.test_cases, seed=plan.seed)
+
+
+def _same_plan(job: _Job) -> None:
+    """Refuses to go on with what another plan began.
+
+    Raises:
+        EncodeError: every key that differs, with both values.
+    """
+    file = job.plan.work / PLAN
+    names = dict(zip(("sender identity", "receiver identity"), map(asdict, job.identities), strict=True))
+    record = job.plan.to_dict() | names | {"cases": _digest(job.cases)}
+    record = json.loads(json.dumps(record, default=str))
+    if file.exists() and (job.plan.work / CHECKPOINT).exists():
+        before = json.loads(file.read_text(encoding="utf-8"))
+        flat, old = _flat(record), _flat(before)
+        differs = [name for name in sorted(flat.keys() | old.keys()) if flat.get(name) != old.get(name)]
+        if differs:
+            shown = "; ".join(f"{name} (was {old.get(name)!r}, is {flat.get(name)!r})" for name in differs)
+            raise EncodeError(f"expected the run that {job.plan.work} holds, got a difference in {shown}")
+    elif is_main():
+        file.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def _flat(record: dict[str, Any], before: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in record.items():
+        flat |= _flat(value, f"{before}{name}.") if isinstance(value, dict) else {before + name: value}
+    return flat
+
+
+def _digest(cases: Split) -> str:
+    hasher = blake2b(digest_size=8)
+    for part in (cases.training, cases.validation, cases.test):
+        for case in part:
+            hasher.update(repr((case.context, [(q.text, q.answer) for q in case.questions])).encode())
+    return hasher.hexdigest()
+
+
+def _train(job: _Job, network: Any, resume: bool) -> Result:
+    plan, models, cases = job.plan, job.models, job.cases
+    texts = [case.context for case in (*cases.training, *cases.validation)]
+    store = StateStore(plan.work / "states", models, network.layers, job.recipe, int(plan.states_gb * GIGA))
+    if is_main():
+        _say(
+            f"{len(cases.training)} cases to learn from, {len(cases.validation)} to watch, {len(cases.test)} to measure"
+        )
+        _say(str(estimate(models, network, store, texts, plan.work, job.recipe)))
+    if not (plan.work / CHECKPOINT).exists():
+        calibrate(network, models, (cases.training + cases.validation)[:CALIBRATION], job.recipe)
+    store.fill(Reader(models, network.layers, job.recipe), texts, progress=_shows())
+    lengths = [len(case.context) for case in cases.training]
+    return fit(
+        network,
+        models,
+        Shuffled(cases.training, lengths, plan.seed),
+        cases.validation,
+        job.recipe,
+        plan.work,
+        store=store,
+        resume=resume,
+        tensorboard=plan.tensorboard,
+    )
+
+
+def _measure(job: _Job, codec: Codec, closed: bool) -> Report:
+    """Every control on the test cases, kept as it goes."""
+    sender = Sender(job.models.sender, job.models.sender_tokenizer, codec)
+    receiver = Receiver(job.models.receiver, job.models.receiver_tokenizer, codec, allow_unproven=True)
+    texts = equal_texts(sender, [case.context for case in job.cases.training])
+    return run(
+        sender,
+        receiver,
+        job.cases.test,
+        task=job.plan.data.name if job.plan.data is not None else "self-study",
+        seed=job.plan.seed,
+        closed=closed,
+        texts={name: texts[name] for name in TEXTS},
+        repetitions=0,
+        keep=job.plan.work / "report.json",
+        progress=_shows(),
+    )
+
+
+def _finish(job: _Job, codec: Codec, result: Result, report: Report) -> None:
+    """The codec's folder, whole: weights, configuration, card, curve, and the receiver's adapter."""
+    made: dict[str, Any] = {
+        "plan": job.plan.to_dict(),
+        "recipe": job.recipe.to_dict(),
+        "cases": {name: len(getattr(job.cases, name)) for name in ("training", "validation", "test")},
+        "seed": job.plan.seed,
+        "processes": world(),
+        "steps": result.steps,
+        "minutes": result.minutes,
+        "tokens_per_s": result.tokens_per_s,
+        "time_shares": {part: round(share, 3) for part, share in result.shares.items()},
+        "provenance": report.provenance,
+    }
+    made = json.loads(json.dumps(made, default=str))
+    codec.proof = report.proof()
+    draft = job.plan.work / "codec"
+    shutil.rmtree(draft, ignore_errors=True)
+    save(codec, draft, card=write_card(codec, made, report), training=made)
+    for name in (CURVE, LOG):
+        if (job.plan.work / name).exists():
+            shutil.copyfile(job.plan.work / name, draft / name)
+    if job.models.adapter is not None:
+        save_adapter(job.models.adapter, draft / ADAPTER)
+    if job.plan.out.is_dir():
+        job.plan.out.rmdir()  # it is empty: that was seen to at the start
+    job.plan.out.parent.mkdir(parents=True, exist_ok=True)
+    draft.replace(job.plan.out)
+    _say(report.verdict())
+
+
+def _shows() -> bool:
+    return sys.stderr.isatty() and is_main()
+
+
+def _say(text: str) -> None:
+    if is_main():
+        Console(stderr=True, soft_wrap=True).print(text, highlight=False)

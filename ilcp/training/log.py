@@ -1,0 +1,101 @@
+"""The log of a run: one JSON object per validation, its curve as a picture, and TensorBoard's event files if wanted."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ilcp.errors import EncodeError
+
+__all__ = ["LOG", "Log", "draw_curve", "read_log"]
+
+LOG = "log.jsonl"
+CURVE = "curve.png"
+
+
+class Log:
+    """Appends to ``log.jsonl`` in a folder.
+
+    Raises:
+        EncodeError: TensorBoard is wanted and not installed.
+    """
+
+    def __init__(self, folder: Path, *, tensorboard: bool = False):
+        self.file = folder / LOG
+        self._events: Any = None
+        if tensorboard:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError as error:
+                raise EncodeError("expected tensorboard, got none: pip install 'ilcp[tensorboard]'") from error
+            self._events = SummaryWriter(str(folder / "tensorboard"))
+
+    def write(self, record: dict[str, Any]) -> None:
+        """One more line; the curve is drawn anew where matplotlib is installed.
+
+        Raises:
+            EncodeError: the disk is full, or not to be written to.
+        """
+        try:
+            with open(self.file, "a", encoding="utf-8") as log:
+                log.write(json.dumps(record) + "\n")
+            draw_curve(self.file)
+        except OSError as error:
+            raise EncodeError(f"expected room for the log {self.file}, got: {error}; free space and resume") from error
+        if self._events is not None:
+            for name, value in _flat(record).items():
+                self._events.add_scalar(name, value, record["step"])
+            self._events.flush()
+
+    def forget_after(self, step: int) -> None:
+        """Drops the lines of steps that a resumed run makes again."""
+        if self.file.exists():
+            kept = [record for record in read_log(self.file) if record["step"] <= step]
+            draft = self.file.with_suffix(".draft")
+            draft.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+            draft.replace(self.file)
+
+
+def read_log(file: Path) -> list[dict[str, Any]]:
+    """The lines of a log; one that was cut off while it was written is left out."""
+    records = []
+    for line in file.read_text(encoding="utf-8").splitlines():
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            continue
+    return records
+
+
+def draw_curve(file: Path) -> Path | None:
+    """The learning curve beside the log, as PNG; None where matplotlib is not installed."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return None
+    records = read_log(file)
+    steps = [record["step"] for record in records]
+    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    answers, rest = figure.subplots(1, 2)
+    for arm, style in (("text", "k--"), ("message", "C0-"), ("foreign", "C3:"), ("none", "C7:")):
+        values = [record["validation_nats"][arm] for record in records]
+        answers.plot(steps, values, style, label={"foreign": "another case's message", "none": "nothing"}.get(arm, arm))
+    answers.set(xlabel="step", ylabel="log-likelihood of the answer, nats", title="validation")
+    answers.legend(fontsize=8)
+    for name in ("loss", "cross_entropy", "kl", "reconstruction", "naming", "alignment"):
+        known = [(record["step"], record[name]) for record in records if name in record]
+        if known:
+            rest.plot(*zip(*known, strict=True), label=name.replace("_", " "))
+    rest.set(xlabel="step", ylabel="nats", title="training (running mean)")
+    rest.legend(fontsize=8)
+    picture = file.with_name(CURVE)
+    draft = picture.with_suffix(".draft")
+    figure.savefig(draft, dpi=110, format="png")
+    draft.replace(picture)
+    return picture
+
+
+def _flat(record: dict[str, Any], before: str = "") -> dict[str, float]:
+    flat: dict[str, float] = {}
+    for name, value in record.items():
+        flat |= _flat(value, f"{before}{name}/") if isinstance(value, dict) else {f"{before}{name}": float(value)}
+    return flat

@@ -1,0 +1,168 @@
+"""What the sender has computed when it has read a text: once, where there is a store to keep it in.
+
+::
+
+    texts --StateStore.fill--> shards of states on disk --Reader.states--> states "texts layers tokens hidden", mask
+
+A shard holds the states of one fixed group of texts, whatever else is read, and appears whole or not at all: a run that
+was killed goes on with the shards that are there, and computes the same numbers as one that was not.
+"""
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn import functional as F
+
+from ilcp.context import capture_batch, read_ids, window_tokens
+from ilcp.identity import digest, identify
+from ilcp.parallel import mine, total
+from ilcp.training.batch import Models
+from ilcp.training.precision import in_bfloat16, precision
+from ilcp.training.recipe import Recipe
+
+__all__ = ["Reader", "StateStore"]
+
+SHARD_TOKENS = 8192  # of a shard, padding counted: some tens of megabytes, and one forward pass
+FORMAT = 1  # of the shards: another number is another folder
+
+
+class Reader:
+    """Reads texts with the sender, or looks up what it computed before."""
+
+    def __init__(self, models: Models, layers: Sequence[int], recipe: Recipe, store: "StateStore | None" = None):
+        self.models, self.layers, self.recipe, self.store = models, tuple(layers), recipe, store
+        self.read_tokens = 0  # by the sender, in this process
+
+    def states(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """States ``"texts layers tokens hidden"``, padded on the right, and their mask ``"texts tokens"``."""
+        if self.store is None:
+            return self.compute(texts)
+        known = {text: self.store.get(text) for text in texts}
+        missing = [text for text, found in known.items() if found is None]
+        if len(missing) == len(texts):
+            return self.compute(texts)
+        if missing:
+            states, mask = self.compute(missing)
+            rows = zip(missing, states, mask.sum(1).long().tolist(), strict=True)
+            known |= {text: row[:, :length] for text, row, length in rows}
+        device = self.models.sender.device
+        return _padded([found.to(device) for text in texts if (found := known[text]) is not None])
+
+    def compute(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """As ``states``, by a pass of the sender; a text beyond its window is read in windows."""
+        sender = self.models.sender
+        encoded = [self.models.sender_tokenizer(text, verbose=False).input_ids for text in texts]
+        self.read_tokens += sum(map(len, encoded))
+        with precision(self.models.receiver.device, self.recipe):
+            if max(map(len, encoded)) > window_tokens(sender):
+                return _padded([read_ids(sender, ids, self.layers)[0] for ids in encoded])
+            mask = torch.zeros(len(encoded), max(map(len, encoded)), dtype=torch.long)
+            ids = torch.zeros_like(mask)
+            for row, found in enumerate(encoded):
+                ids[row, : len(found)] = torch.tensor(found)
+                mask[row, : len(found)] = 1
+            ids, mask = ids.to(sender.device), mask.to(sender.device)
+            return capture_batch(sender, ids, mask, self.layers), mask.float()
+
+
+def _padded(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    longest = max(row.shape[1] for row in rows)
+    lengths = torch.tensor([row.shape[1] for row in rows], device=rows[0].device)
+    states = torch.stack([F.pad(row, (0, 0, 0, longest - row.shape[1])) for row in rows])
+    return states, (torch.arange(longest, device=rows[0].device) < lengths.unsqueeze(1)).float()
+
+
+class StateStore:
+    """States of texts on disk, of one sender and its chosen layers, up to ``limit_bytes``.
+
+    The folder's name is a digest of the sender's identity, the layers and the precision: another checkpoint finds
+    nothing here.
+    """
+
+    def __init__(self, folder: str | Path, models: Models, layers: Sequence[int], recipe: Recipe, limit_bytes: int):
+        identity = asdict(identify(models.sender, models.sender_tokenizer))
+        halved = in_bfloat16(models.receiver.device, recipe)
+        key = digest(repr((FORMAT, sorted(identity.items()), tuple(layers), halved)).encode()).hex()
+        self.folder = Path(folder) / key
+        self.limit_bytes = limit_bytes
+        self._tokenizer = models.sender_tokenizer
+        self._token_bytes: int = len(layers) * models.sender.config.hidden_size * models.sender.dtype.itemsize
+        self._where: dict[str, Path] = {}
+        self._open: dict[Path, Any] = {}
+
+    def fill(self, reader: Reader, texts: Iterable[str], *, progress: bool = False) -> None:
+        """Computes and keeps the states of these texts, shard by shard, until the limit; what is there is not read.
+
+        A disk that fills up is no reason to stop: what is not here is computed when it is asked for.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        groups = self._groups(texts)
+        for path, group in groups:
+            self._where |= dict.fromkeys(map(_name, group), path)
+        todo = [(path, group) for path, group in mine(groups) if not path.exists()]
+        shown = track(todo, "the sender reads", console=Console(stderr=True), disable=not progress, transient=True)
+        for path, group in shown:
+            states, mask = reader.compute(group)
+            lengths = mask.sum(1).long().tolist()
+            rows = zip(group, states.cpu(), lengths, strict=True)
+            try:
+                self._write(path, {_name(text): row[:, :length].contiguous() for text, row, length in rows})
+            except (OSError, SafetensorError) as error:
+                said = f"the sender's states are no longer kept in {self.folder}: {error}"
+                Console(stderr=True, soft_wrap=True).print(said, highlight=False)
+                break
+        total(0.0, reader.models.sender.device)  # no process looks up before all have written
+
+    def get(self, text: str) -> Tensor | None:
+        """States ``"layers tokens hidden"`` of a text; None where they are not kept."""
+        name = _name(text)
+        path = self._where.get(name)
+        if path is None or not (path in self._open or path.exists()):
+            return None
+        if path not in self._open:
+            self._open[path] = safe_open(path, "pt").__enter__()  # type: ignore[no-untyped-call]
+        states: Tensor = self._open[path].get_tensor(name)
+        return states
+
+    def bytes_of(self, texts: Iterable[str]) -> int:
+        """How much the states of these texts would take: a ``computed`` figure, tokens x layers x width x item size."""
+        tokens = sum(length for length, _ in self._measured(texts))
+        return tokens * self._token_bytes
+
+    def _measured(self, texts: Iterable[str]) -> list[tuple[int, str]]:
+        return sorted((len(self._tokenizer(t, verbose=False).input_ids), t) for t in dict.fromkeys(texts))
+
+    def _groups(self, texts: Iterable[str]) -> list[tuple[Path, list[str]]]:
+        """Texts of like length together, as many as the limit allows."""
+        groups: list[list[str]] = [[]]
+        spent = 0
+        for length, text in self._measured(texts):
+            spent += length * self._token_bytes
+            if spent > self.limit_bytes:
+                break
+            if (len(groups[-1]) + 1) * length > SHARD_TOKENS and groups[-1]:
+                groups.append([])
+            groups[-1].append(text)
+        named = ((self.folder / f"{digest(*map(str.encode, group)).hex()}.safetensors", group) for group in groups)
+        return [(path, group) for path, group in named if group]
+
+    def _write(self, path: Path, tensors: Mapping[str, Tensor]) -> None:
+        draft = path.with_suffix(f".draft{os.getpid()}")
+        try:
+            save_file(dict(tensors), draft)
+            draft.replace(path)
+        finally:
+            draft.unlink(missing_ok=True)
+
+
+def _name(text: str) -> str:
+    return digest(text.encode()).hex()

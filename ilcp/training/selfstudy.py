@@ -1,0 +1,201 @@
+"""Training data without any: the sender writes texts, and the receiver that reads them in full says what to learn.
+
+::
+
+    continuations   sender samples a text --cut between words--> context | continuation
+    questions       sender (a chat model) writes a text, then questions about it; the receiver answers from the text
+
+Both give cases like those of a data file, written to one as they come: a run that was stopped goes on with it. Neither
+needs labels: what the receiver says with the full text is the target (``Recipe.kl_weight``).
+"""
+
+import json
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from rich.console import Console
+from rich.progress import track
+
+from ilcp.context import window_tokens
+from ilcp.errors import EncodeError
+from ilcp.forward import embed, pad_left
+from ilcp.parallel import is_main, total
+from ilcp.prompt import text_ids
+from ilcp.tasks.cases import Case, read_jsonl
+from ilcp.training.batch import Models
+
+__all__ = ["SelfStudy", "cut", "study"]
+
+SUBJECTS = (
+    "an incident in a company's computer systems",
+    "a meeting of a project team and what it decided",
+    "the state of an investigation, with the evidence found so far",
+    "a customer's complaint and what was tried",
+    "a plan for a journey, with times, places and prices",
+    "a medical visit and its findings",
+    "a repair of a machine, step by step",
+    "a scientific experiment and its outcome",
+)
+WRITE = "Write a report about {subject}. Name people, places, times, numbers and causes. Use {words} words at most."
+ASK = "{context}\n\nWrite {questions} short questions that this text answers, one per line, and nothing else."
+ANSWER_TOKENS = 32
+
+
+@dataclass(frozen=True, slots=True)
+class SelfStudy:
+    """What the sender is to write. ``kind`` "auto" is questions where both models have a chat template."""
+
+    kind: Literal["auto", "continuation", "question"] = "auto"
+    texts: int = 4000
+    tokens: int = 120  # of a text, at most
+    context_characters: int = 150  # of a text that is cut in two: what the sender hands on, at most
+    continuation_characters: int = 100  # and what the receiver goes on with, at most
+    questions: int = 6  # about one text
+    temperature: float = 1.0
+    prompts: tuple[str, ...] = ()  # what the texts begin with (continuation), or are to be about (question)
+    batch: int = 64
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("auto", "continuation", "question"):
+            raise EncodeError(
+                f"expected the kind of self-study to be auto, continuation or question, got {self.kind!r}"
+            )
+        for name in ("texts", "tokens", "context_characters", "continuation_characters", "questions", "batch"):
+            if getattr(self, name) < 1:
+                raise EncodeError(f"expected {name} of self_study to be at least 1, got {getattr(self, name)}")
+        if not self.temperature > 0:
+            raise EncodeError(f"expected temperature of self_study to be positive, got {self.temperature}")
+
+    def asks(self, models: Models) -> bool:
+        """Whether the sender writes questions."""
+        chats = all(getattr(t, "chat_template", None) for t in (models.sender_tokenizer, models.receiver_tokenizer))
+        if self.kind == "question" and not chats:
+            raise EncodeError(
+                "expected two chat models for self-study with questions, got one without a chat template: "
+                "choose kind = 'continuation'"
+            )
+        return chats if self.kind == "auto" else self.kind == "question"
+
+
+def cut(text: str, context_characters: int, continuation_characters: int) -> tuple[str, str] | None:
+    """The beginning of a text and what follows it, cut between words; None where the text is too short for both."""
+    text = " ".join(text.split())
+    at = text.rfind(" ", 0, context_characters)
+    end = text.rfind(" ", 0, at + continuation_characters)
+    if at < context_characters // 2 or end < at + continuation_characters // 2:
+        return None
+    return text[:at], text[at + 1 : end]
+
+
+def study(models: Models, plan: SelfStudy, file: Path, *, seed: int, progress: bool = False) -> list[Case]:
+    """The cases that the sender writes, kept in ``file`` as they come.
+
+    Raises:
+        EncodeError: the sender cannot write (an encoder), has no token to begin with, or writes nothing of use.
+    """
+    if not hasattr(models.sender, "generate") or models.sender.get_output_embeddings() is None:
+        raise EncodeError(
+            f"expected a sender that writes, got {type(models.sender).__name__}: an encoder has no text of its own; "
+            "give --data"
+        )
+    if is_main():
+        _write(models, plan, file, seed, progress)
+    total(0.0, models.sender.device)  # the others wait for the file
+    cases = list(read_jsonl(file)) if file.stat().st_size else []
+    if not cases:
+        raise EncodeError(
+            f"expected texts that can be cut into context and continuation, got none from {plan.texts}: raise tokens, "
+            "lower context_characters, or give prompts"
+        )
+    return cases
+
+
+def _write(models: Models, plan: SelfStudy, file: Path, seed: int, progress: bool) -> None:
+    """Batch by batch, each from its own seed; the number of the last one that is in the file stands beside it."""
+    done = file.with_suffix(".batches")
+    start = int(done.read_text()) if done.exists() else 0
+    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() and start else []
+    batches = -(-plan.texts // plan.batch)
+    write: Callable[..., Iterator[dict[str, Any]]] = _questions if plan.asks(models) else _continuations
+    shown = range(start, batches)
+    for number in track(shown, "the sender writes", console=Console(stderr=True), disable=not progress, transient=True):
+        torch.manual_seed(random.Random(f"self-study {seed}/{number}").getrandbits(63))
+        count = min(plan.batch, plan.texts - number * plan.batch)
+        for at, record in enumerate(write(models, plan, random.Random(f"{seed}/{number}"), count)):
+            lines.append(json.dumps({"id": f"{number}.{at}", **record}))
+        _replace(file, "\n".join(lines) + "\n" if lines else "")
+        _replace(done, str(number + 1))
+
+
+def _replace(file: Path, text: str) -> None:
+    draft = file.with_name(file.name + ".draft")
+    try:
+        draft.write_text(text, encoding="utf-8")
+        draft.replace(file)
+    except OSError as error:
+        draft.unlink(missing_ok=True)
+        raise EncodeError(f"expected room for what the sender writes in {file}, got: {error}; free space") from error
+
+
+def _continuations(models: Models, plan: SelfStudy, rng: random.Random, count: int) -> Iterator[dict[str, Any]]:
+    tokenizer = models.sender_tokenizer
+    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    begins = [rng.choice(plan.prompts) if plan.prompts else "" for _ in range(count)]
+    prompts = [[start] * (start is not None) + _ids(tokenizer, begin) for begin in begins]
+    if not all(prompts):
+        raise EncodeError("expected a sender with a token to begin with, got neither bos nor eos: give prompts")
+    written = _generate(models.sender, tokenizer, prompts, plan.tokens, plan.temperature)
+    for begin, text in zip(begins, written, strict=True):
+        halves = cut(begin + text, plan.context_characters, plan.continuation_characters)
+        if halves is not None:
+            yield dict(zip(("context", "continuation"), halves, strict=True))
+
+
+def _questions(models: Models, plan: SelfStudy, rng: random.Random, count: int) -> Iterator[dict[str, Any]]:
+    sender, tokenizer = models.sender, models.sender_tokenizer
+
+    def told(asked: Sequence[str], tokens: int) -> list[str]:
+        prompts = [list(text_ids(tokenizer, "", text)) for text in asked]
+        return _generate(sender, tokenizer, prompts, tokens, plan.temperature)
+
+    subjects = [rng.choice(plan.prompts or SUBJECTS) for _ in range(count)]
+    texts = told([WRITE.format(subject=subject, words=plan.tokens // 2) for subject in subjects], plan.tokens)
+    listed = told([ASK.format(context=text, questions=plan.questions) for text in texts], 24 * plan.questions)
+    for text, lines in zip(texts, listed, strict=True):
+        asked = [line.strip(" -*0123456789.)\t") for line in lines.splitlines() if line.strip().endswith("?")]
+        asked = list(dict.fromkeys(asked))[: plan.questions]
+        if not text.strip() or not asked:
+            continue
+        prompts = [list(text_ids(models.receiver_tokenizer, text, question)) for question in asked]
+        if max(map(len, prompts)) + ANSWER_TOKENS > window_tokens(models.receiver):
+            continue
+        answers = _generate(models.receiver, models.receiver_tokenizer, prompts, ANSWER_TOKENS, None)
+        known = [{"question": q, "answer": a.strip()} for q, a in zip(asked, answers, strict=True) if a.strip()]
+        if known:
+            yield {"context": text.strip(), "questions": known}
+
+
+@torch.no_grad()
+def _generate(
+    model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], tokens: int, temperature: float | None
+) -> list[str]:
+    """What the model goes on with after each prompt; greedy where there is no temperature."""
+    embeds, mask = pad_left([embed(model, prompt) for prompt in prompts])
+    how = {"do_sample": False} if temperature is None else {"do_sample": True, "temperature": temperature, "top_k": 0}
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    ids = model.generate(
+        inputs_embeds=embeds,
+        attention_mask=mask,
+        max_new_tokens=max(1, min(tokens, window_tokens(model) - embeds.shape[1])),
+        pad_token_id=pad,
+        **how,
+    )
+    return [str(text) for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]
+
+
+def _ids(tokenizer: Any, text: str) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=False).input_ids) if text else []

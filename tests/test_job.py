@@ -1,0 +1,333 @@
+"""From two folders of weights to a proven codec: the command, what it leaves, how it is stopped and goes on."""
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
+
+import ilcp
+from ilcp.cli import app
+from ilcp.errors import EncodeError, IdentityError, UnprovenError
+from ilcp.message import describe
+from ilcp.training.log import read_log
+from ilcp.training.loop import CHECKPOINT
+from tests.taught import cases, make_models, save_models, write_cases
+
+RECIPE = """
+seed = 3
+[codec]
+slots = 4
+dims = 16
+prefixes = [4, 8]
+width = 32
+heads = 4
+projector_width = 64
+[training]
+steps = {steps}
+contexts = 16
+questions = 1
+learning_rate = 3e-3
+warmup_steps = 5
+validate_every = 20
+checkpoint_minutes = 0.0001
+bfloat16 = false
+{more}
+"""
+
+
+@pytest.fixture(scope="session")
+def home(tmp_path_factory) -> SimpleNamespace:
+    """Folders of a taught pair, a file of cases, and a codec trained between them in 60 steps."""
+    root = tmp_path_factory.mktemp("home")
+    models = make_models()
+    sender, receiver = save_models(models, root)
+    data = write_cases(root / "cases.jsonl", 320)
+    found = SimpleNamespace(root=root, models=models, sender=sender, receiver=receiver, data=data)
+    found.codec = ilcp.train(recipe(found, 60), out=root / "codec")
+    return found
+
+
+def recipe(home: SimpleNamespace, steps: int = 60, more: str = "", name: str = "recipe.toml") -> Path:
+    """A recipe file for the taught pair."""
+    head = f'sender = "{home.sender}"\nreceiver = "{home.receiver}"\ndata = "{home.data}"'
+    file = home.root / name
+    file.write_text(head + RECIPE.format(steps=steps, more=more), encoding="utf-8")
+    return file
+
+
+def command(*words: object, launcher: tuple[str, ...] = ()) -> list[str]:
+    """``ilcp`` as a process of its own."""
+    return [sys.executable, *launcher, "-m", "ilcp", *map(str, words)]
+
+
+def environment() -> dict[str, str]:
+    """One thread each: two processes share two cores here."""
+    return os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+def started(*words: object) -> subprocess.Popen:
+    """The command, running."""
+    return subprocess.Popen(command(*words), env=environment(), stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(file: Path, process: subprocess.Popen) -> None:
+    """Until the file is there, or the process is not."""
+    deadline = time.monotonic() + 90
+    while not file.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert process.poll() is None, process.stderr.read()
+    assert file.exists()
+
+
+def test_a_trained_codec_is_a_proven_folder(home) -> None:
+    """Weights, configuration, card and curve; the proof holds, and the receiver answers from the message alone."""
+    folder = home.root / "codec"
+    names = {"model.safetensors", "config.json", "README.md", "curve.png", "log.jsonl"}
+    assert names == {file.name for file in folder.iterdir()}
+    record = json.loads((folder / "config.json").read_text())
+    assert {"spec", "trained", "training", "proof", "settings"} <= record.keys()
+    assert 60 == record["training"]["steps"] == record["training"]["recipe"]["steps"]
+    assert 3 == record["training"]["seed"]
+    assert record["training"]["provenance"]["versions"]["torch"]
+    assert home.codec.proof.holds
+    pair = ilcp.load_pair(folder)
+    fresh = cases(50_000, 12)
+    right = [
+        pair.receiver.generate(pair.sender.encode(case.context), "Who?") == case.questions[0].answer for case in fresh
+    ]
+    assert sum(right) >= 10
+    assert 28 == len(pair.sender.encode(fresh[0].context))
+
+
+def test_the_card_has_every_arm_with_its_interval(home) -> None:
+    """It says what the codec is for, what was measured beside the controls, its limits, and how to load it."""
+    card = (home.root / "codec" / "README.md").read_text()
+    for said in (
+        "sender to receiver, 8 bytes",
+        "ilcp.load(",
+        "## Limits",
+        "| other | 28 |",
+        "| text |",
+        "content gain",
+    ):
+        assert said in card
+    shares = home.codec.folder / "config.json"
+    assert {"sender", "receiver", "codec"} == set(json.loads(shares.read_text())["training"]["time_shares"])
+
+
+def test_measure_and_encode_find_the_models_that_the_codec_names(home, tmp_path) -> None:
+    """``ilcp measure CODEC --task FILE`` needs no other option; ``ilcp encode`` takes a corpus and can be run again."""
+    folder = str(home.root / "codec")
+    task = write_cases(tmp_path / "task.jsonl", 12, start=70_000)
+    shown = CliRunner().invoke(app, ["measure", folder, "--task", str(task), "--n", "12", "--repetitions", "0"])
+    assert 0 == shown.exit_code, shown.output
+    assert "The message carries content" in shown.output
+    files = []
+    for case in cases(80_000, 3):
+        files.append(tmp_path / f"{case.id}.txt")
+        files[-1].write_text(case.context)
+    (tmp_path / "empty.txt").write_text(" ")
+    words = ["encode", *map(str, [*files, tmp_path / "empty.txt"]), "--codec", folder, "--out", str(tmp_path / "sent")]
+    first, second = CliRunner().invoke(app, words), CliRunner().invoke(app, words)
+    assert "3 encoded, 0 were there, 1 failed" in first.output
+    assert "0 encoded, 3 were there, 1 failed" in second.output
+    assert 2 == first.exit_code == second.exit_code
+    sent = (tmp_path / "sent" / f"{files[0].name}.ilcp").read_bytes()
+    assert sent == ilcp.load_pair(folder).sender.encode(files[0].read_text())
+    assert home.codec.trained.codec_id(home.codec.spec).hex() == describe(sent).codec_id
+
+
+@pytest.mark.parametrize("signals", [(signal.SIGKILL,), (signal.SIGTERM,)])
+def test_a_run_that_was_killed_ends_with_the_same_weights(home, tmp_path, signals) -> None:
+    """kill -9, or a polite end, in the middle; then --resume: bit for bit the weights of the undisturbed run."""
+    words = ("train", "--recipe", recipe(home), "--out", tmp_path / "codec")
+    process = started(*words)
+    wait_for(tmp_path / "codec.run" / CHECKPOINT, process)
+    process.send_signal(signals[0])
+    said = process.communicate(timeout=60)[1]
+    state = torch.load(tmp_path / "codec.run" / CHECKPOINT, weights_only=True)
+    assert 0 < state["step"] < 60
+    assert not (tmp_path / "codec").exists()
+    if signals == (signal.SIGTERM,):
+        assert 130 == process.returncode
+        assert f"interrupted; stopped at step {state['step']}" in said
+    resumed = subprocess.run(
+        command(*words, "--resume"), env=environment(), capture_output=True, text=True, timeout=120
+    )
+    assert 0 == resumed.returncode, resumed.stderr
+    undisturbed = load_file(home.root / "codec" / "model.safetensors")
+    again = load_file(tmp_path / "codec" / "model.safetensors")
+    assert undisturbed.keys() == again.keys()
+    assert all(torch.equal(value, again[name]) for name, value in undisturbed.items())
+    steps = [record["step"] for record in read_log(tmp_path / "codec" / "log.jsonl")]
+    assert [20, 40, 60] == steps
+
+
+def test_two_processes_make_the_loss_of_one(home, tmp_path) -> None:
+    """``accelerate launch`` with two CPU processes and the same global batch: the same loss to 1e-4, step by step."""
+    logs = {}
+    for name, launcher in (
+        ("one", ()),
+        ("two", ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--mixed_precision=no")),
+    ):
+        file = recipe(home, 12, "collapse_after = 1.0", f"{name}.toml")
+        text = file.read_text().replace("validate_every = 20", "validate_every = 1")
+        file.write_text(text)
+        words = command("train", "--recipe", file, "--out", tmp_path / name, "--device", "cpu", launcher=launcher)
+        done = subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=240)
+        assert (tmp_path / f"{name}.run" / "log.jsonl").exists(), done.stderr
+        logs[name] = read_log(tmp_path / f"{name}.run" / "log.jsonl")
+    assert 12 == len(logs["one"]) == len(logs["two"])
+    for one, two in zip(logs["one"], logs["two"], strict=True):
+        assert one["step"] == two["step"]
+        for term in ("loss", "cross_entropy", "kl", "blank"):
+            assert two[term] == pytest.approx(one[term], abs=1e-4)
+    assert [1, 2] == [
+        json.loads((tmp_path / name / "config.json").read_text())["training"]["processes"] for name in logs
+    ]
+
+
+def test_a_run_is_not_begun_twice_nor_gone_on_with_another_recipe(home, tmp_path) -> None:
+    """A folder with a codec is refused, a checkpoint needs --resume, and then the same plan; differences are named."""
+    with pytest.raises(EncodeError, match="holds a codec already: choose another --out"):
+        ilcp.train(recipe(home), out=home.root / "codec")
+    process = started("train", "--recipe", recipe(home), "--out", tmp_path / "codec")
+    wait_for(tmp_path / "codec.run" / CHECKPOINT, process)
+    process.kill()
+    process.communicate()
+    with pytest.raises(EncodeError, match="pass --resume to go on"):
+        ilcp.train(recipe(home), out=tmp_path / "codec")
+    with pytest.raises(EncodeError, match=r"training.steps \(was 60, is 70\)"):
+        ilcp.train(recipe(home, 70), out=tmp_path / "codec", resume=True)
+    with pytest.raises(EncodeError, match=r"codec.slots \(was 4, is 8\)"):
+        ilcp.train(recipe(home), out=tmp_path / "codec", resume=True, codec={"slots": 8, "dims": 8})
+    other = write_cases(tmp_path / "other.jsonl", 320, start=5)
+    with pytest.raises(EncodeError, match=r"cases \(was .*data \(was"):
+        ilcp.train(recipe(home), out=tmp_path / "codec", resume=True, data=other)
+
+
+def test_a_full_disk_leaves_nothing_half_written(home, tmp_path) -> None:
+    """Where no file may grow beyond 60 kB there is neither checkpoint nor codec, only a sentence; later all is well."""
+
+    def small_files() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
+
+    words = command("train", "--recipe", recipe(home), "--out", tmp_path / "codec")
+    full = subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=120, preexec_fn=small_files)
+    assert 2 == full.returncode
+    assert "expected room for a checkpoint" in full.stderr
+    assert "free space, then resume" in full.stderr
+    left = [file for file in tmp_path.rglob("*") if "draft" in file.name or file.name == CHECKPOINT]
+    assert [] == left
+    assert not (tmp_path / "codec").exists()
+    later = subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=120)
+    assert 0 == later.returncode, later.stderr
+
+
+def test_an_adapted_receiver_is_part_of_the_codec(home, tmp_path) -> None:
+    """A LoRA is trained along, saved beside the codec, loaded with it; the receiver without it is refused by name."""
+    codec = ilcp.train(recipe(home, 20), out=tmp_path / "codec", adapt_receiver=True, adapter_rank=2)
+    assert {"adapter_config.json", "adapter_model.safetensors"} == {
+        file.name for file in (tmp_path / "codec" / "receiver-adapter").iterdir()
+    }
+    tensors = load_file(tmp_path / "codec" / "receiver-adapter" / "adapter_model.safetensors")
+    assert any(value.abs().max() > 0 for name, value in tensors.items() if "lora_B" in name)
+    assert str(home.root) not in (tmp_path / "codec" / "receiver-adapter" / "adapter_config.json").read_text()
+    fresh = make_models()
+    with pytest.raises(IdentityError, match="differs in adapters"):
+        ilcp.Receiver(fresh.receiver, fresh.receiver_tokenizer, codec, allow_unproven=True)
+    adapted = ilcp.adapt(fresh.receiver, codec)
+    receiver = ilcp.Receiver(adapted, fresh.receiver_tokenizer, codec, allow_unproven=True)
+    pair = ilcp.load_pair(tmp_path / "codec", allow_unproven=True)
+    message = pair.sender.encode("Note 1: it was Mara.")
+    assert pair.receiver.generate(message, "Who?") == receiver.generate(message, "Who?")
+    untouched = make_models()
+    assert fresh.receiver_tokenizer.vocab == untouched.receiver_tokenizer.vocab
+    assert codec.trained.receiver.weights == home.codec.trained.receiver.weights
+    codec.save_pretrained(tmp_path / "copy")
+    again = ilcp.load_pair(tmp_path / "copy", sender=home.sender, receiver=home.receiver, allow_unproven=True)
+    assert pair.receiver.generate(message, "Who?") == again.receiver.generate(message, "Who?")
+
+
+def test_a_codec_goes_to_the_hub_and_back(home, tmp_path, monkeypatch) -> None:
+    """``push_to_hub`` publishes the whole folder; ``load`` and ``from_pretrained`` of an id fetch the same."""
+    import huggingface_hub
+
+    from ilcp import codec as codec_module
+    from ilcp_codecs.vae import VaeCodec
+
+    published = tmp_path / "published"
+
+    def upload(self, *, folder_path, **_) -> str:
+        shutil.copytree(folder_path, published)
+        return "https://hub/me/my-codec"
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", lambda *_, **k: SimpleNamespace(repo_id=k["repo_id"]))
+    monkeypatch.setattr(huggingface_hub.HfApi, "upload_folder", upload)
+    assert "https://hub/me/my-codec" == home.codec.push_to_hub("me/my-codec")
+    assert {file.name for file in (home.root / "codec").iterdir()} - {"log.jsonl"} == {
+        f.name for f in published.iterdir()
+    }
+    for name in ("README.md", "model.safetensors", "config.json"):
+        assert (home.root / "codec" / name).read_bytes() == (published / name).read_bytes()
+    asked = []
+    monkeypatch.setattr(codec_module, "snapshot_download", lambda name, **_: asked.append(name) or str(published))
+    fetched = ilcp.load("me/my-codec")
+    assert ["me/my-codec"] == asked
+    assert home.codec.proof == fetched.proof
+    assert isinstance(VaeCodec.from_pretrained(published), VaeCodec)
+    home.codec.save_pretrained(tmp_path / "saved")
+    home.codec.save_pretrained(tmp_path / "saved")  # twice: as transformers' own does
+    assert home.codec.trained == ilcp.load(tmp_path / "saved").trained
+
+
+def test_weights_that_lack_a_tensor_are_refused(home, tmp_path) -> None:
+    """A missing weight is an error, not a random number; so is one that was changed."""
+    shutil.copytree(home.root / "codec", tmp_path / "codec")
+    file = tmp_path / "codec" / "model.safetensors"
+    tensors = load_file(file)
+    save_file({name: value for name, value in tensors.items() if name != "projector.scale"}, file)
+    with pytest.raises(EncodeError, match=r"Missing key.*projector\.scale"):
+        ilcp.load(tmp_path / "codec")
+    save_file(tensors | {"projector.scale": tensors["projector.scale"] * 2}, file)
+    with pytest.raises(IdentityError, match="replaced or damaged"):
+        ilcp.load(tmp_path / "codec")
+
+
+def test_a_codec_that_collapses_is_not_made(home, tmp_path) -> None:
+    """Where the message says no more than another's half-way, the run stops with its figures; nothing is published."""
+    file = recipe(home, 40, "rate_weight = 50.0\ncollapse_after = 0.5\n")
+    with pytest.raises(EncodeError, match=r"after 50% of the run, got a content gain of .*collapsed"):
+        ilcp.train(file, out=tmp_path / "codec")
+    assert not (tmp_path / "codec").exists()
+    assert (tmp_path / "codec.run" / "curve.png").exists()
+
+
+def test_a_run_that_gets_no_better_ends_early_with_its_best(home, tmp_path) -> None:
+    """With patience, a learning rate that ruins what was learned ends the run, and the best weights are kept."""
+    file = recipe(home, 400, "patience = 2\n")
+    file.write_text(file.read_text().replace("learning_rate = 3e-3", "learning_rate = 1e-2"))
+    codec = ilcp.train(file, out=tmp_path / "codec")
+    log = read_log(tmp_path / "codec.run" / "log.jsonl")
+    assert log[-1]["step"] < 400
+    assert max(record["recovery"] for record in log) > log[-1]["recovery"]
+    assert codec.proof.holds
+
+
+def test_an_unproven_codec_says_so(home, tmp_path) -> None:
+    """Three steps make no codec: it is saved with its measurement, and a receiver refuses it."""
+    ilcp.train(recipe(home, 1), out=tmp_path / "codec")
+    with pytest.raises(UnprovenError, match="content gain"):
+        ilcp.load_pair(tmp_path / "codec")
+    assert "NOT PROVEN" in (tmp_path / "codec" / "README.md").read_text()
