@@ -46,8 +46,8 @@ from ilcp import Message, Receiver
 from ilcp.measure import Measured, provenance
 from ilcp.measure.bootstrap import Bootstrap
 from ilcp.message import Seal, describe
-from ilcp.pair import HERE as MODELS
 from ilcp.models import load_model
+from ilcp.pair import HERE as MODELS
 from ilcp.pair import Pair, load_pair
 from ilcp.tasks import Case, case_files
 
