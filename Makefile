@@ -1,24 +1,39 @@
-# Every target sets up its own .venv; the stamp makes the second call quick.
+# Every target sets up its own environment; the stamp makes the second call quick.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# The second environment: the last transformers 4.
+VENV_4 := .venv-4
+BIN_4 := $(VENV_4)/bin
+READY_4 := $(VENV_4)/.ready
+TESTS_4 := tests/test_families.py tests/test_injection.py tests/test_capture.py tests/test_handoff.py
 
 # A caller's activated environment or import path must not decide what is tested.
 unexport PYTHONPATH VIRTUAL_ENV
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint style types bench wheel clean
+.PHONY: help demo test test-4 support lint style types bench wheel clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(READY) ## one hand-off with the embedded pair, with its controls
 	$(BIN)/ilcp demo
 
 test: $(READY) ## the tests (ARGS="-k name" passes options on)
 	$(BIN)/python -m pytest $(ARGS)
+
+test-4: $(READY_4) ## what touches models, under transformers 4 (ARGS as above)
+	$(BIN_4)/python -m pytest $(TESTS_4) $(ARGS)
+
+# A failing test is a cell of the table, so it does not stop the rest. Only the older report has room for a test's words.
+support: $(READY) $(READY_4) ## SUPPORT.md: the families' tests under transformers 5 and 4
+	-$(BIN)/python -m pytest tests/test_families.py -o junit_family=xunit1 --junitxml=build/support-5.xml
+	-$(BIN_4)/python -m pytest tests/test_families.py -o junit_family=xunit1 --junitxml=build/support-4.xml
+	$(BIN)/python -m tests.support_matrix build/support-5.xml build/support-4.xml >build/SUPPORT.md
+	mv build/SUPPORT.md SUPPORT.md
 
 lint: style types ## all that reads the code without running it
 
@@ -40,12 +55,19 @@ wheel: $(READY) ## dist/ilcp-*.whl
 	rm -rf dist
 	$(BIN)/python -m build --wheel --no-isolation
 
-clean: ## remove what the other targets made, except .venv
+clean: ## remove what the other targets made, except the environments
 	rm -rf build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
-	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+	find . -name __pycache__ -type d -not -path './.venv*' -prune -exec rm -rf {} +
 
 # The constraints pin torch: without them, several GB of CUDA packages come along.
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+# No ruff, no mypy, no tensorboard: what reads the code is the first environment's.
+$(READY_4): pyproject.toml constraints-4.txt
+	$(PYTHON) -m venv $(VENV_4)
+	$(BIN_4)/python -m pip install --quiet --disable-pip-version-check -c constraints-4.txt \
+	    -e '.[train]' hypothesis msgpack pytest
 	@touch $@

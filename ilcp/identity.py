@@ -24,6 +24,7 @@ __all__ = ["ANY", "ModelIdentity", "check_same", "digest", "identify", "weights_
 
 CACHE_FROM_BYTES = 64 << 20  # under 64 MiB hashing takes less than 0.1 s and needs no cache
 LOW_RANK, WRAPPED = ".lora_", ".base_layer."  # what peft calls the weights it adds, and those it adds them to
+SCALED = b"embeddings are scaled where they are looked up"
 DTYPE_CLASSES = {"float32": "full", "float64": "full", "bfloat16": "half", "float16": "half"}
 
 
@@ -86,8 +87,9 @@ def identify(model: Any, tokenizer: Any) -> ModelIdentity:
             "this tokenizer does not belong to this model; load both from the same folder"
         )
     dtype = str(model.dtype).removeprefix("torch.")
+    weights = weights_digest(model)
     return ModelIdentity(
-        weights=weights_digest(model).hex(),
+        weights=(digest(weights, SCALED) if _embeds_scaled(model) else weights).hex(),
         tokenizer=_tokenizer_digest(tokenizer).hex(),
         chat_template=digest(str(getattr(tokenizer, "chat_template", None) or "").encode()).hex(),
         dtype=DTYPE_CLASSES.get(dtype, dtype),
@@ -131,6 +133,19 @@ def weights_digest(model: "nn.Module") -> bytes:
     if key:
         _cache_write(key, result.hex())
     return result
+
+
+def _embeds_scaled(model: Any) -> bool:
+    """Whether the embedding module does more than look up a row.
+
+    Gemma 2 scales there under transformers 5, and behind it under 4.57: the same weights, another embedding space.
+    """
+    import torch
+
+    module = model.get_input_embeddings()
+    with torch.no_grad():
+        vector = module(torch.zeros(1, dtype=torch.long, device=module.weight.device))[0]
+    return not torch.equal(vector, module.weight[0])
 
 
 def _adapters(model: Any) -> str:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from ilcp import identity
+from ilcp.adapter import new_adapter
 from ilcp.errors import IdentityError
 from ilcp.identity import ANY, ModelIdentity, check_same, identify, weights_digest
 from tests.conftest import make_model, make_tokenizer
@@ -74,3 +75,29 @@ def test_the_cache_is_quick_and_does_not_hide_changed_weights(tmp_path, monkeypa
     assert weights_digest(model) not in (true, bytes.fromhex("ab" * 16))
     file.write_text("not json")
     assert true == weights_digest(type(model).from_pretrained(tmp_path / "model"))
+
+
+def test_an_embedding_that_scales_is_another_model(monkeypatch) -> None:
+    """Gemma 2 scales where it looks up under transformers 5 and not under 4: the same weights, not the same receiver."""
+    tokenizer = make_tokenizer(300)
+    plain, scaling = (make_model(300, seed=1) for _ in range(2))
+    look_up = scaling.get_input_embeddings()
+    monkeypatch.setattr(look_up, "forward", lambda ids: 8 * torch.nn.Embedding.forward(look_up, ids))
+    assert weights_digest(plain) == weights_digest(scaling)
+    with pytest.raises(IdentityError, match="differs in weights"):
+        check_same("receiver", identify(plain, tokenizer), identify(scaling, tokenizer))
+
+
+def test_a_low_rank_adapter_is_named_beside_the_weights_under_it() -> None:
+    """Wrapping for LoRA leaves the weights' digest; the adapter's own weights decide the rest, wrapped or bare."""
+    tokenizer, model = make_tokenizer(300), make_model(300, seed=1)
+    before = identify(model, tokenizer)
+    torch.manual_seed(0)
+    adapter = new_adapter(model, 2)
+    after = identify(adapter, tokenizer)
+    assert (before.weights, "") == (after.weights, before.adapters)
+    assert after.adapters.startswith("default:")
+    assert after == identify(adapter.get_base_model(), tokenizer)
+    with torch.no_grad():
+        next(value for name, value in adapter.named_parameters() if "lora_B" in name)[0, 0] = 1.0
+    assert after.adapters != identify(adapter, tokenizer).adapters

@@ -172,6 +172,7 @@ def test_a_run_that_was_killed_ends_with_the_same_weights(home, tmp_path, signal
     assert all(torch.equal(value, again[name]) for name, value in undisturbed.items())
     steps = [record["step"] for record in read_log(tmp_path / "codec" / "log.jsonl")]
     assert [20, 40, 60] == steps
+    assert not (tmp_path / "codec.run" / "states").exists()
 
 
 def test_two_processes_make_the_loss_of_one(home, tmp_path) -> None:
@@ -213,7 +214,7 @@ def test_a_run_is_not_begun_twice_nor_gone_on_with_another_recipe(home, tmp_path
     with pytest.raises(EncodeError, match=r"codec.slots \(was 4, is 8\)"):
         ilcp.train(recipe(home), out=tmp_path / "codec", resume=True, codec={"slots": 8, "dims": 8})
     other = write_cases(tmp_path / "other.jsonl", 320, start=5)
-    with pytest.raises(EncodeError, match=r"cases \(was .*data \(was"):
+    with pytest.raises(EncodeError, match=r"data \(was .*data digest \(was"):
         ilcp.train(recipe(home), out=tmp_path / "codec", resume=True, data=other)
 
 

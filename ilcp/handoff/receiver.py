@@ -3,26 +3,52 @@
 ::
 
     bytes --Message.from_bytes--> payload --codec.decode--> Memory --Receiver.generate--> answer
+
+Several messages may stand in one prompt, and the question may be chat messages; ``ilcp.prompt`` says where the memories
+sit. What ``generate`` takes beyond that goes on to transformers: sampling, beams, a streamer, stop strings.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
+from ilcp.cache import copied
 from ilcp.codec import Codec
 from ilcp.context import window_tokens
 from ilcp.errors import EncodeError, IdentityError
-from ilcp.forward import answer_logits, answer_scores, embed, pad_left
-from ilcp.identity import check_same, identify
+from ilcp.families import forward_takes, require_receiver, require_tokenizer
+from ilcp.forward import answer_logits, answer_scores, embed, embedding_norm, pad_left
+from ilcp.identity import check_same, digest, identify
 from ilcp.memory import Memory
 from ilcp.message import Message
-from ilcp.prompt import answer_ids, layout, text_ids
+from ilcp.prompt import Chat, answer_ids, pieces
 from ilcp.proof import require_proof
 
 __all__ = ["Receiver", "Score"]
+
+Source = bytes | bytearray | memoryview | Memory | None  # what one memory comes from
+Sources = Source | Sequence[Source]
+
+_PROMPT = "the prompt is made from the message and the question"
+_ONE = "the answer is one str"
+_IDS = "it needs a prompt of token ids, and a memory has none"
+DECIDED = {  # options of transformers' generate that are not the caller's, and why
+    **dict.fromkeys(("inputs", "input_ids", "inputs_embeds", "attention_mask", "position_ids"), _PROMPT),
+    **dict.fromkeys(("cache_position", "token_type_ids"), _PROMPT),
+    **dict.fromkeys(("num_return_sequences", "return_dict_in_generate"), _ONE),
+    **dict.fromkeys(("output_scores", "output_logits", "output_attentions", "output_hidden_states"), _ONE),
+    **dict.fromkeys(("assistant_model", "prompt_lookup_num_tokens", "prefill_chunk_size"), _IDS),
+    "past_key_values": "pass it as cache=, so that it is copied",
+    "max_length": "pass max_new_tokens=, which does not count the prompt",
+    "min_length": "pass min_new_tokens=, which does not count the prompt",
+    "tokenizer": "the receiver passes its own",
+    "pad_token_id": "the receiver pads with its tokenizer's",
+    "generation_config": "pass its fields one by one",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,27 +71,42 @@ class Receiver:
         model: a transformers causal language model that takes ``inputs_embeds``; it is put into evaluation mode and
             used, its weights never change.
         tokenizer: the model's tokenizer.
-        codec: trained for this receiver.
+        codec: trained for this receiver; or several, for messages of several senders. A message's codec id picks one.
         key: the sender's key; bare messages are then refused.
         allow_unproven: takes a codec that was not measured, or that was and carries nothing (see ``ilcp.proof``).
 
     Raises:
-        IdentityError: the codec was trained for another receiver; the text names the part that differs.
-        UnprovenError: the codec's content gain was not measured, or is not above zero; the text says what was measured.
+        EncodeError: the model cannot receive (see ``ilcp.families``), or there is no tokenizer or no codec.
+        IdentityError: a codec was trained for another receiver; the text names the part that differs.
+        UnprovenError: a codec's content gain was not measured, or is not above zero; the text says what was measured.
     """
 
     def __init__(
-        self, model: Any, tokenizer: Any, codec: Codec, *, key: bytes | None = None, allow_unproven: bool = False
+        self,
+        model: Any,
+        tokenizer: Any,
+        codec: Codec | Sequence[Codec],
+        *,
+        key: bytes | None = None,
+        allow_unproven: bool = False,
     ):
-        check_same("receiver", codec.trained.receiver, identify(model, tokenizer))
-        if not allow_unproven:
-            require_proof(codec.proof, codec.trained.codec_id(codec.spec).hex())
+        require_receiver(model)
+        require_tokenizer(tokenizer, "receiver")
+        self.codecs = tuple(codec) if isinstance(codec, Sequence) else (codec,)
+        if not self.codecs:
+            raise EncodeError("expected a codec or several, got none: load the sender's with ilcp.load")
+        identity = identify(model, tokenizer)
+        for each in self.codecs:
+            check_same("receiver", each.trained.receiver, identity)
+            if not allow_unproven:
+                require_proof(each.proof, each.trained.codec_id(each.spec).hex())
         self.model = model.eval()
         self.tokenizer = tokenizer
-        self.codec = codec
+        self.codec = self.codecs[0]
         self.key = key
-        self._codec_id = codec.trained.codec_id(codec.spec)
-        self._embedding_norm = float(model.get_input_embeddings().weight.detach().float().norm(dim=-1).mean())
+        self._by_id = {each.trained.codec_id(each.spec): each for each in self.codecs}
+        self._embedding_norm = embedding_norm(model)
+        self._prefilled: WeakKeyDictionary[Any, bytes] = WeakKeyDictionary()
 
     def decode(self, message: bytes) -> Memory:
         """The memory that a message stands for; it serves any number of calls.
@@ -75,45 +116,90 @@ class Receiver:
             IdentityError: the message was made by another codec.
         """
         parsed = Message.from_bytes(message, key=self.key)
-        if parsed.codec_id != self._codec_id:
+        if parsed.codec_id not in self._by_id:
+            known = " or ".join(f"{number.hex()} ({codec.spec.name})" for number, codec in self._by_id.items())
             raise IdentityError(
-                f"expected a message of codec {self._codec_id.hex()} ({self.codec.spec.name}), got one of codec "
+                f"expected a message of codec {known}, got one of codec "
                 f"{parsed.codec_id.hex()}: its spec, weights, sender or receiver differ; load the sender's codec"
             )
-        return self.codec.decode(parsed.payload)
+        return self._by_id[parsed.codec_id].decode(parsed.payload)
 
     def generate(
         self,
-        message: bytes | Memory | None,
-        question: str = "",
+        message: Sources,
+        question: str | Chat = "",
         *,
-        context: str | None = None,
+        context: str | Sequence[str] | None = None,
         max_new_tokens: int = 32,
+        cache: Any = None,
+        **options: Any,
     ) -> str:
-        """The receiver's greedy answer, from a message or memory, from ``context`` as text, or from nothing.
+        """The receiver's answer, from messages or memories, from ``context`` as text, or from nothing.
+
+        Args:
+            message: a message, a memory, or a sequence of them for one prompt, in order; None for nothing.
+            question: a text, or chat messages in which ``ilcp.prompt.MEMORY_HERE`` marks the place of each memory.
+            context: text in place of each memory, to be read in full.
+            max_new_tokens: at most so many tokens are answered.
+            cache: keys and values of this same prompt's first tokens (see ``prefill``); it is copied, never changed.
+            options: for transformers' ``generate``; without any the answer is greedy. A stop string ends the answer
+                and is not part of it. What looks back at earlier tokens (a repetition penalty) sees the answer only.
 
         Raises:
-            EncodeError: both a message and a context were given, or the prompt leaves no room for an answer.
+            EncodeError: both a message and a context were given, the prompt leaves no room for an answer, it cannot be
+                made (see ``ilcp.prompt.pieces``), an option is not the caller's, or the cache is not this prompt's.
             DecodeError, IdentityError: as ``decode``.
         """
-        return self._greedy([self.prompt(self._memory(message, context), question)], max_new_tokens)[0]
+        prompt = self.prompt(self._memories(message, context), question)
+        return self._answered([prompt], max_new_tokens, options, cache)[0]
+
+    def prefill(self, message: Sources, question: str | Chat = "") -> Any:
+        """A cache of the prompt up to and including its last memory of vectors, for ``generate(..., cache=...)``.
+
+        It serves every question whose prompt begins alike: any text, or the same chat messages up to the memory.
+
+        Raises:
+            EncodeError: there is no memory of vectors to pre-fill, or it does not fit the receiver's window.
+            DecodeError, IdentityError: as ``decode``.
+        """
+        *rows, _ = self._rows(self._memories(message, None), question)
+        if not rows:
+            raise EncodeError("expected a memory of vectors to pre-fill, got none: text and nothing need no prefill")
+        prompt = torch.cat(rows)
+        self._check_room(len(prompt), 1)
+        fewer = {"logits_to_keep": 1} if forward_takes(self.model, "logits_to_keep") else {}
+        with torch.no_grad():
+            outputs = self.model(inputs_embeds=prompt.unsqueeze(0), use_cache=True, **fewer)
+        cache = outputs.past_key_values
+        copied(cache, self.model, len(prompt) + 1)  # refused now, not at the first question
+        self._prefilled[cache] = _fingerprint(prompt)
+        return cache
 
     @torch.no_grad()
-    def _greedy(self, prompts: Sequence[Tensor], max_new_tokens: int) -> list[str]:
+    def _answered(
+        self, prompts: Sequence[Tensor], max_new_tokens: int, options: Mapping[str, Any], cache: Any = None
+    ) -> list[str]:
+        _check_options(options, len(prompts))
         for prompt in prompts:
             self._check_room(prompt.shape[0], max_new_tokens)
         embeds, mask = pad_left(prompts)
+        more = {"do_sample": False, **options}
+        if "stop_strings" in options:
+            more["tokenizer"] = self.tokenizer
+        if cache is not None:
+            more["past_key_values"] = self._checked_cache(cache, prompts[0], options)
         ids = self.model.generate(
             inputs_embeds=embeds,
             attention_mask=mask,
             max_new_tokens=max_new_tokens,
-            do_sample=False,
             pad_token_id=self._pad_id(),
+            **more,
         )
-        return [str(text).strip() for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
+        texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
+        return [_before_stop(str(text), options.get("stop_strings")).strip() for text in texts]
 
     def score(
-        self, items: Sequence[tuple[bytes | Memory | None, str, str]], *, end: bool = True, batch: int = 64
+        self, items: Sequence[tuple[Sources, str | Chat, str]], *, end: bool = True, batch: int = 64
     ) -> list[Score]:
         """Scores of ``(message, question, answer)`` items, teacher-forced in batches.
 
@@ -128,7 +214,7 @@ class Receiver:
         for start in range(0, len(items), batch):
             prompts, answers = [], []
             for message, question, answer in items[start : start + batch]:
-                prompts.append(self.prompt(self._memory(message, None), question))
+                prompts.append(self.prompt(self._memories(message, None), question))
                 answers.append(answer_ids(self.tokenizer, answer, end=end))
                 if not answer or not answers[-1]:
                     raise EncodeError("expected an answer to score, got an empty one")
@@ -139,40 +225,76 @@ class Receiver:
         return scores
 
     def answers(
-        self, items: Sequence[tuple[bytes | Memory | None, str]], *, max_new_tokens: int = 32, batch: int = 64
+        self,
+        items: Sequence[tuple[Sources, str | Chat]],
+        *,
+        max_new_tokens: int = 32,
+        batch: int = 64,
+        **options: Any,
     ) -> list[str]:
-        """The greedy answers to ``(message, question)`` items, in batches; each as ``generate`` gives it.
+        """The answers to ``(message, question)`` items, in batches; each as ``generate`` gives it, but for sampling,
+        where the rows of a batch share one source of chance.
 
         Raises:
-            EncodeError, DecodeError, IdentityError: as ``generate``.
+            EncodeError, DecodeError, IdentityError: as ``generate``; a streamer follows one answer only.
         """
         found: list[str] = []
         for start in range(0, len(items), batch):
-            prompts = [self.prompt(self._memory(m, None), question) for m, question in items[start : start + batch]]
-            found += self._greedy(prompts, max_new_tokens)
+            prompts = [self.prompt(self._memories(m, None), question) for m, question in items[start : start + batch]]
+            found += self._answered(prompts, max_new_tokens, options)
         return found
 
-    def prompt(self, memory: Memory | None, question: str) -> Tensor:
-        """The embedded prompt, ``"tokens hidden"``: what the receiver pre-fills before its first new token."""
-        if memory is None or memory.text is not None:
-            text = "" if memory is None else memory.text or ""
-            return embed(self.model, text_ids(self.tokenizer, text, question)).detach()
-        embedding = self.model.get_input_embeddings()
-        vectors = memory.checked_vectors(embedding.embedding_dim, self._embedding_norm)
-        place = layout(self.tokenizer, question)
-        before, after = embed(self.model, place.prefix), embed(self.model, place.suffix)
-        return torch.cat([before, vectors.to(embedding.weight), after]).detach()
+    def prompt(self, memory: Memory | Sequence[Memory | None] | None, question: str | Chat) -> Tensor:
+        """The embedded prompt, ``"tokens hidden"``: what the receiver pre-fills before its first new token.
 
-    def _memory(self, message: bytes | Memory | None, context: str | None) -> Memory | None:
+        Raises:
+            EncodeError: as ``ilcp.prompt.pieces``.
+            DecodeError: a memory is not for this receiver.
+        """
+        memories = (memory,) if isinstance(memory, Memory) else tuple(memory or ())
+        return torch.cat(self._rows(memories, question))
+
+    @torch.no_grad()
+    def _rows(self, memories: Sequence[Memory | None], question: str | Chat) -> list[Tensor]:
+        """Embedded text and memories of vectors in turn; the first and the last are text, though it may be empty."""
+        contexts = ["" if memory is None else memory.text for memory in memories]
+        texts = [embed(self.model, ids) for ids in pieces(self.tokenizer, question, contexts)]
+        rows = texts[:1]
+        held = [memory for memory in memories if memory is not None and memory.text is None]
+        for memory, after in zip(held, texts[1:], strict=True):
+            rows += [memory.checked_vectors(after.shape[1], self._embedding_norm).to(after), after]
+        return rows
+
+    def _memories(self, message: Sources, context: str | Sequence[str] | None) -> tuple[Memory | None, ...]:
         if message is not None and context is not None:
             raise EncodeError("expected a message or a context, got both: pass None as the message to read the context")
         if context is not None:
-            return Memory(text=context)
+            return tuple(Memory(text=text) for text in ([context] if isinstance(context, str) else context))
+        if message is None:
+            return ()
+        if isinstance(message, Sequence) and not isinstance(message, str | bytes | bytearray | memoryview):
+            return tuple(self._memory(each) for each in message)
+        return (self._memory(message),)
+
+    def _memory(self, message: Source) -> Memory | None:
         if message is None or isinstance(message, Memory):
             return message
         if not isinstance(message, bytes | bytearray | memoryview):
-            raise EncodeError(f"expected message bytes, a Memory or None, got {type(message).__name__}")
+            raise EncodeError(
+                f"expected message bytes, a Memory, a sequence of them or None, got {type(message).__name__}"
+            )
         return self.decode(bytes(message))
+
+    def _checked_cache(self, cache: Any, prompt: Tensor, options: Mapping[str, Any]) -> Any:
+        beams = options.get("num_beams") or getattr(self.model.generation_config, "num_beams", None) or 1
+        mine = copied(cache, self.model, len(prompt), beams)
+        filled = self._prefilled.get(cache)
+        if filled is not None and filled != _fingerprint(prompt[: cache.get_seq_length()]):
+            raise EncodeError(
+                f"expected a cache of this prompt's first {cache.get_seq_length()} tokens, got one that was pre-filled "
+                "for another memory, another beginning of the chat, or that was written into since: pre-fill again"
+            )
+        return mine
 
     def _pad_id(self) -> int | None:
         pad: int | None = self.tokenizer.pad_token_id
@@ -188,3 +310,24 @@ class Receiver:
                 f"expected a prompt and answer of at most {window} tokens (the receiver's window), "
                 f"got {prompt_tokens} + {answer_tokens}: shorten the text, or hand it off as a message"
             )
+
+
+def _check_options(options: Mapping[str, Any], rows: int) -> None:
+    decided = sorted(DECIDED.keys() & options.keys())
+    if decided:
+        reasons = "; ".join(f"{name}: {DECIDED[name]}" for name in decided)
+        raise EncodeError(f"expected options that are the caller's to choose, got {', '.join(decided)} ({reasons})")
+    if options.get("streamer") is not None and rows > 1:
+        raise EncodeError(
+            f"expected one answer to stream, got {rows}: a streamer follows one; pass batch=1 or generate"
+        )
+
+
+def _before_stop(text: str, stop_strings: str | Sequence[str] | None) -> str:
+    """The text up to the first stop string."""
+    stops = [stop_strings] if isinstance(stop_strings, str) else list(stop_strings or ())
+    return text[: min((at for at in map(text.find, stops) if at >= 0), default=len(text))]
+
+
+def _fingerprint(prompt: Tensor) -> bytes:
+    return digest(prompt.float().cpu().contiguous().numpy().tobytes())

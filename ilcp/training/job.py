@@ -14,7 +14,6 @@ import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from ilcp.codec import CONFIG, Codec, codec_class, load, save
 from ilcp.errors import EncodeError
 from ilcp.families import require_receiver, require_sender
 from ilcp.handoff import Receiver, Sender
-from ilcp.identity import ModelIdentity, identify
+from ilcp.identity import ModelIdentity, digest, identify
 from ilcp.measure import Report, equal_texts, run
 from ilcp.models import load_model
 from ilcp.parallel import is_main, join, total, world
@@ -49,7 +48,7 @@ __all__ = ["train", "train_codec"]
 VALIDATION = 64  # cases by which the learning is watched, at most
 CALIBRATION = 64
 TEXTS = ("head", "tail", "zstd")  # an LM codes text in minutes per case where the LM is large: ilcp measure adds it
-PLAN = "plan.json"
+PLAN, STUDY, STATES = "plan.json", "self-study.jsonl", "states"  # in the run's folder
 GIGA = 1e9
 
 
@@ -61,7 +60,6 @@ class _Job:
     recipe: Recipe
     models: Models
     cases: Split
-    identities: tuple[ModelIdentity, ModelIdentity]
 
 
 def train(recipe: str | Path | None = None, *, resume: bool = False, **changes: Any) -> Codec:
@@ -104,10 +102,10 @@ def train_codec(plan: Plan, *, resume: bool = False) -> Codec:
             identify(models.sender, models.sender_tokenizer),
             identify(models.receiver, models.receiver_tokenizer),
         )
+    _same_plan(plan, identities)
     cases = _cases(plan, models)
     closed = _closed(cases)
-    job = _Job(plan, plan.recipe(closed=closed), models, _fitting(plan, models, cases, closed), identities)
-    _same_plan(job)
+    job = _Job(plan, plan.recipe(closed=closed), models, _fitting(plan, models, cases, closed))
     torch.manual_seed(plan.seed)
     network = method.untrained(models.sender, models.receiver, _settings(plan)).to(device)
     result = _train(job, network, resume)
@@ -168,7 +166,7 @@ def _cases(plan: Plan, models: Models) -> list[Case]:
     if plan.data is not None:
         return merged(read_jsonl(plan.data))
     assert plan.self_study is not None
-    file = plan.work / "self-study.jsonl"
+    file = plan.work / STUDY
     return merged(study(models, plan.self_study, file, seed=plan.seed, progress=_shows()))
 
 
@@ -195,25 +193,28 @@ def _fitting(plan: Plan, models: Models, cases: list[Case], closed: bool) -> Spl
     return split(kept, validation=VALIDATION, test=plan.test_cases, seed=plan.seed)
 
 
-def _same_plan(job: _Job) -> None:
+def _same_plan(plan: Plan, identities: Sequence[ModelIdentity]) -> None:
     """Refuses to go on with what another plan began.
 
     Raises:
         EncodeError: every key that differs, with both values.
     """
-    file = job.plan.work / PLAN
-    names = dict(zip(("sender identity", "receiver identity"), map(asdict, job.identities), strict=True))
-    record = job.plan.to_dict() | names | {"cases": _digest(job.cases)}
-    record = json.loads(json.dumps(record, default=str))
-    if file.exists() and (job.plan.work / CHECKPOINT).exists():
-        before = json.loads(file.read_text(encoding="utf-8"))
-        flat, old = _flat(record), _flat(before)
+    if not is_main():
+        return
+    names = dict(zip(("sender identity", "receiver identity"), map(asdict, identities), strict=True))
+    data = None if plan.data is None else _digest(plan.data)
+    record = json.loads(json.dumps(plan.to_dict() | names | {"data digest": data}, default=str))
+    file = plan.work / PLAN
+    if file.exists() and any((plan.work / name).exists() for name in (CHECKPOINT, STUDY)):
+        flat, old = _flat(record), _flat(json.loads(file.read_text(encoding="utf-8")))
         differs = [name for name in sorted(flat.keys() | old.keys()) if flat.get(name) != old.get(name)]
         if differs:
             shown = "; ".join(f"{name} (was {old.get(name)!r}, is {flat.get(name)!r})" for name in differs)
-            raise EncodeError(f"expected the run that {job.plan.work} holds, got a difference in {shown}")
-    elif is_main():
-        file.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+            raise EncodeError(
+                f"expected the run that {plan.work} holds, got a difference in {shown}: take it back, or choose "
+                "another --out"
+            )
+    file.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
 def _flat(record: dict[str, Any], before: str = "") -> dict[str, Any]:
@@ -223,18 +224,17 @@ def _flat(record: dict[str, Any], before: str = "") -> dict[str, Any]:
     return flat
 
 
-def _digest(cases: Split) -> str:
-    hasher = blake2b(digest_size=8)
-    for part in (cases.training, cases.validation, cases.test):
-        for case in part:
-            hasher.update(repr((case.context, [(q.text, q.answer) for q in case.questions])).encode())
-    return hasher.hexdigest()
+def _digest(file: Path) -> str:
+    try:
+        return digest(file.read_bytes()).hex()
+    except OSError as error:
+        raise EncodeError(f"expected a readable file of cases, got {file}: {error.strerror}") from error
 
 
 def _train(job: _Job, network: Any, resume: bool) -> Result:
     plan, models, cases = job.plan, job.models, job.cases
     texts = [case.context for case in (*cases.training, *cases.validation)]
-    store = StateStore(plan.work / "states", models, network.layers, job.recipe, int(plan.states_gb * GIGA))
+    store = StateStore(plan.work / STATES, models, network.layers, job.recipe, int(plan.states_gb * GIGA))
     if is_main():
         _say(
             f"{len(cases.training)} cases to learn from, {len(cases.validation)} to watch, {len(cases.test)} to measure"
@@ -304,6 +304,7 @@ def _finish(job: _Job, codec: Codec, result: Result, report: Report) -> None:
         job.plan.out.rmdir()  # it is empty: that was seen to at the start
     job.plan.out.parent.mkdir(parents=True, exist_ok=True)
     draft.replace(job.plan.out)
+    shutil.rmtree(job.plan.work / STATES, ignore_errors=True)  # the largest part of it, and made again within minutes
     _say(report.verdict())
 
 

@@ -9,12 +9,12 @@ Logits are made where an answer is predicted, and nowhere else.
 """
 
 from collections.abc import Sequence
-from inspect import signature
 
 import torch
 from torch import Tensor
 
-from ilcp.forward import PADDING, answer_logits, embed
+from ilcp.families import forward_takes
+from ilcp.forward import PADDING, answer_logits, block_mask, embed
 from ilcp.prompt import text_ids
 from ilcp.training.batch import Models, Row
 
@@ -51,22 +51,15 @@ def memory_logits(models: Models, rows: Sequence[Row], memory: Tensor) -> tuple[
     before = embed(receiver, prefix).expand(len(contexts), -1, -1)
     embeds = torch.cat([before, memory[contexts].to(before.dtype), embed(receiver, ids.tolist())], dim=1)
     asked, at = predicts.unique(return_inverse=True)  # positions at which any row's answer is predicted
-    fewer = "logits_to_keep" in signature(receiver.forward).parameters
+    fewer = forward_takes(receiver, "logits_to_keep")
     logits = receiver(
         inputs_embeds=embeds,
-        attention_mask=_block_mask(segment, embeds.dtype).to(device),
+        attention_mask=block_mask(receiver, segment.to(device), position.to(device), embeds.dtype),
         position_ids=position.to(device),
         **({"logits_to_keep": asked.to(device)} if fewer else {}),
     ).logits
     owner = torch.tensor([line[row.context] for row in rows])
     return logits[owner.unsqueeze(1), at if fewer else predicts].float(), labels.to(device)
-
-
-def _block_mask(segment: Tensor, dtype: torch.dtype) -> Tensor:
-    """Additive mask ``"batch 1 query key"``: each token sees what is common and its own segment, backwards."""
-    same = segment.unsqueeze(2) == segment.unsqueeze(1)
-    seen = (same | (segment == -1).unsqueeze(1)).tril()
-    return torch.zeros(seen.shape, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min).unsqueeze(1)
 
 
 def text_logits(models: Models, rows: Sequence[Row], contexts: Sequence[str]) -> tuple[Tensor, Tensor]:

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ilcp.errors import EncodeError
-from ilcp.forward import PADDING
+from ilcp.forward import PADDING, embed
 from ilcp.prompt import answer_ids
 from ilcp.training.batch import Batch, Models, frozen
 from ilcp.training.packed import memory_logits
@@ -78,7 +78,7 @@ def write_phrasebook(
     """
     book = _fresh(models, batches, recipe) if draft is None else draft
     book = Phrasebook(book.words, book.vectors.clone().requires_grad_(True), book.places.clone().requires_grad_(True))
-    embedding = models.receiver.get_input_embeddings().weight.detach()
+    embedding = _embedding(models)
     rate = RATE * float(embedding.square().mean().sqrt())
     optimizer = torch.optim.Adam([book.vectors, book.places], lr=rate)
     with frozen(models):
@@ -102,7 +102,12 @@ def _fresh(models: Models, batches: Sequence[Batch], recipe: Recipe) -> Phrasebo
     words = sorted({word for batch in batches for told in batch.told.values() for word in told})
     if not words:
         raise EncodeError("expected questions about the recipe's topics, got none: give Question.facts, Recipe.topics")
-    embedding = models.receiver.get_input_embeddings().weight.detach().float()
+    embedding = _embedding(models)
     vectors = [embedding[list(answer_ids(models.receiver_tokenizer, word, end=False))].mean(0) for word in words]
     places = torch.zeros(len(recipe.topics), embedding.shape[1], device=embedding.device)
     return Phrasebook({word: number for number, word in enumerate(words)}, torch.stack(vectors), places)
+
+
+def _embedding(models: Models) -> Tensor:
+    """``"vocabulary hidden"``, as the receiver's own embedding module gives it: some scale their rows."""
+    return embed(models.receiver, range(models.receiver.get_input_embeddings().num_embeddings)).detach().float()
