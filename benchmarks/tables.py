@@ -23,6 +23,8 @@ PAGES = {
         "capacity",
         "times",
         "stories",
+        "train-speed",
+        "scale",
         "variants",
         "peer",
         "peer-findings",
@@ -223,6 +225,37 @@ def stories() -> str:
     return table(["arm, bits per byte", "bytes on the wire", *made], rows)
 
 
+def train_speed() -> str:
+    """A training step beside the receiver's bare pass."""
+    rows = [
+        [
+            f"{row['receiver_parameters'] / 1e6:.1f} M",
+            f"{row['codec_parameters'] / 1e6:.1f} M",
+            *(f"{row[name]:.3f}" for name in ("bare_s", "step_s", "step_over_bare")),
+            f"{row['shares']['codec']:.3f}",
+            f"{row['default_step_s']:.3f}",
+            f"{row['default_shares']['codec']:.3f}",
+        ]
+        for row in result("train-speed")["rows"]
+    ]
+    columns = ["receiver", "codec", "bare pass, s", "step, s", "step / bare", "codec's share"]
+    return table([*columns, "step of the default recipe, s", "codec's share of it"], rows)
+
+
+def scale() -> str:
+    """One hand-off at the sizes of real models: times, keys and values, and ratios."""
+    columns = {}
+    for file in sorted(RESULTS.glob("scale-*.json")):
+        record = result(file.stem)
+        for run in record["runs"]:
+            columns[f"{record['device']}: {run['sender']} to {run['receiver']}, {run['tokens']:,} tokens"] = run
+    names = list(dict.fromkeys(name for run in columns.values() for name in run.get("figures", ())))
+    refused = [[f"not run: {what}", run["refused"]] for what, run in columns.items() if "figures" not in run]
+    shown = {what: run["figures"] for what, run in columns.items() if "figures" in run}
+    rows = [[name, *(number(figures.get(name)) for figures in shown.values())] for name in names]
+    return table(["step, median", *shown], rows + [[what, *[why] * len(shown)] for what, why in refused])
+
+
 def variants() -> str:
     """What other designs of the codec gave under the same budget."""
     rows = []
@@ -268,6 +301,8 @@ TABLES = {
     "cost": cost,
     "times": times,
     "stories": stories,
+    "train-speed": train_speed,
+    "scale": scale,
     "variants": variants,
     "peer": peer,
     "peer-findings": peer_findings,

@@ -41,7 +41,7 @@ from ilcp.tasks.case_files import KINDS, TOPICS, compose
 from ilcp.tasks.cases import thin
 from ilcp.tasks.named import PER_KIND as ASKED
 from ilcp.training import Models, Phrasebook, Recipe, calibrate, train
-from ilcp.training.loop import LOG
+from ilcp.training.log import LOG
 from ilcp_codecs.vae import VaeCodec, VaeConfig, VaeNetwork
 from ilcp_codecs.vae.bottleneck import dequantise, quantise
 from ilcp_codecs.vae.pooler import Pooler, _unit

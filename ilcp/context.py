@@ -2,22 +2,39 @@
 
 Capture, with shapes::
 
-    text --tokenizer--> ids --windows--> model --hidden states of chosen layers--> states "layers tokens hidden"
+    text --tokenizer--> ids --windows--> backbone --hooks on chosen layers--> states "layers tokens hidden"
+
+Layers count as transformers' ``hidden_states`` do: 0 is what enters the first block, k what enters block k, and the
+last is ``last_hidden_state``. Only the layers asked for are kept, each written straight into the result; no logits are
+computed. ``ilcp.capture`` records by the same hooks what a model computes in somebody else's call.
 
 A text longer than the model's window is read in overlapping windows; of each overlap the later window keeps the second
 half, so that every token is captured once and (but for the first tokens of the text) with at least that much context.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from inspect import signature
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ilcp.errors import EncodeError
 
-__all__ = ["Context", "capture_batch", "read_ids", "read_outputs", "window_tokens"]
+__all__ = [
+    "Context",
+    "Writer",
+    "backbone",
+    "capture_batch",
+    "check_ids",
+    "read_ids",
+    "read_outputs",
+    "tapped",
+    "window_tokens",
+]
 
 OVERLAP_SHARE = 4  # windows overlap by a quarter: half of it is context only, half is kept
 FALLBACK_WINDOW_TOKENS = 2048  # for a configuration that states no limit
@@ -27,8 +44,8 @@ FALLBACK_WINDOW_TOKENS = 2048  # for a configuration that states no limit
 class Context:
     """What the sender has read and computed.
 
-    ``states`` is ``"layers tokens hidden"`` float32, or None where the codec reads text only; ``text`` is None where
-    only ids or states were given; ``windows`` says in how many passes the text was read.
+    ``states`` is ``"layers tokens hidden"`` in the dtype that the model computes in, or None where the codec reads text
+    only; ``text`` is None where only ids or states were given; ``windows`` says in how many passes the text was read.
     """
 
     text: str | None = None
@@ -41,27 +58,155 @@ class Context:
         return 0 if self.states is None else self.states.shape[1]
 
 
+def backbone(model: Any) -> Any:
+    """The part of ``model`` that computes hidden states: without head and peft wrapper; LoRA layers stay in it.
+
+    Raises:
+        EncodeError: the adapter is a learned prompt, which no pass of the backbone alone contains.
+    """
+    if hasattr(model, "get_base_model"):
+        adapter = getattr(model, "active_peft_config", None)
+        if getattr(adapter, "is_prompt_learning", False):
+            raise EncodeError(
+                f"expected an adapter inside the model's layers, such as LoRA, got {type(adapter).__name__}: "
+                "a learned prompt is not part of the model that is read; merge or remove it"
+            )
+        model = model.get_base_model()
+    base = getattr(model, "base_model", model)
+    decoder_only = not getattr(getattr(model, "config", None), "is_encoder_decoder", False)
+    if base is model and decoder_only and hasattr(model, "get_decoder"):
+        return model.get_decoder()  # Gemma 3 in transformers 4 keeps its backbone elsewhere than it says
+    return base
+
+
 def window_tokens(model: Any) -> int:
     """How many tokens ``model`` can read at once, by its configuration."""
-    limit = getattr(model.config, "max_position_embeddings", None)
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     return int(limit) if limit else FALLBACK_WINDOW_TOKENS
+
+
+@contextmanager
+def tapped(model: Any, layers: Sequence[int], sink: Callable[[int, Tensor], None]) -> Iterator[None]:
+    """Hooks for as long as the ``with`` lasts: every pass of the backbone calls ``sink`` with each layer's place in
+    ``layers`` and its states ``"batch tokens hidden"``, which are the model's own and may change later: copy them.
+
+    Raises:
+        EncodeError: the model has no such layer, or its blocks are not found.
+    """
+    base = backbone(model)
+    blocks = _blocks(base) if layers else []
+    if layers and not 0 <= min(layers) <= max(layers) <= len(blocks):
+        raise EncodeError(
+            f"expected layers from 0 to {len(blocks)} of {type(base).__name__}, got {min(layers)} to {max(layers)}: "
+            "not this codec's sender"
+        )
+    handles = []
+    try:
+        for place, layer in enumerate(layers):
+            if layer < len(blocks):
+                entering = partial(_entering, sink, place)
+                handles.append(blocks[layer].register_forward_pre_hook(entering, with_kwargs=True))
+            else:
+                handles.append(base.register_forward_hook(partial(_leaving, sink, place)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _entering(sink: Callable[[int, Tensor], None], place: int, _: Any, args: Any, kwargs: Any) -> None:
+    sink(place, args[0] if args else kwargs["hidden_states"])
+
+
+def _leaving(sink: Callable[[int, Tensor], None], place: int, _: Any, __: Any, outputs: Any) -> None:
+    sink(place, outputs[0] if isinstance(outputs, tuple) else outputs.last_hidden_state)
+
+
+def _blocks(base: Any) -> list[nn.Module]:
+    """The blocks in their order: the one outermost list of modules that is as long as the model is deep."""
+    depth = getattr(getattr(base, "config", None), "num_hidden_layers", None)
+    found = [module for module in base.modules() if isinstance(module, nn.ModuleList) and len(module) == depth]
+    inner = {id(module) for outer in found for module in outer.modules() if module is not outer}
+    outermost = [module for module in found if id(module) not in inner]
+    if len(outermost) != 1:
+        raise EncodeError(
+            f"expected one stack of {depth} blocks in {type(base).__name__}, got {len(outermost)}: its layers cannot "
+            "be captured; call it with output_hidden_states=True and encode the outputs"
+        )
+    return list(outermost[0])
+
+
+class Writer:
+    """Takes states of ``layers`` layers into one tensor, made when the first of them says its width, dtype and device.
+
+    ``places`` are ``(start, first, last)`` of the passes to come: a pass reads tokens from ``start`` on, and those from
+    ``first`` to ``last`` are kept.
+    """
+
+    def __init__(self, layers: int, batch: int, places: Sequence[tuple[int, int, int]]):
+        self.shape = batch, layers, places[-1][2]
+        self._places = places
+        self._states: Tensor | None = None
+        self._written = 0
+
+    def __call__(self, place: int, state: Tensor) -> None:
+        """Copies a layer's states ``"batch tokens hidden"`` of the pass that is running."""
+        state = state.detach()
+        if self._states is None:
+            self._states = state.new_empty(*self.shape, state.shape[-1])
+        start, first, last = self._places[self._written // self.shape[1]]
+        self._states[:, place, first:last].copy_(state[:, first - start : last - start])
+        self._written += 1
+
+    def states(self) -> Tensor:
+        """``"batch layers tokens hidden"``.
+
+        Raises:
+            EncodeError: the model did not run each of the layers once.
+        """
+        expected = len(self._places) * self.shape[1]
+        if self._states is None or self._written != expected:
+            raise EncodeError(
+                f"expected the model to run each of its blocks once, got {self._written} of {expected} states: "
+                "call it with output_hidden_states=True and encode the outputs"
+            )
+        return self._states
 
 
 @torch.no_grad()
 def capture_batch(model: Any, ids: Tensor, mask: Tensor, layers: Sequence[int]) -> Tensor:
-    """Hidden states ``"batch layers tokens hidden"`` in float32 of one forward pass; layer 0 is the embedding.
+    """Hidden states ``"batch layers tokens hidden"`` of one forward pass, in the dtype that the model computes in.
 
-    ``ids`` and ``mask`` are ``"batch tokens"``, padded on the right.
+    ``ids`` and ``mask`` are ``"batch tokens"``, padded on either side; what stands at padded places means nothing.
+    Beyond the same pass without capture it takes the memory of its result and no more: no other layer is kept, no
+    KV cache is built, no logits are computed.
+
+    Raises:
+        EncodeError: the model has no such layer, or its blocks are not found.
     """
-    outputs = getattr(model, "base_model", model)(input_ids=ids, attention_mask=mask, output_hidden_states=True)
-    return torch.stack([outputs.hidden_states[layer] for layer in layers], dim=1).float()
+    tokens = ids.shape[1]
+    return _capture(model, ids, mask, layers, [(0, 0, tokens)])
 
 
 def read_ids(model: Any, ids: Sequence[int], layers: Sequence[int]) -> tuple[Tensor, int]:
     """States ``"layers tokens hidden"`` of a token sequence of any length, and the number of windows it took.
 
+    Beyond the pass of one window without capture it takes the memory of its result and no more.
+
     Raises:
-        EncodeError: there are no ids, or an id is none of the model's.
+        EncodeError: there are no ids, or an id is none of the model's, or the model has no such layer.
+    """
+    check_ids(model, ids)
+    places = _windows(len(ids), window_tokens(model))
+    row = torch.tensor([ids], device=model.device)
+    return _capture(model, row, torch.ones_like(row), layers, places)[0], len(places)
+
+
+def check_ids(model: Any, ids: Sequence[int]) -> None:
+    """Refuses ids that ``model`` cannot read.
+
+    Raises:
+        EncodeError: there are none, or one is none of the model's.
     """
     vocabulary = model.get_input_embeddings().num_embeddings
     if len(ids) == 0:
@@ -71,19 +216,38 @@ def read_ids(model: Any, ids: Sequence[int], layers: Sequence[int]) -> tuple[Ten
             f"expected token ids from 0 to {vocabulary - 1}, got {min(ids)} to {max(ids)}: "
             "the tokenizer does not belong to this model"
         )
-    window = window_tokens(model)
+
+
+def _windows(tokens: int, window: int) -> list[tuple[int, int, int]]:
+    """Where each window starts, and from where to where its states are kept."""
     overlap = window // OVERLAP_SHARE
-    pieces, start = [], 0
-    while True:
-        row = torch.tensor([ids[start : start + window]], device=model.device)
-        states = capture_batch(model, row, torch.ones_like(row), layers)[0]
-        pieces.append(states if start == 0 else states[:, overlap // 2 :])
-        if start + window >= len(ids):
-            return torch.cat(pieces, dim=1), len(pieces)
-        pieces[-1] = pieces[-1][:, : -(overlap - overlap // 2)]
-        start += window - overlap
+    places = [(0, 0, tokens)]
+    while places[-1][0] + window < tokens:
+        start, first, _ = places.pop()
+        cut = start + window - (overlap - overlap // 2)
+        places += [(start, first, cut), (start + window - overlap, cut, tokens)]
+    return places
 
 
+@torch.no_grad()
+def _capture(
+    model: Any, ids: Tensor, mask: Tensor, layers: Sequence[int], places: Sequence[tuple[int, int, int]]
+) -> Tensor:
+    base = backbone(model)
+    accepted = signature(base.forward).parameters
+    options: dict[str, Any] = {"use_cache": False} if "use_cache" in accepted else {}
+    window = window_tokens(model) if len(places) > 1 else ids.shape[1]
+    write = Writer(len(layers), len(ids), places)
+    with tapped(model, layers, write):
+        for start, _, _ in places:
+            seen = mask[:, start : start + window]
+            if "position_ids" in accepted and not bool(seen[:, 0].all()):  # no plain forward derives them from the mask
+                options["position_ids"] = (seen.long().cumsum(1) - 1).clamp(min=0)
+            base(input_ids=ids[:, start : start + window], attention_mask=seen, **options)
+    return write.states()
+
+
+@torch.no_grad()
 def read_outputs(outputs: Any, layers: Sequence[int]) -> Tensor:
     """States ``"layers tokens hidden"`` out of a finished ``forward`` or ``generate`` call: no second pass.
 
@@ -99,10 +263,17 @@ def read_outputs(outputs: Any, layers: Sequence[int]) -> Tensor:
     steps = [hidden] if isinstance(hidden[0], Tensor) else list(hidden)
     if steps[0][0].shape[0] != 1:
         raise EncodeError(
-            f"expected the outputs of one sequence, got a batch of {steps[0][0].shape[0]}: encode row by row"
+            f"expected the outputs of one sequence, got a batch of {steps[0][0].shape[0]}: encode row by row, "
+            "or make the call inside `with sender.capture()`"
         )
     if max(layers) >= len(steps[0]):
         raise EncodeError(
             f"expected the states of layer {max(layers)}, got {len(steps[0])} layers: not this codec's sender"
         )
-    return torch.stack([torch.cat([step[layer][0] for step in steps]) for layer in layers]).float()
+    if len(steps) > 1 and steps[-1][0].shape[1] > 1:
+        steps = steps[-1:]  # generated without a cache: each step read everything again
+    first = steps[0][layers[0]]
+    states: Tensor = first.new_empty(len(layers), sum(step[0].shape[1] for step in steps), first.shape[-1])
+    for place, layer in enumerate(layers):
+        torch.cat([step[layer][0].to(first) for step in steps], out=states[place])
+    return states

@@ -78,7 +78,7 @@ def test_the_cache_is_quick_and_does_not_hide_changed_weights(tmp_path, monkeypa
 
 
 def test_an_embedding_that_scales_is_another_model(monkeypatch) -> None:
-    """Gemma 2 scales where it looks up under transformers 5 and not under 4: the same weights, not the same receiver."""
+    """Gemma 2 scales where it looks up under transformers 5, not under 4: the same weights, not the same receiver."""
     tokenizer = make_tokenizer(300)
     plain, scaling = (make_model(300, seed=1) for _ in range(2))
     look_up = scaling.get_input_embeddings()

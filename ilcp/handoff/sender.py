@@ -2,31 +2,36 @@
 
 ::
 
-    text, ids or outputs --Sender.read--> Context --codec.encode--> payload --Message.to_bytes--> bytes
+    text, messages, ids, outputs, capture --Sender.read--> Context --codec.encode--> payload --Message.to_bytes--> bytes
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ilcp.capture import Capture, recording
 from ilcp.codec import Codec
-from ilcp.context import Context, read_ids, read_outputs
+from ilcp.context import Context, capture_batch, check_ids, read_ids, read_outputs, window_tokens
 from ilcp.errors import EncodeError
+from ilcp.families import require_sender, require_tokenizer
 from ilcp.identity import check_same, identify
 from ilcp.message import Message, Seal
 
 __all__ = ["Sender"]
 
 TTL_S = 3600  # a sealed message lives an hour unless the sender says otherwise
+BATCH = 8  # texts that are read in one pass
 
 
 class Sender:
     """One side of a hop: reads, compresses, and packs.
 
     Args:
-        model: a transformers causal language model; it is put into evaluation mode and used, its weights never change.
+        model: a transformers causal language model or encoder, with a peft adapter or without; it is put into
+            evaluation mode and used, its weights never change.
         tokenizer: the model's tokenizer.
         codec: trained for this sender.
         key: 16 to 64 bytes shared with the receiver; messages are then sealed (127 bytes in place of 100).
@@ -37,6 +42,8 @@ class Sender:
     """
 
     def __init__(self, model: Any, tokenizer: Any, codec: Codec, *, key: bytes | None = None, ttl_s: int = TTL_S):
+        require_tokenizer(tokenizer, "sender")
+        require_sender(model)
         check_same("sender", codec.trained.sender, identify(model, tokenizer))
         self.model = model.eval()
         self.tokenizer = tokenizer
@@ -49,8 +56,9 @@ class Sender:
         """The message for ``source``, as bytes.
 
         Args:
-            source: a text; token ids; or the outputs of this model's own finished ``forward`` or ``generate`` call
-                with hidden states, so that no second pass is paid.
+            source: a text; chat messages (``[{"role": ..., "content": ...}, ...]``); token ids; a Context; or what this
+                model has computed anyway, so that no second pass is paid: a capture, or the outputs of its own
+                finished ``forward`` or ``generate`` call with hidden states.
             payload_bytes: a shorter prefix of the same latent; None for the codec's own length.
 
         Raises:
@@ -58,40 +66,180 @@ class Sender:
         """
         return self.pack(self.codec.encode(self.read(source), payload_bytes))
 
+    def encode_batch(self, sources: Sequence[Any], batch: int = BATCH, payload_bytes: int | None = None) -> list[bytes]:
+        """The messages for ``sources``, in their order; the states of one batch at a time are in memory.
+
+        Args:
+            sources: each as in ``encode``; texts, messages and ids are read ``batch`` at a time.
+            batch: how many are read in one pass; padding changes states only by rounding.
+            payload_bytes: as in ``encode``.
+
+        Raises:
+            EncodeError: as in ``encode``; the text names the source by its index.
+        """
+        messages: list[bytes] = [b""] * len(sources)
+        for index, context in self._contexts(sources, batch):
+            messages[index] = self.pack(self.codec.encode(context, payload_bytes))
+        return messages
+
     def read(self, source: Any) -> Context:
-        """The context of a text, token ids or model outputs (see ``encode``).
+        """The context of whatever ``encode`` takes.
 
         Raises:
             EncodeError: the source is empty, or holds nothing that the codec reads.
         """
-        if isinstance(source, str):
-            return self._read_text(source)
-        if isinstance(source, Tensor) or (isinstance(source, Sequence) and not isinstance(source, bytes)):
-            ids = _one_row(source)
-            if not ids or self.codec.spec.reads == "states":
-                states, windows = read_ids(self.model, ids, self.codec.layers)
-                return Context(states=states, windows=windows)
-            return Context(text=self.tokenizer.decode(ids, skip_special_tokens=True))
+        if isinstance(source, Context):
+            return source
+        if isinstance(source, Capture):
+            return self._read_capture(source)
+        if not _is_text_or_ids(source):
+            if self.codec.spec.reads == "text":
+                raise EncodeError(
+                    f"expected a text, messages or token ids, because codec {self.codec.spec.name!r} reads text, "
+                    f"got {type(source).__name__}"
+                )
+            return Context(states=read_outputs(source, self.codec.layers))
+        text, ids = self._prepared(source)
         if self.codec.spec.reads == "text":
-            raise EncodeError(
-                f"expected a text or token ids, because codec {self.codec.spec.name!r} reads text, "
-                f"got {type(source).__name__}"
-            )
-        return Context(states=read_outputs(source, self.codec.layers))
+            return Context(text=text)
+        states, windows = read_ids(self.model, ids, self.codec.layers)
+        return Context(text=text, states=states, windows=windows)
+
+    def read_batch(self, sources: Sequence[Any], batch: int = BATCH) -> list[Context]:
+        """The contexts of ``sources``, in their order; see ``encode_batch``, which does not keep them all.
+
+        Raises:
+            EncodeError: as in ``read``; the text names the source by its index.
+        """
+        contexts = dict(self._contexts(sources, batch))
+        return [contexts[index] for index in range(len(sources))]
+
+    def capture(self) -> AbstractContextManager[Capture]:
+        """Records what this sender's model computes inside the ``with``, whoever calls it::
+
+            with sender.capture() as context:
+                model.generate(**inputs)
+            message = sender.encode(context)
+
+        Only the layers that the codec reads are kept. A capture of several rows hands out ``context.rows``.
+
+        Raises:
+            EncodeError: the model's layers cannot be captured; inside the ``with``, for beam search and other ways to
+                generate that reorder rows or take tokens back.
+        """
+        return recording(self.model, self.tokenizer, tuple(self.codec.layers))
 
     def pack(self, payload: bytes) -> bytes:
         """A payload in its envelope: bare, or sealed where this sender holds a key."""
         seal = None if self.key is None else Seal.fresh(ttl_s=self.ttl_s)
         return Message(self._codec_id, payload, seal).to_bytes(self.key)
 
-    def _read_text(self, text: str) -> Context:
-        if not text.strip():
-            raise EncodeError("expected a text, got an empty one: there is nothing to hand off")
-        if self.codec.spec.reads == "text":
-            return Context(text=text)
-        ids = self.tokenizer(text, verbose=False).input_ids
-        states, windows = read_ids(self.model, ids, self.codec.layers)
-        return Context(text=text, states=states, windows=windows)
+    def _read_capture(self, capture: Capture) -> Context:
+        if capture.model is not self.model or capture.layers != tuple(self.codec.layers):
+            raise EncodeError("expected a capture of this sender, got another's: use `with` on this sender's capture()")
+        rows = capture.rows
+        if len(rows) != 1:
+            raise EncodeError(
+                f"expected a capture of one row, got {len(rows)}: encode its rows one by one, as in "
+                "sender.encode(capture.rows[0]), or all with sender.encode_batch(capture.rows)"
+            )
+        if self.codec.spec.reads == "text" and rows[0].text is None:
+            raise EncodeError(
+                f"expected calls with input_ids, because codec {self.codec.spec.name!r} reads text, got embeddings: "
+                "encode the text itself"
+            )
+        return rows[0]
+
+    def _contexts(self, sources: Sequence[Any], batch: int) -> Iterator[tuple[int, Context]]:
+        """Each source's index and context, shortest first; those that share no pass come before."""
+        if isinstance(sources, str | bytes | Tensor | Mapping) or not isinstance(sources, Sequence):
+            raise EncodeError(f"expected a list of sources, got {type(sources).__name__}: put one source into a list")
+        if batch < 1:
+            raise EncodeError(f"expected a batch of at least 1 source, got {batch}")
+        window = window_tokens(self.model)
+        alone: dict[int, Context] = {}
+        prepared: dict[int, tuple[str | None, list[int]]] = {}
+        for index, source in enumerate(sources):
+            try:
+                if self.codec.spec.reads == "text" or not _is_text_or_ids(source):
+                    alone[index] = self.read(source)
+                else:
+                    prepared[index] = self._prepared(source)
+                    check_ids(self.model, prepared[index][1])
+            except EncodeError as error:
+                raise EncodeError(f"source {index}: {error}") from error
+        yield from alone.items()
+        order = sorted(prepared, key=lambda index: len(prepared[index][1]))
+        fitting = [index for index in order if len(prepared[index][1]) <= window]
+        for start in range(0, len(fitting), batch):
+            chosen = fitting[start : start + batch]
+            rows = self._capture_rows([prepared[index][1] for index in chosen])
+            for index, row in zip(chosen, rows, strict=True):
+                yield index, Context(text=prepared[index][0], states=row)
+        for index in order[len(fitting) :]:
+            text, ids = prepared[index]
+            states, windows = read_ids(self.model, ids, self.codec.layers)
+            yield index, Context(text=text, states=states, windows=windows)
+
+    def _capture_rows(self, rows: Sequence[Sequence[int]]) -> list[Tensor]:
+        """States ``"layers tokens hidden"`` of each row, from one pass padded on the tokenizer's side."""
+        longest = max(map(len, rows))
+        left = getattr(self.tokenizer, "padding_side", "right") == "left"
+        starts = [longest - len(row) if left else 0 for row in rows]
+        ids = torch.zeros(len(rows), longest, dtype=torch.long)  # any id: padding is masked
+        mask = torch.zeros_like(ids)
+        for index, (row, start) in enumerate(zip(rows, starts, strict=True)):
+            ids[index, start : start + len(row)] = torch.tensor(row)
+            mask[index, start : start + len(row)] = 1
+        states = capture_batch(self.model, ids.to(self.model.device), mask.to(self.model.device), self.codec.layers)
+        return [states[index, :, start : start + len(rows[index])] for index, start in enumerate(starts)]
+
+    def _prepared(self, source: Any) -> tuple[str | None, list[int]]:
+        """The text of a source and its ids: what the codec does not need is None or empty."""
+        reads_text = self.codec.spec.reads == "text"
+        if isinstance(source, str):
+            if not source.strip():
+                raise EncodeError("expected a text, got an empty one: there is nothing to hand off")
+            return source, [] if reads_text else self.tokenizer(source, verbose=False).input_ids
+        if _is_messages(source):
+            text = _rendered(self.tokenizer, source)
+            # The template has written what special tokens there are.
+            return text, [] if reads_text else self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+        ids = _one_row(source)
+        if not reads_text:
+            return None, ids
+        check_ids(self.model, ids)
+        return self.tokenizer.decode(ids, skip_special_tokens=True), ids
+
+
+def _is_text_or_ids(source: Any) -> bool:
+    return isinstance(source, str | Tensor) or (isinstance(source, Sequence) and not isinstance(source, bytes))
+
+
+def _is_messages(source: Any) -> bool:
+    return isinstance(source, Sequence) and any(isinstance(item, Mapping) for item in source)
+
+
+def _rendered(tokenizer: Any, messages: Sequence[Any]) -> str:
+    """Chat messages as the tokenizer's template writes them, with nothing begun behind the last."""
+    for index, message in enumerate(messages):
+        for name in ("role", "content"):
+            found = message.get(name) if isinstance(message, Mapping) else message
+            if not isinstance(message, Mapping) or not isinstance(found, str):
+                said = "none" if found is None else type(found).__name__
+                raise EncodeError(
+                    f"expected message {index} to have a {name} that is a str, got {said}: "
+                    "write {'role': ..., 'content': ...}"
+                )
+    if not any(message["content"].strip() for message in messages):
+        raise EncodeError("expected messages that say something, got empty ones: there is nothing to hand off")
+    if not getattr(tokenizer, "chat_template", None):
+        raise EncodeError("expected a tokenizer with a chat template for messages, got one without: pass a text")
+    try:
+        text: str = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=False)
+    except Exception as error:  # a template raises what it likes, mostly about the order of roles
+        raise EncodeError(f"expected messages that the tokenizer's chat template takes, got: {error}") from error
+    return text
 
 
 def _one_row(source: Any) -> list[int]:
@@ -100,7 +248,7 @@ def _one_row(source: Any) -> list[int]:
         row = torch.as_tensor(source)
     except (TypeError, ValueError, RuntimeError) as error:
         raise EncodeError(
-            f"expected a text, token ids or model outputs, got {type(source).__name__}: {error}"
+            f"expected a text, messages, token ids or model outputs, got {type(source).__name__}: {error}"
         ) from error
     if row.numel() and (row.is_floating_point() or row.is_complex() or row.dtype == torch.bool):
         raise EncodeError(f"expected whole numbers as token ids, got {row.dtype}: pass hidden states as model outputs")
