@@ -10,6 +10,7 @@ Without it everything here is what a single process does.
 
 import os
 from collections.abc import Callable, Iterable, Sequence
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -21,6 +22,7 @@ from ilcp.errors import EncodeError
 __all__ = ["SyncedNorm", "agree", "average_gradients", "drawn", "is_main", "join", "mine", "rank", "total", "world"]
 
 T = TypeVar("T")
+PATIENCE = timedelta(days=1)  # others wait while one measures; of one that died, the launcher knows at once
 
 
 def join(device: str | None = None) -> torch.device:
@@ -36,7 +38,7 @@ def join(device: str | None = None) -> torch.device:
             raise EncodeError(
                 "expected accelerate for several processes, got none: pip install 'ilcp[train]'"
             ) from error
-        found: torch.device = PartialState(cpu=device == "cpu").device
+        found: torch.device = PartialState(cpu=device == "cpu", timeout=PATIENCE).device
         return found
     try:
         return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))

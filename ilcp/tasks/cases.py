@@ -107,7 +107,7 @@ def read_jsonl(path: str | Path) -> Iterator[Case]:
         EncodeError: a line is no such object, or names an id again; the text names the file, the line and the field.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")  # a string in JSON may hold other line breaks
     except OSError as error:
         raise EncodeError(f"expected a readable file of cases, got {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:

@@ -76,7 +76,7 @@ def draw_curve(file: Path) -> Path | None:
     steps = [record["step"] for record in records]
     figure = Figure(figsize=(9, 3.2), layout="constrained")
     answers, rest = figure.subplots(1, 2)
-    for arm, style in (("text", "k--"), ("message", "C0-"), ("foreign", "C3:"), ("none", "C7:")):
+    for arm, style in (("text", "k.--"), ("message", "C0.-"), ("foreign", "C3.:"), ("none", "C7.:")):
         values = [record["validation_nats"][arm] for record in records]
         answers.plot(steps, values, style, label={"foreign": "another case's message", "none": "nothing"}.get(arm, arm))
     answers.set(xlabel="step", ylabel="log-likelihood of the answer, nats", title="validation")
@@ -84,7 +84,7 @@ def draw_curve(file: Path) -> Path | None:
     for name in ("loss", "cross_entropy", "kl", "reconstruction", "naming", "alignment"):
         known = [(record["step"], record[name]) for record in records if name in record]
         if known:
-            rest.plot(*zip(*known, strict=True), label=name.replace("_", " "))
+            rest.plot(*zip(*known, strict=True), ".-", label=name.replace("_", " "))
     rest.set(xlabel="step", ylabel="nats", title="training (running mean)")
     rest.legend(fontsize=8)
     picture = file.with_name(CURVE)

@@ -156,8 +156,8 @@ class _Run:
             while self._done() < 1:
                 cases = source(self.step * self.recipe.contexts, self.recipe.contexts)
                 batch = batcher.batch(cases, random.Random(f"{self.recipe.seed}/{self.step}"))
-                for name, value in self._update(batch).items():
-                    averages[name] = MEMORY * averages.get(name, value) + (1 - MEMORY) * value
+                new = self._update(batch)  # a term that is over leaves the log
+                averages = {name: MEMORY * averages.get(name, now) + (1 - MEMORY) * now for name, now in new.items()}
                 self.step += 1
                 self.read_tokens += sum(len(row.suffix + row.answer) for row in batch.rows)
                 self.seconds = before + self._same(time.monotonic() - started)
