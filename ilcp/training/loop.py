@@ -132,6 +132,7 @@ class _Run:
         self.network, self.models, self.recipe, self.folder, self.log = network, models, recipe, folder, log
         self.step, self.seconds, self.read_tokens = 0, 0.0, 0
         self.device = models.receiver.device
+        self.console = Console(stderr=True, soft_wrap=True)  # one for both: what is said does not break the bar
         self.clock = Clock(self.device)
         learner: Any = network  # the loop needs a module; the readers, what Network says
         self.reader = Reader(models, learner.layers, recipe, store)
@@ -152,7 +153,7 @@ class _Run:
         averages: dict[str, float] = {}
         started = saved = time.monotonic()
         before = self.seconds
-        with _progress(result) as (progress, bar):
+        with _progress(result, self.console) as (progress, bar):
             while self._done() < 1:
                 cases = source(self.step * self.recipe.contexts, self.recipe.contexts)
                 batch = batcher.batch(cases, random.Random(f"{self.recipe.seed}/{self.step}"))
@@ -219,7 +220,7 @@ class _Run:
         self.save()
         if is_main():
             self.log.write(record | shares)
-            Console(stderr=True, soft_wrap=True).print(f"step {self.step}: {result}", highlight=False)
+            self.console.print(f"step {self.step}: {result}", highlight=False)
         if agree(self.recipe.collapse_after <= self._done() < 1 and result.gain_low <= 0, self.device):
             raise EncodeError(
                 f"expected the message to say more than another case's after {self.recipe.collapse_after:.0%} of the "
@@ -330,13 +331,13 @@ class _Run:
 
 
 @contextmanager
-def _progress(result: Validation) -> Iterator[tuple[Progress, Any]]:
+def _progress(result: Validation, console: Console) -> Iterator[tuple[Progress, Any]]:
     shown = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         TextColumn("{task.percentage:>3.0f} % {task.fields[note]}"),
         TimeRemainingColumn(),
-        console=Console(stderr=True),
+        console=console,
         disable=not (sys.stderr.isatty() and is_main()),
     )
     with shown:
