@@ -27,6 +27,7 @@ def measure(
     receiver: Annotated[
         str | None, typer.Option(help="The receiver: a folder or hub id; without it, the one that the codec names.")
     ] = None,
+    device: Annotated[str, typer.Option(help="That the models compute on: cpu, cuda, cuda:1 ...")] = "cpu",
     hops: Annotated[int, typer.Option(help="How many hops to hand on (case files only); 0: not measured.")] = 0,
     repetitions: Annotated[int, typer.Option(help="Of the times, at least 50; 0: not measured.")] = 60,
     as_json: Annotated[
@@ -50,7 +51,9 @@ def measure(
         from ilcp.pair import load_pair
         from ilcp.tasks import task as named
 
-        pair = load_pair(None if codec == EMBEDDED else codec, sender=sender, receiver=receiver, allow_unproven=True)
+        pair = load_pair(
+            None if codec == EMBEDDED else codec, sender=sender, receiver=receiver, allow_unproven=True, device=device
+        )
         asked = named(task, n=n, seed=seed)
         texts = equal_texts(pair.sender, asked.samples())
     left = "nothing was kept: name a file with --json"
