@@ -8,7 +8,17 @@ import typer
 from rich.markup import escape
 from rich.progress import track
 
-from ilcp.cli.common import BAD_INPUT, EMBEDDED, busy, err, interruptible, out, read_text
+from ilcp.cli.common import (
+    BAD_INPUT,
+    EMBEDDED,
+    DeviceOption,
+    SenderOption,
+    busy,
+    err,
+    interruptible,
+    out,
+    read_text,
+)
 from ilcp.errors import DecodeError, EncodeError
 from ilcp.files import write_whole
 from ilcp.message import Message, describe
@@ -21,11 +31,9 @@ SUFFIX = ".ilcp"
 def encode(
     files: Annotated[list[Path], typer.Argument(help="Text files.", dir_okay=False)],
     codec: Annotated[str, typer.Option(help="A codec's folder or hub id, or 'embedded'.")] = EMBEDDED,
-    sender: Annotated[
-        str | None, typer.Option(help="The sender: a folder or hub id; without it, the one that the codec names.")
-    ] = None,
+    sender: SenderOption = None,
     to: Annotated[Path, typer.Option("--out", help="Where the messages go: NAME.ilcp for a file NAME.")] = Path("."),
-    device: Annotated[str, typer.Option(help="That the sender computes on: cpu, cuda, cuda:1 ...")] = "cpu",
+    device: DeviceOption = "cpu",
     payload_bytes: Annotated[
         int | None, typer.Option("--bytes", help="A shorter payload, if the codec has it.")
     ] = None,

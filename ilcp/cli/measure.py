@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from ilcp.cli.common import EMBEDDED, busy, interruptible, out
+from ilcp.cli.common import EMBEDDED, DeviceOption, ReceiverOption, SenderOption, busy, interruptible, out
 from ilcp.errors import EncodeError
 
 if TYPE_CHECKING:
@@ -21,13 +21,9 @@ def measure(
     task: Annotated[str, typer.Option(help="'case-files', or a JSONL file of cases.")] = "case-files",
     n: Annotated[int, typer.Option(help="How many cases.")] = 500,
     seed: Annotated[int, typer.Option(help="Of the test documents, the intervals and the random payloads.")] = 7,
-    sender: Annotated[
-        str | None, typer.Option(help="The sender: a folder or hub id; without it, the one that the codec names.")
-    ] = None,
-    receiver: Annotated[
-        str | None, typer.Option(help="The receiver: a folder or hub id; without it, the one that the codec names.")
-    ] = None,
-    device: Annotated[str, typer.Option(help="That the models compute on: cpu, cuda, cuda:1 ...")] = "cpu",
+    sender: SenderOption = None,
+    receiver: ReceiverOption = None,
+    device: DeviceOption = "cpu",
     hops: Annotated[int, typer.Option(help="How many hops to hand on (case files only); 0: not measured.")] = 0,
     repetitions: Annotated[int, typer.Option(help="Of the times, at least 50; 0: not measured.")] = 60,
     as_json: Annotated[
