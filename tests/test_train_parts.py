@@ -328,7 +328,10 @@ def test_models_that_cannot_be_used_are_refused_by_name(models, tmp_path) -> Non
         ilcp.train(**given, device="cuda:77")
     with pytest.raises(EncodeError, match="a folder with a name of its own for --out"):
         ilcp.train(**given | {"out": "."})
+    with pytest.raises(EncodeError, match=r"a readable file of cases, got .*none\.jsonl"):
+        ilcp.train(**given | {"data": tmp_path / "none.jsonl", "out": tmp_path / "other"})
     assert not (tmp_path / "codec").exists()
+    assert not (tmp_path / "other.run").exists()
 
 
 def test_data_that_cannot_be_used_is_refused_by_line(models, tmp_path) -> None:

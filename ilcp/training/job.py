@@ -97,6 +97,7 @@ def train_codec(plan: Plan, *, resume: bool = False) -> Codec:
         Interrupted: Ctrl-C or SIGTERM, after a checkpoint.
     """
     _refuse_taken(plan, resume)
+    given = None if plan.data is None else merged(read_jsonl(plan.data))  # before the models: they take longer to load
     device = join(plan.device)
     method = _method(plan)
     models = _models(plan, device)
@@ -112,7 +113,7 @@ def train_codec(plan: Plan, *, resume: bool = False) -> Codec:
     torch.manual_seed(plan.seed)
     network = method.untrained(models.sender, models.receiver, _settings(plan)).to(device)
     halved = _same_plan(plan, identities, device)
-    cases = _cases(plan, models)
+    cases = _written(plan, models) if given is None else given
     closed = _closed(cases)
     recipe = replace(plan.recipe(closed=closed), bfloat16=halved)
     job = _Job(plan, recipe, models, _fitting(plan, models, cases, closed))
@@ -172,10 +173,9 @@ def _models(plan: Plan, device: torch.device) -> Models:
     return Models(*sender, adapter.get_base_model(), receiver[1], adapter)
 
 
-def _cases(plan: Plan, models: Models) -> list[Case]:
-    if plan.data is not None:
-        return merged(read_jsonl(plan.data))
-    assert plan.self_study is not None
+def _written(plan: Plan, models: Models) -> list[Case]:
+    """What the sender writes."""
+    assert plan.self_study is not None  # a plan has the one or the other
     file = plan.work / STUDY
     return merged(study(models, plan.self_study, file, seed=plan.seed, progress=_shows()))
 
