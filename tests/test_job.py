@@ -130,7 +130,7 @@ def test_measure_and_encode_find_the_models_that_the_codec_names(home, tmp_path)
     """``ilcp measure CODEC --task FILE`` needs no other option; ``ilcp encode`` takes a corpus and can be run again."""
     folder = str(home.root / "codec")
     task = write_cases(tmp_path / "task.jsonl", 12, start=70_000)
-    shown = CliRunner().invoke(app, ["measure", folder, "--task", str(task), "--n", "12", "--repetitions", "0"])
+    shown = CliRunner().invoke(app, ["measure", folder, "--task", str(task), "--repetitions", "0"])
     assert 0 == shown.exit_code, shown.output
     assert "The message carries content" in shown.output
     files = []

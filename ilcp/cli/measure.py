@@ -19,7 +19,7 @@ __all__ = ["compare", "measure"]
 def measure(
     codec: Annotated[str, typer.Argument(help="A codec's folder or hub id, or 'embedded'.")],
     task: Annotated[str, typer.Option(help="'case-files', or a JSONL file of cases.")] = "case-files",
-    n: Annotated[int, typer.Option(help="How many cases.")] = 500,
+    n: Annotated[int | None, typer.Option(help="How many cases; without it 500, or as many as a file has.")] = None,
     seed: Annotated[int, typer.Option(help="Of the test documents, the intervals and the random payloads.")] = 7,
     sender: SenderOption = None,
     receiver: ReceiverOption = None,

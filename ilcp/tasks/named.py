@@ -13,6 +13,7 @@ __all__ = ["CASE_FILES", "Task", "task"]
 
 CASE_FILES = "case-files"
 PER_KIND = {"lookup": 4, "join": 3, "absent": 2, "code": 1}  # questions asked per dossier: a part stands for the rest
+USUAL = 500  # cases of a measurement, where nobody says how many
 SAMPLES = 4000  # dossiers of the training split that a text codec's dictionary may be fitted to
 
 
@@ -26,20 +27,26 @@ class Task:
     samples: Callable[[], Iterable[str]] = field(repr=False, default=tuple)
 
 
-def task(name: str, *, n: int, seed: int) -> Task:
+def task(name: str, *, n: int | None, seed: int) -> Task:
     """``n`` cases of ``"case-files"`` (test split of that seed), or the first ``n`` of a JSONL file.
+
+    Without ``n``, 500 of them, or as many as the file has.
 
     Raises:
         EncodeError: the file cannot be read, has fewer cases, or mixes questions and continuations.
     """
+    wanted = n
+    n = USUAL if n is None else n
     if n < 2:
         raise EncodeError(f"expected n to be at least 2 (another case's message is a control), got {n}")
     if name == CASE_FILES:
         cases = [thin(case, PER_KIND, number) for number, case in enumerate(case_files("test", seed, n))]
         return Task(name, tuple(cases), True, lambda: (c.context for c in case_files("train", seed, SAMPLES)))
     cases = list(islice(read_jsonl(name), n))
-    if len(cases) < n:
-        raise EncodeError(f"expected at least n={n} cases in {name}, got {len(cases)}: lower n")
+    least = 2 if wanted is None else n
+    if len(cases) < least:
+        way_out = "add cases" if wanted is None else "lower n"
+        raise EncodeError(f"expected at least n={least} cases in {name}, got {len(cases)}: {way_out}")
     closed = {bool(question.text) for case in cases for question in case.questions}
     if len(closed) > 1:
         raise EncodeError(f"expected either questions or continuations in {name}, got both: measure them apart")
