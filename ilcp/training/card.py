@@ -17,7 +17,7 @@ tags:
 
 # {sender} to {receiver}, {payload} bytes
 
-A codec of [ilcp](https://pypi.org/project/ilcp/): it hands what {sender} has read to {receiver} as a message of
+A codec of ilcp: it hands what {sender} has read to {receiver} as a message of
 {wire} bytes, header and check counted. It was trained for exactly these two models and knows them by their weights.
 
 ```python
