@@ -10,7 +10,7 @@ from typing import Any
 
 from ilcp.errors import EncodeError
 
-__all__ = ["ADAPTER", "adapt", "new_adapter", "save_adapter"]
+__all__ = ["ADAPTER", "adapt", "new_adapter", "save_adapter", "unwrapped"]
 
 ADAPTER = "receiver-adapter"  # in the codec's folder
 
@@ -56,6 +56,11 @@ def adapt(model: Any, codec: Any) -> Any:
         return peft.PeftModel.from_pretrained(model, str(folder / ADAPTER)).eval()
     except Exception as error:  # peft, safetensors and torch raise many kinds, all of which mean this
         raise EncodeError(f"expected the receiver's adapter in {folder / ADAPTER}, got: {error}") from error
+
+
+def unwrapped(model: Any) -> Any:
+    """The model itself, without peft's wrapper; low-rank weights stay in it."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def _peft() -> Any:

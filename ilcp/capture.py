@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ilcp.adapter import unwrapped
 from ilcp.context import Context, Writer, reading_part, tapped
 from ilcp.errors import EncodeError
 from ilcp.turn import UNKNOWN, Piece, Turn, begins, new_turn
@@ -42,7 +43,7 @@ class Capture:
 
     def __init__(self, model: Any, tokenizer: Any, layers: tuple[int, ...]):
         self.model, self.tokenizer, self.layers = model, tokenizer, layers
-        self._owner = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self._owner = unwrapped(model)
         self._turns: list[Turn] = []
         self._rows: tuple[Context, ...] | None = None
         self._lock = Lock()

@@ -30,6 +30,7 @@ __all__ = [
     "backbone",
     "capture_batch",
     "check_ids",
+    "padded_ids",
     "read_ids",
     "read_outputs",
     "reading_part",
@@ -209,6 +210,17 @@ def capture_batch(model: Any, ids: Tensor, mask: Tensor, layers: Sequence[int]) 
     """
     tokens = ids.shape[1]
     return _capture(model, ids, mask, layers, [(0, 0, tokens)])
+
+
+def padded_ids(rows: Sequence[Sequence[int]], device: Any) -> tuple[Tensor, Tensor]:
+    """Ids and mask ``"rows tokens"`` of rows of any length, padded on the right: there every family counts positions as
+    it does alone."""
+    ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)  # any id: padding is masked
+    mask = torch.zeros_like(ids)
+    for index, row in enumerate(rows):
+        ids[index, : len(row)] = torch.tensor(row)
+        mask[index, : len(row)] = 1
+    return ids.to(device), mask.to(device)
 
 
 def read_ids(model: Any, ids: Sequence[int], layers: Sequence[int]) -> tuple[Tensor, int]:

@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ilcp.adapter import unwrapped
 from ilcp.context import capture_batch
 from ilcp.errors import EncodeError
 
-__all__ = ["TESTED", "forward_takes", "require_receiver", "require_sender", "require_tokenizer", "unwrapped"]
+__all__ = ["TESTED", "forward_takes", "require_receiver", "require_sender", "require_tokenizer"]
 
 TESTED = frozenset(
     ("llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3_text", "phi3", "olmo2", "gpt2", "gpt_neox")
@@ -26,11 +27,6 @@ ENCODERS = frozenset(("bert",))  # tested as senders
 PROBE_TOKENS = 6
 SLACK = 1e-4  # of the largest value: rounding stays below it, a scale or an input left out far above
 SLACK_ULPS = 4.0  # the same for half precision, in units of its last place at 1
-
-
-def unwrapped(model: Any) -> Any:
-    """The model itself, without peft's wrapper."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def forward_takes(model: Any, name: str) -> bool:

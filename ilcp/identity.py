@@ -15,6 +15,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ilcp.adapter import unwrapped
 from ilcp.errors import EncodeError, IdentityError
 
 if TYPE_CHECKING:
@@ -151,20 +152,15 @@ def _embeds_scaled(model: Any) -> bool:
 
 def _adapters(model: Any) -> str:
     """Names of peft's adapters, and the digest of the low-rank weights; empty where there are none."""
-    added = {name: tensor for name, tensor in _bare(model).named_parameters() if LOW_RANK in name}
+    added = {name: tensor for name, tensor in unwrapped(model).named_parameters() if LOW_RANK in name}
     if not added:
         return ",".join(sorted(getattr(model, "peft_config", None) or ()))
     names = ",".join(sorted({name.split(LOW_RANK)[1].split(".")[1] for name in added}))  # lora_A.default.weight
     return f"{names}:{_digest_all(part for name in sorted(added) for part in _tensor_parts(name, added[name])).hex()}"
 
 
-def _bare(model: Any) -> Any:
-    """The model that peft wraps, or the model itself."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
 def _tensors(model: "nn.Module") -> dict[str, "Tensor"]:
-    model = _bare(model)
+    model = unwrapped(model)
     tensors: dict[str, Tensor] = dict(model.named_parameters())
     saved = set(model.state_dict())
     tensors |= {name: buffer for name, buffer in model.named_buffers() if name in saved}

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ilcp.capture import Capture, recording
 from ilcp.codec import Codec
-from ilcp.context import Context, capture_batch, check_ids, read_ids, read_outputs, window_tokens
+from ilcp.context import Context, capture_batch, check_ids, padded_ids, read_ids, read_outputs, window_tokens
 from ilcp.errors import EncodeError
 from ilcp.families import require_sender, require_tokenizer
 from ilcp.identity import check_same, identify
@@ -190,16 +190,8 @@ class Sender:
             yield index, Context(text=text, states=states, windows=windows)
 
     def _capture_rows(self, rows: Sequence[Sequence[int]]) -> list[Tensor]:
-        """States ``"layers tokens hidden"`` of each row, from one pass.
-
-        It is padded on the right, whatever the tokenizer does: there every family counts positions as it does alone.
-        """
-        ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)  # any id: padding is masked
-        mask = torch.zeros_like(ids)
-        for index, row in enumerate(rows):
-            ids[index, : len(row)] = torch.tensor(row)
-            mask[index, : len(row)] = 1
-        states = capture_batch(self.model, ids.to(self.model.device), mask.to(self.model.device), self.codec.layers)
+        """States ``"layers tokens hidden"`` of each row, from one pass."""
+        states = capture_batch(self.model, *padded_ids(rows, self.model.device), self.codec.layers)
         return [states[index, :, : len(row)] for index, row in enumerate(rows)]
 
     def _prepared(self, source: Any) -> tuple[str | None, list[int]]:

@@ -35,7 +35,7 @@ from ilcp.training.batch import Models, check_room, frozen
 from ilcp.training.card import write_card
 from ilcp.training.data import Shuffled, Split, merged, split
 from ilcp.training.estimate import estimate
-from ilcp.training.log import CURVE, LOG
+from ilcp.training.log import CURVE, LOG, flat
 from ilcp.training.loop import CHECKPOINT, Result
 from ilcp.training.loop import train as fit
 from ilcp.training.objective import calibrate
@@ -217,10 +217,10 @@ def _same_plan(plan: Plan, identities: Sequence[ModelIdentity], device: torch.de
         begun = file.exists() and any((plan.work / name).exists() for name in (CHECKPOINT, STUDY))
         before = _kept_plan(file) if begun else {}
         halved = bool(before.pop(HALVED, in_bfloat16(device, plan.recipe(closed=True))))
-        flat, old = _flat(record), _flat(before)
-        differs = [name for name in sorted(flat.keys() | old.keys()) if flat.get(name) != old.get(name)]
+        now, old = flat(record, "."), flat(before, ".")
+        differs = [name for name in sorted(now.keys() | old.keys()) if now.get(name) != old.get(name)]
         if begun and differs:
-            shown = "; ".join(f"{name} (was {old.get(name)!r}, is {flat.get(name)!r})" for name in differs)
+            shown = "; ".join(f"{name} (was {old.get(name)!r}, is {now.get(name)!r})" for name in differs)
             raise EncodeError(
                 f"expected the run that {plan.work} holds, got a difference in {shown}: take it back, or choose "
                 "another --out"
@@ -236,13 +236,6 @@ def _kept_plan(file: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise EncodeError(f"expected the plan of a run in {file}, got: {error}; remove {file.parent}") from error
     return record
-
-
-def _flat(record: dict[str, Any], before: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in record.items():
-        flat |= _flat(value, f"{before}{name}.") if isinstance(value, dict) else {before + name: value}
-    return flat
 
 
 def _digest(file: Path) -> str:

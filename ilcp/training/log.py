@@ -1,13 +1,14 @@
 """The log of a run: one JSON object per validation, its curve as a picture, and TensorBoard's event files if wanted."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ilcp.errors import EncodeError
 from ilcp.files import write_whole
 
-__all__ = ["LOG", "Log", "draw_curve", "read_log"]
+__all__ = ["LOG", "Log", "draw_curve", "flat", "read_log"]
 
 LOG = "log.jsonl"
 CURVE = "curve.png"
@@ -43,8 +44,8 @@ class Log:
         except OSError as error:
             raise EncodeError(f"expected room for the log {self.file}, got: {error}; free space and resume") from error
         if self._events is not None:
-            for name, value in _flat(record).items():
-                self._events.add_scalar(name, value, record["step"])
+            for name, value in flat(record, "/").items():
+                self._events.add_scalar(name, float(value), record["step"])
             self._events.flush()
 
     def forget_after(self, step: int) -> None:
@@ -93,8 +94,9 @@ def draw_curve(file: Path) -> Path | None:
     return picture
 
 
-def _flat(record: dict[str, Any], before: str = "") -> dict[str, float]:
-    flat: dict[str, float] = {}
+def flat(record: Mapping[str, Any], joint: str, before: str = "") -> dict[str, Any]:
+    """A table of tables as one, the names on the way to a value joined."""
+    found: dict[str, Any] = {}
     for name, value in record.items():
-        flat |= _flat(value, f"{before}{name}/") if isinstance(value, dict) else {f"{before}{name}": float(value)}
-    return flat
+        found |= flat(value, joint, f"{before}{name}{joint}") if isinstance(value, Mapping) else {before + name: value}
+    return found

@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from ilcp.context import capture_batch, read_ids, window_tokens
+from ilcp.context import capture_batch, padded_ids, read_ids, window_tokens
 from ilcp.identity import digest, identify
 from ilcp.parallel import mine, total
 from ilcp.training.batch import Models
@@ -66,12 +66,7 @@ class Reader:
         with precision(self.models.receiver.device, self.recipe):
             if max(map(len, encoded)) > window_tokens(sender):
                 return _padded([read_ids(sender, ids, self.layers)[0] for ids in encoded])
-            mask = torch.zeros(len(encoded), max(map(len, encoded)), dtype=torch.long)
-            ids = torch.zeros_like(mask)
-            for row, found in enumerate(encoded):
-                ids[row, : len(found)] = torch.tensor(found)
-                mask[row, : len(found)] = 1
-            ids, mask = ids.to(sender.device), mask.to(sender.device)
+            ids, mask = padded_ids(encoded, sender.device)
             return capture_batch(sender, ids, mask, self.layers), mask.float()
 
 
