@@ -20,7 +20,7 @@ from ilcp.training.batch import Batcher
 from ilcp.training.clock import Clock
 from ilcp.training.data import Shuffled, merged, split
 from ilcp.training.estimate import estimate
-from ilcp.training.objective import Objective
+from ilcp.training.objective import Objective, calibrate
 from ilcp.training.plan import read_plan
 from ilcp.training.reader import Reader
 from ilcp.training.selfstudy import SelfStudy, cut, study
@@ -476,3 +476,20 @@ def test_saving_leaves_other_folders_alone(tmp_path, small) -> None:
     assert "all of it" == mine.read_text()
     assert small.codec.trained == ilcp.load(tmp_path / "codec").trained
     assert {"codec", "codec.draft"} == {folder.name for folder in tmp_path.iterdir()}
+
+
+def test_calibration_looks_at_a_bounded_sample(models, monkeypatch) -> None:
+    """Of the contexts as many as the limit allows, of the receiver's vocabulary as many rows: large models fit."""
+    seen = []
+
+    class Recorder:
+        layers = LAYERS
+
+        def calibrate(self, states: torch.Tensor, mask: torch.Tensor, memory: torch.Tensor) -> None:
+            seen.append((int(mask.sum()), len(memory)))
+
+    monkeypatch.setattr("ilcp.training.objective.CALIBRATION_TOKENS", 100)
+    calibrate(Recorder(), models, cases(0, 40), recipe())
+    tokens, rows = seen[0]
+    assert 50 < tokens <= 100
+    assert 50 < rows <= 100
