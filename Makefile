@@ -46,6 +46,8 @@ types: $(READY) ## mypy, strict
 
 bench: $(READY) ## the figures of the README, measured again
 	$(BIN)/python benchmarks/embedded.py
+	$(BIN)/python benchmarks/train_speed.py
+	$(BIN)/python benchmarks/scale.py
 	$(BIN)/python benchmarks/variants.py
 	$(BIN)/python benchmarks/peer_avp.py
 	$(BIN)/python benchmarks/tables.py

@@ -45,7 +45,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
 
     pair = load_pair(args.codec, sender=args.sender, receiver=args.receiver, allow_unproven=True)
-    lines = args.stories.read_text(encoding="utf-8").splitlines()
+    lines = args.stories.read_text(encoding="utf-8").split("\n")
     stories = (json.loads(line)["text"] for line in lines if line.strip())
     cases = [case for text in stories if (case := split(text, args.beginning, args.seen))][: args.n]
     report = run(

@@ -38,6 +38,7 @@ from ilcp.training.batch import Batcher, frozen
 from ilcp.training.clock import Clock
 from ilcp.training.objective import Objective
 from ilcp.training.packed import memory_logits
+from ilcp.training.precision import precision
 from ilcp.training.reader import Reader
 from ilcp_codecs.vae import VaeCodec
 
@@ -95,7 +96,8 @@ def measured(name: str, device: torch.device, args: argparse.Namespace) -> dict[
         store.fill(Reader(models, network.layers, plain), [c.context for c in cases])
         step, shares = stepped(network, models, cases, plain, store, args.repetitions)
         default, default_shares = stepped(network, models, cases, full, store, args.repetitions)
-        bare = timed(lambda: bare_pass(models, network, cases, plain), args.repetitions, device)
+        with precision(device, plain):
+            bare = timed(lambda: bare_pass(models, network, cases, plain), args.repetitions, device)
         compiled = None
         if args.compile:
             network.compile(dynamic=True)

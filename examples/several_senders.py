@@ -1,32 +1,41 @@
-"""Two documents, handed off one by one, and one receiver that asks with both memories in its prompt.
+"""Two different senders hand off to one receiver, and both memories stand in one prompt.
 
     python examples/several_senders.py
 
-The mechanism is what this shows. The embedded receiver was trained on one memory at a time and on one document per
-question: with two of them it answers from either, or from neither. A receiver that is to compare documents needs a
-codec that was trained with several memories in the prompt; until then, ask each memory alone.
+The embedded sender hands on a learned message. The second sender is another model (the receiver's own, in the role of a
+colleague) that hands on the end of its document as text. Each has its own codec; the receiver holds both, and a
+message's codec id picks the one that reads it.
+
+The mechanism is what this shows. The embedded receiver was trained on one memory at a time: with two it answers from
+either, or mixes them: see the last line. A receiver that is to compare documents needs a codec that was trained with
+several memories in the prompt; until then, ask each memory alone.
 """
 
 import ilcp
 from ilcp.tasks import case_files
+from ilcp_codecs.text import TailCodec
 
 
 def main() -> None:
-    pair = ilcp.load_pair()  # knows incident dossiers only, and takes its own codec's messages only
-    first, second = case_files("test", seed=7, n=2)
-    messages = [pair.sender.encode(case.context) for case in (first, second)]  # of one sender, or of two: all the same
-    print(f"two messages of {' and '.join(str(len(message)) for message in messages)} bytes, both in one prompt\n")
+    pair = ilcp.load_pair()  # knows incident dossiers only
+    model, tokenizer = pair.receiver.model, pair.receiver.tokenizer
+    learned, tail = pair.sender.codec, TailCodec(payload_bytes=600)
+    colleague = ilcp.Sender(model, tokenizer, tail)
+    receiver = ilcp.Receiver(model, tokenizer, [learned, tail], allow_unproven=True)  # a cut text has no proof
 
-    asked = {question.text: question.answer for question in second.questions}
-    shared = [question for question in first.questions if question.text in asked]
-    print(f"{'question':44}{'first':16}{'second':16}both")
-    tally = dict.fromkeys(("first", "second", "neither"), 0)
-    for question in shared:
-        alone = [pair.receiver.generate(message, question.text) for message in messages]
-        both = pair.receiver.generate(messages, question.text)  # first memory, empty line, second memory, empty line, …
-        print(f"{question.text:44}{alone[0]:16}{alone[1]:16}{both}")
-        tally["first" if both == alone[0] else "second" if both == alone[1] else "neither"] += 1
-    print(f"\nwith both memories the answer was that of {', '.join(f'{who} {n}' for who, n in tally.items())}")
+    first, second = case_files("test", seed=7, n=2)
+    messages = [pair.sender.encode(first.context), colleague.encode(second.context)]
+    kinds = ["text" if receiver.decode(message).text else "vectors" for message in messages]
+    print(f"messages of {len(messages[0])} and {len(messages[1])} bytes, decoded to {kinds[0]} and {kinds[1]}\n")
+
+    asked = [q.text for q in first.questions if q.text in {other.text for other in second.questions}]
+    one, other, both = (receiver.answers([(source, text) for text in asked]) for source in (*messages, messages))
+    print(f"{'question':44}{'message':16}{'text':16}both")
+    for row in zip(asked, one, other, both, strict=True):
+        print(f"{row[0]:44}{row[1]:16}{row[2]:16}{row[3]}")
+    whose = ["message" if b == a else "text" if b == t else "neither" for a, t, b in zip(one, other, both, strict=True)]
+    counted = ", ".join(f"{whose.count(who)} as from {who}" for who in ("message", "text", "neither"))
+    print(f"\nanswers with both: {counted}")
 
 
 if __name__ == "__main__":

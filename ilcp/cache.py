@@ -10,13 +10,13 @@ from typing import Any
 
 from ilcp.errors import EncodeError
 
-__all__ = ["copied"]
+__all__ = ["check", "copied"]
 
 ADMITTED = ("DynamicLayer", "DynamicSlidingWindowLayer")  # exactly these: their subclasses hold something else
 
 
-def copied(cache: Any, model: Any, prompt_tokens: int, rows: int = 1) -> Any:
-    """A copy of the cache of one prompt's first tokens, repeated for ``rows`` beams.
+def check(cache: Any, model: Any, prompt_tokens: int) -> None:
+    """Refuses what is no cache of the first tokens of one prompt of this model.
 
     Raises:
         EncodeError: it is no cache of dynamic layers, was made for another model or a batch, holds gradients, or leaves
@@ -49,6 +49,10 @@ def copied(cache: Any, model: Any, prompt_tokens: int, rows: int = 1) -> Any:
             f"expected a cache of at most {prompt_tokens - 1} of the prompt's {prompt_tokens} tokens, got {held}: "
             "the last token has to be read to answer; the cache holds the first positions of this same prompt"
         )
+
+
+def copied(cache: Any, rows: int = 1) -> Any:
+    """A copy of a checked cache, repeated for ``rows`` beams."""
     mine = copy.deepcopy(cache)
     if rows > 1:
         mine.batch_repeat_interleave(rows)

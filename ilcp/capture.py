@@ -6,87 +6,31 @@
         model.generate(...)      # or forward; greedy, sampled or streamed; one row or a padded batch; several calls
     capture.rows                 # one Context per row: states "layers tokens hidden", and the tokens as text
 
-Every call of the backbone is one *piece*: ids and mask ``"rows tokens"``, states ``"rows layers tokens hidden"``. The
-pieces of one ``generate`` make a *turn*: only of a turn is it known what was generated, and where a row had ended while
-the others went on.
+Every call of the backbone is one piece: ids and mask ``"rows tokens"``, states ``"rows layers tokens hidden"``
+(``ilcp.turn`` says which pieces belong together).
 
 What was never fed back is not here: the last token of a generation, for one, has no states.
+
+The model must not serve others meanwhile: every call of it inside the ``with``, whoever makes it, is one of the
+capture's. Calls one after the other may come from several threads, such as that of a streamer; two at a time are
+refused. A model compiled by torch.compile runs past the hooks, and its calls are not seen.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import wraps
-from inspect import signature
+from contextlib import ExitStack, contextmanager
+from functools import update_wrapper
+from inspect import currentframe, signature, unwrap
+from threading import Lock, get_ident
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ilcp.context import Context, Writer, backbone, tapped
+from ilcp.context import Context, Writer, reading_part, tapped
 from ilcp.errors import EncodeError
+from ilcp.turn import UNKNOWN, Piece, Turn, begins, new_turn
 
 __all__ = ["Capture", "recording"]
-
-UNKNOWN = -1  # the id of what was fed as an embedding
-
-# Ways to generate that run the model over other rows or tokens than those of the text they return.
-BRANCHING = {
-    "assistant_model": "assisted generation",
-    "prompt_lookup_num_tokens": "prompt lookup",
-    "assistant_early_exit": "assisted generation",
-    "use_mtp": "assisted generation",
-    "penalty_alpha": "contrastive search",
-    "constraints": "constrained beam search",
-    "force_words_ids": "constrained beam search",
-    "custom_generate": "a loop of its own",
-}
-
-
-@dataclass(slots=True)
-class _Piece:
-    """One call of the backbone; ``past`` says whether it continued a KV cache."""
-
-    ids: Tensor
-    mask: Tensor
-    past: bool
-    write: Writer
-
-
-@dataclass(slots=True)
-class _Turn:
-    """The pieces of one ``generate``, or one call outside of any; ``ends`` are the tokens that end a row.
-
-    ``generated`` is how many tokens at the end were generated, in the longest row.
-    """
-
-    ends: frozenset[int] = frozenset()
-    pad: int | None = None
-    pieces: list[_Piece] = field(default_factory=list)
-    generated: int = 0
-
-    def add(self, piece: _Piece, generating: bool) -> None:
-        if generating and not piece.past:
-            self.pieces.clear()  # generated without a cache: each step reads everything again
-        self.pieces.append(piece)
-
-    def kept(self) -> Tensor:
-        """Which tokens are a row's own, ``"rows tokens"``: no padding, nothing from the row's end on."""
-        mask = torch.cat([piece.mask for piece in self.pieces], dim=1).cpu()
-        prompt_tokens = mask.shape[1] - self.generated
-        for row, ids in enumerate(self.ids()[:, prompt_tokens:].tolist()):
-            mask[row, prompt_tokens + self._end(ids, alone=len(mask) == 1) :] = False
-        return mask
-
-    def ids(self) -> Tensor:
-        """``"rows tokens"``."""
-        return torch.cat([piece.ids for piece in self.pieces], dim=1).cpu()
-
-    def _end(self, ids: list[int], alone: bool) -> int:
-        end = next((place for place, token in enumerate(ids) if token in self.ends), len(ids))
-        while end and not alone and ids[end - 1] == self.pad:  # ended by something else, such as a stop string
-            end -= 1
-        return end
 
 
 class Capture:
@@ -98,13 +42,16 @@ class Capture:
 
     def __init__(self, model: Any, tokenizer: Any, layers: tuple[int, ...]):
         self.model, self.tokenizer, self.layers = model, tokenizer, layers
-        self._turns: list[_Turn] = []
+        self._owner = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self._turns: list[Turn] = []
         self._rows: tuple[Context, ...] | None = None
-        self._open: _Piece | None = None
+        self._lock = Lock()
+        self._thread: int | None = None  # the one whose call is running
+        self._turn: Turn | None = None
+        self._open: Piece | None = None
         self._count = 0
-        self._generating = False
         self._recording = False
-        self._names = tuple(signature(backbone(model).forward).parameters)
+        self._names = tuple(signature(reading_part(model).forward).parameters)
 
     def __len__(self) -> int:
         return self._count
@@ -122,7 +69,8 @@ class Capture:
             if not self._turns:
                 raise EncodeError(
                     "expected a capture with at least one call of the sender's model, got none: "
-                    "call the model's generate or forward inside `with sender.capture()`"
+                    "call the model's generate or forward inside `with sender.capture()`; the calls of a model that is "
+                    "compiled (torch.compile) are not seen: call the plain one"
                 )
             ids = torch.cat([turn.ids() for turn in self._turns], dim=1)
             kept = torch.cat([turn.kept() for turn in self._turns], dim=1)
@@ -131,7 +79,7 @@ class Capture:
             self._turns.clear()
         return self._rows
 
-    def _row(self, row: int, ids: Tensor, kept: Tensor, pieces: list[_Piece]) -> Context:
+    def _row(self, row: int, ids: Tensor, kept: Tensor, pieces: list[Piece]) -> Context:
         """The Context of a row; ``ids`` and ``kept`` are ``"tokens"``, of all pieces in their order."""
         read = ids[kept].tolist()
         if not read:
@@ -163,40 +111,112 @@ class Capture:
             )
         read = ids.detach().clone() if ids is not None else source.new_full((rows, tokens), UNKNOWN, dtype=torch.long)
         write = Writer(len(self.layers), rows, [(0, 0, tokens)])
-        self._open = _Piece(read, _new_mask(given.get("attention_mask"), read), _has_past(given), write)
+        piece = Piece(read, _new_mask(given.get("attention_mask"), read), _past_tokens(given), write)
+        if self._turn is None or self._thread != get_ident():
+            self._claim()
+            self._check_single(piece)
+        self._open = piece
+
+    def _claim(self) -> None:
+        """Makes the capture this thread's, for one call."""
+        with self._lock:
+            if self._turn is not None or self._thread not in (None, get_ident()):
+                raise EncodeError(
+                    "expected one call of the model at a time inside `with sender.capture()`, got a second one while "
+                    "the first is running: the model must not serve others meanwhile"
+                )
+            self._thread = get_ident()
+
+    def _check_single(self, piece: Piece) -> None:
+        """Refuses a call outside of any watched ``generate`` that would be captured wrongly."""
+        known = [earlier.ids for turn in self._turns for earlier in turn.pieces]
+        tokens = sum(ids.shape[1] for ids in known)
+        if _is_generating(self._owner):
+            said = "a `generate` that was taken from it before: call model.generate itself inside the `with`"
+        elif piece.past > tokens:
+            said = f"a cache of {piece.past} tokens, of which {tokens} were captured: begin inside the `with`"
+        elif known and not piece.past and begins(piece.ids, known):
+            said = "one that reads again all that was captured: continue its cache, or call model.generate"
+        else:
+            return
+        self._thread = None
+        raise EncodeError(f"expected calls of the model that belong to `with sender.capture()`, got {said}")
 
     def _write(self, place: int, state: Tensor) -> None:
-        if self._open is not None:
+        if self._open is not None and self._thread == get_ident():
             self._open.write(place, state)
 
-    def _leave(self, *_: Any) -> None:
-        """A pass of the backbone has ended."""
-        if self._open is None:
+    def _leave(self, _: Any, __: Any, outputs: Any) -> None:
+        """A pass of the backbone has ended, or failed, which leaves no outputs."""
+        if self._open is None or self._thread != get_ident():
             return
-        if not self._generating or not self._turns:
-            self._turns.append(_Turn())
-        self._turns[-1].add(self._open, self._generating)
-        self._count, self._open = len(self._open.ids), None
+        piece, self._open = self._open, None
+        if self._turn is None:
+            self._thread = None
+        if outputs is None:
+            return
+        if self._turn is None:
+            self._turns.append(Turn(pieces=[piece]))
+        else:
+            self._turn.add(piece)
+        self._count = len(piece.ids)
 
-    def _watched(self, generate: Callable[..., Any], owner: Any) -> Callable[..., Any]:
-        """``generate`` as it was, but that it says when it begins, what ends a row, and when it is over."""
+    @contextmanager
+    def _generating(self, given: dict[str, Any]) -> Iterator[Turn]:
+        """The turn of a ``generate`` that runs inside this ``with``, in this thread."""
+        turn = new_turn(given, self._owner)
+        self._claim()
+        self._turn = turn
+        try:
+            yield turn
+        finally:
+            if turn.pieces:
+                self._turns.append(turn)
+            self._turn = self._open = self._thread = None
 
-        @wraps(generate)
-        def watched(*args: Any, **kwargs: Any) -> Any:
-            bound = signature(generate).bind_partial(*args, **kwargs).arguments
-            given = {**bound.pop("kwargs", {}), **bound}
-            turn = _turn(given, owner)
-            self._turns.append(turn)
-            self._generating = True
-            try:
-                result = generate(*args, **kwargs)
-                turn.generated = max(0, _new_tokens(result, given) - 1)  # the last one is not fed back
-                return result
-            finally:
-                self._generating = False
-                self._turns = [turn for turn in self._turns if turn.pieces]
 
-        return watched
+class _Watch:
+    """A model's ``generate`` as it was, but that it says to each open capture when it begins and when it is over."""
+
+    def __init__(self, owner: Any):
+        update_wrapper(self, owner.generate)  # first: it copies attributes, which may be those of another watch
+        self.captures: list[Capture] = []
+        self._before = vars(owner).get("generate")
+        self._generate: Callable[..., Any] = owner.generate
+        self._names = tuple(signature(getattr(type(owner), "generate", owner.generate)).parameters)[1:]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        given = dict(zip(self._names, args, strict=False)) | kwargs
+        with ExitStack() as turns:
+            begun = [turns.enter_context(capture._generating(given)) for capture in self.captures]
+            result = self._generate(*args, **kwargs)
+            for turn in begun:
+                turn.finish(result, given)
+        return result
+
+    def put_back(self, owner: Any) -> None:
+        """Leaves the model with the ``generate`` that it had; one that somebody put over this stays."""
+        if vars(owner).get("generate") is not self:
+            return
+        if self._before is None:
+            del owner.generate
+        else:
+            owner.generate = self._before
+
+
+@contextmanager
+def _watched(capture: Capture, owner: Any) -> Iterator[None]:
+    """One watch per model, for as long as any capture of it is open: captures may end in any order."""
+    found = vars(owner).get("generate")
+    watch = found if isinstance(found, _Watch) else _Watch(owner)
+    owner.generate = watch
+    watch.captures.append(capture)
+    try:
+        yield
+    finally:
+        watch.captures.remove(capture)
+        if not watch.captures:
+            watch.put_back(owner)
 
 
 @contextmanager
@@ -205,63 +225,36 @@ def recording(model: Any, tokenizer: Any, layers: tuple[int, ...]) -> Iterator[C
 
     Raises:
         EncodeError: the model has no such layer, or its blocks are not found; inside the ``with``, where a call cannot
-            be captured: beam search and other ways to generate that reorder or take back, another number of rows.
+            be captured: beam search and other ways to generate that reorder or take back, another number of rows, a
+            call while another is running, a ``generate`` taken from the model before, a call that reads all again.
     """
     capture = Capture(model, tokenizer, layers)
-    base = backbone(model)
-    owner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    before = vars(owner).get("generate")
-    with tapped(model, layers, capture._write):
-        handles = [
-            base.register_forward_pre_hook(capture._enter, with_kwargs=True),
-            base.register_forward_hook(capture._leave),
-        ]
+    outer, owner = reading_part(model), capture._owner
+    with ExitStack() as stack:
+        stack.enter_context(tapped(model, layers, capture._write))
+        for handle in (
+            outer.register_forward_pre_hook(capture._enter, with_kwargs=True),
+            outer.register_forward_hook(capture._leave, always_call=True),
+        ):
+            stack.callback(handle.remove)
         if hasattr(owner, "generate"):
-            owner.generate = capture._watched(owner.generate, owner)
+            stack.enter_context(_watched(capture, owner))
         capture._recording = True
         try:
             yield capture
         finally:
             capture._recording = False
-            for handle in handles:
-                handle.remove()
-            if before is not None:
-                owner.generate = before
-            else:
-                vars(owner).pop("generate", None)
 
 
-def _turn(given: dict[str, Any], model: Any) -> _Turn:
-    """What the settings of a ``generate`` say about its rows, as transformers looks them up."""
-    sources = (given.get("generation_config"), getattr(model, "generation_config", None))
-
-    def setting(name: str) -> Any:
-        found = (given.get(name), *(getattr(source, name, None) for source in sources))
-        return next((value for value in found if value is not None), None)
-
-    said = [why for name, why in BRANCHING.items() if setting(name)]
-    said += ["beam search"] if (setting("num_beams") or 1) > 1 else []
-    said += ["classifier-free guidance"] if (setting("guidance_scale") or 1) != 1 else []
-    if said:
-        raise EncodeError(
-            f"expected greedy search or sampling inside `with sender.capture()`, got {said[-1]}: it runs the model "
-            "over rows or tokens that are not in its answer; generate first, then encode the text"
-        )
-    ends = setting("eos_token_id")
-    listed = torch.as_tensor([] if ends is None else ends).reshape(-1).long().tolist()
-    pad = setting("pad_token_id")
-    return _Turn(frozenset(listed), int(pad) if pad is not None else next(iter(listed), None))
-
-
-def _new_tokens(result: Any, given: dict[str, Any]) -> int:
-    """How many tokens a ``generate`` has made: its sequences begin with the ids of the prompt, if it had any."""
-    ids = next((given[name] for name in ("inputs", "input_ids") if given.get(name) is not None), None)
-    if ids is not None:
-        prompt_tokens = ids.shape[1]
-    else:
-        prompt_tokens = 0 if given.get("inputs_embeds") is not None else 1
-    sequences = getattr(result, "sequences", result)
-    return sequences.shape[1] - prompt_tokens if isinstance(sequences, Tensor) else 0
+def _is_generating(model: Any) -> bool:
+    """Whether a ``generate`` of the model is running in this thread: then it is among those that called."""
+    code = getattr(unwrap(getattr(type(model), "generate", _is_generating)), "__code__", None)
+    frame = currentframe()
+    while frame is not None:
+        if frame.f_code is code and frame.f_locals.get("self") is model:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _new_mask(mask: Any, ids: Tensor) -> Tensor:
@@ -278,6 +271,9 @@ def _new_mask(mask: Any, ids: Tensor) -> Tensor:
     )
 
 
-def _has_past(given: dict[str, Any]) -> bool:
+def _past_tokens(given: dict[str, Any]) -> int:
+    """How many tokens the KV cache of a call holds; UNKNOWN for a cache that does not say."""
     cache = given.get("past_key_values")
-    return cache is not None and (not hasattr(cache, "get_seq_length") or bool(cache.get_seq_length() > 0))
+    if cache is None:
+        return 0
+    return int(cache.get_seq_length()) if hasattr(cache, "get_seq_length") else UNKNOWN

@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from importlib import metadata
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any, Literal, Protocol, Self, runtime_checkable
 
 from huggingface_hub import ModelHubMixin, snapshot_download
@@ -25,6 +26,7 @@ from safetensors import SafetensorError
 from ilcp.adapter import ADAPTER
 from ilcp.context import Context
 from ilcp.errors import EncodeError, UnprovenError
+from ilcp.files import write_whole
 from ilcp.identity import ModelIdentity, digest
 from ilcp.memory import Memory
 from ilcp.message import CODEC_ID_BYTES, MAX_PAYLOAD_BYTES
@@ -48,7 +50,7 @@ ENTRY_POINTS = "ilcp.codecs"
 FORMAT = 1  # of config.json; another number is refused
 MEASURED = "## Measured, with its controls"
 CONFIG, CARD = "config.json", "README.md"
-PICTURES = "*.png"  # that a card shows
+EXTRAS = ("*.png", "*.jsonl")  # what a card refers to
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -211,13 +213,16 @@ def save(
     Raises:
         EncodeError: the folder holds something else already, or cannot be written.
     """
-    folder = Path(folder)
+    folder = Path(folder).absolute()
     if folder.exists() and any(folder.iterdir()) and not (folder / CONFIG).exists():
         raise EncodeError(f"expected an empty folder or a codec's, got {folder} with other files in it: choose another")
     before: Path | None = getattr(codec, "folder", None)
-    draft = folder.with_name(folder.name + ".draft")
     try:
-        draft.mkdir(parents=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        draft = Path(mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
+    except OSError as error:
+        raise EncodeError(f"expected room for a codec beside {folder}, got: {error}; choose another place") from error
+    try:
         if before is not None:
             _copy(before, draft)
             old = json.loads((before / CONFIG).read_text(encoding="utf-8"))
@@ -250,7 +255,7 @@ def save(
 
 def _copy(before: Path, folder: Path) -> None:
     """What a codec's folder holds beside weights and configuration."""
-    for file in (before / CARD, *before.glob(PICTURES)):
+    for file in (before / CARD, *(file for kind in EXTRAS for file in before.glob(kind))):
         if file.exists():
             shutil.copyfile(file, folder / file.name)
     if (before / ADAPTER).is_dir():
@@ -315,7 +320,7 @@ def _fetched(source: str | Path, hub: Mapping[str, Any]) -> Path:
     if isinstance(source, Path) or Path(source).exists() or not HUB_ID.fullmatch(source):
         return Path(source)
     try:
-        kinds = ["*.json", "*.safetensors", CARD, PICTURES]
+        kinds = ["*.json", "*.safetensors", CARD, *EXTRAS]
         return Path(snapshot_download(source, allow_patterns=kinds, **hub))
     except Exception as error:  # the hub's client and its transport raise many kinds, all of which mean this
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -342,6 +347,6 @@ def prove(folder: str | Path, proof: Proof) -> None:
     if proof.codec_id != codec_id:
         raise UnprovenError(f"expected the proof of codec {codec_id} in {folder}, got that of {proof.codec_id}")
     record = json.loads(config.read_text(encoding="utf-8")) | {"proof": asdict(proof)}
-    config.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    write_whole(config, json.dumps(record, indent=2) + "\n")
     before = card.read_text(encoding="utf-8").split(MEASURED)[0].rstrip() if card.exists() else ""
-    card.write_text(f"{before}\n\n{measured(proof)}", encoding="utf-8")
+    write_whole(card, f"{before}\n\n{measured(proof)}")

@@ -32,6 +32,7 @@ __all__ = [
     "check_ids",
     "read_ids",
     "read_outputs",
+    "reading_part",
     "tapped",
     "window_tokens",
 ]
@@ -59,7 +60,17 @@ class Context:
 
 
 def backbone(model: Any) -> Any:
-    """The part of ``model`` that computes hidden states: without head and peft wrapper; LoRA layers stay in it.
+    """The part of ``model`` that computes hidden states: without head, peft wrapper and eyes; LoRA layers stay in it.
+
+    Raises:
+        EncodeError: the adapter is a learned prompt, which no pass of the backbone alone contains.
+    """
+    outer = reading_part(model)
+    return getattr(outer, "language_model", outer)
+
+
+def reading_part(model: Any) -> Any:
+    """The part of ``model`` that takes the tokens: the backbone, or what holds it beside a vision tower.
 
     Raises:
         EncodeError: the adapter is a learned prompt, which no pass of the backbone alone contains.
@@ -75,14 +86,26 @@ def backbone(model: Any) -> Any:
     base = getattr(model, "base_model", model)
     decoder_only = not getattr(getattr(model, "config", None), "is_encoder_decoder", False)
     if base is model and decoder_only and hasattr(model, "get_decoder"):
-        return model.get_decoder()  # Gemma 3 in transformers 4 keeps its backbone elsewhere than it says
+        decoder = model.get_decoder()  # Gemma 3 in transformers 4 keeps its backbone elsewhere than it says
+        holders = (part for part in model.children() if any(module is decoder for module in part.modules()))
+        return next(holders, decoder)
     return base
 
 
 def window_tokens(model: Any) -> int:
     """How many tokens ``model`` can read at once, by its configuration."""
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return int(limit) if limit else FALLBACK_WINDOW_TOKENS
+    if not limit or limit < 0:  # XLNet says -1: none
+        return FALLBACK_WINDOW_TOKENS
+    return int(limit) - _first_position(model)
+
+
+def _first_position(model: Any) -> int:
+    """Where a model's positions begin: RoBERTa and its kin count on from their padding's."""
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding) and module.padding_idx is not None:
+            return module.padding_idx + 1
+    return 0
 
 
 @contextmanager
@@ -242,7 +265,7 @@ def _capture(
         for start, _, _ in places:
             seen = mask[:, start : start + window]
             if "position_ids" in accepted and not bool(seen[:, 0].all()):  # no plain forward derives them from the mask
-                options["position_ids"] = (seen.long().cumsum(1) - 1).clamp(min=0)
+                options["position_ids"] = (seen.long().cumsum(1) - 1).clamp(min=0) + _first_position(base)
             base(input_ids=ids[:, start : start + window], attention_mask=seen, **options)
     return write.states()
 

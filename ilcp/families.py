@@ -6,13 +6,15 @@ own: a forward pass of a few tokens, by their ids and by their embeddings, has t
 is refused by name. A model wrapped by peft counts as what it wraps.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ilcp.context import capture_batch
 from ilcp.errors import EncodeError
 
 __all__ = ["TESTED", "forward_takes", "require_receiver", "require_sender", "require_tokenizer", "unwrapped"]
@@ -58,6 +60,8 @@ def require_receiver(model: Any) -> None:
     inner = unwrapped(model)
     name, model_type = type(inner).__name__, _model_type(inner)
     _refuse_two_halves(inner, "receiver", "take a decoder (AutoModelForCausalLM)")
+    _refuse_prompt_learning(model)
+    _refuse_offloaded(inner, "receiver")
     if getattr(inner, "_is_stateful", False):
         raise EncodeError(
             f"expected a receiver that attends to its prompt, got {name}: {model_type} is a recurrent (state-space) "
@@ -83,8 +87,14 @@ def require_sender(model: Any) -> None:
     Raises:
         EncodeError: the text names the model, says what it lacks and what to do.
     """
+    if not hasattr(model, "get_input_embeddings"):
+        raise EncodeError(
+            f"expected a loaded transformers model as sender, got {type(model).__name__}: load it with "
+            "AutoModelForCausalLM.from_pretrained(...)"
+        )
     inner = unwrapped(model)
     _refuse_two_halves(inner, "sender", "pass its encoder (model.get_encoder()) or take a decoder")
+    _refuse_offloaded(inner, "sender")
     if _model_type(inner) not in TESTED | ENCODERS:
         _check_sender(inner)
 
@@ -99,6 +109,27 @@ def _refuse_two_halves(model: Any, side: str, way_out: str) -> None:
             f"expected a model of one half as {side}, got {type(model).__name__}: {_model_type(model)} is an "
             f"encoder-decoder, whose prompt and answer live in different halves; {way_out}"
         )
+
+
+def _refuse_offloaded(model: Any, side: str) -> None:
+    away = next((name for name, weight in model.named_parameters() if weight.is_meta), None)
+    if away is not None:
+        raise EncodeError(
+            f"expected a {side} whose weights are in memory, got {type(model).__name__} with {away} on the meta "
+            "device: it is offloaded or was never loaded; load it onto one device, without device_map='auto', in a "
+            "smaller dtype if need be"
+        )
+
+
+def _refuse_prompt_learning(model: Any) -> None:
+    configs = getattr(model, "peft_config", None)
+    for config in configs.values() if isinstance(configs, dict) else ():
+        if getattr(config, "is_prompt_learning", False):
+            raise EncodeError(
+                f"expected a receiver whose prompt holds what it is given, got {type(model).__name__} with "
+                f"{type(config).__name__}: it puts virtual tokens of its own before the prompt; take a LoRA, or the "
+                "model without it"
+            )
 
 
 @torch.no_grad()
@@ -133,7 +164,7 @@ def _check_receiver(model: Any) -> None:
 
 @torch.no_grad()
 def _check_sender(model: Any) -> None:
-    """There is one state per token and layer."""
+    """There is one state per token and layer, and what the hooks on its blocks see are these states."""
     name = f"{type(model).__name__} (model type {_model_type(model)}, which ilcp's tests do not cover)"
     ids = _probe_ids(model)
     try:
@@ -149,6 +180,22 @@ def _check_sender(model: Any) -> None:
             f"expected hidden states of shape {tuple(ids.shape)} for {PROBE_TOKENS} tokens, got {sorted(shapes)} from "
             f"{name}: there is not one state per token; take a tested family (SUPPORT.md)"
         )
+    try:
+        with _evaluating(model):
+            captured = capture_batch(model, ids, torch.ones_like(ids), range(len(outputs.hidden_states)))
+        apart = [_apart(a, b.to(a.device)) for a, b in zip(outputs.hidden_states, captured.unbind(1), strict=True)]
+    except Exception as error:
+        raise EncodeError(
+            f"expected a sender whose layers can be captured one by one, got {name}: {error}; "
+            "take a tested family (SUPPORT.md)"
+        ) from error
+    slack = max(SLACK, SLACK_ULPS * torch.finfo(captured.dtype).eps)
+    wrong = next((layer for layer, difference in enumerate(apart) if not difference <= slack), None)
+    if wrong is not None:
+        raise EncodeError(
+            f"expected to capture the hidden states that the model reports, got {name}, where those of layer {wrong} "
+            f"differ by {apart[wrong]:.2g} of the largest; take a tested family (SUPPORT.md)"
+        )
 
 
 def _probe_ids(model: Any) -> Tensor:
@@ -159,11 +206,18 @@ def _probe_ids(model: Any) -> Tensor:
 
 
 def _evaluated(model: Any, **inputs: Any) -> Any:
-    """The outputs of one pass in evaluation mode, without a cache; the model's mode is left as it was."""
+    """The outputs of one pass in evaluation mode, without a cache."""
+    with _evaluating(model):
+        return model(**inputs, use_cache=False) if forward_takes(model, "use_cache") else model(**inputs)
+
+
+@contextmanager
+def _evaluating(model: Any) -> Iterator[None]:
+    """Evaluation mode for as long as the ``with`` lasts; the model's mode is left as it was."""
     training = model.training
     model.eval()
     try:
-        return model(**inputs, use_cache=False) if forward_takes(model, "use_cache") else model(**inputs)
+        yield
     finally:
         model.train(training)
 

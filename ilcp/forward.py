@@ -72,7 +72,9 @@ def block_mask(model: Any, segment: Tensor, position: Tensor, dtype: torch.dtype
         seen["sliding_attention"] = full & (position.unsqueeze(2) - position.unsqueeze(1) < int(window or 0))
     lowest = torch.finfo(dtype).min
     masks = {
-        kind: torch.zeros(seen[kind].shape, dtype=dtype).masked_fill(~seen[kind], lowest).unsqueeze(1)
+        kind: torch.zeros(seen[kind].shape, dtype=dtype, device=segment.device)
+        .masked_fill(~seen[kind], lowest)
+        .unsqueeze(1)
         for kind in sorted(kinds)
     }
     return masks if len(masks) > 1 else next(iter(masks.values()))
@@ -84,7 +86,8 @@ def answer_logits(model: Any, prompts: Sequence[Tensor], answers: Sequence[Seque
     pieces = [torch.cat([prompt, embed(model, ids)]) for prompt, ids in zip(prompts, answers, strict=True)]
     keep = max(map(len, answers))
     embeds, mask = pad_left(pieces)
-    wanted = {"logits_to_keep": keep + 1, "position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    wanted = {"logits_to_keep": keep + 1, "position_ids": positions, "use_cache": False}
     taken = {name: value for name, value in wanted.items() if forward_takes(model, name)}
     outputs = model(inputs_embeds=embeds, attention_mask=mask, **taken)
     labels = torch.full((len(pieces), keep), PADDING)
@@ -93,10 +96,16 @@ def answer_logits(model: Any, prompts: Sequence[Tensor], answers: Sequence[Seque
     return outputs.logits[:, -(keep + 1) : -1].float(), labels.to(embeds.device)
 
 
-def answer_scores(logits: Tensor, labels: Tensor) -> list[tuple[list[float], bool]]:
-    """Per row, the log-likelihood of each token of the answer in nats, and whether greedy decoding gives exactly it."""
+def answer_scores(logits: Tensor, labels: Tensor, ends: Sequence[int] = ()) -> list[tuple[list[float], bool]]:
+    """Per row, the log-likelihood of each token of the answer in nats, and whether greedy decoding gives exactly it.
+
+    Where an answer is closed by one of ``ends``, any other of them ends it as well.
+    """
     known = labels != PADDING
     losses = F.cross_entropy(logits.transpose(1, 2), labels.clamp(min=0), reduction="none")
-    exact = ((logits.argmax(-1) == labels) | ~known).all(1)
+    said, any_end = logits.argmax(-1), torch.tensor(ends, dtype=labels.dtype, device=labels.device)
+    right = (said == labels) | ~known
+    right[:, -1] |= torch.isin(said[:, -1], any_end) & torch.isin(labels[:, -1], any_end)
+    exact = right.all(1)
     nats = [(-row[mine]).tolist() for row, mine in zip(losses, known, strict=True)]
     return list(zip(nats, exact.tolist(), strict=True))

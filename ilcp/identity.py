@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ANY", "ModelIdentity", "check_same", "digest", "identify", "weights_digest"]
 
+SLICE = 1 << 24  # elements
 CACHE_FROM_BYTES = 64 << 20  # under 64 MiB hashing takes less than 0.1 s and needs no cache
 LOW_RANK, WRAPPED = ".lora_", ".base_layer."  # what peft calls the weights it adds, and those it adds them to
 SCALED = b"embeddings are scaled where they are looked up"
@@ -201,8 +202,11 @@ def _cache_key(model: "nn.Module", tensors: "dict[str, Tensor]") -> str | None:
 
 def _sums(tensor: "Tensor") -> tuple[float, float]:
     """Sum and sum of squares: a change of any element of a tensor shows in one of them, but for rounding."""
-    flat = tensor.detach().double()
-    return float(flat.sum()), float(flat.square().sum())
+    total = squares = 0.0
+    for piece in tensor.detach().reshape(-1).split(SLICE):  # double precision takes four times the room of half
+        total += float(piece.double().sum())
+        squares += float(piece.double().square().sum())
+    return total, squares
 
 
 def _cache_file() -> Path:

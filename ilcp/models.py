@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from ilcp.errors import EncodeError
+from ilcp.parallel import usable
 
 __all__ = ["DTYPES", "load_model"]
 
@@ -21,7 +22,7 @@ def load_model(
         encoder: admits models that are no causal language models (a sender needs its states only).
 
     Raises:
-        EncodeError: there is no such model, or no tokenizer beside it; or the dtype is unknown.
+        EncodeError: there is no such model, no tokenizer beside it, or no such device; or the dtype is unknown.
     """
     from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -29,6 +30,7 @@ def load_model(
 
     if dtype not in DTYPES:
         raise EncodeError(f"expected a dtype of {', '.join(DTYPES)}, got {dtype!r}")
+    device = usable(str(device))
     local = _local(source)
     bars = logging.is_progress_bar_enabled()
     if local:

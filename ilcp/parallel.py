@@ -19,7 +19,20 @@ from torch import Tensor, nn
 
 from ilcp.errors import EncodeError
 
-__all__ = ["SyncedNorm", "agree", "average_gradients", "drawn", "is_main", "join", "mine", "rank", "total", "world"]
+__all__ = [
+    "SyncedNorm",
+    "agree",
+    "average_gradients",
+    "drawn",
+    "is_main",
+    "join",
+    "mine",
+    "rank",
+    "same_everywhere",
+    "total",
+    "usable",
+    "world",
+]
 
 T = TypeVar("T")
 PATIENCE = timedelta(days=1)  # others wait while one measures; of one that died, the launcher knows at once
@@ -40,10 +53,20 @@ def join(device: str | None = None) -> torch.device:
             ) from error
         found: torch.device = PartialState(cpu=device == "cpu", timeout=PATIENCE).device
         return found
+    return usable(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def usable(device: str) -> torch.device:
+    """A device that computes.
+
+    Raises:
+        EncodeError: there is none of that name here.
+    """
     try:
-        return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except RuntimeError as error:
-        raise EncodeError(f"expected a torch device such as 'cpu' or 'cuda:0', got {device!r}: {error}") from error
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch raises all three
+        first = str(error).splitlines()[0]
+        raise EncodeError(f"expected a device of this machine such as 'cpu', got {device!r}: {first}") from error
 
 
 def world() -> int:
@@ -94,6 +117,13 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
     flat /= world()
     for parameter, part in zip(learning, flat.split([grad.numel() for grad in grads]), strict=True):
         parameter.grad = part.view_as(parameter).clone()
+
+
+def same_everywhere(module: nn.Module) -> None:
+    """Gives every process the weights and buffers of the first."""
+    if world() > 1:
+        for tensor in module.state_dict().values():
+            dist.broadcast(tensor, 0)
 
 
 class _Sum(torch.autograd.Function):

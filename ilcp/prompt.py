@@ -20,6 +20,7 @@ what follows is cut as the continuation of a text, not as the beginning of one: 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from ilcp.errors import EncodeError
@@ -28,6 +29,7 @@ __all__ = ["MEMORY_HERE", "Chat", "Layout", "answer_ids", "layout", "pieces", "t
 
 MEMORY_HERE = "\ue000ilcp\ue001"  # private-use characters: no text carries them by accident
 GAP = "\n\n"
+NEEDED = {"role": (), "content": ("tool_calls", "function_call")}  # of a message: this, or one of those in its place
 ANCHORS = ("x", ".", "\n", "\u00b6")  # ends of a text; the first that does not grow together with what follows is taken
 
 Chat = Sequence[Mapping[str, Any]]  # messages with "role" and "content", as a chat template takes them
@@ -41,31 +43,43 @@ class Layout:
     suffix: tuple[int, ...]
 
 
-def layout(tokenizer: Any, question: str | Chat) -> Layout:
+def layout(tokenizer: Any, question: str | Chat, template: Mapping[str, Any] | None = None) -> Layout:
     """The prompt around a memory.
 
     Raises:
         EncodeError: as ``pieces``.
     """
-    return Layout(*pieces(tokenizer, question, [None]))
+    return Layout(*pieces(tokenizer, question, [None], template))
 
 
-def text_ids(tokenizer: Any, context: str, question: str | Chat) -> tuple[int, ...]:
+def text_ids(
+    tokenizer: Any, context: str, question: str | Chat, template: Mapping[str, Any] | None = None
+) -> tuple[int, ...]:
     """Token ids of the prompt with ``context`` as text; an empty context is left out, with its gap.
 
     Raises:
         EncodeError: as ``pieces``.
     """
-    return pieces(tokenizer, question, [context])[0]
+    return pieces(tokenizer, question, [context], template)[0]
 
 
 def answer_ids(tokenizer: Any, answer: str, *, end: bool = True) -> tuple[int, ...]:
-    """Token ids of an answer, closed by the end-of-sequence token unless ``end`` is false."""
-    closing = (tokenizer.eos_token_id,) if end and tokenizer.eos_token_id is not None else ()
-    return (*_ids(tokenizer, answer), *closing)
+    """Token ids of an answer, closed unless ``end`` is false.
+
+    What closes it is what the chat template writes behind an assistant's message, if that begins with a special or
+    added token (Gemma's ``<end_of_turn>``, ChatML's ``<|im_end|>``), else the tokenizer's end-of-sequence token.
+    """
+    template = str(getattr(tokenizer, "chat_template", None) or "")
+    closing = _closing(tokenizer, template, tokenizer.eos_token_id) if end else None
+    return (*_ids(tokenizer, answer), *(() if closing is None else (closing,)))
 
 
-def pieces(tokenizer: Any, question: str | Chat, contexts: Sequence[str | None]) -> tuple[tuple[int, ...], ...]:
+def pieces(
+    tokenizer: Any,
+    question: str | Chat,
+    contexts: Sequence[str | None],
+    template: Mapping[str, Any] | None = None,
+) -> tuple[tuple[int, ...], ...]:
     """Token ids before, between and after the memories of vectors: one more than there are of them.
 
     Args:
@@ -73,37 +87,39 @@ def pieces(tokenizer: Any, question: str | Chat, contexts: Sequence[str | None])
         question: a text or chat messages; its markers say where the memories stand.
         contexts: for each memory its text, or None where it is vectors. With no contexts at all, or an empty text,
             nothing stands at the marker.
+        template: arguments for the chat template beside the messages, such as ``{"enable_thinking": False}``.
 
     Raises:
-        EncodeError: there are not as many markers as memories, there is no user's message or no chat template, or the
-            template drops, repeats or changes a message that holds a memory.
+        EncodeError: the question is neither a text nor chat messages, there are not as many markers as memories, a text
+            holds a marker itself, there is no user's message or no chat template, or the template fails, or drops,
+            repeats or changes a message that holds a memory.
     """
     vectors = sum(context is None for context in contexts)
-    parts = _render(tokenizer, question, contexts, vectors).split(MEMORY_HERE) if vectors else None
-    if parts is None:
-        return (_ids(tokenizer, _render(tokenizer, question, contexts, 0)),)
+    whole = _render(tokenizer, question, contexts, vectors, template or {})
+    if not vectors:
+        return (_ids(tokenizer, whole),)
+    parts = whole.split(MEMORY_HERE)
     before = [part.removesuffix(" ") for part in parts[:-1]]
     opening = _ids(tokenizer, before[0])
     return (opening, *(_continuation(tokenizer, part) for part in [*before[1:], parts[-1]]))
 
 
-def _render(tokenizer: Any, question: str | Chat, contexts: Sequence[str | None], vectors: int) -> str:
+def _render(
+    tokenizer: Any, question: str | Chat, contexts: Sequence[str | None], vectors: int, template: Mapping[str, Any]
+) -> str:
     """The prompt as text, a marker standing for each memory of vectors."""
-    template = getattr(tokenizer, "chat_template", None)
-    if isinstance(question, str):
-        chat = [{"role": "user", "content": question}]
-    elif template:
-        chat = [dict(message) for message in question]
-    else:
+    chat = _messages(question)
+    plain = not getattr(tokenizer, "chat_template", None)
+    if plain and not isinstance(question, str):
         raise EncodeError(
             "expected a question as text, because this tokenizer has no chat template, got chat messages: "
             "set tokenizer.chat_template, or ask in one text"
         )
     holding = _place(chat, contexts)
-    if not template:
-        body = chat[0]["content"]
+    if plain:
+        body: str = chat[0]["content"]
         return (tokenizer.bos_token or "") + body + ("\n" if question else "")
-    text = _through_template(tokenizer, chat)
+    text = _through_template(tokenizer, chat, template)
     if vectors and text.count(MEMORY_HERE) != vectors:
         raise EncodeError(
             f"expected the chat template to hold the user's message once, got {text.count(MEMORY_HERE)} places for "
@@ -119,8 +135,35 @@ def _render(tokenizer: Any, question: str | Chat, contexts: Sequence[str | None]
     return text
 
 
+def _messages(question: Any) -> list[dict[str, Any]]:
+    """The chat, as messages of our own to write into."""
+    if isinstance(question, str):
+        return [{"role": "user", "content": question}]
+    if isinstance(question, Mapping):
+        raise EncodeError("expected a sequence of chat messages, got a single one: put it into a list")
+    if not isinstance(question, Sequence) or isinstance(question, bytes | bytearray | memoryview):
+        raise EncodeError(f"expected a question as a str or as chat messages, got {type(question).__name__}")
+    for index, message in enumerate(question):
+        if not isinstance(message, Mapping):
+            raise EncodeError(
+                f"expected chat messages with 'role' and 'content', got {type(message).__name__} as message {index}"
+            )
+        missing = [name for name, others in NEEDED.items() if not {name, *others} & message.keys()]
+        if missing:
+            raise EncodeError(
+                f"expected chat messages with 'role' and 'content', got message {index} without {' and '.join(missing)}"
+            )
+    return [dict(message) for message in question]
+
+
 def _place(chat: list[dict[str, Any]], contexts: Sequence[str | None]) -> list[dict[str, Any]]:
     """Puts the contexts into the contents of ``chat``; returns the messages that hold one."""
+    spoilt = [index for index, context in enumerate(contexts) if context is not None and MEMORY_HERE in context]
+    if spoilt:
+        raise EncodeError(
+            f"expected contexts that are text, got context {spoilt[0]} with ilcp.prompt.MEMORY_HERE in it: the marker "
+            "stands in the question only; take it out of the text"
+        )
     held = [MEMORY_HERE if context is None else context for context in contexts]
     marked = [message for message in chat if MEMORY_HERE in _content(message)]
     markers = sum(_content(message).count(MEMORY_HERE) for message in marked)
@@ -136,7 +179,7 @@ def _place(chat: list[dict[str, Any]], contexts: Sequence[str | None]) -> list[d
             message["content"] = start + "".join(next(filling, "") + other for other in others)
         return marked
     asked = next((message for message in reversed(chat) if message.get("role") == "user"), None)
-    if asked is None or not isinstance(asked["content"], str):
+    if asked is None or not isinstance(asked.get("content"), str):
         raise EncodeError(
             "expected chat messages with a text of the user's, where the memory can stand, got "
             f"{[message.get('role') for message in chat]}: add one, or put ilcp.prompt.MEMORY_HERE into a content"
@@ -151,14 +194,30 @@ def _content(message: Mapping[str, Any]) -> str:
     return content if isinstance(content, str) else ""
 
 
-def _through_template(tokenizer: Any, chat: Chat) -> str:
-    from jinja2 import TemplateError
-
+def _through_template(tokenizer: Any, chat: Chat, template: Mapping[str, Any], *, asked: bool = True) -> str:
+    """The chat as text; the template opens an answer where one is ``asked`` for."""
     try:
-        return str(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True))
-    except TemplateError as error:
+        return str(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=asked, **template))
+    except Exception as error:  # a template runs code of its author's: what it raises is of any kind
         roles = [message.get("role") for message in chat]
-        raise EncodeError(f"expected messages that the chat template takes, got roles {roles}: {error}") from error
+        raise EncodeError(
+            f"expected messages that the chat template takes, got roles {roles}: {type(error).__name__}: {error}"
+        ) from error
+
+
+@lru_cache(maxsize=8)  # rendering would be most of the work for every single answer
+def _closing(tokenizer: Any, chat_template: str, end: int | None) -> int | None:
+    """The token that ends an answer: the template's, or else ``end``."""
+    if not chat_template:
+        return end
+    turn = [{"role": "user", "content": "x"}, {"role": "assistant", "content": MEMORY_HERE}]
+    try:
+        _, *behind = _through_template(tokenizer, turn, {}, asked=False).split(MEMORY_HERE)
+    except EncodeError:
+        return end
+    first = _continuation(tokenizer, behind[0])[:1] if len(behind) == 1 else ()
+    special = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
+    return first[0] if first and first[0] in special else end
 
 
 def _continuation(tokenizer: Any, text: str) -> tuple[int, ...]:

@@ -36,7 +36,22 @@ CHAT_TEMPLATES = {
     "olmo": "{{ bos_token }}{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] }}\n"
     + CLOSE
     + "<|assistant|>\n{% endif %}",
+    "a system prompt of its own": "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nBe brief.<|im_end|>\n"
+    + "{% endif %}{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
+    + CLOSE
+    + "<|im_start|>assistant\n{% endif %}",
+    "a system prompt in the user's": "{% for m in messages %}{% if m['role'] == 'user' %}{{ bos_token }}[INST] "
+    + "{% if loop.first %}<<SYS>>\nBe brief.\n<</SYS>>\n\n{% endif %}{{ m['content'] | trim }} [/INST]"
+    + "{% else %} {{ m['content'] | trim }} {{ eos_token }}{% endif %}{% endfor %}",
+    "thinking": "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% if m['role'] == 'assistant' %}"
+    + "{% if loop.last %}<think>\n\n</think>\n\n{% endif %}{{ m['content'].split('</think>')[-1].lstrip('\n') }}"
+    + "{% else %}{{ m['content'] }}{% endif %}<|im_end|>\n"
+    + CLOSE
+    + "<|im_start|>assistant\n{% if enable_thinking is defined and enable_thinking is false %}"
+    + "<think>\n\n</think>\n\n{% endif %}{% endif %}",
 }
+CLOSINGS = {"chatml": "<|im_end|>", "llama3": "<|eot_id|>", "gemma": "<end_of_turn>", "phi3": "<|end|>"}
+CLOSINGS |= {"a system prompt of its own": "<|im_end|>", "thinking": "<|im_end|>"}  # of an answer; else </s>
 SPECIAL = ["<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
 SPECIAL += ["<start_of_turn>", "<end_of_turn>", "<|user|>", "<|assistant|>", "<|end|>"]
 KINDS = ("bytes", "bytes, prefix space", "metaspace, always", "metaspace, first", "metaspace, never", "normalizer")

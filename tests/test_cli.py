@@ -165,12 +165,20 @@ def test_an_interrupted_measurement_says_what_is_left(tmp_path) -> None:
     """Ctrl-C ends with one sentence and exit code 130, and the file holds the arms that were done."""
     kept = tmp_path / "report.json"
     words = ("measure", "embedded", "--n", "40", "--repetitions", "0", "--json", str(kept))
-    process = subprocess.Popen([*ILCP, *words], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 100
-    while not kept.exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.2)
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
+    process = subprocess.Popen(
+        [*ILCP, *words],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # whoever runs the tests may ignore it
+    )
+    try:
+        deadline = time.monotonic() + 100
+        while not kept.exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert 130 == process.returncode, said.decode()
     assert "holds what was measured so far" in " ".join(said.decode().split())
     assert not json.loads(kept.read_text(encoding="utf-8"))["complete"]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from transformers import (
     BertConfig,
     BertLMHeadModel,
@@ -25,7 +25,7 @@ import ilcp
 from ilcp import Memory, Receiver
 from ilcp.errors import EncodeError
 from ilcp.families import ENCODERS, TESTED, require_receiver, require_sender
-from ilcp.forward import PADDING, answer_logits, embed, embedding_norm
+from ilcp.forward import PADDING, answer_logits, block_mask, embed, embedding_norm
 from ilcp.identity import ANY, identify
 from ilcp.prompt import layout, text_ids
 from ilcp.training.batch import Models, Row, frozen
@@ -34,7 +34,7 @@ from ilcp_codecs.text import PlainCodec
 from ilcp_codecs.vae import VaeCodec, VaeConfig, VaeNetwork
 from tests.conftest import make_model, make_tokenizer
 from tests.families import FAMILIES, SLIDING_TOKENS, build
-from tests.support_matrix import COLUMNS, DTYPES, families_of
+from tests.support_matrix import COLUMNS, DTYPES, HEAD, families_of
 
 DOCUMENTS = (
     "The ticket is owned by Mara. The affected region is Bergen.",
@@ -232,8 +232,29 @@ def test_the_support_table_has_these_families_and_columns() -> None:
     for column, test in COLUMNS.items():
         assert f"| {column} |" in text
         assert callable(globals()[test])
+    assert text.startswith(HEAD)
     assert "failed" not in text
     assert "not run" not in text
+
+
+def test_the_mask_of_packed_prompts_lies_where_they_lie() -> None:
+    """Masks of full and of sliding layers are made on the device of their arguments, whatever the default one is."""
+    segment, position = torch.tensor([[-1, -1, 0, 1]]), torch.tensor([[0, 1, 2, 2]])
+    here = block_mask(build("gemma2", 300), segment, position, torch.bfloat16)
+    there = block_mask(build("gemma2", 300), segment.to("meta"), position.to("meta"), torch.bfloat16)
+    for kind, mask in here.items():
+        assert mask.device == segment.device
+        assert there[kind].is_meta
+        assert (mask.shape, mask.dtype) == (there[kind].shape, there[kind].dtype)
+
+
+def test_a_scoring_pass_keeps_no_keys_and_values() -> None:
+    """Nothing comes after the one pass that scores answers, so nothing is kept for it."""
+    model, kept = build("llama", 300), []
+    model.register_forward_hook(lambda _module, _args, outputs: kept.append(outputs.past_key_values))
+    with torch.no_grad():
+        answer_logits(model, [embed(model, [5, 6, 7])], [[8]])
+    assert [None] == kept
 
 
 def test_what_cannot_receive_is_refused_by_name() -> None:
@@ -253,7 +274,16 @@ def test_what_cannot_receive_is_refused_by_name() -> None:
             Receiver(model, TOKENIZER, PlainCodec(), allow_unproven=True)
     with pytest.raises(EncodeError, match=r"T5ForConditionalGeneration.*pass its encoder \(model.get_encoder\(\)\)"):
         require_sender(t5)
-    require_sender(mamba)
+    with pytest.raises(EncodeError, match=r"states that the model reports, got MambaForCausalLM .*layer 0 differ"):
+        require_sender(mamba)
+
+
+def test_offloaded_weights_are_refused_by_name() -> None:
+    """A receiver whose weights lie elsewhere is refused with the first such weight, tested family or not."""
+    with pytest.raises(
+        EncodeError, match=r"LlamaForCausalLM with model\.embed_tokens\.weight on the meta device: it is"
+    ):
+        Receiver(build("llama", 300).to("meta"), TOKENIZER, PlainCodec(), allow_unproven=True)
 
 
 class Blind(LlamaForCausalLM):
@@ -304,6 +334,9 @@ def test_a_model_in_peft_counts_as_what_it_wraps() -> None:
     )
     (score,) = receiver.score([(memory, "Who?", "Mara")])
     assert score == receiver.score([(Memory(text=DOCUMENTS[0]), "Who?", "Mara")])[0]
+    tuned = get_peft_model(build("llama", 300), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
+    with pytest.raises(EncodeError, match="got PeftModelForCausalLM with PromptTuningConfig: it puts virtual tokens"):
+        require_receiver(tuned)
     with pytest.raises(EncodeError, match="BertModel"):
         require_receiver(get_peft_model(build("bert", 300), LoraConfig(target_modules=["query"])))
 

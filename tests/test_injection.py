@@ -4,6 +4,7 @@ Memory is made of real token embeddings throughout, so that transformers itself 
 on the same tokens as text.
 """
 
+import re
 import runpy
 from typing import Any
 
@@ -16,9 +17,9 @@ from ilcp import Memory, Receiver
 from ilcp.errors import DecodeError, EncodeError, IdentityError, UnprovenError
 from ilcp.forward import embed
 from ilcp.message import Message
-from ilcp.prompt import MEMORY_HERE, layout, pieces, text_ids
+from ilcp.prompt import MEMORY_HERE, answer_ids, layout, pieces, text_ids
 from ilcp_codecs.text import PlainCodec
-from tests.chat_templates import CHAT_TEMPLATES, KINDS, tokenizer_of
+from tests.chat_templates import CHAT_TEMPLATES, CLOSINGS, KINDS, tokenizer_of
 from tests.conftest import make_tokenizer
 from tests.families import build
 
@@ -34,10 +35,9 @@ WAYS = {
 }
 
 
-def receiver_of(family: str, **tokenizer: Any) -> Receiver:
+def receiver_of(family: str, tokenizer: Any = TOKENIZER, **options: Any) -> Receiver:
     """A random receiver whose codec fits every model."""
-    chosen = tokenizer.get("tokenizer", TOKENIZER)
-    return Receiver(build(family, len(chosen)), chosen, PlainCodec(), allow_unproven=True)
+    return Receiver(build(family, len(tokenizer)), tokenizer, PlainCodec(), allow_unproven=True, **options)
 
 
 @pytest.fixture(scope="module", params=["llama", "gemma3_text", "gpt2"])
@@ -146,6 +146,12 @@ def test_a_stop_string_ends_the_answer_and_is_no_part_of_it(receiver) -> None:
         (dict(num_return_sequences=2), "the answer is one str"),
         (dict(generation_config=None), "pass its fields one by one"),
         (dict(prompt_lookup_num_tokens=2), "needs a prompt of token ids"),
+        (dict(guidance_scale=1.5, negative_prompt_ids=None), "guidance_scale, negative_prompt_ids"),
+        (dict(custom_generate="a/b"), "code from elsewhere does not know"),
+        (dict(no_such_option=1), r"generate takes, got no_such_option: .*`model_kwargs` are not used"),
+        (dict(num_beams=2, early_stopping=7), "got early_stopping, num_beams: .*early_stopping"),
+        (dict(max_new_tokens=0), "max_new_tokens to be a whole number from 1, got 0"),
+        (dict(max_new_tokens=None), "whole number from 1, got None"),
     ],
 )
 def test_options_that_the_receiver_decides_are_refused_by_name(llama, option, text: str) -> None:
@@ -154,6 +160,66 @@ def test_options_that_the_receiver_decides_are_refused_by_name(llama, option, te
         llama.generate(None, QUESTION, **option)
     with pytest.raises(EncodeError, match=text):
         llama.answers([(None, QUESTION)], **option)
+
+
+def test_batches_and_caches_that_cannot_be_are_refused(llama) -> None:
+    """A batch of none, a cache for many answers, and a cache beside a kind of cache each get a sentence."""
+    memory = spelled(llama)
+    for batch in (0, -1, 1.5):
+        for ask in (lambda n: llama.answers([(None, "")], batch=n), lambda n: llama.score([(None, "", "a")], batch=n)):
+            with pytest.raises(EncodeError, match=f"expected batch to be a whole number from 1, got {batch}"):
+                ask(batch)
+    cache = llama.prefill(memory)
+    with pytest.raises(EncodeError, match="cache: it is one prompt's; pass it to generate"):
+        llama.answers([(memory, QUESTION)], cache=cache)
+    with pytest.raises(EncodeError, match="cache= and cache_implementation='static': leave one of them out"):
+        llama.generate(memory, QUESTION, cache=cache, cache_implementation="static")
+
+
+LEAKS: list[dict[str, Any]] = [
+    dict(num_beams=3, num_return_sequences=2),
+    dict(return_dict_in_generate=True, output_scores=True),
+    dict(repetition_penalty=9.0),
+    dict(no_repeat_ngram_size=1),
+    dict(stop_strings=["e", "a", "o", " "]),
+    dict(do_sample=True, temperature=3.0),
+    dict(max_time=0.0),
+    dict(suppress_tokens=list(range(40, 200))),
+    dict(forced_eos_token_id=1),
+]
+
+
+@pytest.mark.parametrize("leak", LEAKS, ids=lambda leak: "-".join(leak))
+def test_the_models_own_generation_config_changes_no_answer(leak) -> None:
+    """Without any option the answer is the greedy one, and one str, whatever the model's configuration asks for; what
+    the caller asks for is done as without that configuration."""
+    receiver = receiver_of("llama")
+    memory, ways = spelled(receiver), ({}, dict(num_beams=3), dict(stop_strings=["e"]))
+    expected = [receiver.generate(memory, QUESTION, max_new_tokens=8, **way) for way in ways]
+    for name, value in leak.items():
+        setattr(receiver.model.generation_config, name, value)
+    assert expected == [receiver.generate(memory, QUESTION, max_new_tokens=8, **way) for way in ways]
+    cache = receiver.prefill(memory)
+    assert expected[0] == receiver.generate(memory, QUESTION, max_new_tokens=8, cache=cache)
+
+
+def test_any_of_the_models_end_tokens_ends_an_exact_answer() -> None:
+    """Where the closing token is one of the model's ends, another of them counts; where it is none, only itself."""
+    receiver = receiver_of("llama")
+    row = torch.tensor([text_ids(TOKENIZER, "", QUESTION)])
+    mask = torch.ones_like(row)
+    said = receiver.model.generate(row, attention_mask=mask, max_new_tokens=12, do_sample=False, pad_token_id=1)
+    said = said[0, row.shape[1] :].tolist()
+    texts = [TOKENIZER.decode(said[:end]) for end in range(1, len(said))]
+    end = next(at for at, text in enumerate(texts, 1) if ids_of(text) == said[:at] and said[at] not in said[:at])
+    (answer, stop), ends = (texts[end - 1], said[end]), receiver.model.generation_config
+    for declared, expected in ((1, False), ([1, stop], True), ([stop], False)):
+        ends.eos_token_id = declared
+        (score,) = receiver.score([(None, QUESTION, answer)])
+        assert expected == score.exact
+    ends.eos_token_id = [1, stop]
+    assert answer + TOKENIZER.decode([stop]) == receiver.generate(None, QUESTION, max_new_tokens=20)
+    assert not receiver.score([(None, QUESTION, texts[end - 1] + "x")])[0].exact
 
 
 def test_several_memories_stand_as_several_texts_would(receiver) -> None:
@@ -227,6 +293,66 @@ def test_chats_without_a_place_are_refused(llama) -> None:
         llama.generate([memory, Memory(vectors=torch.zeros(1, 31))], QUESTION)
 
 
+@pytest.mark.parametrize(
+    ("question", "text"),
+    [
+        ([{"role": "user"}], "message 0 without content"),
+        ([{"role": "user", "content": "a"}, {"content": "b"}], "message 1 without role"),
+        (["hi"], "got str as message 0"),
+        ({"role": "user", "content": "a"}, "got a single one: put it into a list"),
+        (None, "as a str or as chat messages, got NoneType"),
+        (5, "got int"),
+        (b"hi", "got bytes"),
+        ([], r"a text of the user's, where the memory can stand, got \[\]"),
+        ([{"role": "user", "content": 5}], "a text of the user's"),
+    ],
+)
+def test_questions_that_are_none_are_refused(llama, question, text: str) -> None:
+    """Whatever is neither a text nor chat messages gets a sentence, with the message by its index."""
+    for tokenizer in (TOKENIZER, make_tokenizer(300, template=None)):
+        with pytest.raises(EncodeError, match=text if tokenizer.chat_template else "expected"):
+            pieces(tokenizer, question, [None])
+    with pytest.raises(EncodeError, match=text):
+        llama.generate(spelled(llama), question)
+
+
+@pytest.mark.parametrize(
+    "mistake", ["{{ messages[0]['content'] + 1 }}", "{{ messages[7].x.y }}", "{{ 1 / 0 }}", "{% if"]
+)
+def test_whatever_a_template_raises_is_an_encode_error(mistake: str) -> None:
+    """A template's own mistakes come out with the roles, and do not keep an answer from being closed."""
+    tokenizer = make_tokenizer(300, template=mistake)
+    with pytest.raises(EncodeError, match=r"the chat template takes, got roles \['user'\]: \w+: "):
+        layout(tokenizer, QUESTION)
+    assert 1 == answer_ids(tokenizer, "Bergen")[-1]
+
+
+def test_tool_calls_need_no_content(llama) -> None:
+    """A message that calls a tool may lack a content, as chat templates allow."""
+    turns = [{"role": "assistant", "tool_calls": []}, {"role": "user", "content": QUESTION}]
+    assert QUESTION in TOKENIZER.decode(pieces(TOKENIZER, turns, [None])[1])
+
+
+def test_a_marker_in_a_memorys_own_text_is_refused(llama) -> None:
+    """Text that was handed over cannot open a place for another memory: the peer's is a DecodeError, the caller's an
+    EncodeError."""
+    spoilt = f"Mara {MEMORY_HERE}"
+    message = Message(llama.codec.trained.codec_id(llama.codec.spec), spoilt.encode()).to_bytes()
+    for ask in (llama.decode, lambda m: llama.generate([m, spelled(llama)], QUESTION)):
+        with pytest.raises(DecodeError, match=r"got one with ilcp\.prompt\.MEMORY_HERE in it"):
+            ask(message)
+    for contexts in (spoilt, ["Oslo", spoilt]):
+        with pytest.raises(EncodeError, match=f"got context {len(contexts) - 1 if contexts is not spoilt else 0} with"):
+            llama.generate(None, QUESTION, context=contexts)
+
+
+def test_what_is_no_codec_is_refused(llama) -> None:
+    """A name, a path or nothing in place of a codec is named, with how to load one."""
+    for codec, shown in (("my-codec", "'my-codec'"), (None, "None"), ([llama.codec, "b"], "'b'"), (5, "int")):
+        with pytest.raises(EncodeError, match=rf"expected a codec, got {shown}: load it with ilcp\.load"):
+            Receiver(llama.model, TOKENIZER, codec, allow_unproven=True)
+
+
 class Named(PlainCodec):
     """A codec of an identity of its own, whose memories say it."""
 
@@ -281,6 +407,14 @@ def test_any_cache_of_the_prompts_beginning_is_taken(receiver) -> None:
                 assert expected == receiver.generate(memory, QUESTION, max_new_tokens=8, cache=cache)
             assert all(torch.equal(a, b) for a, b in zip(before, snapshot(cache), strict=True))
             assert held == cache.get_seq_length()
+
+
+def test_a_prefill_copies_nothing(llama, monkeypatch) -> None:
+    """What was computed for the caller is checked as it is; a copy is made where an answer writes into it."""
+    copies = []
+    monkeypatch.setattr("ilcp.cache.copy.deepcopy", copies.append)
+    llama.prefill(spelled(llama))
+    assert [] == copies
 
 
 def test_a_cache_is_really_used(llama) -> None:
@@ -348,7 +482,7 @@ def test_no_seam_gets_a_token_of_its_own(kind: str, template: str | None) -> Non
     between = whole[len(place.prefix) : len(whole) - len(place.suffix)]
     assert (*place.prefix, *between, *place.suffix) == whole
     assert DOCUMENT == tokenizer.decode(between).removeprefix(" ")
-    begins = template in (None, "llama3", "mistral", "gemma", "olmo")
+    begins = template in (None, "llama3", "mistral", "gemma", "olmo", "a system prompt in the user's")
     assert int(begins) == whole.count(0) == place.prefix.count(0)
     body = f"{DOCUMENT}\n\n{QUESTION}"
     chat = [{"role": "user", "content": body}]
@@ -359,6 +493,40 @@ def test_no_seam_gets_a_token_of_its_own(kind: str, template: str | None) -> Non
     assert tuple(tokenizer(text, add_special_tokens=False).input_ids) == whole
     for shown, ids in ((before, place.prefix), (after, place.suffix)):
         assert shown.replace(" ", "") == tokenizer.decode(ids).replace(" ", "")
+
+
+@pytest.mark.parametrize("template", [*CHAT_TEMPLATES, None])
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_answer_is_closed_as_the_template_closes_it(kind: str, template: str | None) -> None:
+    """The last id of an answer is the special token that the template writes behind an assistant's message, else
+    </s>; the others are the answer's own."""
+    tokenizer = tokenizer_of(kind, CHAT_TEMPLATES.get(template or ""))
+    *own, closing = answer_ids(tokenizer, "Bergen")
+    assert CLOSINGS.get(template or "", "</s>") == tokenizer.decode([closing])
+    assert tuple(own) == answer_ids(tokenizer, "Bergen", end=False)
+
+
+def test_template_arguments_reach_every_prompt() -> None:
+    """What is passed for the chat template decides prompts, answers, scores and prefills; nothing passed changes
+    nothing, and what the template cannot take is refused."""
+    tokenizer, arguments = tokenizer_of("bytes", CHAT_TEMPLATES["thinking"]), {"enable_thinking": False}
+    loud, silent = receiver_of("llama", tokenizer), receiver_of("llama", tokenizer, template=arguments)
+    chat = [{"role": "user", "content": f"{DOCUMENT}\n\n{QUESTION}"}]
+    memory = Memory(vectors=embed(loud.model, tokenizer(DOCUMENT, add_special_tokens=False).input_ids))
+    for receiver, given in ((loud, {}), (silent, arguments)):
+        text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True, **given)
+        assert ("</think>" in text) == bool(given)
+        prompt = embed(receiver.model, tokenizer(text, add_special_tokens=False).input_ids)
+        assert torch.equal(prompt, receiver.prompt(memory, QUESTION))
+        assert torch.equal(prompt, receiver.prompt(Memory(text=DOCUMENT), QUESTION))
+        assert text_ids(tokenizer, DOCUMENT, QUESTION, given)[-4:] == layout(tokenizer, QUESTION, given).suffix[-4:]
+        expected = receiver.generate(memory, QUESTION, max_new_tokens=6)
+        assert expected == receiver.generate(memory, QUESTION, max_new_tokens=6, cache=receiver.prefill(memory))
+    asked = [(memory, QUESTION, "Bergen")]
+    assert loud.score(asked) != silent.score(asked)
+    for name in ("tokenize", "add_generation_prompt"):
+        with pytest.raises(EncodeError, match=f"multiple values for keyword argument '{name}'"):
+            receiver_of("llama", tokenizer, template={name: True}).generate(memory, QUESTION)
 
 
 def test_trimmed_messages_are_taken_and_changed_ones_refused() -> None:
@@ -385,7 +553,7 @@ def test_trimmed_messages_are_taken_and_changed_ones_refused() -> None:
 def test_roles_that_a_template_refuses_are_named() -> None:
     """What a template raises comes out as an EncodeError with the roles and the template's own words."""
     system = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": QUESTION}]
-    with pytest.raises(EncodeError, match=r"roles \['system', 'user'\]: System role not supported"):
+    with pytest.raises(EncodeError, match=r"roles \['system', 'user'\]: TemplateError: System role not supported"):
         pieces(tokenizer_of("bytes", CHAT_TEMPLATES["gemma"]), system, [None])
     with pytest.raises(EncodeError, match="roles must alternate"):
         pieces(tokenizer_of("bytes", CHAT_TEMPLATES["mistral"]), system[1:] * 2, [None])
@@ -394,11 +562,11 @@ def test_roles_that_a_template_refuses_are_named() -> None:
 @pytest.mark.parametrize(
     ("example", "said"),
     [
-        ("several_senders", "with both memories the answer was that of first"),
-        ("chat_messages", "no marker             Oulu\n"),
+        ("several_senders", r"decoded to vectors and text\n(.*\n)+answers with both: [1-9].* message, [1-9].* text"),
+        ("chat_messages", r"no marker             Oulu\n"),
     ],
 )
 def test_the_example_runs(example: str, said: str, capsys) -> None:
     """The example runs offline on the embedded pair, and says what its docstring promises."""
     runpy.run_path(f"examples/{example}.py", run_name="__main__")
-    assert said in capsys.readouterr().out
+    assert re.search(said, capsys.readouterr().out)

@@ -182,7 +182,8 @@ def test_two_processes_make_the_loss_of_one(home, tmp_path) -> None:
         ("one", ()),
         ("two", ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--mixed_precision=no")),
     ):
-        file = recipe(home, 12, "collapse_after = 1.0", f"{name}.toml")
+        more = "collapse_after = 1.0\nrate_weight = 1e-3\nreconstruction_weight = 0.3\nreconstruction_share = 1.0"
+        file = recipe(home, 12, more, f"{name}.toml")
         text = file.read_text().replace("validate_every = 20", "validate_every = 1")
         file.write_text(text)
         words = command("train", "--recipe", file, "--out", tmp_path / name, "--device", "cpu", launcher=launcher)
@@ -192,8 +193,11 @@ def test_two_processes_make_the_loss_of_one(home, tmp_path) -> None:
     assert 12 == len(logs["one"]) == len(logs["two"])
     for one, two in zip(logs["one"], logs["two"], strict=True):
         assert one["step"] == two["step"]
-        for term in ("loss", "cross_entropy", "kl", "blank"):
+        for term in ("last_loss", "cross_entropy", "kl", "blank", "paid_bits", "reconstruction"):
             assert two[term] == pytest.approx(one[term], abs=1e-4)
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in logs)
+    for part in ("projector.leave.weight", "pooler.queries", "bottleneck.to_mu.weight"):
+        assert torch.allclose(one[part].float(), two[part].float(), atol=2e-3)
     assert [1, 2] == [
         json.loads((tmp_path / name / "config.json").read_text())["training"]["processes"] for name in logs
     ]
@@ -277,9 +281,7 @@ def test_a_codec_goes_to_the_hub_and_back(home, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", lambda *_, **k: SimpleNamespace(repo_id=k["repo_id"]))
     monkeypatch.setattr(huggingface_hub.HfApi, "upload_folder", upload)
     assert "https://hub/me/my-codec" == home.codec.push_to_hub("me/my-codec")
-    assert {file.name for file in (home.root / "codec").iterdir()} - {"log.jsonl"} == {
-        f.name for f in published.iterdir()
-    }
+    assert {file.name for file in (home.root / "codec").iterdir()} == {file.name for file in published.iterdir()}
     for name in ("README.md", "model.safetensors", "config.json"):
         assert (home.root / "codec" / name).read_bytes() == (published / name).read_bytes()
     asked = []

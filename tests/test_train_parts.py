@@ -146,6 +146,8 @@ def test_the_sender_writes_the_data_and_goes_on_where_it_was_stopped(models, tmp
     again = study(models, plan, tmp_path / "cut.jsonl", seed=1)
     assert [(c.context, c.questions) for c in whole] == [(c.context, c.questions) for c in again]
     assert 4 == len(calls)  # one, the one that was stopped, and the two that were left
+    (tmp_path / "cut.batches").write_text("2")  # killed between the file and the number beside it
+    assert whole == study(models, plan, tmp_path / "cut.jsonl", seed=1)
 
 
 def test_a_chat_model_writes_texts_and_questions_and_the_receiver_answers(models, tmp_path, monkeypatch) -> None:
@@ -257,6 +259,15 @@ def test_a_recipe_file_and_options_make_one_plan(tmp_path) -> None:
         ('data="x"\n[training]\ncross_entropy_weight=0\nkl_weight=0', "nothing would be learned"),
         ('data="x"\nadapter_rank=4', "adapt_receiver = true beside adapter_rank = 4"),
         ('data="x"\ntoo_long="cut"', "'refuse' or 'skip'"),
+        ('data="x"\nseed=-1', "seed to be 0 or more"),
+        ('data="x"\nstates_gb=inf', "states_gb to be 0 or more, got inf"),
+        ('data="x"\ntest_cases=3', "test_cases to be at least 16, got 3"),
+        ("data=3", "a path for 'data'|str | .*Path.* for 'data'"),
+        ('data="x"\n[training]\nbfloat16="false"', "bool | None for 'bfloat16'"),
+        ('data="x"\n[training]\nfree_bits=[1.0]', "for 'free_bits'"),
+        ('data="x"\n[training]\nweight_decay=-1.0', "weight_decay to be 0 or more"),
+        ('data="x"\n[training]\nper_kind={lookup=0}', "per_kind to be at least 1"),
+        ('data="x"\n[training]\nnaming_steps=5\ntopics=["who"]', "needs a phrasebook"),
         ('data="x"\ntraining=3', r"a table \[training\]"),
         ("data=", "in TOML"),
     ],
@@ -311,7 +322,16 @@ def test_models_that_cannot_be_used_are_refused_by_name(models, tmp_path) -> Non
         ilcp.train(**given, codec={"name": "text-plain"})
     with pytest.raises(EncodeError, match="slots x dims x bits to be 8 x 80"):
         ilcp.train(**given, codec={"slots": 3})
+    with pytest.raises(EncodeError, match="whole numbers from 1 for slots"):
+        ilcp.train(**given, codec={"heads": 0})
+    with pytest.raises(EncodeError, match="a device of this machine such as 'cpu', got 'cuda:77'"):
+        ilcp.train(**given, device="cuda:77")
+    with pytest.raises(EncodeError, match="a folder with a name of its own for --out"):
+        ilcp.train(**given | {"out": "."})
+    with pytest.raises(EncodeError, match=r"a readable file of cases, got .*none\.jsonl"):
+        ilcp.train(**given | {"data": tmp_path / "none.jsonl", "out": tmp_path / "other"})
     assert not (tmp_path / "codec").exists()
+    assert not (tmp_path / "other.run").exists()
 
 
 def test_data_that_cannot_be_used_is_refused_by_line(models, tmp_path) -> None:
@@ -400,7 +420,8 @@ def test_a_need_beyond_the_disk_is_refused_before_the_start(models, tmp_path, mo
     tokens = sum(len(models.sender_tokenizer(text).input_ids) for text in texts)
     assert tokens * len(LAYERS) * 32 * 4 == found.states_bytes
     trained = sum(4 * parameter.numel() for parameter in network().parameters())
-    assert (6 * trained, 4 * trained) == (found.checkpoint_bytes, found.training_bytes)
+    kept = sum(buffer.numel() * buffer.element_size() for buffer in network().buffers())
+    assert (6 * trained + 2 * kept, 4 * trained + kept) == (found.checkpoint_bytes, found.training_bytes)
     assert "disk" in str(found)
     usage = type("Usage", (), {"free": found.checkpoint_bytes})
     monkeypatch.setattr("ilcp.training.estimate.shutil.disk_usage", lambda _: usage)
@@ -426,3 +447,32 @@ def test_a_network_for_any_two_models_reads_a_few_layers_far_apart(models) -> No
     assert (32, 48, 80) == (config.sender_hidden, config.receiver_hidden, config.payload_bytes)
     with pytest.raises(EncodeError, match=r"sender_layers from 0 to 2 \(the last state\), got \(0, 3\)"):
         VaeCodec.untrained(models.sender, models.receiver, {"sender_layers": (0, 3)})
+
+
+def test_lines_that_json_alone_would_not_refuse_are_refused(tmp_path) -> None:
+    """Half a surrogate pair, a number of thousands of digits, brackets without end; but any line break in a string."""
+    file = tmp_path / "cases.jsonl"
+    for line, said in (
+        (
+            r'{"context": "\ud800", "question": "?", "answer": "a"}',
+            "1: expected text in 'context', got half",
+        ),
+        ('{"context": ' + "9" * 5000 + "}", "1: expected one JSON object per line"),
+        ("[" * 200_000, "1: expected one JSON object per line"),
+    ):
+        file.write_text(line)
+        with pytest.raises(EncodeError, match=said):
+            list(read_jsonl(file))
+    file.write_bytes('\ufeff{"context": "a\u2028b", "question": "?", "answer": "c"}\r\n'.encode())
+    assert ["a\u2028b"] == [case.context for case in read_jsonl(file)]
+
+
+def test_saving_leaves_other_folders_alone(tmp_path, small) -> None:
+    """A folder that happens to be called like a draft keeps what is in it."""
+    mine = tmp_path / "codec.draft" / "thesis.txt"
+    mine.parent.mkdir()
+    mine.write_text("all of it")
+    ilcp.save(small.codec, tmp_path / "codec", card="# Mine")
+    assert "all of it" == mine.read_text()
+    assert small.codec.trained == ilcp.load(tmp_path / "codec").trained
+    assert {"codec", "codec.draft"} == {folder.name for folder in tmp_path.iterdir()}

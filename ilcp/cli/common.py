@@ -4,6 +4,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -11,12 +12,34 @@ from rich.markup import escape
 
 from ilcp.errors import EncodeError, Interrupted
 
-__all__ = ["BAD_INPUT", "EMBEDDED", "INTERRUPTED", "OUTSIDE", "busy", "err", "interruptible", "out", "read_text"]
+__all__ = [
+    "BAD_INPUT",
+    "EMBEDDED",
+    "INTERRUPTED",
+    "OUTSIDE",
+    "DeviceOption",
+    "ReceiverOption",
+    "SenderOption",
+    "busy",
+    "err",
+    "interruptible",
+    "out",
+    "read_bytes",
+    "read_text",
+]
 
 EMBEDDED = "embedded"
 BAD_INPUT = 2
 INTERRUPTED = 130
 OUTSIDE = 3
+
+SenderOption = Annotated[
+    str | None, typer.Option(help="The sender: a folder or hub id; without it, the one that the codec names.")
+]
+ReceiverOption = Annotated[
+    str | None, typer.Option(help="The receiver: a folder or hub id; without it, the one that the codec names.")
+]
+DeviceOption = Annotated[str, typer.Option(help="That the models compute on: cpu, cuda, cuda:1 ...")]
 
 out = Console()
 err = Console(stderr=True)

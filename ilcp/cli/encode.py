@@ -8,9 +8,20 @@ import typer
 from rich.markup import escape
 from rich.progress import track
 
-from ilcp.cli.common import BAD_INPUT, EMBEDDED, busy, err, interruptible, out, read_text
+from ilcp.cli.common import (
+    BAD_INPUT,
+    EMBEDDED,
+    DeviceOption,
+    SenderOption,
+    busy,
+    err,
+    interruptible,
+    out,
+    read_text,
+)
 from ilcp.errors import DecodeError, EncodeError
-from ilcp.message import describe
+from ilcp.files import write_whole
+from ilcp.message import Message, describe
 
 __all__ = ["encode"]
 
@@ -20,15 +31,14 @@ SUFFIX = ".ilcp"
 def encode(
     files: Annotated[list[Path], typer.Argument(help="Text files.", dir_okay=False)],
     codec: Annotated[str, typer.Option(help="A codec's folder or hub id, or 'embedded'.")] = EMBEDDED,
-    sender: Annotated[
-        str | None, typer.Option(help="The sender: a folder or hub id; without it, the one that the codec names.")
-    ] = None,
+    sender: SenderOption = None,
     to: Annotated[Path, typer.Option("--out", help="Where the messages go: NAME.ilcp for a file NAME.")] = Path("."),
+    device: DeviceOption = "cpu",
     payload_bytes: Annotated[
         int | None, typer.Option("--bytes", help="A shorter payload, if the codec has it.")
     ] = None,
 ) -> None:
-    """Every file as one message. What is there already is left as it is, so that a stopped run can be run again.
+    """Every file as one message. What is there and newer than its text is left, so that a stopped run can be run again.
 
     A file that cannot be encoded is named, and the others are not kept waiting; the exit code is then 2.
     """
@@ -38,19 +48,23 @@ def encode(
     with busy("loading the sender and the codec"):
         from ilcp.pair import load_sender
 
-        reader = load_sender(None if codec == EMBEDDED else codec, sender=sender)
-    reader.codec.spec.length(payload_bytes)
+        reader = load_sender(None if codec == EMBEDDED else codec, sender=sender, device=device)
+    length = reader.codec.spec.length(payload_bytes) if reader.codec.spec.prefixes else None
     codec_id = reader.codec.trained.codec_id(reader.codec.spec).hex()
-    to.mkdir(parents=True, exist_ok=True)
+    try:
+        to.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EncodeError(f"expected a folder for the messages, got {to}: {(error.strerror or '').lower()}") from error
     done = made = 0
     with interruptible("the same command goes on with the files that are left"):
         for file in track(files, "encoding", console=err, disable=not err.is_terminal, transient=True):
             target = to / (file.name + SUFFIX)
             try:
-                if _is_there(target, codec_id):
+                text = read_text(file)
+                if _is_there(target, file, codec_id, length):
                     done += 1
                     continue
-                _write(target, reader.encode(read_text(file), payload_bytes=payload_bytes))
+                write_whole(target, reader.encode(text, payload_bytes=payload_bytes))
                 made += 1
             except EncodeError as error:
                 err.print(
@@ -62,8 +76,8 @@ def encode(
         raise typer.Exit(BAD_INPUT)
 
 
-def _is_there(target: Path, codec_id: str) -> bool:
-    """Whether a whole message of this codec lies there.
+def _is_there(target: Path, source: Path, codec_id: str, payload_bytes: int | None) -> bool:
+    """Whether a whole message of this codec and length lies there, made since the text was last changed.
 
     Raises:
         EncodeError: something else does.
@@ -71,21 +85,13 @@ def _is_there(target: Path, codec_id: str) -> bool:
     if not target.exists():
         return False
     try:
-        found = describe(target.read_bytes())
-    except DecodeError as error:
+        data = target.read_bytes()
+        found = describe(data)
+    except (DecodeError, OSError) as error:
         raise EncodeError(f"expected a message in {target}, got something else: {error}; move it away") from error
     if found.codec_id != codec_id:
         raise EncodeError(
             f"expected a message of codec {codec_id} in {target}, got one of {found.codec_id}: choose another --out"
         )
-    return True
-
-
-def _write(target: Path, message: bytes) -> None:
-    draft = target.with_name(target.name + ".draft")
-    try:
-        draft.write_bytes(message)
-        draft.replace(target)
-    except OSError as error:
-        draft.unlink(missing_ok=True)
-        raise EncodeError(f"expected room for a message in {target.parent}, got: {error}") from error
+    same = payload_bytes is None or len(Message.from_bytes(data).payload) == payload_bytes
+    return same and target.stat().st_mtime_ns >= source.stat().st_mtime_ns

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from ilcp.cli.common import EMBEDDED, busy, interruptible, out
+from ilcp.cli.common import EMBEDDED, DeviceOption, ReceiverOption, SenderOption, busy, interruptible, out
 from ilcp.errors import EncodeError
 
 if TYPE_CHECKING:
@@ -21,12 +21,9 @@ def measure(
     task: Annotated[str, typer.Option(help="'case-files', or a JSONL file of cases.")] = "case-files",
     n: Annotated[int, typer.Option(help="How many cases.")] = 500,
     seed: Annotated[int, typer.Option(help="Of the test documents, the intervals and the random payloads.")] = 7,
-    sender: Annotated[
-        str | None, typer.Option(help="The sender: a folder or hub id; without it, the one that the codec names.")
-    ] = None,
-    receiver: Annotated[
-        str | None, typer.Option(help="The receiver: a folder or hub id; without it, the one that the codec names.")
-    ] = None,
+    sender: SenderOption = None,
+    receiver: ReceiverOption = None,
+    device: DeviceOption = "cpu",
     hops: Annotated[int, typer.Option(help="How many hops to hand on (case files only); 0: not measured.")] = 0,
     repetitions: Annotated[int, typer.Option(help="Of the times, at least 50; 0: not measured.")] = 60,
     as_json: Annotated[
@@ -50,7 +47,9 @@ def measure(
         from ilcp.pair import load_pair
         from ilcp.tasks import task as named
 
-        pair = load_pair(None if codec == EMBEDDED else codec, sender=sender, receiver=receiver, allow_unproven=True)
+        pair = load_pair(
+            None if codec == EMBEDDED else codec, sender=sender, receiver=receiver, allow_unproven=True, device=device
+        )
         asked = named(task, n=n, seed=seed)
         texts = equal_texts(pair.sender, asked.samples())
     left = "nothing was kept: name a file with --json"

@@ -13,18 +13,20 @@ sit. A message's literals follow right after its memory, an empty line between: 
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
-from ilcp.cache import copied
+from ilcp.cache import check, copied
 from ilcp.codec import Codec
 from ilcp.context import window_tokens
-from ilcp.errors import EncodeError, IdentityError
+from ilcp.errors import DecodeError, EncodeError, IdentityError
 from ilcp.families import forward_takes, require_receiver, require_tokenizer
 from ilcp.forward import answer_logits, answer_scores, embed, embedding_norm, pad_left
+from ilcp.handoff.options import before_stop, check_count, check_options, end_ids, neutral
 from ilcp.identity import check_same, digest, identify
 from ilcp.keys import Key
 from ilcp.literals import line
@@ -38,23 +40,6 @@ __all__ = ["Receiver", "Score"]
 
 Source = bytes | bytearray | memoryview | Memory | None  # what one memory comes from
 Sources = Source | Sequence[Source]
-
-_PROMPT = "the prompt is made from the message and the question"
-_ONE = "the answer is one str"
-_IDS = "it needs a prompt of token ids, and a memory has none"
-DECIDED = {  # options of transformers' generate that are not the caller's, and why
-    **dict.fromkeys(("inputs", "input_ids", "inputs_embeds", "attention_mask", "position_ids"), _PROMPT),
-    **dict.fromkeys(("cache_position", "token_type_ids"), _PROMPT),
-    **dict.fromkeys(("num_return_sequences", "return_dict_in_generate"), _ONE),
-    **dict.fromkeys(("output_scores", "output_logits", "output_attentions", "output_hidden_states"), _ONE),
-    **dict.fromkeys(("assistant_model", "prompt_lookup_num_tokens", "prefill_chunk_size"), _IDS),
-    "past_key_values": "pass it as cache=, so that it is copied",
-    "max_length": "pass max_new_tokens=, which does not count the prompt",
-    "min_length": "pass min_new_tokens=, which does not count the prompt",
-    "tokenizer": "the receiver passes its own",
-    "pad_token_id": "the receiver pads with its tokenizer's",
-    "generation_config": "pass its fields one by one",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +68,8 @@ class Receiver:
         replay: decodes each sealed message once, whichever process asks; keep its memory to ask it several questions.
         clock: the time in unix seconds, by which messages expire.
         allow_unproven: takes a codec that was not measured, or that was and carries nothing (see ``ilcp.proof``).
+        template: arguments for the chat template beside the messages, such as ``{"enable_thinking": False}``; every
+            prompt of this receiver is rendered with them.
 
     Raises:
         EncodeError: the model cannot receive (see ``ilcp.families``), there is no tokenizer, no codec, or a replay
@@ -101,14 +88,13 @@ class Receiver:
         replay: ReplayCache | None = None,
         clock: Callable[[], float] = time.time,
         allow_unproven: bool = False,
+        template: Mapping[str, Any] | None = None,
     ):
         if replay is not None and key is None:
             raise EncodeError("expected a key beside the replay cache, got none: a bare message has no id to remember")
         require_receiver(model)
         require_tokenizer(tokenizer, "receiver")
-        self.codecs = tuple(codec) if isinstance(codec, Sequence) else (codec,)
-        if not self.codecs:
-            raise EncodeError("expected a codec or several, got none: load the sender's with ilcp.load")
+        self.codecs = _codecs(codec)
         identity = identify(model, tokenizer)
         for each in self.codecs:
             check_same("receiver", each.trained.receiver, identity)
@@ -120,6 +106,7 @@ class Receiver:
         self.key = key
         self.replay = replay
         self.clock = clock
+        self.template = dict(template or {})
         self._by_id = {each.trained.codec_id(each.spec): each for each in self.codecs}
         self._embedding_norm = embedding_norm(model)
         self._hidden = embed(model, [0]).shape[1]
@@ -146,6 +133,8 @@ class Receiver:
         if self.replay is not None and key is not None and parsed.seal is not None:
             self.replay.admit(key, parsed.seal, now_unix_s=now)
         memory = self._by_id[parsed.codec_id].decode(parsed.payload)
+        if MEMORY_HERE in (memory.text or ""):
+            raise DecodeError("expected a memory of plain text, got one with ilcp.prompt.MEMORY_HERE in it: drop it")
         if memory.text is None:
             memory.checked_vectors(self._hidden, self._embedding_norm)
         return memory.beside(parsed.literals) if parsed.literals else memory
@@ -168,12 +157,14 @@ class Receiver:
             context: text in place of each memory, to be read in full.
             max_new_tokens: at most so many tokens are answered.
             cache: keys and values of this same prompt's first tokens (see ``prefill``); it is copied, never changed.
-            options: for transformers' ``generate``; without any the answer is greedy. A stop string ends the answer
-                and is not part of it. What looks back at earlier tokens (a repetition penalty) sees the answer only.
+            options: for transformers' ``generate``; without any the answer is greedy, whatever the model's
+                ``generation_config`` says. A stop string ends the answer and is not part of it. What looks back at
+                earlier tokens (a repetition penalty) sees the answer only.
 
         Raises:
             EncodeError: both a message and a context were given, the prompt leaves no room for an answer, it cannot be
-                made (see ``ilcp.prompt.pieces``), an option is not the caller's, or the cache is not this prompt's.
+                made (see ``ilcp.prompt.pieces``), an option is not the caller's or refused by transformers, or the
+                cache is not this prompt's.
             DecodeError, IdentityError: as ``decode``.
         """
         prompt = self.prompt(self._memories(message, context), question)
@@ -197,7 +188,7 @@ class Receiver:
         with torch.no_grad():
             outputs = self.model(inputs_embeds=prompt.unsqueeze(0), use_cache=True, **fewer)
         cache = outputs.past_key_values
-        copied(cache, self.model, len(prompt) + 1)  # refused now, not at the first question
+        check(cache, self.model, len(prompt) + 1)  # refused now, not at the first question
         self._prefilled[cache] = _fingerprint(prompt)
         return cache
 
@@ -205,38 +196,49 @@ class Receiver:
     def _answered(
         self, prompts: Sequence[Tensor], max_new_tokens: int, options: Mapping[str, Any], cache: Any = None
     ) -> list[str]:
-        _check_options(options, len(prompts))
+        check_count("max_new_tokens", max_new_tokens)
+        check_options(options, len(prompts), cached=cache is not None)
         for prompt in prompts:
             self._check_room(prompt.shape[0], max_new_tokens)
         embeds, mask = pad_left(prompts)
-        more = {"do_sample": False, **options}
-        if "stop_strings" in options:
-            more["tokenizer"] = self.tokenizer
+        more = {**neutral(self.model), **options}
         if cache is not None:
             more["past_key_values"] = self._checked_cache(cache, prompts[0], options)
-        ids = self.model.generate(
-            inputs_embeds=embeds,
-            attention_mask=mask,
-            max_new_tokens=max_new_tokens,
-            pad_token_id=self._pad_id(),
-            **more,
-        )
+        try:
+            ids = self.model.generate(
+                inputs_embeds=embeds,
+                attention_mask=mask,
+                max_new_tokens=max_new_tokens,
+                pad_token_id=self._pad_id(),
+                tokenizer=self.tokenizer,  # for stop strings
+                **more,
+            )
+        except (TypeError, ValueError) as error:
+            if not options:  # then it is no option's fault
+                raise
+            raise EncodeError(
+                f"expected options that transformers' generate takes, got {', '.join(sorted(options))}: {error}"
+            ) from error
         texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
-        return [_before_stop(str(text), options.get("stop_strings")).strip() for text in texts]
+        return [before_stop(str(text), options.get("stop_strings")).strip() for text in texts]
 
     def score(
         self, items: Sequence[tuple[Sources, str | Chat, str]], *, end: bool = True, batch: int = 64
     ) -> list[Score]:
         """Scores of ``(message, question, answer)`` items, teacher-forced in batches.
 
-        ``exact`` equals what greedy ``generate`` would answer, because each position is judged after the true
-        answer so far: the first difference makes it false either way.
+        ``exact`` says whether greedy decoding gives the answer, because each position is judged after the true
+        answer so far: the first difference makes it false either way. With ``end`` the answer is closed as
+        ``ilcp.prompt.answer_ids`` says. If the model ends its answers there (by its ``generation_config``), any other
+        of its end tokens counts as well, and ``exact`` is what ``generate`` would answer with room for it.
 
         Raises:
             EncodeError: a prompt and its answer do not fit into the receiver's window, or an answer is empty.
             DecodeError, IdentityError: as ``decode``.
         """
+        check_count("batch", batch)
         scores: list[Score] = []
+        ends = end_ids(self.model) if end else ()
         for start in range(0, len(items), batch):
             prompts, answers = [], []
             for message, question, answer in items[start : start + batch]:
@@ -247,7 +249,7 @@ class Receiver:
                 self._check_room(prompts[-1].shape[0], len(answers[-1]))
             with torch.no_grad():
                 logits, labels = answer_logits(self.model, prompts, answers)
-            scores += [Score(tuple(nats), exact) for nats, exact in answer_scores(logits, labels)]
+            scores += [Score(tuple(nats), exact) for nats, exact in answer_scores(logits, labels, ends)]
         return scores
 
     def answers(
@@ -258,12 +260,16 @@ class Receiver:
         batch: int = 64,
         **options: Any,
     ) -> list[str]:
-        """The answers to ``(message, question)`` items, in batches; each as ``generate`` gives it, but for sampling,
-        where the rows of a batch share one source of chance.
+        """The answers to ``(message, question)`` items, in batches.
+
+        Each is as ``generate`` gives it, but for rounding in a padded batch, which can decide between tokens that are
+        nearly as likely, and for sampling, where the rows of a batch share one source of chance.
 
         Raises:
-            EncodeError, DecodeError, IdentityError: as ``generate``; a streamer follows one answer only.
+            EncodeError, DecodeError, IdentityError: as ``generate``; a streamer follows one answer only, and a cache is
+                one prompt's.
         """
+        check_count("batch", batch)
         found: list[str] = []
         for start in range(0, len(items), batch):
             prompts = [self.prompt(self._memories(m, None), question) for m, question in items[start : start + batch]]
@@ -283,7 +289,8 @@ class Receiver:
     @torch.no_grad()
     def _rows(self, memories: Sequence[Memory | None], question: str | Chat) -> list[Tensor]:
         """Embedded text and memories of vectors in turn; the first and the last are text, though it may be empty."""
-        texts = [embed(self.model, ids) for ids in pieces(self.tokenizer, *_with_literals(question, memories))]
+        asked, contexts = _with_literals(question, memories)
+        texts = [embed(self.model, ids) for ids in pieces(self.tokenizer, asked, contexts, self.template)]
         rows = texts[:1]
         held = [memory for memory in memories if memory is not None and memory.text is None]
         for memory, after in zip(held, texts[1:], strict=True):
@@ -311,15 +318,14 @@ class Receiver:
         return self.decode(bytes(message))
 
     def _checked_cache(self, cache: Any, prompt: Tensor, options: Mapping[str, Any]) -> Any:
-        beams = options.get("num_beams") or getattr(self.model.generation_config, "num_beams", None) or 1
-        mine = copied(cache, self.model, len(prompt), beams)
+        check(cache, self.model, len(prompt))
         filled = self._prefilled.get(cache)
         if filled is not None and filled != _fingerprint(prompt[: cache.get_seq_length()]):
             raise EncodeError(
                 f"expected a cache of this prompt's first {cache.get_seq_length()} tokens, got one that was pre-filled "
                 "for another memory, another beginning of the chat, or that was written into since: pre-fill again"
             )
-        return mine
+        return copied(cache, options.get("num_beams") or 1)
 
     def _pad_id(self) -> int | None:
         pad: int | None = self.tokenizer.pad_token_id
@@ -362,21 +368,15 @@ def _with_literals(question: str | Chat, memories: Sequence[Memory | None]) -> t
     return [{**message, "content": written(message.get("content"))} for message in question], contexts
 
 
-def _check_options(options: Mapping[str, Any], rows: int) -> None:
-    decided = sorted(DECIDED.keys() & options.keys())
-    if decided:
-        reasons = "; ".join(f"{name}: {DECIDED[name]}" for name in decided)
-        raise EncodeError(f"expected options that are the caller's to choose, got {', '.join(decided)} ({reasons})")
-    if options.get("streamer") is not None and rows > 1:
-        raise EncodeError(
-            f"expected one answer to stream, got {rows}: a streamer follows one; pass batch=1 or generate"
-        )
-
-
-def _before_stop(text: str, stop_strings: str | Sequence[str] | None) -> str:
-    """The text up to the first stop string."""
-    stops = [stop_strings] if isinstance(stop_strings, str) else list(stop_strings or ())
-    return text[: min((at for at in map(text.find, stops) if at >= 0), default=len(text))]
+def _codecs(codec: Any) -> tuple[Codec, ...]:
+    codecs = tuple(codec) if isinstance(codec, Sequence) and not isinstance(codec, str | bytes) else (codec,)
+    if not codecs:
+        raise EncodeError("expected a codec or several, got none: load the sender's with ilcp.load")
+    for each in codecs:
+        if not all(hasattr(each, name) for name in ("spec", "trained", "decode")):
+            shown = repr(each) if each is None or isinstance(each, str | Path) else type(each).__name__
+            raise EncodeError(f"expected a codec, got {shown}: load it with ilcp.load(folder_or_hub_id)")
+    return codecs
 
 
 def _fingerprint(prompt: Tensor) -> bytes:

@@ -26,7 +26,8 @@ from ilcp.message import Message, Seal
 __all__ = ["Sender"]
 
 TTL_S = 3600  # a sealed message lives an hour unless the sender says otherwise
-BATCH = 8  # texts that are read in one pass
+BATCH = 8  # texts that are read in one pass at most
+PASS_TOKENS = 8192  # and tokens, padding included; a text that is longer is read alone
 
 
 class Sender:
@@ -42,12 +43,14 @@ class Sender:
         ttl_s: how long a sealed message is valid, in seconds.
 
     Raises:
+        EncodeError: one of them is not what its name says, or the model's states cannot be captured.
         IdentityError: the codec was trained for another sender; the text names the part that differs.
     """
 
     def __init__(self, model: Any, tokenizer: Any, codec: Codec, *, key: Key | None = None, ttl_s: int = TTL_S):
         require_tokenizer(tokenizer, "sender")
         require_sender(model)
+        _require_codec(codec)
         check_same("sender", codec.trained.sender, identify(model, tokenizer))
         self.model = model.eval()
         self.tokenizer = tokenizer
@@ -66,9 +69,9 @@ class Sender:
         """The message for ``source``, as bytes.
 
         Args:
-            source: a text; chat messages (``[{"role": ..., "content": ...}, ...]``); token ids; a Context; or what this
-                model has computed anyway, so that no second pass is paid: a capture, or the outputs of its own
-                finished ``forward`` or ``generate`` call with hidden states.
+            source: a text; chat messages (``[{"role": ..., "content": ...}, ...]``); token ids, or what the tokenizer
+                returned for one text; a Context; or what this model has computed anyway, so that no second pass is
+                paid: a capture, or the outputs of its own finished ``forward`` or ``generate`` call with hidden states.
             payload_bytes: a shorter prefix of the same latent; None for the codec's own length.
             literals: exact strings to travel beside the latent, each once, in this order; "auto" picks the text's
                 codes, numbers, dates, ids, e-mails, URLs and paths by the rules of ``ilcp.literals``, and none where
@@ -93,7 +96,8 @@ class Sender:
 
         Args:
             sources: each as in ``encode``; texts, messages and ids are read ``batch`` at a time.
-            batch: how many are read in one pass; padding changes states only by rounding.
+            batch: how many are read in one pass at most, fewer where they are long; padding changes states only by
+                rounding.
             payload_bytes: as in ``encode``.
             literals: as in ``encode``, picked from each source; a list is one source's, so it goes to ``encode``.
 
@@ -153,11 +157,12 @@ class Sender:
                 model.generate(**inputs)
             message = sender.encode(context)
 
-        Only the layers that the codec reads are kept. A capture of several rows hands out ``context.rows``.
+        Only the layers that the codec reads are kept. A capture of several rows hands out ``context.rows``. The model
+        must not serve others meanwhile, nor be compiled, and ``generate`` has to be called on it inside the ``with``.
 
         Raises:
             EncodeError: the model's layers cannot be captured; inside the ``with``, for beam search and other ways to
-                generate that reorder rows or take tokens back.
+                generate that reorder rows or take tokens back, and for two calls at a time.
         """
         return recording(self.model, self.tokenizer, tuple(self.codec.layers))
 
@@ -187,30 +192,33 @@ class Sender:
         return rows[0]
 
     def _contexts(self, sources: Sequence[Any], batch: int) -> Iterator[tuple[int, Context]]:
-        """Each source's index and context, shortest first; those that share no pass come before."""
+        """Each source's index and context, one pass at a time: shortest first; those that share no pass come before."""
         if isinstance(sources, str | bytes | Tensor | Mapping) or not isinstance(sources, Sequence):
             raise EncodeError(f"expected a list of sources, got {type(sources).__name__}: put one source into a list")
         if batch < 1:
             raise EncodeError(f"expected a batch of at least 1 source, got {batch}")
-        window = window_tokens(self.model)
-        alone: dict[int, Context] = {}
         prepared: dict[int, tuple[str | None, list[int]]] = {}
         for index, source in enumerate(sources):
+            if self.codec.spec.reads == "text" or not _is_text_or_ids(source):
+                continue
             try:
-                if self.codec.spec.reads == "text" or not _is_text_or_ids(source):
-                    alone[index] = self.read(source)
-                else:
-                    prepared[index] = self._prepared(source)
-                    check_ids(self.model, prepared[index][1])
+                prepared[index] = self._prepared(source)
+                check_ids(self.model, prepared[index][1])
             except EncodeError as error:
                 raise EncodeError(f"source {index}: {error}") from error
-        yield from alone.items()
+        for index, source in enumerate(sources):
+            if index not in prepared:
+                try:
+                    context = self.read(source)
+                except EncodeError as error:
+                    raise EncodeError(f"source {index}: {error}") from error
+                yield index, context
+        window = window_tokens(self.model)
         order = sorted(prepared, key=lambda index: len(prepared[index][1]))
         fitting = [index for index in order if len(prepared[index][1]) <= window]
-        for start in range(0, len(fitting), batch):
-            chosen = fitting[start : start + batch]
-            rows = self._capture_rows([prepared[index][1] for index in chosen])
-            for index, row in zip(chosen, rows, strict=True):
+        for group in _passes(fitting, [len(prepared[index][1]) for index in fitting], batch):
+            rows = self._capture_rows([prepared[index][1] for index in group])
+            for index, row in zip(group, rows, strict=True):
                 yield index, Context(text=prepared[index][0], states=row)
         for index in order[len(fitting) :]:
             text, ids = prepared[index]
@@ -218,17 +226,17 @@ class Sender:
             yield index, Context(text=text, states=states, windows=windows)
 
     def _capture_rows(self, rows: Sequence[Sequence[int]]) -> list[Tensor]:
-        """States ``"layers tokens hidden"`` of each row, from one pass padded on the tokenizer's side."""
-        longest = max(map(len, rows))
-        left = getattr(self.tokenizer, "padding_side", "right") == "left"
-        starts = [longest - len(row) if left else 0 for row in rows]
-        ids = torch.zeros(len(rows), longest, dtype=torch.long)  # any id: padding is masked
+        """States ``"layers tokens hidden"`` of each row, from one pass.
+
+        It is padded on the right, whatever the tokenizer does: there every family counts positions as it does alone.
+        """
+        ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)  # any id: padding is masked
         mask = torch.zeros_like(ids)
-        for index, (row, start) in enumerate(zip(rows, starts, strict=True)):
-            ids[index, start : start + len(row)] = torch.tensor(row)
-            mask[index, start : start + len(row)] = 1
+        for index, row in enumerate(rows):
+            ids[index, : len(row)] = torch.tensor(row)
+            mask[index, : len(row)] = 1
         states = capture_batch(self.model, ids.to(self.model.device), mask.to(self.model.device), self.codec.layers)
-        return [states[index, :, start : start + len(rows[index])] for index, start in enumerate(starts)]
+        return [states[index, :, : len(row)] for index, row in enumerate(rows)]
 
     def _prepared(self, source: Any) -> tuple[str | None, list[int]]:
         """The text of a source and its ids: what the codec does not need is None or empty."""
@@ -248,8 +256,32 @@ class Sender:
         return self.tokenizer.decode(ids, skip_special_tokens=True), ids
 
 
+def _require_codec(codec: Any) -> None:
+    if not (hasattr(codec, "spec") and hasattr(codec, "trained")):
+        shown = repr(codec) if isinstance(codec, str) else type(codec).__name__
+        raise EncodeError(f"expected a codec, got {shown}: load it with ilcp.load(<its folder, or its id on the hub>)")
+
+
+def _passes(order: Sequence[int], lengths: Sequence[int], batch: int) -> Iterator[list[int]]:
+    """``order``, shortest first, in groups of at most ``batch`` sources and PASS_TOKENS tokens."""
+    chosen: list[int] = []
+    for index, tokens in zip(order, lengths, strict=True):
+        if chosen and (len(chosen) == batch or (len(chosen) + 1) * tokens > PASS_TOKENS):
+            yield chosen
+            chosen = []
+        chosen.append(index)
+    if chosen:
+        yield chosen
+
+
 def _is_text_or_ids(source: Any) -> bool:
-    return isinstance(source, str | Tensor) or (isinstance(source, Sequence) and not isinstance(source, bytes))
+    if isinstance(source, Mapping):
+        return "input_ids" in source or "role" in source  # from a tokenizer; a message, which will be refused
+    return isinstance(source, str | Tensor) or hasattr(source, "__array__") or _is_list(source)
+
+
+def _is_list(source: Any) -> bool:
+    return isinstance(source, Sequence) and not isinstance(source, bytes)
 
 
 def _is_messages(source: Any) -> bool:
@@ -257,17 +289,19 @@ def _is_messages(source: Any) -> bool:
 
 
 def _rendered(tokenizer: Any, messages: Sequence[Any]) -> str:
-    """Chat messages as the tokenizer's template writes them, with nothing begun behind the last."""
+    """Chat messages as the tokenizer's template writes them, with nothing begun behind the last.
+
+    What a message may hold beside its role (parts, tool calls) is the template's to say.
+    """
     for index, message in enumerate(messages):
-        for name in ("role", "content"):
-            found = message.get(name) if isinstance(message, Mapping) else message
-            if not isinstance(message, Mapping) or not isinstance(found, str):
-                said = "none" if found is None else type(found).__name__
-                raise EncodeError(
-                    f"expected message {index} to have a {name} that is a str, got {said}: "
-                    "write {'role': ..., 'content': ...}"
-                )
-    if not any(message["content"].strip() for message in messages):
+        found = message.get("role") if isinstance(message, Mapping) else message
+        if not isinstance(message, Mapping) or not isinstance(found, str):
+            said = "none" if found is None else type(found).__name__
+            raise EncodeError(
+                f"expected message {index} to have a role that is a str, got {said}: "
+                "write {'role': ..., 'content': ...}"
+            )
+    if not any(_says_something(message) for message in messages):
         raise EncodeError("expected messages that say something, got empty ones: there is nothing to hand off")
     if not getattr(tokenizer, "chat_template", None):
         raise EncodeError("expected a tokenizer with a chat template for messages, got one without: pass a text")
@@ -275,11 +309,27 @@ def _rendered(tokenizer: Any, messages: Sequence[Any]) -> str:
         text: str = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=False)
     except Exception as error:  # a template raises what it likes, mostly about the order of roles
         raise EncodeError(f"expected messages that the tokenizer's chat template takes, got: {error}") from error
+    if not text.strip():
+        raise EncodeError("expected messages that the chat template renders as a text, got an empty one from it")
     return text
+
+
+def _says_something(message: Mapping[str, Any]) -> bool:
+    said = (value for name, value in message.items() if name != "role")
+    return any(value.strip() if isinstance(value, str) else value for value in said)
 
 
 def _one_row(source: Any) -> list[int]:
     """The ids of one sequence; everything else that looks like a list is refused by name."""
+    if isinstance(source, Mapping):
+        if "input_ids" not in source:
+            raise EncodeError("expected a list of messages, got one message: put it into a list, [{'role': ...}]")
+        return _unpadded(source)
+    if _is_list(source) and any(isinstance(item, str) for item in source):
+        raise EncodeError(
+            f"expected one text, got a list of {len(source)}: encode them with sender.encode_batch(texts), "
+            "or one by one"
+        )
     try:
         row = torch.as_tensor(source)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -292,3 +342,10 @@ def _one_row(source: Any) -> list[int]:
         raise EncodeError(f"expected the ids of one sequence, got shape {tuple(row.shape)}: encode row by row")
     ids: list[int] = row.reshape(-1).tolist()
     return ids
+
+
+def _unpadded(encoding: Mapping[str, Any]) -> list[int]:
+    """The ids that a tokenizer returned for one text, without its padding."""
+    ids, mask = _one_row(encoding["input_ids"]), encoding.get("attention_mask")
+    seen = [1] * len(ids) if mask is None else _one_row(mask)
+    return [token for token, known in zip(ids, seen, strict=True) if known]

@@ -41,6 +41,7 @@ def load_pair(
     key: Key | None = None,
     replay: ReplayCache | None = None,
     allow_unproven: bool = False,
+    device: str = "cpu",
 ) -> Pair:
     """The embedded pair; or a codec of your own with the two models that it names, or with those given.
 
@@ -51,6 +52,7 @@ def load_pair(
         key: 16 to 64 bytes, or an ``ilcp.keys.KeyRing``; messages are then sealed (127 bytes) and bare ones refused.
         replay: lets the receiver decode each sealed message once; needs a key.
         allow_unproven: takes a codec whose content gain was not measured, or is not above zero.
+        device: of both models; the codec stays on the CPU.
 
     Raises:
         EncodeError: the folder holds no codec, a model cannot be loaded, or there is a replay cache and no key.
@@ -58,30 +60,36 @@ def load_pair(
         UnprovenError: the codec's content gain was not measured, or is not above zero.
     """
     method = load(HERE / "codec" if codec is None else codec)
-    model, tokenizer = _model(method, "receiver", receiver)
+    model, tokenizer = _model(method, "receiver", receiver, device)
     return Pair(
-        Sender(*_model(method, "sender", sender), method, key=key),
+        Sender(*_model(method, "sender", sender, device), method, key=key),
         Receiver(adapt(model, method), tokenizer, method, key=key, replay=replay, allow_unproven=allow_unproven),
         folder_of(method),
     )
 
 
-def load_sender(codec: str | Path | None = None, *, sender: str | Path | None = None, key: Key | None = None) -> Sender:
+def load_sender(
+    codec: str | Path | None = None,
+    *,
+    sender: str | Path | None = None,
+    key: Key | None = None,
+    device: str = "cpu",
+) -> Sender:
     """The sending end alone; see ``load_pair``.
 
     Raises:
         EncodeError, IdentityError: as ``load_pair``.
     """
     method = load(HERE / "codec" if codec is None else codec)
-    return Sender(*_model(method, "sender", sender), method, key=key)
+    return Sender(*_model(method, "sender", sender, device), method, key=key)
 
 
-def _model(codec: Codec, side: str, given: str | Path | None) -> tuple[Any, Any]:
+def _model(codec: Codec, side: str, given: str | Path | None, device: str) -> tuple[Any, Any]:
     """The model of one side: the one given, the one that the codec's training names, or the embedded one."""
     plan = json.loads((folder_of(codec) / CONFIG).read_text(encoding="utf-8")).get("training", {}).get("plan", {})
     source = given or plan.get(side) or HERE / side
     try:
-        return load_model(source, dtype=plan.get("dtype", "float32"), encoder=True)
+        return load_model(source, dtype=plan.get("dtype", "float32"), device=device, encoder=True)
     except EncodeError as error:
         if given or side not in plan:
             raise

@@ -127,8 +127,9 @@ def read_jsonl(path: str | Path) -> Iterator[Case]:
 def _cases(line: str, where: str) -> list[Case]:
     try:
         record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise EncodeError(f"{where}: expected one JSON object per line, got {line[:60]!r} ({error.msg})") from error
+    except (ValueError, RecursionError) as error:  # a number of a thousand digits, a hundred thousand brackets
+        because = getattr(error, "msg", str(error))
+        raise EncodeError(f"{where}: expected one JSON object per line, got {line[:60]!r} ({because})") from error
     if not isinstance(record, dict):
         raise EncodeError(f"{where}: expected a JSON object, got {type(record).__name__}")
     if "messages" in record:
@@ -191,4 +192,8 @@ def _text(record: dict[str, Any], field: str, where: str) -> str:
     value = record.get(field)
     if not isinstance(value, str) or not value.strip():
         raise EncodeError(f"{where}: expected a non-empty string in {field!r}, got {value!r}")
+    if any("\ud800" <= character <= "\udfff" for character in value):
+        raise EncodeError(
+            f"{where}: expected text in {field!r}, got half of a surrogate pair: write the character whole"
+        )
     return value

@@ -36,7 +36,8 @@ answer = receiver.generate(message, question)
 
 {steps} steps in {minutes} minutes on {processes} process(es), {tokens_per_s} tokens/s; of the time, {shares}.
 {training} cases to learn from, {validation} to watch the learning by, {test} to measure, {source}. Seed {seed}. The
-whole recipe, versions and identities are in `config.json`; `log.jsonl` and `curve.png` are the learning curve.
+whole recipe, versions and identities are in `config.json`; the learning curve is `log.jsonl`, drawn in `curve.png`
+where matplotlib was installed.
 
 ## Limits
 

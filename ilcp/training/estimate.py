@@ -17,7 +17,7 @@ from ilcp.training.recipe import Recipe
 __all__ = ["Estimate", "estimate"]
 
 COPIES = 4  # of what is trained: weights, gradients, and AdamW's two moments
-SAVED = 3 * 2  # of them in a checkpoint, and two checkpoints while the new one is written
+SAVED = 3 * 2  # weights and moments in a checkpoint, and two checkpoints while the new one is written
 MEGA = 1e6
 
 
@@ -52,12 +52,13 @@ def estimate(
     """
     learned = [*network.parameters(), *models.adapted()]
     trained = sum(p.numel() * p.element_size() for p in learned)
+    whole = trained + sum(b.numel() * b.element_size() for b in network.buffers())
     both = {id(p): p for model in (models.sender, models.receiver) for p in model.parameters()}
     need = Estimate(
         states_bytes=min(store.bytes_of(texts), store.limit_bytes),
-        checkpoint_bytes=SAVED * trained,
+        checkpoint_bytes=SAVED * trained + 2 * (whole - trained) + 2 * whole * (recipe.patience > 0),
         models_bytes=sum(p.numel() * p.element_size() for p in both.values()),
-        training_bytes=COPIES * trained,
+        training_bytes=COPIES * trained + whole - trained,
     )
     kept = sum(file.stat().st_size for file in store.folder.glob("*.safetensors"))  # of a run that goes on
     disk, free = need.states_bytes - kept + need.checkpoint_bytes, shutil.disk_usage(folder).free

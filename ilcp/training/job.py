@@ -13,7 +13,7 @@ import json
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +24,14 @@ from ilcp.adapter import ADAPTER, new_adapter, save_adapter
 from ilcp.codec import CONFIG, Codec, codec_class, load, save
 from ilcp.errors import EncodeError
 from ilcp.families import require_receiver, require_sender
+from ilcp.files import write_whole
 from ilcp.handoff import Receiver, Sender
 from ilcp.identity import ModelIdentity, digest, identify
 from ilcp.measure import Report, equal_texts, run
 from ilcp.models import load_model
-from ilcp.parallel import is_main, join, total, world
+from ilcp.parallel import agree, is_main, join, same_everywhere, total, world
 from ilcp.tasks.cases import Case, read_jsonl
-from ilcp.training.batch import Models, check_room
+from ilcp.training.batch import Models, check_room, frozen
 from ilcp.training.card import write_card
 from ilcp.training.data import Shuffled, Split, merged, split
 from ilcp.training.estimate import estimate
@@ -39,9 +40,11 @@ from ilcp.training.loop import CHECKPOINT, Result
 from ilcp.training.loop import train as fit
 from ilcp.training.objective import calibrate
 from ilcp.training.plan import Plan, read_plan, refuse_unknown
+from ilcp.training.precision import in_bfloat16
 from ilcp.training.reader import Reader, StateStore
 from ilcp.training.recipe import Recipe
 from ilcp.training.selfstudy import study
+from ilcp.training.validation import Validator
 
 __all__ = ["train", "train_codec"]
 
@@ -49,6 +52,7 @@ VALIDATION = 64  # cases by which the learning is watched, at most
 CALIBRATION = 64
 TEXTS = ("head", "tail", "zstd")  # an LM codes text in minutes per case where the LM is large: ilcp measure adds it
 PLAN, STUDY, STATES = "plan.json", "self-study.jsonl", "states"  # in the run's folder
+HALVED = "in bfloat16"
 GIGA = 1e9
 
 
@@ -93,21 +97,26 @@ def train_codec(plan: Plan, *, resume: bool = False) -> Codec:
         Interrupted: Ctrl-C or SIGTERM, after a checkpoint.
     """
     _refuse_taken(plan, resume)
+    given = None if plan.data is None else merged(read_jsonl(plan.data))  # before the models: they take longer to load
     device = join(plan.device)
     method = _method(plan)
     models = _models(plan, device)
-    plan.work.mkdir(parents=True, exist_ok=True)
+    try:
+        plan.work.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EncodeError(f"expected room for the run in {plan.work}, got: {error}; choose another --out") from error
     with models.unadapted():
         identities = (
             identify(models.sender, models.sender_tokenizer),
             identify(models.receiver, models.receiver_tokenizer),
         )
-    _same_plan(plan, identities)
-    cases = _cases(plan, models)
-    closed = _closed(cases)
-    job = _Job(plan, plan.recipe(closed=closed), models, _fitting(plan, models, cases, closed))
     torch.manual_seed(plan.seed)
     network = method.untrained(models.sender, models.receiver, _settings(plan)).to(device)
+    halved = _same_plan(plan, identities, device)
+    cases = _written(plan, models) if given is None else given
+    closed = _closed(cases)
+    recipe = replace(plan.recipe(closed=closed), bfloat16=halved)
+    job = _Job(plan, recipe, models, _fitting(plan, models, cases, closed))
     result = _train(job, network, resume)
     if hasattr(network, "round_to_half"):
         network.round_to_half()
@@ -121,6 +130,8 @@ def train_codec(plan: Plan, *, resume: bool = False) -> Codec:
 
 def _refuse_taken(plan: Plan, resume: bool) -> None:
     """Nothing finished is overwritten, nothing begun is begun anew."""
+    if plan.out.is_symlink() or plan.out.is_mount():
+        raise EncodeError(f"expected a plain folder for the codec, got a link or mount at {plan.out}: name one inside")
     if plan.out.exists() and (not plan.out.is_dir() or any(plan.out.iterdir())):
         holds = "holds a codec already" if (plan.out / CONFIG).exists() else "is not empty"
         raise EncodeError(f"expected a new folder for the codec, got {plan.out}, which {holds}: choose another --out")
@@ -162,10 +173,9 @@ def _models(plan: Plan, device: torch.device) -> Models:
     return Models(*sender, adapter.get_base_model(), receiver[1], adapter)
 
 
-def _cases(plan: Plan, models: Models) -> list[Case]:
-    if plan.data is not None:
-        return merged(read_jsonl(plan.data))
-    assert plan.self_study is not None
+def _written(plan: Plan, models: Models) -> list[Case]:
+    """What the sender writes."""
+    assert plan.self_study is not None  # a plan has the one or the other
     file = plan.work / STUDY
     return merged(study(models, plan.self_study, file, seed=plan.seed, progress=_shows()))
 
@@ -193,28 +203,39 @@ def _fitting(plan: Plan, models: Models, cases: list[Case], closed: bool) -> Spl
     return split(kept, validation=VALIDATION, test=plan.test_cases, seed=plan.seed)
 
 
-def _same_plan(plan: Plan, identities: Sequence[ModelIdentity]) -> None:
-    """Refuses to go on with what another plan began.
+def _same_plan(plan: Plan, identities: Sequence[ModelIdentity], device: torch.device) -> bool:
+    """Whether the models compute in bfloat16: decided once for all processes and all parts of a run, and kept with it.
 
     Raises:
-        EncodeError: every key that differs, with both values.
+        EncodeError: another plan began the run; every key that differs, with both values.
     """
-    if not is_main():
-        return
     names = dict(zip(("sender identity", "receiver identity"), map(asdict, identities), strict=True))
     data = None if plan.data is None else _digest(plan.data)
     record = json.loads(json.dumps(plan.to_dict() | names | {"data digest": data}, default=str))
-    file = plan.work / PLAN
-    if file.exists() and any((plan.work / name).exists() for name in (CHECKPOINT, STUDY)):
-        flat, old = _flat(record), _flat(json.loads(file.read_text(encoding="utf-8")))
+    file, halved = plan.work / PLAN, False
+    if is_main():
+        begun = file.exists() and any((plan.work / name).exists() for name in (CHECKPOINT, STUDY))
+        before = _kept_plan(file) if begun else {}
+        halved = bool(before.pop(HALVED, in_bfloat16(device, plan.recipe(closed=True))))
+        flat, old = _flat(record), _flat(before)
         differs = [name for name in sorted(flat.keys() | old.keys()) if flat.get(name) != old.get(name)]
-        if differs:
+        if begun and differs:
             shown = "; ".join(f"{name} (was {old.get(name)!r}, is {flat.get(name)!r})" for name in differs)
             raise EncodeError(
                 f"expected the run that {plan.work} holds, got a difference in {shown}: take it back, or choose "
                 "another --out"
             )
-    file.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        if not begun:
+            write_whole(file, json.dumps(record | {HALVED: halved}, indent=2) + "\n")
+    return agree(halved, device)
+
+
+def _kept_plan(file: Path) -> dict[str, Any]:
+    try:
+        record: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise EncodeError(f"expected the plan of a run in {file}, got: {error}; remove {file.parent}") from error
+    return record
 
 
 def _flat(record: dict[str, Any], before: str = "") -> dict[str, Any]:
@@ -235,14 +256,16 @@ def _train(job: _Job, network: Any, resume: bool) -> Result:
     plan, models, cases = job.plan, job.models, job.cases
     texts = [case.context for case in (*cases.training, *cases.validation)]
     store = StateStore(plan.work / STATES, models, network.layers, job.recipe, int(plan.states_gb * GIGA))
+    _say(f"{len(cases.training)} cases to learn from, {len(cases.validation)} to watch, {len(cases.test)} to measure")
     if is_main():
-        _say(
-            f"{len(cases.training)} cases to learn from, {len(cases.validation)} to watch, {len(cases.test)} to measure"
-        )
         _say(str(estimate(models, network, store, texts, plan.work, job.recipe)))
+    reader = Reader(models, network.layers, job.recipe)
     if not (plan.work / CHECKPOINT).exists():
+        with frozen(models):  # before the sender reads everything
+            Validator(models, cases.validation, job.recipe, reader).require_teacher()
         calibrate(network, models, (cases.training + cases.validation)[:CALIBRATION], job.recipe)
-    store.fill(Reader(models, network.layers, job.recipe), texts, progress=_shows())
+        same_everywhere(network)
+    store.fill(reader, texts, progress=_shows())
     lengths = [len(case.context) for case in cases.training]
     return fit(
         network,
@@ -300,10 +323,15 @@ def _finish(job: _Job, codec: Codec, result: Result, report: Report) -> None:
             shutil.copyfile(job.plan.work / name, draft / name)
     if job.models.adapter is not None:
         save_adapter(job.models.adapter, draft / ADAPTER)
-    if job.plan.out.is_dir():
-        job.plan.out.rmdir()  # it is empty: that was seen to at the start
-    job.plan.out.parent.mkdir(parents=True, exist_ok=True)
-    draft.replace(job.plan.out)
+    try:
+        if job.plan.out.is_dir():
+            job.plan.out.rmdir()  # it was empty: that was seen to at the start
+        job.plan.out.parent.mkdir(parents=True, exist_ok=True)
+        draft.replace(job.plan.out)
+    except OSError as error:
+        raise EncodeError(
+            f"expected to put the codec at {job.plan.out}, got: {error}; it is whole in {draft}"
+        ) from error
     shutil.rmtree(job.plan.work / STATES, ignore_errors=True)  # the largest part of it, and made again within minutes
     _say(report.verdict())
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ilcp.errors import EncodeError
+from ilcp.files import write_whole
 
 __all__ = ["LOG", "Log", "draw_curve", "read_log"]
 
@@ -50,9 +51,7 @@ class Log:
         """Drops the lines of steps that a resumed run makes again."""
         if self.file.exists():
             kept = [record for record in read_log(self.file) if record["step"] <= step]
-            draft = self.file.with_suffix(".draft")
-            draft.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
-            draft.replace(self.file)
+            write_whole(self.file, "".join(json.dumps(record) + "\n" for record in kept))
 
 
 def read_log(file: Path) -> list[dict[str, Any]]:

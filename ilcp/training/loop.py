@@ -36,6 +36,7 @@ Source = Callable[[int, int], Sequence[Case]]  # (first number, how many) -> abo
 CHECKPOINT = "checkpoint.pt"
 FINAL_RATE = 0.02  # of the learning rate, where the cosine ends
 MEMORY = 0.98  # of the running means that are logged
+TWICE_S = 2.0  # a signal that comes by two ways within this time was meant once
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +82,8 @@ def train(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    run = _Run(network, models, recipe, folder, phrasebook, store, Log(folder, tensorboard=tensorboard))
+    log = Log(folder, tensorboard=tensorboard and is_main())
+    run = _Run(network, models, recipe, folder, phrasebook, store, log)
     if (folder / CHECKPOINT).exists():
         if not resume:
             raise EncodeError(
@@ -101,12 +103,12 @@ def _deferred_signals() -> Iterator[Callable[[], bool]]:
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False  # only the main thread may handle signals
         return
-    seen: list[int] = []
+    seen: list[float] = []
 
     def hear(number: int, _: Any) -> None:
-        if seen:
-            raise KeyboardInterrupt  # said twice: at once
-        seen.append(number)
+        if seen and time.monotonic() - seen[0] > TWICE_S:
+            raise KeyboardInterrupt  # said again: at once
+        seen.append(time.monotonic())
 
     before = {number: signal.signal(number, hear) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -130,7 +132,7 @@ class _Run:
         log: Log,
     ):
         self.network, self.models, self.recipe, self.folder, self.log = network, models, recipe, folder, log
-        self.step, self.seconds, self.read_tokens = 0, 0.0, 0
+        self.step, self.seconds, self.tokens, self.stepping_s = 0, 0.0, 0, 0.0
         self.device = models.receiver.device
         self.console = Console(stderr=True, soft_wrap=True)  # one for both: what is said does not break the bar
         self.clock = Clock(self.device)
@@ -139,6 +141,7 @@ class _Run:
         self.objective = Objective(models, recipe, self.reader, phrasebook, self.clock)
         self.best: tuple[float, dict[str, Any]] | None = None
         self.stale = 0  # validations since the best
+        self.last_loss = math.nan
         torch.manual_seed(recipe.seed)
         groups = [{"params": list(network.parameters()), "lr": recipe.learning_rate}]
         if models.adapter is not None:
@@ -154,25 +157,25 @@ class _Run:
         started = saved = time.monotonic()
         before = self.seconds
         with _progress(result, self.console) as (progress, bar):
-            while self._done() < 1:
+            while self._done() < 1 and not self._stale():
+                started_step, read = time.monotonic(), self.reader.tokens
                 cases = source(self.step * self.recipe.contexts, self.recipe.contexts)
                 batch = batcher.batch(cases, random.Random(f"{self.recipe.seed}/{self.step}"))
                 new = self._update(batch)  # a term that is over leaves the log
                 averages = {name: MEMORY * averages.get(name, now) + (1 - MEMORY) * now for name, now in new.items()}
                 self.step += 1
-                self.read_tokens += sum(len(row.suffix + row.answer) for row in batch.rows)
+                self.tokens += self.reader.tokens - read + sum(len(row.suffix + row.answer) for row in batch.rows)
+                self.stepping_s += time.monotonic() - started_step
                 self.seconds = before + self._same(time.monotonic() - started)
                 progress.update(bar, completed=self._done(), note=self._note(averages, result))
-                if agree(interrupted(), self.device):
-                    self.save()
-                    raise Interrupted(f"stopped at step {self.step}; {self.folder} holds a checkpoint of it")
+                self._heed(interrupted)
                 if self.step % self.recipe.validate_every == 0 or self._done() >= 1:
                     result, saved = validator.measure(self.network), time.monotonic()
-                    if self._judge(averages, result):
-                        break
+                    self._judge(averages, result)
                 elif time.monotonic() - saved > 60 * self.recipe.checkpoint_minutes:
                     self.save()
                     saved = time.monotonic()
+        self._heed(interrupted)
         if self.recipe.patience and self.best is not None:
             self._put_back(self.best[1])
             result = validator.measure(self.network)
@@ -201,10 +204,21 @@ class _Run:
                 )
             self.optimizer.step()
         values = total(torch.stack([term.detach().float() for term in terms.values()])) / world()
+        self.last_loss = float(values[list(terms).index("loss")])
         return dict(zip(terms, values.tolist(), strict=True))
 
-    def _judge(self, averages: dict[str, float], result: Validation) -> bool:
-        """Logs, keeps a checkpoint, and says whether this is the end, because nothing gets better.
+    def _heed(self, interrupted: Callable[[], bool]) -> None:
+        """Ends the run, with a checkpoint, where it was told to end."""
+        if agree(interrupted(), self.device):
+            self.save()
+            raise Interrupted(f"stopped at step {self.step}; {self.folder} holds a checkpoint of it")
+
+    def _stale(self) -> bool:
+        """Whether nothing has got better for so long that the run ends."""
+        return agree(0 < self.recipe.patience <= self.stale, self.device)
+
+    def _judge(self, averages: dict[str, float], result: Validation) -> None:
+        """Logs, and keeps a checkpoint.
 
         Raises:
             EncodeError: nothing was learned when something should have been.
@@ -215,6 +229,7 @@ class _Run:
             else:
                 self.stale += 1
         record = {"step": self.step, "minutes": round(self.seconds / 60, 2), "tokens_per_s": round(self._speed(), 1)}
+        record |= {"last_loss": round(self.last_loss, 6)}
         record |= {name: round(value, 4) for name, value in averages.items()} | result.to_dict()
         shares = {f"time_{part}": round(share, 3) for part, share in self.clock.shares().items()}
         self.save()
@@ -228,7 +243,6 @@ class _Run:
                 f"{self.step}: the codec has collapsed; see {self.log.file}, try a lower rate_weight, a "
                 "reconstruction_weight above 0, more questions per context or a smaller learning_rate"
             )
-        return agree(0 < self.recipe.patience <= self.stale, self.device)
 
     def _check_share(self) -> None:
         """Every process needs a context whose message is its sender's."""
@@ -252,9 +266,8 @@ class _Run:
         return float(total(seconds, self.device)) / world() if world() > 1 else seconds
 
     def _speed(self) -> float:
-        """Tokens per second that sender and receiver read in this process, validation left out."""
-        spent = sum(self.clock.seconds.values())
-        return (self.reader.read_tokens + self.read_tokens) / spent if spent else 0.0
+        """Tokens of contexts and questions per second that this process trains on, validation left out."""
+        return self.tokens / self.stepping_s if self.stepping_s else 0.0
 
     def _note(self, averages: dict[str, float], result: Validation) -> str:
         bits = averages.get("rate_bits", 0.0)
@@ -289,7 +302,8 @@ class _Run:
             "best": self.best,
             "stale": self.stale,
             "spent": dict(self.clock.seconds),
-            "tokens": self.read_tokens + self.reader.read_tokens,
+            "tokens": self.tokens,
+            "stepping_s": self.stepping_s,
         }
         try:
             torch.save(state, draft)
@@ -324,10 +338,11 @@ class _Run:
             )
         self.step, self.seconds, self.best, self.stale = (state[k] for k in ("step", "seconds", "best", "stale"))
         self.clock.seconds.update(state["spent"])
-        self.read_tokens = state["tokens"]
+        self.tokens, self.stepping_s = state["tokens"], state["stepping_s"]
         self._put_back(state["weights"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.log.forget_after(self.step)
+        if is_main():
+            self.log.forget_after(self.step)
 
 
 @contextmanager

@@ -36,6 +36,7 @@ from ilcp.training.recipe import Recipe
 if TYPE_CHECKING:
     from ilcp.training.phrasebook import Phrasebook
 
+CALIBRATION_TOKENS = 16_384  # of the sender's that are read, and of the receiver's vocabulary that is looked at
 LIKENESS_SCALE = 24.0  # of the cosine: sharp enough to name one word among thousands
 
 __all__ = ["Network", "Objective", "Targets", "alignment_loss", "calibrate", "naming_loss", "targets_of"]
@@ -67,10 +68,15 @@ def calibrate(
 
     That memory is the phrasebook's; without one, the receiver's embeddings stand in for it.
     """
-    batch = Batcher(models, recipe).batch(cases, random.Random(0), whole=True)
+    tokens, few = 0, list[Case]()
+    for case in cases:  # as many as are read in one pass without filling the memory of a large model
+        tokens += len(models.sender_tokenizer(case.context, verbose=False).input_ids)
+        few += [case] if tokens <= CALIBRATION_TOKENS or not few else []
+    batch = Batcher(models, recipe).batch(few, random.Random(0), whole=True)
     states, mask = Reader(models, network.layers, recipe).states(batch.texts)
-    vocabulary = range(models.receiver.get_input_embeddings().num_embeddings)
-    stand_in = embed(models.receiver, vocabulary).float().unsqueeze(1)
+    vocabulary = models.receiver.get_input_embeddings().num_embeddings
+    sample = range(0, vocabulary, -(-vocabulary // CALIBRATION_TOKENS))
+    stand_in = embed(models.receiver, sample).float().unsqueeze(1)
     network.calibrate(states, mask, stand_in if phrasebook is None else phrasebook.memory(batch))
 
 
@@ -101,13 +107,14 @@ class Objective:
         if self.recipe.rate_weight:
             terms["paid_bits"] = (total(terms["rate_bits"]) / world() - self.recipe.free_bits_at(done)).clamp(min=0)
             weights["paid_bits"] = self.recipe.rate_weight
+        blank = network.blank(blanks) if blanks else None
         with self.clock("receiver"), precision(self.models.receiver.device, self.recipe):
             terms |= self._answers(batch, told, memory)
             if self.recipe.reconstructs_at(done):
                 retold = [row for row in batch.retold if self._number(row) >= blanks]
                 terms["reconstruction"] = self._cross_entropy(retold, memory)
-            if blanks:
-                terms["blank"] = self._blank(network, silent, blanks)
+            if blank is not None:
+                terms["blank"] = self._blank(blank, silent)
         if self.recipe.alignment_weight and self.phrasebook is not None:
             terms["alignment"] = alignment_loss(targets_of(self.phrasebook, batch, memory))
         weights |= {
@@ -154,9 +161,8 @@ class Objective:
         known = labels != PADDING
         return self._mean(F.cross_entropy(logits[known], labels[known], reduction="sum"), int(known.sum()))
 
-    def _blank(self, network: Network, rows: Sequence[Row], blanks: int) -> Tensor:
+    def _blank(self, memory: Tensor, rows: Sequence[Row]) -> Tensor:
         """What a payload says that no sender made: as little as nothing does."""
-        memory = network.blank(blanks)
         if not rows:  # all of them are other processes'
             return self._mean(0.0 * memory.sum(), 0)
         logits, labels = memory_logits(self.models, rows, memory)

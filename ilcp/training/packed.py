@@ -56,6 +56,7 @@ def memory_logits(models: Models, rows: Sequence[Row], memory: Tensor) -> tuple[
         inputs_embeds=embeds,
         attention_mask=block_mask(receiver, segment.to(device), position.to(device), embeds.dtype),
         position_ids=position.to(device),
+        use_cache=False,
         **({"logits_to_keep": asked.to(device)} if fewer else {}),
     ).logits
     owner = torch.tensor([line[row.context] for row in rows])

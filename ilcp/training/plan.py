@@ -19,10 +19,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, Literal, get_args, get_origin
 
 from ilcp.errors import EncodeError
 from ilcp.models import DTYPES
+from ilcp.training.data import LEAST
 from ilcp.training.recipe import Recipe
 from ilcp.training.selfstudy import SelfStudy
 
@@ -33,8 +35,15 @@ DEFAULT_RANK = 8
 ANSWERS = dict(steps=STEPS, contexts=16, questions=8, kl_weight=0.5, close_answers=True)
 CONTINUATIONS = dict(steps=STEPS, contexts=32, questions=1, kl_weight=0.5, close_answers=False)
 COMMON = dict(collapse_after=0.5, validation_contexts=64)
+PHRASES = {"naming_steps", "alignment_steps", "alignment_weight", "topics"}
 TABLES = ("self_study", "codec", "training")
-PLAIN: dict[Any, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "a text in quotes"}
+PLAIN: dict[Any, str] = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "a text in quotes",
+    Path: "a path",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +75,22 @@ class Plan:
             raise EncodeError(f"expected too_long to be 'refuse' or 'skip', got {self.too_long!r}")
         if self.dtype not in DTYPES:
             raise EncodeError(f"expected dtype to be one of {', '.join(DTYPES)}, got {self.dtype!r}")
-        if self.states_gb < 0:
+        if not 0 <= self.states_gb < float("inf"):
             raise EncodeError(f"expected states_gb to be 0 or more, got {self.states_gb}")
+        if self.seed < 0:
+            raise EncodeError(f"expected seed to be 0 or more, got {self.seed}")
+        if self.test_cases < LEAST:
+            raise EncodeError(f"expected test_cases to be at least {LEAST}, got {self.test_cases}: fewer prove nothing")
+        if not self.out.name or self.out.name == "..":
+            raise EncodeError(f"expected a folder with a name of its own for --out, got {str(self.out)!r}")
         if self.adapter_rank != DEFAULT_RANK and not self.adapt_receiver:
             raise EncodeError(
                 f"expected adapt_receiver = true beside adapter_rank = {self.adapter_rank}, got false: "
                 "set it, or leave adapter_rank out"
+            )
+        for name in PHRASES & set(self.training):
+            raise EncodeError(
+                f"expected no {name} under [training]: it needs a phrasebook, which is made in Python only"
             )
         if "seed" in self.training:
             raise EncodeError("expected seed at the top of the recipe, got it under [training]: it is the whole run's")
@@ -90,7 +109,7 @@ class Plan:
     def to_dict(self) -> dict[str, Any]:
         """All that decides the outcome, as JSON takes it."""
         record = asdict(self) | {"data": None if self.data is None else str(self.data)}
-        for name in ("out", "device", "states_gb", "tensorboard"):  # where and how fast, not what
+        for name in ("out", "device", "tensorboard"):  # where and how it is shown, not what is computed
             record.pop(name)
         return record
 
@@ -134,7 +153,7 @@ def read_plan(recipe: Path | None = None, **changes: Any) -> Plan:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
+        return tomllib.loads(file.read_text(encoding="utf-8-sig"))
     except OSError as error:
         because = (error.strerror or "unreadable").lower()
         raise EncodeError(f"expected a readable recipe, got {file}: {because}") from error
@@ -155,12 +174,33 @@ def _typed(kind: Any, values: Mapping[str, Any], where: str) -> dict[str, Any]:
     refuse_unknown(values, known, where)
     typed: dict[str, Any] = {}
     for name, value in values.items():
-        wanted: Any = known[name].type
-        right = isinstance(value, float | int if wanted is float else wanted) if wanted in PLAIN else True
-        if not right or (wanted in (int, float) and isinstance(value, bool)):
-            raise EncodeError(f"expected {PLAIN[wanted]} for {name!r} in {where}, got {value!r}")
+        if not _fits(value, known[name].type):
+            raise EncodeError(f"expected {_words(known[name].type)} for {name!r} in {where}, got {value!r}")
         typed[name] = tuple(value) if isinstance(value, list) else value
     return typed
+
+
+def _fits(value: Any, wanted: Any) -> bool:
+    """Whether a value of TOML or Python is of a field's type; lists stand for tuples."""
+    parts = get_args(wanted)
+    if get_origin(wanted) is UnionType:
+        return any(_fits(value, part) for part in parts)
+    if get_origin(wanted) is tuple:
+        if not isinstance(value, list | tuple):
+            return False
+        kinds = parts[:1] * len(value) if parts[-1] is Ellipsis else parts
+        return len(value) == len(kinds) and all(map(_fits, value, kinds))
+    if get_origin(wanted) is Literal:
+        return value in parts
+    if wanted in (int, float) and isinstance(value, bool):
+        return False
+    plain = get_origin(wanted) or wanted
+    return isinstance(value, int | float if wanted is float else str | Path if wanted is Path else plain)
+
+
+def _words(wanted: Any) -> str:
+    """A field's type for people."""
+    return PLAIN.get(wanted) or str(wanted).replace("pathlib.", "").replace("collections.abc.", "")
 
 
 def refuse_unknown(given: Iterable[str], known: Iterable[str], where: str) -> None:

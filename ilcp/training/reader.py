@@ -31,7 +31,7 @@ from ilcp.training.recipe import Recipe
 
 __all__ = ["Reader", "StateStore"]
 
-SHARD_TOKENS = 8192  # of a shard, padding counted: some tens of megabytes, and one forward pass
+SHARD_TOKENS = 8192  # of a shard and a forward pass, padding counted: up to a gigabyte of a large sender
 FORMAT = 1  # of the shards: another number is another folder
 
 
@@ -40,7 +40,7 @@ class Reader:
 
     def __init__(self, models: Models, layers: Sequence[int], recipe: Recipe, store: "StateStore | None" = None):
         self.models, self.layers, self.recipe, self.store = models, tuple(layers), recipe, store
-        self.read_tokens = 0  # by the sender, in this process
+        self.tokens = 0  # of the texts that were asked for, in this process
 
     def states(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """States ``"texts layers tokens hidden"``, padded on the right, and their mask ``"texts tokens"``."""
@@ -54,6 +54,7 @@ class Reader:
             states, mask = self.compute(missing)
             rows = zip(missing, states, mask.sum(1).long().tolist(), strict=True)
             known |= {text: row[:, :length] for text, row, length in rows}
+        self.tokens += sum(found.shape[1] for text, found in known.items() if found is not None and text not in missing)
         device = self.models.sender.device
         return _padded([found.to(device) for text in texts if (found := known[text]) is not None])
 
@@ -61,7 +62,7 @@ class Reader:
         """As ``states``, by a pass of the sender; a text beyond its window is read in windows."""
         sender = self.models.sender
         encoded = [self.models.sender_tokenizer(text, verbose=False).input_ids for text in texts]
-        self.read_tokens += sum(map(len, encoded))
+        self.tokens += sum(map(len, encoded))
         with precision(self.models.receiver.device, self.recipe):
             if max(map(len, encoded)) > window_tokens(sender):
                 return _padded([read_ids(sender, ids, self.layers)[0] for ids in encoded])

@@ -8,7 +8,14 @@ from ilcp.errors import EncodeError
 
 __all__ = ["Recipe"]
 
-WEIGHTS = ("cross_entropy_weight", "kl_weight", "reconstruction_weight", "alignment_weight", "rate_weight")
+WEIGHTS = (
+    "cross_entropy_weight",
+    "kl_weight",
+    "reconstruction_weight",
+    "alignment_weight",
+    "rate_weight",
+    "weight_decay",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +78,8 @@ class Recipe:
         for name in WEIGHTS:
             if not getattr(self, name) >= 0:
                 raise EncodeError(f"expected {name} to be 0 or more, got {getattr(self, name)}")
+        if any(most < 1 for most in self.per_kind.values()):
+            raise EncodeError(f"expected per_kind to be at least 1 where a kind is named, got {dict(self.per_kind)}")
         if not (self.cross_entropy_weight or self.kl_weight):
             raise EncodeError(
                 "expected cross_entropy_weight or kl_weight above 0, got 0 for both: nothing would be learned"

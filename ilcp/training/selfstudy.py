@@ -22,6 +22,7 @@ from rich.progress import track
 
 from ilcp.context import window_tokens
 from ilcp.errors import EncodeError
+from ilcp.files import write_whole
 from ilcp.forward import embed, pad_left
 from ilcp.parallel import is_main, total
 from ilcp.prompt import text_ids
@@ -118,7 +119,8 @@ def _write(models: Models, plan: SelfStudy, file: Path, seed: int, progress: boo
     """Batch by batch, each from its own seed; the number of the last one that is in the file stands beside it."""
     done = file.with_suffix(".batches")
     start = int(done.read_text()) if done.exists() else 0
-    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() and start else []
+    written = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    lines = [line for line in written if int(json.loads(line)["id"].split(".")[0]) < start]  # no batch is there twice
     batches = -(-plan.texts // plan.batch)
     write: Callable[..., Iterator[dict[str, Any]]] = _questions if plan.asks(models) else _continuations
     shown = range(start, batches)
@@ -127,18 +129,8 @@ def _write(models: Models, plan: SelfStudy, file: Path, seed: int, progress: boo
         count = min(plan.batch, plan.texts - number * plan.batch)
         for at, record in enumerate(write(models, plan, random.Random(f"{seed}/{number}"), count)):
             lines.append(json.dumps({"id": f"{number}.{at}", **record}))
-        _replace(file, "\n".join(lines) + "\n" if lines else "")
-        _replace(done, str(number + 1))
-
-
-def _replace(file: Path, text: str) -> None:
-    draft = file.with_name(file.name + ".draft")
-    try:
-        draft.write_text(text, encoding="utf-8")
-        draft.replace(file)
-    except OSError as error:
-        draft.unlink(missing_ok=True)
-        raise EncodeError(f"expected room for what the sender writes in {file}, got: {error}; free space") from error
+        write_whole(file, "\n".join(lines) + "\n" if lines else "")
+        write_whole(done, str(number + 1))
 
 
 def _continuations(models: Models, plan: SelfStudy, rng: random.Random, count: int) -> Iterator[dict[str, Any]]:

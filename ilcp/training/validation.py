@@ -19,7 +19,8 @@ from ilcp.training.recipe import Recipe
 
 __all__ = ["Validation", "Validator"]
 
-CHUNK = 64  # rows per forward pass
+CHUNK = 16  # rows per forward pass of the receiver: each may be a whole document
+READ = 8  # documents per pass of the sender and the codec
 LEAST_GAIN_NATS = 0.1  # per answer: below it the full text says next to nothing to the receiver, and nothing can be won
 NORMAL_95 = 1.96
 Scores = list[tuple[float, bool]]
@@ -98,7 +99,9 @@ class Validator:
     def measure(self, network: nn.Module) -> Validation:
         """The table of nothing, message and full text; the network is left in evaluation mode."""
         network.eval()
-        memory, _ = network(*self.reader.states(self.batch.texts))
+        texts = self.batch.texts
+        parts = [texts[start : start + READ] for start in range(0, len(texts), READ)]
+        memory = torch.cat([network(*self.reader.states(part))[0] for part in parts])
         foreign = memory.roll(1, dims=0)  # another case's message
         arms = {"none": self.none, "foreign": self._memory(foreign), "message": self._memory(memory), "text": self.text}
         means = {arm: _means(scores) for arm, scores in arms.items()}

@@ -35,6 +35,13 @@ class VaeConfig:
     urgent_dims: int = 0
 
     def __post_init__(self) -> None:
+        whole = (self.slots, self.dims, self.width, self.heads, self.blocks, self.projector_width)
+        numbers = (*whole, *self.sender_layers, *self.prefixes)
+        if not all(isinstance(number, int) for number in numbers) or min(whole) < 1:
+            raise EncodeError(
+                "expected whole numbers from 1 for slots, dims, width, heads, blocks and projector_width, and whole "
+                f"numbers in sender_layers and prefixes, got {numbers}"
+            )
         if self.bits not in (1, 2, 4):
             raise EncodeError(f"expected 1, 2 or 4 bits per dimension, got {self.bits}")
         if not self.prefixes or sorted(set(self.prefixes)) != list(self.prefixes) or self.prefixes[0] < 1:
