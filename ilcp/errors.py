@@ -12,6 +12,8 @@ __all__ = [
     "IdentityError",
     "IlcpError",
     "Interrupted",
+    "ReplayCacheError",
+    "ReplayError",
     "TransportError",
     "UnprovenError",
 ]
@@ -37,6 +39,10 @@ class ExpiredError(DecodeError):
     """A sealed message verifies, but its time is over."""
 
 
+class ReplayError(AuthenticationError):
+    """A sealed message verifies, but its hand-off id was used before: acknowledge it, and do nothing again."""
+
+
 class IdentityError(IlcpError):
     """Two parts of a hand-off do not belong together; the text names the part that differs."""
 
@@ -47,6 +53,10 @@ class UnprovenError(IlcpError):
 
 class TransportError(IlcpError):
     """A message could not be moved."""
+
+
+class ReplayCacheError(IlcpError):
+    """A replay cache cannot say whether a message is new, so it was not used: mend the cache, and deliver it again."""
 
 
 class Interrupted(KeyboardInterrupt):

@@ -1,13 +1,15 @@
 """What comes out of a hand-off: memory that the receiver attends to.
 
-A memory is either vectors in the receiver's embedding space (a soft prompt) or text. It is immutable: ``vectors`` hands
-out a copy, so that no call can change what the next call reads.
+A memory is either vectors in the receiver's embedding space (a soft prompt) or text; beside it stand the literals of
+its message, which the receiver reads as one line of text. It is immutable: ``vectors`` hands out a copy, so that no
+call can change what the next call reads.
 """
 
 import torch
 from torch import Tensor
 
 from ilcp.errors import DecodeError
+from ilcp.literals import check_literals
 
 __all__ = ["Memory"]
 
@@ -17,15 +19,15 @@ NORM_BAND = 30.0
 
 
 class Memory:
-    """Immutable memory of one hand-off: ``vectors`` ``"memory hidden"`` float32, or ``text``.
+    """Immutable memory of one hand-off: ``vectors`` ``"memory hidden"`` float32, or ``text``; and ``literals``.
 
     >>> Memory(text="The ticket is owned by Mara.").text
     'The ticket is owned by Mara.'
     """
 
-    __slots__ = ("_text", "_vectors")
+    __slots__ = ("_literals", "_text", "_vectors")
 
-    def __init__(self, *, vectors: Tensor | None = None, text: str | None = None):
+    def __init__(self, *, vectors: Tensor | None = None, text: str | None = None, literals: tuple[str, ...] = ()):
         if (vectors is None) == (text is None):
             raise DecodeError("expected a memory of either vectors or text, got both or neither")
         if vectors is not None and vectors.ndim != 2:
@@ -34,6 +36,20 @@ class Memory:
             raise DecodeError("expected finite memory vectors, got NaN or infinity: the codec's weights are damaged")
         self._vectors = None if vectors is None else vectors.detach().clone().float()
         self._text = text
+        self._literals = check_literals(literals)
+
+    def beside(self, literals: tuple[str, ...]) -> "Memory":
+        """This memory with those literals beside it; this one stays as it is.
+
+        Raises:
+            EncodeError: no message can carry them.
+        """
+        return Memory(vectors=self._vectors, text=self._text, literals=literals)
+
+    @property
+    def literals(self) -> tuple[str, ...]:
+        """The exact strings that travelled beside the payload, in their order."""
+        return self._literals
 
     @property
     def text(self) -> str | None:
@@ -76,6 +92,7 @@ class Memory:
         object.__setattr__(self, name, value)
 
     def __repr__(self) -> str:
+        beside = f", {len(self._literals)} literals" if self._literals else ""
         if self._text is not None:
-            return f"Memory(text of {len(self._text)} characters)"
-        return f"Memory(vectors {self.shape})"
+            return f"Memory(text of {len(self._text)} characters{beside})"
+        return f"Memory(vectors {self.shape}{beside})"

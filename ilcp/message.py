@@ -4,52 +4,75 @@
     >>> len(wire), Message.from_bytes(wire).payload == bytes(80)
     (100, True)
 
-**Layout.** A message is one positional msgpack array, bare or sealed; integers are big-endian; the payload has n bytes.
-A writer MUST encode every part as this table says, so each message has exactly one encoding.
+**Layout.** A message is one positional msgpack array, bare or sealed, with literals or not. Integers are big-endian;
+the payload has n bytes, the literals have k. A writer MUST encode every part as this table says, so each message has
+exactly one encoding (but for the inside of a zstd frame).
 
     part            encoding                            bytes, bare    bytes, sealed
-    array header    0x94 bare, 0x96 sealed                        1                1
+    array header    0x94 bare, 0x96 sealed;                       1                1
+                    0x95, 0x97 with literals
     version         0x01                                          1                1
     codec_id        0xc4 0x08, value                          2 + 8            2 + 8
     payload         0xc4 n, value; n <= 255                   2 + n            2 + n
                     0xc5 n n, value; n >= 256                 3 + n            3 + n
     handoff_id      0xc4 0x08, value                              -            2 + 8
     expires_unix_s  0xce, uint32                                  -            1 + 4
+    literals,       0xa0 | k, text; k <= 31                   1 + k            1 + k
+      where the     0xd9 k, text; 32 <= k <= 255              2 + k            2 + k
+      array header  0xda k k, text; k >= 256                  3 + k            3 + k
+      says so       0xc4 k, frame; k <= 255                   2 + k            2 + k
+                    0xc5 k k, frame; k >= 256                 3 + k            3 + k
     check           0xc4 0x04, value                          2 + 4                -
     mac             0xc4 0x10, value                              -           2 + 16
-    total, n = 80                                               100              127
+    total, n = 80, no literals                                  100              127
 
 - `codec_id` names the codec that decodes the payload. `handoff_id` SHOULD be unique: it is idempotency key and nonce.
 - `check` MUST be the unkeyed BLAKE2b, digest size 4, and `mac` the keyed BLAKE2b, digest size 16, no salt and no
   personalisation, of all bytes that precede the check or mac field: that field's own 2-byte header is not covered.
 - The key has 16 to 64 bytes and MUST NOT be used for anything else.
 - `expires_unix_s` MUST take the 5-byte encoding, so it MUST be at least 2**16: msgpack would shorten a smaller number.
+- `literals` are strings, joined by line feeds (0x0a) to a text in UTF-8. Each occurs once, has a character or more,
+  begins and ends with no space (U+0020), and holds none of U+0000-001F, U+007F-009F, U+2028, U+2029, U+E000-F8FF.
+  The field is the text, or in its place a zstd frame (RFC 8878) without its 4-byte magic number 28 b5 2f fd, if and
+  only if the whole field becomes shorter by it. The frame's first byte MUST be 0x20 or 0x60: a single segment that
+  declares its size, no dictionary, no checksum. A writer MAY always write the text; a reader MUST read both.
 
-**Limits.** The payload has 1 to 65535 bytes: bin 16 can state no more, and 65535 is 800 times the usual 80. So a bare
-message has 21 to 65556 bytes and a sealed one 48 to 65583. `expires_unix_s` ends with uint32, in February 2106.
+**Limits.** The payload has 1 to 65535 bytes: bin 16 can state no more, and 65535 is 800 times the usual 80. The text of
+the literals has 1 to 1024. So a bare message has 21 to 66583 bytes and a sealed one 48 to 66610. `expires_unix_s` ends
+with uint32, in February 2106. Reading allocates at most 4 times the message plus 32 KiB, and inside zstd 192 KiB.
 
 **Reading.** A reader MUST make these checks in this order and refuse a message that fails one. So it copies nothing
-before 1, hashes nothing before 8, and never allocates what a length field merely claims:
- 1. the argument is bytes, and there are 21 to 65583 of them;
- 2. byte 0 is an array header, byte 1 is version 1, the array has 4 or 6 fields;
- 3. the payload header, at byte 12, is bin 8 or bin 16;
- 4. there are as many bytes as kind and payload header imply: none missing, none trailing;
- 5. `payload` and `expires_unix_s` are within their limits;
+before 1, hashes nothing before 8, opens nothing unverified, and never allocates what a length merely claims:
+ 1. the argument is bytes, and there are 21 to 66610 of them;
+ 2. byte 0 is an array header, byte 1 is version 1, the array has 4 to 7 fields;
+ 3. the payload header, at byte 12, is bin 8 or bin 16, and the literals header one of the five above;
+ 4. there are as many bytes as kind and headers imply: none missing, none trailing;
+ 5. `payload`, literals as they stand (1 to 1024 bytes) and `expires_unix_s` are within their limits;
  6. the fields, encoded again, give the very same bytes: any other msgpack spelling of the same values is refused;
  7. the kind is the one asked for: a reader that holds a key MUST refuse a bare message (else whoever strips the seal
     is believed); one without a key MUST NOT accept a sealed message, though it MAY show it, marked as not verified;
- 8. the check matches, or the MAC does, compared in constant time;
- 9. now < `expires_unix_s` by the reader's clock, without leeway: a sender adds the seconds that clocks may differ.
+ 8. the check matches, or the MAC does under one of the keys believed (at most 4), compared in constant time;
+ 9. the literals: the frame declares 1 to 1024 bytes, is whole, ends with the field and is shorter than its text; the
+    text is UTF-8, and each string in it is as above;
+10. now < `expires_unix_s` + 30 by the reader's clock: clocks of one installation may differ by 30 seconds.
 
-**Not checked.** Whether the payload means anything, whether `codec_id` is that of the reader's codec (compare it),
-whether `handoff_id` is unique, replay (a reader that minds remembers each `handoff_id` until it expires).
+**Not checked.** Whether the payload means anything, whether `codec_id` is that of the reader's codec (compare it), and
+replay, or whether `handoff_id` is unique: a reader that minds asks ``ilcp.replay``, after all of the above.
 
-**What is protected.** The check finds accidents (one in 2**32 goes unseen) and stops nobody: anyone can compute it.
-The MAC covers every field and shows that a holder of the key wrote them. It does not say which holder, does not hide
-the payload, and does not stop a message from being delivered twice, late (until it expires) or never.
+**Threat model.** The check finds accidents (one in 2**32 goes unseen) and stops nobody: anyone can compute it.
+The MAC covers every field and shows that a holder of the key wrote them. It does not show
+- *that they are harmless.* Who holds the key steers the receiver: a latent from an untrusted sender is an untrusted
+  prompt, one that no filter can read, and literals go into the prompt as they are. Give each trust domain its own key.
+- *which holder wrote them.* The key is shared: a receiver can forge what its sender might have sent.
+- *that nobody else reads them.* Nothing is encrypted: use TLS where the content is confidential.
+- *that they come once*, at all, or in order. Who records a message can deliver it again until it expires, but for a
+  replay cache; and once to each receiver that has a cache of its own.
+- *the time.* Expiry trusts both clocks: who sets the receiver's back prolongs every message. 30 s are given away.
 
-**Evolution.** A v1 reader MUST refuse any other version and any other array length. A later version MAY add trailing
-fields; it takes a new version number, and a writer MUST NOT send them under version 1.
+**Evolution.** One version has one layout. A v1 reader MUST refuse any other version, and any other number of fields:
+nothing unknown is skipped, because a reader that drops a field hands on less than was sent, in silence. So a new field,
+trailing or not, takes a new version. A writer MUST write the lowest version that holds what it has to say: old readers
+go on reading what they can. A reader of version 2 MUST read version 1. Golden vectors (``tests/golden``) never change.
 """
 
 import hashlib
@@ -59,30 +82,34 @@ import time
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Self
 
+from ilcp import literals as exact
+from ilcp.checks import require_bytes, require_int
 from ilcp.errors import AuthenticationError, DecodeError, EncodeError, ExpiredError
+from ilcp.keys import Key, keys_of, sealing_key
+from ilcp.literals import MAX_LITERALS_BYTES
 
-__all__ = ["Description", "Message", "Part", "Seal", "describe"]
+__all__ = ["Description", "Message", "Part", "Seal", "describe", "verified"]
 
 VERSION = 1
 CODEC_ID_BYTES = 8  # 64 bits: an accidental clash among a million codecs has a chance below 1 in 10 million
 HANDOFF_ID_BYTES = 8  # random ids of one receiver's unexpired messages; a clash only drops a message as a duplicate
 CHECK_BYTES = 4  # finds accidents; the transport below has its own checksum as well
 MAC_BYTES = 16  # 128 bits: a forger's chance per attempt is 2**-128
-MIN_KEY_BYTES = 16  # below 128 bits the key, not the MAC, is what one would guess
-MAX_KEY_BYTES = 64  # BLAKE2b takes no longer key
 MAX_PAYLOAD_BYTES = 2**16 - 1  # what msgpack's bin 16 can state; a larger one is no hand-off but a file
 MIN_EXPIRES_UNIX_S = 2**16  # msgpack shortens a smaller number to 1 to 3 bytes; it is 18 hours after 1970 began
 MAX_EXPIRES_UNIX_S = 2**32 - 1  # uint32; February 2106
+CLOCK_SKEW_S = 30  # NTP holds hosts within a second; this forgives one whose clock was not set for weeks
 
 _BARE_ARRAY, _SEALED_ARRAY, _BIN_8, _BIN_16, _UINT_32 = 0x94, 0x96, 0xC4, 0xC5, 0xCE
+_LITERALS_FIELD = 1  # one field more in the array header
 _HEAD_BYTES = 1 + 1 + 2 + CODEC_ID_BYTES  # where the payload header stands
-_BARE_TAIL_BYTES = 2 + CHECK_BYTES
-_SEALED_TAIL_BYTES = 2 + HANDOFF_ID_BYTES + 1 + 4 + 2 + MAC_BYTES
-MIN_MESSAGE_BYTES = _HEAD_BYTES + 2 + 1 + _BARE_TAIL_BYTES  # 21
-MAX_MESSAGE_BYTES = _HEAD_BYTES + 3 + MAX_PAYLOAD_BYTES + _SEALED_TAIL_BYTES  # 65583
-_HEAD_PARTS = ("array header", "version", "codec_id header", "codec_id", "payload header", "payload")
-_SEAL_PARTS = ("handoff_id header", "handoff_id", "expires_unix_s header", "expires_unix_s", "mac header", "mac")
-_CHECK_PARTS: tuple[str, ...] = ("check header", "check")
+_TAG_HEADER = (bytes((_BIN_8, CHECK_BYTES)), bytes((_BIN_8, MAC_BYTES)))  # bare, sealed
+_SEAL_BYTES = 2 + HANDOFF_ID_BYTES + 1 + 4
+_TAG_BYTES = {_BARE_ARRAY: CHECK_BYTES, _SEALED_ARRAY: MAC_BYTES}
+MIN_MESSAGE_BYTES = _HEAD_BYTES + 2 + 1 + 2 + CHECK_BYTES  # 21
+MAX_MESSAGE_BYTES = _HEAD_BYTES + 3 + MAX_PAYLOAD_BYTES + _SEAL_BYTES + 3 + MAX_LITERALS_BYTES + 2 + MAC_BYTES  # 66610
+_SIZES = f"{MIN_MESSAGE_BYTES} to {MAX_MESSAGE_BYTES}"
+_BROKEN = f"the sender broke a limit of version {VERSION}"
 
 BytesLike = bytes | bytearray | memoryview
 CheckState = Literal["valid", "valid under the key", "not verified: no key given"]
@@ -100,8 +127,8 @@ class Seal:
     expires_unix_s: int
 
     def __post_init__(self) -> None:
-        _require_bytes("handoff_id", self.handoff_id, HANDOFF_ID_BYTES, HANDOFF_ID_BYTES)
-        _require_int("expires_unix_s", self.expires_unix_s, MIN_EXPIRES_UNIX_S, MAX_EXPIRES_UNIX_S)
+        require_bytes("handoff_id", self.handoff_id, HANDOFF_ID_BYTES, HANDOFF_ID_BYTES)
+        require_int("expires_unix_s", self.expires_unix_s, MIN_EXPIRES_UNIX_S, MAX_EXPIRES_UNIX_S)
 
     @classmethod
     def fresh(cls, *, ttl_s: int, now_unix_s: int | None = None) -> Self:
@@ -110,45 +137,48 @@ class Seal:
         Raises:
             EncodeError: a `ttl_s` below 1, or an expiry beyond the year 2106.
         """
-        _require_int("ttl_s", ttl_s, 1, MAX_EXPIRES_UNIX_S)
+        require_int("ttl_s", ttl_s, 1, MAX_EXPIRES_UNIX_S)
         return cls(os.urandom(HANDOFF_ID_BYTES), _now(now_unix_s) + ttl_s)
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One hand-off as it crosses the wire: bare, or sealed where `seal` is given.
+    """One hand-off as it crosses the wire: bare, or sealed where `seal` is given; `literals` beside the payload.
 
     Raises:
-        EncodeError: a field of the wrong type or length, or a version other than 1.
+        EncodeError: a field of the wrong type or length, literals that are no lines, or a version other than 1.
     """
 
     codec_id: bytes
     payload: bytes
     seal: Seal | None = None
     version: int = VERSION
+    literals: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        _require_bytes("codec_id", self.codec_id, CODEC_ID_BYTES, CODEC_ID_BYTES)
-        _require_bytes("payload", self.payload, 1, MAX_PAYLOAD_BYTES)
-        if not isinstance(self.seal, Seal | None):
+        require_bytes("codec_id", self.codec_id, CODEC_ID_BYTES, CODEC_ID_BYTES)
+        require_bytes("payload", self.payload, 1, MAX_PAYLOAD_BYTES)
+        if self.seal is not None and not isinstance(self.seal, Seal):
             raise EncodeError(f"expected seal as Seal or None, got {type(self.seal).__name__}")
-        _require_int("version", self.version, VERSION, VERSION)
+        require_int("version", self.version, VERSION, VERSION)
+        if self.literals != ():
+            exact.check_literals(self.literals)
 
-    def to_bytes(self, key: bytes | None = None) -> bytes:
-        """The bytes of this message; `key` is needed where, and only where, the message is sealed.
+    def to_bytes(self, key: Key | None = None) -> bytes:
+        """The bytes of this message; `key` (or a ring's current one) is needed where, and only where, it is sealed.
 
         Raises:
             EncodeError: a sealed message without a key, a bare one with a key, or a key not of 16 to 64 bytes.
         """
-        _require_key(key)
-        if (self.seal is None) != (key is None):
-            got = "a sealed one without" if key is None else "a bare one with a key"
+        seals = sealing_key(key)
+        if (self.seal is None) != (seals is None):
+            got = "a sealed one without" if seals is None else "a bare one with a key"
             raise EncodeError(f"expected a sealed message with a key or a bare one without, got {got}")
-        body = b"".join(_body(self))
-        return body + b"".join(_bin(_tag(body, key)))
+        body = _body(self.codec_id, self.payload, self.seal, exact.to_field(self.literals))
+        return body + _TAG_HEADER[seals is not None] + _tag(body, seals)
 
     @classmethod
-    def from_bytes(cls, data: BytesLike, *, key: bytes | None = None, now_unix_s: int | None = None) -> "Message":
+    def from_bytes(cls, data: BytesLike, *, key: Key | None = None, now_unix_s: int | None = None) -> "Message":
         """The message that `data` holds, verified: with a key only a sealed one, without a key only a bare one.
 
         Raises:
@@ -157,15 +187,25 @@ class Message:
             ExpiredError: a message that verifies, but too late.
             EncodeError: a key not of 16 to 64 bytes, or a `now_unix_s` that is no time.
         """
-        _require_key(key)
-        now = _now(now_unix_s)
-        message, wire, parts = _parse(data)
-        if _verify(message, wire, parts, key) == "not verified: no key given":
-            raise AuthenticationError("expected a key, got none: the message is sealed; give key=, or describe() it")
-        if message.seal is not None and now >= message.seal.expires_unix_s:
-            expired = f"expected now < expires_unix_s {message.seal.expires_unix_s}, got {now}"
-            raise ExpiredError(f"{expired}: have it sent again; if it was just written, compare the clocks")
-        return message
+        return verified(data, key=key, now_unix_s=now_unix_s)[0]
+
+
+def verified(data: BytesLike, *, key: Key | None = None, now_unix_s: int | None = None) -> tuple[Message, bytes | None]:
+    """``Message.from_bytes``, and the one key of `key` that verified it, for ``ilcp.replay``; None for a bare message.
+
+    Raises:
+        DecodeError, AuthenticationError, ExpiredError, EncodeError: as ``Message.from_bytes``.
+    """
+    keys, now = keys_of(key), _now(now_unix_s)
+    raw = _parse(data)
+    found = _verify(raw, keys)
+    if raw.seal is not None and found is None:
+        raise AuthenticationError("expected a key, got none: the message is sealed; give key=, or describe() it")
+    message = _opened(raw)
+    if raw.seal is not None and now >= raw.seal.expires_unix_s + CLOCK_SKEW_S:
+        expected = f"expected now < expires_unix_s {raw.seal.expires_unix_s} + {CLOCK_SKEW_S}"
+        raise ExpiredError(f"{expected}, got {now}: have it sent again; if it was just written, compare the clocks")
+    return message, found
 
 
 class Part(NamedTuple):
@@ -190,7 +230,7 @@ class Description:
     expires_unix_s: int | None
 
 
-def describe(data: BytesLike, *, key: bytes | None = None) -> Description:
+def describe(data: BytesLike, *, key: Key | None = None) -> Description:
     """What `data` shows of itself, part by part. An expired message is described, not refused.
 
     Raises:
@@ -198,127 +238,163 @@ def describe(data: BytesLike, *, key: bytes | None = None) -> Description:
         AuthenticationError: a key that does not verify the message, or a key given for a bare one.
         EncodeError: a key not of 16 to 64 bytes.
     """
-    _require_key(key)
-    message, wire, parts = _parse(data)
-    seal = message.seal
+    keys = keys_of(key)
+    raw = _parse(data)
+    found, seal = _verify(raw, keys), raw.seal
+    if seal is None or found:
+        _opened(raw)
     return Description(
-        version=message.version,
+        version=VERSION,
         kind="bare" if seal is None else "sealed",
-        codec_id=message.codec_id.hex(),
-        total_bytes=len(wire),
-        parts=parts,
-        check=_verify(message, wire, parts, key),
+        codec_id=raw.codec_id.hex(),
+        total_bytes=len(raw.wire),
+        parts=_parts(raw),
+        check="valid" if seal is None else "valid under the key" if found else "not verified: no key given",
         handoff_id=None if seal is None else seal.handoff_id.hex(),
         expires_unix_s=None if seal is None else seal.expires_unix_s,
     )
 
 
-def _body(message: Message) -> list[bytes]:
-    """All parts before the check or the MAC: the one place that writes the layout."""
-    array = _BARE_ARRAY if message.seal is None else _SEALED_ARRAY
-    body = [bytes([array]), bytes([message.version]), *_bin(message.codec_id), *_bin(message.payload)]
-    if message.seal is not None:
-        body += [*_bin(message.seal.handoff_id), bytes([_UINT_32]), message.seal.expires_unix_s.to_bytes(4, "big")]
-    return body
+class _Raw(NamedTuple):
+    """The fields of a message as they stand on the wire: canonical, not yet verified, literals unopened."""
+
+    wire: bytes
+    codec_id: bytes
+    payload: bytes
+    seal: Seal | None
+    packed: bool  # the literals are a zstd frame
+    literals: bytes
+    tag: bytes
+
+    def encoded(self) -> bytes:
+        field = exact.header(self.packed, len(self.literals)) + self.literals if self.literals else b""
+        return _body(self.codec_id, self.payload, self.seal, field) + _TAG_HEADER[self.seal is not None] + self.tag
 
 
-def _bin(value: bytes) -> list[bytes]:
-    n = len(value)
-    return [bytes([_BIN_8, n]) if n <= 0xFF else bytes([_BIN_16, n >> 8, n & 0xFF]), value]
+def _body(codec_id: bytes, payload: bytes, seal: Seal | None, literals: bytes) -> bytes:
+    """All before the check or the MAC, `literals` as a whole field: the one place that writes the layout."""
+    array = (_BARE_ARRAY if seal is None else _SEALED_ARRAY) | (_LITERALS_FIELD if literals else 0)
+    head = bytes((array, VERSION, _BIN_8, CODEC_ID_BYTES)) + codec_id + exact.header(True, len(payload)) + payload
+    if seal is None:
+        return head + literals
+    expires = seal.expires_unix_s.to_bytes(4, "big")
+    return head + bytes((_BIN_8, HANDOFF_ID_BYTES)) + seal.handoff_id + bytes((_UINT_32,)) + expires + literals
 
 
 def _tag(body: bytes, key: bytes | None) -> bytes:
     return hashlib.blake2b(body, digest_size=CHECK_BYTES if key is None else MAC_BYTES, key=key or b"").digest()
 
 
-def _parse(data: object) -> tuple[Message, bytes, tuple[Part, ...]]:
+def _parse(data: object) -> _Raw:
     """Checks 1 to 6. The fields are cut out where the canonical encoding has them, and must give `data` again."""
     if not isinstance(data, BytesLike):
         raise DecodeError(f"expected bytes, got {type(data).__name__}: pass what the transport delivered")
     size = data.nbytes if isinstance(data, memoryview) else len(data)
     if not MIN_MESSAGE_BYTES <= size <= MAX_MESSAGE_BYTES:
-        limits = f"{MIN_MESSAGE_BYTES} to {MAX_MESSAGE_BYTES}"
-        raise DecodeError(f"expected {limits} bytes, got {size}: truncated, or not an ilcp message")
+        raise DecodeError(f"expected {_SIZES} bytes, got {size}: truncated, or not an ilcp message")
     wire = bytes(data)
-    start, end = _payload_span(wire)
-    seal, tail, tag = None, _CHECK_PARTS, wire[-CHECK_BYTES:]
+    array, start, end = _payload_span(wire)
+    at = end + (0 if array == _BARE_ARRAY else _SEAL_BYTES)
+    packed, first, last = _literals_span(wire, at, array, end - start)
+    payload, literals, seal = wire[start:end], wire[first:last], None
     try:
-        if wire[0] == _SEALED_ARRAY:
-            at = end + 2 + HANDOFF_ID_BYTES + 1
-            seal = Seal(wire[end + 2 : at - 1], int.from_bytes(wire[at : at + 4], "big"))
-            tail, tag = _SEAL_PARTS, wire[-MAC_BYTES:]
-        message = Message(wire[_HEAD_BYTES - CODEC_ID_BYTES : _HEAD_BYTES], wire[start:end], seal)
+        require_bytes("payload", payload, 1, MAX_PAYLOAD_BYTES)
+        if wire[0] != array:
+            require_bytes("literals", literals, 1, MAX_LITERALS_BYTES)
+        if array == _SEALED_ARRAY:
+            seal = Seal(wire[end + 2 : end + 2 + HANDOFF_ID_BYTES], int.from_bytes(wire[at - 4 : at], "big"))
     except EncodeError as error:
-        raise DecodeError(f"{error}: the sender broke a limit of version {VERSION}") from None
-    parts: list[Part] = []
-    at = 0
-    for name, value in zip(_HEAD_PARTS + tail, [*_body(message), *_bin(tag)], strict=True):
-        got = wire[at : at + len(value)]
-        if got != value:
-            because = "damaged, or not canonical msgpack"
-            raise DecodeError(f"expected 0x{value.hex()} as {name} at byte {at}, got 0x{got.hex()}: {because}")
-        parts.append(Part(name, at, len(value)))
-        at += len(value)
-    return message, wire, tuple(parts)
+        raise DecodeError(f"{error}: {_BROKEN}") from None
+    raw = _Raw(wire, wire[4:_HEAD_BYTES], payload, seal, packed, literals, wire[last + 2 :])
+    if raw.encoded() != wire:
+        _parts(raw)  # which finds the part
+    return raw
 
 
-def _payload_span(wire: bytes) -> tuple[int, int]:
-    """Checks 2 to 4: where the payload begins and ends."""
-    array, version, header = wire[0], wire[1], wire[_HEAD_BYTES]
-    if array & 0xF0 != 0x90:
-        raise DecodeError(f"expected a msgpack array (0x94 or 0x96) at byte 0, got 0x{array:02x}: no ilcp message")
+def _payload_span(wire: bytes) -> tuple[int, int, int]:
+    """Checks 2 and 3: the array header without literals, where the payload begins and where it would end."""
+    first, version, header = wire[0], wire[1], wire[_HEAD_BYTES]
+    array = first & ~_LITERALS_FIELD
+    if first & 0xF0 != 0x90:
+        raise DecodeError(f"expected a msgpack array (0x94 to 0x97) at byte 0, got 0x{first:02x}: no ilcp message")
     if version != VERSION:
         raise DecodeError(f"expected version {VERSION} at byte 1, got 0x{version:02x}: update the reader or the sender")
-    if array not in (_BARE_ARRAY, _SEALED_ARRAY):
-        raise DecodeError(f"expected 4 (bare) or 6 (sealed) fields, got {array & 0x0F}: version {VERSION} has no other")
+    if array not in _TAG_BYTES:
+        fields = "4 (bare) or 6 (sealed) fields, 1 more with literals"
+        raise DecodeError(f"expected {fields}, got {first & 0x0F}: version {VERSION} has no other")
     if header not in (_BIN_8, _BIN_16):
         raise DecodeError(f"expected payload header 0xc4 or 0xc5 at byte {_HEAD_BYTES}, got 0x{header:02x}: damaged")
     start = _HEAD_BYTES + (2 if header == _BIN_8 else 3)
-    end = start + int.from_bytes(wire[_HEAD_BYTES + 1 : start], "big")
-    total = end + (_BARE_TAIL_BYTES if array == _BARE_ARRAY else _SEALED_TAIL_BYTES)
+    return array, start, start + int.from_bytes(wire[_HEAD_BYTES + 1 : start], "big")
+
+
+def _literals_span(wire: bytes, at: int, array: int, payload_bytes: int) -> tuple[bool, int, int]:
+    """Checks 3 and 4: whether the literals are packed, where they begin and end; an empty span at `at` without any."""
+    packed, first, last = False, at, at
+    tail = 2 + _TAG_BYTES[array]
+    what = f"for a payload of {payload_bytes}"
+    if wire[0] != array:
+        last, what = at + 2, f"{what} and at least 2 of literals"  # the shortest field: is its header there at all?
+        if last + tail <= len(wire):
+            packed, first, last = exact.span(wire, at)
+            what = f"for a payload of {payload_bytes} and literals of {last - first}"
+    total = last + tail
     if len(wire) != total:
-        what = "truncated" if len(wire) < total else f"{len(wire) - total} trailing bytes do not belong to it"
-        raise DecodeError(f"expected {total} bytes for a payload of {end - start}, got {len(wire)}: {what}")
-    return start, end
+        because = "truncated" if len(wire) < total else f"{len(wire) - total} trailing bytes do not belong to it"
+        raise DecodeError(f"expected {total} bytes {what}, got {len(wire)}: {because}")
+    return packed, first, last
 
 
-def _verify(message: Message, wire: bytes, parts: tuple[Part, ...], key: bytes | None) -> CheckState:
-    """Checks 7 and 8. The MAC that would have been right is never told."""
-    body, got = wire[: parts[-2].offset], wire[parts[-1].offset :]
-    if message.seal is None:
-        if key is not None:
+def _parts(raw: _Raw) -> tuple[Part, ...]:
+    """Check 6, part by part: each has to stand on the wire as it is encoded again."""
+    n, k, encoded = len(raw.payload), len(raw.literals), raw.encoded()
+    sizes = [("array header", 1), ("version", 1), ("codec_id header", 2), ("codec_id", 8)]
+    sizes += [("payload header", len(exact.header(True, n))), ("payload", n)]
+    if raw.seal is not None:
+        sizes += [("handoff_id header", 2), ("handoff_id", 8), ("expires_unix_s header", 1), ("expires_unix_s", 4)]
+    if k:
+        sizes += [("literals header", len(exact.header(raw.packed, k))), ("literals", k)]
+    name = "check" if raw.seal is None else "mac"
+    parts: list[Part] = []
+    at = 0
+    for part, size in [*sizes, (f"{name} header", 2), (name, len(raw.tag))]:
+        expected, got = encoded[at : at + size], raw.wire[at : at + size]
+        if expected != got:
+            because = "damaged, or not canonical msgpack"
+            raise DecodeError(f"expected 0x{expected.hex()} as {part} at byte {at}, got 0x{got.hex()}: {because}")
+        parts.append(Part(part, at, size))
+        at += size
+    return tuple(parts)
+
+
+def _opened(raw: _Raw) -> Message:
+    """Check 9, of what is verified."""
+    try:
+        literals = exact.from_field(raw.packed, raw.literals) if raw.literals else ()
+        return Message(raw.codec_id, raw.payload, raw.seal, VERSION, literals)
+    except EncodeError as error:
+        raise DecodeError(f"{error}: {_BROKEN}") from None
+
+
+def _verify(raw: _Raw, keys: tuple[bytes, ...]) -> bytes | None:
+    """Checks 7 and 8: the key that verified, None where there was none to try. The right MAC is never told."""
+    body = raw.wire[: -2 - len(raw.tag)]
+    if raw.seal is None:
+        if keys:
             because = "a key was given, and anyone can write a bare one"
             raise AuthenticationError(f"expected a sealed message, got a bare one: {because}")
         expected = _tag(body, None)
-        if expected != got:
-            raise DecodeError(f"expected check {expected.hex()}, got {got.hex()}: damaged on its way; have it resent")
-        return "valid"
-    if key is None:
-        return "not verified: no key given"
-    if not hmac.compare_digest(_tag(body, key), got):
-        because = "sealed with another key, or altered"
-        raise AuthenticationError(f"expected a MAC that verifies under the key given, got {got.hex()}: {because}")
-    return "valid under the key"
+        if expected != raw.tag:
+            raise DecodeError(f"expected check {expected.hex()}, got {raw.tag.hex()}: damaged on its way; send again")
+        return None
+    for key in keys:
+        if hmac.compare_digest(_tag(body, key), raw.tag):
+            return key
+    if not keys:
+        return None
+    because = "sealed with another key, or altered"
+    raise AuthenticationError(f"expected a MAC that verifies under the key given, got {raw.tag.hex()}: {because}")
 
 
 def _now(now_unix_s: int | None) -> int:
-    return int(time.time()) if now_unix_s is None else _require_int("now_unix_s", now_unix_s, 0, MAX_EXPIRES_UNIX_S)
-
-
-def _require_key(key: bytes | None) -> None:
-    if key is not None:
-        _require_bytes("key", key, MIN_KEY_BYTES, MAX_KEY_BYTES)
-
-
-def _require_bytes(name: str, value: object, low: int, high: int) -> None:
-    """The length is told, never the value: it may be a key."""
-    if not isinstance(value, bytes):
-        raise EncodeError(f"expected {name} as bytes, got {type(value).__name__}")
-    if not low <= len(value) <= high:
-        raise EncodeError(f"expected {name} of {low if low == high else f'{low} to {high}'} bytes, got {len(value)}")
-
-
-def _require_int(name: str, value: object, low: int, high: int) -> int:
-    if type(value) is not int or not low <= value <= high:
-        raise EncodeError(f"expected {name} as a whole number from {low} to {high}, got {value!r}")
-    return value
+    return int(time.time()) if now_unix_s is None else require_int("now_unix_s", now_unix_s, 0, MAX_EXPIRES_UNIX_S)

@@ -7,6 +7,7 @@ The tags of `hostile_bytes` are computed here from the specification, not with t
 import hashlib
 
 import msgpack
+import zstandard
 from hypothesis import strategies as st
 
 from ilcp.message import MAX_EXPIRES_UNIX_S, MIN_EXPIRES_UNIX_S, Message, Seal
@@ -38,14 +39,23 @@ def seals() -> st.SearchStrategy[Seal]:
     return st.builds(Seal, st.binary(min_size=8, max_size=8), st.integers(MIN_EXPIRES_UNIX_S, MAX_EXPIRES_UNIX_S))
 
 
+def literals() -> st.SearchStrategy[tuple[str, ...]]:
+    """Any literals that fit: none, few, or alike, so that zstd makes them shorter."""
+    # The categories of what the specification refuses: Cc, Zl, Zp, Cs, Co. Spaces around a literal are taken off.
+    words = st.text(st.characters(codec="utf-8", exclude_categories=("Cc", "Zl", "Zp", "Cs", "Co")), max_size=20)
+    some = st.lists(words.map(lambda word: word.strip(" ")).filter(bool), max_size=8, unique=True).map(tuple)
+    alike = st.integers(1, 60).map(lambda n: tuple(f"INC-2024-{i:04d}" for i in range(n)))
+    return st.one_of(st.just(()), some, alike)
+
+
 def bare_messages() -> st.SearchStrategy[Message]:
     """Any message without a seal."""
-    return st.builds(Message, codec_ids(), payloads())
+    return st.builds(Message, codec_ids(), payloads(), literals=literals())
 
 
 def sealed_messages() -> st.SearchStrategy[Message]:
     """Any message with a seal; writing it needs one of `keys()`."""
-    return st.builds(Message, codec_ids(), payloads(), seals())
+    return st.builds(Message, codec_ids(), payloads(), seals(), literals=literals())
 
 
 def hostile_bytes(key: bytes) -> st.SearchStrategy[bytes]:
@@ -103,7 +113,7 @@ def _msgpack_values() -> st.SearchStrategy[object]:
 
 
 def _forged(key: bytes) -> st.SearchStrategy[bytes]:
-    """Arrays of 4 and 6 fields, any of them wrong, under a check or a MAC that is right."""
+    """Arrays of 4 to 7 fields, any of them wrong, under a check or a MAC that is right."""
     version = st.sampled_from([b"\x01", b"\xcc\x01", b"\x00", b"\x02", b"\xc3"])
     codec_id = st.one_of(codec_ids(), st.text(min_size=8, max_size=8), st.none()).map(_packed)
     payload = st.one_of(
@@ -119,9 +129,38 @@ def _forged(key: bytes) -> st.SearchStrategy[bytes]:
         st.integers(0, 2**16).map(_packed),
     )
     head = st.tuples(version, codec_id, st.one_of(payload, wide_payload)).map(b"".join)
+    seal = st.tuples(handoff_id, expires).map(b"".join)
     bare = head.map(lambda fields: with_check(b"\x94" + fields))
-    sealed = st.tuples(head, handoff_id, expires).map(lambda fields: with_mac(b"\x96" + b"".join(fields), key))
-    return st.one_of(bare, sealed)
+    sealed = st.tuples(head, seal).map(lambda fields: with_mac(b"\x96" + b"".join(fields), key))
+    beside = _literals_fields()
+    bare_beside = st.tuples(head, beside).map(lambda fields: with_check(b"\x95" + b"".join(fields)))
+    sealed_beside = st.tuples(head, seal, beside).map(lambda fields: with_mac(b"\x97" + b"".join(fields), key))
+    return st.one_of(bare, sealed, bare_beside, sealed_beside)
+
+
+def _literals_fields() -> st.SearchStrategy[bytes]:
+    """Fields of literals: text and frames, of any header, most of them wrong in one thing."""
+    text = st.one_of(
+        st.text("ab\n \t\ue000\u2028ø", max_size=12).map(str.encode),
+        literals().map(lambda some: "\n".join(some).encode()),
+        st.binary(max_size=12),
+    )
+    frame = st.one_of(
+        text.map(lambda data: zstandard.ZstdCompressor(level=1).compress(data)[4:]),
+        st.integers(1, 2000).map(lambda n: zstandard.ZstdCompressor(level=1).compress(b"a" * n)[4:]),
+        st.binary(max_size=20).map(lambda data: b"\x20" + data),
+        st.builds(_overwritten, st.just(zstandard.compress(b"INC-2024-0017\n" * 9)[4:]), st.integers(0, 30), text),
+    )
+    raw = frame.map(lambda data: b"\xc4" + bytes([len(data) % 256]) + data)
+    wide = text.map(lambda data: b"\xd9" + bytes([len(data) % 256]) + data)
+    return st.one_of(text.map(_str), wide, raw, _msgpack_values().map(_packed))
+
+
+def _str(data: bytes) -> bytes:
+    """A str of `data` in the shortest form, UTF-8 or not."""
+    n = len(data)
+    header = bytes([0xA0 | n]) if n < 32 else bytes([0xD9, n]) if n < 256 else b"\xda" + n.to_bytes(2, "big")
+    return header + data
 
 
 def with_check(body: bytes) -> bytes:

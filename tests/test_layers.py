@@ -17,7 +17,17 @@ ROOT = Path(__file__).resolve().parent.parent
 CORE = ROOT / "ilcp"
 CODECS = ROOT / "codecs"
 
-TORCH_FREE = ("ilcp", "ilcp.cli", "ilcp.errors", "ilcp.message", "ilcp.tasks")
+TORCH_FREE = (
+    "ilcp",
+    "ilcp.cli",
+    "ilcp.errors",
+    "ilcp.keys",
+    "ilcp.literals",
+    "ilcp.message",
+    "ilcp.replay",
+    "ilcp.tasks",
+    "ilcp.transport",
+)
 HEAVY = frozenset({"torch", "transformers"})
 
 MODULE_LINES = 400

@@ -12,6 +12,7 @@ from ilcp.cli.demo import demo
 from ilcp.cli.encode import encode
 from ilcp.cli.inspect import inspect
 from ilcp.cli.measure import compare, measure
+from ilcp.cli.send import receive, send, serve
 from ilcp.cli.train import train
 from ilcp.errors import IlcpError
 
@@ -35,7 +36,7 @@ app = typer.Typer(
         answer = pair.receiver.generate(message, question)
     """,
 )
-for command in (demo, train, measure, compare, encode, inspect):
+for command in (demo, train, measure, compare, encode, inspect, send, receive, serve):
     app.command()(command)
 
 

@@ -4,11 +4,14 @@
 
     bytes --Message.from_bytes--> payload --codec.decode--> Memory --Receiver.generate--> answer
 
-Several messages may stand in one prompt, and the question may be chat messages; ``ilcp.prompt`` says where the memories
-sit. What ``generate`` takes beyond that goes on to transformers: sampling, beams, a streamer, stop strings.
+Several messages may stand in one prompt, and the question may be chat messages: ``ilcp.prompt`` says where memories
+sit. A message's literals follow right after its memory, an empty line between: one line of text, as
+``ilcp.literals.line`` writes it. Who may write literals writes text into the prompt: see the threat model of
+``ilcp.message``. What ``generate`` takes beyond that goes on to transformers: sampling, beams, streaming, stop strings.
 """
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,10 +28,13 @@ from ilcp.families import forward_takes, require_receiver, require_tokenizer
 from ilcp.forward import answer_logits, answer_scores, embed, embedding_norm, pad_left
 from ilcp.handoff.options import before_stop, check_count, check_options, end_ids, neutral
 from ilcp.identity import check_same, digest, identify
+from ilcp.keys import Key
+from ilcp.literals import line
 from ilcp.memory import Memory
-from ilcp.message import Message
-from ilcp.prompt import MEMORY_HERE, Chat, answer_ids, pieces
+from ilcp.message import verified
+from ilcp.prompt import GAP, MEMORY_HERE, Chat, answer_ids, pieces
 from ilcp.proof import require_proof
+from ilcp.replay import ReplayCache
 
 __all__ = ["Receiver", "Score"]
 
@@ -57,13 +63,17 @@ class Receiver:
             used, its weights never change.
         tokenizer: the model's tokenizer.
         codec: trained for this receiver; or several, for messages of several senders. A message's codec id picks one.
-        key: the sender's key; bare messages are then refused.
+        key: the sender's key, or an ``ilcp.keys.KeyRing`` of those that senders use; bare messages are then refused.
+            May be assigned later, to rotate.
+        replay: decodes each sealed message once, whichever process asks; keep its memory to ask it several questions.
+        clock: the time in unix seconds, by which messages expire.
         allow_unproven: takes a codec that was not measured, or that was and carries nothing (see ``ilcp.proof``).
         template: arguments for the chat template beside the messages, such as ``{"enable_thinking": False}``; every
             prompt of this receiver is rendered with them.
 
     Raises:
-        EncodeError: the model cannot receive (see ``ilcp.families``), or there is no tokenizer or no codec.
+        EncodeError: the model cannot receive (see ``ilcp.families``), there is no tokenizer, no codec, or a replay
+            cache without a key.
         IdentityError: a codec was trained for another receiver; the text names the part that differs.
         UnprovenError: a codec's content gain was not measured, or is not above zero; the text says what was measured.
     """
@@ -74,10 +84,14 @@ class Receiver:
         tokenizer: Any,
         codec: Codec | Sequence[Codec],
         *,
-        key: bytes | None = None,
+        key: Key | None = None,
+        replay: ReplayCache | None = None,
+        clock: Callable[[], float] = time.time,
         allow_unproven: bool = False,
         template: Mapping[str, Any] | None = None,
     ):
+        if replay is not None and key is None:
+            raise EncodeError("expected a key beside the replay cache, got none: a bare message has no id to remember")
         require_receiver(model)
         require_tokenizer(tokenizer, "receiver")
         self.codecs = _codecs(codec)
@@ -90,30 +104,40 @@ class Receiver:
         self.tokenizer = tokenizer
         self.codec = self.codecs[0]
         self.key = key
+        self.replay = replay
+        self.clock = clock
         self.template = dict(template or {})
         self._by_id = {each.trained.codec_id(each.spec): each for each in self.codecs}
         self._embedding_norm = embedding_norm(model)
+        self._hidden = embed(model, [0]).shape[1]
         self._prefilled: WeakKeyDictionary[Any, bytes] = WeakKeyDictionary()
 
     def decode(self, message: bytes) -> Memory:
-        """The memory that a message stands for; it serves any number of calls.
+        """The memory that a message stands for, its literals beside it; it serves any number of calls.
 
         Raises:
-            DecodeError: the bytes are no message, damaged, expired, or not under this receiver's key; or the memory is
-                text that holds ``ilcp.prompt.MEMORY_HERE``, which a prompt could take for a place.
+            DecodeError: the bytes are no message, damaged, expired, or not under this receiver's key; or the payload
+                decodes to NaN, infinity, another width, or vectors out of the norm band of this receiver's embeddings.
+            ReplayError: the message was decoded before.
+            ReplayCacheError: the replay cache cannot say so.
             IdentityError: the message was made by another codec.
         """
-        parsed = Message.from_bytes(message, key=self.key)
+        now = int(self.clock())
+        parsed, key = verified(message, key=self.key, now_unix_s=now)
         if parsed.codec_id not in self._by_id:
             known = " or ".join(f"{number.hex()} ({codec.spec.name})" for number, codec in self._by_id.items())
             raise IdentityError(
                 f"expected a message of codec {known}, got one of codec "
                 f"{parsed.codec_id.hex()}: its spec, weights, sender or receiver differ; load the sender's codec"
             )
+        if self.replay is not None and key is not None and parsed.seal is not None:
+            self.replay.admit(key, parsed.seal, now_unix_s=now)
         memory = self._by_id[parsed.codec_id].decode(parsed.payload)
         if MEMORY_HERE in (memory.text or ""):
             raise DecodeError("expected a memory of plain text, got one with ilcp.prompt.MEMORY_HERE in it: drop it")
-        return memory
+        if memory.text is None:
+            memory.checked_vectors(self._hidden, self._embedding_norm)
+        return memory.beside(parsed.literals) if parsed.literals else memory
 
     def generate(
         self,
@@ -265,8 +289,8 @@ class Receiver:
     @torch.no_grad()
     def _rows(self, memories: Sequence[Memory | None], question: str | Chat) -> list[Tensor]:
         """Embedded text and memories of vectors in turn; the first and the last are text, though it may be empty."""
-        contexts = ["" if memory is None else memory.text for memory in memories]
-        texts = [embed(self.model, ids) for ids in pieces(self.tokenizer, question, contexts, self.template)]
+        asked, contexts = _with_literals(question, memories)
+        texts = [embed(self.model, ids) for ids in pieces(self.tokenizer, asked, contexts, self.template)]
         rows = texts[:1]
         held = [memory for memory in memories if memory is not None and memory.text is None]
         for memory, after in zip(held, texts[1:], strict=True):
@@ -317,6 +341,31 @@ class Receiver:
                 f"expected a prompt and answer of at most {window} tokens (the receiver's window), "
                 f"got {prompt_tokens} + {answer_tokens}: shorten the text, or hand it off as a message"
             )
+
+
+def _with_literals(question: str | Chat, memories: Sequence[Memory | None]) -> tuple[str | Chat, Sequence[str | None]]:
+    """The question and the contexts for ``ilcp.prompt.pieces``, each memory's literals as text right after it."""
+    contexts = ["" if memory is None else memory.text for memory in memories]
+    lines = [line(memory.literals) if memory is not None and memory.literals else "" for memory in memories]
+    if not any(lines):
+        return question, contexts
+    contents = [question] if isinstance(question, str) else [message.get("content") for message in question]
+    markers = sum(content.count(MEMORY_HERE) for content in contents if isinstance(content, str))
+    if not markers:  # the literals of each stand behind it, as a text that was handed off would
+        return question, [part for pair in zip(contexts, lines, strict=True) for part in pair if part != ""]
+    if markers != len(memories):
+        return question, contexts  # pieces() refuses it
+    left = iter(lines)
+
+    def written(content: Any) -> Any:
+        if not isinstance(content, str):
+            return content
+        first, *rest = content.split(MEMORY_HERE)
+        return first + "".join(GAP.join(filter(None, (MEMORY_HERE, next(left)))) + part for part in rest)
+
+    if isinstance(question, str):
+        return written(question), contexts
+    return [{**message, "content": written(message.get("content"))} for message in question], contexts
 
 
 def _codecs(codec: Any) -> tuple[Codec, ...]:

@@ -3,11 +3,12 @@
 ::
 
     text, messages, ids, outputs, capture --Sender.read--> Context --codec.encode--> payload --Message.to_bytes--> bytes
+                                                                           literals --^
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -18,6 +19,8 @@ from ilcp.context import Context, capture_batch, check_ids, padded_ids, read_ids
 from ilcp.errors import EncodeError
 from ilcp.families import require_sender, require_tokenizer
 from ilcp.identity import check_same, identify
+from ilcp.keys import Key
+from ilcp.literals import chosen
 from ilcp.message import Message, Seal
 
 __all__ = ["Sender"]
@@ -35,7 +38,8 @@ class Sender:
             evaluation mode and used, its weights never change.
         tokenizer: the model's tokenizer.
         codec: trained for this sender.
-        key: 16 to 64 bytes shared with the receiver; messages are then sealed (127 bytes in place of 100).
+        key: 16 to 64 bytes shared with the receiver, or an ``ilcp.keys.KeyRing``, whose current one counts; messages
+            are then sealed (127 bytes in place of 100). May be assigned later, to rotate.
         ttl_s: how long a sealed message is valid, in seconds.
 
     Raises:
@@ -43,7 +47,7 @@ class Sender:
         IdentityError: the codec was trained for another sender; the text names the part that differs.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, codec: Codec, *, key: bytes | None = None, ttl_s: int = TTL_S):
+    def __init__(self, model: Any, tokenizer: Any, codec: Codec, *, key: Key | None = None, ttl_s: int = TTL_S):
         require_tokenizer(tokenizer, "sender")
         require_sender(model)
         _require_codec(codec)
@@ -55,7 +59,13 @@ class Sender:
         self.ttl_s = ttl_s
         self._codec_id = codec.trained.codec_id(codec.spec)
 
-    def encode(self, source: Any, *, payload_bytes: int | None = None) -> bytes:
+    def encode(
+        self,
+        source: Any,
+        *,
+        payload_bytes: int | None = None,
+        literals: Literal["auto"] | Sequence[str] | None = None,
+    ) -> bytes:
         """The message for ``source``, as bytes.
 
         Args:
@@ -63,13 +73,25 @@ class Sender:
                 returned for one text; a Context; or what this model has computed anyway, so that no second pass is
                 paid: a capture, or the outputs of its own finished ``forward`` or ``generate`` call with hidden states.
             payload_bytes: a shorter prefix of the same latent; None for the codec's own length.
+            literals: exact strings to travel beside the latent, each once, in this order; "auto" picks the text's
+                codes, numbers, dates, ids, e-mails, URLs and paths by the rules of ``ilcp.literals``, and none where
+                there are none. They need not occur in the source. Each costs its bytes and about one more.
 
         Raises:
-            EncodeError: there is nothing to encode, or no payload of that length.
+            EncodeError: there is nothing to encode, no payload of that length, no message for those literals, or
+                "auto" without a text.
         """
-        return self.pack(self.codec.encode(self.read(source), payload_bytes))
+        context = self.read(source)
+        beside = () if literals is None else chosen(literals, context.text)
+        return self.pack(self.codec.encode(context, payload_bytes), beside)
 
-    def encode_batch(self, sources: Sequence[Any], batch: int = BATCH, payload_bytes: int | None = None) -> list[bytes]:
+    def encode_batch(
+        self,
+        sources: Sequence[Any],
+        batch: int = BATCH,
+        payload_bytes: int | None = None,
+        literals: Literal["auto"] | None = None,
+    ) -> list[bytes]:
         """The messages for ``sources``, in their order; the states of one batch at a time are in memory.
 
         Args:
@@ -77,13 +99,23 @@ class Sender:
             batch: how many are read in one pass at most, fewer where they are long; padding changes states only by
                 rounding.
             payload_bytes: as in ``encode``.
+            literals: as in ``encode``, picked from each source; a list is one source's, so it goes to ``encode``.
 
         Raises:
             EncodeError: as in ``encode``; the text names the source by its index.
         """
+        if literals not in (None, "auto"):
+            got = type(literals).__name__
+            raise EncodeError(
+                f"expected literals as 'auto' or None for a batch, got {got}: encode the sources one by one"
+            )
         messages: list[bytes] = [b""] * len(sources)
         for index, context in self._contexts(sources, batch):
-            messages[index] = self.pack(self.codec.encode(context, payload_bytes))
+            try:
+                beside = () if literals is None else chosen(literals, context.text)
+            except EncodeError as error:
+                raise EncodeError(f"source {index}: {error}") from error
+            messages[index] = self.pack(self.codec.encode(context, payload_bytes), beside)
         return messages
 
     def read(self, source: Any) -> Context:
@@ -134,10 +166,14 @@ class Sender:
         """
         return recording(self.model, self.tokenizer, tuple(self.codec.layers))
 
-    def pack(self, payload: bytes) -> bytes:
-        """A payload in its envelope: bare, or sealed where this sender holds a key."""
+    def pack(self, payload: bytes, literals: tuple[str, ...] = ()) -> bytes:
+        """A payload in its envelope, with literals beside it: bare, or sealed where this sender holds a key.
+
+        Raises:
+            EncodeError: no message can carry the payload or the literals.
+        """
         seal = None if self.key is None else Seal.fresh(ttl_s=self.ttl_s)
-        return Message(self._codec_id, payload, seal).to_bytes(self.key)
+        return Message(self._codec_id, payload, seal, literals=literals).to_bytes(self.key)
 
     def _read_capture(self, capture: Capture) -> Context:
         if capture.model is not self.model or capture.layers != tuple(self.codec.layers):
@@ -180,9 +216,9 @@ class Sender:
         window = window_tokens(self.model)
         order = sorted(prepared, key=lambda index: len(prepared[index][1]))
         fitting = [index for index in order if len(prepared[index][1]) <= window]
-        for chosen in _passes(fitting, [len(prepared[index][1]) for index in fitting], batch):
-            rows = self._capture_rows([prepared[index][1] for index in chosen])
-            for index, row in zip(chosen, rows, strict=True):
+        for group in _passes(fitting, [len(prepared[index][1]) for index in fitting], batch):
+            rows = self._capture_rows([prepared[index][1] for index in group])
+            for index, row in zip(group, rows, strict=True):
                 yield index, Context(text=prepared[index][0], states=row)
         for index in order[len(fitting) :]:
             text, ids = prepared[index]

@@ -6,6 +6,7 @@ from typing import Any
 import zstandard
 
 from ilcp.errors import EncodeError
+from ilcp.keys import Key
 from ilcp.measure.figures import Computed, Measured
 from ilcp.message import describe
 
@@ -31,7 +32,7 @@ class Payload:
 
 
 def payload(
-    message: bytes, *, key: bytes | None = None, text: str | None = None, sender: Any = None, receiver: Any = None
+    message: bytes, *, key: Key | None = None, text: str | None = None, sender: Any = None, receiver: Any = None
 ) -> Payload:
     """The size of ``message`` as serialised, and of what it stands for.
 

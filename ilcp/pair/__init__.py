@@ -15,7 +15,9 @@ from ilcp.adapter import adapt
 from ilcp.codec import CONFIG, Codec, folder_of, load
 from ilcp.errors import EncodeError
 from ilcp.handoff import Receiver, Sender
+from ilcp.keys import Key
 from ilcp.models import load_model
+from ilcp.replay import ReplayCache
 
 __all__ = ["HERE", "Pair", "load_pair", "load_sender"]
 
@@ -36,7 +38,8 @@ def load_pair(
     *,
     sender: str | Path | None = None,
     receiver: str | Path | None = None,
-    key: bytes | None = None,
+    key: Key | None = None,
+    replay: ReplayCache | None = None,
     allow_unproven: bool = False,
     device: str = "cpu",
 ) -> Pair:
@@ -46,12 +49,13 @@ def load_pair(
         codec: a folder written by ``ilcp.save``, or a hub id; None for the embedded codec.
         sender, receiver: folders or hub ids of the models; None for those that the codec was trained with by
             ``ilcp train``, or else for the embedded ones. A receiver that was adapted gets its adapter.
-        key: 16 to 64 bytes; messages are then sealed (127 bytes) and bare ones refused.
+        key: 16 to 64 bytes, or an ``ilcp.keys.KeyRing``; messages are then sealed (127 bytes) and bare ones refused.
+        replay: lets the receiver decode each sealed message once; needs a key.
         allow_unproven: takes a codec whose content gain was not measured, or is not above zero.
         device: of both models; the codec stays on the CPU.
 
     Raises:
-        EncodeError: the folder holds no codec, or a model cannot be loaded.
+        EncodeError: the folder holds no codec, a model cannot be loaded, or there is a replay cache and no key.
         IdentityError: the codec was trained for another pair.
         UnprovenError: the codec's content gain was not measured, or is not above zero.
     """
@@ -59,7 +63,7 @@ def load_pair(
     model, tokenizer = _model(method, "receiver", receiver, device)
     return Pair(
         Sender(*_model(method, "sender", sender, device), method, key=key),
-        Receiver(adapt(model, method), tokenizer, method, key=key, allow_unproven=allow_unproven),
+        Receiver(adapt(model, method), tokenizer, method, key=key, replay=replay, allow_unproven=allow_unproven),
         folder_of(method),
     )
 
@@ -68,7 +72,7 @@ def load_sender(
     codec: str | Path | None = None,
     *,
     sender: str | Path | None = None,
-    key: bytes | None = None,
+    key: Key | None = None,
     device: str = "cpu",
 ) -> Sender:
     """The sending end alone; see ``load_pair``.

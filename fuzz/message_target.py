@@ -1,0 +1,59 @@
+"""``Message.from_bytes`` and ``describe`` over any bytes: bare, sealed, with literals and without.
+
+The first byte of an input says what becomes of the others: they are read as they come, without a key (0) or with one
+(1), or get the check (2) or the MAC (3) that is right for them, so that the search gets past it.
+"""
+
+from typing import Any
+
+from ilcp.errors import AuthenticationError, DecodeError, ExpiredError
+from ilcp.message import Message, describe
+from tests.second_decoder import Refused, decode
+from tests.strategies import with_check, with_mac
+
+__all__ = ["one_input"]
+
+KEY = bytes(range(0x40, 0x60))
+NOW = 1893455999
+WAYS = (
+    lambda data: (data, None),
+    lambda data: (data, KEY),
+    lambda data: (with_check(data), None),
+    lambda data: (with_mac(data, KEY), KEY),
+)
+
+
+def one_input(data: bytes) -> None:
+    """Fails where ilcp raises anything but a DecodeError, or the second decoder sees another message or blame."""
+    wire, key = WAYS[data[0] % 4 if data else 0](data[1:])
+    described = _described(wire, key)
+    try:
+        message = Message.from_bytes(wire, key=key, now_unix_s=NOW)
+    except DecodeError as error:
+        blames = ((ExpiredError, "expired"), (AuthenticationError, "authentication"))
+        expected: Any = next((blame for kind, blame in blames if isinstance(error, kind)), "decode")
+        if not str(error).startswith("expected "):
+            raise
+        assert described == (expected == "expired"), "describe() and from_bytes() differ"
+    else:
+        assert described
+        again = message.to_bytes(key)
+        assert message == Message.from_bytes(again, key=key, now_unix_s=NOW)
+        assert again == wire or len(again) == len(wire) or message.literals, "another encoding was accepted"
+        expected = {"codec_id": message.codec_id, "payload": message.payload, "literals": list(message.literals)}
+        seal = message.seal
+        expected |= {"handoff_id": seal and seal.handoff_id, "expires_unix_s": seal and seal.expires_unix_s}
+    try:
+        found: Any = decode(wire, key, NOW)
+    except Refused as refused:
+        found = str(refused)
+    assert expected == found, f"the second decoder says {found!r}, ilcp says {expected!r}"
+
+
+def _described(wire: bytes, key: bytes | None) -> bool:
+    try:
+        description = describe(wire, key=key)
+    except DecodeError:
+        return False
+    assert len(wire) == sum(part.size_bytes for part in description.parts)
+    return description.check != "not verified: no key given"

@@ -1,0 +1,150 @@
+"""``ilcp send``, ``ilcp receive``, ``ilcp serve``: messages on their way between processes."""
+
+import logging
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ilcp.cli.common import err, interruptible, out, read_bytes
+from ilcp.errors import TransportError
+from ilcp.message import MAX_MESSAGE_BYTES
+
+if TYPE_CHECKING:
+    from ilcp.transport import Settings
+
+__all__ = ["receive", "send", "serve"]
+
+SUFFIX = ".ilcp"
+NOTHING_CAME = 4
+
+Via = Annotated[str, typer.Option("--via", help="spool:///folder, http://host:port or nats://host:port.")]
+Token = Annotated[str | None, typer.Option(envvar="ILCP_TOKEN", help="The other side's token; better in ILCP_TOKEN.")]
+Ca = Annotated[Path | None, typer.Option("--ca", help="Trust this certificate (PEM) in place of the system's.")]
+Creds = Annotated[Path | None, typer.Option("--credentials", help="NATS: a .creds file.")]
+Logs = Annotated[bool, typer.Option("--log-json", help="Log every step to standard error, a JSON object per line.")]
+
+
+def send(
+    file: Annotated[Path, typer.Argument(help="A file that holds one message; - for standard input.")],
+    via: Via,
+    to: Annotated[str, typer.Option("--to", help="The receiver's name.")],
+    handoff_id: Annotated[
+        str | None, typer.Option("--id", help="The id of a bare message: sent again under it, it is kept once.")
+    ] = None,
+    token: Token = None,
+    ca: Ca = None,
+    credentials: Creds = None,
+    log_json: Logs = False,
+) -> None:
+    """Hands a message to a transport; once this returns, it is kept for the receiver."""
+    from ilcp.transport import connect
+
+    _log(log_json)
+    message = read_bytes(file, MAX_MESSAGE_BYTES + 1)
+    with connect(via, settings=_settings(token, ca, credentials)) as c:
+        receipt = c.send(message, to=to, handoff_id=handoff_id)
+    kept = "was there already" if receipt.duplicate else "sent"
+    out.print(f"{receipt.handoff_id}  {len(message)} bytes to {to}: {kept}", highlight=False, soft_wrap=True)
+
+
+def receive(
+    via: Via,
+    name: Annotated[str, typer.Option("--as", help="Whose messages.")],
+    count: Annotated[int, typer.Option(min=1, help="How many.")] = 1,
+    to: Annotated[Path, typer.Option("--out", help="Where they go: ID.ilcp each.", file_okay=False)] = Path("."),
+    timeout_s: Annotated[float, typer.Option("--timeout", min=0, help="How long to wait for each, in seconds.")] = 10.0,
+    token: Token = None,
+    ca: Ca = None,
+    credentials: Creds = None,
+    log_json: Logs = False,
+) -> None:
+    """Writes messages to files, each acknowledged once its file is on the disk. Exit code 4 when too few came."""
+    from ilcp.transport import connect
+
+    _log(log_json)
+    came = 0
+    with (
+        interruptible("what was written is acknowledged, the rest is still there"),
+        connect(via, name=name, settings=_settings(token, ca, credentials)) as c,
+    ):
+        while came < count:
+            delivery = c.receive(timeout_s)
+            if delivery is None:
+                break
+            path = to / (delivery.handoff_id + SUFFIX)
+            try:
+                _write(path, delivery.message)
+            except OSError as error:
+                delivery.nack()
+                raise TransportError(f"expected room for a message in {to}, got: {error}; it is still there") from error
+            delivery.ack()
+            came += 1
+            out.print(f"{delivery.handoff_id}  {len(delivery.message)} bytes: {path}", highlight=False, soft_wrap=True)
+    if came < count:
+        err.print(f"{came} of {count} came within {timeout_s:g} s each", highlight=False)
+        raise typer.Exit(NOTHING_CAME)
+
+
+def serve(
+    spool: Annotated[Path, typer.Option("--spool", help="The folder that keeps the messages.", file_okay=False)],
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 picks a free one.")] = 8080,
+    host: Annotated[str, typer.Option(help="Any other than this host's own needs a token.")] = "127.0.0.1",
+    token: Annotated[str | None, typer.Option(envvar="ILCP_TOKEN", help="Who asks has to show it.")] = None,
+    certificate: Annotated[Path | None, typer.Option(help="TLS: the certificate, PEM.", dir_okay=False)] = None,
+    key: Annotated[Path | None, typer.Option(help="TLS: its key, PEM.", dir_okay=False)] = None,
+    log_json: Logs = False,
+) -> None:
+    """An HTTP endpoint in front of a spool, with /health and Prometheus' /metrics, until Ctrl-C or SIGTERM."""
+    from ilcp.transport.errors import MissingExtraError
+
+    try:
+        from ilcp.transport.serving import serve as serving
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(f"expected {error.name} to serve with, got none: pip install 'ilcp[http]'") from error
+    _log(log_json)
+
+    def ready(url: str) -> None:
+        out.print(f"serving {spool} at {url}", highlight=False, soft_wrap=True)
+
+    with interruptible("every message that was kept is in the spool"):
+        serving(spool, host=host, port=port, token=token, certificate=certificate, key=key, ready=ready)
+
+
+def _settings(token: str | None, ca: Path | None, credentials: Path | None) -> "Settings":
+    import ssl
+
+    from ilcp.transport import AddressError, Settings
+
+    try:
+        tls = None if ca is None else ssl.create_default_context(cafile=ca)
+    except (OSError, ssl.SSLError) as error:
+        raise AddressError(f"expected a certificate in PEM, got {ca}: {error}") from error
+    return Settings(token=token, tls=tls, credentials=credentials)
+
+
+def _write(path: Path, message: bytes) -> None:
+    """The file, on the disk, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f"{path.name}.{os.getpid()}.draft")
+    try:
+        with open(draft, "wb") as file:
+            file.write(message)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
+
+
+def _log(wanted: bool) -> None:
+    if wanted:
+        from ilcp.transport.telemetry import LOGGER, JsonFormatter
+
+        handler = logging.StreamHandler()
+        handler.setFormatter(JsonFormatter())
+        logger = logging.getLogger(LOGGER)
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)

@@ -1,0 +1,117 @@
+"""The keys of sealed messages: one that seals, and a few that are still, or already, believed.
+
+    >>> old, new = bytes(32), bytes(range(32))
+    >>> KeyRing(old).accepting(new).promoting(new).without(old) == KeyRing(new)
+    True
+
+**Rotation without downtime.** Each step is rolled out everywhere before the next one begins; at every moment each
+receiver believes every key that some sender still seals with:
+
+ 1. receivers: `ring = ring.accepting(new)`. Senders go on with the old key.
+ 2. senders, and whatever does both: `ring = ring.promoting(new)`. The old key stays believed.
+ 3. when the last message under the old key has expired (the senders' `ttl_s` plus `ilcp.message.CLOCK_SKEW_S` after
+    step 2): `ring = ring.without(old)`, and the old key is destroyed.
+
+A ring is immutable; `sender.key` and `receiver.key` may be assigned at any time, and count from the next message on.
+A key that leaked skips to 2 and 3 at once: messages under it are lost, which is the purpose.
+
+Each key believed costs a refused message one more MAC, and whoever holds any of them can steer the receiver: see the
+threat model of ``ilcp.message``. Which one verified is not told to the sender.
+"""
+
+from dataclasses import dataclass
+
+from ilcp.checks import require_bytes
+from ilcp.errors import EncodeError
+
+__all__ = ["MAX_KEYS", "MAX_KEY_BYTES", "MIN_KEY_BYTES", "Key", "KeyRing", "keys_of", "sealing_key"]
+
+MIN_KEY_BYTES = 16  # below 128 bits the key, not the MAC, is what one would guess
+MAX_KEY_BYTES = 64  # BLAKE2b takes no longer key
+MAX_KEYS = 4  # an old, a current and a next one, and one to spare; each costs a forged message about 1 us
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class KeyRing:
+    """The key that seals, and those that are accepted beside it, tried in this order; 16 to 64 bytes each.
+
+    Raises:
+        EncodeError: a key of another type or length, the same key twice, or more than 4 keys.
+    """
+
+    current: bytes
+    accepted: tuple[bytes, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.accepted, tuple):
+            raise EncodeError(f"expected accepted as a tuple of keys, got {type(self.accepted).__name__}")
+        for key in self.keys:
+            _require_key(key)
+        if len(self.keys) > MAX_KEYS:
+            raise EncodeError(f"expected at most {MAX_KEYS} keys in a ring, got {len(self.keys)}: retire one first")
+        if len(set(self.keys)) < len(self.keys):
+            raise EncodeError("expected each key once in a ring, got one twice: leave it out of accepted")
+
+    @property
+    def keys(self) -> tuple[bytes, ...]:
+        """All keys that verify a message, the current one first."""
+        return (self.current, *self.accepted)
+
+    def accepting(self, key: bytes) -> "KeyRing":
+        """This ring, which also believes `key`.
+
+        Raises:
+            EncodeError: it is no key, the ring has it already, or the ring is full.
+        """
+        return KeyRing(self.current, (*self.accepted, key))
+
+    def promoting(self, key: bytes) -> "KeyRing":
+        """This ring, sealing with `key`; the key that sealed until now stays believed.
+
+        Raises:
+            EncodeError: the ring does not accept `key` yet: receivers must know it before a sender uses it.
+        """
+        if key not in self.keys:
+            raise EncodeError("expected a key that the ring accepts, got another: roll out accepting(key) first")
+        return KeyRing(key, tuple(each for each in self.keys if each != key))
+
+    def without(self, key: bytes) -> "KeyRing":
+        """This ring, which no longer believes `key`.
+
+        Raises:
+            EncodeError: it is the current key, or none of the ring.
+        """
+        if key not in self.accepted:
+            got = "the current one: promote another first" if key == self.current else "a key that it does not have"
+            raise EncodeError(f"expected a key that the ring accepts beside the current one, got {got}")
+        return KeyRing(self.current, tuple(each for each in self.accepted if each != key))
+
+    def __repr__(self) -> str:
+        return f"KeyRing({len(self.keys)} keys)"
+
+
+Key = bytes | KeyRing
+
+
+def keys_of(key: Key | None) -> tuple[bytes, ...]:
+    """The keys that verify: none, one, or those of a ring.
+
+    Raises:
+        EncodeError: neither a ring nor a key of 16 to 64 bytes.
+    """
+    if isinstance(key, KeyRing):
+        return key.keys
+    return () if key is None else (_require_key(key),)
+
+
+def sealing_key(key: Key | None) -> bytes | None:
+    """The key that seals: the one given, or the current one of a ring.
+
+    Raises:
+        EncodeError: neither a ring nor a key of 16 to 64 bytes.
+    """
+    return next(iter(keys_of(key)), None)
+
+
+def _require_key(key: object) -> bytes:
+    return require_bytes("key", key, MIN_KEY_BYTES, MAX_KEY_BYTES)

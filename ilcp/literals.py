@@ -1,0 +1,210 @@
+"""Literals: exact strings that travel beside a latent, because a latent loses codes, numbers and ids.
+
+    >>> auto("Ticket INC-20391 was closed on 2024-05-17 by mara@example.org, after 1,204 calls.")
+    ('INC-20391', '2024-05-17', 'mara@example.org', '1,204')
+    >>> to_field(("INC-20391", "2024-05-17"))
+    b'\\xb4INC-20391\\n2024-05-17'
+
+The field of the wire is specified in ``ilcp.message``. What ``auto`` picks: the text is split at spaces, a word loses
+the marks around it, and the first row of ``KINDS`` whose expression matches the whole word names its kind. Words that
+match none stay out, and so do those longer than the budget. Codes are served first, numbers last (``SERVED``), words of
+one kind in the text's order, for as long as each still fits; what was picked is told in the text's order, each once.
+"""
+
+import re
+from collections.abc import Iterable
+
+import zstandard
+
+from ilcp.errors import DecodeError, EncodeError
+
+__all__ = ["AUTO_BYTES", "KINDS", "MAX_LITERALS_BYTES", "auto", "check_literals", "from_field", "line", "to_field"]
+
+MAX_LITERALS_BYTES = 1024  # 28 UUIDs, ten times the usual message: who needs more wants a text memory, or a file
+AUTO_BYTES = 64  # what auto may add to a message: less than the payload itself
+MIN_PACKED_BYTES = 32  # a zstd frame costs about 10 bytes of its own: shorter texts never gain
+ZSTD_LEVEL = 19  # 60 us for 300 bytes, and 5 to 10 % smaller than level 3
+ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"  # the same in front of every frame, so it does not travel
+LABEL = "Verbatim: "  # how the receiver's line of literals begins
+BETWEEN = " | "
+
+_BIN_8, _BIN_16, _STR_8, _STR_16 = 0xC4, 0xC5, 0xD9, 0xDA
+_LENGTH_BYTES = {_BIN_8: 1, _BIN_16: 2, _STR_8: 1, _STR_16: 2}
+
+# Control characters and line separators would end the line; the private use area holds ``ilcp.prompt.MEMORY_HERE``.
+_REFUSED = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ue000-\uf8ff]")
+
+KINDS = {  # the first that matches the whole word counts
+    "url": re.compile(r"[a-z][a-z0-9+.-]*://\S+", re.IGNORECASE),
+    "e-mail": re.compile(r"[^@\s]+@[^@\s]+\.[^@\s.]+"),
+    "path": re.compile(r"(?:~|\.{0,2})/\S+|[A-Za-z]:\\\S+|[\w.-]+(?:/[\w.-]+)*/[\w-]+\.\w+"),
+    "date": re.compile(r"\d{1,4}([-./])\d{1,2}\1\d{1,4}(?:T[\d:.]+(?:Z|[+-]\d\d:?\d\d)?)?"),
+    "number": re.compile(r"[-+$€£#]?(?:\d{3,}|\d+(?:[.,:]\d+)+)%?"),  # a count of one or two digits is not rare
+    "code": re.compile(r"(?=.*\d)(?=.*[^\W\d_])[\w.:/#+-]+|[A-Z][A-Z0-9]*(?:[_-][A-Z0-9]+)+"),
+}
+SERVED = ("code", "e-mail", "url", "path", "date", "number")
+_AROUND = ".,;:!?()[]{}<>\"'`*“”‘’«»…"  # punctuation that stands around a word and is no part of it
+
+
+def auto(text: str, budget_bytes: int = AUTO_BYTES) -> tuple[str, ...]:
+    """The words of `text` that look like codes, e-mails, URLs, paths, dates or numbers, within `budget_bytes` of UTF-8.
+
+    Raises:
+        EncodeError: a budget below 0 or above 1024 bytes.
+    """
+    if not 0 <= budget_bytes <= MAX_LITERALS_BYTES:
+        raise EncodeError(f"expected a budget of 0 to {MAX_LITERALS_BYTES} bytes, got {budget_bytes}")
+    found: dict[str, str | None] = {}
+    for token in text.split():
+        word = token.rstrip(_AROUND).lstrip(_AROUND[1:])  # a path may begin with a full stop
+        if word and word not in found and len(word) <= budget_bytes and not _REFUSED.search(word):
+            found[word] = next((kind for kind, rule in KINDS.items() if rule.fullmatch(word)), None)
+    picked: set[str] = set()
+    left = budget_bytes + 1  # no separator before the first
+    for kind in SERVED:
+        for word in (word for word, its in found.items() if its == kind):
+            size = 1 + len(word.encode("utf-8"))
+            if size <= left:
+                picked.add(word)
+                left -= size
+    return tuple(word for word in found if word in picked)
+
+
+def check_literals(literals: object) -> tuple[str, ...]:
+    """The literals, if a message can carry them.
+
+    Raises:
+        EncodeError: not a tuple of different, non-empty strings of one line each, or more than 1024 bytes of UTF-8, the
+            line feeds between them included. The text quotes their places, not their words.
+    """
+    if not isinstance(literals, tuple):
+        raise EncodeError(f"expected literals as a tuple of str, got {type(literals).__name__}")
+    for place, literal in enumerate(literals):
+        if not isinstance(literal, str):
+            raise EncodeError(f"expected literal {place} as a str, got {type(literal).__name__}")
+        if not literal or literal[0] == " " or literal[-1] == " ":
+            got = "one that begins or ends with one" if literal else "an empty one"
+            raise EncodeError(f"expected literal {place} without spaces around it, got {got}")
+        bad = _REFUSED.search(literal)
+        if bad:
+            raise EncodeError(
+                f"expected literal {place} as one line of text, got U+{ord(bad[0]):04X} at character {bad.start()}: "
+                "no control, surrogate or private use characters"
+            )
+    if len(set(literals)) < len(literals):
+        raise EncodeError("expected each literal once, got one twice: leave the second out")
+    size = len("\n".join(literals).encode("utf-8"))
+    if size > MAX_LITERALS_BYTES:
+        raise EncodeError(f"expected literals of at most {MAX_LITERALS_BYTES} bytes together, got {size}: send fewer")
+    return literals
+
+
+def chosen(literals: Iterable[str] | str, text: str | None) -> tuple[str, ...]:
+    """What `Sender.encode` was asked for: a list's literals, each once, or what ``auto`` picks from `text`.
+
+    A list need not occur in the text: a ticket's number may come from elsewhere.
+
+    Raises:
+        EncodeError: a str other than "auto", "auto" without a text, or literals that no message can carry.
+    """
+    if not isinstance(literals, str):
+        try:
+            return check_literals(tuple(dict.fromkeys(literals)))
+        except TypeError:
+            raise EncodeError(f"expected literals as 'auto' or a list of str, got {literals!r:.60}") from None
+    if literals != "auto":
+        raise EncodeError(f"expected literals as 'auto' or a list of str, got str {literals!r:.60}: put it in a list")
+    if text is None:
+        raise EncodeError("expected a text for literals='auto', got ids or states alone: give the literals as a list")
+    return auto(text)
+
+
+def line(literals: Iterable[str]) -> str:
+    """The literals as the one line of text that a receiver reads."""
+    return LABEL + BETWEEN.join(literals)
+
+
+def to_field(literals: tuple[str, ...]) -> bytes:
+    """The field as it stands in a message, header included: a msgpack str, or a bin if a zstd frame makes it shorter.
+
+    Nothing for no literals.
+    """
+    if not literals:
+        return b""
+    text = "\n".join(literals).encode("utf-8")
+    plain = header(False, len(text)) + text
+    if len(text) < MIN_PACKED_BYTES:
+        return plain
+    parameters = zstandard.ZstdCompressionParameters.from_level(
+        ZSTD_LEVEL, source_size=len(text), write_content_size=True, write_checksum=False, write_dict_id=False
+    )
+    frame = zstandard.ZstdCompressor(compression_params=parameters).compress(text)[len(ZSTD_MAGIC) :]
+    packed = header(True, len(frame)) + frame
+    return packed if len(packed) < len(plain) and _declared(frame) == len(text) else plain
+
+
+def header(packed: bool, n: int) -> bytes:
+    """The shortest msgpack header of a str of `n` bytes, or of a bin."""
+    if not packed and n < 32:
+        return bytes((0xA0 | n,))
+    if n <= 0xFF:
+        return bytes((_BIN_8 if packed else _STR_8, n))
+    return bytes((_BIN_16 if packed else _STR_16, n >> 8, n & 0xFF))
+
+
+def span(wire: bytes, at: int) -> tuple[bool, int, int]:
+    """Whether the field at `at` is packed, where its content begins, and where it would end.
+
+    Raises:
+        DecodeError: its header is none of a str or a bin of up to 16 bits.
+    """
+    first = wire[at]
+    if first & 0xE0 == 0xA0:
+        return False, at + 1, at + 1 + (first & 0x1F)
+    if first not in _LENGTH_BYTES:
+        expected = "literals header 0xa1 to 0xbf, 0xd9, 0xda, 0xc4 or 0xc5"
+        raise DecodeError(f"expected {expected} at byte {at}, got 0x{first:02x}: damaged")
+    start = at + 1 + _LENGTH_BYTES[first]
+    return first in (_BIN_8, _BIN_16), start, start + int.from_bytes(wire[at + 1 : start], "big")
+
+
+def from_field(packed: bool, content: bytes) -> tuple[str, ...]:
+    """The strings that a field's content holds, decompressed to at most 1024 bytes; ``check_literals`` judges them.
+
+    Raises:
+        DecodeError: no UTF-8, a frame of another kind, size or length than the specification allows, or one that is no
+            shorter than its text.
+    """
+    text = _unpacked(content) if packed else content
+    if packed and _field_bytes(True, len(content)) >= _field_bytes(False, len(text)):
+        raise DecodeError(f"expected a zstd frame shorter than its {len(text)} bytes of text, got {len(content)}")
+    try:
+        return tuple(text.decode("utf-8").split("\n"))
+    except UnicodeDecodeError as error:
+        raise DecodeError(f"expected literals as UTF-8, got {error.reason} at byte {error.start}") from None
+
+
+def _field_bytes(packed: bool, n: int) -> int:
+    return len(header(packed, n)) + n
+
+
+def _unpacked(frame: bytes) -> bytes:
+    declared = _declared(frame)
+    if declared is None or not 1 <= declared <= MAX_LITERALS_BYTES:
+        got = "another kind of frame" if declared is None else str(declared)
+        raise DecodeError(f"expected a zstd frame that declares 1 to {MAX_LITERALS_BYTES} bytes, got {got}")
+    try:
+        return zstandard.ZstdDecompressor().decompress(
+            ZSTD_MAGIC + frame, max_output_size=MAX_LITERALS_BYTES, allow_extra_data=False
+        )
+    except zstandard.ZstdError as error:
+        raise DecodeError(f"expected one whole zstd frame as literals, got: {error}") from None
+
+
+def _declared(frame: bytes) -> int | None:
+    """The size that a frame declares, where its header is one of the two that are allowed."""
+    if frame[:1] == b"\x20" and len(frame) >= 2:
+        return frame[1]
+    if frame[:1] == b"\x60" and len(frame) >= 3:
+        return 256 + int.from_bytes(frame[1:3], "little")
+    return None

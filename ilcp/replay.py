@@ -1,0 +1,181 @@
+"""A replay cache: it lets each sealed hand-off in once, per key and hand-off id, until the message's own expiry.
+
+    message, key = verified(data, key=ring)      # ilcp.message: whole, undamaged, under a key, in time
+    cache.admit(key, message.seal)               # the first time only
+
+``Receiver(..., replay=ReplayCache("replay.sqlite"))`` does the same for every message that it decodes.
+
+Without a path the cache is the process's own; with one it is a SQLite file, shared by the processes of one host (never
+over a network file system: its locks are not to be trusted). It stores no key, payload or literal, but who can write to
+the file can let old messages in again. A commit survives the death of the process; the last ones before a power cut may
+be lost (WAL, synchronous=NORMAL), and those messages can come once more.
+
+**Bounds.** An entry takes about 100 bytes and goes when its message has expired for good. At `max_entries` of them the
+cache refuses what is new, because forgetting an unexpired one would let it in again: that is a ``ReplayCacheError``,
+and the message may be delivered later. So `max_entries` is the rate of messages times their time to live.
+
+**At least once.** A transport that delivers again after a crash meets its own first delivery here: a receiver that died
+between admitting and acknowledging gets a ``ReplayError``. Who would rather work twice than never calls ``forget`` when
+the work has failed, and lets a message that killed its process expire.
+
+**Clocks.** The cache remembers the latest expiry that it has forgotten. If the clock is set back, messages up to that
+one cannot be told from forgotten ones, and are refused as expired; later ones are not touched.
+"""
+
+import os
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from hashlib import blake2b
+from pathlib import Path
+from threading import Lock
+
+from ilcp.checks import require_int
+from ilcp.errors import EncodeError, ExpiredError, IlcpError, ReplayCacheError, ReplayError
+from ilcp.message import CLOCK_SKEW_S, MAX_EXPIRES_UNIX_S, Seal
+
+__all__ = ["MAX_ENTRIES", "ReplayCache"]
+
+MAX_ENTRIES = 100_000  # 10 MB; 27 messages a second with an hour to live
+BUSY_S = 5.0  # how long one process waits for the others to finish their entry, which takes well under 1 ms
+_KEY_ID_BYTES = 8  # which key: only a handful ever meet in one cache
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS seen (id BLOB PRIMARY KEY, until INTEGER NOT NULL) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS seen_until ON seen (until);
+CREATE TABLE IF NOT EXISTS state (one INTEGER PRIMARY KEY CHECK (one = 1), entries INTEGER, forgotten INTEGER);
+INSERT OR IGNORE INTO state VALUES (1, 0, 0);
+"""
+
+
+class ReplayCache:
+    """The hand-offs that were let in and have not expired; safe to share between threads, and with a path processes.
+
+    Args:
+        path: a SQLite file, made if it is not there; None for a cache of this process alone.
+        max_entries: how many unexpired hand-offs are remembered at most.
+
+    Raises:
+        EncodeError: `max_entries` is below 1.
+        ReplayCacheError: the file cannot be opened, or is no replay cache.
+    """
+
+    def __init__(self, path: str | Path | None = None, *, max_entries: int = MAX_ENTRIES):
+        if max_entries < 1:
+            raise EncodeError(f"expected max_entries of at least 1, got {max_entries}")
+        self.path = None if path is None else Path(path)
+        self.max_entries = max_entries
+        self._lock = Lock()
+        self._process = os.getpid()
+        self._inherited: list[sqlite3.Connection] = []
+        self._database = self._open()
+
+    def admit(self, key: bytes, seal: Seal, *, now_unix_s: int | None = None) -> None:
+        """Remembers a hand-off that was verified under `key`; returns if, and only if, it is the first of its id.
+
+        Raises:
+            ReplayError: it was let in before, by whichever process.
+            ExpiredError: it has expired, or cannot be told from a forgotten one because the clock was set back.
+            ReplayCacheError: the cache is full or cannot be read or written; the message was not let in.
+            EncodeError: a `now_unix_s` that is no time.
+        """
+        now = int(time.time()) if now_unix_s is None else require_int("now_unix_s", now_unix_s, 0, MAX_EXPIRES_UNIX_S)
+        until = seal.expires_unix_s + CLOCK_SKEW_S
+        with self._transaction() as database:
+            entries, forgotten = self._without_expired(database, now)
+            if until <= max(forgotten, now):
+                because = "it is over" if until <= now else "the clock was set back: check it"
+                raise ExpiredError(f"expected a message valid beyond {max(forgotten, now)}, got {until}: {because}")
+            if database.execute("SELECT 1 FROM seen WHERE id = ?", (_id(key, seal),)).fetchone():
+                raise ReplayError(
+                    f"expected a hand-off for the first time, got {seal.handoff_id.hex()} again: acknowledge it"
+                )
+            if entries >= self.max_entries:
+                raise ReplayCacheError(
+                    f"expected room for one more hand-off, got {entries} unexpired ones: "
+                    "deliver it later, and raise max_entries or shorten the senders' ttl_s"
+                )
+            database.execute("INSERT INTO seen VALUES (?, ?)", (_id(key, seal), until))
+            database.execute("UPDATE state SET entries = entries + 1")
+
+    def forget(self, key: bytes, seal: Seal) -> None:
+        """Lets a hand-off in once more, because the work on it failed; nothing happens if it is not remembered.
+
+        Raises:
+            ReplayCacheError: the cache cannot be read or written.
+        """
+        with self._transaction() as database:
+            gone = database.execute("DELETE FROM seen WHERE id = ?", (_id(key, seal),)).rowcount
+            database.execute("UPDATE state SET entries = entries - ?", (gone,))
+
+    def close(self) -> None:
+        """Closes the file. What was let in stays remembered in it."""
+        with self._lock:
+            self._database.close()
+
+    def __enter__(self) -> "ReplayCache":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __len__(self) -> int:
+        """How many hand-offs are remembered, expired ones that nobody has asked past included."""
+        with self._transaction() as database:
+            return int(database.execute("SELECT entries FROM state").fetchone()[0])
+
+    @staticmethod
+    def _without_expired(database: sqlite3.Connection, now: int) -> tuple[int, int]:
+        """How many entries are left, and the latest expiry of those that went, now or before."""
+        gone, latest = database.execute("SELECT count(*), max(until) FROM seen WHERE until <= ?", (now,)).fetchone()
+        if gone:
+            database.execute("DELETE FROM seen WHERE until <= ?", (now,))
+            database.execute("UPDATE state SET entries = entries - ?, forgotten = max(forgotten, ?)", (gone, latest))
+        entries, forgotten = database.execute("SELECT entries, forgotten FROM state").fetchone()
+        return entries, forgotten
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        """One step that no other thread or process sees half of. What was refused keeps nothing but what expired."""
+        with self._lock:
+            if self.path is not None and self._process != os.getpid():
+                # SQLite's connections do not survive a fork, and the child must not even close its copy.
+                self._inherited.append(self._database)
+                self._process, self._database = os.getpid(), self._open()
+            database = self._database
+            try:
+                database.execute("BEGIN IMMEDIATE")
+                try:
+                    yield database
+                except IlcpError:
+                    database.execute("COMMIT")
+                    raise
+                database.execute("COMMIT")
+            except sqlite3.Error as error:
+                raise ReplayCacheError(f"expected a replay cache in {self._name}, got: {error}") from error
+            finally:
+                with suppress(sqlite3.Error):
+                    database.rollback()  # nothing is left open, whatever ended the step
+
+    @property
+    def _name(self) -> str:
+        return "this process's memory" if self.path is None else str(self.path)
+
+    def _open(self) -> sqlite3.Connection:
+        try:
+            database = sqlite3.connect(
+                self.path or ":memory:", timeout=BUSY_S, isolation_level=None, check_same_thread=False
+            )
+            if self.path is not None:
+                database.execute("PRAGMA journal_mode = WAL")
+                database.execute("PRAGMA synchronous = NORMAL")
+            database.executescript(_SCHEMA)
+        except sqlite3.Error as error:
+            raise ReplayCacheError(f"expected a replay cache in {self._name}, got: {error}") from error
+        return database
+
+
+def _id(key: bytes, seal: Seal) -> bytes:
+    """A digest of the key, never the key itself, and the id: another key's holder cannot use up this one's ids."""
+    return blake2b(key, digest_size=_KEY_ID_BYTES, person=b"ilcp replay").digest() + seal.handoff_id

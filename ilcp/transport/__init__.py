@@ -1,0 +1,146 @@
+"""Ways for a message from one agent's process to the next: in memory, a spool on one host, HTTP, NATS JetStream.
+
+>>> with connect("memory://manual", name="planner") as c:
+...     receipt = c.send(b"a message", to="planner", handoff_id="case-17")
+...     again = c.send(b"a message", to="planner", handoff_id="case-17")  # as after a doubtful error: kept once
+...     delivery = c.receive(timeout_s=2)
+...     delivery.message, delivery.attempt, again.duplicate
+...     delivery.ack()
+...     c.receive() is None
+(b'a message', 1, True)
+True
+
+``connect_async`` gives the same with ``async with`` and ``await``. Addresses:
+
+    memory://name             one process (tests)
+    spool:///folder           several processes on one host, durable, no server
+    http://host:port, https   two services; the other end is ``ilcp serve``           pip install 'ilcp[http]'
+    nats://host:port, tls     fleets, over NATS JetStream                             pip install 'ilcp[nats]'
+
+**At least once.** A message that was sent is handed out until somebody acknowledges it. Who receives it holds it for
+``lease_s``; a receiver that dies, gives it back or takes longer loses it to the next. The **hand-off id** is the
+idempotency key: a name keeps a message once per id, and what was acknowledged is not handed out again, also when it is
+sent again within ``dedup_s``. A sealed message shows its id; a bare one has the ``handoff_id`` that its sender gives,
+or a fresh one per send.
+
+**Order** is that of sending, per name, until something is handed out again: a receiver gets the oldest message that is
+free (NATS: what is handed out again comes when it comes).
+
+**Not here**: what a message means. Whoever may write to a transport can steer its receivers: seal the messages.
+
+``import ilcp.transport`` loads no torch, and a transport's library only once its scheme is used.
+"""
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from importlib import import_module
+from urllib.parse import urlsplit
+
+from ilcp.transport.capabilities import Capabilities, Choice, choose
+from ilcp.transport.connection import AsyncConnection, AsyncDelivery, Connection, Delivery, Loop, Receipt
+from ilcp.transport.errors import (
+    AddressError,
+    CapabilityError,
+    CorruptError,
+    FullError,
+    LeaseLostError,
+    MissingExtraError,
+    ProtocolError,
+    RefusedError,
+    UnreachableError,
+)
+from ilcp.transport.link import MEDIA_TYPE, Link, Settings
+
+__all__ = [
+    "MEDIA_TYPE",
+    "AddressError",
+    "AsyncConnection",
+    "AsyncDelivery",
+    "Capabilities",
+    "CapabilityError",
+    "Choice",
+    "Connection",
+    "CorruptError",
+    "Delivery",
+    "FullError",
+    "LeaseLostError",
+    "Link",
+    "MissingExtraError",
+    "ProtocolError",
+    "Receipt",
+    "RefusedError",
+    "Settings",
+    "UnreachableError",
+    "choose",
+    "connect",
+    "connect_async",
+]
+
+_DOORS = {  # scheme: the module, the function that opens it, and the extra that brings its library
+    "memory": ("ilcp.transport.spool", "open_memory", None),
+    "spool": ("ilcp.transport.spool", "open_spool", None),
+    "http": ("ilcp.transport.http", "open_http", "http"),
+    "https": ("ilcp.transport.http", "open_http", "http"),
+    "nats": ("ilcp.transport.nats", "open_nats", "nats"),
+    "tls": ("ilcp.transport.nats", "open_nats", "nats"),
+}
+
+
+@contextmanager
+def connect(url: str, *, name: str | None = None, settings: Settings | None = None) -> Iterator[Connection]:
+    """A connection to ``url`` for the length of a ``with``; ``name`` is whose messages ``receive`` gives.
+
+    Raises:
+        AddressError: an unknown scheme, an address or a setting that it does not take.
+        MissingExtraError: the scheme's library is not installed.
+        UnreachableError, RefusedError, CorruptError: nobody there, no entry, or no spool.
+    """
+    loop = Loop()
+    try:
+        opened = connect_async(url, name=name, settings=settings)
+        inner = loop.wait(opened.__aenter__())
+        try:
+            yield Connection(loop, inner)
+        finally:
+            loop.wait(opened.__aexit__(None, None, None))
+    finally:
+        loop.close()
+
+
+@asynccontextmanager
+async def connect_async(
+    url: str, *, name: str | None = None, settings: Settings | None = None
+) -> AsyncIterator[AsyncConnection]:
+    """The same for ``async with``.
+
+    Raises:
+        AddressError, MissingExtraError, UnreachableError, RefusedError, CorruptError: as ``connect``.
+    """
+    settings = settings or Settings()
+    link = await _open(url, settings)
+    try:
+        yield AsyncConnection(link, name, settings)
+    finally:
+        await link.close()
+
+
+async def _open(url: str, settings: Settings) -> Link:
+    try:
+        parts = urlsplit(url)
+        _ = parts.port  # what is no number raises
+    except (TypeError, ValueError, AttributeError) as error:
+        raise AddressError(f"expected an address such as spool:///folder, got one that is none: {error}") from error
+    if "@" in parts.netloc:
+        raise AddressError("expected an address without credentials, got some in it: give them in Settings")
+    if parts.scheme not in _DOORS:
+        raise AddressError(f"expected a scheme of {', '.join(_DOORS)}, got {parts.scheme!r} in {url!r}")
+    module, function, extra = _DOORS[parts.scheme]
+    try:
+        door = getattr(import_module(module), function)
+    except ModuleNotFoundError as error:
+        if extra is None or (error.name or "").startswith("ilcp."):
+            raise
+        missing = f"expected {error.name} for {parts.scheme}://, got no such package"
+        raise MissingExtraError(f"{missing}: pip install 'ilcp[{extra}]'") from error
+    link: Link = await door(parts, settings)
+    return link

@@ -1,0 +1,270 @@
+"""What a program holds: an ``AsyncConnection``, or a ``Connection``, which is the same on a loop of its own."""
+
+import asyncio
+import threading
+from collections.abc import Coroutine
+from typing import Any, Literal, NamedTuple, TypeVar
+
+from ilcp.message import BytesLike
+from ilcp.transport import telemetry
+from ilcp.transport.capabilities import Capabilities
+from ilcp.transport.errors import AddressError, CapabilityError, LeaseLostError
+from ilcp.transport.link import MAX_LEASE_S, Lease, Link, Settings, checked_id, checked_message, checked_name, checked_s
+
+__all__ = ["AsyncConnection", "AsyncDelivery", "Connection", "Delivery", "Loop", "Receipt"]
+
+T = TypeVar("T")
+
+
+class Receipt(NamedTuple):
+    """A message is kept. ``duplicate``: it was there already under this id, and is kept once."""
+
+    handoff_id: str
+    duplicate: bool
+
+
+class AsyncDelivery:
+    """One message, held until it is settled or ``until_s`` (the settings' clock) has come.
+
+    ``attempt`` counts how often it was handed out, from 1: a message that breaks its receivers shows by it.
+    """
+
+    def __init__(self, link: Link, name: str, lease: Lease, settings: Settings) -> None:
+        self._link, self._name, self._lease, self._clock = link, name, lease, settings.clock
+        self._settled: Literal["ack", "nack"] | None = None
+
+    @property
+    def message(self) -> bytes:
+        """What was sent."""
+        return self._lease.message
+
+    @property
+    def handoff_id(self) -> str:
+        """The idempotency key: the sealed message's own, or the one that it was sent under."""
+        return self._lease.handoff_id
+
+    @property
+    def attempt(self) -> int:
+        """How often the message was handed out, this time counted in."""
+        return self._lease.attempt
+
+    @property
+    def until_s(self) -> float:
+        """When the lease ends, by the settings' clock."""
+        return self._lease.until_s
+
+    async def ack(self) -> None:
+        """It is done: nobody gets it again. May be repeated, as after an ``UnreachableError``.
+
+        Raises:
+            LeaseLostError: the lease has ended, or it was given back.
+            TransportError: the other side cannot be reached; it may or may not know.
+        """
+        await self._settle("ack", None)
+
+    async def nack(self, delay_s: float = 0.0) -> None:
+        """It is not done: it is free again after ``delay_s``.
+
+        Raises:
+            LeaseLostError: the lease has ended, or it was acknowledged.
+            AddressError: a delay that is negative or longer than any lease.
+            TransportError: the other side cannot be reached; the lease runs out by itself.
+        """
+        await self._settle("nack", checked_s("delay_s", delay_s, MAX_LEASE_S) if delay_s else 0.0)
+
+    async def _settle(self, how: Literal["ack", "nack"], retry_in_s: float | None) -> None:
+        if self._settled == how:
+            return
+        if self._settled is not None or self._clock() >= self.until_s:
+            was = f"after its {self._settled}" if self._settled else "after its lease ended"
+            raise LeaseLostError(f"expected {how} of a delivery that is held, got one {was}: {self.handoff_id}")
+        with telemetry.span(telemetry.SPAN_SETTLE, **_attributes(how, self._name, self._lease)):
+            await self._link.settle(self._name, self._lease, retry_in_s=retry_in_s)
+        self._settled = how
+        telemetry.logged(f"{how}ed", queue=self._name, handoff_id=self.handoff_id, attempt=self.attempt)
+
+
+class AsyncConnection:
+    """A way to send to any name, and to receive under one's own, ``name``. Any number of tasks may share it."""
+
+    def __init__(self, link: Link, name: str | None, settings: Settings) -> None:
+        self.name = name if name is None else checked_name("name", name)
+        self._link, self._settings = link, settings
+
+    async def send(self, message: BytesLike, *, to: str, handoff_id: str | None = None) -> Receipt:
+        """Has ``message`` kept for ``to``, once per id.
+
+        The id is the one that a sealed message shows; else ``handoff_id``; else a fresh one, and then a send that is
+        repeated after an error may be kept twice.
+
+        Raises:
+            EncodeError: no bytes, none of them, or too many.
+            AddressError: a name or an id that no transport takes.
+            FullError: there is no room now.
+            TransportError: the other side cannot be reached, or does not want it.
+        """
+        wire, name = checked_message(message), checked_name("to", to)
+        known = checked_id(wire, handoff_id)
+        lease = Lease("", known, wire, 0, 0.0)
+        with telemetry.span(telemetry.SPAN_SEND, **_attributes("send", name, lease)) as span:
+            new = await self._link.put(name, known, wire)
+            if span is not None:
+                span.set_attribute(telemetry.ATTRIBUTE_DUPLICATE, not new)
+        telemetry.logged("sent", queue=name, handoff_id=known, message_bytes=len(wire), duplicate=not new)
+        return Receipt(known, not new)
+
+    async def receive(self, timeout_s: float = 0.0) -> AsyncDelivery | None:
+        """The oldest message for ``name`` that nobody holds; None if none came within ``timeout_s``.
+
+        Raises:
+            AddressError: the connection has no name, or the time is none.
+            TransportError: the other side cannot be reached, or does not want to.
+        """
+        name = self._own_name()
+        wait_s = checked_s("timeout_s", timeout_s, MAX_LEASE_S) if timeout_s else 0.0
+        lease = await self._link.take(name, self._settings.lease_s, wait_s)
+        if lease is None:
+            return None
+        with telemetry.span(telemetry.SPAN_RECEIVE, **_attributes("receive", name, lease)):
+            telemetry.logged(
+                "received",
+                queue=name,
+                handoff_id=lease.handoff_id,
+                message_bytes=len(lease.message),
+                attempt=lease.attempt,
+            )
+            return AsyncDelivery(self._link, name, lease, self._settings)
+
+    async def publish(self, capabilities: Capabilities) -> None:
+        """Tells under ``name`` what this receiver reads, in place of what was told before.
+
+        Raises:
+            AddressError: the connection has no name.
+            TransportError: the other side cannot be reached, or does not want to.
+        """
+        await self._link.publish(self._own_name(), capabilities.to_bytes())
+
+    async def capabilities(self, name: str) -> Capabilities:
+        """What ``name`` told last.
+
+        Raises:
+            CapabilityError: it has told nothing.
+            DecodeError: what it told is nothing that this release reads.
+            TransportError: the other side cannot be reached, or does not want to.
+        """
+        body = await self._link.lookup(checked_name("name", name))
+        if body is None:
+            raise CapabilityError(f"expected {name} to have told what it reads, got nothing: start the receiver first")
+        return Capabilities.from_bytes(body)
+
+    def _own_name(self) -> str:
+        if self.name is None:
+            raise AddressError("expected a connection with a name, got one without: connect(url, name='planner')")
+        return self.name
+
+
+class Loop:
+    """An event loop in a thread of its own. After a fork it is gone: connect in the process that uses it."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="ilcp-transport", daemon=True)
+        self._thread.start()
+
+    def wait(self, work: Coroutine[Any, Any, T]) -> T:
+        """What ``work`` returns or raises; an interrupt here cancels it there."""
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result()
+        finally:
+            future.cancel()
+
+    def close(self) -> None:
+        """Cancels what still runs, and ends the thread."""
+        self.wait(self._quiet())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    async def _quiet(self) -> None:
+        others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        await asyncio.get_running_loop().shutdown_default_executor()
+
+
+class Delivery:
+    """``AsyncDelivery`` for a program without a loop: the same names, called plainly."""
+
+    def __init__(self, loop: Loop, inner: AsyncDelivery) -> None:
+        self._loop, self._inner = loop, inner
+        self.message, self.handoff_id = inner.message, inner.handoff_id
+        self.attempt, self.until_s = inner.attempt, inner.until_s
+
+    def ack(self) -> None:
+        """See ``AsyncDelivery.ack``.
+
+        Raises:
+            LeaseLostError, TransportError: as there.
+        """
+        self._loop.wait(self._inner.ack())
+
+    def nack(self, delay_s: float = 0.0) -> None:
+        """See ``AsyncDelivery.nack``.
+
+        Raises:
+            LeaseLostError, AddressError, TransportError: as there.
+        """
+        self._loop.wait(self._inner.nack(delay_s))
+
+
+class Connection:
+    """``AsyncConnection`` for a program without a loop: the same names, called plainly. Threads may share it."""
+
+    def __init__(self, loop: Loop, inner: AsyncConnection) -> None:
+        self._loop, self._inner = loop, inner
+        self.name = inner.name
+
+    def send(self, message: BytesLike, *, to: str, handoff_id: str | None = None) -> Receipt:
+        """See ``AsyncConnection.send``.
+
+        Raises:
+            EncodeError, AddressError, FullError, TransportError: as there.
+        """
+        return self._loop.wait(self._inner.send(message, to=to, handoff_id=handoff_id))
+
+    def receive(self, timeout_s: float = 0.0) -> Delivery | None:
+        """See ``AsyncConnection.receive``.
+
+        Raises:
+            AddressError, TransportError: as there.
+        """
+        found = self._loop.wait(self._inner.receive(timeout_s))
+        return None if found is None else Delivery(self._loop, found)
+
+    def publish(self, capabilities: Capabilities) -> None:
+        """See ``AsyncConnection.publish``.
+
+        Raises:
+            AddressError, TransportError: as there.
+        """
+        self._loop.wait(self._inner.publish(capabilities))
+
+    def capabilities(self, name: str) -> Capabilities:
+        """See ``AsyncConnection.capabilities``.
+
+        Raises:
+            CapabilityError, DecodeError, TransportError: as there.
+        """
+        return self._loop.wait(self._inner.capabilities(name))
+
+
+def _attributes(operation: str, name: str, lease: Lease) -> dict[str, Any]:
+    return {
+        telemetry.ATTRIBUTE_OPERATION: operation,
+        telemetry.ATTRIBUTE_QUEUE: name,
+        telemetry.ATTRIBUTE_ID: lease.handoff_id,
+        telemetry.ATTRIBUTE_BYTES: len(lease.message),
+        telemetry.ATTRIBUTE_ATTEMPT: lease.attempt,
+    }

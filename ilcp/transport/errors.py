@@ -1,0 +1,58 @@
+"""What can go wrong on the way. Each is a ``TransportError``, and none means that a message was half delivered.
+
+A message that is no bytes, empty or over the limit is an ``EncodeError`` as everywhere: mend the argument.
+"""
+
+from ilcp.errors import TransportError
+
+__all__ = [
+    "AddressError",
+    "CapabilityError",
+    "CorruptError",
+    "FullError",
+    "LeaseLostError",
+    "MissingExtraError",
+    "ProtocolError",
+    "RefusedError",
+    "UnreachableError",
+]
+
+
+class AddressError(TransportError, ValueError):
+    """An address, a name, an id or a setting that no transport takes: mend the argument."""
+
+
+class MissingExtraError(TransportError, ImportError):
+    """The library behind a scheme is not installed; the text names the extra that brings it."""
+
+
+class UnreachableError(TransportError, OSError):
+    """Nobody answers there, or not in time. What was sent may have arrived: send it again under the same id."""
+
+
+class RefusedError(TransportError, PermissionError):
+    """The other side does not accept our credentials, or we do not accept its certificate."""
+
+
+class FullError(TransportError):
+    """There is no room now; ``retry_after_s`` says when to try again, where the other side said so."""
+
+    def __init__(self, text: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(text)
+        self.retry_after_s = retry_after_s
+
+
+class CorruptError(TransportError):
+    """The spool's file is damaged, or is no spool."""
+
+
+class LeaseLostError(TransportError):
+    """A delivery was settled too late or otherwise before: it was, or will be, handed out again."""
+
+
+class ProtocolError(TransportError):
+    """The other side speaks, but not as an ilcp endpoint does."""
+
+
+class CapabilityError(TransportError):
+    """Sender and receiver have no way of sending in common, and none is made up."""

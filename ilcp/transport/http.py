@@ -1,0 +1,188 @@
+"""``http://host:port`` and ``https://``: a client of ``ilcp serve``, over httpx.
+
+A connection that cannot be made is tried again by httpx, with its own back-off; nothing else is repeated, so that the
+caller decides. TLS verifies against the system's certificates unless ``Settings.tls`` is another context.
+"""
+
+import json
+import ssl
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import SplitResult
+
+import httpx
+
+from ilcp.errors import EncodeError
+from ilcp.message import MAX_MESSAGE_BYTES
+from ilcp.transport.errors import (
+    AddressError,
+    FullError,
+    LeaseLostError,
+    ProtocolError,
+    RefusedError,
+    UnreachableError,
+)
+from ilcp.transport.link import MAX_CAPABILITIES_BYTES, MEDIA_TYPE, Lease, Settings
+from ilcp.transport.wire import ATTEMPT_HEADER, ID_HEADER, LEASE_FOR_HEADER, LEASE_HEADER, MAX_WAIT_S, PREFIX
+
+__all__ = ["HttpLink", "open_http"]
+
+CONNECT_TRIES = 3  # httpx waits 0, 0.5, 1 s between them
+MAX_ANSWER_BYTES = max(MAX_MESSAGE_BYTES, MAX_CAPABILITIES_BYTES) + 1024
+
+
+class HttpLink:
+    """A ``Link`` onto an endpoint."""
+
+    def __init__(self, client: httpx.AsyncClient, settings: Settings) -> None:
+        self._client, self._settings = client, settings
+
+    async def put(self, name: str, handoff_id: str, message: bytes) -> bool:
+        """See ``Link``."""
+        headers = {"content-type": MEDIA_TYPE, ID_HEADER: handoff_id}
+        answer, _ = await self._ask("POST", f"{PREFIX}/{name}", (200, 201), content=message, headers=headers)
+        return answer.status_code == 201
+
+    async def take(self, name: str, lease_s: float, wait_s: float) -> Lease | None:
+        """See ``Link``. Long waits are several requests."""
+        end = time.monotonic() + wait_s
+        while True:
+            left = max(0.0, end - time.monotonic())
+            wanted = {"lease_s": repr(lease_s), "wait_s": repr(min(left, MAX_WAIT_S))}
+            timeout = httpx.Timeout(self._settings.timeout_s, read=self._settings.timeout_s + min(left, MAX_WAIT_S))
+            answer, body = await self._ask(
+                "POST", f"{PREFIX}/{name}/receive", (200, 204), params=wanted, timeout=timeout
+            )
+            if answer.status_code == 200:
+                return _lease(answer, body, self._settings.clock())
+            if left <= MAX_WAIT_S:
+                return None
+
+    async def settle(self, name: str, lease: Lease, *, retry_in_s: float | None) -> None:
+        """See ``Link``."""
+        how, params = ("ack", None) if retry_in_s is None else ("nack", {"delay_s": repr(retry_in_s)})
+        await self._ask("POST", f"{PREFIX}/{name}/{how}", (204,), params=params, headers={LEASE_HEADER: lease.token})
+
+    async def publish(self, name: str, body: bytes) -> None:
+        """See ``Link``."""
+        headers = {"content-type": "application/json"}
+        await self._ask("PUT", f"{PREFIX}/{name}/capabilities", (204,), content=body, headers=headers)
+
+    async def lookup(self, name: str) -> bytes | None:
+        """See ``Link``."""
+        answer, body = await self._ask("GET", f"{PREFIX}/{name}/capabilities", (200, 404))
+        if answer.status_code == 404 and answer.headers.get("content-type") != "application/json":
+            raise ProtocolError(f"expected an ilcp endpoint, got 404 from {answer.url}: is the address right?")
+        return body if answer.status_code == 200 else None
+
+    async def close(self) -> None:
+        """See ``Link``."""
+        await self._client.aclose()
+
+    async def _ask(self, method: str, path: str, good: tuple[int, ...], **more: Any) -> tuple[httpx.Response, bytes]:
+        """The answer and its body, which is not read beyond what an endpoint may say."""
+        with _told(self._client.base_url):
+            async with self._client.stream(method, path, **more) as answer:
+                body = b""
+                async for chunk in answer.aiter_raw():
+                    body += chunk
+                    if len(body) > MAX_ANSWER_BYTES:
+                        raise ProtocolError(f"expected an answer of at most {MAX_ANSWER_BYTES} bytes, got more")
+        if answer.status_code not in good:
+            raise _refusal(answer, body)
+        return answer, body
+
+
+async def open_http(url: SplitResult, settings: Settings) -> HttpLink:
+    """A client of the endpoint, which has answered ``/health`` and a request with our token.
+
+    Raises:
+        AddressError: the URL has no host, or more than a host and a port.
+        UnreachableError, RefusedError, ProtocolError: nobody answers, not to us, or not as an endpoint does.
+    """
+    settings.only(url.scheme, "timeout_s", "token", "tls")
+    if not url.hostname or url.path.strip("/") or url.query:
+        raise AddressError(f"expected {url.scheme}://host:port, got {url.geturl()!r}")
+    link = HttpLink(client_for(url.geturl(), settings), settings)
+    try:
+        answer, body = await link._ask("GET", f"{PREFIX}", (200,))
+        if answer.headers.get("content-type") != "application/json" or b'"ilcp"' not in body:
+            raise ProtocolError(f"expected an ilcp endpoint at {url.geturl()}, got another page: is the port right?")
+    except BaseException:
+        await link.close()
+        raise
+    return link
+
+
+def client_for(
+    base_url: str, settings: Settings, transport: httpx.AsyncBaseTransport | None = None
+) -> httpx.AsyncClient:
+    """The httpx client; ``transport`` is there for tests.
+
+    Raises:
+        AddressError: a token that no header can carry.
+    """
+    headers = {}
+    if settings.token is not None:
+        if not settings.token.isascii() or not settings.token.isprintable() or " " in settings.token:
+            raise AddressError("expected a token of printable ASCII without spaces, got another")
+        headers["authorization"] = f"Bearer {settings.token}"
+    verify = settings.tls if settings.tls is not None else True
+    if transport is None:
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
+        transport = httpx.AsyncHTTPTransport(verify=verify, retries=CONNECT_TRIES, limits=limits)
+    return httpx.AsyncClient(base_url=base_url, headers=headers, transport=transport, timeout=settings.timeout_s)
+
+
+def _lease(answer: httpx.Response, body: bytes, now_s: float) -> Lease:
+    """The lease that an answer gives. It began when the answer was sent; the endpoint's clock decides."""
+    headers = answer.headers
+    try:
+        if headers["content-type"] != MEDIA_TYPE or not body:
+            raise ValueError(headers["content-type"])
+        token, known = headers[LEASE_HEADER], headers[ID_HEADER]
+        return Lease(token, known, body, int(headers[ATTEMPT_HEADER]), now_s + float(headers[LEASE_FOR_HEADER]))
+    except (KeyError, ValueError) as error:
+        raise ProtocolError(f"expected a message with its lease, got another answer: {error!r}") from error
+
+
+def _refusal(answer: httpx.Response, body: bytes) -> Exception:
+    """What a status means here; the endpoint's own words, where it has some, are passed on."""
+    try:
+        said = str(json.loads(body)["error"])[:500]
+    except (ValueError, KeyError, TypeError):
+        said = f"status {answer.status_code}"
+    where = f"from {answer.url.copy_with(query=None)}, got: {said}"
+    match answer.status_code:
+        case 401 | 403:
+            return RefusedError(f"expected entry {where}; give the endpoint's token in Settings(token=…)")
+        case 409:
+            return LeaseLostError(said)
+        case 413:
+            return EncodeError(f"expected a message that fits {where}")
+        case 429:
+            after = answer.headers.get("retry-after", "")
+            wait = float(after) if after.isascii() and after.isdigit() else None
+            return FullError(f"expected room {where}; try again later", retry_after_s=wait)
+        case status if status >= 500:
+            return UnreachableError(f"expected an answer {where}")
+    return ProtocolError(f"expected an answer of an ilcp endpoint {where}; is the address right?")
+
+
+@contextmanager
+def _told(where: object) -> Iterator[None]:
+    """httpx's errors under our names."""
+    try:
+        yield
+    except httpx.HTTPError as error:
+        cause: BaseException | None = error
+        while cause is not None:
+            if isinstance(cause, ssl.SSLError):
+                raise RefusedError(f"expected a certificate that can be trusted of {where}, got: {cause}") from error
+            cause = cause.__cause__ or cause.__context__
+        if isinstance(error, httpx.UnsupportedProtocol | httpx.LocalProtocolError):
+            raise AddressError(f"expected an address that httpx takes, got {where}: {error}") from error
+        said = str(error) or type(error).__name__
+        raise UnreachableError(f"expected an answer of {where}, got: {said}; is ilcp serve running there?") from error

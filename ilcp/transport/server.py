@@ -1,0 +1,245 @@
+"""The HTTP endpoint: a Starlette app in front of a store. `ilcp.transport.wire` says what it answers.
+
+Nothing of a request is read before its token, its path and its declared length are in order. A request without a length
+is refused (411). Nothing about a message's meaning is checked here.
+"""
+
+import hmac
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from starlette.applications import Starlette
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from ilcp.errors import DecodeError, EncodeError, TransportError
+from ilcp.message import MAX_MESSAGE_BYTES
+from ilcp.transport.capabilities import Capabilities
+from ilcp.transport.errors import AddressError, FullError, LeaseLostError
+from ilcp.transport.link import (
+    MAX_CAPABILITIES_BYTES,
+    MAX_LEASE_S,
+    MEDIA_TYPE,
+    Lease,
+    checked_id,
+    checked_message,
+    checked_name,
+    checked_s,
+)
+from ilcp.transport.spool import StoreLink
+from ilcp.transport.telemetry import logged
+from ilcp.transport.wire import ATTEMPT_HEADER, ID_HEADER, LEASE_FOR_HEADER, LEASE_HEADER, MAX_WAIT_S, PREFIX
+
+__all__ = ["endpoint"]
+
+MAX_AT_ONCE = 256  # requests, waiting receivers among them; each takes some 50 kB
+RETRY_AFTER_S = 1
+TOKEN_BYTES = 4096  # no header that is longer is compared
+
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+class _Refused(Exception):
+    """A request that is answered with a status and one sentence."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+class _Metrics:
+    """Prometheus' view; no label has a value that a client chooses."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        labels = ("operation", "status")
+        self.requests = Counter("ilcp_requests", "requests answered", labels, registry=self.registry)
+        self.seconds = Histogram("ilcp_request_seconds", "time to answer", labels[:1], registry=self.registry)
+        self.duplicates = Counter("ilcp_duplicates", "messages sent again under a known id", registry=self.registry)
+        self.active = Gauge("ilcp_requests_active", "requests in work", registry=self.registry)
+        self.waiting = Gauge("ilcp_handoffs_waiting", "messages not yet acknowledged", registry=self.registry)
+        self.waiting_bytes = Gauge("ilcp_handoffs_waiting_bytes", "what they take", registry=self.registry)
+
+
+class _Endpoint:
+    def __init__(self, link: StoreLink, token: str | None, max_at_once: int) -> None:
+        self.link, self.max_at_once, self.at_once = link, max_at_once, 0
+        self.token = None if token is None else token.encode()
+        self.metrics = _Metrics()
+
+    def route(self, path: str, method: str, operation: str, handler: Handler, *, open_to_all: bool = False) -> Route:
+        """The handler behind the checks that all share; what it raises becomes a status."""
+
+        async def answer(request: Request) -> Response:
+            began = time.perf_counter()
+            self.metrics.active.inc()
+            self.at_once += 1
+            try:
+                if not open_to_all:
+                    self._admit(request)
+                response = await handler(request)
+            except ClientDisconnect:
+                response = Response(status_code=400)
+            except (_Refused, TransportError, EncodeError, DecodeError) as error:
+                response = _as_response(error)
+            finally:
+                self.at_once -= 1
+                self.metrics.active.dec()
+            self.metrics.requests.labels(operation, str(response.status_code)).inc()
+            self.metrics.seconds.labels(operation).observe(time.perf_counter() - began)
+            if response.status_code >= 400:
+                peer = request.client.host if request.client else "unknown"
+                logged(f"{operation} refused", status=response.status_code, peer=peer)
+            return response
+
+        return Route(path, answer, methods=[method])
+
+    def _admit(self, request: Request) -> None:
+        if self.token is not None:
+            scheme, _, given = request.headers.get("authorization", "")[:TOKEN_BYTES].partition(" ")
+            if scheme.lower() != "bearer" or not hmac.compare_digest(given.encode(), self.token):
+                raise _Refused(401, "expected Authorization: Bearer with the endpoint's token, got none or another")
+        if self.at_once > self.max_at_once:
+            raise FullError(
+                f"expected at most {self.max_at_once} requests at once, got more", retry_after_s=RETRY_AFTER_S
+            )
+
+    async def send(self, request: Request) -> Response:
+        name = checked_name("name", request.path_params["name"])
+        if request.headers.get("content-type") != MEDIA_TYPE:
+            raise _Refused(415, f"expected content-type {MEDIA_TYPE}, got another")
+        wire = checked_message(await _body(request, MAX_MESSAGE_BYTES))
+        known = checked_id(wire, request.headers.get(ID_HEADER))
+        new = await self.link.put(name, known, wire)
+        if not new:
+            self.metrics.duplicates.inc()
+        logged("kept", queue=name, handoff_id=known, message_bytes=len(wire), duplicate=not new)
+        return JSONResponse({"handoff_id": known, "duplicate": not new}, 201 if new else 200)
+
+    async def receive(self, request: Request) -> Response:
+        name = checked_name("name", request.path_params["name"])
+        lease_s = _seconds(request, "lease_s", MAX_LEASE_S, None)
+        wait_s = _seconds(request, "wait_s", MAX_WAIT_S, 0.0)
+        lease = await self.link.take(name, lease_s, wait_s)
+        if lease is None:
+            return Response(status_code=204)
+        if await request.is_disconnected():  # nobody will get the answer: free at once, not when the lease ends
+            await self.link.settle(name, lease, retry_in_s=0.0)
+            return Response(status_code=400)
+        logged("handed out", queue=name, handoff_id=lease.handoff_id, attempt=lease.attempt)
+        headers = {
+            LEASE_HEADER: lease.token,
+            ID_HEADER: lease.handoff_id,
+            ATTEMPT_HEADER: str(lease.attempt),
+            LEASE_FOR_HEADER: repr(lease_s),
+        }
+        return Response(lease.message, media_type=MEDIA_TYPE, headers=headers)
+
+    async def ack(self, request: Request) -> Response:
+        return await self._settle(request, None)
+
+    async def nack(self, request: Request) -> Response:
+        return await self._settle(request, _seconds(request, "delay_s", MAX_LEASE_S, 0.0))
+
+    async def _settle(self, request: Request, retry_in_s: float | None) -> Response:
+        name = checked_name("name", request.path_params["name"])
+        lease = Lease(request.headers.get(LEASE_HEADER, "")[:64], "", b"", 0, 0.0)
+        await self.link.settle(name, lease, retry_in_s=retry_in_s)
+        return Response(status_code=204)
+
+    async def publish(self, request: Request) -> Response:
+        name = checked_name("name", request.path_params["name"])
+        body = await _body(request, MAX_CAPABILITIES_BYTES)
+        await self.link.publish(name, Capabilities.from_bytes(body).to_bytes())
+        return Response(status_code=204)
+
+    async def lookup(self, request: Request) -> Response:
+        name = checked_name("name", request.path_params["name"])
+        body = await self.link.lookup(name)
+        if body is None:
+            raise _Refused(404, f"expected {name} to have told what it reads, got nothing")
+        return Response(body, media_type="application/json")
+
+    async def health(self, request: Request) -> Response:
+        await self.link.waiting()  # a spool that cannot be read is no health
+        return JSONResponse({"status": "ok"})
+
+    async def hello(self, request: Request) -> Response:
+        return JSONResponse({"ilcp": "endpoint", "max_message_bytes": MAX_MESSAGE_BYTES})
+
+    async def show_metrics(self, request: Request) -> Response:
+        messages, used = await self.link.waiting()
+        self.metrics.waiting.set(messages)
+        self.metrics.waiting_bytes.set(used)
+        return Response(generate_latest(self.metrics.registry), media_type="text/plain; version=0.0.4")
+
+
+def endpoint(link: StoreLink, *, token: str | None = None, max_at_once: int = MAX_AT_ONCE) -> Starlette:
+    """The app, to be served by uvicorn or any ASGI server. Without a token everybody who reaches it may do everything.
+
+    Raises:
+        AddressError: an empty token.
+    """
+    if token is not None and not token:
+        raise AddressError("expected a token that is not empty, got an empty one: leave it out to need none")
+    door = _Endpoint(link, token, max_at_once)
+    return Starlette(
+        routes=[
+            door.route("/health", "GET", "health", door.health, open_to_all=True),
+            door.route("/metrics", "GET", "metrics", door.show_metrics),
+            door.route(PREFIX, "GET", "hello", door.hello),
+            door.route(PREFIX + "/{name}", "POST", "send", door.send),
+            door.route(PREFIX + "/{name}/receive", "POST", "receive", door.receive),
+            door.route(PREFIX + "/{name}/ack", "POST", "ack", door.ack),
+            door.route(PREFIX + "/{name}/nack", "POST", "nack", door.nack),
+            door.route(PREFIX + "/{name}/capabilities", "PUT", "publish", door.publish),
+            door.route(PREFIX + "/{name}/capabilities", "GET", "lookup", door.lookup),
+        ]
+    )
+
+
+async def _body(request: Request, most: int) -> bytes:
+    """The body, whose length is declared and looked at before anything is read."""
+    declared = request.headers.get("content-length", "")
+    if not declared.isascii() or not declared.isdigit() or len(declared) > 15:
+        raise _Refused(411, "expected a content-length, got none: send the body in one piece")
+    if int(declared) > most:
+        raise _Refused(413, f"expected at most {most} bytes, got {int(declared)}")
+    body = b""
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > int(declared):
+            raise _Refused(400, f"expected {declared} bytes as declared, got more")
+    return body
+
+
+def _seconds(request: Request, what: str, most: float, default: float | None) -> float:
+    text = request.query_params.get(what)
+    if text is None and default is not None:
+        return default
+    try:
+        seconds = float(text or "")
+    except ValueError:
+        raise _Refused(400, f"expected {what} as seconds, got {(text or '')[:40]!r}") from None
+    return 0.0 if seconds == 0.0 and default is not None else checked_s(what, seconds, most)
+
+
+def _as_response(error: Exception) -> Response:
+    headers: dict[str, Any] = {}
+    match error:
+        case _Refused(status=status):
+            pass
+        case LeaseLostError():
+            status = 409
+        case FullError(retry_after_s=after):
+            status, headers = 429, {"retry-after": str(int(after or RETRY_AFTER_S))}
+        case AddressError() | EncodeError() | DecodeError():
+            status = 400
+        case _:
+            status = 503
+    if status == 401:
+        headers = {"www-authenticate": "Bearer"}
+    return JSONResponse({"error": str(error)[:500]}, status, headers=headers)

@@ -1,0 +1,101 @@
+"""What ``ilcp serve`` runs: uvicorn, with the endpoint in front of a spool, until SIGINT or SIGTERM."""
+
+import asyncio
+import ipaddress
+import socket
+import ssl
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import uvicorn
+
+from ilcp.transport.errors import AddressError, UnreachableError
+from ilcp.transport.link import Settings
+from ilcp.transport.server import endpoint
+from ilcp.transport.spool import StoreLink, open_spool
+
+__all__ = ["serve"]
+
+GOODBYE_S = 5  # waiting receivers are cut off after it; their messages were not handed out
+
+
+def serve(
+    folder: Path,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    token: str | None = None,
+    certificate: Path | None = None,
+    key: Path | None = None,
+    settings: Settings | None = None,
+    ready: Callable[[str], None] = lambda url: None,
+) -> None:
+    """Serves until it is told to stop; ``ready`` gets the address once requests are taken (port 0 picks a free one).
+
+    Raises:
+        AddressError: another host than this one without a token, or a certificate that cannot be loaded.
+        UnreachableError: the port is taken, or the spool cannot be opened.
+        CorruptError: the folder holds no spool, or a damaged one.
+    """
+    if token is None and not _is_loopback(host):
+        raise AddressError(f"expected a token, because {host} can be reached from elsewhere, got none: set ILCP_TOKEN")
+    asyncio.run(_serve(folder, host, port, token, certificate, key, settings or Settings(), ready))
+
+
+async def _serve(
+    folder: Path,
+    host: str,
+    port: int,
+    token: str | None,
+    certificate: Path | None,
+    key: Path | None,
+    settings: Settings,
+    ready: Callable[[str], None],
+) -> None:
+    link: StoreLink = await open_spool(urlsplit(folder.resolve().as_uri().replace("file:", "spool:", 1)), settings)
+    try:
+        config = uvicorn.Config(
+            endpoint(link, token=token),
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            lifespan="off",
+            ssl_certfile=certificate,
+            ssl_keyfile=key,
+            timeout_graceful_shutdown=GOODBYE_S,
+        )
+        try:
+            config.load()
+        except (OSError, ssl.SSLError) as error:
+            raise AddressError(
+                f"expected a certificate and its key in PEM, got {certificate} and {key}: {error}"
+            ) from error
+        with _bound(host, port) as listening:
+            scheme = "http" if certificate is None else "https"
+            where = f"[{host}]" if ":" in host else host
+            ready(f"{scheme}://{where}:{listening.getsockname()[1]}")
+            await uvicorn.Server(config).serve(sockets=[listening])
+    finally:
+        await link.close()
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    # With the protocol named, asyncio sends small answers at once (TCP_NODELAY); otherwise each waits 40 ms for an ACK.
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind((host, port))
+        listening.listen(1024)
+    except OSError as error:
+        listening.close()
+        raise UnreachableError(f"expected port {port} of {host} free, got: {error.strerror}; choose another") from error
+    return listening
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

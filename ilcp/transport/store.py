@@ -1,0 +1,262 @@
+"""The queue itself, in one SQLite file (or in memory): what the spool, the HTTP endpoint and the tests stand on.
+
+**Durability.** WAL. With ``power_safe`` a hand-off is synced to the disk before ``put`` returns, and an acknowledgement
+before ``settle`` does (``synchronous=FULL``); leases are not (``NORMAL``: a lease that a power cut forgets is a message
+that is free again). Without it no commit waits for the disk: killed processes lose nothing, a power cut may lose the
+last commits of both kinds. `benchmarks/load.py` measures both.
+
+**Once.** A name has each id once: while the message waits, and for ``dedup_s`` after its acknowledgement, but not
+beyond the latest ``MAX_REMEMBERED`` hand-offs of the spool. Order is that of ``put``; a message that is handed out
+again keeps its place.
+
+**Clocks.** Leases use the wall clock, because a spool outlives a boot. A clock set forward ends leases early, one set
+back by more than ``CLOCK_SLACK_S`` voids those that seem to begin in the future: the message is handed out again, and
+the late settlement refused. The clock is read inside the transaction, so that one process's now is never before the
+lease that another has just made.
+"""
+
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from os import urandom
+
+from ilcp.transport.errors import CorruptError, FullError, LeaseLostError, UnreachableError
+from ilcp.transport.link import Lease
+
+__all__ = ["Store"]
+
+APPLICATION_ID = 0x696C6370  # "ilcp"
+SCHEMA_VERSION = 1
+BUSY_S = 30.0  # a writer holds the file for milliseconds; after this long something is stuck
+TURN_S = 0.001
+ROW_BYTES = 128  # what a row and its index entries take beside the message, rounded up
+CLOCK_SLACK_S = 5.0  # a clock that is nudged back by less only makes a lease that much longer
+MAX_REMEMBERED = 1_000_000  # about 100 MB of ids
+
+SCHEMA = (
+    """CREATE TABLE handoffs (
+        number INTEGER PRIMARY KEY AUTOINCREMENT,
+        name TEXT NOT NULL,
+        id TEXT NOT NULL,
+        message BLOB,
+        attempt INTEGER NOT NULL DEFAULT 0,
+        lease TEXT,
+        taken_s REAL NOT NULL DEFAULT 0,
+        free_s REAL NOT NULL DEFAULT 0,
+        settled_s REAL,
+        UNIQUE (name, id))""",
+    "CREATE INDEX waiting ON handoffs (name, number) WHERE message IS NOT NULL",
+    "CREATE INDEX settled ON handoffs (settled_s) WHERE message IS NULL",
+    "CREATE TABLE totals (messages INTEGER NOT NULL, bytes INTEGER NOT NULL)",
+    "INSERT INTO totals VALUES (0, 0)",
+    f"""CREATE TRIGGER arrived AFTER INSERT ON handoffs BEGIN
+        UPDATE totals SET messages = messages + 1, bytes = bytes + length(new.message) + {ROW_BYTES}; END""",
+    f"""CREATE TRIGGER done AFTER UPDATE OF message ON handoffs WHEN new.message IS NULL BEGIN
+        UPDATE totals SET messages = messages - 1, bytes = bytes - length(old.message) - {ROW_BYTES}; END""",
+    "CREATE TABLE capabilities (name TEXT PRIMARY KEY, body BLOB NOT NULL)",
+    f"PRAGMA application_id = {APPLICATION_ID}",
+    f"PRAGMA user_version = {SCHEMA_VERSION}",
+)
+FREE = "name = ? AND message IS NOT NULL AND (free_s <= ? OR taken_s > ?)"
+OLDEST = f"SELECT number FROM handoffs WHERE {FREE} ORDER BY number LIMIT 1"
+TAKE = f"""UPDATE handoffs SET attempt = attempt + 1, lease = ?, taken_s = ?, free_s = ? WHERE number = ({OLDEST})
+    RETURNING number, id, message, attempt"""
+HELD = "number = ? AND lease = ? AND message IS NOT NULL AND free_s > ? AND taken_s <= ?"
+
+
+class Store:
+    """A queue per name, and what each name says of itself. Every call returns at once; any thread may call.
+
+    Raises:
+        CorruptError: ``path`` is no spool, or a damaged one.
+        UnreachableError: ``path`` cannot be opened.
+    """
+
+    def __init__(
+        self, path: str, *, clock: Callable[[], float], dedup_s: float, max_bytes: int, power_safe: bool
+    ) -> None:
+        self._path, self._clock, self._dedup_s, self._max_bytes = path, clock, dedup_s, max_bytes
+        self._sync = "FULL" if power_safe else "NORMAL"
+        self._lock = threading.Lock()
+        with self._told():
+            self._db = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
+            try:
+                self._prepare()
+            except BaseException:
+                self._db.close()
+                raise
+
+    def put(self, name: str, handoff_id: str, message: bytes) -> bool:
+        """Whether the message is new to this name.
+
+        Raises:
+            FullError: the waiting messages, or the disk, leave no room for it.
+        """
+        with self._transaction(self._sync):
+            self._forget(self._clock())
+            known = self._db.execute("SELECT 1 FROM handoffs WHERE name = ? AND id = ?", (name, handoff_id))
+            if known.fetchone():
+                return False
+            messages, used = self._totals()
+            if used + len(message) + ROW_BYTES > self._max_bytes:
+                raise FullError(
+                    f"expected room for {len(message)} bytes in {self._path}, got {messages} waiting messages that take"
+                    f" {used} of {self._max_bytes}: receive some, or raise max_bytes"
+                )
+            self._db.execute("INSERT INTO handoffs (name, id, message) VALUES (?, ?, ?)", (name, handoff_id, message))
+        return True
+
+    def take(self, name: str, lease_s: float) -> Lease | None:
+        """The oldest free message, leased; None if there is none."""
+        now = self._clock()
+        with self._told():
+            if self._db.execute(OLDEST, (name, now, now + CLOCK_SLACK_S)).fetchone() is None:
+                return None  # the usual answer to a poll, and it locks nobody out
+        lease = urandom(8).hex()
+        with self._transaction("NORMAL"):
+            now = self._clock()
+            values = (lease, now, now + lease_s, name, now, now + CLOCK_SLACK_S)
+            row = self._db.execute(TAKE, values).fetchall()
+        if not row:
+            return None
+        number, handoff_id, message, attempt = row[0]
+        if not isinstance(message, bytes) or not isinstance(handoff_id, str):
+            raise CorruptError(f"expected bytes in row {number} of {self._path}, got another type: move the file away")
+        return Lease(f"{number}.{lease}", handoff_id, message, attempt, now + lease_s)
+
+    def settle(self, name: str, token: str, retry_in_s: float | None) -> None:
+        """Ends a lease. An acknowledgement may be repeated, as after an answer that was lost on the way.
+
+        Raises:
+            LeaseLostError: there is no such lease, or no longer.
+        """
+        digits, _, lease = token.partition(".")
+        number = int(digits) if digits.isascii() and digits.isdigit() and len(digits) < 19 else -1
+        with self._transaction(self._sync if retry_in_s is None else "NORMAL"):
+            now = self._clock()
+            held = (number, lease, now, now + CLOCK_SLACK_S)
+            if retry_in_s is None:
+                change = f"UPDATE handoffs SET message = NULL, settled_s = ? WHERE {HELD} AND name = ?"
+                done = self._db.execute(change, (now, *held, name)).rowcount
+                if not done:
+                    again = "SELECT count(*) FROM handoffs WHERE number = ? AND lease = ? AND message IS NULL"
+                    done = self._db.execute(again, held[:2]).fetchone()[0]
+            else:
+                change = f"UPDATE handoffs SET lease = NULL, taken_s = ?, free_s = ? WHERE {HELD} AND name = ?"
+                done = self._db.execute(change, (now, now + retry_in_s, *held, name)).rowcount
+        if not done:
+            raise LeaseLostError("expected a lease that is held, got one that ended: the message is handed out again")
+
+    def publish(self, name: str, body: bytes) -> None:
+        """Keeps what the receiver says of itself."""
+        with self._transaction(self._sync):
+            self._db.execute("INSERT OR REPLACE INTO capabilities VALUES (?, ?)", (name, body))
+
+    def lookup(self, name: str) -> bytes | None:
+        """What the receiver said of itself last."""
+        with self._told():
+            row = self._db.execute("SELECT body FROM capabilities WHERE name = ?", (name,)).fetchone()
+        return None if row is None else bytes(row[0])
+
+    def waiting(self) -> tuple[int, int]:
+        """How many messages wait or are leased, and the bytes that count for them."""
+        with self._told():
+            return self._totals()
+
+    def close(self) -> None:
+        """Lets go of the file."""
+        with self._lock:
+            self._db.close()
+
+    def _totals(self) -> tuple[int, int]:
+        row = self._db.execute("SELECT messages, bytes FROM totals").fetchone()
+        if row is None or not all(isinstance(number, int) for number in row):
+            raise CorruptError(f"expected the totals in {self._path}, got {row}: move the file away")
+        return row[0], row[1]
+
+    def _forget(self, now: float) -> None:
+        """Drops the ids that need no longer be remembered."""
+        self._db.execute("DELETE FROM handoffs WHERE message IS NULL AND settled_s < ?", (now - self._dedup_s,))
+        oldest = "(SELECT seq FROM sqlite_sequence WHERE name = 'handoffs') - ?"
+        ancient = f"DELETE FROM handoffs NOT INDEXED WHERE number < {oldest} AND message IS NULL"
+        self._db.execute(ancient, (MAX_REMEMBERED,))
+
+    def _prepare(self) -> None:
+        until = time.monotonic() + BUSY_S
+        while True:  # the switch to WAL does not wait for other processes that are just making it
+            try:
+                self._db.execute("PRAGMA journal_mode = WAL").fetchone()
+                break
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > until:
+                    raise
+                time.sleep(0.01)
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            self._check_schema()
+        finally:
+            self._db.execute("COMMIT")
+
+    def _check_schema(self) -> None:
+        application, version = (
+            self._db.execute(f"PRAGMA {p}").fetchone()[0] for p in ("application_id", "user_version")
+        )
+        tables = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+        if not tables and not application:
+            for statement in SCHEMA:
+                self._db.execute(statement)
+        elif application != APPLICATION_ID or version != SCHEMA_VERSION:
+            got = f"application {application:#x}, version {version}"
+            raise CorruptError(f"expected an ilcp spool of version {SCHEMA_VERSION} in {self._path}, got {got}")
+
+    def _begin(self) -> None:
+        """Waits for its turn in short steps: SQLite's own waiting grows to 100 ms, when a turn takes 5."""
+        until = time.monotonic() + BUSY_S
+        while True:
+            try:
+                self._db.execute("PRAGMA busy_timeout = 0").close()
+                self._db.execute("BEGIN IMMEDIATE")
+                return
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > until:
+                    raise
+                time.sleep(TURN_S)
+            finally:
+                self._db.execute(f"PRAGMA busy_timeout = {int(BUSY_S * 1000)}").close()
+
+    @contextmanager
+    def _transaction(self, sync: str) -> Iterator[None]:
+        with self._told():
+            self._db.execute(f"PRAGMA synchronous = {sync}")
+            self._begin()
+            try:
+                yield
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """SQLite's errors under our names; one thread at a time."""
+        with self._lock:
+            try:
+                yield
+            except sqlite3.Error as error:
+                code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+                where = f"in {self._path}, got: {error}"
+                if code == sqlite3.SQLITE_FULL:
+                    raise FullError(f"expected room on the disk {where}; free some") from error
+                if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+                    raise UnreachableError(f"expected a turn within {BUSY_S:g} s {where}; who holds it?") from error
+                if code in (
+                    sqlite3.SQLITE_CANTOPEN,
+                    sqlite3.SQLITE_READONLY,
+                    sqlite3.SQLITE_PERM,
+                    sqlite3.SQLITE_IOERR,
+                ):
+                    raise UnreachableError(f"expected a spool that can be written {where}") from error
+                raise CorruptError(f"expected a sound spool {where}; move the file away and start a new one") from error

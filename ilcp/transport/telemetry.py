@@ -1,0 +1,65 @@
+"""What a hand-off shows of itself on its way: log records and spans, with ids and sizes, never a byte of a message.
+
+Records go to the logger ``ilcp.transport``, at INFO; their fields (`FIELDS`) are attributes, which ``JsonFormatter``
+writes as one line of JSON. Spans are made when opentelemetry's API is installed, and cost nothing but a look otherwise.
+"""
+
+import json
+import logging
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache
+from importlib import import_module
+from typing import Any
+
+__all__ = ["FIELDS", "LOGGER", "JsonFormatter", "logged", "span"]
+
+LOGGER = "ilcp.transport"
+TRACER = "ilcp.transport"
+
+SPAN_SEND = "ilcp.handoff send"
+SPAN_RECEIVE = "ilcp.handoff receive"
+SPAN_SETTLE = "ilcp.handoff settle"
+
+# OpenTelemetry's semantic conventions for messaging, as far as they go.
+ATTRIBUTE_OPERATION = "messaging.operation.name"
+ATTRIBUTE_QUEUE = "messaging.destination.name"
+ATTRIBUTE_ID = "messaging.message.id"
+ATTRIBUTE_BYTES = "messaging.message.body.size"
+ATTRIBUTE_DUPLICATE = "ilcp.handoff.duplicate"
+ATTRIBUTE_ATTEMPT = "ilcp.handoff.attempt"
+
+FIELDS = ("handoff_id", "queue", "message_bytes", "attempt", "duplicate", "status", "peer")
+
+
+class JsonFormatter(logging.Formatter):
+    """A record as one line of JSON: time, level, event, and the fields that it has."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line."""
+        line = {"time_unix_s": round(record.created, 6), "level": record.levelname, "event": record.getMessage()}
+        line |= {name: record.__dict__[name] for name in FIELDS if name in record.__dict__}
+        if record.exc_info and record.exc_info[0] is not None:
+            line["error"] = record.exc_info[0].__name__
+        return json.dumps(line)
+
+
+def logged(event: str, **fields: Any) -> None:
+    """Writes one record; only `FIELDS` may be given."""
+    logging.getLogger(LOGGER).info(event, extra=fields)
+
+
+def span(name: str, **attributes: Any) -> AbstractContextManager[Any]:
+    """A span of that name as a context manager, which gives the span, or None without opentelemetry."""
+    tracing = _tracing()
+    if tracing is None:
+        return nullcontext()
+    found: AbstractContextManager[Any] = tracing.get_tracer(TRACER).start_as_current_span(name, attributes=attributes)
+    return found
+
+
+@cache
+def _tracing() -> Any:
+    try:
+        return import_module("opentelemetry.trace")
+    except ImportError:
+        return None

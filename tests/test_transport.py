@@ -1,0 +1,540 @@
+"""The transports one by one: what they promise, what they refuse and how, and what they leave behind when killed."""
+
+import asyncio
+import contextlib
+import json
+import logging
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ilcp.errors import DecodeError, EncodeError
+from ilcp.message import MAX_MESSAGE_BYTES, Message, Seal
+from ilcp.transport import (
+    AddressError,
+    Capabilities,
+    CapabilityError,
+    Choice,
+    Connection,
+    CorruptError,
+    FullError,
+    LeaseLostError,
+    MissingExtraError,
+    Settings,
+    UnreachableError,
+    choose,
+    connect,
+    connect_async,
+    telemetry,
+)
+from ilcp.transport.spool import FILE
+from ilcp.transport.store import Store
+from tests.transport_model import KINDS, NATS_SERVER, NO_NATS, Clock, Kind, free_port
+
+SEALED = Message(bytes(8), b"payload", Seal(b"\x01" * 8, 2**31)).to_bytes(bytes(16))
+BARE = Message(bytes(8), b"payload").to_bytes()
+THIRD_PARTY = {"torch", "transformers", "httpx", "starlette", "uvicorn", "nats", "prometheus_client", "opentelemetry"}
+
+
+def python(code: str, *words: object) -> subprocess.CompletedProcess[str]:
+    """What a fresh interpreter does with the code."""
+    run = [sys.executable, "-I", "-c", code, *map(str, words)]
+    return subprocess.run(run, capture_output=True, text=True, check=False, timeout=120)
+
+
+@pytest.fixture(params=KINDS, ids=lambda kind: kind.name)
+def end(request: pytest.FixtureRequest) -> Iterator[Connection]:
+    """A connection named ``planner`` over each transport."""
+    kind: Kind = request.param
+    if kind.name == "nats" and NATS_SERVER is None:
+        pytest.skip(NO_NATS)
+    with kind.opened(Settings(lease_s=30)) as door, door("planner") as connection:
+        yield connection
+
+
+@pytest.mark.parametrize(
+    ("statement", "loaded"),
+    [
+        ("import ilcp.transport", set()),
+        ("from ilcp.transport import connect\nwith connect('memory://a') as c: c.capabilities", set()),
+        ("import ilcp.transport.http", {"httpx"}),
+        ("import ilcp.transport.nats", {"nats"}),
+        ("import ilcp.transport.server", {"starlette", "prometheus_client"}),
+    ],
+)
+def test_each_library_is_loaded_only_for_its_scheme(statement: str, loaded: set[str]) -> None:
+    """The package loads no torch and no third-party library; a scheme loads its own."""
+    done = python(f"{statement}\nimport sys\nprint(*sys.modules, sep='\\n')")
+    assert 0 == done.returncode, done.stderr
+    assert loaded == THIRD_PARTY & set(done.stdout.split())
+
+
+@pytest.mark.parametrize(("url", "library", "extra"), [("http://a", "httpx", "http"), ("nats://a", "nats", "nats")])
+def test_a_missing_library_names_its_extra(url: str, library: str, extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a scheme's library the error says what to install."""
+    monkeypatch.setitem(sys.modules, library, None)
+    monkeypatch.delitem(sys.modules, f"ilcp.transport.{extra}", raising=False)
+    with pytest.raises(MissingExtraError, match=rf"pip install 'ilcp\[{extra}\]'"), connect(url):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("ftp://host", "expected a scheme of memory, spool, http"),
+        ("", "expected a scheme"),
+        ("spool://", "absolute path"),
+        ("spool://host/folder", "absolute path"),
+        ("memory://a/b", "expected memory://name"),
+        ("http://", "expected http://host:port"),
+        ("http://host/path", "expected http://host:port"),
+        ("http://host:x", "expected an address"),
+        ("nats://me:secret@host", "without credentials"),
+        ("nats://host/x", "expected nats://host:port"),
+    ],
+)
+def test_an_address_that_is_none_is_refused(url: str, said: str) -> None:
+    """Each wrong address gets a sentence; credentials in one are not repeated."""
+    with pytest.raises(AddressError, match=said) as caught, connect(url):
+        pass
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("url", "settings"), [("memory://a", {"token": "x"}), ("http://a", {"max_bytes": 1 << 20})])
+def test_a_setting_without_effect_is_refused(url: str, settings: dict[str, object]) -> None:
+    """What a scheme does not use is not silently ignored."""
+    with pytest.raises(AddressError, match=f"expected no {next(iter(settings))}"):
+        connect(url, settings=Settings(**settings)).__enter__()
+
+
+@pytest.mark.parametrize("settings", [{"lease_s": 0}, {"lease_s": float("nan")}, {"dedup_s": -1}, {"max_bytes": 1}])
+def test_settings_outside_their_limits_are_refused(settings: dict[str, object]) -> None:
+    """A lease of nothing, a time that is none and a spool smaller than a message are mistakes."""
+    with pytest.raises(AddressError, match=next(iter(settings))):
+        Settings(**settings)
+
+
+@pytest.mark.parametrize("scheme", ["http", "nats"])
+def test_a_server_that_is_not_there(scheme: str) -> None:
+    """Where nobody listens, connecting fails with the address in the text."""
+    url = f"{scheme}://127.0.0.1:{free_port()}"
+    with pytest.raises(UnreachableError, match=url), connect(url, settings=Settings(timeout_s=1)):
+        pass
+
+
+@pytest.mark.parametrize("message", ["text", None, b"", bytes(MAX_MESSAGE_BYTES + 1)])
+def test_what_is_no_message_is_not_sent(end: Connection, message: object) -> None:
+    """No bytes, none of them and too many are the caller's mistake, and nothing is kept."""
+    with pytest.raises(EncodeError, match="expected a message"):
+        end.send(message, to="planner")  # type: ignore[arg-type]
+    assert end.receive() is None
+
+
+def test_the_largest_message_arrives(end: Connection) -> None:
+    """What the wire format allows, every transport carries."""
+    message = bytes(range(256)) * 256 + bytes(MAX_MESSAGE_BYTES - 65536)
+    end.send(message, to="planner")
+    delivery = end.receive(5)
+    assert delivery is not None
+    assert message == delivery.message
+    delivery.ack()
+
+
+@pytest.mark.parametrize("name", ["", "a.b", "a/b", "a b", "ä", "x" * 65, None])
+def test_names_that_no_transport_takes(name: object) -> None:
+    """A name is a path segment and a subject token as it stands, or it is refused before anything is sent."""
+    with connect("memory://names") as c, pytest.raises(AddressError, match="expected to as"):
+        c.send(BARE, to=name)  # type: ignore[arg-type]
+    with pytest.raises(AddressError, match="expected"), connect("memory://names", name=name or "") as c:
+        pass
+
+
+def test_a_receiver_needs_a_name() -> None:
+    """Without one there is nothing to receive."""
+    with connect("memory://nameless") as c, pytest.raises(AddressError, match="name='planner'"):
+        c.receive()
+
+
+def test_the_id_of_a_hand_off(end: Connection) -> None:
+    """A sealed message's own; a bare one's is given, or fresh with each send; another than its own is refused."""
+    assert ("01" * 8, False) == end.send(SEALED, to="planner")
+    assert ("01" * 8, True) == end.send(SEALED, to="planner")
+    assert ("case-1", False) == end.send(BARE, to="planner", handoff_id="case-1")
+    assert end.send(BARE, to="planner").handoff_id != end.send(BARE, to="planner").handoff_id
+    with pytest.raises(AddressError, match=f"expected handoff_id {'01' * 8}"):
+        end.send(SEALED, to="planner", handoff_id="mine")
+
+
+def test_a_delivery_is_settled_once(end: Connection) -> None:
+    """To repeat the same is harmless; to change one's mind is refused; what is done stays done."""
+    end.send(BARE, to="planner", handoff_id="a")
+    first = end.receive(5)
+    assert first is not None
+    first.nack()
+    first.nack()
+    with pytest.raises(LeaseLostError, match="after its nack: a"):
+        first.ack()
+    second = end.receive(5)
+    assert second is not None
+    assert (1, 2) == (first.attempt, second.attempt)
+    second.ack()
+    second.ack()
+    with pytest.raises(LeaseLostError, match="after its ack: a"):
+        second.nack()
+    assert end.send(BARE, to="planner", handoff_id="a").duplicate
+    assert end.receive() is None
+
+
+def test_what_is_given_back_may_wait(end: Connection) -> None:
+    """A delay keeps a message back for so long."""
+    end.send(BARE, to="planner")
+    delivery = end.receive(5)
+    assert delivery is not None
+    began = time.monotonic()
+    delivery.nack(delay_s=0.5)
+    assert end.receive() is None
+    assert end.receive(5) is not None
+    assert 0.4 < time.monotonic() - began < 3
+
+
+def test_a_receiver_tells_what_it_reads(end: Connection) -> None:
+    """The last word counts; who has told nothing is not guessed at."""
+    with pytest.raises(CapabilityError, match="expected planner to have told"):
+        end.capabilities("planner")
+    for told in (Capabilities(("00" * 8,)), Capabilities(("11" * 8, "22" * 8), sealed=True, text=True)):
+        end.publish(told)
+        assert told == end.capabilities("planner")
+
+
+def test_a_codec_in_common_is_chosen_by_the_senders_preference() -> None:
+    """The sender's order decides."""
+    theirs = Capabilities(("aa" * 8, "bb" * 8))
+    assert Choice("bb" * 8, False, "the receiver reads it") == choose(["cc" * 8, "bb" * 8, "aa" * 8], theirs)
+
+
+def test_text_is_sent_only_where_it_was_asked_for() -> None:
+    """No codec in common raises; text has to be wanted by one end and taken by the other, and the choice says so."""
+    with pytest.raises(CapabilityError, match="ask for text=True"):
+        choose(["cc" * 8], Capabilities((), text=True))
+    with pytest.raises(CapabilityError, match="takes no text"):
+        choose(["cc" * 8], Capabilities(()), text=True)
+    choice = choose(["cc" * 8], Capabilities((), text=True), text=True)
+    assert choice.codec_id is None
+    assert "text, as asked" in choice.why
+
+
+@pytest.mark.parametrize("theirs", [Capabilities(("aa" * 8,), sealed=True), Capabilities(("aa" * 8,), versions=(2,))])
+def test_a_seal_or_a_version_is_never_dropped(theirs: Capabilities) -> None:
+    """A receiver of sealed messages, or of another version, is not sent something lesser, not even with text=True."""
+    with pytest.raises(CapabilityError, match=r"expected (sealed|a receiver)"):
+        choose(["aa" * 8], theirs, text=True)
+    with pytest.raises(CapabilityError, match="expected bare"):
+        choose(["aa" * 8], Capabilities(("aa" * 8,)), sealed=True)
+
+
+@given(
+    st.one_of(
+        st.binary(),
+        st.text().map(str.encode),
+        st.recursive(
+            st.one_of(st.none(), st.booleans(), st.integers(), st.text(max_size=5)),
+            lambda inner: st.one_of(
+                st.lists(inner, max_size=3),
+                st.dictionaries(st.sampled_from(["codec_ids", "versions", "sealed", "text", "x"]), inner),
+            ),
+        ).map(lambda value: json.dumps(value).encode()),
+    )
+)
+def test_capabilities_of_any_bytes_are_read_or_refused(body: bytes) -> None:
+    """Whatever a peer publishes is capabilities or a DecodeError."""
+    with contextlib.suppress(DecodeError):
+        assert Capabilities.from_bytes(body).to_bytes()
+
+
+def test_deeply_nested_capabilities_are_refused() -> None:
+    """A body that would exhaust the stack is refused like any other."""
+    with pytest.raises(DecodeError, match="RecursionError"):
+        Capabilities.from_bytes(b"[" * 60_000)
+
+
+def test_two_receivers_share_one_spool(tmp_path: Path) -> None:
+    """Two processes draining one name get every message once between them."""
+    url, n = f"spool://{tmp_path}", 60
+    with connect(url, settings=Settings(power_safe=False)) as c:
+        for number in range(n):
+            c.send(BARE, to="planner", handoff_id=str(number))
+    code = """
+import sys
+from ilcp.transport import connect
+with connect(sys.argv[1], name="planner") as c:
+    while (delivery := c.receive(0.3)) is not None:
+        print(delivery.handoff_id)
+        delivery.ack()
+"""
+    both = [subprocess.Popen([sys.executable, "-c", code, url], stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    got = [process.communicate(timeout=60)[0].split() for process in both]
+    assert sorted(map(str, range(n))) == sorted(got[0] + got[1])
+    assert [sorted(part, key=int) for part in got] == got
+
+
+def test_a_receiver_killed_before_its_ack_loses_nothing(tmp_path: Path) -> None:
+    """After kill -9 between receive and ack the message comes again when the lease ends, not before."""
+    url = f"spool://{tmp_path}"
+    code = """
+import sys, time
+from ilcp.transport import Settings, connect
+with connect(sys.argv[1], name="planner", settings=Settings(lease_s=2)) as c:
+    print(c.receive(5).handoff_id, flush=True)
+    time.sleep(60)
+"""
+    with connect(url, name="planner") as c:
+        c.send(BARE, to="planner", handoff_id="a")
+        process = subprocess.Popen([sys.executable, "-c", code, url], stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        assert "a\n" == process.stdout.readline()
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+        assert c.receive() is None
+        again = c.receive(5)
+        assert again is not None
+        assert ("a", 2, BARE) == (again.handoff_id, again.attempt, again.message)
+        again.ack()
+
+
+def test_a_file_that_is_no_spool_is_refused(tmp_path: Path) -> None:
+    """Garbage, another program's database and a later version are each refused, and left as they are."""
+    file = tmp_path / FILE
+    file.write_bytes(b"not a database at all " * 100)
+    with pytest.raises(CorruptError, match=r"file is not a database; move the file away"):
+        connect(f"spool://{tmp_path}").__enter__()
+    assert file.read_bytes().startswith(b"not a database")
+    file.unlink()
+    other = sqlite3.connect(file)
+    other.execute("CREATE TABLE mine (x)")
+    other.close()
+    with pytest.raises(CorruptError, match="expected an ilcp spool of version 1"):
+        connect(f"spool://{tmp_path}").__enter__()
+
+
+@pytest.mark.parametrize("page", range(1, 12))
+def test_a_damaged_page_is_named_or_does_no_harm(tmp_path: Path, page: int) -> None:
+    """Whatever page is overwritten, every call works or says that the spool is damaged; nothing else is raised."""
+    with connect(f"spool://{tmp_path}", settings=Settings(power_safe=False)) as c:
+        for number in range(20):
+            c.send(bytes([number]) * 400, to="planner", handoff_id=str(number))
+    file = tmp_path / FILE
+    content = bytearray(file.read_bytes())
+    content[page * 4096 : (page + 1) * 4096] = b"\xa5" * 4096
+    file.write_bytes(content)
+    with contextlib.suppress(CorruptError), connect(f"spool://{tmp_path}", name="planner") as c:
+        while (delivery := c.receive()) is not None:
+            delivery.ack()
+        c.send(BARE, to="planner")
+        c.publish(Capabilities(()))
+
+
+def test_a_full_spool_says_so_and_keeps_what_it_has(tmp_path: Path) -> None:
+    """What does not fit is refused, what is there is still handed out, and an acknowledgement makes room."""
+    settings = Settings(max_bytes=MAX_MESSAGE_BYTES + 128)
+    with connect(f"spool://{tmp_path}", name="planner", settings=settings) as c:
+        c.send(bytes(MAX_MESSAGE_BYTES), to="planner", handoff_id="a")
+        with pytest.raises(FullError, match=r"expected room for 27 bytes .*got 1 waiting messages.*raise max_bytes"):
+            c.send(BARE, to="planner", handoff_id="b")
+        assert c.send(bytes(MAX_MESSAGE_BYTES), to="planner", handoff_id="a").duplicate
+        delivery = c.receive()
+        assert delivery is not None
+        delivery.ack()
+        assert not c.send(BARE, to="planner", handoff_id="b").duplicate
+
+
+def make_store(path: object, clock: Clock, **more: object) -> Store:
+    """A store with small settings."""
+    return Store(str(path), **{"clock": clock, "dedup_s": 60.0, "max_bytes": 1 << 20, "power_safe": False} | more)  # type: ignore[arg-type]
+
+
+def test_a_full_disk_says_so_and_keeps_what_it_has(tmp_path: Path) -> None:
+    """When SQLite finds no room for a page, the message is refused, and the others can still be acknowledged."""
+    store = make_store(tmp_path / FILE, Clock())
+    store._db.execute("PRAGMA max_page_count = 30")
+    kept: list[int] = []
+
+    def fill() -> None:
+        for number in range(100):
+            store.put("planner", str(number), bytes(4000))
+            kept.append(number)
+
+    with pytest.raises(FullError, match="expected room on the disk"):
+        fill()
+    assert kept
+    for number in kept:
+        lease = store.take("planner", 30)
+        assert lease is not None
+        assert str(number) == lease.handoff_id
+        store.settle("planner", lease.token, None)
+    assert store.take("planner", 30) is None
+    store.close()
+
+
+def test_a_clock_that_is_set_back_holds_no_message_for_ever(tmp_path: Path) -> None:
+    """A lease from the future is void: the message comes again at once, and who held it is refused."""
+    clock = Clock()
+    store = make_store(tmp_path / FILE, clock)
+    store.put("planner", "a", BARE)
+    lease = store.take("planner", 30)
+    assert lease is not None
+    clock.advance(-3600)
+    with pytest.raises(LeaseLostError, match="expected a lease that is held"):
+        store.settle("planner", lease.token, None)
+    again = store.take("planner", 30)
+    assert again is not None
+    assert 2 == again.attempt
+    store.close()
+
+
+def test_a_lease_that_was_not_given_settles_nothing() -> None:
+    """Neither a made-up token nor one of another name or of a lost lease ends anything."""
+    store = make_store(":memory:", Clock())
+    store.put("planner", "a", BARE)
+    for token in ("", "1", "1.", "1.None", "x.y", "-1.0", "9" * 40 + ".a"):
+        with pytest.raises(LeaseLostError):
+            store.settle("planner", token, None)
+    lease = store.take("planner", 30)
+    assert lease is not None
+    with pytest.raises(LeaseLostError):
+        store.settle("critic", lease.token, None)
+    assert (1, len(BARE) + 128) == store.waiting()
+    store.close()
+
+
+@pytest.mark.parametrize(("power_safe", "level"), [(True, 2), (False, 1)])
+def test_what_is_acknowledged_is_synced_as_promised(tmp_path: Path, power_safe: bool, level: int) -> None:
+    """With power_safe, put and ack run under synchronous=FULL (2); a lease does not; the journal is the WAL."""
+    store = make_store(tmp_path / FILE, Clock(), power_safe=power_safe)
+
+    def now() -> int:
+        return int(store._db.execute("PRAGMA synchronous").fetchone()[0])
+
+    store.put("planner", "a", BARE)
+    put = now()
+    lease = store.take("planner", 30)
+    assert lease is not None
+    take = now()
+    store.settle("planner", lease.token, None)
+    assert (level, 1, level) == (put, take, now())
+    assert ("wal",) == store._db.execute("PRAGMA journal_mode").fetchone()
+    store.close()
+
+
+def test_async_is_the_same(tmp_path: Path) -> None:
+    """The asynchronous connection sends, receives, waits and settles as the other does."""
+
+    async def main() -> None:
+        async with connect_async(f"spool://{tmp_path}", name="planner") as c:
+            waiting = asyncio.create_task(c.receive(5))
+            await asyncio.sleep(0.05)
+            receipt = await c.send(SEALED, to="planner")
+            delivery = await waiting
+            assert delivery is not None
+            assert (SEALED, receipt.handoff_id) == (delivery.message, delivery.handoff_id)
+            await delivery.ack()
+            await c.publish(Capabilities(()))
+            assert Capabilities(()) == await c.capabilities("planner")
+
+    asyncio.run(main())
+
+
+def test_a_receive_that_is_cancelled_takes_nothing_with_it(tmp_path: Path) -> None:
+    """However the cancellation and the message cross, the next receiver gets it at once."""
+
+    async def main() -> None:
+        async with connect_async(f"spool://{tmp_path}", name="planner") as c:
+            for number in range(30):
+                await c.send(BARE, to="planner", handoff_id=str(number))
+                waiting = asyncio.create_task(c.receive(5))
+                await asyncio.sleep(number * 0.0002)
+                waiting.cancel()
+                (found,) = await asyncio.gather(waiting, return_exceptions=True)
+                if isinstance(found, asyncio.CancelledError):
+                    found = await c.receive()
+                assert found is not None, number
+                assert str(number) == found.handoff_id
+                await found.ack()
+
+    asyncio.run(main())
+
+
+def test_threads_share_a_connection(tmp_path: Path) -> None:
+    """Eight threads sending over one connection lose nothing."""
+    with connect(f"spool://{tmp_path}", name="planner", settings=Settings(power_safe=False)) as c:
+
+        def work(who: int) -> None:
+            for number in range(10):
+                c.send(BARE, to="planner", handoff_id=f"{who}-{number}")
+
+        threads = [threading.Thread(target=work, args=(who,)) for who in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        got = set()
+        while (delivery := c.receive()) is not None:
+            got.add(delivery.handoff_id)
+            delivery.ack()
+    assert {f"{who}-{number}" for who in range(8) for number in range(10)} == got
+
+
+def test_leaving_the_with_leaves_no_thread(tmp_path: Path) -> None:
+    """After the connection nothing of it runs on, also when the body raised."""
+    before = set(threading.enumerate())
+    with pytest.raises(ZeroDivisionError), connect(f"spool://{tmp_path}", name="a") as c:
+        1 / (c.receive(0.05) is not None)
+    assert before == set(threading.enumerate())
+
+
+def test_logs_have_the_id_and_never_the_message(caplog: pytest.LogCaptureFixture) -> None:
+    """Each step is one record with the hand-off id; as JSON it is one line; no byte of the message is in any."""
+    secret = b"the secret of the payload"
+    with caplog.at_level(logging.INFO, logger=telemetry.LOGGER), connect("memory://logs", name="planner") as c:
+        c.send(secret, to="planner", handoff_id="case-1")
+        delivery = c.receive()
+        assert delivery is not None
+        delivery.ack()
+    lines = [json.loads(telemetry.JsonFormatter().format(record)) for record in caplog.records]
+    assert ["sent", "received", "acked"] == [line["event"] for line in lines]
+    assert {"case-1"} == {line["handoff_id"] for line in lines}
+    assert "secret" not in json.dumps(lines) + repr(c) + repr(delivery)
+    assert {"time_unix_s", "level", "event", "queue", "handoff_id", "message_bytes", "duplicate"} == set(lines[0])
+
+
+def test_spans_have_the_id_and_never_the_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Send, receive and settle are spans with the conventions' attributes; without opentelemetry there are none."""
+    trace = pytest.importorskip("opentelemetry.trace")
+    seen = []
+
+    class Tracer(trace.NoOpTracer):  # type: ignore[misc, name-defined]
+        def start_as_current_span(self, name: str, **more: object):  # type: ignore[no-untyped-def]
+            seen.append((name, more["attributes"]))
+            return super().start_as_current_span(name)
+
+    monkeypatch.setattr(trace, "get_tracer", lambda *_: Tracer())
+    with connect("memory://spans", name="planner") as c:
+        c.send(b"secret", to="planner", handoff_id="case-1")
+        delivery = c.receive()
+        assert delivery is not None
+        delivery.ack()
+    assert [telemetry.SPAN_SEND, telemetry.SPAN_RECEIVE, telemetry.SPAN_SETTLE] == [name for name, _ in seen]
+    assert all("case-1" == attributes[telemetry.ATTRIBUTE_ID] for _, attributes in seen)
+    assert "secret" not in repr(seen)
+    monkeypatch.setattr(telemetry, "_tracing", lambda: None)
+    with telemetry.span("anything") as span:
+        assert span is None

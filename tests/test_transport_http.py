@@ -1,0 +1,445 @@
+"""The HTTP endpoint, as a well-behaved client, a hostile one and an operator meet it."""
+
+import asyncio
+import contextlib
+import json
+import shutil
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+import uvicorn
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ilcp.message import MAX_MESSAGE_BYTES
+from ilcp.transport import (
+    MEDIA_TYPE,
+    FullError,
+    LeaseLostError,
+    ProtocolError,
+    RefusedError,
+    Settings,
+    UnreachableError,
+    connect,
+)
+from ilcp.transport.link import Lease
+from ilcp.transport.server import endpoint
+from ilcp.transport.spool import StoreLink, open_memory
+from tests.transport_model import free_port
+
+TOKEN = "correct-horse"
+GOOD = {"authorization": f"Bearer {TOKEN}"}
+
+
+@dataclass
+class Served:
+    """A running endpoint."""
+
+    url: str
+    link: StoreLink
+    loop: asyncio.AbstractEventLoop
+
+    def waiting(self) -> int:
+        """How many messages its store holds."""
+        return asyncio.run_coroutine_threadsafe(self.link.waiting(), self.loop).result(10)[0]
+
+
+@contextlib.contextmanager
+def served(max_at_once: int = 256, max_bytes: int = 64 << 20, **tls: object) -> Iterator[Served]:
+    """uvicorn in a thread, on a free port, in front of a store in memory."""
+    port, loop = free_port(), asyncio.new_event_loop()
+    link = loop.run_until_complete(open_memory(urlsplit(f"memory://http-{port}"), Settings(max_bytes=max_bytes)))
+    app = endpoint(link, token=TOKEN, max_at_once=max_at_once)
+    config = uvicorn.Config(app, port=port, log_config=None, lifespan="off", timeout_graceful_shutdown=1, **tls)  # type: ignore[arg-type]
+    server = uvicorn.Server(config)
+
+    def work() -> None:
+        loop.run_until_complete(server.serve())
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        while not server.started:
+            assert thread.is_alive(), "uvicorn did not start"
+            time.sleep(0.01)
+        yield Served(f"http{'s' if tls else ''}://localhost:{port}", link, loop)
+    finally:
+        server.should_exit = True
+        thread.join()
+        loop.run_until_complete(link.close())
+        loop.run_until_complete(loop.shutdown_default_executor())
+        loop.close()
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Served]:
+    """One endpoint for the tests that leave nothing in it."""
+    with served() as running:
+        yield running
+
+
+def ask(server: Served, method: str, path: str, **more: object) -> httpx.Response:
+    """One request, with the right token unless other headers are given."""
+    headers = {**GOOD, **more.pop("headers", {})}  # type: ignore[dict-item]
+    return httpx.request(method, server.url + path, headers=headers, **more)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("token", [None, "wrong", TOKEN + "x", TOKEN[:-1]])
+def test_without_the_token_nothing_is_let_in(server: Served, token: str | None) -> None:
+    """No token, another, a longer and a shorter one are refused by name."""
+    with pytest.raises(RefusedError, match="expected entry from"):
+        connect(server.url, settings=Settings(token=token)).__enter__()
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/v1"),
+        ("GET", "/metrics"),
+        ("POST", "/v1/a"),
+        ("POST", "/v1/a/receive?lease_s=1"),
+        ("POST", "/v1/a/ack"),
+        ("POST", "/v1/a/nack"),
+        ("PUT", "/v1/a/capabilities"),
+        ("GET", "/v1/a/capabilities"),
+    ],
+)
+@pytest.mark.parametrize("given_", [None, "", "Bearer", "Bearer wrong", f"Basic {TOKEN}", TOKEN, "Bearer \xff"])
+def test_every_door_but_health_has_the_lock(server: Served, method: str, path: str, given_: str | None) -> None:
+    """Each path answers 401 to each wrong authorization, and keeps nothing."""
+    headers = {"content-type": MEDIA_TYPE}
+    raw = [(k.encode(), v.encode("latin-1")) for k, v in headers.items()]
+    raw += [] if given_ is None else [(b"authorization", given_.encode("latin-1"))]
+    answer = httpx.request(method, server.url + path, headers=raw, content=b"x" if method != "GET" else None)
+    assert (401, "Bearer") == (answer.status_code, answer.headers["www-authenticate"])
+    assert 0 == server.waiting()
+    assert 200 == httpx.get(server.url + "/health").status_code
+
+
+def test_a_large_body_is_refused_before_it_is_read(server: Served) -> None:
+    """A declared length over the limit is answered with 413 although not one byte of the body was sent."""
+    port = urlsplit(server.url).port
+    assert port is not None
+    with socket.create_connection(("localhost", port), 5) as s:
+        head = f"POST /v1/a HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {TOKEN}\r\ncontent-type: {MEDIA_TYPE}\r\n"
+        s.sendall(f"{head}content-length: {MAX_MESSAGE_BYTES + 1}\r\n\r\n".encode())
+        assert s.recv(100).startswith(b"HTTP/1.1 413")
+    assert 0 == server.waiting()
+
+
+MALFORMED = {
+    "no such path": ("GET", "/v2", {}, None, 404),
+    "no such method": ("DELETE", "/v1/a", {}, None, 405),
+    "a name that is none": ("POST", "/v1/a.b", {"content-type": MEDIA_TYPE}, b"x", 400),
+    "an id that is none": ("POST", "/v1/a", {"content-type": MEDIA_TYPE, "ilcp-handoff-id": "../x"}, b"x", 400),
+    "no media type": ("POST", "/v1/a", {}, b"x", 415),
+    "another media type": ("POST", "/v1/a", {"content-type": "text/plain"}, b"x", 415),
+    "an empty body": ("POST", "/v1/a", {"content-type": MEDIA_TYPE}, b"", 400),
+    "a body of no length": ("POST", "/v1/a", {"content-type": MEDIA_TYPE}, iter([b"x"]), 411),
+    "a body over the limit": ("POST", "/v1/a", {"content-type": MEDIA_TYPE}, bytes(MAX_MESSAGE_BYTES + 1), 413),
+    "no lease time": ("POST", "/v1/a/receive", {}, None, 400),
+    "a lease for ever": ("POST", "/v1/a/receive?lease_s=inf", {}, None, 400),
+    "a wait that is none": ("POST", "/v1/a/receive?lease_s=1&wait_s=nan", {}, None, 400),
+    "a wait into the past": ("POST", "/v1/a/receive?lease_s=1&wait_s=-1", {}, None, 400),
+    "a wait too long": ("POST", "/v1/a/receive?lease_s=1&wait_s=1e9", {}, None, 400),
+    "a number of another script": ("POST", "/v1/a/receive?lease_s=x", {}, None, 400),
+    "no lease": ("POST", "/v1/a/ack", {}, None, 409),
+    "a made-up lease": ("POST", "/v1/a/ack", {"ilcp-lease": "1.00"}, None, 409),
+    "a lease of SQL": ("POST", "/v1/a/nack", {"ilcp-lease": "1.' OR 1=1 --"}, None, 409),
+    "capabilities that are none": ("PUT", "/v1/a/capabilities", {}, b"{}", 400),
+    "capabilities too large": ("PUT", "/v1/a/capabilities", {}, bytes(1 << 17), 413),
+}
+
+
+@pytest.mark.parametrize("case", MALFORMED)
+def test_a_malformed_request_is_answered_with_its_fault(server: Served, case: str) -> None:
+    """Each fault has its status, an error in words where it is ours, and leaves nothing behind."""
+    method, path, headers, body, status = MALFORMED[case]
+    answer = ask(server, method, path, headers=headers, content=body)
+    assert status == answer.status_code, answer.text
+    if status not in (404, 405):
+        assert "expected" in answer.json()["error"]
+    assert 0 == server.waiting()
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    method=st.sampled_from(["GET", "POST", "PUT", "HEAD", "OPTIONS", "PATCH"]),
+    path=st.sampled_from(["/v1/a", "/v1/a/receive", "/v1/a/ack", "/v1/a/nack", "/v1/a/capabilities", "/metrics", "/x"]),
+    query=st.dictionaries(st.sampled_from(["lease_s", "wait_s", "delay_s"]), st.text(max_size=6), max_size=2),
+    headers=st.dictionaries(
+        st.sampled_from(["content-type", "content-length", "ilcp-lease", "ilcp-handoff-id", "authorization"]),
+        st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=30).map(str.strip),
+        max_size=4,
+    ),
+    body=st.binary(max_size=100),
+)
+def test_no_request_breaks_the_endpoint(
+    server: Served, method: str, path: str, query: dict[str, str], headers: dict[str, str], body: bytes
+) -> None:
+    """Whatever is asked, the answer is no 5xx, and what is not a message with its media type is not kept."""
+    app = endpoint(server.link, token=None)
+
+    async def main() -> int:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:
+            return (await client.request(method, path, params=query, headers=headers, content=body)).status_code
+
+    assert asyncio.run(main()) < 500
+    assert 0 == server.waiting()
+
+
+def test_a_lease_that_was_not_given_acknowledges_nothing(server: Served) -> None:
+    """A client that makes up a lease is refused, and the message is still there for who gets it."""
+    with connect(server.url, name="a", settings=Settings(token=TOKEN)) as c:
+        c.send(b"x", to="a")
+        delivery = c.receive(5)
+        assert delivery is not None
+        forged = Lease("1." + "0" * 16, "x", b"x", 1, 0.0)
+        with pytest.raises(LeaseLostError):
+            c._loop.wait(c._inner._link.settle("a", forged, retry_in_s=None))
+        assert 1 == server.waiting()
+        delivery.ack()
+        assert 0 == server.waiting()
+
+
+def test_a_full_spool_is_429_with_a_time() -> None:
+    """When the store is full the sender is told when to come again, and a receiver can still make room."""
+    with (
+        served(max_bytes=MAX_MESSAGE_BYTES + 128) as small,
+        connect(small.url, name="a", settings=Settings(token=TOKEN)) as c,
+    ):
+        c.send(bytes(MAX_MESSAGE_BYTES), to="a")
+        with pytest.raises(FullError, match="expected room") as caught:
+            c.send(bytes(10), to="a")
+        assert 1.0 == caught.value.retry_after_s
+        delivery = c.receive(5)
+        assert delivery is not None
+        delivery.ack()
+        c.send(bytes(10), to="a")
+
+
+def test_too_many_at_once_is_429() -> None:
+    """Beyond the limit a request is turned away at the door, while health still answers."""
+    with served(max_at_once=2) as small:
+        url = small.url + "/v1/a/receive?lease_s=1&wait_s=3"
+        threads = [threading.Thread(target=httpx.post, args=(url,), kwargs={"headers": GOOD}) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        time.sleep(0.5)
+        answer = ask(small, "GET", "/v1")
+        assert (429, "1") == (answer.status_code, answer.headers["retry-after"])
+        assert 200 == httpx.get(small.url + "/health").status_code
+        for thread in threads:
+            thread.join()
+        assert 200 == ask(small, "GET", "/v1").status_code
+
+
+def test_a_receiver_that_hung_up_gets_nothing(server: Served) -> None:
+    """A message that comes after a waiting receiver has gone is not leased to it."""
+    with connect(server.url, name="gone", settings=Settings(token=TOKEN)) as c:
+        with contextlib.suppress(httpx.ReadTimeout):
+            httpx.post(f"{server.url}/v1/gone/receive?lease_s=60&wait_s=5", headers=GOOD, timeout=0.3)
+        c.send(b"x", to="gone")
+        delivery = c.receive(8)
+        assert delivery is not None
+        delivery.ack()
+
+
+def test_metrics_and_health(server: Served) -> None:
+    """Prometheus sees requests by operation and status, duplicates, and what waits; no name and no id is in it."""
+    with connect(server.url, name="metred", settings=Settings(token=TOKEN)) as c:
+        c.send(b"x", to="metred", handoff_id="case-9")
+        c.send(b"x", to="metred", handoff_id="case-9")
+        text = ask(server, "GET", "/metrics").text
+        delivery = c.receive()
+        assert delivery is not None
+        delivery.ack()
+    assert 'ilcp_requests_total{operation="send",status="201"}' in text
+    assert "ilcp_duplicates_total 1.0" in text
+    assert "ilcp_handoffs_waiting 1.0" in text
+    assert "metred" not in text
+    assert "case-9" not in text
+    assert {"status": "ok"} == httpx.get(server.url + "/health").json()
+
+
+def test_another_page_is_no_endpoint() -> None:
+    """A server that says something else is told from one that is not there."""
+    from http.server import BaseHTTPRequestHandler, HTTPServer
+
+    class Other(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"<html>")
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    other = HTTPServer(("127.0.0.1", 0), Other)
+    thread = threading.Thread(target=other.serve_forever)
+    thread.start()
+    try:
+        with pytest.raises(ProtocolError, match="got another page"):
+            connect(f"http://127.0.0.1:{other.server_port}").__enter__()
+    finally:
+        other.shutdown()
+        thread.join()
+        other.server_close()
+
+
+CA = """
+[ca]
+default_ca = one
+[one]
+database = {folder}/index.txt
+serial = {folder}/serial
+new_certs_dir = {folder}
+default_md = sha256
+policy = any
+x509_extensions = names
+copy_extensions = none
+[any]
+commonName = supplied
+[names]
+subjectAltName = DNS:localhost
+"""
+
+
+def certificate(folder: Path, start: str, end: str) -> tuple[Path, Path]:
+    """A self-signed certificate for localhost, good between two times (YYMMDDHHMMSSZ), and its key."""
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("needs openssl, which is not on the path")
+    cert, key, request, config = (folder / name for name in ("cert.pem", "key.pem", "request.pem", "ca.conf"))
+    config.write_text(CA.format(folder=folder))
+    (folder / "index.txt").touch()
+    (folder / "serial").write_text("01\n")
+    curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-subj", "/CN=localhost"]
+    for words in (
+        ["req", "-new", *curve, "-keyout", key, "-out", request],
+        ["ca", "-batch", "-notext", "-selfsign", "-config", config, "-keyfile", key, "-in", request, "-out", cert]
+        + ["-startdate", start, "-enddate", end],
+    ):
+        subprocess.run([openssl, *map(str, words)], capture_output=True, check=True)
+    return cert, key
+
+
+def test_tls_takes_the_certificate_that_it_was_told_to_trust(tmp_path: Path) -> None:
+    """With the endpoint's certificate trusted a message crosses; without, it is refused by name."""
+    cert, key = certificate(tmp_path, "200101000000Z", "491231000000Z")
+    with served(ssl_certfile=cert, ssl_keyfile=key) as secure:
+        trust = Settings(token=TOKEN, tls=ssl.create_default_context(cafile=cert))
+        with connect(secure.url, name="a", settings=trust) as c:
+            c.send(b"x", to="a")
+            delivery = c.receive(5)
+            assert delivery is not None
+            delivery.ack()
+        with pytest.raises(RefusedError, match="certificate that can be trusted"):
+            connect(secure.url, settings=Settings(token=TOKEN)).__enter__()
+
+
+def test_an_expired_certificate_is_refused(tmp_path: Path) -> None:
+    """A certificate whose time is over is refused although it is trusted, and the text says why."""
+    cert, key = certificate(tmp_path, "200101000000Z", "200102000000Z")
+    with served(ssl_certfile=cert, ssl_keyfile=key) as secure:
+        trust = Settings(token=TOKEN, tls=ssl.create_default_context(cafile=cert))
+        with pytest.raises(RefusedError, match="expired"):
+            connect(secure.url, settings=trust).__enter__()
+
+
+SERVE = """
+import sys, typer
+from ilcp.cli.send import serve
+typer.run(serve)
+"""
+
+
+def test_serve_send_and_receive_as_processes(tmp_path: Path) -> None:
+    """A message goes through ``ilcp serve``, which is killed (-9) and started again, from file to file."""
+    import typer
+    from typer.testing import CliRunner
+
+    from ilcp.cli.send import receive, send
+
+    app = typer.Typer()
+    app.command()(send)
+    app.command()(receive)
+    port = free_port()
+    file = tmp_path / "m.ilcp"
+    file.write_bytes(b"\x00\xffa message")
+    environment = {"ILCP_TOKEN": TOKEN}
+
+    def start() -> subprocess.Popen[str]:
+        words = [sys.executable, "-c", SERVE, "--port", str(port), "--spool", str(tmp_path / "spool"), "--log-json"]
+        process = subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        assert process.stdout is not None
+        assert f"http://127.0.0.1:{port}" in process.stdout.readline()
+        return process
+
+    via = ["--via", f"http://127.0.0.1:{port}"]
+    runner = CliRunner(env=environment)
+    first = start()
+    try:
+        done = runner.invoke(app, ["send", str(file), *via, "--to", "planner", "--id", "case-1"])
+        assert (0, "case-1  11 bytes to planner: sent\n") == (done.exit_code, done.stdout), done.exception
+        done = runner.invoke(app, ["send", str(file), *via, "--to", "planner", "--id", "case-1"])
+        assert "was there already" in done.stdout
+    finally:
+        first.kill()
+        first.communicate()
+    refused = runner.invoke(app, ["send", str(file), *via, "--to", "planner"])
+    assert isinstance(refused.exception, UnreachableError)
+    second = start()
+    try:
+        done = runner.invoke(app, ["receive", *via, "--as", "planner", "--out", str(tmp_path / "in"), "--timeout", "2"])
+        assert 0 == done.exit_code, done.exception
+        assert file.read_bytes() == (tmp_path / "in" / "case-1.ilcp").read_bytes()
+        done = runner.invoke(app, ["receive", *via, "--as", "planner", "--out", str(tmp_path / "in"), "--timeout", "0"])
+        assert 4 == done.exit_code
+    finally:
+        second.terminate()
+        second.communicate(timeout=20)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--host", "0.0.0.0"], "expected a token"),
+        (["--certificate", "none.pem", "--key", "none.pem"], "expected a certificate"),
+    ],
+)
+def test_serve_refuses_what_is_unsafe_or_missing(tmp_path: Path, words: list[str], said: str) -> None:
+    """A host that others reach needs a token; a certificate has to be there."""
+    line = [sys.executable, "-c", SERVE, "--port", "0", "--spool", str(tmp_path), *words]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=60, check=False, env={})
+    assert 1 == done.returncode
+    assert said in done.stderr
+
+
+def test_serve_says_that_a_port_is_taken(tmp_path: Path) -> None:
+    """Two endpoints cannot have one port."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        line = [sys.executable, "-c", SERVE, "--port", str(taken.getsockname()[1]), "--spool", str(tmp_path)]
+        done = subprocess.run(line, capture_output=True, text=True, timeout=60, check=False)
+    assert 1 == done.returncode
+    assert "Address already in use; choose another" in " ".join(done.stderr.split())
+
+
+def test_json_of_an_answer(server: Served) -> None:
+    """What the endpoint says of a kept message is JSON with its id."""
+    answer = ask(server, "POST", "/v1/json", headers={"content-type": MEDIA_TYPE, "ilcp-handoff-id": "i"}, content=b"x")
+    assert (201, {"handoff_id": "i", "duplicate": False}) == (answer.status_code, json.loads(answer.content))
+    with connect(server.url, name="json", settings=Settings(token=TOKEN)) as c:
+        delivery = c.receive(5)
+        assert delivery is not None
+        delivery.ack()

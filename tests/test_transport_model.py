@@ -1,0 +1,135 @@
+"""Every transport does what the model does, whatever is sent, received, given back, crashed or left to expire."""
+
+import contextlib
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+
+from ilcp.transport import Connection, Delivery, LeaseLostError, Settings
+from tests.transport_model import KINDS, NATS_SERVER, NO_NATS, Clock, Entry, Kind, Model, RealClock
+
+NAMES = ("planner", "critic")
+IDS = ("a", "b", "c", "d")
+LEASE_S, DEDUP_S = 30.0, 600.0
+REAL_LEASE_S = 2.0
+MAX_REAL_EXPIRIES = 1
+
+
+class Hops(RuleBasedStateMachine):
+    """One sender, two receivers, a model."""
+
+    kind: Kind
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.clock = Clock() if self.kind.moves_clock else RealClock()
+        self.lease_s = LEASE_S if self.kind.moves_clock else REAL_LEASE_S
+        self.model = Model(self.lease_s, DEDUP_S, self.clock)
+        self.held: list[tuple[str, Entry, Delivery]] = []
+        self.stack = contextlib.ExitStack()
+        self.ends: dict[str, Connection] = {}
+        self.closing: dict[str, contextlib.ExitStack] = {}
+        self.expiries = 0
+        self.door = self.stack.enter_context(self.kind.opened(Settings(lease_s=self.lease_s, clock=self.clock)))
+        for name in NAMES:
+            self._open(name)
+
+    def _open(self, name: str) -> None:
+        self.closing[name] = contextlib.ExitStack()
+        self.ends[name] = self.closing[name].enter_context(self.door(name))
+
+    @rule(name=st.sampled_from(NAMES), handoff_id=st.sampled_from(IDS), message=st.binary(min_size=1, max_size=200))
+    def send(self, name: str, handoff_id: str, message: bytes) -> None:
+        """A message is kept once per name and id, the first of them."""
+        receipt = self.ends[NAMES[0]].send(message, to=name, handoff_id=handoff_id)
+        assert (handoff_id, self.model.send(name, handoff_id, message)) == receipt
+
+    @rule(name=st.sampled_from(NAMES))
+    def receive(self, name: str) -> None:
+        """The oldest free message, or none."""
+        free = self.model.free(name)
+        delivery = self.ends[name].receive(timeout_s=5 if free and not self.kind.moves_clock else 0)
+        if not free:
+            assert delivery is None
+            return
+        assert delivery is not None
+        entry = free[0] if self.kind.keeps_order else next(e for e in free if e.handoff_id == delivery.handoff_id)
+        self.model.take(entry)
+        assert (entry.handoff_id, entry.message, entry.attempt) == (
+            delivery.handoff_id,
+            delivery.message,
+            delivery.attempt,
+        )
+        self.held.append((name, entry, delivery))
+
+    @precondition(lambda self: self.held)
+    @rule(which=st.integers(0), back=st.booleans())
+    def settle(self, which: int, back: bool) -> None:
+        """Who still holds a message can end it or give it back; who lost it is told so."""
+        _, entry, delivery = self.held.pop(which % len(self.held))
+        holds = entry.settled_s is None and entry.attempt == delivery.attempt and entry.free_s > self.clock()
+        with contextlib.nullcontext() if holds else pytest.raises(LeaseLostError):
+            delivery.nack() if back else delivery.ack()
+        if holds:
+            entry.free_s, entry.settled_s = self.clock(), None if back else self.clock()
+
+    @rule(name=st.sampled_from(NAMES))
+    def crash(self, name: str) -> None:
+        """A receiver that goes away keeps its leases until they end; its successor waits for that."""
+        self.closing[name].close()
+        self.held = [item for item in self.held if item[0] != name]
+        self._open(name)
+
+    @precondition(lambda self: self.kind.moves_clock or self.expiries < MAX_REAL_EXPIRIES)
+    @rule()
+    def expire(self) -> None:
+        """Every lease ends."""
+        self.expiries += 1
+        self.clock.advance(self.lease_s * 1.1)
+
+    @precondition(lambda self: self.kind.moves_clock)
+    @rule()
+    def forget(self) -> None:
+        """What was settled is forgotten, and may be sent anew."""
+        self.clock.advance(DEDUP_S + 1)
+
+    @invariant()
+    def nothing_is_handed_out_that_was_not_sent(self) -> None:
+        """Held messages are messages of the model."""
+        assert all(delivery.message == entry.message for _, entry, delivery in self.held)
+
+    def teardown(self) -> None:
+        """In the end everything that was sent and not settled comes, and nothing else."""
+        try:
+            self.clock.advance(self.lease_s * 1.1)
+            for name in NAMES:
+                while self.model.free(name):
+                    self.receive(name)
+                    self.held[-1][2].ack()
+                    self.held[-1][1].settled_s = self.clock()
+                assert self.ends[name].receive() is None
+        finally:
+            for name in NAMES:
+                self.closing[name].close()
+            self.stack.close()
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+def test_every_transport_agrees_with_the_model(kind: Kind) -> None:
+    """Send, receive, acknowledge, give back, crash, repeat, expire and forget end as the model says, in any order."""
+    if kind.name == "nats" and NATS_SERVER is None:
+        pytest.skip(NO_NATS)
+    machine = type(f"Hops_{kind.name}", (Hops,), {"kind": kind})
+    run_state_machine_as_test(
+        machine,
+        settings=settings(
+            max_examples=60 if kind.moves_clock else 4,
+            stateful_step_count=30 if kind.moves_clock else 20,
+            deadline=None,
+            derandomize=True,
+            suppress_health_check=list(HealthCheck),
+            print_blob=False,
+        ),
+    )

@@ -1,0 +1,197 @@
+"""What a transport does, in the fewest words, and how each transport is set up to be compared with it.
+
+The model knows no lease token, no SQL and no network: a list of entries per name, and a clock.
+"""
+
+import contextlib
+import itertools
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ilcp.transport import Connection, Settings, connect
+from ilcp.transport.connection import AsyncConnection, Loop
+
+NATS_SERVER = shutil.which("nats-server")
+NO_NATS = "needs nats-server (Debian: apt-get install nats-server), which is not on the path"
+
+Door = Callable[[str], AbstractContextManager[Connection]]
+
+
+class Clock:
+    """A clock that stands until it is told to go on."""
+
+    def __init__(self) -> None:
+        self.now_s = 1_800_000_000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+    def advance(self, seconds: float) -> None:
+        self.now_s += seconds
+
+
+class RealClock(Clock):
+    """The clock of a server that takes no other: to let time pass is to wait."""
+
+    def __call__(self) -> float:
+        return time.time()
+
+    def advance(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+
+@dataclass
+class Entry:
+    """One hand-off, as the model sees it."""
+
+    handoff_id: str
+    message: bytes
+    attempt: int = 0
+    free_s: float = 0.0
+    settled_s: float | None = None
+
+
+@dataclass
+class Model:
+    """Queues by name, oldest first."""
+
+    lease_s: float
+    dedup_s: float
+    clock: Clock
+    queues: dict[str, list[Entry]] = field(default_factory=dict)
+
+    def send(self, name: str, handoff_id: str, message: bytes) -> bool:
+        """Whether it is a duplicate."""
+        queue = self.queues.setdefault(name, [])
+        queue[:] = [e for e in queue if e.settled_s is None or self.clock() - e.settled_s <= self.dedup_s]
+        if any(entry.handoff_id == handoff_id for entry in queue):
+            return True
+        queue.append(Entry(handoff_id, message))
+        return False
+
+    def free(self, name: str) -> list[Entry]:
+        """What may be handed out now, oldest first."""
+        now = self.clock()
+        return [entry for entry in self.queues.get(name, []) if entry.settled_s is None and entry.free_s <= now]
+
+    def take(self, entry: Entry) -> None:
+        """The entry is handed out."""
+        entry.attempt += 1
+        entry.free_s = self.clock() + self.lease_s
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One transport: how to set it up, whether its clock can be moved, and whether it keeps order when it repeats."""
+
+    name: str
+    opened: Callable[[Settings], AbstractContextManager[Door]]
+    moves_clock: bool = True
+    keeps_order: bool = True
+
+
+@contextmanager
+def memory(settings: Settings) -> Iterator[Door]:
+    """A name of its own; one connection stays open, because the store ends with the last."""
+    url = f"memory://{next(_NUMBERS)}"
+    with connect(url, settings=settings):
+        yield lambda name: connect(url, name=name, settings=settings)
+
+
+@contextmanager
+def spool(settings: Settings) -> Iterator[Door]:
+    """A folder of its own, and a file handle per connection, as processes have it."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield lambda name: connect(f"spool://{folder}", name=name, settings=settings)
+
+
+@contextmanager
+def http(settings: Settings) -> Iterator[Door]:
+    """The real app and the real client, without a socket between them."""
+    import asyncio
+    from urllib.parse import urlsplit
+
+    import httpx
+
+    from ilcp.transport.http import HttpLink, client_for
+    from ilcp.transport.server import endpoint
+    from ilcp.transport.spool import open_memory
+
+    store = asyncio.run(open_memory(urlsplit(f"memory://{next(_NUMBERS)}"), settings))
+    app = endpoint(store, token="secret")
+
+    @contextmanager
+    def door(name: str) -> Iterator[Connection]:
+        theirs = Settings(lease_s=settings.lease_s, clock=settings.clock, token="secret")
+        loop = Loop()
+        client = client_for("http://endpoint", theirs, httpx.ASGITransport(app))
+        try:
+            yield Connection(loop, AsyncConnection(HttpLink(client, theirs), name, theirs))
+        finally:
+            loop.wait(client.aclose())
+            loop.close()
+
+    try:
+        yield door
+    finally:
+        asyncio.run(store.close())
+
+
+@contextmanager
+def nats(settings: Settings) -> Iterator[Door]:
+    """A server of its own, on a free port, with an empty folder."""
+    with nats_server() as url:
+        theirs = Settings(lease_s=settings.lease_s)
+        yield lambda name: connect(url, name=name, settings=theirs)
+
+
+@contextmanager
+def nats_server(*options: str, folder: Path | None = None, port: int | None = None) -> Iterator[str]:
+    """The address of a running server."""
+    assert NATS_SERVER is not None
+    port = port or free_port()
+    with contextlib.ExitStack() as stack:
+        home = folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        words = [NATS_SERVER, "-js", "-a", "127.0.0.1", "-p", str(port), "-sd", str(home), *options]
+        server = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            wait_for_port(port)
+            yield f"nats://127.0.0.1:{port}"
+        finally:
+            server.kill()
+            server.wait()
+
+
+def free_port() -> int:
+    """A port that nobody listened on a moment ago."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+def wait_for_port(port: int, timeout_s: float = 20.0) -> None:
+    """Returns once somebody listens."""
+    end = time.monotonic() + timeout_s
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), 1).close()
+            return
+        except OSError:
+            assert time.monotonic() < end, f"nobody listens on {port}"
+            time.sleep(0.02)
+
+
+KINDS = (
+    Kind("memory", memory),
+    Kind("spool", spool),
+    Kind("http", http),
+    Kind("nats", nats, moves_clock=False, keeps_order=False),
+)
+_NUMBERS = itertools.count()
