@@ -14,7 +14,7 @@ TESTS_4 := tests/test_families.py tests/test_injection.py tests/test_capture.py 
 unexport PYTHONPATH VIRTUAL_ENV
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-4 support lint style types bench wheel clean
+.PHONY: help demo test test-4 fuzz support lint style types bench wheel clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,6 +27,11 @@ test: $(READY) ## the tests (ARGS="-k name" passes options on)
 
 test-4: $(READY_4) ## what touches models, under transformers 4 (ARGS as above)
 	$(BIN_4)/python -m pytest $(TESTS_4) $(ARGS)
+
+INPUTS ?= 1000000
+
+fuzz: $(READY) ## a million hostile inputs per target (INPUTS=20000 for a short run)
+	$(BIN)/python fuzz/run.py --target all --inputs $(INPUTS)
 
 # A failing test is a cell of the table, so it does not stop the rest. Only the older report has room for a test's words.
 support: $(READY) $(READY_4) ## SUPPORT.md: the families' tests under transformers 5 and 4
@@ -48,6 +53,9 @@ bench: $(READY) ## the figures of the README, measured again
 	$(BIN)/python benchmarks/embedded.py
 	$(BIN)/python benchmarks/train_speed.py
 	$(BIN)/python benchmarks/scale.py
+	$(BIN)/python benchmarks/wire.py
+	$(BIN)/python benchmarks/load.py
+	$(BIN)/python benchmarks/faults.py --n 100000 --transports spool nats http
 	$(BIN)/python benchmarks/variants.py
 	$(BIN)/python benchmarks/peer_avp.py
 	$(BIN)/python benchmarks/tables.py

@@ -8,8 +8,11 @@ import argparse
 import json
 import re
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import tables_wire
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
@@ -28,6 +31,9 @@ PAGES = {
         "variants",
         "peer",
         "peer-findings",
+        "wire",
+        "load",
+        "faults",
     ),
 }
 STATED = 17  # facts of a standard dossier
@@ -307,6 +313,9 @@ TABLES = {
     "peer": peer,
     "peer-findings": peer_findings,
     "pair": pair,
+    "wire": partial(tables_wire.wire, result, table),
+    "load": partial(tables_wire.load, result, table),
+    "faults": partial(tables_wire.faults, result, table),
 }
 
 if __name__ == "__main__":

@@ -83,6 +83,7 @@ def main() -> None:
         ("kl", float, 0.0),
         ("rate-weight", float, 0.0),
         ("blank", float, 0.125),
+        ("literals", float, 0.0),
         ("slots", int, 32),
         ("bits", int, 1),
         ("urgent-bits", int, 8),
@@ -119,6 +120,7 @@ def main() -> None:
         alignment_steps=args.alignment_steps,
         topics=TOPICS,
         blank_share=args.blank,
+        literals_share=args.literals,
         teacher_floor=args.teacher_floor,
         seed=args.seed,
     )

@@ -64,7 +64,7 @@ class PlainSealed(msgspec.Struct, array_like=True, frozen=True):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=200)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=Path, default=Path(__file__).parent / "results" / "wire.json")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, ReplayCache(Path(folder) / "replay.sqlite") as shared:
         found = {name: timed(*row, args.rounds) for name, row in rows(ReplayCache(), shared).items()}
@@ -79,8 +79,7 @@ def main() -> None:
     for name, spent in refusals.items():
         console.print(f"refusing {name}: {spent:.4f} ms per kB (goal 1)")
     record = {"rows": found, "refusals_ms_per_kb": refusals, "goals_us": GOALS_US, "provenance": provenance()}
-    if args.json:
-        args.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    args.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 def rows(own: ReplayCache, shared: ReplayCache) -> dict[str, Row]:

@@ -15,8 +15,9 @@ True
 
 Your own two models take the same names: ``Sender(model, tokenizer, codec)``, ``Receiver(model, tokenizer, codec)``;
 ``train(sender=..., receiver=..., data=..., out=...)`` makes a codec for them, ``load(folder_or_hub_id)`` fetches one,
-and ``adapt(model, codec)`` gives the receiver the adapter of a codec that was trained with one. ``Message`` is the wire
-format; ``ilcp.message`` and ``ilcp.errors`` load no torch.
+and ``adapt(model, codec)`` gives the receiver the adapter of a codec that was trained with one. ``connect(address)``
+hands messages on between processes (``ilcp.transport``), a ``KeyRing`` seals them, a ``ReplayCache`` lets each in once.
+``Message`` is the wire format. ``import ilcp`` and all of these load no torch.
 """
 
 from importlib import import_module, metadata
@@ -29,17 +30,37 @@ if TYPE_CHECKING:
     from ilcp.adapter import adapt
     from ilcp.codec import load, save
     from ilcp.handoff import Receiver, Sender
+    from ilcp.keys import KeyRing
     from ilcp.memory import Memory
     from ilcp.pair import load_pair
+    from ilcp.replay import ReplayCache
     from ilcp.training.job import train
+    from ilcp.transport import connect
 
-__all__ = ["Memory", "Message", "Receiver", "Sender", "adapt", "errors", "load", "load_pair", "save", "train"]
+__all__ = [
+    "KeyRing",
+    "Memory",
+    "Message",
+    "Receiver",
+    "ReplayCache",
+    "Sender",
+    "adapt",
+    "connect",
+    "errors",
+    "load",
+    "load_pair",
+    "save",
+    "train",
+]
 
-_LAZY = {  # these need torch, which takes seconds to import
+_LAZY = {  # most need torch, which takes seconds to import; the others, what not every program needs
+    "KeyRing": "ilcp.keys",
     "Memory": "ilcp.memory",
     "Receiver": "ilcp.handoff",
+    "ReplayCache": "ilcp.replay",
     "Sender": "ilcp.handoff",
     "adapt": "ilcp.adapter",
+    "connect": "ilcp.transport",
     "load": "ilcp.codec",
     "load_pair": "ilcp.pair",
     "save": "ilcp.codec",

@@ -11,6 +11,8 @@ from transformers import BertConfig, BertModel
 
 import ilcp
 from ilcp.errors import EncodeError
+from ilcp.identity import identify
+from ilcp.literals import line
 from ilcp.models import load_model
 from ilcp.parallel import SyncedNorm
 from ilcp.tasks import Case, Question, read_jsonl
@@ -377,6 +379,31 @@ def test_the_memory_is_asked_for_its_context_early_in_the_run(models) -> None:
     assert early["loss"].item() == pytest.approx(parts.item(), rel=1e-6)
     early["reconstruction"].backward()
     assert learner.projector.leave.weight.grad.abs().sum() > 0
+
+
+def test_a_share_of_the_memories_is_trained_with_its_literals_beside_it(models) -> None:
+    """Their rows are the prompt that a receiver would read; payloads of no sender, and texts without any, have none."""
+    wanted = recipe(literals_share=0.5, blank_share=0.25, contexts=64)
+    coded = [replace(case, context=f"{case.context} Ticket INC-{1000 + n}.") for n, case in enumerate(cases(0, 60))]
+    batch = Batcher(models, wanted).batch([*coded, *cases(60, 4)], random.Random(0))
+    codec = VaeCodec.from_network(
+        network(),
+        identify(models.sender, models.sender_tokenizer),
+        identify(models.receiver, models.receiver_tokenizer),
+    )
+    receiver = ilcp.Receiver(models.receiver, models.receiver_tokenizer, codec, allow_unproven=True)
+    memory = ilcp.Memory(vectors=torch.zeros(4, 48))
+    beside = []
+    for row, text in zip(batch.rows, batch.texts, strict=True):
+        literals = (f"INC-{text[-5:-1]}",)
+        bare, told = (len(receiver.prompt(m, "Who?")) - 4 for m in (memory, memory.beside(literals)))
+        beside.append(len(row.prefix + row.suffix) != bare)
+        if beside[-1]:
+            assert told == len(row.prefix + row.suffix)
+            assert line(literals) in models.receiver_tokenizer.decode(row.suffix)
+    assert not any(beside[:16])  # a quarter: nobody's payloads
+    assert 12 <= sum(beside[16:60]) <= 32
+    assert not any(beside[60:])
 
 
 def test_rate_is_paid_above_what_is_free(models) -> None:

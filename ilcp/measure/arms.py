@@ -5,6 +5,8 @@
     text              the receiver reads the document
     message-N         the sender's message with a payload of N bytes; the longest is called "message"
     continuous        the same latent before it is rounded (where the codec can say it): encoder loss without rounding
+    literals-N        the same with the document's literals beside the latent, as ``literals="auto"`` picks them; only
+                      where there are any
     none              nothing
     zero, random      a payload of zero bytes; of random bytes
     other             another case's message: what shows that the message itself matters
@@ -23,6 +25,7 @@ from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import Any
 
+from ilcp import literals
 from ilcp.codec import Codec
 from ilcp.context import Context
 from ilcp.errors import EncodeError
@@ -79,13 +82,19 @@ def ways(
     def sent(length: int) -> list[bytes]:
         return [sender.codec.encode(context, length) for context in contexts]
 
-    def across(payloads: Sequence[bytes], shift: int = 0) -> Told:
-        wires = [sender.pack(payload) for payload in payloads]
+    nothing: list[tuple[str, ...]] = [()] * len(cases)
+    found = [literals.auto(case.context) for case in cases]
+
+    def across(payloads: Sequence[bytes], shift: int = 0, beside: Sequence[tuple[str, ...]] = nothing) -> Told:
+        wires = list(map(sender.pack, payloads, beside))
         memories = [receiver.decode(wire) for wire in wires]
         return Told(memories[shift:] + memories[:shift], _sizes(payloads), _sizes(wires))
 
     def message(length: int, shift: int = 0) -> Told:
         return across(sent(length), shift)
+
+    def with_literals(length: int) -> Told:
+        return across(sent(length), beside=found)
 
     def noise() -> Told:
         rng = random.Random(f"ilcp random payload {seed}")
@@ -103,6 +112,9 @@ def ways(
     yield Way("none", "control", lambda: Told([None] * len(cases)))
     for length in lengths:
         yield Way(names[length], "message", partial(message, length))
+    if any(found):
+        for length in lengths:
+            yield Way(f"literals-{length}", "literals", partial(with_literals, length))
     yield Way("other", "control", partial(message, lengths[0], shift=1))  # ``run`` refuses two equal contexts
     yield Way("zero", "control", lambda: across([bytes(len(payload)) for payload in sent(lengths[0])]))
     yield Way("random", "control", noise)

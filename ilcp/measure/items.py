@@ -16,7 +16,7 @@ from ilcp.tasks.cases import Case
 
 __all__ = ["FAMILIES", "Arm", "Items", "f1"]
 
-FAMILIES = ("text", "message", "control", "text of equal bytes", "limit", "hops")
+FAMILIES = ("text", "message", "literals", "control", "text of equal bytes", "limit", "hops")
 DECIMALS = 4  # of a log-likelihood as it is kept: the fifth differs from machine to machine
 Floats = NDArray[np.float64]
 

@@ -30,6 +30,7 @@ WHAT = {
 }
 WHAT_FAMILY = {
     "message": "the sender's message",
+    "literals": "the same, with the document's literals beside it",
     "text of equal bytes": "text of as many bytes as",
     "limit": "the task's own entropy code of the facts",
     "hops": "after so many hops",

@@ -63,6 +63,7 @@ class Look:
 LOOKS = {
     "text": Look("full text", "#000000", "s"),
     "message": Look("message", "#0072B2", "o"),
+    "literals": Look("message, with literals", "#0072B2", "h", "-."),
     "sent": Look("message, with\nencoding and wire", "#0072B2", ".", "--"),
     "head": Look("text: beginning", "#E69F00", "^"),
     "tail": Look("text: end", "#56B4E9", "v"),

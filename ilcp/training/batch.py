@@ -16,8 +16,9 @@ from torch import nn
 
 from ilcp.context import window_tokens
 from ilcp.errors import EncodeError
+from ilcp.literals import auto, line
 from ilcp.parallel import mine
-from ilcp.prompt import Layout, answer_ids, layout, text_ids
+from ilcp.prompt import Layout, answer_ids, layout, pieces, text_ids
 from ilcp.tasks.cases import Case, Question
 from ilcp.training.recipe import Recipe
 
@@ -101,10 +102,10 @@ class Batcher:
             EncodeError: a question has no answer.
         """
         asked = [self._asked(case, rng) for case in cases]  # of all cases, so that all processes draw alike
-        chosen = list(zip(cases, asked, strict=True))
-        chosen = chosen if whole else list(mine(chosen))
-        own = [case for case, _ in chosen]
-        rows = [self._row(at, question) for at, (_, questions) in enumerate(chosen) for question in questions]
+        drawn = list(zip(cases, asked, self._literals(cases, rng), strict=True))
+        chosen = drawn if whole else list(mine(drawn))
+        own = [case for case, _, _ in chosen]
+        rows = [self._row(at, each, beside) for at, (_, questions, beside) in enumerate(chosen) for each in questions]
         wanted = self.recipe.reconstruction_weight > 0
         retold = [self._retold(at, case) for at, case in enumerate(own)] if wanted else []
         return Batch(tuple(case.context for case in own), tuple(rows), tuple(retold), self._told(own), len(cases))
@@ -118,6 +119,15 @@ class Batcher:
                 left |= {question.kind: left[question.kind] - 1} if question.kind in left else {}
         return chosen
 
+    def _literals(self, cases: Sequence[Case], rng: random.Random) -> list[str]:
+        """The line of literals beside each memory; empty for those without, and where the payload is no sender's."""
+        blanks, share = self.recipe.blanks(len(cases)), self.recipe.literals_share
+        lines = []
+        for index, case in enumerate(cases):
+            literals = auto(case.context) if share and index >= blanks and rng.random() < share else ()
+            lines.append(line(literals) if literals else "")
+        return lines
+
     def _told(self, cases: Sequence[Case]) -> dict[tuple[int, int], frozenset[str]]:
         told: dict[tuple[int, int], frozenset[str]] = {}
         for index, case in enumerate(cases):
@@ -127,11 +137,11 @@ class Batcher:
                     told[key] = told.get(key, frozenset()) | frozenset(re.findall(r"\w+", words))
         return told
 
-    def _row(self, context: int, question: Question) -> Row:
+    def _row(self, context: int, question: Question, beside: str) -> Row:
         answer = answer_ids(self.models.receiver_tokenizer, question.answer, end=self.recipe.close_answers)
         if not answer:
             raise EncodeError(f"expected an answer to {question.text!r}, got an empty one")
-        place = self._layout(question.text)
+        place = self._layout(question.text, beside)
         return Row(context, place.prefix, place.suffix, answer[: self.recipe.answer_tokens], question.text)
 
     def _retold(self, context: int, case: Case) -> Row:
@@ -139,7 +149,9 @@ class Batcher:
         place = self._layout(RETELL)
         return Row(context, place.prefix, place.suffix, told[: self.recipe.reconstruction_tokens], RETELL)
 
-    def _layout(self, question: str) -> Layout:
+    def _layout(self, question: str, beside: str = "") -> Layout:
+        if beside:  # hardly ever the same again
+            return Layout(*pieces(self.models.receiver_tokenizer, question, [None, beside]))
         if question not in self._layouts:
             self._layouts[question] = layout(self.models.receiver_tokenizer, question)
         return self._layouts[question]

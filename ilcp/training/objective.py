@@ -99,7 +99,7 @@ class Objective:
         if self.phrasebook and step < self.recipe.naming_steps + self.recipe.alignment_steps:
             return self._warmup(network, batch, self.phrasebook, step)
         memory, rate_bits = self.memory(network, batch)
-        blanks = round(self.recipe.blank_share * batch.count)
+        blanks = self.recipe.blanks(batch.count)
         silent = [row for row in batch.rows if self._number(row) < blanks]
         told = [row for row in batch.rows if self._number(row) >= blanks]
         terms = {"rate_bits": self._mean(rate_bits.sum(), len(rate_bits))}

@@ -43,6 +43,7 @@ class Recipe:
     free_bits: tuple[float, float] = (0.0, 0.0)  # free at the start and at the end, a straight line between: two equal
     # numbers are free bits, rising ones a capacity schedule
     blank_share: float = 0.125  # contexts that get a payload no sender made; their target is the no-message answer
+    literals_share: float = 0.0  # of the contexts whose literals (``ilcp.literals.auto``) stand beside the memory
     close_answers: bool = True  # an answer ends with the end-of-sequence token; a continuation does not
     answer_tokens: int = 256  # what is beyond is not learned
     teacher_floor: float = 0.0  # exact match that the receiver must reach with the full text before training starts
@@ -72,7 +73,7 @@ class Recipe:
         for name in ("minutes", "learning_rate", "adapter_learning_rate", "checkpoint_minutes"):
             if not getattr(self, name) > 0:
                 raise EncodeError(f"expected {name} to be positive, got {getattr(self, name)}")
-        for name in ("reconstruction_share", "collapse_after"):
+        for name in ("reconstruction_share", "collapse_after", "literals_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise EncodeError(f"expected {name} from 0 to 1, got {getattr(self, name)}")
         for name in WEIGHTS:
@@ -93,6 +94,10 @@ class Recipe:
         """How many bits of rate cost nothing when the share ``done`` of the run is over."""
         start, end = self.free_bits
         return start + (end - start) * min(1.0, done)
+
+    def blanks(self, contexts: int) -> int:
+        """How many of so many contexts, the first ones, get a payload that no sender made."""
+        return round(self.blank_share * contexts)
 
     def reconstructs_at(self, done: float) -> bool:
         """Whether the context is still asked back then."""
