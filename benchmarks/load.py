@@ -64,6 +64,7 @@ def main() -> None:
         "what": "hand-offs per second and milliseconds per operation; medians and 99th percentiles over n",
         "n": args.n,
         "message_bytes": len(MESSAGE),
+        "seed": 0,  # nothing is drawn
         "provenance": provenance(),
         "rows": rows,
     }

@@ -84,6 +84,7 @@ def main() -> None:
         ("rate-weight", float, 0.0),
         ("blank", float, 0.125),
         ("literals", float, 0.0),
+        ("people", float, 0.0),
         ("slots", int, 32),
         ("bits", int, 1),
         ("urgent-bits", int, 8),
@@ -137,7 +138,8 @@ def main() -> None:
         for until, cases, most in CURRICULUM if args.start is None else ():
             if step < until:
                 return [bare_case(rng, rng.randint(1, most)) for _ in range(cases)]
-        return list(case_files("train", args.seed, n, start=start, facts=rng.choice(FACTS)))
+        drawn = list(case_files("train", args.seed, n, start=start, facts=rng.choice(FACTS)))
+        return [people_case(rng) if rng.random() < args.people else case for case in drawn]
 
     phrasebook = make_phrasebook(models, recipe, args)
     calibrate(network, models, list(case_files("train", args.seed, CALIBRATION_CASES)), recipe, phrasebook)

@@ -12,7 +12,7 @@ from transformers import BertConfig, BertModel
 import ilcp
 from ilcp.errors import EncodeError
 from ilcp.identity import identify
-from ilcp.literals import line
+from ilcp.literals import line as line_of
 from ilcp.models import load_model
 from ilcp.parallel import SyncedNorm
 from ilcp.tasks import Case, Question, read_jsonl
@@ -400,7 +400,7 @@ def test_a_share_of_the_memories_is_trained_with_its_literals_beside_it(models) 
         beside.append(len(row.prefix + row.suffix) != bare)
         if beside[-1]:
             assert told == len(row.prefix + row.suffix)
-            assert line(literals) in models.receiver_tokenizer.decode(row.suffix)
+            assert line_of(literals) in models.receiver_tokenizer.decode(row.suffix)
     assert not any(beside[:16])  # a quarter: nobody's payloads
     assert 12 <= sum(beside[16:60]) <= 32
     assert not any(beside[60:])

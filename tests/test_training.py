@@ -152,9 +152,12 @@ def test_every_term_of_the_loss_reaches_the_network(models) -> None:
 
 def test_packed_questions_equal_separate_prompts(models) -> None:
     """Questions that share one sequence behind one memory get the logits that each would get alone."""
-    two = [Case("two", "It was Mara.", (Question("Who?", "Mara"), Question("Who was it, once more?", "Jonas")))] * 3
-    batch = Batcher(models, recipe(questions=2)).batch(two, random.Random(0))
-    memory = torch.randn(3, 4, 48) * 0.02
+    asked = (Question("Who?", "Mara"), Question("Who was it, once more?", "Jonas"), Question("Who", "Ilse"))
+    told = [Case("x", f"It was Mara. Ticket {'A9' * n}.", asked) for n in (1, 3, 2, 1)]
+    batch = Batcher(models, recipe(questions=3, literals_share=0.5, blank_share=0.0)).batch(told, random.Random(1))
+    beside = ["A9" in models.receiver_tokenizer.decode(row.suffix) for row in batch.rows]
+    assert 0 < sum(beside) < len(beside)  # some contexts' rows begin with a line of literals, others do not
+    memory = torch.randn(4, 4, 48) * 0.02
     with torch.no_grad():
         packed, labels = memory_logits(models, batch.rows, memory)
         for index, row in enumerate(batch.rows):

@@ -3,11 +3,8 @@
 import asyncio
 import contextlib
 import json
-import shutil
 import socket
 import ssl
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -29,13 +26,12 @@ from ilcp.transport import (
     ProtocolError,
     RefusedError,
     Settings,
-    UnreachableError,
     connect,
 )
 from ilcp.transport.link import Lease
 from ilcp.transport.server import endpoint
 from ilcp.transport.spool import StoreLink, open_memory
-from tests.transport_model import free_port
+from tests.transport_model import certificate, free_port
 
 TOKEN = "correct-horse"
 GOOD = {"authorization": f"Bearer {TOKEN}"}
@@ -137,6 +133,22 @@ def test_a_large_body_is_refused_before_it_is_read(server: Served) -> None:
     assert 0 == server.waiting()
 
 
+def test_a_body_that_does_not_come_keeps_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who sends half a body is answered with 408 after a time, and its place is free for others."""
+    monkeypatch.setattr("ilcp.transport.server.BODY_S", 0.2)
+    with served(max_at_once=2) as small:
+        port = urlsplit(small.url).port
+        assert port is not None
+        head = f"POST /v1/a HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {TOKEN}\r\ncontent-type: {MEDIA_TYPE}\r\n"
+        with contextlib.ExitStack() as stack:
+            half = [stack.enter_context(socket.create_connection(("localhost", port), 5)) for _ in range(2)]
+            for s in half:
+                s.sendall(f"{head}content-length: 100\r\n\r\nhalf".encode())
+            assert [b"HTTP/1.1 408"] * 2 == [s.recv(100)[:12] for s in half]
+            assert 200 == ask(small, "GET", "/v1").status_code
+        assert 0 == small.waiting()
+
+
 MALFORMED = {
     "no such path": ("GET", "/v2", {}, None, 404),
     "no such method": ("DELETE", "/v1/a", {}, None, 405),
@@ -146,13 +158,23 @@ MALFORMED = {
     "another media type": ("POST", "/v1/a", {"content-type": "text/plain"}, b"x", 415),
     "an empty body": ("POST", "/v1/a", {"content-type": MEDIA_TYPE}, b"", 400),
     "a body of no length": ("POST", "/v1/a", {"content-type": MEDIA_TYPE}, iter([b"x"]), 411),
+    "a body in chunks beside its length": (
+        "POST",
+        "/v1/a",
+        {"content-type": MEDIA_TYPE, "content-length": "1", "transfer-encoding": "chunked"},
+        b"1\r\nx\r\n0\r\n\r\n",
+        411,
+    ),
     "a body over the limit": ("POST", "/v1/a", {"content-type": MEDIA_TYPE}, bytes(MAX_MESSAGE_BYTES + 1), 413),
     "no lease time": ("POST", "/v1/a/receive", {}, None, 400),
     "a lease for ever": ("POST", "/v1/a/receive?lease_s=inf", {}, None, 400),
     "a wait that is none": ("POST", "/v1/a/receive?lease_s=1&wait_s=nan", {}, None, 400),
     "a wait into the past": ("POST", "/v1/a/receive?lease_s=1&wait_s=-1", {}, None, 400),
     "a wait too long": ("POST", "/v1/a/receive?lease_s=1&wait_s=1e9", {}, None, 400),
-    "a number of another script": ("POST", "/v1/a/receive?lease_s=x", {}, None, 400),
+    "a number of letters": ("POST", "/v1/a/receive?lease_s=x", {}, None, 400),
+    "a number of another script": ("POST", "/v1/a/receive?lease_s=%EF%BC%91", {}, None, 400),
+    "a number as in Python's source": ("POST", "/v1/a/receive?lease_s=1_0", {}, None, 400),
+    "a path that ends in a stroke": ("GET", "/v1/", {}, None, 404),
     "no lease": ("POST", "/v1/a/ack", {}, None, 409),
     "a made-up lease": ("POST", "/v1/a/ack", {"ilcp-lease": "1.00"}, None, 409),
     "a lease of SQL": ("POST", "/v1/a/nack", {"ilcp-lease": "1.' OR 1=1 --"}, None, 409),
@@ -297,43 +319,6 @@ def test_another_page_is_no_endpoint() -> None:
         other.server_close()
 
 
-CA = """
-[ca]
-default_ca = one
-[one]
-database = {folder}/index.txt
-serial = {folder}/serial
-new_certs_dir = {folder}
-default_md = sha256
-policy = any
-x509_extensions = names
-copy_extensions = none
-[any]
-commonName = supplied
-[names]
-subjectAltName = DNS:localhost
-"""
-
-
-def certificate(folder: Path, start: str, end: str) -> tuple[Path, Path]:
-    """A self-signed certificate for localhost, good between two times (YYMMDDHHMMSSZ), and its key."""
-    openssl = shutil.which("openssl")
-    if openssl is None:
-        pytest.skip("needs openssl, which is not on the path")
-    cert, key, request, config = (folder / name for name in ("cert.pem", "key.pem", "request.pem", "ca.conf"))
-    config.write_text(CA.format(folder=folder))
-    (folder / "index.txt").touch()
-    (folder / "serial").write_text("01\n")
-    curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-subj", "/CN=localhost"]
-    for words in (
-        ["req", "-new", *curve, "-keyout", key, "-out", request],
-        ["ca", "-batch", "-notext", "-selfsign", "-config", config, "-keyfile", key, "-in", request, "-out", cert]
-        + ["-startdate", start, "-enddate", end],
-    ):
-        subprocess.run([openssl, *map(str, words)], capture_output=True, check=True)
-    return cert, key
-
-
 def test_tls_takes_the_certificate_that_it_was_told_to_trust(tmp_path: Path) -> None:
     """With the endpoint's certificate trusted a message crosses; without, it is refused by name."""
     cert, key = certificate(tmp_path, "200101000000Z", "491231000000Z")
@@ -355,84 +340,6 @@ def test_an_expired_certificate_is_refused(tmp_path: Path) -> None:
         trust = Settings(token=TOKEN, tls=ssl.create_default_context(cafile=cert))
         with pytest.raises(RefusedError, match="expired"):
             connect(secure.url, settings=trust).__enter__()
-
-
-SERVE = """
-import sys, typer
-from ilcp.cli.send import serve
-typer.run(serve)
-"""
-
-
-def test_serve_send_and_receive_as_processes(tmp_path: Path) -> None:
-    """A message goes through ``ilcp serve``, which is killed (-9) and started again, from file to file."""
-    import typer
-    from typer.testing import CliRunner
-
-    from ilcp.cli.send import receive, send
-
-    app = typer.Typer()
-    app.command()(send)
-    app.command()(receive)
-    port = free_port()
-    file = tmp_path / "m.ilcp"
-    file.write_bytes(b"\x00\xffa message")
-    environment = {"ILCP_TOKEN": TOKEN}
-
-    def start() -> subprocess.Popen[str]:
-        words = [sys.executable, "-c", SERVE, "--port", str(port), "--spool", str(tmp_path / "spool"), "--log-json"]
-        process = subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-        assert process.stdout is not None
-        assert f"http://127.0.0.1:{port}" in process.stdout.readline()
-        return process
-
-    via = ["--via", f"http://127.0.0.1:{port}"]
-    runner = CliRunner(env=environment)
-    first = start()
-    try:
-        done = runner.invoke(app, ["send", str(file), *via, "--to", "planner", "--id", "case-1"])
-        assert (0, "case-1  11 bytes to planner: sent\n") == (done.exit_code, done.stdout), done.exception
-        done = runner.invoke(app, ["send", str(file), *via, "--to", "planner", "--id", "case-1"])
-        assert "was there already" in done.stdout
-    finally:
-        first.kill()
-        first.communicate()
-    refused = runner.invoke(app, ["send", str(file), *via, "--to", "planner"])
-    assert isinstance(refused.exception, UnreachableError)
-    second = start()
-    try:
-        done = runner.invoke(app, ["receive", *via, "--as", "planner", "--out", str(tmp_path / "in"), "--timeout", "2"])
-        assert 0 == done.exit_code, done.exception
-        assert file.read_bytes() == (tmp_path / "in" / "case-1.ilcp").read_bytes()
-        done = runner.invoke(app, ["receive", *via, "--as", "planner", "--out", str(tmp_path / "in"), "--timeout", "0"])
-        assert 4 == done.exit_code
-    finally:
-        second.terminate()
-        second.communicate(timeout=20)
-
-
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (["--host", "0.0.0.0"], "expected a token"),
-        (["--certificate", "none.pem", "--key", "none.pem"], "expected a certificate"),
-    ],
-)
-def test_serve_refuses_what_is_unsafe_or_missing(tmp_path: Path, words: list[str], said: str) -> None:
-    """A host that others reach needs a token; a certificate has to be there."""
-    line = [sys.executable, "-c", SERVE, "--port", "0", "--spool", str(tmp_path), *words]
-    done = subprocess.run(line, capture_output=True, text=True, timeout=60, check=False, env={})
-    assert 1 == done.returncode
-    assert said in done.stderr
-
-
-def test_serve_says_that_a_port_is_taken(tmp_path: Path) -> None:
-    """Two endpoints cannot have one port."""
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        line = [sys.executable, "-c", SERVE, "--port", str(taken.getsockname()[1]), "--spool", str(tmp_path)]
-        done = subprocess.run(line, capture_output=True, text=True, timeout=60, check=False)
-    assert 1 == done.returncode
-    assert "Address already in use; choose another" in " ".join(done.stderr.split())
 
 
 def test_json_of_an_answer(server: Served) -> None:

@@ -14,6 +14,8 @@ NAMES = ("planner", "critic")
 IDS = ("a", "b", "c", "d")
 LEASE_S, DEDUP_S = 30.0, 600.0
 REAL_LEASE_S = 2.0
+DELAYS_S = (None, None, 0.0, 0.0, 7.0)  # None: acknowledged, else given back for so long
+WAITS_S = (0.2 * LEASE_S, 0.6 * LEASE_S, 1.1 * LEASE_S, 0.95 * DEDUP_S, 1.05 * DEDUP_S)
 MAX_REAL_EXPIRIES = 1
 
 
@@ -46,6 +48,13 @@ class Hops(RuleBasedStateMachine):
         receipt = self.ends[NAMES[0]].send(message, to=name, handoff_id=handoff_id)
         assert (handoff_id, self.model.send(name, handoff_id, message)) == receipt
 
+    @precondition(lambda self: any(self.model.queues.values()))
+    @rule(which=st.integers(0))
+    def send_again(self, which: int) -> None:
+        """What was sent before, waiting, held, settled or long forgotten, is known as long as it should be."""
+        known = [(name, entry.handoff_id) for name, queue in self.model.queues.items() for entry in queue]
+        self.send(*known[which % len(known)], b"another")
+
     @rule(name=st.sampled_from(NAMES))
     def receive(self, name: str) -> None:
         """The oldest free message, or none."""
@@ -65,16 +74,48 @@ class Hops(RuleBasedStateMachine):
         self.held.append((name, entry, delivery))
 
     @precondition(lambda self: self.held)
-    @rule(which=st.integers(0), back=st.booleans())
-    def settle(self, which: int, back: bool) -> None:
-        """Who still holds a message can end it or give it back; who lost it is told so."""
+    @rule(which=st.integers(0), delay_s=st.sampled_from(DELAYS_S))
+    def settle(self, which: int, delay_s: float | None) -> None:
+        """Who still holds a message can end it (None) or give it back; who lost it is told so."""
         _, entry, delivery = self.held.pop(which % len(self.held))
         holds = entry.settled_s is None and entry.attempt == delivery.attempt and entry.free_s > self.clock()
+        back_s = None if delay_s is None else delay_s * self.kind.moves_clock
         with contextlib.nullcontext() if holds else pytest.raises(LeaseLostError):
-            delivery.nack() if back else delivery.ack()
-        if holds:
-            entry.free_s, entry.settled_s = self.clock(), None if back else self.clock()
+            delivery.ack() if back_s is None else delivery.nack(back_s)
+        if holds and back_s is None:
+            entry.settled_s = self.clock()
+        elif holds and back_s is not None:
+            entry.free_s = self.clock() + back_s
 
+    @precondition(lambda self: any(map(self.model.free, NAMES)))
+    @rule(which=st.integers(0), delay_s=st.sampled_from(DELAYS_S))
+    def work(self, which: int, delay_s: float | None) -> None:
+        """A message is received and settled at once, and the next receive meets what that left."""
+        names = [name for name in NAMES if self.model.free(name)]
+        self.receive(names[which % len(names)])
+        self.settle(len(self.held) - 1, delay_s)
+        self.receive(names[which % len(names)])
+
+    @precondition(lambda self: self.kind.moves_clock and any(map(self.model.free, NAMES)))
+    @rule(which=st.integers(0))
+    def overstay(self, which: int) -> None:
+        """Until a lease ends its message is nobody else's; then it is the next one's."""
+        names = [name for name in NAMES if self.model.free(name)]
+        for seconds in (0.6 * self.lease_s, 0.5 * self.lease_s, 0.0):
+            self.receive(names[which % len(names)])
+            self.wait(seconds)
+
+    @precondition(lambda self: self.kind.moves_clock and self.held)
+    @rule(which=st.integers(0))
+    def forget(self, which: int) -> None:
+        """What was settled is known for so long, and not longer."""
+        name, entry, _ = self.held[which % len(self.held)]
+        self.settle(which, None)
+        for part in (0.95, 0.1):
+            self.wait(part * DEDUP_S)
+            self.send(name, entry.handoff_id, b"another")
+
+    @precondition(lambda self: self.held)
     @rule(name=st.sampled_from(NAMES))
     def crash(self, name: str) -> None:
         """A receiver that goes away keeps its leases until they end; its successor waits for that."""
@@ -82,7 +123,7 @@ class Hops(RuleBasedStateMachine):
         self.held = [item for item in self.held if item[0] != name]
         self._open(name)
 
-    @precondition(lambda self: self.kind.moves_clock or self.expiries < MAX_REAL_EXPIRIES)
+    @precondition(lambda self: not self.kind.moves_clock and self.expiries < MAX_REAL_EXPIRIES)
     @rule()
     def expire(self) -> None:
         """Every lease ends."""
@@ -90,10 +131,10 @@ class Hops(RuleBasedStateMachine):
         self.clock.advance(self.lease_s * 1.1)
 
     @precondition(lambda self: self.kind.moves_clock)
-    @rule()
-    def forget(self) -> None:
-        """What was settled is forgotten, and may be sent anew."""
-        self.clock.advance(DEDUP_S + 1)
+    @rule(seconds=st.sampled_from(WAITS_S))
+    def wait(self, seconds: float) -> None:
+        """Time passes: less than a lease, a lease, almost as long as what was settled is known, or longer."""
+        self.clock.advance(seconds)
 
     @invariant()
     def nothing_is_handed_out_that_was_not_sent(self) -> None:

@@ -15,9 +15,14 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pytest
+
+from ilcp.message import Message, Seal
 from ilcp.transport import Connection, Settings, connect
 from ilcp.transport.connection import AsyncConnection, Loop
 
+SEALED = Message(bytes(8), b"payload", Seal(b"\x01" * 8, 2**31)).to_bytes(bytes(16))
+BARE = Message(bytes(8), b"payload").to_bytes()
 NATS_SERVER = shutil.which("nats-server")
 NO_NATS = "needs nats-server (Debian: apt-get install nats-server), which is not on the path"
 
@@ -186,6 +191,43 @@ def wait_for_port(port: int, timeout_s: float = 20.0) -> None:
         except OSError:
             assert time.monotonic() < end, f"nobody listens on {port}"
             time.sleep(0.02)
+
+
+CA = """
+[ca]
+default_ca = one
+[one]
+database = {folder}/index.txt
+serial = {folder}/serial
+new_certs_dir = {folder}
+default_md = sha256
+policy = any
+x509_extensions = names
+copy_extensions = none
+[any]
+commonName = supplied
+[names]
+subjectAltName = DNS:localhost
+"""
+
+
+def certificate(folder: Path, start: str, end: str) -> tuple[Path, Path]:
+    """A self-signed certificate for localhost, good between two times (YYMMDDHHMMSSZ), and its key."""
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("needs openssl, which is not on the path")
+    cert, key, request, config = (folder / name for name in ("cert.pem", "key.pem", "request.pem", "ca.conf"))
+    config.write_text(CA.format(folder=folder))
+    (folder / "index.txt").touch()
+    (folder / "serial").write_text("01\n")
+    curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-subj", "/CN=localhost"]
+    for words in (
+        ["req", "-new", *curve, "-keyout", key, "-out", request],
+        ["ca", "-batch", "-notext", "-selfsign", "-config", config, "-keyfile", key, "-in", request, "-out", cert]
+        + ["-startdate", start, "-enddate", end],
+    ):
+        subprocess.run([openssl, *map(str, words)], capture_output=True, check=True)
+    return cert, key
 
 
 KINDS = (

@@ -90,11 +90,8 @@ def ways(
         memories = [receiver.decode(wire) for wire in wires]
         return Told(memories[shift:] + memories[:shift], _sizes(payloads), _sizes(wires))
 
-    def message(length: int, shift: int = 0) -> Told:
-        return across(sent(length), shift)
-
-    def with_literals(length: int) -> Told:
-        return across(sent(length), beside=found)
+    def message(length: int, shift: int = 0, beside: Sequence[tuple[str, ...]] = nothing) -> Told:
+        return across(sent(length), shift, beside)
 
     def noise() -> Told:
         rng = random.Random(f"ilcp random payload {seed}")
@@ -114,7 +111,7 @@ def ways(
         yield Way(names[length], "message", partial(message, length))
     if any(found):
         for length in lengths:
-            yield Way(f"literals-{length}", "literals", partial(with_literals, length))
+            yield Way(f"literals-{length}", "literals", partial(message, length, beside=found))
     yield Way("other", "control", partial(message, lengths[0], shift=1))  # ``run`` refuses two equal contexts
     yield Way("zero", "control", lambda: across([bytes(len(payload)) for payload in sent(lengths[0])]))
     yield Way("random", "control", noise)

@@ -96,8 +96,7 @@ class Series:
     def of(cls, name: str, look: Look, points: Iterable[tuple[float, Measured]]) -> "Series":
         """Figures at their places on the axis."""
         places, figures = zip(*sorted(points, key=lambda point: point[0]), strict=True)
-        bounds = [(np.nan, np.nan) if f.low is None or f.high is None else (f.low, f.high) for f in figures]
-        low, high = zip(*bounds, strict=True)
+        low, high = zip(*([np.nan if end is None else end for end in (f.low, f.high)] for f in figures), strict=True)
         return cls(name, look, places, tuple(figure.value for figure in figures), low, high)
 
     @property
@@ -257,9 +256,9 @@ def _times(name: str, points: Sequence[Point], steps: Sequence[str]) -> Series:
 
 def _kinds(report: Report) -> "Figure | None":
     rival = report.strongest(tuple(name for name, arm in report.arms.items() if arm.rival_of == "message")) or ""
-    arms = [name for name in ("text", "message", rival, "other", "none") if name in report.arms]
-    if "message" not in arms:
+    if "message" not in report.arms:
         return None
+    arms = [name for name in ("text", "message", rival, "other", "none") if name in report.arms]
     asked = {kind: report.items.kinds.count(kind) for kind in report.kinds}
     most = sorted(asked, key=lambda kind: -asked[kind])[:MOST_KINDS] if len(asked) > 1 else []
     kinds, rows = [ALL, *(kind for kind in report.kinds if kind in most)], len(arms) + 1.7

@@ -103,7 +103,7 @@ class AsyncConnection:
             FullError: there is no room now.
             TransportError: the other side cannot be reached, or does not want it.
         """
-        wire, name = checked_message(message), checked_name("to", to)
+        wire, name = checked_message(message), checked_name("a receiver's name", to)
         known = checked_id(wire, handoff_id)
         lease = Lease("", known, wire, 0, 0.0)
         with telemetry.span(telemetry.SPAN_SEND, **_attributes("send", name, lease)) as span:

@@ -166,7 +166,7 @@ def _refusal(answer: httpx.Response, body: bytes) -> Exception:
             after = answer.headers.get("retry-after", "")
             wait = float(after) if after.isascii() and after.isdigit() else None
             return FullError(f"expected room {where}; try again later", retry_after_s=wait)
-        case status if status >= 500:
+        case status if status == 408 or status >= 500:
             return UnreachableError(f"expected an answer {where}")
     return ProtocolError(f"expected an answer of an ilcp endpoint {where}; is the address right?")
 

@@ -6,11 +6,13 @@ acknowledgements when it is killed; so an acknowledgement is first written down 
 ``dedup_s``), and what stands there is not handed out again. Names and what they read are in another (`TOLD`).
 
 What JetStream has acknowledged survives a killed server; whether it survives a power cut is the server's setting.
+``tls://``, or ``Settings.tls``, asks for TLS: a server that does not require it is told nothing and refused.
 Handed out again is what comes back, when it comes back: after a lease ended, order is not kept. The lease of a name is
 that of its first receiver; another one is refused. A receive that is cancelled may leave one message to its lease.
 """
 
 import asyncio
+import importlib.util
 import json
 import time
 from collections.abc import Iterator
@@ -27,7 +29,14 @@ from nats.js.errors import APIError, BadRequestError, BucketNotFoundError, KeyNo
 from nats.js.kv import KeyValue
 
 from ilcp.errors import TransportError
-from ilcp.transport.errors import AddressError, FullError, ProtocolError, RefusedError, UnreachableError
+from ilcp.transport.errors import (
+    AddressError,
+    FullError,
+    MissingExtraError,
+    ProtocolError,
+    RefusedError,
+    UnreachableError,
+)
 from ilcp.transport.link import Lease, Settings
 
 __all__ = ["NatsLink", "open_nats"]
@@ -168,7 +177,8 @@ async def open_nats(url: SplitResult, settings: Settings) -> NatsLink:
 
     Raises:
         AddressError: the URL has no host, or more than a host and a port.
-        UnreachableError, RefusedError: nobody answers, or not to us.
+        MissingExtraError: credentials, and no nkeys to read them with.
+        UnreachableError, RefusedError: nobody answers, or not to us, or without the TLS that was asked for.
         ProtocolError: the server has no JetStream.
     """
     settings.only(url.scheme, "timeout_s", "dedup_s", "max_bytes", "token", "tls", "credentials")
@@ -186,9 +196,19 @@ async def open_nats(url: SplitResult, settings: Settings) -> NatsLink:
     return NatsLink(client, stream, buckets, settings)
 
 
+class _TlsClient(Client):
+    """nats-py speaks TLS only where the server wants it; here no word of ours, and no token, goes to one without."""
+
+    def _connect_command(self) -> bytes:
+        if not self._server_info.get("tls_required"):
+            raise RefusedError("expected a NATS server that requires TLS, got one that does not: start it with --tls")
+        return super()._connect_command()
+
+
 async def _connected(address: str, settings: Settings) -> Client:
     """nats-py tries on by itself; what it could not mend so, as a refusal, is said at once."""
-    client, refused = Client(), asyncio.get_running_loop().create_future()
+    secure = settings.tls is not None or address.startswith("tls:")
+    client, refused = _TlsClient() if secure else Client(), asyncio.get_running_loop().create_future()
     seen: list[Exception] = []
 
     async def on_error(error: Exception) -> None:
@@ -200,9 +220,14 @@ async def _connected(address: str, settings: Settings) -> Client:
     options: dict[str, Any] = {"token": settings.token, "tls": settings.tls}
     if settings.credentials is not None:
         try:
-            settings.credentials.read_bytes()
+            content = settings.credentials.read_bytes()
         except OSError as error:
             raise AddressError(f"expected credentials that can be read, got: {error}; name a .creds file") from error
+        if b"BEGIN NATS USER JWT" not in content or b"BEGIN USER NKEY SEED" not in content:
+            wanted = f"expected a user's JWT and seed in {settings.credentials}"
+            raise AddressError(f"{wanted}, got another file: name a .creds file")
+        if importlib.util.find_spec("nkeys") is None:
+            raise MissingExtraError("expected nkeys for credentials, got no such package: pip install 'ilcp[nats]'")
         options["user_credentials"] = str(settings.credentials)
     trying = asyncio.ensure_future(
         client.connect(

@@ -4,7 +4,9 @@ Nothing of a request is read before its token, its path and its declared length 
 is refused (411). Nothing about a message's meaning is checked here.
 """
 
+import asyncio
 import hmac
+import re
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -38,6 +40,9 @@ __all__ = ["endpoint"]
 MAX_AT_ONCE = 256  # requests, waiting receivers among them; each takes some 50 kB
 RETRY_AFTER_S = 1
 TOKEN_BYTES = 4096  # no header that is longer is compared
+BODY_S = 10.0  # the largest body takes 0.1 s at 5 Mbit/s; who sends half of one keeps its place no longer
+
+_SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,20})?(e-?[0-9]{1,3})?")  # as repr(float) writes it; float() takes more
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -186,7 +191,7 @@ def endpoint(link: StoreLink, *, token: str | None = None, max_at_once: int = MA
     if token is not None and not token:
         raise AddressError("expected a token that is not empty, got an empty one: leave it out to need none")
     door = _Endpoint(link, token, max_at_once)
-    return Starlette(
+    app = Starlette(
         routes=[
             door.route("/health", "GET", "health", door.health, open_to_all=True),
             door.route("/metrics", "GET", "metrics", door.show_metrics),
@@ -199,20 +204,26 @@ def endpoint(link: StoreLink, *, token: str | None = None, max_at_once: int = MA
             door.route(PREFIX + "/{name}/capabilities", "GET", "lookup", door.lookup),
         ]
     )
+    app.router.redirect_slashes = False  # a path has one spelling, and no answer sends anybody elsewhere
+    return app
 
 
 async def _body(request: Request, most: int) -> bytes:
     """The body, whose length is declared and looked at before anything is read."""
     declared = request.headers.get("content-length", "")
-    if not declared.isascii() or not declared.isdigit() or len(declared) > 15:
-        raise _Refused(411, "expected a content-length, got none: send the body in one piece")
+    if not declared.isascii() or not declared.isdigit() or len(declared) > 15 or "transfer-encoding" in request.headers:
+        raise _Refused(411, "expected a content-length alone, got none or more: send the body in one piece")
     if int(declared) > most:
         raise _Refused(413, f"expected at most {most} bytes, got {int(declared)}")
     body = b""
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > int(declared):
-            raise _Refused(400, f"expected {declared} bytes as declared, got more")
+    try:
+        async with asyncio.timeout(BODY_S):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > int(declared):
+                    raise _Refused(400, f"expected {declared} bytes as declared, got more")
+    except TimeoutError:
+        raise _Refused(408, f"expected {declared} bytes within {BODY_S:g} s, got {len(body)}: send it again") from None
     return body
 
 
@@ -220,10 +231,9 @@ def _seconds(request: Request, what: str, most: float, default: float | None) ->
     text = request.query_params.get(what)
     if text is None and default is not None:
         return default
-    try:
-        seconds = float(text or "")
-    except ValueError:
-        raise _Refused(400, f"expected {what} as seconds, got {(text or '')[:40]!r}") from None
+    if not _SECONDS.fullmatch(text or ""):
+        raise _Refused(400, f"expected {what} as seconds, got {(text or '')[:40]!r}")
+    seconds = float(text or "")
     return 0.0 if seconds == 0.0 and default is not None else checked_s(what, seconds, most)
 
 

@@ -1,4 +1,7 @@
-"""What ``ilcp serve`` runs: uvicorn, with the endpoint in front of a spool, until SIGINT or SIGTERM."""
+"""What ``ilcp serve`` runs: uvicorn, with the endpoint in front of a spool, until SIGINT or SIGTERM.
+
+uvicorn waits for the rest of a request's head without end: where strangers can reach it, put a proxy in front of it.
+"""
 
 import asyncio
 import ipaddress

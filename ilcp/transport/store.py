@@ -13,14 +13,18 @@ again keeps its place.
 back by more than ``CLOCK_SLACK_S`` voids those that seem to begin in the future: the message is handed out again, and
 the late settlement refused. The clock is read inside the transaction, so that one process's now is never before the
 lease that another has just made.
+
+**A full disk.** Leases and acknowledgements need room too, in the log. So messages are refused while there is less than
+``RESERVE_BYTES``, and what is there is still handed out. Where others take that as well, every call is refused; what is
+kept stays kept, and goes on once there is room.
 """
 
+import os
 import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from os import urandom
 
 from ilcp.transport.errors import CorruptError, FullError, LeaseLostError, UnreachableError
 from ilcp.transport.link import Lease
@@ -32,6 +36,7 @@ SCHEMA_VERSION = 1
 BUSY_S = 30.0  # a writer holds the file for milliseconds; after this long something is stuck
 TURN_S = 0.001
 ROW_BYTES = 128  # what a row and its index entries take beside the message, rounded up
+RESERVE_BYTES = 8 << 20  # the log grows to 4 MB before it is written back, and the file by as much
 CLOCK_SLACK_S = 5.0  # a clock that is nudged back by less only makes a lease that much longer
 MAX_REMEMBERED = 1_000_000  # about 100 MB of ids
 
@@ -105,6 +110,7 @@ class Store:
                     f"expected room for {len(message)} bytes in {self._path}, got {messages} waiting messages that take"
                     f" {used} of {self._max_bytes}: receive some, or raise max_bytes"
                 )
+            self._check_disk(len(message))
             self._db.execute("INSERT INTO handoffs (name, id, message) VALUES (?, ?, ?)", (name, handoff_id, message))
         return True
 
@@ -114,7 +120,7 @@ class Store:
         with self._told():
             if self._db.execute(OLDEST, (name, now, now + CLOCK_SLACK_S)).fetchone() is None:
                 return None  # the usual answer to a poll, and it locks nobody out
-        lease = urandom(8).hex()
+        lease = os.urandom(8).hex()
         with self._transaction("NORMAL"):
             now = self._clock()
             values = (lease, now, now + lease_s, name, now, now + CLOCK_SLACK_S)
@@ -175,6 +181,20 @@ class Store:
         if row is None or not all(isinstance(number, int) for number in row):
             raise CorruptError(f"expected the totals in {self._path}, got {row}: move the file away")
         return row[0], row[1]
+
+    def _check_disk(self, more: int) -> None:
+        """Refuses what would take from the disk what leases and acknowledgements need."""
+        if self._path == ":memory:" or not hasattr(os, "statvfs"):
+            return
+        try:
+            disk = os.statvfs(self._path)
+        except OSError as error:  # the file was taken away: what is written now, nobody would find
+            raise UnreachableError(f"expected a spool in {self._path}, got: {error.strerror}; connect again") from error
+        pages, page_bytes = (self._db.execute(f"PRAGMA {p}").fetchone()[0] for p in ("freelist_count", "page_size"))
+        room = disk.f_bavail * disk.f_frsize + pages * page_bytes
+        if room < RESERVE_BYTES + more:
+            left = f"got {room}, of which {RESERVE_BYTES} are for acknowledgements; free some"
+            raise FullError(f"expected room on the disk for {more} bytes in {self._path}, {left}")
 
     def _forget(self, now: float) -> None:
         """Drops the ids that need no longer be remembered."""

@@ -10,8 +10,8 @@
     GET  /metrics                                                                  200, Prometheus' text
 
 A request needs ``Authorization: Bearer TOKEN`` where the endpoint has a token. Errors are JSON, ``{"error": …}``: 400
-malformed, 401 no or another token, 411 no length, 413 too large, 415 another media type, 429 no room now (with
-``Retry-After``), 503 the spool is damaged or locked.
+malformed, 401 no or another token, 408 a body that does not come, 411 no length or a transfer-encoding, 413 too large,
+415 another media type, 429 no room now (with ``Retry-After``), 503 the spool is damaged or locked.
 """
 
 __all__ = [

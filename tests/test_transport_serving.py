@@ -1,0 +1,110 @@
+"""`ilcp serve` as a process: what it serves, what it refuses to begin with, and how its sockets are made."""
+
+import asyncio
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ilcp.transport import UnreachableError
+from ilcp.transport.serving import _bound
+from tests.transport_model import free_port
+
+TOKEN = "correct-horse"
+SERVE = """
+import sys, typer
+from ilcp.cli.send import serve
+typer.run(serve)
+"""
+
+
+def test_serve_send_and_receive_as_processes(tmp_path: Path) -> None:
+    """A message goes through ``ilcp serve``, which is killed (-9) and started again, from file to file."""
+    import typer
+    from typer.testing import CliRunner
+
+    from ilcp.cli.send import receive, send
+
+    app = typer.Typer()
+    app.command()(send)
+    app.command()(receive)
+    port = free_port()
+    file = tmp_path / "m.ilcp"
+    file.write_bytes(b"\x00\xffa message")
+    environment = {"ILCP_TOKEN": TOKEN}
+
+    def start() -> subprocess.Popen[str]:
+        words = [sys.executable, "-c", SERVE, "--port", str(port), "--spool", str(tmp_path / "spool"), "--log-json"]
+        process = subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        assert process.stdout is not None
+        assert f"http://127.0.0.1:{port}" in process.stdout.readline()
+        return process
+
+    via = ["--via", f"http://127.0.0.1:{port}"]
+    runner = CliRunner(env=environment)
+    first = start()
+    try:
+        done = runner.invoke(app, ["send", str(file), *via, "--to", "planner", "--id", "case-1"])
+        assert (0, "case-1  11 bytes to planner: sent\n") == (done.exit_code, done.stdout), done.exception
+        done = runner.invoke(app, ["send", str(file), *via, "--to", "planner", "--id", "case-1"])
+        assert "was there already" in done.stdout
+    finally:
+        first.kill()
+        first.communicate()
+    refused = runner.invoke(app, ["send", str(file), *via, "--to", "planner"])
+    assert isinstance(refused.exception, UnreachableError)
+    second = start()
+    try:
+        done = runner.invoke(app, ["receive", *via, "--as", "planner", "--out", str(tmp_path / "in"), "--timeout", "2"])
+        assert 0 == done.exit_code, done.exception
+        assert file.read_bytes() == (tmp_path / "in" / "case-1.ilcp").read_bytes()
+        done = runner.invoke(app, ["receive", *via, "--as", "planner", "--out", str(tmp_path / "in"), "--timeout", "0"])
+        assert 4 == done.exit_code
+    finally:
+        second.terminate()
+        second.communicate(timeout=20)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--host", "0.0.0.0"], "expected a token"),
+        (["--certificate", "none.pem", "--key", "none.pem"], "expected a certificate"),
+    ],
+)
+def test_serve_refuses_what_is_unsafe_or_missing(tmp_path: Path, words: list[str], said: str) -> None:
+    """A host that others reach needs a token; a certificate has to be there."""
+    line = [sys.executable, "-c", SERVE, "--port", "0", "--spool", str(tmp_path), *words]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=60, check=False, env={})
+    assert 1 == done.returncode
+    assert said in done.stderr
+
+
+def test_serve_says_that_a_port_is_taken(tmp_path: Path) -> None:
+    """Two endpoints cannot have one port."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        line = [sys.executable, "-c", SERVE, "--port", str(taken.getsockname()[1]), "--spool", str(tmp_path)]
+        done = subprocess.run(line, capture_output=True, text=True, timeout=60, check=False)
+    assert 1 == done.returncode
+    assert "Address already in use; choose another" in " ".join(done.stderr.split())
+
+
+def test_small_answers_do_not_wait_for_each_other() -> None:
+    """What `ilcp serve` accepts has TCP_NODELAY: without it a body waits 40 ms for the receipt of its head."""
+
+    async def main() -> int:
+        seen = asyncio.get_running_loop().create_future()
+
+        def accepted(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            seen.set_result(writer.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+            writer.close()
+
+        with _bound("127.0.0.1", 0) as listening:
+            async with await asyncio.start_server(accepted, sock=listening):
+                _, writer = await asyncio.open_connection(*listening.getsockname()[:2])
+                writer.close()
+                return int(await seen)
+
+    assert asyncio.run(main())

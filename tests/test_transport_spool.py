@@ -1,0 +1,228 @@
+"""The spool: what its file, its disk, its leases and the processes that share it may do to a message."""
+
+import contextlib
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from ilcp.message import MAX_MESSAGE_BYTES
+from ilcp.transport import (
+    Capabilities,
+    CorruptError,
+    FullError,
+    LeaseLostError,
+    Settings,
+    UnreachableError,
+    connect,
+)
+from ilcp.transport.spool import FILE
+from ilcp.transport.store import RESERVE_BYTES, Store
+from tests.transport_model import BARE, Clock
+
+
+def make_store(path: object, clock: Clock, **more: object) -> Store:
+    """A store with small settings."""
+    return Store(str(path), **{"clock": clock, "dedup_s": 60.0, "max_bytes": 1 << 20, "power_safe": False} | more)  # type: ignore[arg-type]
+
+
+def test_two_receivers_share_one_spool(tmp_path: Path) -> None:
+    """Two processes draining one name get every message once between them."""
+    url, n = f"spool://{tmp_path}", 60
+    with connect(url, settings=Settings(power_safe=False)) as c:
+        for number in range(n):
+            c.send(BARE, to="planner", handoff_id=str(number))
+    code = """
+import sys
+from ilcp.transport import connect
+with connect(sys.argv[1], name="planner") as c:
+    while (delivery := c.receive(0.3)) is not None:
+        print(delivery.handoff_id)
+        delivery.ack()
+"""
+    both = [subprocess.Popen([sys.executable, "-c", code, url], stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    got = [process.communicate(timeout=60)[0].split() for process in both]
+    assert sorted(map(str, range(n))) == sorted(got[0] + got[1])
+    assert [sorted(part, key=int) for part in got] == got
+
+
+def test_a_receiver_killed_before_its_ack_loses_nothing(tmp_path: Path) -> None:
+    """After kill -9 between receive and ack the message comes again when the lease ends, not before."""
+    url = f"spool://{tmp_path}"
+    code = """
+import sys, time
+from ilcp.transport import Settings, connect
+with connect(sys.argv[1], name="planner", settings=Settings(lease_s=2)) as c:
+    print(c.receive(5).handoff_id, flush=True)
+    time.sleep(60)
+"""
+    with connect(url, name="planner") as c:
+        c.send(BARE, to="planner", handoff_id="a")
+        process = subprocess.Popen([sys.executable, "-c", code, url], stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        assert "a\n" == process.stdout.readline()
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+        assert c.receive() is None
+        again = c.receive(5)
+        assert again is not None
+        assert ("a", 2, BARE) == (again.handoff_id, again.attempt, again.message)
+        again.ack()
+
+
+def test_a_file_that_is_no_spool_is_refused(tmp_path: Path) -> None:
+    """Garbage, another program's database and a later version are each refused, and left as they are."""
+    file = tmp_path / FILE
+    file.write_bytes(b"not a database at all " * 100)
+    with pytest.raises(CorruptError, match=r"file is not a database; move the file away"):
+        connect(f"spool://{tmp_path}").__enter__()
+    assert file.read_bytes().startswith(b"not a database")
+    file.unlink()
+    other = sqlite3.connect(file)
+    other.execute("CREATE TABLE mine (x)")
+    other.close()
+    with pytest.raises(CorruptError, match="expected an ilcp spool of version 1"):
+        connect(f"spool://{tmp_path}").__enter__()
+
+
+@pytest.mark.parametrize("page", range(1, 12))
+def test_a_damaged_page_is_named_or_does_no_harm(tmp_path: Path, page: int) -> None:
+    """Whatever page is overwritten, every call works or says that the spool is damaged; nothing else is raised."""
+    with connect(f"spool://{tmp_path}", settings=Settings(power_safe=False)) as c:
+        for number in range(20):
+            c.send(bytes([number]) * 400, to="planner", handoff_id=str(number))
+    file = tmp_path / FILE
+    content = bytearray(file.read_bytes())
+    content[page * 4096 : (page + 1) * 4096] = b"\xa5" * 4096
+    file.write_bytes(content)
+    with contextlib.suppress(CorruptError), connect(f"spool://{tmp_path}", name="planner") as c:
+        while (delivery := c.receive()) is not None:
+            delivery.ack()
+        c.send(BARE, to="planner")
+        c.publish(Capabilities(()))
+
+
+def test_a_full_spool_says_so_and_keeps_what_it_has(tmp_path: Path) -> None:
+    """What does not fit is refused, what is there is still handed out, and an acknowledgement makes room."""
+    settings = Settings(max_bytes=MAX_MESSAGE_BYTES + 128)
+    with connect(f"spool://{tmp_path}", name="planner", settings=settings) as c:
+        c.send(bytes(MAX_MESSAGE_BYTES), to="planner", handoff_id="a")
+        with pytest.raises(FullError, match=r"expected room for 27 bytes .*got 1 waiting messages.*raise max_bytes"):
+            c.send(BARE, to="planner", handoff_id="b")
+        assert c.send(bytes(MAX_MESSAGE_BYTES), to="planner", handoff_id="a").duplicate
+        delivery = c.receive()
+        assert delivery is not None
+        delivery.ack()
+        assert not c.send(BARE, to="planner", handoff_id="b").duplicate
+
+
+def test_a_full_disk_says_so_and_keeps_what_it_has(tmp_path: Path) -> None:
+    """When SQLite finds no room for a page, the message is refused, and the others can still be acknowledged."""
+    store = make_store(tmp_path / FILE, Clock())
+    store._db.execute("PRAGMA max_page_count = 30")
+    kept: list[int] = []
+
+    def fill() -> None:
+        for number in range(100):
+            store.put("planner", str(number), bytes(4000))
+            kept.append(number)
+
+    with pytest.raises(FullError, match="expected room on the disk"):
+        fill()
+    assert kept
+    for number in kept:
+        lease = store.take("planner", 30)
+        assert lease is not None
+        assert str(number) == lease.handoff_id
+        store.settle("planner", lease.token, None)
+    assert store.take("planner", 30) is None
+    store.close()
+
+
+def test_what_acknowledgements_need_of_the_disk_is_left_to_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With less than the reserve left, messages are refused and what is there is handed out; freed pages are room."""
+    store, left = make_store(tmp_path / FILE, Clock(), max_bytes=64 << 20), RESERVE_BYTES + 5000
+    monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_bavail=left, f_frsize=1))
+    store.put("planner", "a", bytes(5000))
+    left = RESERVE_BYTES + 39_999
+    with pytest.raises(FullError, match=rf"room on the disk for 40000 bytes .*got {left}, of which {RESERVE_BYTES}"):
+        store.put("planner", "b", bytes(40_000))
+    left = 0
+    assert not store.put("planner", "a", BARE)
+    lease = store.take("planner", 30)
+    assert lease is not None
+    store.settle("planner", lease.token, None)
+    left = RESERVE_BYTES
+    store.put("planner", "c", bytes(4000))
+    store.close()
+
+
+def test_a_clock_that_is_set_back_holds_no_message_for_ever(tmp_path: Path) -> None:
+    """A lease from the future is void: the message comes again at once, and who held it is refused."""
+    clock = Clock()
+    store = make_store(tmp_path / FILE, clock)
+    store.put("planner", "a", BARE)
+    lease = store.take("planner", 30)
+    assert lease is not None
+    clock.advance(-3600)
+    with pytest.raises(LeaseLostError, match="expected a lease that is held"):
+        store.settle("planner", lease.token, None)
+    again = store.take("planner", 30)
+    assert again is not None
+    assert 2 == again.attempt
+    store.close()
+
+
+def test_a_lease_that_was_not_given_settles_nothing() -> None:
+    """Neither a made-up token nor one of another name or of a lease that ended ends anything."""
+    clock = Clock()
+    store = make_store(":memory:", clock)
+    store.put("planner", "a", BARE)
+    for token in ("", "1", "1.", "1.None", "x.y", "-1.0", "9" * 40 + ".a"):
+        with pytest.raises(LeaseLostError):
+            store.settle("planner", token, None)
+    lease = store.take("planner", 30)
+    assert lease is not None
+    with pytest.raises(LeaseLostError):
+        store.settle("critic", lease.token, None)
+    clock.advance(30)
+    with pytest.raises(LeaseLostError):  # it ended, though nobody else has it yet
+        store.settle("planner", lease.token, None)
+    assert (1, len(BARE) + 128) == store.waiting()
+    store.close()
+
+
+@pytest.mark.parametrize(("power_safe", "level"), [(True, 2), (False, 1)])
+def test_what_is_acknowledged_is_synced_as_promised(tmp_path: Path, power_safe: bool, level: int) -> None:
+    """With power_safe, put and ack run under synchronous=FULL (2); a lease does not; the journal is the WAL."""
+    store = make_store(tmp_path / FILE, Clock(), power_safe=power_safe)
+
+    def now() -> int:
+        return int(store._db.execute("PRAGMA synchronous").fetchone()[0])
+
+    store.put("planner", "a", BARE)
+    put = now()
+    lease = store.take("planner", 30)
+    assert lease is not None
+    take = now()
+    store.settle("planner", lease.token, None)
+    assert (level, 1, level) == (put, take, now())
+    assert ("wal",) == store._db.execute("PRAGMA journal_mode").fetchone()
+    store.close()
+
+
+def test_a_spool_that_was_taken_away_is_said(tmp_path: Path) -> None:
+    """A message for a file that nobody would find again is not kept in silence."""
+    with connect(f"spool://{tmp_path}") as c:
+        c.send(BARE, to="planner")
+        (tmp_path / FILE).unlink()
+        with pytest.raises(UnreachableError, match="No such file"):
+            c.send(BARE, to="planner")
