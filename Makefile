@@ -28,10 +28,8 @@ test: $(READY) ## the tests (ARGS="-k name" passes options on)
 test-4: $(READY_4) ## what touches models, under transformers 4 (ARGS as above)
 	$(BIN_4)/python -m pytest $(TESTS_4) $(ARGS)
 
-INPUTS ?= 1000000
-
-fuzz: $(READY) ## a million hostile inputs per target (INPUTS=20000 for a short run)
-	$(BIN)/python fuzz/run.py --target all --inputs $(INPUTS)
+fuzz: $(READY) ## hostile inputs, guided by coverage (INPUTS="message=6000000 memory=2000000 transport=2000000")
+	$(BIN)/python fuzz/run.py --target all --inputs $(or $(INPUTS),100000) $(ARGS)
 
 # A failing test is a cell of the table, so it does not stop the rest. Only the older report has room for a test's words.
 support: $(READY) $(READY_4) ## SUPPORT.md: the families' tests under transformers 5 and 4

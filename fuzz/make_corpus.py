@@ -1,17 +1,92 @@
-"""Writes the first inputs of each target from the golden vectors; files that are there stay as they are.
+"""Writes the first inputs of each target, from the golden vectors and by hand; files that are there stay as they are.
 
 python -m fuzz.make_corpus
 """
 
 import json
+import struct
 from pathlib import Path
+
+import zstandard
 
 HERE = Path(__file__).resolve().parent
 VECTORS = json.loads((HERE.parent / "tests" / "golden" / "v1" / "vectors.json").read_text(encoding="utf-8"))
 
 
+# Of each side of the transports, by its number in ``fuzz.transport_target.SIDES``: what is in order, and what is not.
+LEASE = b"content-type: application/vnd.ilcp.message\nilcp-lease: 1.00ff\nilcp-handoff-id: x\nilcp-attempt: 1"
+GIVEN = b"200\n" + LEASE + b"\nilcp-lease-s: 60.0\n\nmessage"
+TOLD = b'{"codec_ids":["00112233445566aa"],"versions":[1],"sealed":false,"text":true}'
+JSON = b"\ncontent-type: application/json\n\n"
+SEND = b"POST /v1/a\ncontent-type: application/vnd.ilcp.message\ncontent-length: 7\n"
+INFO = (
+    b'{"stream_name":"ilcp-handoffs","name":"a","num_ack_pending":0,"num_redelivered":0,"num_waiting":0,'
+    b'"num_pending":0,"created":"2026-01-01T00:00:00Z","config":{"ack_policy":"explicit","ack_wait":60000000000,'
+    b'"deliver_policy":"all","replay_policy":"instant"},"delivered":{"consumer_seq":0,"stream_seq":0},'
+    b'"ack_floor":{"consumer_seq":0,"stream_seq":0}}'
+)
+PULLED = b"$JS.ACK.ilcp-handoffs.a.1.1.1.1700000000000000000.0\nNats-Msg-Id: a.x\n\nmessage"
+ACKED = b'\n--\nr\n\n{"stream":"KV_ilcp-settled","seq":1,"domain":"","duplicate":false}\n--\nr\n\n'
+FOUND = b"r\nNats-Stream: s\nNats-Subject: $KV.ilcp-told.a\nNats-Sequence: 1\nNats-Time-Stamp: 2026-01-01T00:00:00Z\n\n"
+ROW = b"tx\nbmessage\ni0\n\nf0\nf0\n\ni1\ni135\nb" + TOLD + b"\n1.abcd"
+TRANSPORT = {
+    0: (
+        b"\0" + GIVEN + b"\n--\n204\n\n",
+        b"\1" + GIVEN + b'\n--\n409\n\n{"error": "expected a lease"}',
+        b"\2" + b"200" + JSON + TOLD,
+        b"\2" + b"404" + JSON + b'{"error": "nothing"}',
+        b"\3" + b"201" + JSON + b'{"handoff_id": "x", "duplicate": false}',
+        b"\3" + b"429\nretry-after: 1\n\n" + b"[" * 1100,
+        b"\3" + b"307\nlocation: //[\nset-cookie: a=b; path=/\n\n",
+        b"\3" + b"307\nlocation: on: /\n\n",
+        b"\4" + b"503\n\n{}",
+        b"\x80" + GIVEN,
+    ),
+    1: (
+        b"\0" + b"HTTP/1.1 " + GIVEN.replace(b"\n", b"\r\n").replace(b"200", b"200 OK\r\ncontent-length: 7", 1),
+        b"\2" + b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\n{}\n\r\n0\r\n\r\n",
+        b"\3" + b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.0 201\r\n\r\n",
+    ),
+    2: (
+        SEND + b"\nmessage",
+        SEND.replace(b"POST", b"post") + b"authorization: Bearer correct\nilcp-handoff-id: known\n\nmessage",
+        SEND.replace(b"7", b"127") + b"\n" + bytes.fromhex(VECTORS["accepted"][0]["hex"]),
+        b"POST /v1/a/receive?lease_s=60&wait_s=1\n\n",
+        b"POST /v1/b/ack\nilcp-lease: 2.abcd\n\n",
+        b"POST /v1/b/ack\nilcp-lease: 2.abce\n\n",
+        b"POST /v1/a/ack\nilcp-lease: 2.abcd\n\n",
+        b"POST /v1/b/nack?delay_s=1\nilcp-lease: 2.abcd\n\n",
+        b"PUT /v1/a/capabilities\ncontent-length: %d\n\n" % len(TOLD) + TOLD,
+        b"GET /v1/a/capabilities\n\n",
+        b"GET /metrics\nhost: x\n\n",
+        b"GET /health/?%ff\nhost: [\n\n",
+        b"GET /v1\n\n",
+    ),
+    3: (
+        b"\x00" + PULLED + b"\n--\n\n 404 Not Found\n\n" + ACKED,
+        b"\x00" + PULLED + b"\n--\n" + FOUND.replace(b"told.a", b"settled.a.x") + b"done" + ACKED,
+        b"\x82" + b"r\n\n" + INFO + b"\n--\n" + PULLED + b"\n--\n\n 404\n\n" + ACKED,
+        b"\x00" + PULLED.replace(b"\nNats", b"\n \xff\xfe\nNats") + b"\n--\n\n 404\n\n",
+        b"\x02" + FOUND + TOLD,
+        b"\x03" + b'r\n\n{"stream":"ilcp-handoffs","seq":1,"duplicate":true}',
+        b"\x03" + b'r\n\n{"error":{"code":503,"err_code":10077,"description":"maximum messages exceeded"}}',
+        b"\x00" + b"$JS.ACK._.h.s.a.1.1.1.99999999999999999999999.0.r\nNats-Msg-Id: a.x\n\nm\n--\n\n 404\n\n",
+    ),
+    4: (ROW, ROW.replace(b"bmessage", b"tmessage").replace(b"i0", b"f1e300"), ROW.replace(b"f0", b"t\xff")),
+    5: (TOLD, TOLD.replace(b"1]", b"1,[[{}]],1e5]"), TOLD.replace(b"{", b"["), b'{"codec_ids":' + b"[" * 1200),
+}
+FRAMES = zstandard.ZstdCompressor(
+    compression_params=zstandard.ZstdCompressionParameters.from_level(
+        19, window_log=17, write_content_size=False, format=zstandard.FORMAT_ZSTD1_MAGICLESS
+    )
+)
+
+
 def main() -> None:
-    """Each golden message as it comes, and without its tag for the ways that make one."""
+    """Each golden message as it comes, and without its tag for the ways that make one; payloads; the transports'."""
+    for side, inputs in TRANSPORT.items():
+        for number, data in enumerate(inputs):
+            write("transport", f"side-{side}-{number}", bytes([side]) + data)
     for vector in (*VECTORS["accepted"], *VECTORS["refused"]):
         wire, sealed = bytes.fromhex(vector["hex"]), vector["key"] is not None
         name = "".join(char if char.isalnum() else "-" for char in vector["name"])
@@ -22,6 +97,12 @@ def main() -> None:
     for which, payload in enumerate((b"\xa5" * 8, "Mara owns it: Ø.".encode(), b"\x00\x29\x00\x00Mara.")):
         for length in range(4 if which == 0 else 1):
             write("memory", f"codec-{which}-{length}", bytes([which, length]) + payload)
+    for number, text in enumerate(("Mara owns it: Ø. " * 40, "a" * (1 << 20), "a" * (1 << 20) + "a", "a" * (1 << 24))):
+        frame = FRAMES.compress(text.encode())
+        write("memory", f"frame-{number}", b"\2\0" + frame)
+        write("memory", f"frame-{number}-twice", b"\2\0" + frame + frame)
+    for number, floats in enumerate(((0.0, 0.5, -1e-40), (1e30,), (float("nan"), float("-inf")))):
+        write("memory", f"floats-{number}", b"\3\0" + struct.pack(f"<{len(floats)}f", *floats))
 
 
 def write(target: str, name: str, data: bytes) -> None:

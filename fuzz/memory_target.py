@@ -1,4 +1,5 @@
-"""``codec.decode`` of any payload, and the receiver's check of the memory that comes out: a VAE and two text codecs.
+"""``codec.decode`` of any payload, and the receiver's check of the memory that comes out: a VAE, two text codecs, and a
+codec that hands on any floats, as damaged weights would. The codec that needs a language model is too slow for here.
 
 The first byte of an input picks the codec, the second a length of the VAE's; the others are the payload.
 """
@@ -6,15 +7,21 @@ The first byte of an input picks the codec, the second a length of the VAE's; th
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from fuzz.limits import Limits
 from ilcp.errors import DecodeError
 from ilcp.forward import embedding_norm
 from ilcp.identity import ANY
+from ilcp.memory import NORM_BAND, Memory
 from ilcp_codecs.text import PlainCodec, ZstdCodec
+from ilcp_codecs.text.codecs import MAX_TEXT_BYTES
 from ilcp_codecs.vae import VaeCodec, VaeConfig, VaeNetwork
 
 __all__ = ["one_input"]
 
 HIDDEN = 16
+LIMITS = Limits(factor=8, more_bytes=64 << 10)
+# A frame may expand to MAX_TEXT_BYTES: as bytes twice over, and as a str of up to 4 bytes for each.
+TEXT = Limits(factor=8, more_bytes=6 * MAX_TEXT_BYTES + (64 << 10), floor_ms=5.0)
 
 
 def _codecs() -> tuple[VaeCodec, PlainCodec, ZstdCodec]:
@@ -28,25 +35,35 @@ def _norm() -> float:
     return embedding_norm(LlamaForCausalLM(LlamaConfig(**small)))
 
 
+class Floats:
+    """A codec whose payload is its vectors."""
+
+    def decode(self, payload: bytes) -> Memory:
+        floats = torch.frombuffer(bytearray(payload + b"\0" * (-len(payload) % 4) or b"\0" * 4), dtype=torch.float32)
+        return Memory(vectors=torch.nn.functional.pad(floats, (0, -len(floats) % HIDDEN)).reshape(-1, HIDDEN))
+
+
 VAE, PLAIN, ZSTD = _codecs()
+CODECS = (VAE, PLAIN, ZSTD, Floats())
 NORM = _norm()
 
 
 def one_input(data: bytes) -> None:
-    """Fails where a payload brings out anything but a memory that a receiver takes, or a DecodeError."""
+    """Fails where a payload costs too much, or brings out anything but a DecodeError or a memory that is taken."""
     which, length, payload = data[:1], data[1:2], data[2:]
-    codec = (VAE, PLAIN, ZSTD)[which[0] % 3 if which else 0]
+    codec = CODECS[which[0] % len(CODECS) if which else 0]
     if codec is VAE and length and length[0] % 4:
         n = VAE.spec.prefixes[length[0] % 4 - 1]
         payload = payload[:n].ljust(n, b"\0")
     try:
-        memory = codec.decode(payload)
+        memory = (TEXT if codec is ZSTD else LIMITS).of(payload, codec.decode, payload)
         if memory.text is None:
             vectors = memory.checked_vectors(HIDDEN, NORM)
             assert bool(torch.isfinite(vectors).all())
-            assert vectors.shape == (4, HIDDEN)
+            assert codec is not VAE or vectors.shape == (4, HIDDEN)
+            assert float(vectors.abs().max()) <= NORM_BAND * NORM
         else:
-            assert memory.text.encode("utf-8") is not None
+            assert len(memory.text.encode("utf-8")) <= MAX_TEXT_BYTES
     except DecodeError as error:
         if not str(error).startswith("expected "):
             raise

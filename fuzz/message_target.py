@@ -6,6 +6,7 @@ The first byte of an input says what becomes of the others: they are read as the
 
 from typing import Any
 
+from fuzz.limits import Limits
 from ilcp.errors import AuthenticationError, DecodeError, ExpiredError
 from ilcp.message import Message, describe
 from tests.second_decoder import Refused, decode
@@ -15,6 +16,7 @@ __all__ = ["one_input"]
 
 KEY = bytes(range(0x40, 0x60))
 NOW = 1893455999
+LIMITS = Limits(factor=4, more_bytes=32 << 10)  # as the specification states them
 WAYS = (
     lambda data: (data, None),
     lambda data: (data, KEY),
@@ -24,11 +26,11 @@ WAYS = (
 
 
 def one_input(data: bytes) -> None:
-    """Fails where ilcp raises anything but a DecodeError, or the second decoder sees another message or blame."""
+    """Fails where ilcp raises another error, costs too much, or the second decoder sees another message or blame."""
     wire, key = WAYS[data[0] % 4 if data else 0](data[1:])
     described = _described(wire, key)
     try:
-        message = Message.from_bytes(wire, key=key, now_unix_s=NOW)
+        message = LIMITS.of(wire, Message.from_bytes, wire, key=key, now_unix_s=NOW)
     except DecodeError as error:
         blames = ((ExpiredError, "expired"), (AuthenticationError, "authentication"))
         expected: Any = next((blame for kind, blame in blames if isinstance(error, kind)), "decode")

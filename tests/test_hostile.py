@@ -19,6 +19,7 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fuzz.limits import Limits
 from ilcp.errors import AuthenticationError, DecodeError, ExpiredError
 from ilcp.handoff import Receiver
 from ilcp.memory import NORM_BAND, Memory
@@ -234,12 +235,13 @@ def test_any_payload_decodes_within_the_band_or_is_refused(small: Any, payload: 
     assert bool(torch.isfinite(vectors).all())
 
 
-@pytest.mark.parametrize("target", ["message", "memory"])
-def test_the_fuzzer_runs_over_its_corpus(target: str) -> None:
-    """Each target takes its committed corpus and a few hundred inputs more without a finding."""
+@pytest.mark.parametrize("target", ["message", "memory", "transport"])
+def test_the_fuzzer_runs_over_its_corpus(target: str, tmp_path: Path) -> None:
+    """Each target takes its committed corpus and a few hundred inputs more without a finding, and counts them."""
     pytest.importorskip("atheris", reason="atheris is not installed: it has wheels for some Pythons only")
     done = subprocess.run(
-        [sys.executable, str(ROOT / "fuzz" / "run.py"), "--target", target, "--inputs", "300"],
+        [sys.executable, str(ROOT / "fuzz" / "run.py"), "--target", target, "--inputs", "300"]
+        + ["--json", str(tmp_path / "fuzz.json")],
         capture_output=True,
         text=True,
         check=False,
@@ -247,3 +249,18 @@ def test_the_fuzzer_runs_over_its_corpus(target: str) -> None:
     )
     assert 0 == done.returncode, done.stderr[-2000:]
     assert f"{target}: 300 inputs, no finding" in done.stdout
+    found = json.loads((tmp_path / "fuzz.json").read_text(encoding="utf-8"))
+    assert (300, 0) == (found["inputs"], found["targets"][target]["findings"])
+
+
+def test_the_fuzzer_sees_what_costs_too_much() -> None:
+    """Its limits fail for a call that is slow, or that allocates, each time; not for one that refuses cheaply."""
+    limits = Limits(factor=4, more_bytes=32 << 10)
+    refused = Message(bytes(8), bytes(80)).to_bytes()[:-1]
+    with pytest.raises(DecodeError):
+        limits.of(refused, Message.from_bytes, refused)
+    limits.check_memory(refused, Message.from_bytes, refused)
+    with pytest.raises(AssertionError, match="ms for 9 bytes"):
+        limits.of(b"too slow!", lambda: sum(range(1_000_000)))
+    with pytest.raises(AssertionError, match="32804 are allowed"):
+        limits.check_memory(b"too large", lambda: bytes(32_900))

@@ -9,6 +9,7 @@ import ssl
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any
 from urllib.parse import SplitResult
 
@@ -24,7 +25,15 @@ from ilcp.transport.errors import (
     RefusedError,
     UnreachableError,
 )
-from ilcp.transport.link import MAX_CAPABILITIES_BYTES, MEDIA_TYPE, Lease, Settings
+from ilcp.transport.link import (
+    MAX_CAPABILITIES_BYTES,
+    MAX_LEASE_S,
+    MEDIA_TYPE,
+    Lease,
+    Settings,
+    checked_name,
+    checked_s,
+)
 from ilcp.transport.wire import ATTEMPT_HEADER, ID_HEADER, LEASE_FOR_HEADER, LEASE_HEADER, MAX_WAIT_S, PREFIX
 
 __all__ = ["HttpLink", "open_http"]
@@ -85,14 +94,14 @@ class HttpLink:
         """The answer and its body, which is not read beyond what an endpoint may say."""
         with _told(self._client.base_url):
             async with self._client.stream(method, path, **more) as answer:
-                body = b""
+                body = bytearray()  # appended to in place: an endpoint may send one byte at a time
                 async for chunk in answer.aiter_raw():
                     body += chunk
                     if len(body) > MAX_ANSWER_BYTES:
                         raise ProtocolError(f"expected an answer of at most {MAX_ANSWER_BYTES} bytes, got more")
         if answer.status_code not in good:
-            raise _refusal(answer, body)
-        return answer, body
+            raise _refusal(answer, bytes(body))
+        return answer, bytes(body)
 
 
 async def open_http(url: SplitResult, settings: Settings) -> HttpLink:
@@ -133,7 +142,10 @@ def client_for(
     if transport is None:
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
         transport = httpx.AsyncHTTPTransport(verify=verify, retries=CONNECT_TRIES, limits=limits)
-    return httpx.AsyncClient(base_url=base_url, headers=headers, transport=transport, timeout=settings.timeout_s)
+    cookies = CookieJar(DefaultCookiePolicy(allowed_domains=()))  # what an endpoint wants kept would grow for ever
+    return httpx.AsyncClient(
+        base_url=base_url, headers=headers, cookies=cookies, transport=transport, timeout=settings.timeout_s
+    )
 
 
 def _lease(answer: httpx.Response, body: bytes, now_s: float) -> Lease:
@@ -142,8 +154,11 @@ def _lease(answer: httpx.Response, body: bytes, now_s: float) -> Lease:
     try:
         if headers["content-type"] != MEDIA_TYPE or not body:
             raise ValueError(headers["content-type"])
-        token, known = headers[LEASE_HEADER], headers[ID_HEADER]
-        return Lease(token, known, body, int(headers[ATTEMPT_HEADER]), now_s + float(headers[LEASE_FOR_HEADER]))
+        token, known = headers[LEASE_HEADER], checked_name("handoff_id", headers[ID_HEADER])
+        attempt, for_s = int(headers[ATTEMPT_HEADER]), float(headers[LEASE_FOR_HEADER])
+        if not token.isascii() or not token.isprintable() or attempt < 1:  # the token goes back in a header
+            raise ValueError(f"lease {token!r}, attempt {attempt}")
+        return Lease(token, known, body, attempt, now_s + checked_s(LEASE_FOR_HEADER, for_s, MAX_LEASE_S))
     except (KeyError, ValueError) as error:
         raise ProtocolError(f"expected a message with its lease, got another answer: {error!r}") from error
 
@@ -152,7 +167,7 @@ def _refusal(answer: httpx.Response, body: bytes) -> Exception:
     """What a status means here; the endpoint's own words, where it has some, are passed on."""
     try:
         said = str(json.loads(body)["error"])[:500]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         said = f"status {answer.status_code}"
     where = f"from {answer.url.copy_with(query=None)}, got: {said}"
     match answer.status_code:
@@ -176,6 +191,8 @@ def _told(where: object) -> Iterator[None]:
     """httpx's errors under our names."""
     try:
         yield
+    except httpx.InvalidURL as error:  # of a redirect, which is read although nobody follows it
+        raise ProtocolError(f"expected an answer of an ilcp endpoint from {where}, got a redirect: {error}") from error
     except httpx.HTTPError as error:
         cause: BaseException | None = error
         while cause is not None:

@@ -14,6 +14,7 @@ that of its first receiver; another one is refused. A receive that is cancelled 
 import asyncio
 import importlib.util
 import json
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -28,7 +29,7 @@ from nats.js.client import JetStreamContext
 from nats.js.errors import APIError, BadRequestError, BucketNotFoundError, KeyNotFoundError, NotFoundError
 from nats.js.kv import KeyValue
 
-from ilcp.errors import TransportError
+from ilcp.errors import IlcpError, TransportError
 from ilcp.transport.errors import (
     AddressError,
     FullError,
@@ -48,7 +49,11 @@ STATUS_HEADER = "Status"
 RECONNECT_S = 0.5
 PULL_S = 5.0  # one request for a message; a server that was restarted meanwhile is asked again after it
 NAME_TAKEN = 10058  # JetStream's error: there is a stream of that name, made otherwise
+# What nats-py raises where an answer is not as a server's: it reads JSON, numbers and times without a check.
+UNREADABLE = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RecursionError)
 NO_ROOM = (10047, 10077, 10122, 10023)  # maximum bytes or messages exceeded, insufficient storage or resources
+
+_KEY = re.compile(r"[A-Za-z0-9_-]{1,64}\.[A-Za-z0-9_-]{1,64}")  # name and id, as ``put`` writes them
 
 
 class NatsLink:
@@ -85,13 +90,18 @@ class NatsLink:
                     if left <= PULL_S:
                         return None
                     continue
+                attempt = message.metadata.num_delivered
                 key = (message.headers or {}).get(ID_HEADER, "")
+                if attempt < 1 or not _KEY.fullmatch(key) or not key.startswith(f"{name}."):
+                    # Nobody could acknowledge it: it would come again for ever.
+                    await self._client.request(message.reply, b"+TERM", timeout=self._settings.timeout_s)
+                    raise ProtocolError(f"expected a hand-off of ilcp's for {name}, got another message: removed")
                 if await self._is_settled(key):
                     await self._client.request(message.reply, b"+ACK", timeout=self._settings.timeout_s)
                     continue
                 until_s = self._settings.clock() + lease_s
                 handoff_id = key.partition(".")[2]
-                return Lease(message.reply, handoff_id, message.data, message.metadata.num_delivered or 1, until_s)
+                return Lease(message.reply, handoff_id, message.data, attempt, until_s)
 
     async def settle(self, name: str, lease: Lease, *, retry_in_s: float | None) -> None:
         """See ``Link``."""
@@ -196,7 +206,17 @@ async def open_nats(url: SplitResult, settings: Settings) -> NatsLink:
     return NatsLink(client, stream, buckets, settings)
 
 
-class _TlsClient(Client):
+class ReadingClient(Client):
+    """nats-py stops reading for good, and says nothing, at headers that it cannot decode; here they count as none."""
+
+    async def _process_headers(self, headers: bytes) -> dict[str, str] | None:
+        try:
+            return await super()._process_headers(headers)
+        except (ValueError, LookupError):
+            return None
+
+
+class _TlsClient(ReadingClient):
     """nats-py speaks TLS only where the server wants it; here no word of ours, and no token, goes to one without."""
 
     def _connect_command(self) -> bytes:
@@ -208,7 +228,7 @@ class _TlsClient(Client):
 async def _connected(address: str, settings: Settings) -> Client:
     """nats-py tries on by itself; what it could not mend so, as a refusal, is said at once."""
     secure = settings.tls is not None or address.startswith("tls:")
-    client, refused = _TlsClient() if secure else Client(), asyncio.get_running_loop().create_future()
+    client, refused = _TlsClient() if secure else ReadingClient(), asyncio.get_running_loop().create_future()
     seen: list[Exception] = []
 
     async def on_error(error: Exception) -> None:
@@ -302,6 +322,8 @@ def _name(error: Exception) -> TransportError:
         return RefusedError(f"expected trust between us and the NATS server, got: {said}; see its permissions and TLS")
     if isinstance(error, APIError) and error.err_code in NO_ROOM:
         return FullError(f"expected room in the stream {STREAM}, got: {error.description}; receive some")
+    if isinstance(error, nats.errors.NotJSMessageError):
+        return ProtocolError(f"expected a message of JetStream's, got another: {said}; who else writes to {SUBJECT}?")
     if isinstance(error, APIError | nats.errors.NoRespondersError) and not isinstance(error, nats.errors.TimeoutError):
         return ProtocolError(f"expected JetStream to do it, got: {said}; is the server started with -js?")
     return UnreachableError(f"expected an answer of the NATS server, got: {said}; it may have been done: try again")
@@ -315,3 +337,8 @@ def _named_errors() -> Iterator[None]:
         if isinstance(error, TransportError):
             raise
         raise _name(error) from error
+    except UNREADABLE as error:
+        if isinstance(error, IlcpError):
+            raise
+        got = f"{type(error).__name__}: {error}"
+        raise ProtocolError(f"expected an answer as JetStream gives it, got another: {got:.300}") from error

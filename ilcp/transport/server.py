@@ -215,7 +215,7 @@ async def _body(request: Request, most: int) -> bytes:
         raise _Refused(411, "expected a content-length alone, got none or more: send the body in one piece")
     if int(declared) > most:
         raise _Refused(413, f"expected at most {most} bytes, got {int(declared)}")
-    body = b""
+    body = bytearray()  # appended to in place: a client may send one byte at a time
     try:
         async with asyncio.timeout(BODY_S):
             async for chunk in request.stream():
@@ -224,7 +224,7 @@ async def _body(request: Request, most: int) -> bytes:
                     raise _Refused(400, f"expected {declared} bytes as declared, got more")
     except TimeoutError:
         raise _Refused(408, f"expected {declared} bytes within {BODY_S:g} s, got {len(body)}: send it again") from None
-    return body
+    return bytes(body)
 
 
 def _seconds(request: Request, what: str, most: float, default: float | None) -> float:

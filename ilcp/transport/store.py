@@ -26,8 +26,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from ilcp.transport.errors import CorruptError, FullError, LeaseLostError, UnreachableError
-from ilcp.transport.link import Lease
+from ilcp.transport.errors import AddressError, CorruptError, FullError, LeaseLostError, UnreachableError
+from ilcp.transport.link import Lease, checked_name
 
 __all__ = ["Store"]
 
@@ -128,8 +128,8 @@ class Store:
         if not row:
             return None
         number, handoff_id, message, attempt = row[0]
-        if not isinstance(message, bytes) or not isinstance(handoff_id, str):
-            raise CorruptError(f"expected bytes in row {number} of {self._path}, got another type: move the file away")
+        if not _is_handoff(handoff_id, message, attempt):
+            raise CorruptError(f"expected a hand-off in row {number} of {self._path}, got none: move the file away")
         return Lease(f"{number}.{lease}", handoff_id, message, attempt, now + lease_s)
 
     def settle(self, name: str, token: str, retry_in_s: float | None) -> None:
@@ -164,7 +164,9 @@ class Store:
         """What the receiver said of itself last."""
         with self._told():
             row = self._db.execute("SELECT body FROM capabilities WHERE name = ?", (name,)).fetchone()
-        return None if row is None else bytes(row[0])
+        if row is not None and not isinstance(row[0], bytes):
+            raise CorruptError(f"expected bytes of {name} in {self._path}, got another type: move the file away")
+        return None if row is None else row[0]
 
     def waiting(self) -> tuple[int, int]:
         """How many messages wait or are leased, and the bytes that count for them."""
@@ -280,3 +282,12 @@ class Store:
                 ):
                     raise UnreachableError(f"expected a spool that can be written {where}") from error
                 raise CorruptError(f"expected a sound spool {where}; move the file away and start a new one") from error
+
+
+def _is_handoff(handoff_id: object, message: object, attempt: object) -> bool:
+    """Whether a row holds what ``put`` and ``take`` write; SQLite would keep anything."""
+    try:
+        checked_name("id", handoff_id)
+    except AddressError:
+        return False
+    return isinstance(message, bytes) and isinstance(attempt, int) and attempt > 0
