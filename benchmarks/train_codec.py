@@ -215,7 +215,8 @@ def make_phrasebook(models: Models, recipe: Recipe, args: argparse.Namespace) ->
     file = args.out / "phrasebook.safetensors"
     if file.exists():
         return Phrasebook.load(file)
-    everything, rare = replace(recipe, questions=ALL, per_kind={}), replace(recipe, per_kind=RARE)
+    everything = replace(recipe, questions=ALL, per_kind={}, literals_share=0.0)
+    rare = replace(recipe, per_kind=RARE, literals_share=0.0)
     draft = write_phrasebook(models, phrasebook_batches(models, everything, args, 0), everything)
     phrasebook = write_phrasebook(models, phrasebook_batches(models, rare, args, 1), rare, draft=draft)
     args.out.mkdir(parents=True, exist_ok=True)

@@ -12,6 +12,7 @@ __all__ = [
     "IdentityError",
     "IlcpError",
     "Interrupted",
+    "OtherCodecError",
     "ReplayCacheError",
     "ReplayError",
     "TransportError",
@@ -45,6 +46,10 @@ class ReplayError(AuthenticationError):
 
 class IdentityError(IlcpError):
     """Two parts of a hand-off do not belong together; the text names the part that differs."""
+
+
+class OtherCodecError(IdentityError, DecodeError):
+    """A message was made by a codec that this receiver does not hold: load the sender's, or drop the message."""
 
 
 class UnprovenError(IlcpError):

@@ -9,8 +9,9 @@ receiver believes every key that some sender still seals with:
 
  1. receivers: `ring = ring.accepting(new)`. Senders go on with the old key.
  2. senders, and whatever does both: `ring = ring.promoting(new)`. The old key stays believed.
- 3. when the last message under the old key has expired (the senders' `ttl_s` plus `ilcp.message.CLOCK_SKEW_S` after
-    step 2): `ring = ring.without(old)`, and the old key is destroyed.
+ 3. when the last message under the old key has expired (the senders' `ttl_s` plus twice `ilcp.message.CLOCK_SKEW_S`
+    after step 2: their clock may be early, and a receiver's late): `ring = ring.without(old)`, and the old key is
+    destroyed.
 
 A ring is immutable; `sender.key` and `receiver.key` may be assigned at any time, and count from the next message on.
 A key that leaked skips to 2 and 3 at once: messages under it are lost, which is the purpose.

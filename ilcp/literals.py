@@ -5,14 +5,15 @@
     >>> to_field(("INC-20391", "2024-05-17"))
     b'\\xb4INC-20391\\n2024-05-17'
 
-The field of the wire is specified in ``ilcp.message``. What ``auto`` picks: the text is split at spaces, a word loses
+The field of the wire is specified in ``ilcp.message``. What ``auto`` picks: the text is split at spaces and at
+``<>|``, which spell control tokens (where it is no URL, also at ``=``, quotes, braces, dashes and ``'s``), a word loses
 the marks around it, and the first row of ``KINDS`` whose expression matches the whole word names its kind. Words that
 match none stay out, and so do those longer than the budget. Codes are served first, numbers last (``SERVED``), words of
 one kind in the text's order, for as long as each still fits; what was picked is told in the text's order, each once.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import zstandard
 
@@ -37,12 +38,16 @@ _REFUSED = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ue000-\uf8ff
 KINDS = {  # the first that matches the whole word counts
     "url": re.compile(r"[a-z][a-z0-9+.-]*://\S+", re.IGNORECASE),
     "e-mail": re.compile(r"[^@\s]+@[^@\s]+\.[^@\s.]+"),
-    "path": re.compile(r"(?:~|\.{0,2})/\S+|[A-Za-z]:\\\S+|[\w.-]+(?:/[\w.-]+)*/[\w-]+\.\w+"),
+    "path": re.compile(r"(?:~|\.{1,2})/\S+|/\S{3,}|[A-Za-z]:\\\S+|[\w.-]+(?:/[\w.-]+)*/[\w-]+\.\w+"),
     "date": re.compile(r"\d{1,4}([-./])\d{1,2}\1\d{1,4}(?:T[\d:.]+(?:Z|[+-]\d\d:?\d\d)?)?"),
     "number": re.compile(r"[-+$€£#]?(?:\d{3,}|\d+(?:[.,:]\d+)+)%?"),  # a count of one or two digits is not rare
-    "code": re.compile(r"(?=.*\d)(?=.*[^\W\d_])[\w.:/#+-]+|[A-Z][A-Z0-9]*(?:[_-][A-Z0-9]+)+"),
+    "code": re.compile(
+        r"(?!\d+(?:st|nd|rd|th)$)(?=.*\d)(?=.*[A-Za-z])[A-Za-z0-9_.:/#+-]+|[A-Z][A-Z0-9]*(?:[_-][A-Z0-9]+)+"
+    ),
 }
 SERVED = ("code", "e-mail", "url", "path", "date", "number")
+_SPLIT = re.compile(r"[\s<>|]+")
+_SPLIT_WORD = re.compile(r"[=—–\"{}]+|['’]s\b")
 _AROUND = ".,;:!?()[]{}<>\"'`*“”‘’«»…"  # punctuation that stands around a word and is no part of it
 
 
@@ -55,7 +60,7 @@ def auto(text: str, budget_bytes: int = AUTO_BYTES) -> tuple[str, ...]:
     if not 0 <= budget_bytes <= MAX_LITERALS_BYTES:
         raise EncodeError(f"expected a budget of 0 to {MAX_LITERALS_BYTES} bytes, got {budget_bytes}")
     found: dict[str, str | None] = {}
-    for token in text.split():
+    for token in _tokens(text):
         word = token.rstrip(_AROUND).lstrip(_AROUND[1:])  # a path may begin with a full stop
         if word and word not in found and len(word) <= budget_bytes and not _REFUSED.search(word):
             found[word] = next((kind for kind, rule in KINDS.items() if rule.fullmatch(word)), None)
@@ -68,6 +73,14 @@ def auto(text: str, budget_bytes: int = AUTO_BYTES) -> tuple[str, ...]:
                 picked.add(word)
                 left -= size
     return tuple(word for word in found if word in picked)
+
+
+def _tokens(text: str) -> Iterator[str]:
+    for token in _SPLIT.split(text):
+        if "://" in token:
+            yield token
+        else:
+            yield from _SPLIT_WORD.split(token)
 
 
 def check_literals(literals: object) -> tuple[str, ...]:
@@ -111,16 +124,18 @@ def chosen(literals: Iterable[str] | str, text: str | None) -> tuple[str, ...]:
         try:
             return check_literals(tuple(dict.fromkeys(literals)))
         except TypeError:
-            raise EncodeError(f"expected literals as 'auto' or a list of str, got {literals!r:.60}") from None
+            got = type(literals).__name__
+            raise EncodeError(f"expected literals as 'auto' or a list of str, got {got}") from None
     if literals != "auto":
-        raise EncodeError(f"expected literals as 'auto' or a list of str, got str {literals!r:.60}: put it in a list")
+        got = f"a str of {len(literals)} characters"  # never its words
+        raise EncodeError(f"expected literals as 'auto' or a list of str, got {got}: put it in a list")
     if text is None:
         raise EncodeError("expected a text for literals='auto', got ids or states alone: give the literals as a list")
     return auto(text)
 
 
 def line(literals: Iterable[str]) -> str:
-    """The literals as the one line of text that a receiver reads."""
+    """The literals as the one line of text that a receiver reads; one that holds " | " looks like two in it."""
     return LABEL + BETWEEN.join(literals)
 
 

@@ -6,7 +6,7 @@
 
 **Layout.** A message is one positional msgpack array, bare or sealed, with literals or not. Integers are big-endian;
 the payload has n bytes, the literals have k. A writer MUST encode every part as this table says, so each message has
-exactly one encoding (but for the inside of a zstd frame).
+exactly one encoding, but for literals: their text, or any frame that is shorter.
 
     part            encoding                            bytes, bare    bytes, sealed
     array header    0x94 bare, 0x96 sealed;                       1                1
@@ -33,13 +33,13 @@ exactly one encoding (but for the inside of a zstd frame).
 - `expires_unix_s` MUST take the 5-byte encoding, so it MUST be at least 2**16: msgpack would shorten a smaller number.
 - `literals` are strings, joined by line feeds (0x0a) to a text in UTF-8. Each occurs once, has a character or more,
   begins and ends with no space (U+0020), and holds none of U+0000-001F, U+007F-009F, U+2028, U+2029, U+E000-F8FF.
-  The field is the text, or in its place a zstd frame (RFC 8878) without its 4-byte magic number 28 b5 2f fd, if and
-  only if the whole field becomes shorter by it. The frame's first byte MUST be 0x20 or 0x60: a single segment that
+  The field is the text, or in its place a zstd frame (RFC 8878) without its 4-byte magic number 28 b5 2f fd, but
+  only where the whole field becomes shorter by it. The frame's first byte MUST be 0x20 or 0x60: a single segment that
   declares its size, no dictionary, no checksum. A writer MAY always write the text; a reader MUST read both.
 
-**Limits.** The payload has 1 to 65535 bytes: bin 16 can state no more, and 65535 is 800 times the usual 80. The text of
-the literals has 1 to 1024. So a bare message has 21 to 66583 bytes and a sealed one 48 to 66610. `expires_unix_s` ends
-with uint32, in February 2106. Reading allocates at most 4 times the message plus 32 KiB, and inside zstd 192 KiB.
+**Limits.** The payload has 1 to 65535 bytes: bin 16 can state no more, and it is 800 times the usual 80. The literals'
+text has 1 to 1024. So a bare message has 21 to 66583 bytes and a sealed one 48 to 66610. `expires_unix_s` ends
+with uint32, in February 2106. Reading allocates at most 5 times the message plus 32 KiB, and inside zstd 192 KiB.
 
 **Reading.** A reader MUST make these checks in this order and refuse a message that fails one. So it copies nothing
 before 1, hashes nothing before 8, opens nothing unverified, and never allocates what a length merely claims:
@@ -62,7 +62,7 @@ replay, or whether `handoff_id` is unique: a reader that minds asks ``ilcp.repla
 **Threat model.** The check finds accidents (one in 2**32 goes unseen) and stops nobody: anyone can compute it.
 The MAC covers every field and shows that a holder of the key wrote them. It does not show
 - *that they are harmless.* Who holds the key steers the receiver: a latent from an untrusted sender is an untrusted
-  prompt, one that no filter can read, and literals go into the prompt as they are. Give each trust domain its own key.
+  prompt that no filter can read, and literals go into it as they are, but for control tokens. A key per trust domain.
 - *which holder wrote them.* The key is shared: a receiver can forge what its sender might have sent.
 - *that nobody else reads them.* Nothing is encrypted: use TLS where the content is confidential.
 - *that they come once*, at all, or in order. Who records a message can deliver it again until it expires, but for a

@@ -37,14 +37,18 @@ from ilcp.message import CLOCK_SKEW_S, MAX_EXPIRES_UNIX_S, Seal
 
 __all__ = ["MAX_ENTRIES", "ReplayCache"]
 
+APPLICATION_ID = 0x696C7263  # "ilrc"
+MAX_TTL_S = 7 * 86_400  # who may write for longer could fill the cache for every other key
 MAX_ENTRIES = 100_000  # 10 MB; 27 messages a second with an hour to live
 BUSY_S = 5.0  # how long one process waits for the others to finish their entry, which takes well under 1 ms
 _KEY_ID_BYTES = 8  # which key: only a handful ever meet in one cache
 
-_SCHEMA = """
+_SCHEMA = f"""
+PRAGMA application_id = {APPLICATION_ID};
 CREATE TABLE IF NOT EXISTS seen (id BLOB PRIMARY KEY, until INTEGER NOT NULL) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS seen_until ON seen (until);
-CREATE TABLE IF NOT EXISTS state (one INTEGER PRIMARY KEY CHECK (one = 1), entries INTEGER, forgotten INTEGER);
+CREATE TABLE IF NOT EXISTS state (
+    one INTEGER PRIMARY KEY CHECK (one = 1), entries INTEGER NOT NULL, forgotten INTEGER NOT NULL);
 INSERT OR IGNORE INTO state VALUES (1, 0, 0);
 """
 
@@ -55,18 +59,19 @@ class ReplayCache:
     Args:
         path: a SQLite file, made if it is not there; None for a cache of this process alone.
         max_entries: how many unexpired hand-offs are remembered at most.
+        max_ttl_s: messages that are valid for longer are not let in.
 
     Raises:
-        EncodeError: `max_entries` is below 1.
+        EncodeError: `max_entries` or `max_ttl_s` is below 1.
         ReplayCacheError: the file cannot be opened, or is no replay cache.
     """
 
-    def __init__(self, path: str | Path | None = None, *, max_entries: int = MAX_ENTRIES):
-        if max_entries < 1:
-            raise EncodeError(f"expected max_entries of at least 1, got {max_entries}")
+    def __init__(self, path: str | Path | None = None, *, max_entries: int = MAX_ENTRIES, max_ttl_s: int = MAX_TTL_S):
+        if max_entries < 1 or max_ttl_s < 1:
+            raise EncodeError(f"expected max_entries and max_ttl_s of at least 1, got {max_entries} and {max_ttl_s}")
         self.path = None if path is None else Path(path)
-        self.max_entries = max_entries
-        self._lock = Lock()
+        self.max_entries, self.max_ttl_s = max_entries, max_ttl_s
+        self._lock, self._lock_process = Lock(), os.getpid()
         self._process = os.getpid()
         self._inherited: list[sqlite3.Connection] = []
         self._database = self._open()
@@ -87,6 +92,11 @@ class ReplayCache:
             if until <= max(forgotten, now):
                 because = "it is over" if until <= now else "the clock was set back: check it"
                 raise ExpiredError(f"expected a message valid beyond {max(forgotten, now)}, got {until}: {because}")
+            if until > now + self.max_ttl_s + 2 * CLOCK_SKEW_S:
+                raise ReplayCacheError(
+                    f"expected a message valid for at most {self.max_ttl_s} s, got one for {until - now}: "
+                    "shorten the sender's ttl_s, or raise max_ttl_s"
+                )
             if database.execute("SELECT 1 FROM seen WHERE id = ?", (_id(key, seal),)).fetchone():
                 raise ReplayError(
                     f"expected a hand-off for the first time, got {seal.handoff_id.hex()} again: acknowledge it"
@@ -112,7 +122,8 @@ class ReplayCache:
     def close(self) -> None:
         """Closes the file. What was let in stays remembered in it."""
         with self._lock:
-            self._database.close()
+            if self._process == os.getpid():  # a forked child must not close its parent's
+                self._database.close()
 
     def __enter__(self) -> "ReplayCache":
         return self
@@ -123,21 +134,28 @@ class ReplayCache:
     def __len__(self) -> int:
         """How many hand-offs are remembered, expired ones that nobody has asked past included."""
         with self._transaction() as database:
-            return int(database.execute("SELECT entries FROM state").fetchone()[0])
+            return self._state(database)[0]
 
-    @staticmethod
-    def _without_expired(database: sqlite3.Connection, now: int) -> tuple[int, int]:
+    def _state(self, database: sqlite3.Connection) -> tuple[int, int]:
+        """How many entries there are, and the latest expiry that was forgotten."""
+        row = database.execute("SELECT entries, forgotten FROM state").fetchone()
+        if row is None:
+            raise ReplayCacheError(f"expected a replay cache in {self._name}, got one without its counters: remove it")
+        return row[0], row[1]
+
+    def _without_expired(self, database: sqlite3.Connection, now: int) -> tuple[int, int]:
         """How many entries are left, and the latest expiry of those that went, now or before."""
         gone, latest = database.execute("SELECT count(*), max(until) FROM seen WHERE until <= ?", (now,)).fetchone()
         if gone:
             database.execute("DELETE FROM seen WHERE until <= ?", (now,))
             database.execute("UPDATE state SET entries = entries - ?, forgotten = max(forgotten, ?)", (gone, latest))
-        entries, forgotten = database.execute("SELECT entries, forgotten FROM state").fetchone()
-        return entries, forgotten
+        return self._state(database)
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         """One step that no other thread or process sees half of. What was refused keeps nothing but what expired."""
+        if self._lock_process != os.getpid():  # forked while another thread held it
+            self._lock, self._lock_process = Lock(), os.getpid()
         with self._lock:
             if self.path is not None and self._process != os.getpid():
                 # SQLite's connections do not survive a fork, and the child must not even close its copy.
@@ -170,10 +188,20 @@ class ReplayCache:
             if self.path is not None:
                 database.execute("PRAGMA journal_mode = WAL")
                 database.execute("PRAGMA synchronous = NORMAL")
+            _require_ours(database, self._name)
             database.executescript(_SCHEMA)
         except sqlite3.Error as error:
             raise ReplayCacheError(f"expected a replay cache in {self._name}, got: {error}") from error
         return database
+
+
+def _require_ours(database: sqlite3.Connection, name: str) -> None:
+    """Refuses to write tables into somebody else's database."""
+    application = database.execute("PRAGMA application_id").fetchone()[0]
+    tables = database.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+    if application != APPLICATION_ID and (tables or application):
+        database.close()
+        raise ReplayCacheError(f"expected a replay cache in {name}, got another database: name another file")
 
 
 def _id(key: bytes, seal: Seal) -> bytes:

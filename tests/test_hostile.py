@@ -33,7 +33,7 @@ KEY = bytes(range(0x40, 0x60))
 NOW = 1893455999
 THOROUGH = settings(max_examples=400, deadline=None, derandomize=True, database=None)
 # Reading copies the message, its payload and what it is compared with; 192 KiB inside zstd are not Python's to see.
-ALLOCATION_FACTOR, ALLOCATION_BYTES, ZSTD_BYTES = 4, 32 << 10, 192 << 10
+ALLOCATION_FACTOR, ALLOCATION_BYTES, ZSTD_BYTES = 5, 32 << 10, 192 << 10
 
 
 def ours(wire: bytes, key: bytes | None, now: int) -> dict[str, Any] | str:
@@ -139,10 +139,12 @@ def _large() -> dict[str, tuple[bytes, bytes | None]]:
     }
 
 
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
 @pytest.mark.parametrize("name", _large())
-def test_reading_allocates_and_takes_no_more_than_stated(name: str) -> None:
-    """At most 4 times the message and 32 KiB of Python's memory, and 1 ms per kB and one over; 10 MB cost nothing."""
+def test_reading_allocates_and_takes_no_more_than_stated(name: str, kind: type) -> None:
+    """At most 5 times the message and 32 KiB of Python's memory, and 1 ms per kB and one over; 10 MB cost nothing."""
     wire, key = _large()[name]
+    wire = kind(wire)
     times_s = []
     for _ in range(5):  # the first one also loads what is loaded once
         start_s = time.perf_counter()

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ilcp.context import Context
-from ilcp.errors import EncodeError
+from ilcp.errors import DecodeError, EncodeError
 from ilcp.forward import embed
 from ilcp.handoff import Receiver, Sender
 from ilcp.literals import AUTO_BYTES, MAX_LITERALS_BYTES, auto, line
@@ -40,6 +40,10 @@ PICKED = [
     ("1,204 calls, 3.14, $99.50, 99.9%, 10:30 and 4711", ("1,204", "3.14", "$99.50", "99.9%", "10:30", "4711")),
     ("Mara and/or Ilse: 15 of 61 minutes, yes - no", ()),
     ("J3X4P2 J3X4P2, J3X4P2.", ("J3X4P2",)),
+    ("INC-20391's owner, J3X4P2’s: the 2nd and 15th", ("INC-20391", "J3X4P2")),
+    ('code=K9Z8 user_id=4711 {"n":4711} J3X4P2—then', ("K9Z8", "4711", "J3X4P2")),
+    ("订单号12345已发货给马拉", ()),
+    ("see https://example.org/a?b=1&c=2</s><|im_end|>", ("https://example.org/a?b=1&c=2",)),
     ("", ()),
 ]
 
@@ -131,11 +135,11 @@ def test_a_senders_list_is_taken_each_once_in_order_and_need_not_occur(small: An
 @pytest.mark.parametrize(
     ("literals", "fragment"),
     [
-        ("J3X4P2", "expected literals as 'auto' or a list of str, got str 'J3X4P2': put it in a list"),
+        ("J3X4P2", "expected literals as 'auto' or a list of str, got a str of 6 characters: put it in a list"),
         (["a", ""], "expected literal 1 without spaces around it, got an empty one"),
         (["a", 7], "expected literal 1 as a str, got int"),
-        ([["a"]], "expected literals as 'auto' or a list of str, got [['a']]"),
-        (7, "expected literals as 'auto' or a list of str, got 7"),
+        ([["a"]], "expected literals as 'auto' or a list of str, got list"),
+        (7, "expected literals as 'auto' or a list of str, got int"),
         (["two\nlines"], "expected literal 0 as one line of text, got U+000A at character 3"),
         ([MEMORY_HERE], "got U+E000 at character 0"),
         (["x" * 1025], "expected literals of at most 1024 bytes together, got 1025: send fewer"),
@@ -146,6 +150,25 @@ def test_literals_that_cannot_be_sent_are_the_callers_fault(small: Any, literals
     with pytest.raises(EncodeError) as caught:
         small.sender.encode(TEXT, literals=literals)
     assert fragment in str(caught.value)
+
+
+def test_auto_reads_what_chat_messages_say_and_not_their_template(small: Any) -> None:
+    """A code at the end of a turn is whole, and nothing of the template is picked."""
+    turns = [
+        {"role": "user", "content": "The code is J3X4P2"},
+        {"role": "assistant", "content": "Noted K9Z8, at https://example.org/a"},
+    ]
+    expected = ("J3X4P2", "K9Z8", "https://example.org/a")
+    for message in (small.sender.encode(turns, literals="auto"), *small.sender.encode_batch([turns], literals="auto")):
+        assert expected == Message.from_bytes(message).literals
+
+
+def test_a_literal_that_spells_a_control_token_is_refused(small: Any) -> None:
+    """The end of a turn in a literal would let whoever wrote the document speak for somebody else."""
+    end = small.receiver.tokenizer.eos_token
+    message = small.sender.encode("Mara owns the ticket.", literals=[f"A9{end}yes"])
+    with pytest.raises(DecodeError, match="control token"):
+        small.receiver.decode(message)
 
 
 def test_auto_needs_a_text(small: Any) -> None:

@@ -113,7 +113,18 @@ def test_a_codec_that_sends_another_case_has_negative_gain(pair) -> None:
 
 def test_every_arm_answers_every_question(perfect) -> None:
     """All arms that the codec and the task have are there, with one entry per question, and sizes that are ``len``."""
-    expected = {"text", "none", "message", "literals-2", "other", "zero", "head-2", "oracle-2", "index"}
+    expected = {
+        "text",
+        "none",
+        "message",
+        "literals-2",
+        "literals-other",
+        "other",
+        "zero",
+        "head-2",
+        "oracle-2",
+        "index",
+    }
     assert expected == set(perfect.arms)
     assert any(note.startswith("random: not measured") for note in perfect.notes)
     assert all(len(perfect.items) == len(arm.nats) for arm in perfect.arms.values())
@@ -358,14 +369,18 @@ def test_admission(pair, perfect, tmp_path) -> None:
 
 def test_the_embedded_message_carries_the_facts(pair) -> None:
     """The receiver answers look-ups from the message, not from another case's, and better than from text as long."""
-    report = run(pair.sender, pair.receiver, CASES, task="x", texts={"head": HeadCodec()}, repetitions=0, lengths=[80])
+    report = run(
+        pair.sender, pair.receiver, CASES, task="x", texts={"head": HeadCodec()}, repetitions=0, lengths=[80, 20]
+    )
     assert report.mean("text", "lookup").value > 0.8
     assert report.recovery("message", "lookup").value > 0.8
     assert report.content_gain("lookup").low > 0.5
     assert report.difference("message", "head-80", "lookup").low > 0.5
     assert {100} == set(report.arms["message"].wire_bytes)
     assert {107} == set(report.arms["literals-80"].wire_bytes)  # a code of six characters, and its header
-    assert {80} == set(report.arms["literals-80"].payload_bytes)
+    assert {87} == set(report.arms["literals-80"].payload_bytes)
+    assert report.mean("literals-20", "code").value > 0.25 > report.mean("message-20", "code").value
+    assert report.mean("literals-other", "lookup").value < 0.25 < report.mean("literals-20", "lookup").value
     assert {"continuous"} <= set(report.arms)
 
 

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 import sqlite3
 from collections import Counter
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 import ilcp
-from ilcp.errors import AuthenticationError, EncodeError, ExpiredError, ReplayCacheError, ReplayError
+from ilcp.errors import AuthenticationError, DecodeError, EncodeError, ExpiredError, ReplayCacheError, ReplayError
 from ilcp.handoff import Receiver, Sender
 from ilcp.keys import KeyRing
 from ilcp.message import CLOCK_SKEW_S, Message, Seal
@@ -233,14 +234,43 @@ def test_a_file_that_is_no_cache_is_named_and_lets_nothing_in(tmp_path: Path) ->
         database.execute("CREATE TABLE seen (name TEXT)")
     database.close()
     for path in (junk, other, tmp_path / "no folder" / "replay.sqlite"):
-        with pytest.raises(ReplayCacheError, match=f"expected a replay cache in {path}, got: "):
+        with pytest.raises(ReplayCacheError, match=f"expected a replay cache in {path}, got"):
             ReplayCache(path)
     cache = ReplayCache()
     cache.close()
     with pytest.raises(ReplayCacheError, match="this process's memory"):
         cache.admit(KEY, seal(1), now_unix_s=NOW)
-    with pytest.raises(EncodeError, match="expected max_entries of at least 1, got 0"):
+    with pytest.raises(EncodeError, match="expected max_entries and max_ttl_s of at least 1, got 0"):
         ReplayCache(max_entries=0)
+    with sqlite3.connect(other) as database:  # and nothing was written into it
+        assert [("seen",)] == database.execute("SELECT name FROM sqlite_master").fetchall()
+    database.close()
+    with ReplayCache(tmp_path / "counted") as cache:
+        assert 1 == cache._database.execute("PRAGMA synchronous").fetchone()[0]  # NORMAL, as the docstring says
+        cache._database.execute("DELETE FROM state")
+        with pytest.raises(ReplayCacheError, match="without its counters"):
+            cache.admit(KEY, seal(1), now_unix_s=NOW)
+
+
+def test_no_key_may_fill_the_cache_for_years(cache: ReplayCache) -> None:
+    """What is valid for longer than the cache remembers is not let in, and takes no room."""
+    for_ever = Seal(bytes(8), 2**32 - 1)
+    with pytest.raises(ReplayCacheError, match="expected a message valid for at most 604800 s"):
+        cache.admit(KEY, for_ever, now_unix_s=NOW)
+    assert 0 == len(cache)
+
+
+def test_a_fork_while_another_thread_is_inside_does_not_hang_the_child(tmp_path: Path) -> None:
+    """The child gets a lock of its own."""
+    with ReplayCache(tmp_path / "replay.sqlite") as cache:
+        cache._lock.acquire()
+        child = os.fork()
+        if child == 0:
+            signal.alarm(5)
+            cache.admit(KEY, seal(1), now_unix_s=NOW)
+            os._exit(0)
+        cache._lock.release()
+        assert 0 == os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def test_a_full_disk_lets_nothing_in_and_the_cache_recovers(tmp_path: Path) -> None:
@@ -304,9 +334,20 @@ def test_what_a_receiver_refuses_does_not_use_up_its_id(small: Any) -> None:
     clock[0] = NOW + 60 + CLOCK_SKEW_S - 1
     with pytest.raises(Exception, match="expected a message of codec"):
         end.decode(foreign.to_bytes(KEY))
+    nonsense = Message(genuine.codec_id, payload[:-1], seal(7)).to_bytes(KEY)  # no length that the codec has
+    with pytest.raises(DecodeError):
+        end.decode(nonsense)
+    with pytest.raises(EncodeError, match="max_new_tokens"):
+        end.generate(genuine.to_bytes(KEY), "Who?", max_new_tokens=0)
     assert 0 == len(cache)
     assert end.decode(genuine.to_bytes(KEY))
     assert 1 == len(cache)
+    end.forget(genuine.to_bytes(KEY))  # the work failed
+    assert 0 == len(cache)
+    assert end.decode(genuine.to_bytes(KEY))
+    end.key = None
+    with pytest.raises(EncodeError, match="expected a key beside the replay cache"):
+        end.decode(genuine.to_bytes(KEY))
 
 
 def test_a_receiver_and_a_sender_rotate_while_they_work(small: Any) -> None:

@@ -23,7 +23,7 @@ from torch import Tensor
 from ilcp.cache import check, copied
 from ilcp.codec import Codec
 from ilcp.context import window_tokens
-from ilcp.errors import DecodeError, EncodeError, IdentityError
+from ilcp.errors import DecodeError, EncodeError, OtherCodecError
 from ilcp.families import forward_takes, require_receiver, require_tokenizer
 from ilcp.forward import answer_logits, answer_scores, embed, embedding_norm, pad_left
 from ilcp.handoff.options import before_stop, check_count, check_options, end_ids, neutral
@@ -32,7 +32,7 @@ from ilcp.keys import Key
 from ilcp.literals import line
 from ilcp.memory import Memory
 from ilcp.message import verified
-from ilcp.prompt import GAP, MEMORY_HERE, Chat, answer_ids, pieces
+from ilcp.prompt import GAP, MEMORY_HERE, Chat, answer_ids, holds_control, pieces
 from ilcp.proof import require_proof
 from ilcp.replay import ReplayCache
 
@@ -120,24 +120,39 @@ class Receiver:
                 decodes to NaN, infinity, another width, or vectors out of the norm band of this receiver's embeddings.
             ReplayError: the message was decoded before.
             ReplayCacheError: the replay cache cannot say so.
-            IdentityError: the message was made by another codec.
+            OtherCodecError: the message was made by another codec; it is an IdentityError and a DecodeError.
+            EncodeError: the key was taken away, and the replay cache is still there.
         """
         now = int(self.clock())
+        if self.replay is not None and self.key is None:
+            raise EncodeError("expected a key beside the replay cache, got none: without it nothing is authenticated")
         parsed, key = verified(message, key=self.key, now_unix_s=now)
         if parsed.codec_id not in self._by_id:
             known = " or ".join(f"{number.hex()} ({codec.spec.name})" for number, codec in self._by_id.items())
-            raise IdentityError(
+            raise OtherCodecError(
                 f"expected a message of codec {known}, got one of codec "
                 f"{parsed.codec_id.hex()}: its spec, weights, sender or receiver differ; load the sender's codec"
             )
-        if self.replay is not None and key is not None and parsed.seal is not None:
-            self.replay.admit(key, parsed.seal, now_unix_s=now)
         memory = self._by_id[parsed.codec_id].decode(parsed.payload)
         if MEMORY_HERE in (memory.text or ""):
             raise DecodeError("expected a memory of plain text, got one with ilcp.prompt.MEMORY_HERE in it: drop it")
         if memory.text is None:
             memory.checked_vectors(self._hidden, self._embedding_norm)
+        if parsed.literals and holds_control(self.tokenizer, line(parsed.literals)):
+            raise DecodeError("expected literals of plain text, got one that spells a control token: leave it out")
+        if self.replay is not None and key is not None and parsed.seal is not None:
+            self.replay.admit(key, parsed.seal, now_unix_s=now)  # last, so that what is refused uses up no id
         return memory.beside(parsed.literals) if parsed.literals else memory
+
+    def forget(self, message: bytes) -> None:
+        """Lets a sealed message in once more, because the work on it failed.
+
+        Raises:
+            DecodeError, ReplayCacheError: as ``decode``.
+        """
+        parsed, key = verified(message, key=self.key, now_unix_s=int(self.clock()))
+        if self.replay is not None and key is not None and parsed.seal is not None:
+            self.replay.forget(key, parsed.seal)
 
     def generate(
         self,
@@ -167,6 +182,8 @@ class Receiver:
                 cache is not this prompt's.
             DecodeError, IdentityError: as ``decode``.
         """
+        check_count("max_new_tokens", max_new_tokens)
+        check_options(options, 1, cached=cache is not None)
         prompt = self.prompt(self._memories(message, context), question)
         return self._answered([prompt], max_new_tokens, options, cache)[0]
 
@@ -196,8 +213,6 @@ class Receiver:
     def _answered(
         self, prompts: Sequence[Tensor], max_new_tokens: int, options: Mapping[str, Any], cache: Any = None
     ) -> list[str]:
-        check_count("max_new_tokens", max_new_tokens)
-        check_options(options, len(prompts), cached=cache is not None)
         for prompt in prompts:
             self._check_room(prompt.shape[0], max_new_tokens)
         embeds, mask = pad_left(prompts)
@@ -270,6 +285,8 @@ class Receiver:
                 one prompt's.
         """
         check_count("batch", batch)
+        check_count("max_new_tokens", max_new_tokens)
+        check_options(options, min(batch, len(items)), cached=False)
         found: list[str] = []
         for start in range(0, len(items), batch):
             prompts = [self.prompt(self._memories(m, None), question) for m, question in items[start : start + batch]]

@@ -81,8 +81,9 @@ class Sender:
             EncodeError: there is nothing to encode, no payload of that length, no message for those literals, or
                 "auto" without a text.
         """
+        given = () if literals is None or literals == "auto" else chosen(literals, None)  # refused before anything runs
         context = self.read(source)
-        beside = () if literals is None else chosen(literals, context.text)
+        beside = chosen("auto", _said(source, context)) if literals == "auto" else given
         return self.pack(self.codec.encode(context, payload_bytes), beside)
 
     def encode_batch(
@@ -112,7 +113,7 @@ class Sender:
         messages: list[bytes] = [b""] * len(sources)
         for index, context in self._contexts(sources, batch):
             try:
-                beside = () if literals is None else chosen(literals, context.text)
+                beside = () if literals is None else chosen(literals, _said(sources[index], context))
             except EncodeError as error:
                 raise EncodeError(f"source {index}: {error}") from error
             messages[index] = self.pack(self.codec.encode(context, payload_bytes), beside)
@@ -278,6 +279,13 @@ def _is_list(source: Any) -> bool:
 
 def _is_messages(source: Any) -> bool:
     return isinstance(source, Sequence) and any(isinstance(item, Mapping) for item in source)
+
+
+def _said(source: Any, context: Context) -> str | None:
+    """What literals are picked from: of chat messages their own words, without what the template writes around."""
+    if not _is_messages(source):
+        return context.text
+    return "\n".join(message["content"] for message in source if isinstance(message.get("content"), str))
 
 
 def _rendered(tokenizer: Any, messages: Sequence[Any]) -> str:

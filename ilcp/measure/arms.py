@@ -7,6 +7,7 @@
     continuous        the same latent before it is rounded (where the codec can say it): encoder loss without rounding
     literals-N        the same with the document's literals beside the latent, as ``literals="auto"`` picks them; only
                       where there are any
+    literals-other    another case's latent beside the document's own literals: what these are worth alone
     none              nothing
     zero, random      a payload of zero bytes; of random bytes
     other             another case's message: what shows that the message itself matters
@@ -88,7 +89,9 @@ def ways(
     def across(payloads: Sequence[bytes], shift: int = 0, beside: Sequence[tuple[str, ...]] = nothing) -> Told:
         wires = list(map(sender.pack, payloads, beside))
         memories = [receiver.decode(wire) for wire in wires]
-        return Told(memories[shift:] + memories[:shift], _sizes(payloads), _sizes(wires))
+        crossed = [payload + literals.to_field(own) for payload, own in zip(payloads, beside, strict=True)]
+        held = zip(memories[shift:] + memories[:shift], beside, strict=True)
+        return Told([memory.beside(own) for memory, own in held], _sizes(crossed), _sizes(wires))
 
     def message(length: int, shift: int = 0, beside: Sequence[tuple[str, ...]] = nothing) -> Told:
         return across(sent(length), shift, beside)
@@ -112,6 +115,7 @@ def ways(
     if any(found):
         for length in lengths:
             yield Way(f"literals-{length}", "literals", partial(message, length, beside=found))
+        yield Way("literals-other", "control", partial(message, lengths[0], shift=1, beside=found))
     yield Way("other", "control", partial(message, lengths[0], shift=1))  # ``run`` refuses two equal contexts
     yield Way("zero", "control", lambda: across([bytes(len(payload)) for payload in sent(lengths[0])]))
     yield Way("random", "control", noise)

@@ -23,6 +23,7 @@ WHAT = {
     "text": "the receiver reads the document",
     "none": "the receiver is told nothing",
     "other": "another case's message",
+    "literals-other": "another case's latent, with the document's own literals beside it",
     "zero": "a payload of zero bytes",
     "random": "a payload of random bytes",
     "continuous": "the same latent before it is rounded",

@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -67,7 +67,8 @@ class Validator:
     def __init__(self, models: Models, cases: Sequence[Case], recipe: Recipe, reader: Reader):
         check_room(models, cases, recipe)
         self.models, self.recipe, self.reader = models, recipe, reader
-        self.batch = Batcher(models, recipe).batch(cases, random.Random(f"validation {recipe.seed}"), whole=True)
+        alone = replace(recipe, literals_share=0.0)  # what the latent says by itself is what is watched
+        self.batch = Batcher(models, alone).batch(cases, random.Random(f"validation {recipe.seed}"), whole=True)
         texts = [self.batch.texts[row.context] for row in self.batch.rows]
         with models.unadapted():
             self.text = self._text(texts)
