@@ -84,7 +84,7 @@ async def measured(name: str, n: int, senders: int) -> list[dict[str, Any]]:
             rows = [{"transport": name, "senders": senders, **ours}]
             if name in RAW_OF:
                 raw = await RAW[name](url, home, n, senders)
-                rows.append({"transport": RAW_OF[name], "senders": senders, **raw})
+                rows.append({"transport": RAW_OF[name], "senders": 1 if name == "spool" else senders, **raw})
                 rows[0]["ratio"] = round(raw["sends_per_s"] / ours["sends_per_s"], 3)
             return rows
         finally:

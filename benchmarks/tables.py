@@ -17,10 +17,11 @@ import tables_wire
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 PAGES = {
-    HERE.parent / "README.md": ("figures", "cost"),
+    HERE.parent / "README.md": ("figures", "cost", "faults"),
     HERE / "README.md": (
         "pair",
         "arms",
+        "literals",
         "delivered",
         "hops",
         "capacity",
@@ -148,6 +149,21 @@ def arms() -> str:
         )
     header = ["arm", "bytes on the wire", *KINDS, "F1, all", "nats, all", "recovery, all", "answers unlike the text's"]
     return table(header, rows)
+
+
+def literals() -> str:
+    """What literals beside the latent bring and cost, at each length."""
+    made = result("embedded")["figures"]
+    chosen = [arm for size in LENGTHS for arm in (message_of(size), f"literals-{size}")]
+    rows = [
+        [
+            arm,
+            f"{made['bytes'][arm]['wire']['value']:.0f}",
+            *(number(made["arms"][arm][kind]["exact"]) for kind in KINDS),
+        ]
+        for arm in [*chosen, "literals-other", "other"]
+    ]
+    return table(["arm", "bytes on the wire, mean", *KINDS], rows)
 
 
 def delivered() -> str:
@@ -301,6 +317,7 @@ def pair() -> str:
 TABLES = {
     "figures": figures,
     "arms": arms,
+    "literals": literals,
     "delivered": delivered,
     "hops": hops,
     "capacity": capacity,

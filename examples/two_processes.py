@@ -9,6 +9,7 @@ answers from them. In real use the two functions are two programs, which share t
 import multiprocessing
 import sys
 import tempfile
+from os import urandom
 
 import ilcp
 from ilcp.tasks import case_files
@@ -22,11 +23,12 @@ def send(url: str) -> None:
     """The first agent's process: it has read the documents, and hands on what it made of them."""
     sender = ilcp.load_pair().sender
     codec_id = sender.codec.trained.codec_id(sender.codec.spec).hex()
+    run = urandom(4).hex()  # an id that was acknowledged is not handed out again
     with connect(url) as c:
         choice = choose([codec_id], c.capabilities("planner"))  # raises, rather than send something lesser
         for number, case in enumerate(case_files("test", seed=7, n=CASES)):
             message = sender.encode(case.context)
-            receipt = c.send(message, to="planner", handoff_id=f"case-{number}")  # again under this id: kept once
+            receipt = c.send(message, to="planner", handoff_id=f"{run}-{number}")  # again under this id: kept once
             print(f"sender: {len(case.context)} characters as {len(message)} bytes, {receipt.handoff_id}; {choice.why}")
 
 

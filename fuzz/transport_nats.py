@@ -47,11 +47,14 @@ class Peer(ReadingClient):
         reply, _, lines = head.partition(b"\n")
         wire = b"NATS/1.0" + (b"" if lines.startswith(b" ") else b"\r\n") + lines.replace(b"\n", b"\r\n") + b"\r\n\r\n"
         headers = await self._process_headers(wire if lines else b"")  # what fails here ends nats-py's reading
-        message = self._build_message(1, b"_INBOX.x", reply.decode("latin-1").encode(), data, headers)
+        message = self._build_message(1, b"ilcp.handoffs.a.x", reply.decode("latin-1").encode(), data, headers)
         assert message is not None
         if (message.headers or {}).get("Status") == NO_RESPONDERS:
             raise nats.errors.NoRespondersError
         return message
+
+    async def ask(self, subject: str, payload: bytes, timeout_s: float) -> Msg:
+        return await self.request(subject, payload)
 
 
 def _link() -> tuple[Peer, NatsLink]:

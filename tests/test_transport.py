@@ -4,12 +4,14 @@ import asyncio
 import contextlib
 import json
 import logging
+import ssl
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -90,29 +92,63 @@ def test_a_missing_library_names_its_extra(url: str, library: str, extra: str, m
         ("http://", "expected http://host:port"),
         ("http://host/path", "expected http://host:port"),
         ("http://host:x", "expected an address"),
+        ("http://xn--:1", "expected an address that httpx takes"),
+        ("http://a\0b:1", "expected an address of printable characters"),
+        ("http://a/\udc80", "expected an address of printable characters"),
+        ("http://a#b", "without \\? and #"),
+        ("memory://a#b", "without \\? and #"),
+        ("spool:///x/a#b", "without \\? and #"),
+        ("spool:///x/a?b", "without \\? and #"),
+        ("spool:///tmp/a%00b", "names none: embedded null byte"),
+        ("spool:///tmp/a%ff", "names none"),
+        (b"memory://a", "expected an address"),
         ("nats://me:secret@host", "without credentials"),
         ("nats://host/x", "expected nats://host:port"),
     ],
 )
-def test_an_address_that_is_none_is_refused(url: str, said: str) -> None:
+def test_an_address_that_is_none_is_refused(url: Any, said: str) -> None:
     """Each wrong address gets a sentence; credentials in one are not repeated."""
     with pytest.raises(AddressError, match=said) as caught, connect(url):
         pass
     assert "secret" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("url", "settings"), [("memory://a", {"token": "x"}), ("http://a", {"max_bytes": 1 << 20})])
+@pytest.mark.parametrize(
+    ("url", "settings"),
+    [
+        ("memory://a", {"token": "x"}),
+        ("http://a", {"max_bytes": 1 << 20}),
+        ("http://a", {"tls": ssl.create_default_context()}),  # the token would go in the clear
+    ],
+)
 def test_a_setting_without_effect_is_refused(url: str, settings: dict[str, object]) -> None:
     """What a scheme does not use is not silently ignored."""
     with pytest.raises(AddressError, match=f"expected no {next(iter(settings))}"):
         connect(url, settings=Settings(**settings)).__enter__()
 
 
-@pytest.mark.parametrize("settings", [{"lease_s": 0}, {"lease_s": float("nan")}, {"dedup_s": -1}, {"max_bytes": 1}])
-def test_settings_outside_their_limits_are_refused(settings: dict[str, object]) -> None:
-    """A lease of nothing, a time that is none and a spool smaller than a message are mistakes."""
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"lease_s": 0},
+        {"lease_s": float("nan")},
+        {"dedup_s": -1},
+        {"max_bytes": 1},
+        {"max_bytes": None},
+        {"token": 5},
+        {"tls": True},
+        {"credentials": "a.creds"},
+    ],
+)
+def test_settings_outside_their_limits_are_refused(settings: dict[str, Any]) -> None:
+    """A lease of nothing, a time that is none, a spool smaller than a message and another type are mistakes."""
     with pytest.raises(AddressError, match=next(iter(settings))):
         Settings(**settings)
+
+
+def test_settings_show_no_token() -> None:
+    """What prints or logs its settings does not print the token."""
+    assert "correct-horse" not in repr(Settings(token="correct-horse"))
 
 
 @pytest.mark.parametrize("scheme", ["http", "nats"])

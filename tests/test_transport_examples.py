@@ -1,6 +1,7 @@
 """The examples of transports run as a reader would run them: two processes, and an answer on the other side."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -24,15 +25,18 @@ def said_by(name: str, word: object) -> str:
 
 def check(said: str) -> None:
     """Both messages of 100 bytes crossed, and the receiver answers as the dossiers say."""
-    for number, case in enumerate(case_files("test", seed=7, n=2)):
-        expected = next((q.answer for q in case.questions if q.text == "Which region is affected?"), "")
-        assert f"as 100 bytes, case-{number}; the receiver reads it" in said
-        assert f"receiver: case-{number}: Which region is affected? {expected}" in said
+    answers = [
+        (str(number), next(q.answer for q in case.questions if "region" in q.text and "affected" in q.text))
+        for number, case in enumerate(case_files("test", seed=7, n=2))
+    ]
+    assert ["0", "1"] == re.findall(r"as 100 bytes, \w+-(\d); the receiver reads it", said)
+    assert answers == re.findall(r"receiver: \w+-(\d): Which region is affected\? (\w+)", said)
 
 
 def test_two_processes_share_a_spool(tmp_path: Path) -> None:
     """Sender and receiver, each its own process, with a folder between them."""
-    check(said_by("two_processes.py", tmp_path))
+    for _ in range(2):  # again in the same folder: new hand-offs, not the old ones
+        check(said_by("two_processes.py", tmp_path))
 
 
 @pytest.mark.skipif(NATS_SERVER is None, reason=NO_NATS)

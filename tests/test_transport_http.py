@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import re
 import socket
 import ssl
 import threading
@@ -15,7 +16,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 import uvicorn
-from hypothesis import HealthCheck, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ilcp.message import MAX_MESSAGE_BYTES
@@ -23,14 +24,13 @@ from ilcp.transport import (
     MEDIA_TYPE,
     FullError,
     LeaseLostError,
-    ProtocolError,
     RefusedError,
     Settings,
     connect,
 )
 from ilcp.transport.link import Lease
 from ilcp.transport.server import endpoint
-from ilcp.transport.spool import StoreLink, open_memory
+from ilcp.transport.spool import StoreLink, open_memory, open_spool
 from tests.transport_model import certificate, free_port
 
 TOKEN = "correct-horse"
@@ -51,11 +51,13 @@ class Served:
 
 
 @contextlib.contextmanager
-def served(max_at_once: int = 256, max_bytes: int = 64 << 20, **tls: object) -> Iterator[Served]:
+def served(
+    max_at_once: int = 256, max_receivers: int = 256, max_bytes: int = 64 << 20, **tls: object
+) -> Iterator[Served]:
     """uvicorn in a thread, on a free port, in front of a store in memory."""
     port, loop = free_port(), asyncio.new_event_loop()
     link = loop.run_until_complete(open_memory(urlsplit(f"memory://http-{port}"), Settings(max_bytes=max_bytes)))
-    app = endpoint(link, token=TOKEN, max_at_once=max_at_once)
+    app = endpoint(link, token=TOKEN, max_at_once=max_at_once, max_receivers=max_receivers)
     config = uvicorn.Config(app, port=port, log_config=None, lifespan="off", timeout_graceful_shutdown=1, **tls)  # type: ignore[arg-type]
     server = uvicorn.Server(config)
 
@@ -133,17 +135,22 @@ def test_a_large_body_is_refused_before_it_is_read(server: Served) -> None:
     assert 0 == server.waiting()
 
 
+def half_sent(server: Served) -> socket.socket:
+    """A connection whose send has its head, and not its body."""
+    port = urlsplit(server.url).port
+    assert port is not None
+    s = socket.create_connection(("localhost", port), 10)
+    head = f"POST /v1/a HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {TOKEN}\r\ncontent-type: {MEDIA_TYPE}\r\n"
+    s.sendall(f"{head}content-length: 4\r\n\r\n".encode())
+    return s
+
+
 def test_a_body_that_does_not_come_keeps_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who sends half a body is answered with 408 after a time, and its place is free for others."""
+    """Who does not send the body is answered with 408 after a time, and its place is free for others."""
     monkeypatch.setattr("ilcp.transport.server.BODY_S", 0.2)
     with served(max_at_once=2) as small:
-        port = urlsplit(small.url).port
-        assert port is not None
-        head = f"POST /v1/a HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {TOKEN}\r\ncontent-type: {MEDIA_TYPE}\r\n"
         with contextlib.ExitStack() as stack:
-            half = [stack.enter_context(socket.create_connection(("localhost", port), 5)) for _ in range(2)]
-            for s in half:
-                s.sendall(f"{head}content-length: 100\r\n\r\nhalf".encode())
+            half = [stack.enter_context(half_sent(small)) for _ in range(2)]
             assert [b"HTTP/1.1 408"] * 2 == [s.recv(100)[:12] for s in half]
             assert 200 == ask(small, "GET", "/v1").status_code
         assert 0 == small.waiting()
@@ -194,30 +201,43 @@ def test_a_malformed_request_is_answered_with_its_fault(server: Served, case: st
     assert 0 == server.waiting()
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, deadline=None)
 @given(
     method=st.sampled_from(["GET", "POST", "PUT", "HEAD", "OPTIONS", "PATCH"]),
     path=st.sampled_from(["/v1/a", "/v1/a/receive", "/v1/a/ack", "/v1/a/nack", "/v1/a/capabilities", "/metrics", "/x"]),
     query=st.dictionaries(st.sampled_from(["lease_s", "wait_s", "delay_s"]), st.text(max_size=6), max_size=2),
     headers=st.dictionaries(
         st.sampled_from(["content-type", "content-length", "ilcp-lease", "ilcp-handoff-id", "authorization"]),
-        st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=30).map(str.strip),
+        st.just(MEDIA_TYPE) | st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=30).map(str.strip),
         max_size=4,
     ),
     body=st.binary(max_size=100),
 )
+@example("POST", "/v1/a", {}, {"content-type": MEDIA_TYPE}, b"x")
+@example("POST", "/v1/a", {}, {"content-type": MEDIA_TYPE, "ilcp-handoff-id": MEDIA_TYPE}, b"x")
 def test_no_request_breaks_the_endpoint(
-    server: Served, method: str, path: str, query: dict[str, str], headers: dict[str, str], body: bytes
+    method: str, path: str, query: dict[str, str], headers: dict[str, str], body: bytes
 ) -> None:
-    """Whatever is asked, the answer is no 5xx, and what is not a message with its media type is not kept."""
-    app = endpoint(server.link, token=None)
+    """Whatever is asked, the answer is no 5xx, and just what is a message with its media type is kept."""
 
-    async def main() -> int:
+    async def main() -> tuple[int, int]:
+        link = await open_memory(urlsplit("memory://any-request"), Settings())
+        app = endpoint(link, token=None)
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:
-            return (await client.request(method, path, params=query, headers=headers, content=body)).status_code
+            answer = await client.request(method, path, params=query, headers=headers, content=body)
+        waiting = await link.waiting()
+        await link.close()
+        return answer.status_code, waiting[0]
 
-    assert asyncio.run(main()) < 500
-    assert 0 == server.waiting()
+    status, kept = asyncio.run(main())
+    given_ = headers.get("ilcp-handoff-id")
+    sent = (method, path, headers.get("content-type")) == ("POST", "/v1/a", MEDIA_TYPE) and 0 < len(body)
+    sent = sent and (given_ is None or re.fullmatch("[A-Za-z0-9_-]{1,64}", given_) is not None)
+    assert status < 500
+    if "content-length" in headers:  # it may tell something else than the body
+        assert kept == (status == 201) <= sent
+    else:
+        assert (201 if sent else status, int(sent)) == (status, kept)
 
 
 def test_a_lease_that_was_not_given_acknowledges_nothing(server: Served) -> None:
@@ -251,19 +271,37 @@ def test_a_full_spool_is_429_with_a_time() -> None:
 
 
 def test_too_many_at_once_is_429() -> None:
-    """Beyond the limit a request is turned away at the door, while health still answers."""
-    with served(max_at_once=2) as small:
-        url = small.url + "/v1/a/receive?lease_s=1&wait_s=3"
-        threads = [threading.Thread(target=httpx.post, args=(url,), kwargs={"headers": GOOD}) for _ in range(2)]
-        for thread in threads:
-            thread.start()
-        time.sleep(0.5)
+    """Beyond the limit a send is turned away at the door; health, ack and nack, which make room, still answer."""
+    with served(max_at_once=2) as small, contextlib.ExitStack() as stack:
+        held = [stack.enter_context(half_sent(small)) for _ in range(2)]
+        time.sleep(0.3)
         answer = ask(small, "GET", "/v1")
         assert (429, "1") == (answer.status_code, answer.headers["retry-after"])
         assert 200 == httpx.get(small.url + "/health").status_code
+        assert [409, 409] == [ask(small, "POST", f"/v1/a/{how}").status_code for how in ("ack", "nack")]
+        for s in held:
+            s.sendall(b"body")
+            assert s.recv(100).startswith(b"HTTP/1.1 201")
+        assert 200 == ask(small, "GET", "/v1").status_code
+
+
+def test_waiting_receivers_lock_nobody_out() -> None:
+    """With all of their places taken one more receiver is turned away, while messages still come and are settled."""
+    headers = {"content-type": MEDIA_TYPE}
+    with served(max_at_once=2, max_receivers=3) as small:
+        ask(small, "POST", "/v1/a", headers=headers, content=b"first")
+        held = ask(small, "POST", "/v1/a/receive?lease_s=60")
+        url = small.url + "/v1/b/receive?lease_s=60&wait_s=3"
+        threads = [threading.Thread(target=httpx.post, args=(url,), kwargs={"headers": GOOD}) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        time.sleep(0.5)
+        assert 429 == ask(small, "POST", "/v1/b/receive?lease_s=60&wait_s=3").status_code
+        assert 201 == ask(small, "POST", "/v1/a", headers=headers, content=b"second").status_code
+        lease = {"ilcp-lease": held.headers["ilcp-lease"]}
+        assert 204 == ask(small, "POST", "/v1/a/ack", headers=lease).status_code
         for thread in threads:
             thread.join()
-        assert 200 == ask(small, "GET", "/v1").status_code
 
 
 def test_a_receiver_that_hung_up_gets_nothing(server: Served) -> None:
@@ -294,29 +332,20 @@ def test_metrics_and_health(server: Served) -> None:
     assert {"status": "ok"} == httpx.get(server.url + "/health").json()
 
 
-def test_another_page_is_no_endpoint() -> None:
-    """A server that says something else is told from one that is not there."""
-    from http.server import BaseHTTPRequestHandler, HTTPServer
+def test_health_names_no_folder(tmp_path: Path) -> None:
+    """Who has no token learns that the spool cannot be read, and not where it is."""
 
-    class Other(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(b"<html>")
+    async def main() -> httpx.Response:
+        link = await open_spool(urlsplit(f"spool://{tmp_path}"), Settings())
+        link._store.close()
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(endpoint(link)), base_url="http://x") as client:
+            answer = await client.get("/health")
+        await link.close()
+        return answer
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    other = HTTPServer(("127.0.0.1", 0), Other)
-    thread = threading.Thread(target=other.serve_forever)
-    thread.start()
-    try:
-        with pytest.raises(ProtocolError, match="got another page"):
-            connect(f"http://127.0.0.1:{other.server_port}").__enter__()
-    finally:
-        other.shutdown()
-        thread.join()
-        other.server_close()
+    answer = asyncio.run(main())
+    assert 503 == answer.status_code
+    assert str(tmp_path) not in answer.text
 
 
 def test_tls_takes_the_certificate_that_it_was_told_to_trust(tmp_path: Path) -> None:

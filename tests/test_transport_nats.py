@@ -1,17 +1,26 @@
 """NATS JetStream: what is particular to it, and what holds when its server dies. Needs a nats-server."""
 
+import asyncio
 import base64
 import contextlib
+import gc
 import json
+import logging
 import signal
 import ssl
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+import time
+import weakref
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
+import nats
 import pytest
+from nats.js import JetStreamContext, api
 
 from ilcp.message import MAX_MESSAGE_BYTES
 from ilcp.transport import (
@@ -24,6 +33,7 @@ from ilcp.transport import (
     UnreachableError,
     connect,
 )
+from ilcp.transport.nats import SETTLED, STREAM, SUBJECT, NatsLink, _connected, open_nats
 from tests.transport_model import NATS_SERVER, NO_NATS, certificate, free_port, nats_server, wait_for_port
 
 pytestmark = pytest.mark.skipif(NATS_SERVER is None, reason=NO_NATS)
@@ -56,6 +66,24 @@ def server(tmp_path: Path) -> Iterator[Server]:
     running.kill()
 
 
+def aside(url: str, work: Callable[[JetStreamContext], Awaitable[Any]]) -> Any:
+    """What ``work`` returns, done by a client that is none of ours."""
+
+    async def run() -> Any:
+        client = await nats.connect(url)
+        try:
+            return await work(client.jetstream())
+        finally:
+            await client.close()
+
+    return asyncio.run(run())
+
+
+def waiting(url: str) -> int:
+    """How many messages are in the stream."""
+    return int(aside(url, lambda stream: stream.stream_info(STREAM)).state.messages)
+
+
 def test_what_was_acknowledged_stays_so_when_the_server_is_killed(server: Server) -> None:
     """After kill -9 and a new start, a message that is sent again under a settled id is not handed out again."""
     with connect(server.url, name="planner") as c:
@@ -83,7 +111,6 @@ def test_a_server_that_is_away_is_said_and_found_again(server: Server) -> None:
         server.kill()
         with pytest.raises(UnreachableError, match="it may have been done: try again"):
             c.send(b"x", to="planner", handoff_id="a")
-        assert c.receive(0.5) is None
         server.start()
         with contextlib.suppress(UnreachableError):
             c.send(b"x", to="planner", handoff_id="a")
@@ -93,6 +120,214 @@ def test_a_server_that_is_away_is_said_and_found_again(server: Server) -> None:
         assert "a" == delivery.handoff_id
         delivery.ack()
         assert c.receive(0.5) is None
+
+
+def test_a_dead_server_is_no_empty_queue(server: Server) -> None:
+    """Who does not wait is told at once, who waits when the time is over; only a server says that there is nothing."""
+    with connect(server.url, name="planner") as c:
+        assert c.receive() is None
+        server.kill()
+        for wait_s in (0.0, 1.2):
+            start = time.monotonic()
+            with pytest.raises(UnreachableError, match="reconnecting"):
+                c.receive(wait_s)
+            assert wait_s <= time.monotonic() - start < wait_s + 0.5
+
+
+def test_a_receive_outlasts_a_server_that_comes_back(server: Server) -> None:
+    """A server that dies under a waiting receiver, and is started again, hands out to it what comes then."""
+
+    def again() -> None:
+        server.kill()
+        time.sleep(0.5)
+        server.start()
+        with connect(server.url) as sender:
+            sender.send(b"x", to="planner", handoff_id="a")
+
+    with connect(server.url, name="planner", settings=Settings(lease_s=10)) as c:
+        assert c.receive() is None
+        thread = threading.Timer(0.3, again)
+        thread.start()
+        delivery = c.receive(15)
+        thread.join()
+        assert delivery is not None
+        assert "a" == delivery.handoff_id
+
+
+@pytest.mark.parametrize("wait_first_s", [0.0, 0.5])
+def test_a_consumer_that_was_removed_is_made_again(server: Server, wait_first_s: float) -> None:
+    """A message comes although somebody removed the consumer, before the receive or while it waits."""
+
+    def remove() -> None:
+        aside(server.url, lambda stream: stream.delete_consumer(STREAM, "planner"))
+        with connect(server.url) as sender:
+            sender.send(b"x", to="planner", handoff_id="a")
+
+    with connect(server.url, name="planner", settings=Settings(timeout_s=1)) as c:
+        assert c.receive() is None
+        thread = threading.Timer(wait_first_s, remove)
+        thread.start()
+        if not wait_first_s:
+            thread.join()
+        delivery = c.receive(3)
+        thread.join()
+        assert delivery is not None
+        assert "a" == delivery.handoff_id
+
+
+NO_HANDOFFS = {
+    "no id": ({}, b"rubbish"),
+    "as if nobody answered": ({"Status": "503"}, b"rubbish"),
+    "as if there were none": ({"Status": "404", "Nats-Msg-Id": "critic.x"}, b"rubbish"),
+    "an id of another name": ({"Nats-Msg-Id": "critic.x"}, b"rubbish"),
+    "an id of another message": ({"Nats-Msg-Id": "planner.y"}, b"rubbish"),
+    "an id that no transport takes": ({"Nats-Msg-Id": "planner.a b"}, b"rubbish"),
+    "no byte": ({"Nats-Msg-Id": "planner.x"}, b""),
+    "too many bytes": ({"Nats-Msg-Id": "planner.x"}, bytes(MAX_MESSAGE_BYTES + 1)),
+}
+
+
+@pytest.mark.parametrize("what", NO_HANDOFFS)
+def test_what_is_no_hand_off_is_removed(server: Server, caplog: pytest.LogCaptureFixture, what: str) -> None:
+    """What others put into the stream is removed and logged, and the receiver gets the hand-off behind it."""
+    headers, body = NO_HANDOFFS[what]
+    with connect(server.url, name="planner") as c, caplog.at_level(logging.INFO, "ilcp.transport"):
+        aside(server.url, lambda stream: stream.publish(f"{SUBJECT}.planner.x", body, headers=headers or None))
+        assert 1 == waiting(server.url)
+        assert c.receive() is None
+        assert 0 == waiting(server.url)
+        assert [("dropped: not a hand-off", "planner")] == [(r.getMessage(), r.queue) for r in caplog.records]  # type: ignore[attr-defined]
+        aside(server.url, lambda stream: stream.publish(f"{SUBJECT}.planner.x", body, headers={"Status": "503"}))
+        c.send(b"x", to="planner", handoff_id="a")
+        delivery = c.receive()
+        assert delivery is not None
+        assert ("a", b"x") == (delivery.handoff_id, delivery.message)
+
+
+def test_a_hand_off_may_have_a_status_of_its_own(server: Server) -> None:
+    """A header of its sender's is not taken for the server's word that there is nothing."""
+    with connect(server.url, name="planner") as c:
+        headers = {"Nats-Msg-Id": "planner.x", "Status": "404"}
+        aside(server.url, lambda stream: stream.publish(f"{SUBJECT}.planner.x", b"x", headers=headers))
+        delivery = c.receive()
+        assert delivery is not None
+        assert ("x", b"x") == (delivery.handoff_id, delivery.message)
+
+
+def slow_look_up(monkeypatch: pytest.MonkeyPatch, *times_s: float) -> None:
+    """The look-ups of what is settled take so long, and then no time."""
+    left, look_up = list(times_s), NatsLink._is_settled
+
+    async def slow(self: NatsLink, key: str) -> bool:
+        await asyncio.sleep(left.pop(0) if left else 0)
+        return await look_up(self, key)
+
+    monkeypatch.setattr(NatsLink, "_is_settled", slow)
+
+
+def test_a_lease_is_never_longer_than_the_servers(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Time that passes between the server's hand-out and ours is the lease's, also for who had waited for long."""
+    with connect(server.url, name="planner", settings=Settings(lease_s=2)) as c:
+        thread = threading.Timer(1.5, c.send, (b"x",), {"to": "planner", "handoff_id": "a"})
+        thread.start()
+        slow_look_up(monkeypatch, 0.5)
+        delivery = c.receive(5)
+        assert delivery is not None
+        assert 1.1 < delivery.until_s - time.time() < 1.5
+        while (again := c.receive(1)) is None:
+            pass
+        assert 2 == again.attempt
+        assert delivery.until_s <= time.time()
+
+
+def test_a_lease_that_ended_on_the_way_is_not_given(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A message that came too late is somebody else's: who waits gets it anew, who does not is told."""
+    with connect(server.url, name="planner", settings=Settings(lease_s=1)) as c:
+        c.send(b"x", to="planner", handoff_id="a")
+        slow_look_up(monkeypatch, 1.2, 1.2)
+        with pytest.raises(UnreachableError, match="try again"):
+            c.receive()
+        delivery = c.receive(5)
+        assert delivery is not None
+        assert 3 == delivery.attempt
+        assert 0.8 < delivery.until_s - time.time() <= 1
+        delivery.ack()
+        assert 0 == waiting(server.url)
+
+
+def test_an_acknowledgement_outlives_its_lease(server: Server) -> None:
+    """What would forget an acknowledgement too early is refused, in our settings and in the bucket that is there."""
+    with pytest.raises(AddressError, match=r"2 times lease_s 60 or longer, got dedup_s 119"):
+        connect(server.url, settings=Settings(dedup_s=119)).__enter__()
+    with connect(server.url, name="planner", settings=Settings(dedup_s=10, lease_s=5)) as c:
+        assert c.receive() is None
+    with connect(server.url, name="planner", settings=Settings(lease_s=5)) as c:
+        assert c.receive() is None
+    with (
+        connect(server.url, name="critic") as c,
+        pytest.raises(AddressError, match=r"2 times lease_s 60 or longer, got dedup_s 10 "),
+    ):
+        c.receive()
+    assert 10 == aside(server.url, lambda stream: stream.stream_info(f"KV_{SETTLED}")).config.max_age
+
+
+def test_an_id_that_waits_is_kept_once_however_long(server: Server) -> None:
+    """After ``dedup_s`` a message that nobody has received is still known, and so is one that is held."""
+    with connect(server.url, name="planner", settings=Settings(lease_s=0.5, dedup_s=1)) as c:
+        assert not c.send(b"x", to="planner", handoff_id="a").duplicate
+        time.sleep(2)
+        assert c.send(b"another", to="planner", handoff_id="a").duplicate
+        delivery = c.receive(1)
+        assert delivery is not None
+        assert c.send(b"another", to="planner", handoff_id="a").duplicate
+        assert b"x" == delivery.message
+        delivery.ack()
+        assert c.receive(0.5) is None
+        assert not c.send(b"x", to="critic", handoff_id="a").duplicate
+
+
+def test_a_stream_of_that_name_that_is_not_ours(server: Server) -> None:
+    """A stream with other subjects is refused by name."""
+    config = api.StreamConfig(name=STREAM, subjects=[f"{SUBJECT}.*"])
+    aside(server.url, lambda stream: stream.add_stream(config))
+    with pytest.raises(ProtocolError, match=r"expected ilcp-handoffs with ilcp\.handoffs\.\*\.\*, got"):
+        connect(server.url).__enter__()
+
+
+@pytest.mark.parametrize("lease_s", [4.1, 0.3, 1 / 3])
+def test_a_lease_is_itself(server: Server, lease_s: float) -> None:
+    """A second receiver with the same lease is no other one, whatever becomes of it in nanoseconds."""
+    for _ in range(2):
+        with connect(server.url, name="planner", settings=Settings(lease_s=lease_s)) as c:
+            assert c.receive() is None
+
+
+@pytest.mark.parametrize("more", ["/a", "?a", "#a"])
+def test_an_address_is_a_host_and_a_port(server: Server, more: str) -> None:
+    """What else stands in an address would have no effect, so it is refused."""
+    with pytest.raises(AddressError, match="expected nats://host:port, got"):
+        asyncio.run(open_nats(urlsplit(server.url + more), Settings()))
+
+
+class Told(Exception):
+    """An error that can be looked for."""
+
+
+def test_a_connection_keeps_one_error(server: Server) -> None:
+    """What nats-py tells of a connection is kept for a message only, and not for as long as it lives."""
+
+    async def alive() -> list[bool]:
+        client = await _connected(server.url, Settings())
+        told = [Told() for _ in range(3)]
+        kept = [weakref.ref(error) for error in told]
+        while told:
+            await client._error_cb(told.pop())
+        gc.collect()
+        found = [ref() is not None for ref in kept]
+        await client.close()
+        return found
+
+    assert [True, False, False] == asyncio.run(alive())
 
 
 def test_another_lease_for_the_same_name_is_refused(server: Server) -> None:

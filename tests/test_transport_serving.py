@@ -1,15 +1,19 @@
 """`ilcp serve` as a process: what it serves, what it refuses to begin with, and how its sockets are made."""
 
 import asyncio
+import contextlib
+import signal
 import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from ilcp.transport import UnreachableError
+from ilcp.transport import AddressError, UnreachableError, connect
 from ilcp.transport.serving import _bound
+from ilcp.transport.spool import FILE
 from tests.transport_model import free_port
 
 TOKEN = "correct-horse"
@@ -72,14 +76,56 @@ def test_serve_send_and_receive_as_processes(tmp_path: Path) -> None:
     [
         (["--host", "0.0.0.0"], "expected a token"),
         (["--certificate", "none.pem", "--key", "none.pem"], "expected a certificate"),
+        (["--certificate", "none.pem"], "expected a certificate and its key, or neither"),
+        (["--key", "none.pem"], "expected a certificate and its key, or neither"),
+        (["--token", ""], "expected a token"),
+        (["--token", "two words"], "expected a token"),
+        (["--token", "schlüssel"], "expected a token"),
     ],
 )
 def test_serve_refuses_what_is_unsafe_or_missing(tmp_path: Path, words: list[str], said: str) -> None:
-    """A host that others reach needs a token; a certificate has to be there."""
+    """A host that others reach needs a token, which clients can show; a certificate has to be there, with its key."""
     line = [sys.executable, "-c", SERVE, "--port", "0", "--spool", str(tmp_path), *words]
     done = subprocess.run(line, capture_output=True, text=True, timeout=60, check=False, env={})
     assert 1 == done.returncode
-    assert said in done.stderr
+    assert f"AddressError: {said}" in " ".join(done.stderr.split())
+
+
+def test_serve_refuses_an_empty_token_from_the_environment(tmp_path: Path) -> None:
+    """A secret that was not filled in does not open the endpoint to everybody."""
+    line = [sys.executable, "-c", SERVE, "--port", "0", "--spool", str(tmp_path)]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=60, check=False, env={"ILCP_TOKEN": ""})
+    assert 1 == done.returncode
+    assert "expected a token in ILCP_TOKEN" in done.stderr
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, -signal.SIGTERM), (signal.SIGINT, 130)])
+def test_serve_closes_its_spool_when_it_is_told_to_stop(tmp_path: Path, number: int, code: int) -> None:
+    """After SIGTERM and Ctrl-C the spool is one file, without a log beside it, and the exit says what ended it."""
+    line = [sys.executable, "-c", SERVE, "--port", "0", "--spool", str(tmp_path)]
+    process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={})
+    assert process.stdout is not None
+    url = process.stdout.readline().split()[-1]
+    with connect(url, name="planner") as c:
+        c.send(b"a message", to="planner")
+    process.send_signal(number)
+    _, said = process.communicate(timeout=20)
+    assert (code, [FILE]) == (process.returncode, sorted(p.name for p in tmp_path.iterdir()))
+    assert "Traceback" not in said
+
+
+def test_receive_writes_nothing_outside_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An id that is a path, whatever transport let it through, names no file."""
+    import ilcp.transport
+    from ilcp.cli.send import receive
+
+    delivery = SimpleNamespace(handoff_id="../../outside", message=b"x")
+    fake = SimpleNamespace(receive=lambda timeout_s: delivery)
+    monkeypatch.setattr(ilcp.transport, "connect", lambda *_, **__: contextlib.nullcontext(fake))
+    (tmp_path / "a" / "in").mkdir(parents=True)
+    with pytest.raises(AddressError, match="expected a hand-off's id as"):
+        receive("spool:///x", "planner", to=tmp_path / "a" / "in")
+    assert [] == [p for p in tmp_path.rglob("*") if p.is_file()]
 
 
 def test_serve_says_that_a_port_is_taken(tmp_path: Path) -> None:

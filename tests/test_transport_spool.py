@@ -22,7 +22,7 @@ from ilcp.transport import (
     connect,
 )
 from ilcp.transport.spool import FILE
-from ilcp.transport.store import RESERVE_BYTES, Store
+from ilcp.transport.store import RESERVE_BYTES, SCHEMA, Store
 from tests.transport_model import BARE, Clock
 
 
@@ -106,6 +106,37 @@ def test_a_damaged_page_is_named_or_does_no_harm(tmp_path: Path, page: int) -> N
             delivery.ack()
         c.send(BARE, to="planner")
         c.publish(Capabilities(()))
+
+
+def test_half_a_schema_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A spool whose making fails half-way is as if it had not begun, and can be made by the next."""
+    monkeypatch.setattr("ilcp.transport.store.SCHEMA", (*SCHEMA[:3], "no statement"))
+    with pytest.raises(CorruptError, match="syntax error"):
+        make_store(tmp_path / FILE, Clock())
+    monkeypatch.undo()
+    make_store(tmp_path / FILE, Clock()).close()
+
+
+def test_a_closed_store_says_so() -> None:
+    """After close a call says that the spool is not open, and not that its file is damaged."""
+    store = make_store(":memory:", Clock())
+    store.close()
+    for call in (store.waiting, lambda: store.put("a", "b", b"c"), lambda: store.settle("a", "1.x", None)):
+        with pytest.raises(UnreachableError, match="expected an open spool"):
+            call()
+
+
+def test_what_nobody_got_does_not_count_as_an_attempt() -> None:
+    """A lease that is given back because its receiver had gone leaves no trace in ``attempt``, and ends only once."""
+    store = make_store(":memory:", Clock())
+    store.put("planner", "a", BARE)
+    for _ in range(2):
+        lease = store.take("planner", 30)
+        assert lease is not None
+        assert 1 == lease.attempt
+        store.give_back("planner", lease.token)
+        with pytest.raises(LeaseLostError):
+            store.give_back("planner", lease.token)
 
 
 def test_a_full_spool_says_so_and_keeps_what_it_has(tmp_path: Path) -> None:

@@ -62,6 +62,7 @@ def receive(
 ) -> None:
     """Writes messages to files, each acknowledged once its file is on the disk. Exit code 4 when too few came."""
     from ilcp.transport import connect
+    from ilcp.transport.link import checked_name
 
     _log(log_json)
     came = 0
@@ -73,7 +74,7 @@ def receive(
             delivery = c.receive(timeout_s)
             if delivery is None:
                 break
-            path = to / (delivery.handoff_id + SUFFIX)
+            path = to / (checked_name("a hand-off's id", delivery.handoff_id) + SUFFIX)
             try:
                 _write(path, delivery.message)
             except OSError as error:
@@ -96,13 +97,18 @@ def serve(
     key: Annotated[Path | None, typer.Option(help="TLS: its key, PEM.", dir_okay=False)] = None,
     log_json: Logs = False,
 ) -> None:
-    """An HTTP endpoint in front of a spool, with /health and Prometheus' /metrics, until Ctrl-C or SIGTERM."""
-    from ilcp.transport.errors import MissingExtraError
+    """An HTTP endpoint in front of a spool, with /health and Prometheus' /metrics, until Ctrl-C or SIGTERM.
+
+    Exit code 130 after Ctrl-C; after SIGTERM it ends by that signal, which a shell shows as 143.
+    """
+    from ilcp.transport.errors import AddressError, MissingExtraError
 
     try:
         from ilcp.transport.serving import serve as serving
     except ModuleNotFoundError as error:
         raise MissingExtraError(f"expected {error.name} to serve with, got none: pip install 'ilcp[http]'") from error
+    if token is None and "ILCP_TOKEN" in os.environ:  # set and empty: typer takes it for not set
+        raise AddressError("expected a token in ILCP_TOKEN, got an empty one: unset it to serve everybody on this host")
     _log(log_json)
 
     def ready(url: str) -> None:
@@ -134,6 +140,13 @@ def _write(path: Path, message: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         draft.replace(path)
+        folder = os.open(
+            path.parent, os.O_RDONLY | os.O_DIRECTORY
+        )  # the name, too, has to be on the disk before it is acknowledged
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
     except BaseException:
         draft.unlink(missing_ok=True)
         raise

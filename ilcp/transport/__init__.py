@@ -99,12 +99,13 @@ def connect(url: str, *, name: str | None = None, settings: Settings | None = No
     try:
         opened = connect_async(url, name=name, settings=settings)
         inner = loop.wait(opened.__aenter__())
-        try:
-            yield Connection(loop, inner)
-        finally:
-            loop.wait(opened.__aexit__(None, None, None))
-    finally:
+    except BaseException:
         loop.close()
+        raise
+    try:
+        yield Connection(loop, inner)
+    finally:
+        loop.close(opened.__aexit__(None, None, None))
 
 
 @asynccontextmanager
@@ -124,11 +125,13 @@ async def connect_async(
         await link.close()
 
 
-async def _open(url: str, settings: Settings) -> Link:
+async def _open(url: object, settings: Settings) -> Link:
+    if not isinstance(url, str) or not url.isprintable() or "?" in url or "#" in url:
+        raise AddressError("expected an address of printable characters, without ? and # (%3F and %23), got another")
     try:
         parts = urlsplit(url)
         _ = parts.port  # what is no number raises
-    except (TypeError, ValueError, AttributeError) as error:
+    except ValueError as error:
         raise AddressError(f"expected an address such as spool:///folder, got one that is none: {error}") from error
     if "@" in parts.netloc:
         raise AddressError("expected an address without credentials, got some in it: give them in Settings")

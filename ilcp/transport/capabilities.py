@@ -82,7 +82,11 @@ class Capabilities:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """How to send: with the codec of that id, or as text where ``codec_id`` is None; ``why`` says it in words."""
+    """How to send: with the codec of that id, or as text where ``codec_id`` is None; ``why`` says it in words.
+
+    Text goes as the message of a text codec (`text-plain`), whose own codec id shows what it is; a receiver that takes
+    text holds that codec beside the others.
+    """
 
     codec_id: str | None
     sealed: bool

@@ -1,14 +1,17 @@
 """What a program holds: an ``AsyncConnection``, or a ``Connection``, which is the same on a loop of its own."""
 
 import asyncio
+import os
 import threading
+import time
 from collections.abc import Coroutine
+from concurrent.futures import CancelledError, Future
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from ilcp.message import BytesLike
 from ilcp.transport import telemetry
 from ilcp.transport.capabilities import Capabilities
-from ilcp.transport.errors import AddressError, CapabilityError, LeaseLostError
+from ilcp.transport.errors import AddressError, CapabilityError, LeaseLostError, ProtocolError, UnreachableError
 from ilcp.transport.link import MAX_LEASE_S, Lease, Link, Settings, checked_id, checked_message, checked_name, checked_s
 
 __all__ = ["AsyncConnection", "AsyncDelivery", "Connection", "Delivery", "Loop", "Receipt"]
@@ -26,12 +29,17 @@ class Receipt(NamedTuple):
 class AsyncDelivery:
     """One message, held until it is settled or ``until_s`` (the settings' clock) has come.
 
+    A clock that is set back holds it no longer: beside the usual one, the time since it came is looked at.
+
     ``attempt`` counts how often it was handed out, from 1: a message that breaks its receivers shows by it.
     """
 
     def __init__(self, link: Link, name: str, lease: Lease, settings: Settings) -> None:
         self._link, self._name, self._lease, self._clock = link, name, lease, settings.clock
         self._settled: Literal["ack", "nack"] | None = None
+        self._ack_in_doubt = False
+        left_s = min(lease.until_s - self._clock(), settings.lease_s)
+        self._end_s = time.monotonic() + left_s if self._clock is time.time else float("inf")
 
     @property
     def message(self) -> bytes:
@@ -66,7 +74,7 @@ class AsyncDelivery:
         """It is not done: it is free again after ``delay_s``.
 
         Raises:
-            LeaseLostError: the lease has ended, or it was acknowledged.
+            LeaseLostError: the lease has ended, or it was acknowledged, as far as we know.
             AddressError: a delay that is negative or longer than any lease.
             TransportError: the other side cannot be reached; the lease runs out by itself.
         """
@@ -75,13 +83,24 @@ class AsyncDelivery:
     async def _settle(self, how: Literal["ack", "nack"], retry_in_s: float | None) -> None:
         if self._settled == how:
             return
-        if self._settled is not None or self._clock() >= self.until_s:
-            was = f"after its {self._settled}" if self._settled else "after its lease ended"
+        if (was := self._lost(how)) is not None:
             raise LeaseLostError(f"expected {how} of a delivery that is held, got one {was}: {self.handoff_id}")
         with telemetry.span(telemetry.SPAN_SETTLE, **_attributes(how, self._name, self._lease)):
-            await self._link.settle(self._name, self._lease, retry_in_s=retry_in_s)
+            try:
+                await self._link.settle(self._name, self._lease, retry_in_s=retry_in_s)
+            except (UnreachableError, ProtocolError, asyncio.CancelledError):
+                self._ack_in_doubt |= how == "ack"
+                raise
         self._settled = how
         telemetry.logged(f"{how}ed", queue=self._name, handoff_id=self.handoff_id, attempt=self.attempt)
+
+    def _lost(self, how: Literal["ack", "nack"]) -> str | None:
+        """Why the delivery is not ours to settle so, in words; None if it is."""
+        if self._settled:
+            return f"after its {self._settled}"
+        if self._clock() >= self.until_s or time.monotonic() >= self._end_s:
+            return "after its lease ended"
+        return "whose acknowledgement may have arrived" if how == "nack" and self._ack_in_doubt else None
 
 
 class AsyncConnection:
@@ -168,30 +187,76 @@ class Loop:
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
+        self._pid, self._open, self._lock = os.getpid(), True, threading.Lock()
+        self._works: set[Coroutine[Any, Any, Any]] = set()
         self._thread = threading.Thread(target=self._loop.run_forever, name="ilcp-transport", daemon=True)
         self._thread.start()
 
     def wait(self, work: Coroutine[Any, Any, T]) -> T:
-        """What ``work`` returns or raises; an interrupt here cancels it there."""
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        """What ``work`` returns or raises; an interrupt here cancels it there.
+
+        Raises:
+            AddressError: the loop is closed, or another process's.
+            UnreachableError: it was closed meanwhile.
+        """
+        future = self._begun(work)
         try:
             return future.result()
+        except CancelledError as error:
+            raise UnreachableError(
+                "expected an open connection, got one that another thread closed meanwhile"
+            ) from error
+        finally:
+            future.cancel()
+            self._works.discard(work)
+
+    def close(self, last: Coroutine[Any, Any, Any] | None = None) -> None:
+        """Cancels what others wait for, does ``last``, and ends the thread."""
+        if self._pid != os.getpid():  # the thread, and what is to be closed, are the parent's
+            if last is not None:
+                last.close()
+            return
+        with self._lock:
+            self._open = False
+        try:
+            self._result(self._leave(last))
+        finally:
+            self._result(self._quiet())
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+            self._loop.close()
+
+    def _begun(self, work: Coroutine[Any, Any, T]) -> Future[T]:
+        if self._pid == os.getpid():  # else the lock may be held for ever
+            with self._lock:
+                if self._open:
+                    self._works.add(work)
+                    return asyncio.run_coroutine_threadsafe(work, self._loop)
+        work.close()
+        got = "one that is closed or from before a fork: connect again"
+        raise AddressError(f"expected an open connection of this process, got {got}")
+
+    def _result(self, work: Coroutine[Any, Any, None]) -> None:
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            future.result()
         finally:
             future.cancel()
 
-    def close(self) -> None:
-        """Cancels what still runs, and ends the thread."""
-        self.wait(self._quiet())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+    async def _leave(self, last: Coroutine[Any, Any, Any] | None) -> None:
+        await _cancelled([task for task in asyncio.all_tasks() if task.get_coro() in self._works])
+        if last is not None:
+            await last
 
     async def _quiet(self) -> None:
-        others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-        for task in others:
-            task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
+        await _cancelled([task for task in asyncio.all_tasks() if task is not asyncio.current_task()])
         await asyncio.get_running_loop().shutdown_default_executor()
+
+
+async def _cancelled(tasks: list[asyncio.Task[Any]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 class Delivery:

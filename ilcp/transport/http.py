@@ -1,9 +1,11 @@
 """``http://host:port`` and ``https://``: a client of ``ilcp serve``, over httpx.
 
-A connection that cannot be made is tried again by httpx, with its own back-off; nothing else is repeated, so that the
-caller decides. TLS verifies against the system's certificates unless ``Settings.tls`` is another context.
+A call takes at most ``timeout_s``, and a receiver's wait on top. A connection that cannot be made is tried again by
+httpx, with its own back-off; nothing else is repeated, so that the caller decides. TLS verifies against the system's
+certificates unless ``Settings.tls`` is another context.
 """
 
+import asyncio
 import json
 import ssl
 import time
@@ -33,6 +35,7 @@ from ilcp.transport.link import (
     Settings,
     checked_name,
     checked_s,
+    checked_token,
 )
 from ilcp.transport.wire import ATTEMPT_HEADER, ID_HEADER, LEASE_FOR_HEADER, LEASE_HEADER, MAX_WAIT_S, PREFIX
 
@@ -59,11 +62,9 @@ class HttpLink:
         end = time.monotonic() + wait_s
         while True:
             left = max(0.0, end - time.monotonic())
-            wanted = {"lease_s": repr(lease_s), "wait_s": repr(min(left, MAX_WAIT_S))}
-            timeout = httpx.Timeout(self._settings.timeout_s, read=self._settings.timeout_s + min(left, MAX_WAIT_S))
-            answer, body = await self._ask(
-                "POST", f"{PREFIX}/{name}/receive", (200, 204), params=wanted, timeout=timeout
-            )
+            this_s = min(left, MAX_WAIT_S)
+            wanted = {"lease_s": repr(lease_s), "wait_s": repr(this_s)}
+            answer, body = await self._ask("POST", f"{PREFIX}/{name}/receive", (200, 204), wait_s=this_s, params=wanted)
             if answer.status_code == 200:
                 return _lease(answer, body, self._settings.clock())
             if left <= MAX_WAIT_S:
@@ -90,10 +91,15 @@ class HttpLink:
         """See ``Link``."""
         await self._client.aclose()
 
-    async def _ask(self, method: str, path: str, good: tuple[int, ...], **more: Any) -> tuple[httpx.Response, bytes]:
-        """The answer and its body, which is not read beyond what an endpoint may say."""
+    async def _ask(
+        self, method: str, path: str, good: tuple[int, ...], *, wait_s: float = 0.0, **more: Any
+    ) -> tuple[httpx.Response, bytes]:
+        """The answer and its body, which is not read beyond what an endpoint may say, nor longer than it may take."""
+        if self._client.is_closed:
+            raise UnreachableError("expected an open connection, got one that is closed: connect again")
+        most_s = self._settings.timeout_s + wait_s
         with _told(self._client.base_url):
-            async with self._client.stream(method, path, **more) as answer:
+            async with asyncio.timeout(most_s), self._client.stream(method, path, timeout=most_s, **more) as answer:
                 body = bytearray()  # appended to in place: an endpoint may send one byte at a time
                 async for chunk in answer.aiter_raw():
                     body += chunk
@@ -101,6 +107,8 @@ class HttpLink:
                         raise ProtocolError(f"expected an answer of at most {MAX_ANSWER_BYTES} bytes, got more")
         if answer.status_code not in good:
             raise _refusal(answer, bytes(body))
+        if answer.headers.get("content-encoding", "identity").lower() != "identity":
+            raise ProtocolError("expected a body as it is, got one with a content-encoding: what stands between us?")
         return answer, bytes(body)
 
 
@@ -108,11 +116,11 @@ async def open_http(url: SplitResult, settings: Settings) -> HttpLink:
     """A client of the endpoint, which has answered ``/health`` and a request with our token.
 
     Raises:
-        AddressError: the URL has no host, or more than a host and a port.
+        AddressError: the URL has no host, or more than a host and a port; ``tls`` without https.
         UnreachableError, RefusedError, ProtocolError: nobody answers, not to us, or not as an endpoint does.
     """
-    settings.only(url.scheme, "timeout_s", "token", "tls")
-    if not url.hostname or url.path.strip("/") or url.query:
+    settings.only(url.scheme, "timeout_s", "token", *(["tls"] if url.scheme == "https" else []))
+    if not url.hostname or url.path.strip("/"):
         raise AddressError(f"expected {url.scheme}://host:port, got {url.geturl()!r}")
     link = HttpLink(client_for(url.geturl(), settings), settings)
     try:
@@ -131,21 +139,22 @@ def client_for(
     """The httpx client; ``transport`` is there for tests.
 
     Raises:
-        AddressError: a token that no header can carry.
+        AddressError: a token that no header can carry, or a host that is none.
     """
-    headers = {}
+    headers = {"accept-encoding": "identity"}  # bodies are read as they come
     if settings.token is not None:
-        if not settings.token.isascii() or not settings.token.isprintable() or " " in settings.token:
-            raise AddressError("expected a token of printable ASCII without spaces, got another")
-        headers["authorization"] = f"Bearer {settings.token}"
-    verify = settings.tls if settings.tls is not None else True
+        headers["authorization"] = f"Bearer {checked_token(settings.token)}"
+    try:
+        where = httpx.URL(base_url)
+        _ = where.host  # decodes an international name
+    except (httpx.InvalidURL, ValueError) as error:
+        raise AddressError(f"expected an address that httpx takes, got {base_url!r}: {error}") from error
     if transport is None:
+        verify = settings.tls if settings.tls is not None else ssl.create_default_context()
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
         transport = httpx.AsyncHTTPTransport(verify=verify, retries=CONNECT_TRIES, limits=limits)
     cookies = CookieJar(DefaultCookiePolicy(allowed_domains=()))  # what an endpoint wants kept would grow for ever
-    return httpx.AsyncClient(
-        base_url=base_url, headers=headers, cookies=cookies, transport=transport, timeout=settings.timeout_s
-    )
+    return httpx.AsyncClient(base_url=where, headers=headers, cookies=cookies, transport=transport)
 
 
 def _lease(answer: httpx.Response, body: bytes, now_s: float) -> Lease:
@@ -193,6 +202,10 @@ def _told(where: object) -> Iterator[None]:
         yield
     except httpx.InvalidURL as error:  # of a redirect, which is read although nobody follows it
         raise ProtocolError(f"expected an answer of an ilcp endpoint from {where}, got a redirect: {error}") from error
+    except TimeoutError as error:
+        raise UnreachableError(
+            f"expected an answer of {where}, got none in time; is ilcp serve running there?"
+        ) from error
     except httpx.HTTPError as error:
         cause: BaseException | None = error
         while cause is not None:

@@ -9,7 +9,7 @@ import re
 import ssl
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from os import urandom
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -18,7 +18,17 @@ from ilcp.errors import DecodeError, EncodeError
 from ilcp.message import MAX_MESSAGE_BYTES, BytesLike, describe
 from ilcp.transport.errors import AddressError
 
-__all__ = ["MEDIA_TYPE", "Lease", "Link", "Settings", "checked_id", "checked_message", "checked_name", "checked_s"]
+__all__ = [
+    "MEDIA_TYPE",
+    "Lease",
+    "Link",
+    "Settings",
+    "checked_id",
+    "checked_message",
+    "checked_name",
+    "checked_s",
+    "checked_token",
+]
 
 MEDIA_TYPE = "application/vnd.ilcp.message"
 MAX_LEASE_S = 12 * 3600.0  # a receiver that works longer on one hand-off keeps its own books
@@ -37,10 +47,11 @@ class Settings:
     side may take to answer; ``clock`` (unix seconds) is there for tests. Memory and spool: an id is remembered for
     ``dedup_s`` after its acknowledgement, and all waiting messages take at most ``max_bytes``; ``power_safe=False`` of
     a spool survives killed processes but may lose the last hand-offs to a power cut. NATS: both hold when the stream is
-    first made. http: ``token``. http and NATS: ``tls``. NATS: ``credentials``, a ``.creds`` file, or ``token``.
+    first made. http and https: ``token``. https and NATS: ``tls``. NATS: ``credentials``, a ``.creds`` file, or
+    ``token``.
 
     Raises:
-        AddressError: a number outside its limits.
+        AddressError: a number outside its limits, or a setting of another type.
     """
 
     lease_s: float = 60.0
@@ -48,7 +59,7 @@ class Settings:
     dedup_s: float = 600.0
     max_bytes: int = 64 << 20
     power_safe: bool = True
-    token: str | None = None
+    token: str | None = field(default=None, repr=False)
     tls: ssl.SSLContext | None = None
     credentials: Path | None = None
     clock: Callable[[], float] = time.time
@@ -57,6 +68,10 @@ class Settings:
         checked_s("lease_s", self.lease_s, MAX_LEASE_S)
         checked_s("timeout_s", self.timeout_s, MAX_LEASE_S)
         checked_s("dedup_s", self.dedup_s, MAX_DEDUP_S)
+        for name, kind in {"max_bytes": int, "token": str, "tls": ssl.SSLContext, "credentials": Path}.items():
+            got = getattr(self, name)
+            if not isinstance(got, kind) and (got is not None or kind is int):
+                raise AddressError(f"expected {name} of type {kind.__name__}, got {type(got).__name__}")
         if self.max_bytes < MAX_MESSAGE_BYTES:
             raise AddressError(f"expected max_bytes of at least one message, {MAX_MESSAGE_BYTES}, got {self.max_bytes}")
 
@@ -66,9 +81,9 @@ class Settings:
         Raises:
             AddressError: there is such a setting.
         """
-        for field in fields(self):
-            if field.name not in {"lease_s", "clock", *used} and getattr(self, field.name) != field.default:
-                raise AddressError(f"expected no {field.name} with {scheme}://, got one: it would have no effect there")
+        for one in fields(self):
+            if one.name not in {"lease_s", "clock", *used} and getattr(self, one.name) != one.default:
+                raise AddressError(f"expected no {one.name} with {scheme}://, got one: it would have no effect there")
 
 
 class Lease(NamedTuple):
@@ -112,6 +127,17 @@ def checked_name(what: str, name: object) -> str:
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise AddressError(f"expected {what} as 1 to 64 of the characters A-Z a-z 0-9 - _, got {name!r}")
     return name
+
+
+def checked_token(token: str) -> str:
+    """``token``, as a header carries it.
+
+    Raises:
+        AddressError: it is empty, or has anything but printable ASCII without spaces.
+    """
+    if not token or not token.isascii() or not token.isprintable() or " " in token:
+        raise AddressError(f"expected a token of printable ASCII without spaces, got {'another' if token else 'none'}")
+    return token
 
 
 def checked_message(message: object) -> bytes:

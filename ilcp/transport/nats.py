@@ -1,19 +1,22 @@
 """``nats://host:port``: fleets, over NATS JetStream and nats-py, which also reconnects, with its own back-off.
 
-A stream keeps what waits (`STREAM`, work queue, one subject per name), one durable consumer per name hands it out, and
-the stream refuses an id twice by ``Nats-Msg-Id``. The server forgets those ids when it is restarted, and the last
-acknowledgements when it is killed; so an acknowledgement is first written down in a bucket (`SETTLED`, entries live for
-``dedup_s``), and what stands there is not handed out again. Names and what they read are in another (`TOLD`).
+A stream keeps what waits (`STREAM`, work queue, one subject per name and id, one message per subject), and one durable
+consumer per name hands it out. An id that was settled is refused by ``Nats-Msg-Id``. The server forgets those ids when
+it is restarted, and the last acknowledgements when it is killed; so an acknowledgement is first written down in a
+bucket (`SETTLED`, entries live for ``dedup_s``), and what stands there is not handed out again. Names and what they
+read are in another (`TOLD`). A message in the stream that is no hand-off is removed, and logged.
 
 What JetStream has acknowledged survives a killed server; whether it survives a power cut is the server's setting.
 ``tls://``, or ``Settings.tls``, asks for TLS: a server that does not require it is told nothing and refused.
 Handed out again is what comes back, when it comes back: after a lease ended, order is not kept. The lease of a name is
-that of its first receiver; another one is refused. A receive that is cancelled may leave one message to its lease.
+that of its first receiver; another one is refused. It counts from the request for the message, so it may be up to a
+tenth shorter here than at the server, never longer. A receive that is cancelled may leave one message to its lease.
 """
 
 import asyncio
 import importlib.util
 import json
+import math
 import re
 import time
 from collections.abc import Iterator
@@ -24,12 +27,13 @@ from urllib.parse import SplitResult
 import nats.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
-from nats.js import api
+from nats.js import api, errors
 from nats.js.client import JetStreamContext
-from nats.js.errors import APIError, BadRequestError, BucketNotFoundError, KeyNotFoundError, NotFoundError
 from nats.js.kv import KeyValue
 
 from ilcp.errors import IlcpError, TransportError
+from ilcp.message import MAX_MESSAGE_BYTES
+from ilcp.transport import telemetry
 from ilcp.transport.errors import (
     AddressError,
     FullError,
@@ -44,14 +48,24 @@ __all__ = ["NatsLink", "open_nats"]
 
 STREAM, SETTLED, TOLD = "ilcp-handoffs", "ilcp-settled", "ilcp-told"
 SUBJECT = "ilcp.handoffs"
+SUBJECTS = f"{SUBJECT}.*.*"  # name and id
 ID_HEADER = "Nats-Msg-Id"
 STATUS_HEADER = "Status"
+MESSAGE_REPLY = "$JS.ACK."  # where a message's acknowledgement goes begins so; the server's own word has none
+NOTHING = ("404", "408")  # the server's word that there is no message: now, or in the time that was asked for
 RECONNECT_S = 0.5
 PULL_S = 5.0  # one request for a message; a server that was restarted meanwhile is asked again after it
+PULL_PART = 0.1  # of a lease: no request waits longer, because the lease counts from the request
+GRACE_S = 1.0  # for the way of an answer
+DEDUP_LEASES = 2  # an acknowledgement is remembered for so many leases at least: one passes before it is asked for
+LEASE_SLACK_S = 1e-6  # nats-py cuts nanoseconds off
 NAME_TAKEN = 10058  # JetStream's error: there is a stream of that name, made otherwise
 # What nats-py raises where an answer is not as a server's: it reads JSON, numbers and times without a check.
 UNREADABLE = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RecursionError)
 NO_ROOM = (10047, 10077, 10122, 10023)  # maximum bytes or messages exceeded, insufficient storage or resources
+ONCE = "per subject"  # in the text of 10077, where it is the one message per subject that is there already
+GONE = (nats.errors.NoRespondersError, nats.errors.ConnectionReconnectingError, errors.ServiceUnavailableError)
+AWAY = (TimeoutError, *GONE)  # what may be over in a moment; a time-out of nats-py's is one of Python's
 
 _KEY = re.compile(r"[A-Za-z0-9_-]{1,64}\.[A-Za-z0-9_-]{1,64}")  # name and id, as ``put`` writes them
 
@@ -60,7 +74,7 @@ class NatsLink:
     """A ``Link`` onto a JetStream server."""
 
     def __init__(
-        self, client: Client, stream: JetStreamContext, buckets: tuple[KeyValue, KeyValue], s: Settings
+        self, client: "ReadingClient", stream: JetStreamContext, buckets: tuple[KeyValue, KeyValue], s: Settings
     ) -> None:
         self._client, self._stream, self._settings = client, stream, s
         self._settled, self._told = buckets
@@ -68,40 +82,37 @@ class NatsLink:
 
     async def put(self, name: str, handoff_id: str, message: bytes) -> bool:
         """See ``Link``."""
+        key, timeout_s = f"{name}.{handoff_id}", self._settings.timeout_s
         with _named_errors():
-            kept = await self._stream.publish(
-                f"{SUBJECT}.{name}",
-                message,
-                timeout=self._settings.timeout_s,
-                stream=STREAM,
-                headers={ID_HEADER: f"{name}.{handoff_id}"},
-            )
+            try:
+                kept = await self._stream.publish(
+                    f"{SUBJECT}.{key}", message, timeout=timeout_s, stream=STREAM, headers={ID_HEADER: key}
+                )
+            except errors.APIError as error:
+                if ONCE in (error.description or ""):
+                    return False
+                raise
         return not kept.duplicate
 
     async def take(self, name: str, lease_s: float, wait_s: float) -> Lease | None:
-        """See ``Link``."""
+        """See ``Link``. None is the server's word: who waits goes on waiting for a server that is away."""
         end = time.monotonic() + wait_s
         with _named_errors():
-            await self._consume(name, lease_s)
             while True:
-                left = max(0.0, end - time.monotonic())
-                message = await self._pull(name, min(left, PULL_S))
-                if message is None:
-                    if left <= PULL_S:
-                        return None
+                left_s = max(0.0, end - time.monotonic())
+                try:
+                    await self._consume(name, lease_s)
+                    asked = time.monotonic()
+                    message = await self._pull(name, min(left_s, PULL_S, PULL_PART * lease_s))
+                    lease = None if message is None else await self._leased(name, message, asked + lease_s)
+                except AWAY:
+                    self._consumers.discard(name)
+                    if left_s <= 0:
+                        raise
+                    await asyncio.sleep(min(left_s, RECONNECT_S))
                     continue
-                attempt = message.metadata.num_delivered
-                key = (message.headers or {}).get(ID_HEADER, "")
-                if attempt < 1 or not _KEY.fullmatch(key) or not key.startswith(f"{name}."):
-                    # Nobody could acknowledge it: it would come again for ever.
-                    await self._client.request(message.reply, b"+TERM", timeout=self._settings.timeout_s)
-                    raise ProtocolError(f"expected a hand-off of ilcp's for {name}, got another message: removed")
-                if await self._is_settled(key):
-                    await self._client.request(message.reply, b"+ACK", timeout=self._settings.timeout_s)
-                    continue
-                until_s = self._settings.clock() + lease_s
-                handoff_id = key.partition(".")[2]
-                return Lease(message.reply, handoff_id, message.data, attempt, until_s)
+                if lease is not None or (message is None and left_s <= 0):
+                    return lease
 
     async def settle(self, name: str, lease: Lease, *, retry_in_s: float | None) -> None:
         """See ``Link``."""
@@ -123,7 +134,7 @@ class NatsLink:
         with _named_errors():
             try:
                 return (await self._told.get(name)).value
-            except KeyNotFoundError:
+            except errors.KeyNotFoundError:
                 return None
 
     async def close(self) -> None:
@@ -133,7 +144,7 @@ class NatsLink:
     async def _is_settled(self, key: str) -> bool:
         try:
             await self._settled.get(key)
-        except KeyNotFoundError:
+        except errors.KeyNotFoundError:
             return False
         return True
 
@@ -141,59 +152,75 @@ class NatsLink:
         """Makes the name's consumer, if this connection has not seen it yet.
 
         Raises:
-            AddressError: it is there, with another lease.
+            AddressError: it is there, with another lease; or acknowledgements are not remembered for long enough.
         """
+        if not self._client.is_connected:  # a request kept back until then would lease a message to nobody
+            closed = self._client.is_closed
+            raise nats.errors.ConnectionClosedError if closed else nats.errors.ConnectionReconnectingError
         if name in self._consumers:
             return
         try:
             there = (await self._stream._jsm.consumer_info(STREAM, name)).config
-        except NotFoundError:
+        except errors.NotFoundError:
+            _check_dedup((await self._settled.status()).ttl or math.inf, lease_s)
             wanted = api.ConsumerConfig(
                 name=name,
                 durable_name=name,
-                filter_subject=f"{SUBJECT}.{name}",
+                filter_subject=f"{SUBJECT}.{name}.*",
                 ack_policy=api.AckPolicy.EXPLICIT,
                 ack_wait=lease_s,
                 max_ack_pending=-1,
             )
             there = (await self._stream._jsm.add_consumer(STREAM, wanted)).config
-        if there.ack_wait != lease_s:
+        if there.ack_wait is None or abs(there.ack_wait - lease_s) > LEASE_SLACK_S:
             got = f"expected lease_s {there.ack_wait:g}, with which receivers of {name} began, got {lease_s:g}"
             raise AddressError(f"{got}: use that, or have the consumer {name} of {STREAM} removed")
         self._consumers.add(name)
 
     async def _pull(self, name: str, wait_s: float) -> Msg | None:
-        """One message, or None; each request has an inbox of its own, so that answers cannot be mistaken."""
+        """One message, or None where the server says that there is none."""
         asked = {"batch": 1, "no_wait": True} if wait_s <= 0 else {"batch": 1, "expires": int(wait_s * 1e9)}
+        patience_s = self._settings.timeout_s if wait_s <= 0 else wait_s + GRACE_S
         subject = f"$JS.API.CONSUMER.MSG.NEXT.{STREAM}.{name}"
-        if not self._client.is_connected:  # a request kept back until then would lease a message to nobody
-            if wait_s <= 0:
-                raise nats.errors.ConnectionReconnectingError
-            await asyncio.sleep(min(wait_s, RECONNECT_S))
+        answer = await self._client.ask(subject, json.dumps(asked).encode(), patience_s)
+        if answer.reply.startswith(MESSAGE_REPLY):
+            return answer
+        headers = answer.headers or {}
+        if headers.get(STATUS_HEADER) in NOTHING:
             return None
-        try:
-            patience = self._settings.timeout_s if wait_s <= 0 else wait_s + 1.0
-            # "Old style" subscribes an inbox of its own; the shared one sorts by subject, and a message keeps its own.
-            message = await self._client.request(subject, json.dumps(asked).encode(), timeout=patience, old_style=True)
-        except (nats.errors.TimeoutError, nats.errors.NoRespondersError):
-            if wait_s <= 0:
-                raise
+        raise errors.ServiceUnavailableError(description=headers.get("Description"))
+
+    async def _leased(self, name: str, message: Msg, end: float) -> Lease | None:
+        """The message, held until ``end`` (monotonic); None if it was settled, or is no hand-off, and so removed."""
+        key, attempt = (message.headers or {}).get(ID_HEADER, ""), message.metadata.num_delivered
+        ours = _KEY.fullmatch(key) and message.subject == f"{SUBJECT}.{key}" and key.startswith(f"{name}.")
+        if not ours or attempt < 1 or not 1 <= len(message.data) <= MAX_MESSAGE_BYTES:
+            # Nobody could acknowledge it: it would come again for ever.
+            await self._client.request(message.reply, b"+TERM", timeout=self._settings.timeout_s)
+            telemetry.logged("dropped: not a hand-off", queue=name)
             return None
-        return message if STATUS_HEADER not in (message.headers or {}) else None
+        if await self._is_settled(key):
+            await self._client.request(message.reply, b"+ACK", timeout=self._settings.timeout_s)
+            return None
+        left_s = end - time.monotonic()
+        if left_s <= 0:  # it is, or will be, somebody else's
+            raise nats.errors.TimeoutError
+        return Lease(message.reply, key.partition(".")[2], message.data, attempt, self._settings.clock() + left_s)
 
 
 async def open_nats(url: SplitResult, settings: Settings) -> NatsLink:
     """A connection to the server, with the stream and the buckets in place.
 
     Raises:
-        AddressError: the URL has no host, or more than a host and a port.
+        AddressError: the URL has no host, or more than a host and a port; ``dedup_s`` is too short for the lease.
         MissingExtraError: credentials, and no nkeys to read them with.
         UnreachableError, RefusedError: nobody answers, or not to us, or without the TLS that was asked for.
-        ProtocolError: the server has no JetStream.
+        ProtocolError: the server has no JetStream, or our stream's name for another one.
     """
     settings.only(url.scheme, "timeout_s", "dedup_s", "max_bytes", "token", "tls", "credentials")
-    if not url.hostname or url.path.strip("/") or url.query:
+    if not url.hostname or url.path.strip("/") or url.query or url.fragment:
         raise AddressError(f"expected {url.scheme}://host:port, got {url.geturl()!r}")
+    _check_dedup(settings.dedup_s, settings.lease_s)
     client = await _connected(url.geturl(), settings)
     try:
         with _named_errors():
@@ -215,6 +242,20 @@ class ReadingClient(Client):
         except (ValueError, LookupError):
             return None
 
+    async def ask(self, subject: str, payload: bytes, timeout_s: float) -> Msg:
+        """The answer to an inbox of its own, whatever it says; ``request`` acts on the ``Status`` of any message."""
+        inbox, answer = self.new_inbox(), asyncio.get_running_loop().create_future()
+        subscription = await self.subscribe(inbox, future=answer, max_msgs=1)
+        try:
+            await subscription.unsubscribe(limit=1)
+            await self.publish(subject, payload, reply=inbox)
+            found: Msg = await asyncio.wait_for(answer, timeout_s)
+        except BaseException:
+            with suppress(nats.errors.Error):
+                await subscription.unsubscribe()
+            raise
+        return found
+
 
 class _TlsClient(ReadingClient):
     """nats-py speaks TLS only where the server wants it; here no word of ours, and no token, goes to one without."""
@@ -225,19 +266,27 @@ class _TlsClient(ReadingClient):
         return super()._connect_command()
 
 
-async def _connected(address: str, settings: Settings) -> Client:
+async def _connected(address: str, settings: Settings) -> ReadingClient:
     """nats-py tries on by itself; what it could not mend so, as a refusal, is said at once."""
     secure = settings.tls is not None or address.startswith("tls:")
     client, refused = _TlsClient() if secure else ReadingClient(), asyncio.get_running_loop().create_future()
-    seen: list[Exception] = []
+    last: Exception | None = None
 
     async def on_error(error: Exception) -> None:
-        seen.append(error)
+        nonlocal last
+        last = error
         named = _name(error)
         if isinstance(named, RefusedError) and not refused.done():
             refused.set_result(named)
 
-    options: dict[str, Any] = {"token": settings.token, "tls": settings.tls}
+    options: dict[str, Any] = {
+        "error_cb": on_error,
+        "max_reconnect_attempts": -1,
+        "reconnect_time_wait": RECONNECT_S,
+        "connect_timeout": settings.timeout_s,
+        "token": settings.token,
+        "tls": settings.tls,
+    }
     if settings.credentials is not None:
         try:
             content = settings.credentials.read_bytes()
@@ -249,16 +298,7 @@ async def _connected(address: str, settings: Settings) -> Client:
         if importlib.util.find_spec("nkeys") is None:
             raise MissingExtraError("expected nkeys for credentials, got no such package: pip install 'ilcp[nats]'")
         options["user_credentials"] = str(settings.credentials)
-    trying = asyncio.ensure_future(
-        client.connect(
-            address,
-            error_cb=on_error,
-            max_reconnect_attempts=-1,
-            reconnect_time_wait=RECONNECT_S,  # type: ignore[arg-type]
-            connect_timeout=settings.timeout_s,  # type: ignore[arg-type]
-            **options,
-        )
-    )
+    trying = asyncio.ensure_future(client.connect(address, **options))
     done, _ = await asyncio.wait({trying, refused}, timeout=settings.timeout_s, return_when=asyncio.FIRST_COMPLETED)
     if trying in done and trying.exception() is None:
         return client
@@ -267,7 +307,7 @@ async def _connected(address: str, settings: Settings) -> Client:
     await _close(client)
     if refused.done():
         raise refused.result()
-    said = trying.exception() if trying in done else (seen[-1] if seen else "nothing")
+    said = trying.exception() if trying in done else (last or "nothing")
     raise UnreachableError(f"expected a NATS server at {address}, got: {said}; is nats-server -js running there?")
 
 
@@ -279,24 +319,29 @@ async def _close(client: Client) -> None:
 
 async def _make_stream(stream: JetStreamContext, settings: Settings) -> None:
     try:
-        await stream._jsm.stream_info(STREAM)
-    except NotFoundError:
+        there = (await stream._jsm.stream_info(STREAM)).config
+    except errors.NotFoundError:
         wanted = api.StreamConfig(
             name=STREAM,
-            subjects=[f"{SUBJECT}.*"],
+            subjects=[SUBJECTS],
             retention=api.RetentionPolicy.WORK_QUEUE,
             discard=api.DiscardPolicy.NEW,
+            discard_new_per_subject=True,
+            max_msgs_per_subject=1,
             storage=api.StorageType.FILE,
             max_bytes=settings.max_bytes,
             duplicate_window=settings.dedup_s,
         )
         await _unless_made(stream._jsm.add_stream(wanted))
+        return
+    if there.subjects != [SUBJECTS]:
+        raise ProtocolError(f"expected {STREAM} with {SUBJECTS}, got {there.subjects}: empty it, and have it removed")
 
 
 async def _bucket(stream: JetStreamContext, name: str, ttl_s: float | None) -> KeyValue:
     try:
         return await stream.key_value(name)
-    except BucketNotFoundError:
+    except errors.BucketNotFoundError:
         await _unless_made(stream.create_key_value(bucket=name, ttl=ttl_s, direct=True))
         return await stream.key_value(name)
 
@@ -305,9 +350,16 @@ async def _unless_made(making: Any) -> None:
     """Somebody else may make the same at this moment, with other settings."""
     try:
         await making
-    except BadRequestError as error:
+    except errors.BadRequestError as error:
         if error.err_code != NAME_TAKEN:
             raise
+
+
+def _check_dedup(dedup_s: float, lease_s: float) -> None:
+    """Refuses an acknowledgement's memory that would end before its message has come again, and been known by it."""
+    if dedup_s < DEDUP_LEASES * lease_s:
+        wanted = f"expected acknowledgements to be remembered for {DEDUP_LEASES} times lease_s {lease_s:g} or longer"
+        raise AddressError(f"{wanted}, got dedup_s {dedup_s:g} (that of the first connection holds): set lease_s")
 
 
 def _name(error: Exception) -> TransportError:
@@ -320,11 +372,11 @@ def _name(error: Exception) -> TransportError:
         return RefusedError(f"expected entry to the NATS server, got: {said}; give Settings(token=… or credentials=…)")
     if "permissions violation" in low or "certificate" in low:
         return RefusedError(f"expected trust between us and the NATS server, got: {said}; see its permissions and TLS")
-    if isinstance(error, APIError) and error.err_code in NO_ROOM:
+    if isinstance(error, errors.APIError) and error.err_code in NO_ROOM:
         return FullError(f"expected room in the stream {STREAM}, got: {error.description}; receive some")
     if isinstance(error, nats.errors.NotJSMessageError):
         return ProtocolError(f"expected a message of JetStream's, got another: {said}; who else writes to {SUBJECT}?")
-    if isinstance(error, APIError | nats.errors.NoRespondersError) and not isinstance(error, nats.errors.TimeoutError):
+    if isinstance(error, errors.APIError | nats.errors.NoRespondersError):
         return ProtocolError(f"expected JetStream to do it, got: {said}; is the server started with -js?")
     return UnreachableError(f"expected an answer of the NATS server, got: {said}; it may have been done: try again")
 

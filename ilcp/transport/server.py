@@ -8,7 +8,8 @@ import asyncio
 import hmac
 import re
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -30,6 +31,7 @@ from ilcp.transport.link import (
     checked_message,
     checked_name,
     checked_s,
+    checked_token,
 )
 from ilcp.transport.spool import StoreLink
 from ilcp.transport.telemetry import logged
@@ -37,7 +39,9 @@ from ilcp.transport.wire import ATTEMPT_HEADER, ID_HEADER, LEASE_FOR_HEADER, LEA
 
 __all__ = ["endpoint"]
 
-MAX_AT_ONCE = 256  # requests, waiting receivers among them; each takes some 50 kB
+# Each takes some 50 kB. Receivers wait, and have places of their own, or they would keep out who has messages for them.
+MAX_RECEIVERS = 256
+MAX_AT_ONCE = 256  # others, but for ack and nack, which make room and are never refused for want of it
 RETRY_AFTER_S = 1
 TOKEN_BYTES = 4096  # no header that is longer is compared
 BODY_S = 10.0  # the largest body takes 0.1 s at 5 Mbit/s; who sends half of one keeps its place no longer
@@ -69,29 +73,50 @@ class _Metrics:
         self.waiting_bytes = Gauge("ilcp_handoffs_waiting_bytes", "what they take", registry=self.registry)
 
 
+class _Places:
+    """How many requests of a kind may be in work; None: any number."""
+
+    def __init__(self, most: int | None) -> None:
+        self.most, self.taken = most, 0
+
+    @contextmanager
+    def one(self) -> Iterator[None]:
+        """A place, for as long as a request takes."""
+        if self.most is not None and self.taken >= self.most:
+            text = f"expected at most {self.most} such requests at once, got more"
+            raise FullError(text, retry_after_s=RETRY_AFTER_S)
+        self.taken += 1
+        try:
+            yield
+        finally:
+            self.taken -= 1
+
+
 class _Endpoint:
-    def __init__(self, link: StoreLink, token: str | None, max_at_once: int) -> None:
-        self.link, self.max_at_once, self.at_once = link, max_at_once, 0
+    def __init__(self, link: StoreLink, token: str | None, max_at_once: int, max_receivers: int) -> None:
+        self.link = link
+        self.places = {"receive": _Places(max_receivers), **{name: _Places(None) for name in ("ack", "nack", "health")}}
+        self.other_places = _Places(max_at_once)
         self.token = None if token is None else token.encode()
         self.metrics = _Metrics()
 
     def route(self, path: str, method: str, operation: str, handler: Handler, *, open_to_all: bool = False) -> Route:
         """The handler behind the checks that all share; what it raises becomes a status."""
+        places = self.places.get(operation, self.other_places)
 
         async def answer(request: Request) -> Response:
             began = time.perf_counter()
             self.metrics.active.inc()
-            self.at_once += 1
             try:
                 if not open_to_all:
                     self._admit(request)
-                response = await handler(request)
+                with places.one():
+                    response = await handler(request)
             except ClientDisconnect:
                 response = Response(status_code=400)
             except (_Refused, TransportError, EncodeError, DecodeError) as error:
                 response = _as_response(error)
             finally:
-                self.at_once -= 1
                 self.metrics.active.dec()
             self.metrics.requests.labels(operation, str(response.status_code)).inc()
             self.metrics.seconds.labels(operation).observe(time.perf_counter() - began)
@@ -107,10 +132,6 @@ class _Endpoint:
             scheme, _, given = request.headers.get("authorization", "")[:TOKEN_BYTES].partition(" ")
             if scheme.lower() != "bearer" or not hmac.compare_digest(given.encode(), self.token):
                 raise _Refused(401, "expected Authorization: Bearer with the endpoint's token, got none or another")
-        if self.at_once > self.max_at_once:
-            raise FullError(
-                f"expected at most {self.max_at_once} requests at once, got more", retry_after_s=RETRY_AFTER_S
-            )
 
     async def send(self, request: Request) -> Response:
         name = checked_name("name", request.path_params["name"])
@@ -132,7 +153,7 @@ class _Endpoint:
         if lease is None:
             return Response(status_code=204)
         if await request.is_disconnected():  # nobody will get the answer: free at once, not when the lease ends
-            await self.link.settle(name, lease, retry_in_s=0.0)
+            await self.link.give_back(name, lease)
             return Response(status_code=400)
         logged("handed out", queue=name, handoff_id=lease.handoff_id, attempt=lease.attempt)
         headers = {
@@ -169,7 +190,10 @@ class _Endpoint:
         return Response(body, media_type="application/json")
 
     async def health(self, request: Request) -> Response:
-        await self.link.waiting()  # a spool that cannot be read is no health
+        try:
+            await self.link.waiting()
+        except TransportError:  # its text names the spool, and whoever asks is told no more than that
+            raise _Refused(503, "expected a spool that can be read, got none: /metrics says why") from None
         return JSONResponse({"status": "ok"})
 
     async def hello(self, request: Request) -> Response:
@@ -182,15 +206,19 @@ class _Endpoint:
         return Response(generate_latest(self.metrics.registry), media_type="text/plain; version=0.0.4")
 
 
-def endpoint(link: StoreLink, *, token: str | None = None, max_at_once: int = MAX_AT_ONCE) -> Starlette:
+def endpoint(
+    link: StoreLink,
+    *,
+    token: str | None = None,
+    max_at_once: int = MAX_AT_ONCE,
+    max_receivers: int = MAX_RECEIVERS,
+) -> Starlette:
     """The app, to be served by uvicorn or any ASGI server. Without a token everybody who reaches it may do everything.
 
     Raises:
-        AddressError: an empty token.
+        AddressError: a token that no client could show.
     """
-    if token is not None and not token:
-        raise AddressError("expected a token that is not empty, got an empty one: leave it out to need none")
-    door = _Endpoint(link, token, max_at_once)
+    door = _Endpoint(link, None if token is None else checked_token(token), max_at_once, max_receivers)
     app = Starlette(
         routes=[
             door.route("/health", "GET", "health", door.health, open_to_all=True),

@@ -5,9 +5,12 @@ uvicorn waits for the rest of a request's head without end: where strangers can 
 
 import asyncio
 import ipaddress
+import signal
 import socket
 import ssl
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -37,13 +40,17 @@ def serve(
     """Serves until it is told to stop; ``ready`` gets the address once requests are taken (port 0 picks a free one).
 
     Raises:
-        AddressError: another host than this one without a token, or a certificate that cannot be loaded.
+        AddressError: another host than this one without a token, a token that no client could show, or a certificate
+            that cannot be loaded or has no key.
         UnreachableError: the port is taken, or the spool cannot be opened.
         CorruptError: the folder holds no spool, or a damaged one.
     """
     if token is None and not _is_loopback(host):
         raise AddressError(f"expected a token, because {host} can be reached from elsewhere, got none: set ILCP_TOKEN")
-    asyncio.run(_serve(folder, host, port, token, certificate, key, settings or Settings(), ready))
+    if (certificate is None) != (key is None):
+        raise AddressError(f"expected a certificate and its key, or neither, got {certificate} and {key}")
+    with _ended_after_closing():
+        asyncio.run(_serve(folder, host, port, token, certificate, key, settings or Settings(), ready))
 
 
 async def _serve(
@@ -81,6 +88,27 @@ async def _serve(
             await uvicorn.Server(config).serve(sockets=[listening])
     finally:
         await link.close()
+
+
+@contextmanager
+def _ended_after_closing() -> Iterator[None]:
+    """SIGTERM as an exception, until all is closed: uvicorn would raise it again, and end the process, before that."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    ended: list[int] = []
+
+    def end(number: int, _: object) -> None:
+        ended.append(number)
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        if ended:
+            signal.raise_signal(signal.SIGTERM)
 
 
 def _bound(host: str, port: int) -> socket.socket:

@@ -1,17 +1,17 @@
 """``spool:///folder``: several processes on one host, no server. ``memory://name``: the same inside one process.
 
 A spool is a folder with one SQLite file; any number of processes may open it. ``memory://name`` is one store for all
-who are connected to that name at a time, and ends with the last of them.
+who are connected to that name at a time, and ends when the last of them closes.
 """
 
 import asyncio
+import threading
 import time
-import weakref
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 from urllib.parse import SplitResult, unquote
 
 from ilcp.transport.errors import AddressError, LeaseLostError, UnreachableError
@@ -27,15 +27,25 @@ FILE = "handoffs.sqlite"
 # take a tenth of a core.
 POLL_S, POLL_GROWTH, POLL_MOST_S = 0.001, 1.5, 0.03
 
-# What a name in memory:// means is the process's, as a file's path is the host's. Nothing is kept alive here.
-_STORES: Final[weakref.WeakValueDictionary[str, Store]] = weakref.WeakValueDictionary()
+
+class _Shared(NamedTuple):
+    """A store that has a name, what it was made with, and how many are connected to it."""
+
+    store: Store
+    made_with: tuple[float, int]
+    users: int
+
+
+# What a name in memory:// means is the process's, as a file's path is the host's.
+_STORES: Final[dict[str, _Shared]] = {}
+_STORES_LOCK: Final = threading.Lock()
 
 
 class StoreLink:
     """A ``Link`` onto a store, whose calls run one after the other in a thread of their own."""
 
-    def __init__(self, store: Store, *, shared: bool = False) -> None:
-        self._store, self._shared = store, shared
+    def __init__(self, store: Store, *, end: Callable[[], None] | None = None) -> None:
+        self._store, self._end, self._closed = store, end or store.close, False
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="ilcp-store")
 
     async def put(self, name: str, handoff_id: str, message: bytes) -> bool:
@@ -46,12 +56,13 @@ class StoreLink:
         """See ``Link``. A call that is cancelled gives back what it has taken."""
         end, pause = time.monotonic() + wait_s, POLL_S
         while True:
-            taking = self._pool.submit(self._store.take, name, lease_s)
+            taking = self._submit(self._store.take, name, lease_s)
             try:
                 lease = await asyncio.wrap_future(taking)
             except asyncio.CancelledError:
                 if not taking.cancelled():
-                    self._pool.submit(self._give_back, name, taking)
+                    with suppress(UnreachableError):  # closed meanwhile: the lease runs out by itself
+                        self._submit(self._give_back, name, taking)
                 raise
             left = end - time.monotonic()
             if lease is not None or left <= 0:
@@ -62,6 +73,10 @@ class StoreLink:
     async def settle(self, name: str, lease: Lease, *, retry_in_s: float | None) -> None:
         """See ``Link``."""
         await self._call(self._store.settle, name, lease.token, retry_in_s)
+
+    async def give_back(self, name: str, lease: Lease) -> None:
+        """Ends a lease that nobody got; see ``Store``."""
+        await self._call(self._store.give_back, name, lease.token)
 
     async def publish(self, name: str, body: bytes) -> None:
         """See ``Link``."""
@@ -77,18 +92,25 @@ class StoreLink:
 
     async def close(self) -> None:
         """See ``Link``."""
-        if not self._shared:
-            self._pool.submit(self._store.close)
+        if self._closed:
+            return
+        self._closed = True
+        self._pool.submit(self._end)
         await asyncio.get_running_loop().run_in_executor(None, self._pool.shutdown)
 
     async def _call(self, work: Callable[..., T], *args: Any) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._pool, work, *args)
+        return await asyncio.wrap_future(self._submit(work, *args))
+
+    def _submit(self, work: Callable[..., T], *args: Any) -> Future[T]:
+        if self._closed:
+            raise UnreachableError("expected an open connection, got one that is closed: connect again")
+        return self._pool.submit(work, *args)
 
     def _give_back(self, name: str, taking: Future[Lease | None]) -> None:
         lease = taking.result()
         if lease is not None:
             with suppress(LeaseLostError):  # it ran out by itself
-                self._store.settle(name, lease.token, 0.0)
+                self._store.give_back(name, lease.token)
 
 
 def spool_file(folder: Path) -> Path:
@@ -112,9 +134,12 @@ async def open_spool(url: SplitResult, settings: Settings) -> StoreLink:
         CorruptError, UnreachableError: see ``Store``.
     """
     settings.only("spool", "dedup_s", "max_bytes", "power_safe")
-    if url.netloc or not url.path.strip("/") or url.query:
+    if url.netloc or not url.path.strip("/"):
         raise AddressError(f"expected spool:///folder, with an absolute path, got {url.geturl()!r}")
-    file = spool_file(Path(unquote(url.path)))
+    try:
+        file = spool_file(Path(unquote(url.path, errors="strict")))
+    except ValueError as error:  # a NUL, or no UTF-8
+        raise AddressError(f"expected spool:///folder, got {url.geturl()!r}, which names none: {error}") from error
     return StoreLink(await asyncio.get_running_loop().run_in_executor(None, _store, str(file), settings))
 
 
@@ -122,15 +147,29 @@ async def open_memory(url: SplitResult, settings: Settings) -> StoreLink:
     """The store that this process knows by the URL's name.
 
     Raises:
-        AddressError: the URL has more than a name.
+        AddressError: the URL has more than a name, or others are connected to that name with other settings.
     """
     settings.only("memory", "dedup_s", "max_bytes")
-    if url.path or url.query:
+    if url.path:
         raise AddressError(f"expected memory://name, got {url.geturl()!r}")
-    store = _STORES.get(url.netloc)
-    if store is None:
-        store = _STORES[url.netloc] = _store(":memory:", settings)
-    return StoreLink(store, shared=True)
+    name, wanted = url.netloc, (settings.dedup_s, settings.max_bytes)
+    with _STORES_LOCK:
+        shared = _STORES.get(name) or _Shared(_store(":memory:", settings), wanted, 0)
+        if shared.made_with != wanted:
+            got = f"expected dedup_s and max_bytes {shared.made_with}, with which memory://{name} was made"
+            raise AddressError(f"{got}, got {wanted}")
+        _STORES[name] = shared._replace(users=shared.users + 1)
+    return StoreLink(shared.store, end=lambda: _leave(name))
+
+
+def _leave(name: str) -> None:
+    """One who is connected to the name goes; with the last of them the store does."""
+    with _STORES_LOCK:
+        shared = _STORES.pop(name)
+        if shared.users > 1:
+            _STORES[name] = shared._replace(users=shared.users - 1)
+        else:
+            shared.store.close()
 
 
 def _store(path: str, settings: Settings) -> Store:

@@ -11,8 +11,9 @@ again keeps its place.
 
 **Clocks.** Leases use the wall clock, because a spool outlives a boot. A clock set forward ends leases early, one set
 back by more than ``CLOCK_SLACK_S`` voids those that seem to begin in the future: the message is handed out again, and
-the late settlement refused. The clock is read inside the transaction, so that one process's now is never before the
-lease that another has just made.
+the late settlement refused. A clock set forward by more than ``dedup_s`` forgets the ids that were acknowledged: what
+is sent again under one of them is handed out again. The clock is read inside the transaction, so that one process's now
+is never before the lease that another has just made.
 
 **A full disk.** Leases and acknowledgements need room too, in the log. So messages are refused while there is less than
 ``RESERVE_BYTES``, and what is there is still handed out. Where others take that as well, every call is refused; what is
@@ -138,8 +139,7 @@ class Store:
         Raises:
             LeaseLostError: there is no such lease, or no longer.
         """
-        digits, _, lease = token.partition(".")
-        number = int(digits) if digits.isascii() and digits.isdigit() and len(digits) < 19 else -1
+        number, lease = _parts(token)
         with self._transaction(self._sync if retry_in_s is None else "NORMAL"):
             now = self._clock()
             held = (number, lease, now, now + CLOCK_SLACK_S)
@@ -152,6 +152,21 @@ class Store:
             else:
                 change = f"UPDATE handoffs SET lease = NULL, taken_s = ?, free_s = ? WHERE {HELD} AND name = ?"
                 done = self._db.execute(change, (now, now + retry_in_s, *held, name)).rowcount
+        if not done:
+            raise LeaseLostError("expected a lease that is held, got one that ended: the message is handed out again")
+
+    def give_back(self, name: str, token: str) -> None:
+        """Ends a lease that nobody got: the message is free, and counts as not handed out.
+
+        Raises:
+            LeaseLostError: there is no such lease, or no longer.
+        """
+        number, lease = _parts(token)
+        with self._transaction("NORMAL"):
+            now = self._clock()
+            change = "UPDATE handoffs SET attempt = attempt - 1, lease = NULL, taken_s = ?, free_s = ?"
+            values = (now, now, number, lease, now, now + CLOCK_SLACK_S, name)
+            done = self._db.execute(f"{change} WHERE {HELD} AND name = ?", values).rowcount
         if not done:
             raise LeaseLostError("expected a lease that is held, got one that ended: the message is handed out again")
 
@@ -218,8 +233,11 @@ class Store:
         self._db.execute("BEGIN IMMEDIATE")
         try:
             self._check_schema()
-        finally:
             self._db.execute("COMMIT")
+        except BaseException:  # half a schema would be no spool to anybody
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            raise
 
     def _check_schema(self) -> None:
         application, version = (
@@ -270,6 +288,8 @@ class Store:
             except sqlite3.Error as error:
                 code = getattr(error, "sqlite_errorcode", 0) & 0xFF
                 where = f"in {self._path}, got: {error}"
+                if isinstance(error, sqlite3.ProgrammingError):
+                    raise UnreachableError(f"expected an open spool {where} connect again") from error
                 if code == sqlite3.SQLITE_FULL:
                     raise FullError(f"expected room on the disk {where}; free some") from error
                 if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
@@ -282,6 +302,12 @@ class Store:
                 ):
                     raise UnreachableError(f"expected a spool that can be written {where}") from error
                 raise CorruptError(f"expected a sound spool {where}; move the file away and start a new one") from error
+
+
+def _parts(token: str) -> tuple[int, str]:
+    """The row and the lease that a token names; what is none names no row."""
+    digits, _, lease = token.partition(".")
+    return int(digits) if digits.isascii() and digits.isdigit() and len(digits) < 19 else -1, lease
 
 
 def _is_handoff(handoff_id: object, message: object, attempt: object) -> bool:

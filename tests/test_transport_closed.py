@@ -1,0 +1,182 @@
+"""Connections that are closed, forked or in doubt, and deliveries whose end has come."""
+
+import asyncio
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from ilcp.transport import (
+    AddressError,
+    AsyncDelivery,
+    LeaseLostError,
+    Settings,
+    UnreachableError,
+    connect,
+    connect_async,
+    spool,
+)
+from ilcp.transport.link import Lease
+from ilcp.transport.spool import StoreLink
+from tests.transport_model import BARE, Clock
+
+SPOKEN_OF = "expected an open connection of this process, got one that is closed or from before a fork"
+
+
+def test_a_closed_connection_says_so(tmp_path: Path) -> None:
+    """After the with every call is the caller's mistake, also that of a delivery, and leaves no coroutine behind."""
+    with connect(f"spool://{tmp_path}", name="planner") as c:
+        c.send(BARE, to="planner")
+        delivery = c.receive()
+        assert delivery is not None
+    for call in (c.receive, delivery.ack, delivery.nack, lambda: c.send(BARE, to="planner")):
+        with pytest.raises(AddressError, match=SPOKEN_OF):
+            call()
+
+
+def test_a_fork_cannot_use_its_parents_connection(tmp_path: Path) -> None:
+    """A forked child is told so at once, leaves the with in peace, and the parent's connection still works."""
+    code = """
+import os, signal, sys
+from ilcp.transport import AddressError, connect
+with connect(sys.argv[1], name="planner") as c:
+    child = os.fork()
+    if not child:
+        signal.alarm(10)
+        try:
+            c.send(b"x", to="planner")
+        except AddressError as error:
+            print(error, flush=True)
+    else:
+        assert os.waitpid(child, 0)[1] == 0
+        c.send(b"y", to="planner")
+        assert c.receive(1).message == b"y"
+"""
+    words = [sys.executable, "-c", code, f"spool://{tmp_path}"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=30, check=False)
+    assert (0, "") == (done.returncode, done.stderr)
+    assert done.stdout.startswith(SPOKEN_OF)
+
+
+def test_a_thread_that_waits_is_told_when_another_closes(tmp_path: Path) -> None:
+    """Leaving the with ends a receive that waits in another thread, by a name that says it, and takes no message."""
+    caught: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            c.receive(20)
+        except BaseException as error:
+            caught.append(error)
+
+    with connect(f"spool://{tmp_path}", name="planner") as c:
+        threads = [threading.Thread(target=work) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        time.sleep(0.1)
+    for thread in threads:
+        thread.join(5)
+    assert [UnreachableError] * 4 == [type(error) for error in caught]
+    assert "another thread closed" in str(caught[0])
+
+
+def test_an_async_connection_says_that_it_is_closed() -> None:
+    """Used after the async with it is unreachable, and a receive that waits meanwhile is told the same."""
+
+    async def main() -> None:
+        async with connect_async("memory://closed", name="planner") as c:
+            waiting = asyncio.create_task(c.receive(20))
+            await asyncio.sleep(0.05)
+        for late in (waiting, c.receive(), c.send(BARE, to="planner")):
+            with pytest.raises(UnreachableError, match="one that is closed"):
+                await late
+
+    asyncio.run(main())
+
+
+def test_a_name_in_memory_ends_with_its_last_connection() -> None:
+    """While one is connected the messages are there; then they are gone, also where a closed connection is kept."""
+    with connect("memory://ends") as first:
+        with connect("memory://ends", name="a") as second:
+            first.send(BARE, to="a")
+        with connect("memory://ends", name="a") as third:
+            delivery = third.receive()
+            assert delivery is not None
+            delivery.nack()
+    with connect("memory://ends", name="a") as fourth:
+        assert fourth.receive() is None
+    assert (None, "a", "a") == (first.name, second.name, third.name)
+
+
+def test_threads_that_connect_at_once_meet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two who connect to a name at the same time get one store."""
+    slow, together, duplicates = spool._store, threading.Barrier(2, timeout=10), []
+    monkeypatch.setattr(spool, "_store", lambda *args: (time.sleep(0.1), slow(*args))[1])
+
+    def work() -> None:
+        together.wait()
+        with connect("memory://at-once") as c:
+            duplicates.append(c.send(BARE, to="a", handoff_id="same").duplicate)
+            together.wait()
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [False, True] == sorted(duplicates)
+
+
+def test_a_name_in_memory_has_one_size() -> None:
+    """Who connects with another size than the first is told, and not ignored."""
+    with connect("memory://one-size"), pytest.raises(AddressError, match="expected dedup_s and max_bytes"):
+        connect("memory://one-size", settings=Settings(dedup_s=5)).__enter__()
+
+
+class Doubtful(StoreLink):
+    """Does nothing, and says that it got no answer."""
+
+    def __init__(self) -> None:
+        self.asked: list[float | None] = []
+        self.reached = False
+
+    async def settle(self, name: str, lease: Lease, *, retry_in_s: float | None) -> None:
+        self.asked.append(retry_in_s)
+        if not self.reached:
+            raise UnreachableError("nobody answered")
+
+
+def test_after_a_doubtful_ack_there_is_no_nack() -> None:
+    """An acknowledgement that may have arrived is not taken back, but may be repeated."""
+
+    async def main() -> None:
+        link, clock = Doubtful(), Clock()
+        settings = Settings(clock=clock)
+        delivery = AsyncDelivery(link, "a", Lease("t", "i", BARE, 1, clock() + 60), settings)
+        with pytest.raises(UnreachableError):
+            await delivery.ack()
+        link.reached = True
+        with pytest.raises(LeaseLostError, match="whose acknowledgement may have arrived: i"):
+            await delivery.nack()
+        await delivery.ack()
+        assert [None, None] == link.asked
+
+    asyncio.run(main())
+
+
+def test_a_clock_that_is_set_back_gives_no_more_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the usual clock the lease also ends when its time has passed, whatever the clock says."""
+
+    async def main() -> None:
+        link = Doubtful()
+        delivery = AsyncDelivery(link, "a", Lease("t", "i", BARE, 1, time.time() + 60), Settings())
+        late_s = time.monotonic() + 61
+        monkeypatch.setattr(time, "monotonic", lambda: late_s)
+        for settle in (delivery.ack, delivery.nack):
+            with pytest.raises(LeaseLostError, match="after its lease ended"):
+                await settle()
+        assert not link.asked
+
+    asyncio.run(main())
