@@ -89,16 +89,15 @@ def ways(
     def across(payloads: Sequence[bytes], shift: int = 0, beside: Sequence[tuple[str, ...]] = nothing) -> Told:
         wires = list(map(sender.pack, payloads, beside))
         memories = [receiver.decode(wire) for wire in wires]
+        memories = [m.beside(own) for m, own in zip(memories[shift:] + memories[:shift], beside, strict=True)]
         crossed = [payload + literals.to_field(own) for payload, own in zip(payloads, beside, strict=True)]
-        held = zip(memories[shift:] + memories[:shift], beside, strict=True)
-        return Told([memory.beside(own) for memory, own in held], _sizes(crossed), _sizes(wires))
+        return Told(memories, _sizes(crossed), _sizes(wires))
 
     def message(length: int, shift: int = 0, beside: Sequence[tuple[str, ...]] = nothing) -> Told:
         return across(sent(length), shift, beside)
 
     def noise() -> Told:
-        rng = random.Random(f"ilcp random payload {seed}")
-        return across([rng.randbytes(len(payload)) for payload in sent(lengths[0])])
+        return across(_noise(sent(lengths[0]), seed))
 
     @cache
     def coded(name: str) -> list[list[bytes]]:
@@ -129,6 +128,11 @@ def ways(
             yield Way(f"oracle-{length}", "limit", partial(_oracle, cases, length))
     if any(question.choices for case in cases for question in case.questions):
         yield Way("index", "limit", partial(_index, cases))
+
+
+def _noise(payloads: Sequence[bytes], seed: int) -> list[bytes]:
+    rng = random.Random(f"ilcp random payload {seed}")
+    return [rng.randbytes(len(payload)) for payload in payloads]
 
 
 def _plain(cases: Sequence[Case]) -> Told:
