@@ -96,9 +96,6 @@ def ways(
     def message(length: int, shift: int = 0, beside: Sequence[tuple[str, ...]] = nothing) -> Told:
         return across(sent(length), shift, beside)
 
-    def noise() -> Told:
-        return across(_noise(sent(lengths[0]), seed))
-
     @cache
     def coded(name: str) -> list[list[bytes]]:
         """The payloads of each case, at all lengths in a row: a codec may remember the last text that it worked on."""
@@ -117,7 +114,7 @@ def ways(
         yield Way("literals-other", "control", partial(message, lengths[0], shift=1, beside=found))
     yield Way("other", "control", partial(message, lengths[0], shift=1))  # ``run`` refuses two equal contexts
     yield Way("zero", "control", lambda: across([bytes(len(payload)) for payload in sent(lengths[0])]))
-    yield Way("random", "control", noise)
+    yield Way("random", "control", lambda: across(_noise(sent(lengths[0]), seed)))
     unrounded: Any = getattr(sender.codec, "decode_unrounded", None)
     if unrounded is not None:
         yield Way("continuous", "limit", lambda: Told([unrounded(context) for context in contexts]))
