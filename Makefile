@@ -53,7 +53,7 @@ bench: $(READY) ## the figures of the README, measured again
 	$(BIN)/python benchmarks/scale.py
 	$(BIN)/python benchmarks/wire.py
 	$(BIN)/python benchmarks/load.py
-	$(BIN)/python benchmarks/faults.py --n 100000 --transports spool nats http
+	$(BIN)/python benchmarks/faults.py --n 100000
 	$(BIN)/python benchmarks/variants.py
 	$(BIN)/python benchmarks/peer_avp.py
 	$(BIN)/python benchmarks/tables.py
