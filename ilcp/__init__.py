@@ -17,7 +17,7 @@ Your own two models take the same names: ``Sender(model, tokenizer, codec)``, ``
 ``train(sender=..., receiver=..., data=..., out=...)`` makes a codec for them, ``load(folder_or_hub_id)`` fetches one,
 and ``adapt(model, codec)`` gives the receiver the adapter of a codec that was trained with one. ``connect(address)``
 hands messages on between processes (``ilcp.transport``), a ``KeyRing`` seals them, a ``ReplayCache`` lets each in once.
-``Message`` is the wire format. ``import ilcp`` and what this paragraph's last two sentences name load no torch.
+``Message`` is the wire format. ``import ilcp``, ``connect``, ``KeyRing``, ``ReplayCache``, ``Message`` load no torch.
 """
 
 from importlib import import_module, metadata

@@ -121,7 +121,7 @@ class ReplayCache:
 
     def close(self) -> None:
         """Closes the file. What was let in stays remembered in it."""
-        with self._lock:
+        with self._own_lock():
             if self._process == os.getpid():  # a forked child must not close its parent's
                 self._database.close()
 
@@ -151,12 +151,16 @@ class ReplayCache:
             database.execute("UPDATE state SET entries = entries - ?, forgotten = max(forgotten, ?)", (gone, latest))
         return self._state(database)
 
+    def _own_lock(self) -> Lock:
+        """This process's lock: a fork may have copied one that another thread held."""
+        if self._lock_process != os.getpid():
+            self._lock, self._lock_process = Lock(), os.getpid()
+        return self._lock
+
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         """One step that no other thread or process sees half of. What was refused keeps nothing but what expired."""
-        if self._lock_process != os.getpid():  # forked while another thread held it
-            self._lock, self._lock_process = Lock(), os.getpid()
-        with self._lock:
+        with self._own_lock():
             if self.path is not None and self._process != os.getpid():
                 # SQLite's connections do not survive a fork, and the child must not even close its copy.
                 self._inherited.append(self._database)

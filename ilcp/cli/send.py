@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ilcp.cli.common import err, interruptible, out, read_bytes
-from ilcp.errors import TransportError
+from ilcp.errors import EncodeError, TransportError
+from ilcp.files import write_whole
 from ilcp.message import MAX_MESSAGE_BYTES
 
 if TYPE_CHECKING:
@@ -76,10 +77,12 @@ def receive(
                 break
             path = to / (checked_name("a hand-off's id", delivery.handoff_id) + SUFFIX)
             try:
-                _write(path, delivery.message)
-            except OSError as error:
+                to.mkdir(parents=True, exist_ok=True)
+                write_whole(path, delivery.message, durable=True)
+            except (OSError, EncodeError) as error:
                 delivery.nack()
-                raise TransportError(f"expected room for a message in {to}, got: {error}; it is still there") from error
+                said = error.__cause__ or error
+                raise TransportError(f"expected room for a message in {to}, got: {said}; it is still there") from error
             delivery.ack()
             came += 1
             out.print(f"{delivery.handoff_id}  {len(delivery.message)} bytes: {path}", highlight=False, soft_wrap=True)
@@ -128,28 +131,6 @@ def _settings(token: str | None, ca: Path | None, credentials: Path | None) -> "
     except (OSError, ssl.SSLError) as error:
         raise AddressError(f"expected a certificate in PEM, got {ca}: {error}") from error
     return Settings(token=token, tls=tls, credentials=credentials)
-
-
-def _write(path: Path, message: bytes) -> None:
-    """The file, on the disk, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f"{path.name}.{os.getpid()}.draft")
-    try:
-        with open(draft, "wb") as file:
-            file.write(message)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-        folder = os.open(
-            path.parent, os.O_RDONLY | os.O_DIRECTORY
-        )  # the name, too, has to be on the disk before it is acknowledged
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except BaseException:
-        draft.unlink(missing_ok=True)
-        raise
 
 
 def _log(wanted: bool) -> None:

@@ -4,10 +4,10 @@
 
     text              the receiver reads the document
     message-N         the sender's message with a payload of N bytes; the longest is called "message"
-    continuous        the same latent before it is rounded (where the codec can say it): encoder loss without rounding
     literals-N        the same with the document's literals beside the latent, as ``literals="auto"`` picks them; only
                       where there are any
     literals-other    another case's latent beside the document's own literals: what these are worth alone
+    continuous        its latent before it is rounded (where the codec can say it): encoder loss without rounding
     none              nothing
     zero, random      a payload of zero bytes; of random bytes
     other             another case's message: what shows that the message itself matters
@@ -86,15 +86,13 @@ def ways(
     nothing: list[tuple[str, ...]] = [()] * len(cases)
     found = [literals.auto(case.context) for case in cases]
 
-    def across(payloads: Sequence[bytes], shift: int = 0, beside: Sequence[tuple[str, ...]] = nothing) -> Told:
+    def across(payloads: Sequence[bytes], beside: Sequence[tuple[str, ...]] = nothing) -> Told:
         wires = list(map(sender.pack, payloads, beside))
-        memories = [receiver.decode(wire) for wire in wires]
-        memories = [m.beside(own) for m, own in zip(memories[shift:] + memories[:shift], beside, strict=True)]
         crossed = [payload + literals.to_field(own) for payload, own in zip(payloads, beside, strict=True)]
-        return Told(memories, _sizes(crossed), _sizes(wires))
+        return Told([receiver.decode(wire) for wire in wires], _sizes(crossed), _sizes(wires))
 
     def message(length: int, shift: int = 0, beside: Sequence[tuple[str, ...]] = nothing) -> Told:
-        return across(sent(length), shift, beside)
+        return across(sent(length)[shift:] + sent(length)[:shift], beside)
 
     @cache
     def coded(name: str) -> list[list[bytes]]:

@@ -113,7 +113,7 @@ class HttpLink:
 
 
 async def open_http(url: SplitResult, settings: Settings) -> HttpLink:
-    """A client of the endpoint, which has answered ``/health`` and a request with our token.
+    """A client of the endpoint, which has answered a request with our token.
 
     Raises:
         AddressError: the URL has no host, or more than a host and a port; ``tls`` without https.

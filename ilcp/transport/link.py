@@ -28,6 +28,7 @@ __all__ = [
     "checked_name",
     "checked_s",
     "checked_token",
+    "is_name",
 ]
 
 MEDIA_TYPE = "application/vnd.ilcp.message"
@@ -118,13 +119,18 @@ class Link(Protocol):
         """Lets go of everything; leases run out by themselves."""
 
 
+def is_name(name: object) -> bool:
+    """Whether ``name`` is 1 to 64 ASCII letters, digits, hyphens or underscores."""
+    return isinstance(name, str) and _NAME.fullmatch(name) is not None
+
+
 def checked_name(what: str, name: object) -> str:
     """``name``, which is a receiver's name or an id.
 
     Raises:
-        AddressError: it is not 1 to 64 ASCII letters, digits, hyphens or underscores.
+        AddressError: it is none; see ``is_name``.
     """
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
+    if not isinstance(name, str) or not is_name(name):
         raise AddressError(f"expected {what} as 1 to 64 of the characters A-Z a-z 0-9 - _, got {name!r}")
     return name
 

@@ -17,7 +17,6 @@ import asyncio
 import importlib.util
 import json
 import math
-import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -42,7 +41,7 @@ from ilcp.transport.errors import (
     RefusedError,
     UnreachableError,
 )
-from ilcp.transport.link import Lease, Settings
+from ilcp.transport.link import Lease, Settings, is_name
 
 __all__ = ["NatsLink", "open_nats"]
 
@@ -66,8 +65,6 @@ NO_ROOM = (10047, 10077, 10122, 10023)  # maximum bytes or messages exceeded, in
 ONCE = "per subject"  # in the text of 10077, where it is the one message per subject that is there already
 GONE = (nats.errors.NoRespondersError, nats.errors.ConnectionReconnectingError, errors.ServiceUnavailableError)
 AWAY = (TimeoutError, *GONE)  # what may be over in a moment; a time-out of nats-py's is one of Python's
-
-_KEY = re.compile(r"[A-Za-z0-9_-]{1,64}\.[A-Za-z0-9_-]{1,64}")  # name and id, as ``put`` writes them
 
 
 class NatsLink:
@@ -193,7 +190,8 @@ class NatsLink:
     async def _leased(self, name: str, message: Msg, end: float) -> Lease | None:
         """The message, held until ``end`` (monotonic); None if it was settled, or is no hand-off, and so removed."""
         key, attempt = (message.headers or {}).get(ID_HEADER, ""), message.metadata.num_delivered
-        ours = _KEY.fullmatch(key) and message.subject == f"{SUBJECT}.{key}" and key.startswith(f"{name}.")
+        owner, _, handoff_id = key.partition(".")
+        ours = owner == name and is_name(handoff_id) and message.subject == f"{SUBJECT}.{key}"
         if not ours or attempt < 1 or not 1 <= len(message.data) <= MAX_MESSAGE_BYTES:
             # Nobody could acknowledge it: it would come again for ever.
             await self._client.request(message.reply, b"+TERM", timeout=self._settings.timeout_s)
@@ -205,7 +203,7 @@ class NatsLink:
         left_s = end - time.monotonic()
         if left_s <= 0:  # it is, or will be, somebody else's
             raise nats.errors.TimeoutError
-        return Lease(message.reply, key.partition(".")[2], message.data, attempt, self._settings.clock() + left_s)
+        return Lease(message.reply, handoff_id, message.data, attempt, self._settings.clock() + left_s)
 
 
 async def open_nats(url: SplitResult, settings: Settings) -> NatsLink:

@@ -75,8 +75,8 @@ class StoreLink:
         await self._call(self._store.settle, name, lease.token, retry_in_s)
 
     async def give_back(self, name: str, lease: Lease) -> None:
-        """Ends a lease that nobody got; see ``Store``."""
-        await self._call(self._store.give_back, name, lease.token)
+        """Frees what nobody got: it counts as not handed out."""
+        await self._call(self._unseen, name, lease)
 
     async def publish(self, name: str, body: bytes) -> None:
         """See ``Link``."""
@@ -110,7 +110,10 @@ class StoreLink:
         lease = taking.result()
         if lease is not None:
             with suppress(LeaseLostError):  # it ran out by itself
-                self._store.give_back(name, lease.token)
+                self._unseen(name, lease)
+
+    def _unseen(self, name: str, lease: Lease) -> None:
+        self._store.settle(name, lease.token, 0.0, unseen=True)
 
 
 def spool_file(folder: Path) -> Path:

@@ -27,8 +27,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from ilcp.transport.errors import AddressError, CorruptError, FullError, LeaseLostError, UnreachableError
-from ilcp.transport.link import Lease, checked_name
+from ilcp.transport.errors import CorruptError, FullError, LeaseLostError, UnreachableError
+from ilcp.transport.link import Lease, is_name
 
 __all__ = ["Store"]
 
@@ -133,8 +133,10 @@ class Store:
             raise CorruptError(f"expected a hand-off in row {number} of {self._path}, got none: move the file away")
         return Lease(f"{number}.{lease}", handoff_id, message, attempt, now + lease_s)
 
-    def settle(self, name: str, token: str, retry_in_s: float | None) -> None:
+    def settle(self, name: str, token: str, retry_in_s: float | None, *, unseen: bool = False) -> None:
         """Ends a lease. An acknowledgement may be repeated, as after an answer that was lost on the way.
+
+        What comes back ``unseen``, because nobody got it, counts as not handed out.
 
         Raises:
             LeaseLostError: there is no such lease, or no longer.
@@ -150,23 +152,9 @@ class Store:
                     again = "SELECT count(*) FROM handoffs WHERE number = ? AND lease = ? AND message IS NULL"
                     done = self._db.execute(again, held[:2]).fetchone()[0]
             else:
-                change = f"UPDATE handoffs SET lease = NULL, taken_s = ?, free_s = ? WHERE {HELD} AND name = ?"
-                done = self._db.execute(change, (now, now + retry_in_s, *held, name)).rowcount
-        if not done:
-            raise LeaseLostError("expected a lease that is held, got one that ended: the message is handed out again")
-
-    def give_back(self, name: str, token: str) -> None:
-        """Ends a lease that nobody got: the message is free, and counts as not handed out.
-
-        Raises:
-            LeaseLostError: there is no such lease, or no longer.
-        """
-        number, lease = _parts(token)
-        with self._transaction("NORMAL"):
-            now = self._clock()
-            change = "UPDATE handoffs SET attempt = attempt - 1, lease = NULL, taken_s = ?, free_s = ?"
-            values = (now, now, number, lease, now, now + CLOCK_SLACK_S, name)
-            done = self._db.execute(f"{change} WHERE {HELD} AND name = ?", values).rowcount
+                change = f"""UPDATE handoffs SET attempt = attempt - ?, lease = NULL, taken_s = ?, free_s = ?
+                    WHERE {HELD} AND name = ?"""
+                done = self._db.execute(change, (int(unseen), now, now + retry_in_s, *held, name)).rowcount
         if not done:
             raise LeaseLostError("expected a lease that is held, got one that ended: the message is handed out again")
 
@@ -312,8 +300,4 @@ def _parts(token: str) -> tuple[int, str]:
 
 def _is_handoff(handoff_id: object, message: object, attempt: object) -> bool:
     """Whether a row holds what ``put`` and ``take`` write; SQLite would keep anything."""
-    try:
-        checked_name("id", handoff_id)
-    except AddressError:
-        return False
-    return isinstance(message, bytes) and isinstance(attempt, int) and attempt > 0
+    return is_name(handoff_id) and isinstance(message, bytes) and isinstance(attempt, int) and attempt > 0
