@@ -8,9 +8,9 @@ reach is the test's business.
 
 import json
 
+from ilcp.embedded import load_pair
+from ilcp.embedded.domain import LIMIT_FILE, surprise_bits_per_byte
 from ilcp.measure import provenance
-from ilcp.pair import load_pair
-from ilcp.pair.domain import LIMIT_FILE, surprise_bits_per_byte
 from ilcp.tasks import case_files
 
 SEED = 3

@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from ilcp.codec import codec_class
+from ilcp.codec.registry import codec_class
+from ilcp.embedded import Pair, load_pair
 from ilcp.measure import Report, equal_texts, load_report, provenance, run
 from ilcp.measure.table import show
-from ilcp.pair import Pair, load_pair
 from ilcp.tasks import case_files, task
 
 RESULTS = Path(__file__).parent / "results"

@@ -23,7 +23,7 @@ from faults import MESSAGE, free_port, patient, start
 
 from ilcp.message import MAX_MESSAGE_BYTES
 from ilcp.transport import MEDIA_TYPE, Settings
-from ilcp.transport.server import BODY_S, MAX_AT_ONCE
+from ilcp.transport.app import BODY_S, MAX_AT_ONCE
 from ilcp.transport.spool import spool_file
 
 Row = dict[str, Any]

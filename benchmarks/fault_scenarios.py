@@ -21,7 +21,7 @@ from faults import MESSAGE, address, patient, start
 
 from ilcp.errors import ReplayError, TransportError
 from ilcp.message import Message, Seal, verified
-from ilcp.replay import ReplayCache
+from ilcp.message.replay import ReplayCache
 from ilcp.transport import Connection, Delivery, FullError, LeaseLostError, Settings, connect
 
 Row = dict[str, Any]

@@ -251,7 +251,7 @@ def receive(url: str, book: str) -> None:
 
 def serve(folder: str, port: str) -> None:
     """The HTTP endpoint."""
-    from ilcp.transport.serving import serve as serving
+    from ilcp.transport.serve import serve as serving
 
     serving(Path(folder), port=int(port))
 

@@ -43,12 +43,12 @@ import torch
 from peer_avp_worker import ANSWER_TOKENS, Client, PeerError, attempt, digest, flip, perturb, timed
 
 from ilcp import Message, Receiver
+from ilcp.embedded import HERE as MODELS
+from ilcp.embedded import Pair, load_pair
 from ilcp.measure import Measured, provenance
 from ilcp.measure.bootstrap import Bootstrap
 from ilcp.message import Seal, describe
-from ilcp.models import load_model
-from ilcp.pair import HERE as MODELS
-from ilcp.pair import Pair, load_pair
+from ilcp.models.loading import load_model
 from ilcp.tasks import Case, case_files
 
 HERE = Path(__file__).parent

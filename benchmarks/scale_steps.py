@@ -24,15 +24,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen2Config
 
+from ilcp.codec.memory import Memory
 from ilcp.errors import EncodeError
-from ilcp.forward import embed
 from ilcp.handoff import Receiver, Sender
-from ilcp.identity import identify
 from ilcp.measure import Measured
 from ilcp.measure.prefill import Prefill, cache_text
-from ilcp.memory import Memory
 from ilcp.message import Message
-from ilcp.prompt import text_ids
+from ilcp.models.fingerprint import identify
+from ilcp.models.forward import embed
+from ilcp.models.prompt import text_ids
 from ilcp_codecs.vae import VaeCodec, VaeConfig, VaeNetwork
 
 WINDOW_TOKENS = 65_536

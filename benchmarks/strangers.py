@@ -19,9 +19,9 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from ilcp.embedded import load_pair
 from ilcp.measure import equal_texts, run
 from ilcp.measure.table import show
-from ilcp.pair import load_pair
 from ilcp.tasks import Case, Question, read_jsonl
 from ilcp.training.selfstudy import SelfStudy, cut
 

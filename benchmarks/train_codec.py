@@ -34,9 +34,9 @@ import torch
 from torch import Tensor
 
 import ilcp
-from ilcp.identity import identify
-from ilcp.models import load_model
-from ilcp.pair import HERE
+from ilcp.embedded import HERE
+from ilcp.models.fingerprint import identify
+from ilcp.models.loading import load_model
 from ilcp.tasks import Case, case_files
 from ilcp.tasks.case_files import OFFICE, PRESENT, TOPICS, compose
 from ilcp.tasks.dossier import ATTRIBUTES, JOINS

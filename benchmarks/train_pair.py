@@ -27,7 +27,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.nn import functional as F
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from ilcp.prompt import text_ids
+from ilcp.models.prompt import text_ids
 from ilcp.tasks import Case, case_files
 from ilcp.tasks.case_files import PRESENT, compose
 from ilcp.tasks.dossier import ATTRIBUTES, POOLS

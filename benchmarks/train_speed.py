@@ -29,9 +29,9 @@ from tokenizers import Tokenizer
 from tokenizers import models as tokenizer_models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from ilcp.forward import PADDING
 from ilcp.measure import provenance
-from ilcp.parallel import join
+from ilcp.models.forward import PADDING
+from ilcp.nn.distributed import join
 from ilcp.tasks import Case, Question
 from ilcp.training import Models, Recipe, StateStore, calibrate
 from ilcp.training.batch import Batcher, frozen

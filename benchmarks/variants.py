@@ -26,20 +26,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from train_codec import NAMES, PER_KIND, bare_case, latents, make_phrasebook
 
-from ilcp.codec import CodecSpec
-from ilcp.context import Context
+from ilcp.codec.context import Context
+from ilcp.codec.memory import Memory
+from ilcp.codec.spec import CodecSpec
+from ilcp.embedded import HERE
 from ilcp.errors import DecodeError, EncodeError
 from ilcp.handoff import Receiver, Sender
-from ilcp.identity import identify
 from ilcp.measure import Measured, Report, run
 from ilcp.measure.report import plain
-from ilcp.memory import Memory
-from ilcp.models import load_model
-from ilcp.pair import HERE
+from ilcp.models.fingerprint import identify
+from ilcp.models.loading import load_model
 from ilcp.tasks import Case
 from ilcp.tasks.case_files import KINDS, TOPICS, compose
 from ilcp.tasks.cases import thin
-from ilcp.tasks.named import PER_KIND as ASKED
+from ilcp.tasks.load import PER_KIND as ASKED
 from ilcp.training import Models, Phrasebook, Recipe, calibrate, train
 from ilcp.training.log import LOG
 from ilcp_codecs.vae import VaeCodec, VaeConfig, VaeNetwork

@@ -29,10 +29,10 @@ from rich.console import Console
 from rich.table import Table
 
 from ilcp.errors import DecodeError
-from ilcp.keys import KeyRing
 from ilcp.measure import provenance
 from ilcp.message import MAX_MESSAGE_BYTES, Message, Seal, verified
-from ilcp.replay import ReplayCache
+from ilcp.message.keys import KeyRing
+from ilcp.message.replay import ReplayCache
 
 CODEC_ID, PAYLOAD, KEY = os.urandom(8), os.urandom(80), os.urandom(32)
 LITERALS = ("J3X4P2", "2024-05-17")

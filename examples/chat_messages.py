@@ -8,7 +8,7 @@ Place a memory where its codec's training had it.
 """
 
 import ilcp
-from ilcp.prompt import MEMORY_HERE
+from ilcp import MEMORY_HERE
 from ilcp.tasks import case_files
 
 

@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 import ilcp
-from ilcp.pair import HERE
+from ilcp.embedded import HERE
 from ilcp.tasks import case_files
 
 work = Path(sys.argv[1] if len(sys.argv) > 1 else tempfile.mkdtemp())

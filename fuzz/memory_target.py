@@ -8,10 +8,10 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from fuzz.limits import Limits
+from ilcp.codec.memory import NORM_BAND, Memory
 from ilcp.errors import DecodeError
-from ilcp.forward import embedding_norm
 from ilcp.identity import ANY
-from ilcp.memory import NORM_BAND, Memory
+from ilcp.models.forward import embedding_norm
 from ilcp_codecs.text import PlainCodec, ZstdCodec
 from ilcp_codecs.text.codecs import MAX_TEXT_BYTES
 from ilcp_codecs.vae import VaeCodec, VaeConfig, VaeNetwork

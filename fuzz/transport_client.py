@@ -16,10 +16,10 @@ import httpcore
 import httpx
 
 from ilcp.errors import DecodeError, EncodeError, TransportError
+from ilcp.transport.backend import Settings, checked_name
 from ilcp.transport.capabilities import Capabilities
 from ilcp.transport.connection import AsyncConnection, AsyncDelivery
 from ilcp.transport.http import HttpLink, client_for
-from ilcp.transport.link import Settings, checked_name
 
 __all__ = ["LOOP", "NOW_S", "OPERATIONS", "answered", "answered_raw", "check_delivery"]
 

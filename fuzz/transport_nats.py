@@ -13,8 +13,8 @@ from nats.js.kv import KeyValue
 
 from fuzz.transport_client import LOOP, NOW_S, OPERATIONS
 from ilcp.errors import DecodeError, TransportError
+from ilcp.transport.backend import Settings
 from ilcp.transport.connection import AsyncConnection
-from ilcp.transport.link import Settings
 from ilcp.transport.nats import SETTLED, TOLD, NatsLink, ReadingClient
 
 __all__ = ["delivered"]

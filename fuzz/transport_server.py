@@ -12,8 +12,8 @@ from urllib.parse import unquote_to_bytes
 from fuzz.transport_client import LOOP, NOW_S
 from ilcp.errors import DecodeError
 from ilcp.message import MAX_MESSAGE_BYTES, describe
-from ilcp.transport.link import MEDIA_TYPE, Lease
-from ilcp.transport.server import endpoint
+from ilcp.transport.app import endpoint
+from ilcp.transport.backend import MEDIA_TYPE, Lease
 from ilcp.transport.spool import StoreLink
 from ilcp.transport.store import Store
 
@@ -155,7 +155,7 @@ def _check(scope: dict[str, Any], body: bytes, status: int, locked: bool) -> Non
 
 
 def _well_formed(scope: dict[str, Any], headers: dict[bytes, bytes], body: bytes) -> str | None:
-    """The id of a request that is a send as ``ilcp.transport.wire`` has it, empty for a fresh one; None for others."""
+    """The id of a request that is a send as ``ilcp.transport.api`` has it, empty for a fresh one; None for others."""
     given = headers.get(b"ilcp-handoff-id")
     right = headers.get(b"content-type") == MEDIA_TYPE.encode() and b"transfer-encoding" not in headers
     right = right and _declared(scope["headers"]) == len(body)

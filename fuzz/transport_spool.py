@@ -12,9 +12,9 @@ from typing import Any
 from fuzz.transport_client import LOOP
 from fuzz.transport_server import Impatient, memory_store, status_of
 from ilcp.errors import DecodeError, TransportError
+from ilcp.transport.app import endpoint
+from ilcp.transport.backend import checked_name
 from ilcp.transport.capabilities import Capabilities
-from ilcp.transport.link import checked_name
-from ilcp.transport.server import endpoint
 
 __all__ = ["found", "told"]
 

@@ -27,17 +27,19 @@ from ilcp import errors
 from ilcp.message import Message
 
 if TYPE_CHECKING:
-    from ilcp.adapter import adapt
-    from ilcp.codec import load, save
+    from ilcp.codec.folder import load, save
+    from ilcp.codec.memory import Memory
+    from ilcp.embedded import load_pair
     from ilcp.handoff import Receiver, Sender
-    from ilcp.keys import KeyRing
-    from ilcp.memory import Memory
-    from ilcp.pair import load_pair
-    from ilcp.replay import ReplayCache
+    from ilcp.message.keys import KeyRing
+    from ilcp.message.replay import ReplayCache
+    from ilcp.models.adapter import adapt
+    from ilcp.models.prompt import MEMORY_HERE
     from ilcp.training.job import train
     from ilcp.transport import connect
 
 __all__ = [
+    "MEMORY_HERE",
     "KeyRing",
     "Memory",
     "Message",
@@ -54,21 +56,27 @@ __all__ = [
 ]
 
 _LAZY = {  # most need torch, which takes seconds to import; the others, what not every program needs
-    "KeyRing": "ilcp.keys",
-    "Memory": "ilcp.memory",
+    "KeyRing": "ilcp.message.keys",
+    "MEMORY_HERE": "ilcp.models.prompt",
+    "Memory": "ilcp.codec.memory",
     "Receiver": "ilcp.handoff",
-    "ReplayCache": "ilcp.replay",
+    "ReplayCache": "ilcp.message.replay",
     "Sender": "ilcp.handoff",
-    "adapt": "ilcp.adapter",
+    "adapt": "ilcp.models.adapter",
     "connect": "ilcp.transport",
     "load": "ilcp.codec",
-    "load_pair": "ilcp.pair",
+    "load_pair": "ilcp.embedded",
     "save": "ilcp.codec",
     "train": "ilcp.training.job",
 }
 
 
+_ROOMS = ("measure", "tasks", "training", "transport")  # reachable as ``ilcp.measure`` after ``import ilcp``
+
+
 def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return import_module(f"ilcp.{name}")
     if name in _LAZY:
         return getattr(import_module(_LAZY[name]), name)
     if name == "__version__":

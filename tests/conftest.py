@@ -8,8 +8,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import ilcp
-from ilcp.identity import identify
-from ilcp.pair import Pair
+from ilcp.embedded import Pair
+from ilcp.models.fingerprint import identify
 from ilcp.tasks import case_files
 from ilcp_codecs.vae import VaeCodec, VaeConfig, VaeNetwork
 

@@ -10,7 +10,8 @@ import msgpack
 import zstandard
 from hypothesis import strategies as st
 
-from ilcp.message import MAX_EXPIRES_UNIX_S, MIN_EXPIRES_UNIX_S, Message, Seal
+from ilcp.message import Message, Seal
+from ilcp.message.format import MAX_EXPIRES_UNIX_S, MIN_EXPIRES_UNIX_S
 
 # What most payloads hold is below this; the largest ones have tests of their own, which name their size.
 USUAL_PAYLOAD_BYTES = 300

@@ -25,9 +25,11 @@ from transformers import (
 )
 
 from ilcp import Sender
-from ilcp.context import Context, backbone, capture_batch, read_ids, read_outputs, window_tokens
+from ilcp.codec.context import Context
 from ilcp.errors import EncodeError
-from ilcp.identity import ANY, identify
+from ilcp.identity import ANY
+from ilcp.models.fingerprint import identify
+from ilcp.models.reading import backbone, capture_batch, read_ids, read_outputs, window_tokens
 from ilcp.tasks import case_files
 from ilcp_codecs.text import PlainCodec
 from ilcp_codecs.vae import VaeCodec, VaeConfig, VaeNetwork

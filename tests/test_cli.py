@@ -47,7 +47,7 @@ def test_the_demo_as_json_has_its_keys() -> None:
 
 def test_every_hop_has_its_own_questions() -> None:
     """The hops share the attributes out: each look-up form is some hop's by its own words, and every hop has some."""
-    from ilcp.demo import HOPS, hop_of
+    from ilcp.embedded.demo import HOPS, hop_of
     from ilcp.tasks import Question
     from ilcp.tasks.dossier import ATTRIBUTES
 

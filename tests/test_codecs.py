@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ilcp
-from ilcp.codec import CodecSpec, codec_class, codec_names
-from ilcp.context import Context
+from ilcp.codec.context import Context
+from ilcp.codec.registry import codec_class, codec_names
+from ilcp.codec.spec import CodecSpec
 from ilcp.errors import DecodeError, EncodeError, IdentityError, IlcpError
 from ilcp.tasks import case_files
 from ilcp_codecs.text import HeadCodec, LmCodec, PlainCodec, TailCodec, ZstdCodec

@@ -8,14 +8,14 @@ import pytest
 import torch
 
 import ilcp
+from ilcp.codec.memory import Memory
 from ilcp.errors import EncodeError
 from ilcp.measure.cost import CACHED, Cost, Point, break_even, cost, fan_out
 from ilcp.measure.figures import Computed, Measured
 from ilcp.measure.flops import count_flops, eager_attention, model_sizes, prefill_flops
 from ilcp.measure.prefill import CachedText, Prefill, cache_text
 from ilcp.measure.timing import Bench, as_many_tokens, torch_threads
-from ilcp.memory import Memory
-from ilcp.prompt import text_ids
+from ilcp.models.prompt import text_ids
 from ilcp.tasks import case_files
 from ilcp_codecs.text import HeadCodec
 from tests.conftest import make_model

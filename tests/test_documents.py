@@ -16,10 +16,10 @@ from ilcp.measure import load_report
 ROOT = Path(__file__).resolve().parent.parent
 DOCTESTED = (
     "ilcp",
-    "ilcp.keys",
-    "ilcp.literals",
+    "ilcp.message.keys",
+    "ilcp.message.literals",
     "ilcp.measure",
-    "ilcp.memory",
+    "ilcp.codec.memory",
     "ilcp.message",
     "ilcp.tasks",
     "ilcp.transport",

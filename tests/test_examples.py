@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ilcp.training.plan import read_plan
+from ilcp.training.config import read_plan
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 

@@ -24,10 +24,11 @@ from transformers import (
 import ilcp
 from ilcp import Memory, Receiver
 from ilcp.errors import EncodeError
-from ilcp.families import ENCODERS, TESTED, require_receiver, require_sender
-from ilcp.forward import PADDING, answer_logits, block_mask, embed, embedding_norm
-from ilcp.identity import ANY, identify
-from ilcp.prompt import layout, text_ids
+from ilcp.identity import ANY
+from ilcp.models.fingerprint import identify
+from ilcp.models.forward import PADDING, answer_logits, block_mask, embed, embedding_norm
+from ilcp.models.prompt import layout, text_ids
+from ilcp.models.support import ENCODERS, TESTED, require_receiver, require_sender
 from ilcp.training.batch import Models, Row, frozen
 from ilcp.training.packed import memory_logits
 from ilcp_codecs.text import PlainCodec
@@ -216,7 +217,7 @@ def test_cache(family: str, dtype: torch.dtype) -> None:
 
 
 def test_the_table_of_families_is_the_tested_one() -> None:
-    """``ilcp.families`` lets pass unchecked what these tests go through, and nothing else."""
+    """``ilcp.models.support`` lets pass unchecked what these tests go through, and nothing else."""
     assert set(TESTED) == set(DECODERS)
     assert set(ENCODERS) == set(FAMILIES) - set(DECODERS)
     assert {build(family, 30).config.model_type for family in FAMILIES} == set(FAMILIES)

@@ -7,11 +7,11 @@ import torch
 
 import ilcp
 from ilcp import Memory, Message, Receiver, Sender
-from ilcp.context import read_ids
 from ilcp.errors import AuthenticationError, DecodeError, EncodeError, ExpiredError, IdentityError
-from ilcp.forward import answer_logits, answer_scores, embed
 from ilcp.message import Seal
-from ilcp.prompt import answer_ids, layout, text_ids
+from ilcp.models.forward import answer_logits, answer_scores, embed
+from ilcp.models.prompt import answer_ids, layout, text_ids
+from ilcp.models.reading import read_ids
 from ilcp.tasks import case_files
 from tests.conftest import make_model, make_tokenizer
 

@@ -20,9 +20,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fuzz.limits import Limits
+from ilcp.codec.memory import NORM_BAND, Memory
 from ilcp.errors import AuthenticationError, DecodeError, ExpiredError
 from ilcp.handoff import Receiver
-from ilcp.memory import NORM_BAND, Memory
 from ilcp.message import MAX_MESSAGE_BYTES, Message
 from tests.second_decoder import Refused, decode
 from tests.strategies import bare_messages, hostile_bytes, sealed_messages, with_check, with_mac

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from ilcp import identity
-from ilcp.adapter import new_adapter
 from ilcp.errors import IdentityError
-from ilcp.identity import ANY, ModelIdentity, check_same, identify, weights_digest
+from ilcp.identity import ANY, ModelIdentity, check_same
+from ilcp.models.adapter import new_adapter
+from ilcp.models.fingerprint import identify, weights_digest
 from tests.conftest import make_model, make_tokenizer
 
 

@@ -15,9 +15,9 @@ from transformers.cache_utils import DynamicLayer
 
 from ilcp import Memory, Receiver
 from ilcp.errors import DecodeError, EncodeError, IdentityError, UnprovenError
-from ilcp.forward import embed
 from ilcp.message import Message
-from ilcp.prompt import MEMORY_HERE, answer_ids, layout, pieces, text_ids
+from ilcp.models.forward import embed
+from ilcp.models.prompt import MEMORY_HERE, answer_ids, layout, pieces, text_ids
 from ilcp_codecs.text import PlainCodec
 from tests.chat_templates import CHAT_TEMPLATES, CLOSINGS, KINDS, tokenizer_of
 from tests.conftest import make_tokenizer
@@ -412,7 +412,7 @@ def test_any_cache_of_the_prompts_beginning_is_taken(receiver) -> None:
 def test_a_prefill_copies_nothing(llama, monkeypatch) -> None:
     """What was computed for the caller is checked as it is; a copy is made where an answer writes into it."""
     copies = []
-    monkeypatch.setattr("ilcp.cache.copy.deepcopy", copies.append)
+    monkeypatch.setattr("ilcp.models.prefix_cache.copy.deepcopy", copies.append)
     llama.prefill(spelled(llama))
     assert [] == copies
 

@@ -269,7 +269,7 @@ def test_a_codec_goes_to_the_hub_and_back(home, tmp_path, monkeypatch) -> None:
     """``push_to_hub`` publishes the whole folder; ``load`` and ``from_pretrained`` of an id fetch the same."""
     import huggingface_hub
 
-    from ilcp import codec as codec_module
+    from ilcp.codec import folder as codec_module
     from ilcp_codecs.vae import VaeCodec
 
     published = tmp_path / "published"

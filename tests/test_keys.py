@@ -5,8 +5,9 @@ import itertools
 import pytest
 
 from ilcp.errors import AuthenticationError, EncodeError
-from ilcp.keys import MAX_KEYS, KeyRing
-from ilcp.message import CLOCK_SKEW_S, Message, Seal, describe, verified
+from ilcp.message import Message, Seal, describe, verified
+from ilcp.message.format import CLOCK_SKEW_S
+from ilcp.message.keys import MAX_KEYS, KeyRing
 
 OLD, NEW, THIRD = (bytes([n]) * 32 for n in (1, 2, 3))
 NOW = 1_800_000_000

@@ -21,10 +21,10 @@ TORCH_FREE = (
     "ilcp",
     "ilcp.cli",
     "ilcp.errors",
-    "ilcp.keys",
-    "ilcp.literals",
+    "ilcp.message.keys",
+    "ilcp.message.literals",
     "ilcp.message",
-    "ilcp.replay",
+    "ilcp.message.replay",
     "ilcp.tasks",
     "ilcp.transport",
 )

@@ -8,14 +8,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ilcp.context import Context
+from ilcp.codec.context import Context
+from ilcp.codec.memory import Memory
 from ilcp.errors import DecodeError, EncodeError
-from ilcp.forward import embed
 from ilcp.handoff import Receiver, Sender
-from ilcp.literals import AUTO_BYTES, MAX_LITERALS_BYTES, auto, line
-from ilcp.memory import Memory
 from ilcp.message import Message, describe
-from ilcp.prompt import GAP, MEMORY_HERE, pieces
+from ilcp.message.literals import AUTO_BYTES, MAX_LITERALS_BYTES, auto, line
+from ilcp.models.forward import embed
+from ilcp.models.prompt import GAP, MEMORY_HERE, pieces
 from ilcp.tasks import case_files
 
 QUESTION = "Which code?"

@@ -9,10 +9,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import ilcp
-from ilcp.context import Context
+from ilcp.codec.context import Context
+from ilcp.embedded import HERE
 from ilcp.errors import DecodeError, EncodeError, IdentityError
-from ilcp.models import load_model
-from ilcp.pair import HERE
+from ilcp.models.loading import load_model
 from ilcp.tasks import case_files
 from ilcp_codecs.text import LmCodec, ZstdCodec, lm, range_code
 from tests.conftest import make_model, make_tokenizer

@@ -8,9 +8,12 @@ import pytest
 import torch
 
 import ilcp
-from ilcp.codec import CodecSpec, Trained, prove
-from ilcp.context import Context
+from ilcp.codec.context import Context
+from ilcp.codec.folder import prove
+from ilcp.codec.memory import Memory
+from ilcp.codec.spec import CodecSpec, Trained
 from ilcp.errors import DecodeError, EncodeError, UnprovenError
+from ilcp.evidence import Proof
 from ilcp.handoff import Receiver, Sender
 from ilcp.identity import ANY
 from ilcp.measure import (
@@ -28,8 +31,6 @@ from ilcp.measure import (
 from ilcp.measure.bootstrap import Bootstrap
 from ilcp.measure.items import Arm, Items, f1
 from ilcp.measure.report import plain
-from ilcp.memory import Memory
-from ilcp.proof import Proof
 from ilcp.tasks import Case, Question, case_files, thin
 from ilcp_codecs.text import HeadCodec
 

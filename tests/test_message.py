@@ -13,17 +13,9 @@ from hypothesis import strategies as st
 
 from ilcp import message as wire_format
 from ilcp.errors import AuthenticationError, DecodeError, EncodeError, ExpiredError
-from ilcp.literals import MAX_LITERALS_BYTES
-from ilcp.message import (
-    CLOCK_SKEW_S,
-    MAX_MESSAGE_BYTES,
-    MAX_PAYLOAD_BYTES,
-    MIN_MESSAGE_BYTES,
-    Message,
-    Part,
-    Seal,
-    describe,
-)
+from ilcp.message import MAX_MESSAGE_BYTES, MAX_PAYLOAD_BYTES, Message, Part, Seal, describe
+from ilcp.message.format import CLOCK_SKEW_S, MIN_MESSAGE_BYTES
+from ilcp.message.literals import MAX_LITERALS_BYTES
 from tests.strategies import bare_messages, hostile_bytes, keys, sealed_messages, with_check, with_mac
 
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "v1"

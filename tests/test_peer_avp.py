@@ -9,8 +9,8 @@ from types import ModuleType
 
 import pytest
 
+from ilcp.embedded import Pair
 from ilcp.measure import Measured
-from ilcp.pair import Pair
 from ilcp.tasks import case_files
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"

@@ -18,9 +18,10 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 import ilcp
 from ilcp.errors import AuthenticationError, DecodeError, EncodeError, ExpiredError, ReplayCacheError, ReplayError
 from ilcp.handoff import Receiver, Sender
-from ilcp.keys import KeyRing
-from ilcp.message import CLOCK_SKEW_S, Message, Seal
-from ilcp.replay import ReplayCache
+from ilcp.message import Message, Seal
+from ilcp.message.format import CLOCK_SKEW_S
+from ilcp.message.keys import KeyRing
+from ilcp.message.replay import ReplayCache
 
 KEY, OTHER = bytes(range(32)), bytes(range(1, 33))
 NOW = 1_800_000_000
@@ -295,7 +296,7 @@ def test_an_interrupted_step_leaves_nothing_behind(cache: ReplayCache, monkeypat
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("ilcp.replay._id", interrupted)
+        patched.setattr("ilcp.message.replay._id", interrupted)
         with pytest.raises(KeyboardInterrupt):
             cache.admit(KEY, seal(1), now_unix_s=NOW)
     cache.admit(KEY, seal(1), now_unix_s=NOW)

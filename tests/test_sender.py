@@ -9,10 +9,10 @@ import torch
 import transformers
 
 from ilcp import Sender
-from ilcp.context import capture_batch, read_ids, window_tokens
 from ilcp.errors import EncodeError
-from ilcp.families import require_sender
 from ilcp.handoff import sender as module
+from ilcp.models.reading import capture_batch, read_ids, window_tokens
+from ilcp.models.support import require_sender
 from ilcp_codecs.text import PlainCodec
 from tests.conftest import make_model, make_tokenizer
 from tests.test_capture import sender_of

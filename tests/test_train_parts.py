@@ -11,19 +11,19 @@ from transformers import BertConfig, BertModel
 
 import ilcp
 from ilcp.errors import EncodeError
-from ilcp.identity import identify
-from ilcp.literals import line as line_of
-from ilcp.models import load_model
-from ilcp.parallel import SyncedNorm
+from ilcp.message.literals import line as line_of
+from ilcp.models.fingerprint import identify
+from ilcp.models.loading import load_model
+from ilcp.nn.distributed import SyncedNorm
 from ilcp.tasks import Case, Question, read_jsonl
 from ilcp.training import Models, Recipe, StateStore, train
 from ilcp.training import selfstudy as selfstudy_module
 from ilcp.training.batch import Batcher
 from ilcp.training.clock import Clock
+from ilcp.training.config import read_plan
 from ilcp.training.data import Shuffled, merged, split
 from ilcp.training.estimate import estimate
 from ilcp.training.objective import Objective, calibrate
-from ilcp.training.plan import read_plan
 from ilcp.training.reader import Reader
 from ilcp.training.selfstudy import SelfStudy, cut, study
 from ilcp_codecs.vae import VaeCodec, VaeConfig, VaeNetwork

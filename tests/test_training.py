@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ilcp.errors import EncodeError
-from ilcp.forward import PADDING, answer_logits, embed
+from ilcp.models.forward import PADDING, answer_logits, embed
 from ilcp.tasks import Case, Question
 from ilcp.training import Models, Phrasebook, Recipe, calibrate, train, write_phrasebook
 from ilcp.training.batch import Batcher

@@ -62,7 +62,7 @@ def end(request: pytest.FixtureRequest) -> Iterator[Connection]:
         ("from ilcp.transport import connect\nwith connect('memory://a') as c: c.capabilities", set()),
         ("import ilcp.transport.http", {"httpx"}),
         ("import ilcp.transport.nats", {"nats"}),
-        ("import ilcp.transport.server", {"starlette", "prometheus_client"}),
+        ("import ilcp.transport.app", {"starlette", "prometheus_client"}),
     ],
 )
 def test_each_library_is_loaded_only_for_its_scheme(statement: str, loaded: set[str]) -> None:

@@ -19,7 +19,7 @@ from ilcp.transport import (
     connect_async,
     spool,
 )
-from ilcp.transport.link import Lease
+from ilcp.transport.backend import Lease
 from ilcp.transport.spool import StoreLink
 from tests.transport_model import BARE, Clock
 

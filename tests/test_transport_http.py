@@ -20,16 +20,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ilcp.message import MAX_MESSAGE_BYTES
-from ilcp.transport import (
-    MEDIA_TYPE,
-    FullError,
-    LeaseLostError,
-    RefusedError,
-    Settings,
-    connect,
-)
-from ilcp.transport.link import Lease
-from ilcp.transport.server import endpoint
+from ilcp.transport import MEDIA_TYPE, FullError, LeaseLostError, RefusedError, Settings, connect
+from ilcp.transport.app import endpoint
+from ilcp.transport.backend import Lease
 from ilcp.transport.spool import StoreLink, open_memory, open_spool
 from tests.transport_model import certificate, free_port
 
@@ -147,7 +140,7 @@ def half_sent(server: Served) -> socket.socket:
 
 def test_a_body_that_does_not_come_keeps_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who does not send the body is answered with 408 after a time, and its place is free for others."""
-    monkeypatch.setattr("ilcp.transport.server.BODY_S", 0.2)
+    monkeypatch.setattr("ilcp.transport.app.BODY_S", 0.2)
     with served(max_at_once=2) as small:
         with contextlib.ExitStack() as stack:
             half = [stack.enter_context(half_sent(small)) for _ in range(2)]

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from ilcp.transport import AddressError, UnreachableError, connect
-from ilcp.transport.serving import _bound
+from ilcp.transport.serve import _bound
 from ilcp.transport.spool import FILE
 from tests.transport_model import free_port
 

@@ -12,15 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from ilcp.message import MAX_MESSAGE_BYTES
-from ilcp.transport import (
-    Capabilities,
-    CorruptError,
-    FullError,
-    LeaseLostError,
-    Settings,
-    UnreachableError,
-    connect,
-)
+from ilcp.transport import Capabilities, CorruptError, FullError, LeaseLostError, Settings, UnreachableError, connect
 from ilcp.transport.spool import FILE
 from ilcp.transport.store import RESERVE_BYTES, SCHEMA, Store
 from tests.transport_model import BARE, Clock

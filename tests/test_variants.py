@@ -11,10 +11,10 @@ import pytest
 import torch
 
 import ilcp
-from ilcp.context import Context
-from ilcp.identity import identify
+from ilcp.codec.context import Context
+from ilcp.embedded import Pair
 from ilcp.measure import Measured
-from ilcp.pair import Pair
+from ilcp.models.fingerprint import identify
 from ilcp.training import Models
 from ilcp_codecs.vae import VaeNetwork
 

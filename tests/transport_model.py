@@ -125,8 +125,8 @@ def http(settings: Settings) -> Iterator[Door]:
 
     import httpx
 
+    from ilcp.transport.app import endpoint
     from ilcp.transport.http import HttpLink, client_for
-    from ilcp.transport.server import endpoint
     from ilcp.transport.spool import open_memory
 
     store = asyncio.run(open_memory(urlsplit(f"memory://{next(_NUMBERS)}"), settings))

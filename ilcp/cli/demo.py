@@ -13,7 +13,7 @@ from ilcp.cli.common import OUTSIDE, busy, err, out, read_text
 from ilcp.errors import EncodeError
 
 if TYPE_CHECKING:
-    from ilcp.demo import Demo
+    from ilcp.embedded.demo import Demo
 
 __all__ = ["demo"]
 
@@ -34,8 +34,8 @@ def demo(
             "expected --document and --ask together, got one of them: ilcp demo --document FILE --ask '...'"
         )
     with busy("loading the embedded pair"):
-        from ilcp import demo as demonstration
-        from ilcp.pair import load_pair
+        from ilcp.embedded import demo as demonstration
+        from ilcp.embedded import load_pair
 
         pair = load_pair()
     if document is not None:
@@ -50,7 +50,7 @@ def demo(
 
 
 def _own_document(pair: Any, text: str, questions: list[str], as_json: bool) -> None:
-    from ilcp.pair.domain import familiarity, known_questions
+    from ilcp.embedded.domain import familiarity, known_questions
 
     seen = familiarity(pair.sender, text)
     if seen.outside:

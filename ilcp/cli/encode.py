@@ -8,17 +8,7 @@ import typer
 from rich.markup import escape
 from rich.progress import track
 
-from ilcp.cli.common import (
-    BAD_INPUT,
-    EMBEDDED,
-    DeviceOption,
-    SenderOption,
-    busy,
-    err,
-    interruptible,
-    out,
-    read_text,
-)
+from ilcp.cli.common import BAD_INPUT, EMBEDDED, DeviceOption, SenderOption, busy, err, interruptible, out, read_text
 from ilcp.errors import DecodeError, EncodeError
 from ilcp.files import write_whole
 from ilcp.message import Message, describe
@@ -46,7 +36,7 @@ def encode(
     if twice:
         raise EncodeError(f"expected files of different names, got {twice[0]!r} more than once: encode them apart")
     with busy("loading the sender and the codec"):
-        from ilcp.pair import load_sender
+        from ilcp.embedded import load_sender
 
         reader = load_sender(None if codec == EMBEDDED else codec, sender=sender, device=device)
     length = reader.codec.spec.length(payload_bytes) if reader.codec.spec.prefixes else None

@@ -42,9 +42,9 @@ def measure(
     """
     _check_measure(codec, prove, plots=html is not None or png is not None)
     with busy("loading both models and the codec"):
+        from ilcp.embedded import load_pair
         from ilcp.measure import equal_texts, run
         from ilcp.measure.table import show
-        from ilcp.pair import load_pair
         from ilcp.tasks import task as named
 
         pair = load_pair(
@@ -72,7 +72,7 @@ def measure(
     show(report, out if out.is_terminal else Console(width=100))
     _draw(report, html, png)
     if prove:
-        from ilcp.codec import prove as write
+        from ilcp.codec.folder import prove as write
 
         write(pair.path, report.proof())
 

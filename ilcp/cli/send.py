@@ -63,7 +63,7 @@ def receive(
 ) -> None:
     """Writes messages to files, each acknowledged once its file is on the disk. Exit code 4 when too few came."""
     from ilcp.transport import connect
-    from ilcp.transport.link import checked_name
+    from ilcp.transport.backend import checked_name
 
     _log(log_json)
     came = 0
@@ -107,7 +107,7 @@ def serve(
     from ilcp.transport.errors import AddressError, MissingExtraError
 
     try:
-        from ilcp.transport.serving import serve as serving
+        from ilcp.transport.serve import serve as serving
     except ModuleNotFoundError as error:
         raise MissingExtraError(f"expected {error.name} to serve with, got none: pip install 'ilcp[http]'") from error
     if token is None and "ILCP_TOKEN" in os.environ:  # set and empty: typer takes it for not set

@@ -55,9 +55,9 @@ def train(
         adapt_receiver=adapt_receiver or None,
         tensorboard=tensorboard or None,
     )
-    from ilcp.parallel import is_main
+    from ilcp.nn.distributed import is_main
+    from ilcp.training.config import read_plan
     from ilcp.training.job import train_codec
-    from ilcp.training.plan import read_plan
 
     plan = read_plan(recipe, **changes)
     with interruptible(f"the same command with --resume goes on with what {plan.work} holds"):

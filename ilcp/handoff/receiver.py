@@ -4,9 +4,9 @@
 
     bytes --Message.from_bytes--> payload --codec.decode--> Memory --Receiver.generate--> answer
 
-Several messages may stand in one prompt, and the question may be chat messages: ``ilcp.prompt`` says where memories
-sit. A message's literals follow right after its memory, an empty line between: one line of text, as
-``ilcp.literals.line`` writes it. Who may write literals writes text into the prompt: see the threat model of
+Several messages may stand in one prompt, and the question may be chat messages: ``ilcp.models.prompt`` says where
+memories sit. A message's literals follow right after its memory, an empty line between: one line of text, as
+``ilcp.message.literals.line`` writes it. Who may write literals writes text into the prompt: see the threat model of
 ``ilcp.message``. What ``generate`` takes beyond that goes on to transformers: sampling, beams, streaming, stop strings.
 """
 
@@ -20,21 +20,22 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from ilcp.cache import check, copied
-from ilcp.codec import Codec
-from ilcp.context import window_tokens
+from ilcp.codec.memory import Memory
+from ilcp.codec.protocols import Codec
 from ilcp.errors import DecodeError, EncodeError, OtherCodecError
-from ilcp.families import forward_takes, require_receiver, require_tokenizer
-from ilcp.forward import answer_logits, answer_scores, embed, embedding_norm, pad_left
-from ilcp.handoff.options import before_stop, check_count, check_options, end_ids, neutral
-from ilcp.identity import check_same, digest, identify
-from ilcp.keys import Key
-from ilcp.literals import line
-from ilcp.memory import Memory
+from ilcp.evidence import require_proof
+from ilcp.identity import check_same, digest
 from ilcp.message import verified
-from ilcp.prompt import GAP, MEMORY_HERE, Chat, answer_ids, holds_control, pieces
-from ilcp.proof import require_proof
-from ilcp.replay import ReplayCache
+from ilcp.message.keys import Key
+from ilcp.message.literals import line
+from ilcp.message.replay import ReplayCache
+from ilcp.models.fingerprint import identify
+from ilcp.models.forward import answer_logits, answer_scores, embed, embedding_norm, pad_left
+from ilcp.models.generate_options import before_stop, check_count, check_options, end_ids, neutral
+from ilcp.models.prefix_cache import check, copied
+from ilcp.models.prompt import GAP, MEMORY_HERE, Chat, answer_ids, holds_control, pieces
+from ilcp.models.reading import window_tokens
+from ilcp.models.support import forward_takes, require_receiver, require_tokenizer
 
 __all__ = ["Receiver", "Score"]
 
@@ -63,17 +64,17 @@ class Receiver:
             used, its weights never change.
         tokenizer: the model's tokenizer.
         codec: trained for this receiver; or several, for messages of several senders. A message's codec id picks one.
-        key: the sender's key, or an ``ilcp.keys.KeyRing`` of those that senders use; bare messages are then refused.
+        key: the sender's key, or an ``ilcp.KeyRing`` of those that senders use; bare messages are then refused.
             May be assigned later, to rotate.
         replay: decodes each sealed message once, whichever process asks; keep its memory to ask it several questions.
         clock: the time in unix seconds, by which messages expire.
-        allow_unproven: takes a codec that was not measured, or that was and carries nothing (see ``ilcp.proof``).
+        allow_unproven: takes a codec that was not measured, or that was and carries nothing (see ``ilcp.evidence``).
         template: arguments for the chat template beside the messages, such as ``{"enable_thinking": False}``; every
             prompt of this receiver is rendered with them.
 
     Raises:
-        EncodeError: the model cannot receive (see ``ilcp.families``), there is no tokenizer, no codec, or a replay
-            cache without a key.
+        EncodeError: the model cannot receive (see ``ilcp.models.support``), there is no tokenizer, no codec, or a
+            replay cache without a key.
         IdentityError: a codec was trained for another receiver; the text names the part that differs.
         UnprovenError: a codec's content gain was not measured, or is not above zero; the text says what was measured.
     """
@@ -135,7 +136,7 @@ class Receiver:
             )
         memory = self._by_id[parsed.codec_id].decode(parsed.payload)
         if MEMORY_HERE in (memory.text or ""):
-            raise DecodeError("expected a memory of plain text, got one with ilcp.prompt.MEMORY_HERE in it: drop it")
+            raise DecodeError("expected a memory of plain text, got one with ilcp.MEMORY_HERE in it: drop it")
         if memory.text is None:
             memory.checked_vectors(self._hidden, self._embedding_norm)
         if parsed.literals and holds_control(self.tokenizer, line(parsed.literals)):
@@ -168,7 +169,7 @@ class Receiver:
 
         Args:
             message: a message, a memory, or a sequence of them for one prompt, in order; None for nothing.
-            question: a text, or chat messages in which ``ilcp.prompt.MEMORY_HERE`` marks the place of each memory.
+            question: a text, or chat messages in which ``ilcp.MEMORY_HERE`` marks the place of each memory.
             context: text in place of each memory, to be read in full.
             max_new_tokens: at most so many tokens are answered.
             cache: keys and values of this same prompt's first tokens (see ``prefill``); it is copied, never changed.
@@ -178,7 +179,7 @@ class Receiver:
 
         Raises:
             EncodeError: both a message and a context were given, the prompt leaves no room for an answer, it cannot be
-                made (see ``ilcp.prompt.pieces``), an option is not the caller's or refused by transformers, or the
+                made (see ``ilcp.models.prompt``), an option is not the caller's or refused by transformers, or the
                 cache is not this prompt's.
             DecodeError, IdentityError: as ``decode``.
         """
@@ -244,7 +245,7 @@ class Receiver:
 
         ``exact`` says whether greedy decoding gives the answer, because each position is judged after the true
         answer so far: the first difference makes it false either way. With ``end`` the answer is closed as
-        ``ilcp.prompt.answer_ids`` says. If the model ends its answers there (by its ``generation_config``), any other
+        ``answer_ids`` says. If the model ends its answers there (by its ``generation_config``), any other
         of its end tokens counts as well, and ``exact`` is what ``generate`` would answer with room for it.
 
         Raises:
@@ -297,7 +298,7 @@ class Receiver:
         """The embedded prompt, ``"tokens hidden"``: what the receiver pre-fills before its first new token.
 
         Raises:
-            EncodeError: as ``ilcp.prompt.pieces``.
+            EncodeError: as ``ilcp.models.prompt.pieces``.
             DecodeError: a memory is not for this receiver.
         """
         memories = (memory,) if isinstance(memory, Memory) else tuple(memory or ())
@@ -361,7 +362,7 @@ class Receiver:
 
 
 def _with_literals(question: str | Chat, memories: Sequence[Memory | None]) -> tuple[str | Chat, Sequence[str | None]]:
-    """The question and the contexts for ``ilcp.prompt.pieces``, each memory's literals as text right after it."""
+    """The question and the contexts for ``pieces``, each memory's literals as text right after it."""
     contexts = ["" if memory is None else memory.text for memory in memories]
     lines = [line(memory.literals) if memory is not None and memory.literals else "" for memory in memories]
     if not any(lines):

@@ -13,15 +13,17 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ilcp.capture import Capture, recording
-from ilcp.codec import Codec
-from ilcp.context import Context, capture_batch, check_ids, padded_ids, read_ids, read_outputs, window_tokens
+from ilcp.codec.context import Context
+from ilcp.codec.protocols import Codec
 from ilcp.errors import EncodeError
-from ilcp.families import require_sender, require_tokenizer
-from ilcp.identity import check_same, identify
-from ilcp.keys import Key
-from ilcp.literals import chosen
+from ilcp.identity import check_same
 from ilcp.message import Message, Seal
+from ilcp.message.keys import Key
+from ilcp.message.literals import chosen
+from ilcp.models.capture import Capture, recording
+from ilcp.models.fingerprint import identify
+from ilcp.models.reading import capture_batch, check_ids, padded_ids, read_ids, read_outputs, window_tokens
+from ilcp.models.support import require_sender, require_tokenizer
 
 __all__ = ["Sender"]
 
@@ -38,7 +40,7 @@ class Sender:
             evaluation mode and used, its weights never change.
         tokenizer: the model's tokenizer.
         codec: trained for this sender.
-        key: 16 to 64 bytes shared with the receiver, or an ``ilcp.keys.KeyRing``, whose current one counts; messages
+        key: 16 to 64 bytes shared with the receiver, or an ``ilcp.KeyRing``, whose current one counts; messages
             are then sealed (127 bytes in place of 100). May be assigned later, to rotate.
         ttl_s: how long a sealed message is valid, in seconds.
 
@@ -74,7 +76,7 @@ class Sender:
                 paid: a capture, or the outputs of its own finished ``forward`` or ``generate`` call with hidden states.
             payload_bytes: a shorter prefix of the same latent; None for the codec's own length.
             literals: exact strings to travel beside the latent, each once, in this order; "auto" picks the text's
-                codes, numbers, dates, ids, e-mails, URLs and paths by the rules of ``ilcp.literals``, and none where
+                codes, numbers, dates, ids, e-mails, URLs and paths by the rules of ``message.literals``, and none where
                 there are none. They need not occur in the source. Each costs its bytes and about one more.
 
         Raises:

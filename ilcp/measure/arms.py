@@ -26,13 +26,12 @@ from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import Any
 
-from ilcp import literals
-from ilcp.codec import Codec
-from ilcp.context import Context
+from ilcp.codec.context import Context
+from ilcp.codec.memory import Memory
+from ilcp.codec.protocols import Codec
 from ilcp.errors import EncodeError
 from ilcp.handoff import Receiver, Sender
-from ilcp.memory import Memory
-from ilcp.message import CODEC_ID_BYTES, Message
+from ilcp.message import CODEC_ID_BYTES, Message, literals
 from ilcp.tasks.cases import Case
 
 __all__ = ["Told", "Way", "ways"]

@@ -11,7 +11,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from ilcp.context import window_tokens
+from ilcp.codec.memory import Memory
 from ilcp.errors import EncodeError
 from ilcp.handoff import Receiver, Sender
 from ilcp.identity import digest
@@ -19,7 +19,7 @@ from ilcp.measure.figures import Computed, Measured, figure_from_dict
 from ilcp.measure.flops import model_sizes, prefill_flops
 from ilcp.measure.payload import kv_cache, payload
 from ilcp.measure.timing import Bench, fits, torch_threads
-from ilcp.memory import Memory
+from ilcp.models.reading import window_tokens
 
 __all__ = ["Cost", "FanOut", "Point", "break_even", "cost", "fan_out"]
 

@@ -14,12 +14,12 @@ that it can state. ``Case.retelling`` says how, and what each hop adds of its ow
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 
-from ilcp.codec import Codec
-from ilcp.context import Context
+from ilcp.codec.context import Context
+from ilcp.codec.memory import Memory
+from ilcp.codec.protocols import Codec
 from ilcp.errors import EncodeError
 from ilcp.handoff import Receiver, Sender
 from ilcp.measure.arms import Told, Way
-from ilcp.memory import Memory
 from ilcp.message import Message
 from ilcp.tasks.cases import Case, Retelling
 

@@ -6,9 +6,9 @@ from typing import Any
 import zstandard
 
 from ilcp.errors import EncodeError
-from ilcp.keys import Key
 from ilcp.measure.figures import Computed, Measured
 from ilcp.message import describe
+from ilcp.message.keys import Key
 
 __all__ = ["Payload", "kv_cache", "payload"]
 

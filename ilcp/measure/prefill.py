@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from ilcp.errors import EncodeError
-from ilcp.forward import embed
 from ilcp.handoff import Receiver
-from ilcp.prompt import layout, text_ids
+from ilcp.models.forward import embed
+from ilcp.models.prompt import layout, text_ids
 
 __all__ = ["CachedText", "Prefill", "cache_text"]
 

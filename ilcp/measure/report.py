@@ -20,11 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ilcp.errors import EncodeError
+from ilcp.evidence import Proof
 from ilcp.measure.bootstrap import Bootstrap
 from ilcp.measure.cost import Cost, FanOut
 from ilcp.measure.figures import Citation, Computed, Measured
 from ilcp.measure.items import Arm, Items
-from ilcp.proof import Proof
 
 __all__ = ["FORMAT", "Report"]
 

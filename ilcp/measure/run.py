@@ -10,8 +10,8 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from ilcp.codec import Codec, codec_class
-from ilcp.context import window_tokens
+from ilcp.codec.protocols import Codec
+from ilcp.codec.registry import codec_class
 from ilcp.errors import DecodeError, EncodeError
 from ilcp.handoff import Receiver, Sender
 from ilcp.measure.arms import Told, Way, ways
@@ -20,7 +20,8 @@ from ilcp.measure.figures import provenance
 from ilcp.measure.hops import hop_ways
 from ilcp.measure.items import DECIMALS, Arm, Items
 from ilcp.measure.report import Report, plain
-from ilcp.prompt import answer_ids, text_ids
+from ilcp.models.prompt import answer_ids, text_ids
+from ilcp.models.reading import window_tokens
 from ilcp.tasks.cases import Case, Question
 
 __all__ = ["equal_texts", "load_report", "run", "save_report"]

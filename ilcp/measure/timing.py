@@ -21,14 +21,14 @@ from typing import Any
 import torch
 from rich.progress import track
 
-from ilcp.context import OVERLAP_SHARE, window_tokens
+from ilcp.codec.memory import Memory
 from ilcp.errors import EncodeError
 from ilcp.handoff import Receiver, Sender
 from ilcp.measure.flops import count_flops, eager_attention
 from ilcp.measure.prefill import Prefill, cache_text
-from ilcp.memory import Memory
 from ilcp.message import Message
-from ilcp.prompt import layout, text_ids
+from ilcp.models.prompt import layout, text_ids
+from ilcp.models.reading import OVERLAP_SHARE, window_tokens
 
 __all__ = ["Bench", "as_many_tokens", "fits", "torch_threads"]
 

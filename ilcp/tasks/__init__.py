@@ -8,6 +8,6 @@
 
 from ilcp.tasks.case_files import UNKNOWN, case_files
 from ilcp.tasks.cases import Case, Question, read_jsonl, thin
-from ilcp.tasks.named import Task, task
+from ilcp.tasks.load import Task, task
 
 __all__ = ["UNKNOWN", "Case", "Question", "Task", "case_files", "read_jsonl", "task", "thin"]

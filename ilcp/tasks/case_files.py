@@ -29,8 +29,8 @@ from ilcp.tasks.dossier import (
     SITE_SENTENCES,
     Attribute,
 )
-from ilcp.tasks.record import UNKNOWN, DossierRecord
-from ilcp.tasks.retelling import DossierRetelling, state
+from ilcp.tasks.fact_code import UNKNOWN, DossierRecord
+from ilcp.tasks.rewrite import DossierRetelling, state
 
 __all__ = ["KINDS", "PRESENT", "SPLITS", "TOPICS", "UNKNOWN", "case_files", "compose"]
 

@@ -9,11 +9,11 @@ It knows a network only by ``Network``: states in, memory and a rate out.
 """
 
 from ilcp.training.batch import Models
+from ilcp.training.hyperparameters import Recipe
 from ilcp.training.loop import Result, train
 from ilcp.training.objective import Network, calibrate
 from ilcp.training.phrasebook import Phrasebook, write_phrasebook
 from ilcp.training.reader import StateStore
-from ilcp.training.recipe import Recipe
 
 __all__ = [
     "Models",

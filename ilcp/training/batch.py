@@ -14,13 +14,13 @@ from typing import Any
 
 from torch import nn
 
-from ilcp.context import window_tokens
 from ilcp.errors import EncodeError
-from ilcp.literals import auto, line
-from ilcp.parallel import mine
-from ilcp.prompt import Layout, answer_ids, layout, pieces, text_ids
+from ilcp.message.literals import auto, line
+from ilcp.models.prompt import Layout, answer_ids, layout, pieces, text_ids
+from ilcp.models.reading import window_tokens
+from ilcp.nn.distributed import mine
 from ilcp.tasks.cases import Case, Question
-from ilcp.training.recipe import Recipe
+from ilcp.training.hyperparameters import Recipe
 
 __all__ = ["Batch", "Batcher", "Models", "Row", "check_room", "frozen"]
 

@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from ilcp.codec import Codec, measured
+from ilcp.codec.folder import measured
+from ilcp.codec.protocols import Codec
 from ilcp.measure import Report
 
 __all__ = ["write_card"]

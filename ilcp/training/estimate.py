@@ -11,8 +11,8 @@ import torch
 
 from ilcp.errors import EncodeError
 from ilcp.training.batch import Models
+from ilcp.training.hyperparameters import Recipe
 from ilcp.training.reader import StateStore
-from ilcp.training.recipe import Recipe
 
 __all__ = ["Estimate", "estimate"]
 

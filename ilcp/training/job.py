@@ -20,29 +20,32 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from ilcp.adapter import ADAPTER, new_adapter, save_adapter
-from ilcp.codec import CONFIG, Codec, codec_class, load, save
+from ilcp.codec.folder import ADAPTER, CONFIG, load, save
+from ilcp.codec.protocols import Codec
+from ilcp.codec.registry import codec_class
 from ilcp.errors import EncodeError
-from ilcp.families import require_receiver, require_sender
 from ilcp.files import write_whole
 from ilcp.handoff import Receiver, Sender
-from ilcp.identity import ModelIdentity, digest, identify
+from ilcp.identity import ModelIdentity, digest
 from ilcp.measure import Report, equal_texts, run
-from ilcp.models import load_model
-from ilcp.parallel import agree, is_main, join, same_everywhere, total, world
+from ilcp.models.adapter import new_adapter, save_adapter
+from ilcp.models.fingerprint import identify
+from ilcp.models.loading import load_model
+from ilcp.models.support import require_receiver, require_sender
+from ilcp.nn.distributed import agree, is_main, join, same_everywhere, total, world
 from ilcp.tasks.cases import Case, read_jsonl
 from ilcp.training.batch import Models, check_room, frozen
 from ilcp.training.card import write_card
+from ilcp.training.config import Plan, read_plan, refuse_unknown
 from ilcp.training.data import Shuffled, Split, merged, split
 from ilcp.training.estimate import estimate
+from ilcp.training.hyperparameters import Recipe
 from ilcp.training.log import CURVE, LOG, flat
 from ilcp.training.loop import CHECKPOINT, Result
 from ilcp.training.loop import train as fit
 from ilcp.training.objective import calibrate
-from ilcp.training.plan import Plan, read_plan, refuse_unknown
 from ilcp.training.precision import in_bfloat16
 from ilcp.training.reader import Reader, StateStore
-from ilcp.training.recipe import Recipe
 from ilcp.training.selfstudy import study
 from ilcp.training.validation import Validator
 
@@ -73,7 +76,7 @@ def train(recipe: str | Path | None = None, *, resume: bool = False, **changes: 
     >>> codec = ilcp.train(sender="model-a", receiver="model-b", data="cases.jsonl", out="my-codec")  # doctest: +SKIP
 
     Args:
-        recipe: a TOML file; see ``ilcp.training.plan``.
+        recipe: a TOML file; see ``ilcp.training.config``.
         resume: goes on with what an earlier call left beside ``out``.
         changes: fields of ``Plan`` (``sender``, ``receiver``, ``data`` or ``self_study=True``, ``out``, ...), ``steps``
             and ``minutes``; they go before the file.

@@ -19,15 +19,15 @@ from safetensors import SafetensorError
 from torch import nn
 
 from ilcp.errors import EncodeError, Interrupted
-from ilcp.parallel import agree, average_gradients, is_main, total, world
+from ilcp.nn.distributed import agree, average_gradients, is_main, total, world
 from ilcp.tasks.cases import Case
 from ilcp.training.batch import Batch, Batcher, Models, frozen
 from ilcp.training.clock import Clock
+from ilcp.training.hyperparameters import Recipe
 from ilcp.training.log import Log
 from ilcp.training.objective import Objective
 from ilcp.training.phrasebook import Phrasebook
 from ilcp.training.reader import Reader, StateStore
-from ilcp.training.recipe import Recipe
 from ilcp.training.validation import Validation, Validator
 
 __all__ = ["CHECKPOINT", "Result", "train"]

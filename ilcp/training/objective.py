@@ -9,7 +9,7 @@
          + alignment_weight * the share of the phrasebook's memory that is missing from the network's
          + blank_share * KL(receiver with nothing || receiver with a payload no sender made), on so many contexts
 
-Every mean is over what all processes have together; see ``ilcp.parallel``.
+Every mean is over what all processes have together; see ``ilcp.nn.distributed``.
 """
 
 import random
@@ -22,16 +22,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ilcp.errors import EncodeError
-from ilcp.forward import PADDING, embed
-from ilcp.parallel import rank, total, world
-from ilcp.spread import whitening
+from ilcp.models.forward import PADDING, embed
+from ilcp.nn.distributed import rank, total, world
+from ilcp.nn.whitening import whitening
 from ilcp.tasks.cases import Case
 from ilcp.training.batch import Batch, Batcher, Models, Row
 from ilcp.training.clock import Clock
+from ilcp.training.hyperparameters import Recipe
 from ilcp.training.packed import memory_logits, text_logits
 from ilcp.training.precision import precision
 from ilcp.training.reader import Reader
-from ilcp.training.recipe import Recipe
 
 if TYPE_CHECKING:
     from ilcp.training.phrasebook import Phrasebook

@@ -16,9 +16,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ilcp.families import forward_takes
-from ilcp.forward import PADDING, answer_logits, block_mask, embed
-from ilcp.prompt import text_ids
+from ilcp.models.forward import PADDING, answer_logits, block_mask, embed
+from ilcp.models.prompt import text_ids
+from ilcp.models.support import forward_takes
 from ilcp.training.batch import Models, Row
 
 __all__ = ["memory_logits", "text_logits"]

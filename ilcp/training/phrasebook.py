@@ -21,12 +21,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ilcp.errors import EncodeError
-from ilcp.forward import PADDING, embed
-from ilcp.prompt import answer_ids
+from ilcp.models.forward import PADDING, embed
+from ilcp.models.prompt import answer_ids
 from ilcp.training.batch import Batch, Models, frozen
+from ilcp.training.hyperparameters import Recipe
 from ilcp.training.packed import memory_logits
 from ilcp.training.precision import precision
-from ilcp.training.recipe import Recipe
 
 __all__ = ["Phrasebook", "write_phrasebook"]
 

@@ -5,7 +5,7 @@ from functools import cache
 
 import torch
 
-from ilcp.training.recipe import Recipe
+from ilcp.training.hyperparameters import Recipe
 
 __all__ = ["faster_in_bfloat16", "in_bfloat16", "precision"]
 

@@ -22,12 +22,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from ilcp.context import capture_batch, padded_ids, read_ids, window_tokens
-from ilcp.identity import digest, identify
-from ilcp.parallel import mine, total
+from ilcp.identity import digest
+from ilcp.models.fingerprint import identify
+from ilcp.models.reading import capture_batch, padded_ids, read_ids, window_tokens
+from ilcp.nn.distributed import mine, total
 from ilcp.training.batch import Models
+from ilcp.training.hyperparameters import Recipe
 from ilcp.training.precision import in_bfloat16, precision
-from ilcp.training.recipe import Recipe
 
 __all__ = ["Reader", "StateStore"]
 

@@ -20,12 +20,12 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
-from ilcp.context import window_tokens
 from ilcp.errors import EncodeError
 from ilcp.files import write_whole
-from ilcp.forward import embed, pad_left
-from ilcp.parallel import is_main, total
-from ilcp.prompt import text_ids
+from ilcp.models.forward import embed, pad_left
+from ilcp.models.prompt import text_ids
+from ilcp.models.reading import window_tokens
+from ilcp.nn.distributed import is_main, total
 from ilcp.tasks.cases import Case, read_jsonl
 from ilcp.training.batch import Models
 

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from ilcp.errors import EncodeError
-from ilcp.forward import answer_scores
+from ilcp.models.forward import answer_scores
 from ilcp.tasks.cases import Case
 from ilcp.training.batch import Batcher, Models, Row, check_room
+from ilcp.training.hyperparameters import Recipe
 from ilcp.training.packed import memory_logits, text_logits
 from ilcp.training.precision import precision
 from ilcp.training.reader import Reader
-from ilcp.training.recipe import Recipe
 
 __all__ = ["Validation", "Validator"]
 

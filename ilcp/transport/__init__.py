@@ -36,6 +36,7 @@ from contextlib import asynccontextmanager, contextmanager
 from importlib import import_module
 from urllib.parse import urlsplit
 
+from ilcp.transport.backend import MEDIA_TYPE, Link, Settings
 from ilcp.transport.capabilities import Capabilities, Choice, choose
 from ilcp.transport.connection import AsyncConnection, AsyncDelivery, Connection, Delivery, Loop, Receipt
 from ilcp.transport.errors import (
@@ -49,7 +50,6 @@ from ilcp.transport.errors import (
     RefusedError,
     UnreachableError,
 )
-from ilcp.transport.link import MEDIA_TYPE, Link, Settings
 
 __all__ = [
     "MEDIA_TYPE",

@@ -14,9 +14,10 @@ from dataclasses import asdict, dataclass
 from typing import Self
 
 from ilcp.errors import DecodeError
-from ilcp.message import CODEC_ID_BYTES, VERSION
+from ilcp.message import CODEC_ID_BYTES
+from ilcp.message.format import VERSION
+from ilcp.transport.backend import MAX_CAPABILITIES_BYTES
 from ilcp.transport.errors import CapabilityError
-from ilcp.transport.link import MAX_CAPABILITIES_BYTES
 
 __all__ = ["Capabilities", "Choice", "choose"]
 

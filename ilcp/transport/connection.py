@@ -8,11 +8,20 @@ from collections.abc import Coroutine
 from concurrent.futures import CancelledError, Future
 from typing import Any, Literal, NamedTuple, TypeVar
 
-from ilcp.message import BytesLike
+from ilcp.message.format import BytesLike
 from ilcp.transport import telemetry
+from ilcp.transport.backend import (
+    MAX_LEASE_S,
+    Lease,
+    Link,
+    Settings,
+    checked_id,
+    checked_message,
+    checked_name,
+    checked_s,
+)
 from ilcp.transport.capabilities import Capabilities
 from ilcp.transport.errors import AddressError, CapabilityError, LeaseLostError, ProtocolError, UnreachableError
-from ilcp.transport.link import MAX_LEASE_S, Lease, Link, Settings, checked_id, checked_message, checked_name, checked_s
 
 __all__ = ["AsyncConnection", "AsyncDelivery", "Connection", "Delivery", "Loop", "Receipt"]
 

@@ -19,15 +19,8 @@ import httpx
 
 from ilcp.errors import EncodeError
 from ilcp.message import MAX_MESSAGE_BYTES
-from ilcp.transport.errors import (
-    AddressError,
-    FullError,
-    LeaseLostError,
-    ProtocolError,
-    RefusedError,
-    UnreachableError,
-)
-from ilcp.transport.link import (
+from ilcp.transport.api import ATTEMPT_HEADER, ID_HEADER, LEASE_FOR_HEADER, LEASE_HEADER, MAX_WAIT_S, PREFIX
+from ilcp.transport.backend import (
     MAX_CAPABILITIES_BYTES,
     MAX_LEASE_S,
     MEDIA_TYPE,
@@ -37,7 +30,7 @@ from ilcp.transport.link import (
     checked_s,
     checked_token,
 )
-from ilcp.transport.wire import ATTEMPT_HEADER, ID_HEADER, LEASE_FOR_HEADER, LEASE_HEADER, MAX_WAIT_S, PREFIX
+from ilcp.transport.errors import AddressError, FullError, LeaseLostError, ProtocolError, RefusedError, UnreachableError
 
 __all__ = ["HttpLink", "open_http"]
 

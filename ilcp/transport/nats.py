@@ -33,6 +33,7 @@ from nats.js.kv import KeyValue
 from ilcp.errors import IlcpError, TransportError
 from ilcp.message import MAX_MESSAGE_BYTES
 from ilcp.transport import telemetry
+from ilcp.transport.backend import Lease, Settings, is_name
 from ilcp.transport.errors import (
     AddressError,
     FullError,
@@ -41,7 +42,6 @@ from ilcp.transport.errors import (
     RefusedError,
     UnreachableError,
 )
-from ilcp.transport.link import Lease, Settings, is_name
 
 __all__ = ["NatsLink", "open_nats"]
 

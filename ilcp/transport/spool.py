@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 from urllib.parse import SplitResult, unquote
 
+from ilcp.transport.backend import Lease, Settings
 from ilcp.transport.errors import AddressError, LeaseLostError, UnreachableError
-from ilcp.transport.link import Lease, Settings
 from ilcp.transport.store import Store
 
 __all__ = ["StoreLink", "open_memory", "open_spool", "spool_file"]

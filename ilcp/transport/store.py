@@ -27,8 +27,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from ilcp.transport.backend import Lease, is_name
 from ilcp.transport.errors import CorruptError, FullError, LeaseLostError, UnreachableError
-from ilcp.transport.link import Lease, is_name
 
 __all__ = ["Store"]
 

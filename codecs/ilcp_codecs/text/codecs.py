@@ -16,13 +16,13 @@ from typing import Any, Self
 
 import zstandard
 
-from ilcp.codec import CodecSpec, Trained
-from ilcp.context import Context
+from ilcp.codec.context import Context
+from ilcp.codec.memory import Memory
+from ilcp.codec.spec import CodecSpec, Trained
 from ilcp.errors import DecodeError, EncodeError, IdentityError
+from ilcp.evidence import Proof
 from ilcp.identity import ANY, ModelIdentity
-from ilcp.memory import Memory
 from ilcp.message import MAX_PAYLOAD_BYTES
-from ilcp.proof import Proof
 
 __all__ = ["HeadCodec", "PlainCodec", "TailCodec", "ZstdCodec"]
 

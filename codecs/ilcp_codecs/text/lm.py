@@ -25,12 +25,13 @@ from typing import Any, Self
 import numpy as np
 import torch
 
-from ilcp.codec import CodecSpec, Trained
-from ilcp.context import window_tokens
+from ilcp.codec.spec import CodecSpec, Trained
 from ilcp.errors import DecodeError, EncodeError
-from ilcp.identity import check_same, identify
+from ilcp.identity import check_same
 from ilcp.message import MAX_PAYLOAD_BYTES
-from ilcp.prompt import layout
+from ilcp.models.fingerprint import identify
+from ilcp.models.prompt import layout
+from ilcp.models.reading import window_tokens
 from ilcp_codecs.text import range_code
 from ilcp_codecs.text.codecs import TextCodec
 from ilcp_codecs.text.range_code import Probabilities

@@ -17,7 +17,7 @@ import torch
 from einops import rearrange, reduce, repeat
 from torch import Tensor, nn
 
-from ilcp.parallel import SyncedNorm, drawn
+from ilcp.nn.distributed import SyncedNorm, drawn
 from ilcp_codecs.vae.config import VaeConfig
 
 __all__ = ["Bottleneck", "dequantise", "quantise"]

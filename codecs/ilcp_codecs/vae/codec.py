@@ -11,13 +11,15 @@ from einops import rearrange
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ilcp.codec import CodecSpec, HubCodec, Trained
-from ilcp.context import Context
+from ilcp.codec.context import Context
+from ilcp.codec.folder import HubCodec
+from ilcp.codec.memory import Memory
+from ilcp.codec.spec import CodecSpec, Trained
 from ilcp.errors import DecodeError, EncodeError, IdentityError
-from ilcp.identity import ModelIdentity, weights_digest
-from ilcp.memory import Memory
-from ilcp.parallel import drawn, rank, world
-from ilcp.proof import Proof
+from ilcp.evidence import Proof
+from ilcp.identity import ModelIdentity
+from ilcp.models.fingerprint import weights_digest
+from ilcp.nn.distributed import drawn, rank, world
 from ilcp_codecs.vae.bottleneck import Bottleneck, dequantise, quantise
 from ilcp_codecs.vae.config import VaeConfig
 from ilcp_codecs.vae.pooler import Pooler

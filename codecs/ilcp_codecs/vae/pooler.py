@@ -20,7 +20,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ilcp.spread import whitening
+from ilcp.nn.whitening import whitening
 from ilcp_codecs.vae.config import VaeConfig
 
 __all__ = ["Pooler"]

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ilcp.errors import EncodeError
-from ilcp.spread import spread
+from ilcp.nn.whitening import spread
 from ilcp_codecs.vae.config import VaeConfig
 
 __all__ = ["Projector"]

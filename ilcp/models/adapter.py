@@ -8,11 +8,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ilcp.codec.folder import ADAPTER
 from ilcp.errors import EncodeError
 
-__all__ = ["ADAPTER", "adapt", "new_adapter", "save_adapter", "unwrapped"]
-
-ADAPTER = "receiver-adapter"  # in the codec's folder
+__all__ = ["adapt", "new_adapter", "save_adapter", "unwrapped"]
 
 
 def new_adapter(model: Any, rank: int) -> Any:

@@ -161,7 +161,7 @@ def _place(chat: list[dict[str, Any]], contexts: Sequence[str | None]) -> list[d
     spoilt = [index for index, context in enumerate(contexts) if context is not None and MEMORY_HERE in context]
     if spoilt:
         raise EncodeError(
-            f"expected contexts that are text, got context {spoilt[0]} with ilcp.prompt.MEMORY_HERE in it: the marker "
+            f"expected contexts that are text, got context {spoilt[0]} with ilcp.MEMORY_HERE in it: the marker "
             "stands in the question only; take it out of the text"
         )
     held = [MEMORY_HERE if context is None else context for context in contexts]
@@ -169,7 +169,7 @@ def _place(chat: list[dict[str, Any]], contexts: Sequence[str | None]) -> list[d
     markers = sum(_content(message).count(MEMORY_HERE) for message in marked)
     if markers and contexts and markers != len(contexts):
         raise EncodeError(
-            f"expected as many markers as memories, got {markers} and {len(contexts)}: put ilcp.prompt.MEMORY_HERE "
+            f"expected as many markers as memories, got {markers} and {len(contexts)}: put ilcp.MEMORY_HERE "
             "once for each memory, or nowhere, so that all of them open the last user's message"
         )
     if markers:
@@ -182,7 +182,7 @@ def _place(chat: list[dict[str, Any]], contexts: Sequence[str | None]) -> list[d
     if asked is None or not isinstance(asked.get("content"), str):
         raise EncodeError(
             "expected chat messages with a text of the user's, where the memory can stand, got "
-            f"{[message.get('role') for message in chat]}: add one, or put ilcp.prompt.MEMORY_HERE into a content"
+            f"{[message.get('role') for message in chat]}: add one, or put ilcp.MEMORY_HERE into a content"
         )
     asked["content"] = GAP.join(part for part in (*held, asked["content"]) if part)
     return [asked]

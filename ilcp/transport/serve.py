@@ -16,9 +16,9 @@ from urllib.parse import urlsplit
 
 import uvicorn
 
+from ilcp.transport.app import endpoint
+from ilcp.transport.backend import Settings
 from ilcp.transport.errors import AddressError, UnreachableError
-from ilcp.transport.link import Settings
-from ilcp.transport.server import endpoint
 from ilcp.transport.spool import StoreLink, open_spool
 
 __all__ = ["serve"]

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ilcp.errors import EncodeError
-from ilcp.families import forward_takes
+from ilcp.models.support import forward_takes
 
 __all__ = ["PADDING", "answer_logits", "answer_scores", "block_mask", "embed", "embedding_norm", "pad_left"]
 

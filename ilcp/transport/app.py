@@ -1,4 +1,4 @@
-"""The HTTP endpoint: a Starlette app in front of a store. `ilcp.transport.wire` says what it answers.
+"""The HTTP endpoint: a Starlette app in front of a store. `ilcp.transport.api` says what it answers.
 
 Nothing of a request is read before its token, its path and its declared length are in order. A request without a length
 is refused (411). Nothing about a message's meaning is checked here.
@@ -20,9 +20,8 @@ from starlette.routing import Route
 
 from ilcp.errors import DecodeError, EncodeError, TransportError
 from ilcp.message import MAX_MESSAGE_BYTES
-from ilcp.transport.capabilities import Capabilities
-from ilcp.transport.errors import AddressError, FullError, LeaseLostError
-from ilcp.transport.link import (
+from ilcp.transport.api import ATTEMPT_HEADER, ID_HEADER, LEASE_FOR_HEADER, LEASE_HEADER, MAX_WAIT_S, PREFIX
+from ilcp.transport.backend import (
     MAX_CAPABILITIES_BYTES,
     MAX_LEASE_S,
     MEDIA_TYPE,
@@ -33,9 +32,10 @@ from ilcp.transport.link import (
     checked_s,
     checked_token,
 )
+from ilcp.transport.capabilities import Capabilities
+from ilcp.transport.errors import AddressError, FullError, LeaseLostError
 from ilcp.transport.spool import StoreLink
 from ilcp.transport.telemetry import logged
-from ilcp.transport.wire import ATTEMPT_HEADER, ID_HEADER, LEASE_FOR_HEADER, LEASE_HEADER, MAX_WAIT_S, PREFIX
 
 __all__ = ["endpoint"]
 

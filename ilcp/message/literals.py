@@ -32,7 +32,7 @@ BETWEEN = " | "
 _BIN_8, _BIN_16, _STR_8, _STR_16 = 0xC4, 0xC5, 0xD9, 0xDA
 _LENGTH_BYTES = {_BIN_8: 1, _BIN_16: 2, _STR_8: 1, _STR_16: 2}
 
-# Control characters and line separators would end the line; the private use area holds ``ilcp.prompt.MEMORY_HERE``.
+# Control characters and line separators would end the line; the private use area holds ``ilcp.MEMORY_HERE``.
 _REFUSED = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ue000-\uf8ff]")
 
 KINDS = {  # the first that matches the whole word counts

@@ -43,7 +43,9 @@ class Recipe:
     free_bits: tuple[float, float] = (0.0, 0.0)  # free at the start and at the end, a straight line between: two equal
     # numbers are free bits, rising ones a capacity schedule
     blank_share: float = 0.125  # contexts that get a payload no sender made; their target is the no-message answer
-    literals_share: float = 0.0  # of the contexts whose literals (``ilcp.literals.auto``) stand beside the memory
+    literals_share: float = (
+        0.0  # of the contexts whose literals (``ilcp.message.literals.auto``) stand beside the memory
+    )
     close_answers: bool = True  # an answer ends with the end-of-sequence token; a continuation does not
     answer_tokens: int = 256  # what is beyond is not learned
     teacher_floor: float = 0.0  # exact match that the receiver must reach with the full text before training starts

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ilcp.adapter import unwrapped
-from ilcp.context import capture_batch
 from ilcp.errors import EncodeError
+from ilcp.models.adapter import unwrapped
+from ilcp.models.reading import capture_batch
 
 __all__ = ["TESTED", "forward_takes", "require_receiver", "require_sender", "require_tokenizer"]
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ilcp.tasks.dossier import ATTRIBUTES, CODE, DISTRACTORS, POOLS, SITE_SENTENCES
-from ilcp.tasks.record import UNKNOWN
+from ilcp.tasks.fact_code import UNKNOWN
 
 __all__ = ["DossierRetelling", "state"]
 

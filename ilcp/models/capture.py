@@ -7,7 +7,7 @@
     capture.rows                 # one Context per row: states "layers tokens hidden", and the tokens as text
 
 Every call of the backbone is one piece: ids and mask ``"rows tokens"``, states ``"rows layers tokens hidden"``
-(``ilcp.turn`` says which pieces belong together).
+(``ilcp.models.calls`` says which pieces belong together).
 
 What was never fed back is not here: the last token of a generation, for one, has no states.
 
@@ -26,10 +26,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ilcp.adapter import unwrapped
-from ilcp.context import Context, Writer, reading_part, tapped
+from ilcp.codec.context import Context
 from ilcp.errors import EncodeError
-from ilcp.turn import UNKNOWN, Piece, Turn, begins, new_turn
+from ilcp.models.adapter import unwrapped
+from ilcp.models.calls import UNKNOWN, Piece, Turn, begins, new_turn
+from ilcp.models.reading import Writer, reading_part, tapped
 
 __all__ = ["Capture", "recording"]
 

@@ -1,171 +1,38 @@
-"""The codec seam: what every method of handing context over looks like from outside.
+"""A codec's folder, on disk or on a hub: saved, loaded, and given the evidence that was measured of it.
 
-::
-
-    Context --encode--> payload (bytes) --decode--> Memory
-
-A codec is a folder, on disk or on a hub: ``config.json`` (which codec, its spec, whom it was trained for, how),
-``model.safetensors`` (weights, where it has any), ``README.md`` (a card for people) and, where the receiver was adapted
-to it, ``receiver-adapter``. Nothing in it is code, and nothing in it is a pickle. Codecs are found through the
-entry-point group ``ilcp.codecs``; the built-in ones use that same door.
+It holds ``config.json`` (which codec, its spec, whom it was trained for, how), ``model.safetensors`` (weights, where it
+has any), ``README.md`` (a card for people) and, where the receiver was adapted to it, ``receiver-adapter``. Nothing in
+it is code, and nothing in it is a pickle.
 """
 
 import json
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from importlib import metadata
+from dataclasses import asdict, fields
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import Any, Literal, Protocol, Self, runtime_checkable
+from typing import Any, Self
 
 from huggingface_hub import ModelHubMixin, snapshot_download
 from safetensors import SafetensorError
 
-from ilcp.adapter import ADAPTER
-from ilcp.context import Context
+from ilcp.codec.protocols import Codec
+from ilcp.codec.registry import codec_class
+from ilcp.codec.spec import CodecSpec, Trained
 from ilcp.errors import EncodeError, UnprovenError
+from ilcp.evidence import Proof
 from ilcp.files import write_whole
-from ilcp.identity import ModelIdentity, digest
-from ilcp.memory import Memory
-from ilcp.message import CODEC_ID_BYTES, MAX_PAYLOAD_BYTES
-from ilcp.proof import Proof
+from ilcp.identity import ModelIdentity
 
-__all__ = [
-    "Codec",
-    "CodecSpec",
-    "HubCodec",
-    "Trained",
-    "codec_class",
-    "codec_names",
-    "folder_of",
-    "load",
-    "measured",
-    "prove",
-    "save",
-]
+__all__ = ["ADAPTER", "HubCodec", "folder_of", "load", "measured", "prove", "save"]
 
-ENTRY_POINTS = "ilcp.codecs"
 FORMAT = 1  # of config.json; another number is refused
 MEASURED = "## Measured, with its controls"
 CONFIG, CARD = "config.json", "README.md"
+ADAPTER = "receiver-adapter"  # the folder of the receiver's low-rank weights
 EXTRAS = ("*.png", "*.jsonl")  # what a card refers to
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-
-
-@dataclass(frozen=True, slots=True)
-class CodecSpec:
-    """The outside of a codec: its name, what it reads, and how long its payloads are.
-
-    ``payload_bytes`` is the largest payload; ``prefixes`` are the lengths at which a learned payload may be cut
-    (ascending, the last one is ``payload_bytes``), empty where payloads are as long as they come out.
-    """
-
-    name: str
-    payload_bytes: int
-    reads: Literal["states", "text"]
-    prefixes: tuple[int, ...] = ()
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.payload_bytes <= MAX_PAYLOAD_BYTES:
-            raise EncodeError(f"expected payload_bytes from 1 to {MAX_PAYLOAD_BYTES}, got {self.payload_bytes}")
-        if self.reads not in ("states", "text"):
-            raise EncodeError(f"expected a codec to read 'states' or 'text', got {self.reads!r}")
-        if self.prefixes and (sorted(set(self.prefixes)) != list(self.prefixes) or self.prefixes[0] < 1):
-            raise EncodeError(f"expected prefixes in ascending order from 1 byte, got {self.prefixes}")
-        if self.prefixes and self.prefixes[-1] != self.payload_bytes:
-            raise EncodeError(f"expected the last prefix to be payload_bytes={self.payload_bytes}, got {self.prefixes}")
-
-    def length(self, payload_bytes: int | None) -> int:
-        """The payload length that a caller's ``payload_bytes`` means; None is the longest.
-
-        Raises:
-            EncodeError: the codec has no payload of that length.
-        """
-        if payload_bytes is None:
-            return self.payload_bytes
-        allowed = self.prefixes or range(1, self.payload_bytes + 1)
-        if payload_bytes not in allowed:
-            shown = ", ".join(map(str, self.prefixes)) or f"1 to {self.payload_bytes}"
-            raise EncodeError(
-                f"expected payload_bytes to be one of {shown} for codec {self.name!r}, got {payload_bytes}"
-            )
-        return payload_bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Trained:
-    """Whom a codec was trained for, and the digest of what training left in it."""
-
-    sender: ModelIdentity
-    receiver: ModelIdentity
-    weights: str = ""
-
-    def codec_id(self, spec: CodecSpec) -> bytes:
-        """The eight bytes that a message carries: spec, codec weights, sender and receiver in one digest."""
-        outside = json.dumps(asdict(spec), sort_keys=True).encode()
-        return digest(outside, self.weights.encode(), self.sender.digest(), self.receiver.digest())[:CODEC_ID_BYTES]
-
-
-@runtime_checkable
-class Codec(Protocol):
-    """The seam. Encoding is deterministic, decoding needs nothing but the payload, and neither changes the codec.
-
-    ``proof`` is what was measured of it, as found in its folder. A codec that can also say its latent before rounding
-    has ``decode_unrounded(context) -> Memory``, for measuring only.
-    """
-
-    spec: CodecSpec
-    trained: Trained
-    proof: Proof | None
-
-    @property
-    def layers(self) -> tuple[int, ...]:
-        """The sender's layers whose states ``encode`` reads, 0 being the embedding; empty where it reads text."""
-        ...
-
-    def encode(self, context: Context, payload_bytes: int | None = None) -> bytes:
-        """The payload, at most ``payload_bytes`` long (None: the codec's own length).
-
-        Raises:
-            EncodeError: the context has nothing that this codec reads, or there is no payload of that length.
-        """
-        ...
-
-    def decode(self, payload: bytes) -> Memory:
-        """The memory that a payload stands for.
-
-        Raises:
-            DecodeError: the payload has another length, or does not decode.
-        """
-        ...
-
-    def save_files(self, folder: Path) -> dict[str, Any]:
-        """Writes weights into ``folder``; returns what ``load_files`` needs beside them, as JSON."""
-        ...
-
-    @classmethod
-    def load_files(cls, folder: Path, spec: CodecSpec, trained: Trained, settings: Mapping[str, Any]) -> "Codec":
-        """The codec that ``save_files`` wrote."""
-        ...
-
-
-def codec_names() -> tuple[str, ...]:
-    """The names of all installed codecs."""
-    return tuple(sorted({entry.name for entry in metadata.entry_points(group=ENTRY_POINTS)}))
-
-
-def codec_class(name: str) -> Any:
-    """The class of an installed codec.
-
-    Raises:
-        EncodeError: no such codec is installed.
-    """
-    for entry in metadata.entry_points(group=ENTRY_POINTS):
-        if entry.name == name:
-            return entry.load()
-    raise EncodeError(f"expected one of the installed codecs ({', '.join(codec_names()) or 'none'}), got {name!r}")
 
 
 class HubCodec(ModelHubMixin):

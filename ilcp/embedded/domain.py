@@ -12,10 +12,10 @@ from pathlib import Path
 
 import torch
 
-from ilcp.context import window_tokens
 from ilcp.errors import EncodeError
 from ilcp.handoff import Sender
-from ilcp.prompt import layout
+from ilcp.models.prompt import layout
+from ilcp.models.reading import window_tokens
 from ilcp.tasks.dossier import ATTRIBUTES, CODE, JOINS
 
 __all__ = ["Familiarity", "familiarity", "known_questions", "surprise_bits_per_byte"]

@@ -23,9 +23,9 @@ from types import UnionType
 from typing import Any, Literal, get_args, get_origin
 
 from ilcp.errors import EncodeError
-from ilcp.models import DTYPES
+from ilcp.models.loading import DTYPES
 from ilcp.training.data import LEAST
-from ilcp.training.recipe import Recipe
+from ilcp.training.hyperparameters import Recipe
 from ilcp.training.selfstudy import SelfStudy
 
 __all__ = ["Plan", "read_plan", "refuse_unknown"]

@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ilcp.adapter import adapt
-from ilcp.codec import CONFIG, Codec, folder_of, load
+from ilcp.codec.folder import CONFIG, folder_of, load
+from ilcp.codec.protocols import Codec
 from ilcp.errors import EncodeError
 from ilcp.handoff import Receiver, Sender
-from ilcp.keys import Key
-from ilcp.models import load_model
-from ilcp.replay import ReplayCache
+from ilcp.message.keys import Key
+from ilcp.message.replay import ReplayCache
+from ilcp.models.adapter import adapt
+from ilcp.models.loading import load_model
 
 __all__ = ["HERE", "Pair", "load_pair", "load_sender"]
 
@@ -49,7 +50,7 @@ def load_pair(
         codec: a folder written by ``ilcp.save``, or a hub id; None for the embedded codec.
         sender, receiver: folders or hub ids of the models; None for those that the codec was trained with by
             ``ilcp train``, or else for the embedded ones. A receiver that was adapted gets its adapter.
-        key: 16 to 64 bytes, or an ``ilcp.keys.KeyRing``; messages are then sealed (127 bytes) and bare ones refused.
+        key: 16 to 64 bytes, or an ``ilcp.KeyRing``; messages are then sealed (127 bytes) and bare ones refused.
         replay: lets the receiver decode each sealed message once; needs a key.
         allow_unproven: takes a codec whose content gain was not measured, or is not above zero.
         device: of both models; the codec stays on the CPU.

@@ -31,9 +31,9 @@ from hashlib import blake2b
 from pathlib import Path
 from threading import Lock
 
-from ilcp.checks import require_int
 from ilcp.errors import EncodeError, ExpiredError, IlcpError, ReplayCacheError, ReplayError
-from ilcp.message import CLOCK_SKEW_S, MAX_EXPIRES_UNIX_S, Seal
+from ilcp.message.checks import require_int
+from ilcp.message.format import CLOCK_SKEW_S, MAX_EXPIRES_UNIX_S, Seal
 
 __all__ = ["MAX_ENTRIES", "ReplayCache"]
 

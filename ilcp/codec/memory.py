@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ilcp.errors import DecodeError
-from ilcp.literals import check_literals
+from ilcp.message.literals import check_literals
 
 __all__ = ["Memory"]
 

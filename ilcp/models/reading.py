@@ -1,4 +1,4 @@
-"""What goes into a hand-off: the text a sender has read and the states it has computed.
+"""Reads a text with a model and keeps the states of the layers asked for.
 
 Capture, with shapes::
 
@@ -6,7 +6,7 @@ Capture, with shapes::
 
 Layers count as transformers' ``hidden_states`` do: 0 is what enters the first block, k what enters block k, and the
 last is ``last_hidden_state``. Only the layers asked for are kept, each written straight into the result; no logits are
-computed. ``ilcp.capture`` records by the same hooks what a model computes in somebody else's call.
+computed. ``ilcp.models.capture`` records by the same hooks what a model computes in somebody else's call.
 
 A text longer than the model's window is read in overlapping windows; of each overlap the later window keeps the second
 half, so that every token is captured once and (but for the first tokens of the text) with at least that much context.
@@ -14,7 +14,6 @@ half, so that every token is captured once and (but for the first tokens of the 
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from inspect import signature
 from typing import Any
@@ -25,7 +24,6 @@ from torch import Tensor, nn
 from ilcp.errors import EncodeError
 
 __all__ = [
-    "Context",
     "Writer",
     "backbone",
     "capture_batch",
@@ -40,24 +38,6 @@ __all__ = [
 
 OVERLAP_SHARE = 4  # windows overlap by a quarter: half of it is context only, half is kept
 FALLBACK_WINDOW_TOKENS = 2048  # for a configuration that states no limit
-
-
-@dataclass(frozen=True)
-class Context:
-    """What the sender has read and computed.
-
-    ``states`` is ``"layers tokens hidden"`` in the dtype that the model computes in, or None where the codec reads text
-    only; ``text`` is None where only ids or states were given; ``windows`` says in how many passes the text was read.
-    """
-
-    text: str | None = None
-    states: Tensor | None = None
-    windows: int = 1
-
-    @property
-    def tokens(self) -> int:
-        """How many tokens were captured; 0 where no states were."""
-        return 0 if self.states is None else self.states.shape[1]
 
 
 def backbone(model: Any) -> Any:

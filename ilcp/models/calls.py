@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ilcp.context import Writer
 from ilcp.errors import EncodeError
+from ilcp.models.reading import Writer
 
 __all__ = ["UNKNOWN", "Piece", "Turn", "begins", "new_turn"]
 

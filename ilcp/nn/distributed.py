@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ilcp.errors import EncodeError
+from ilcp.nn.device import usable
 
 __all__ = [
     "SyncedNorm",
@@ -30,7 +31,6 @@ __all__ = [
     "rank",
     "same_everywhere",
     "total",
-    "usable",
     "world",
 ]
 
@@ -54,19 +54,6 @@ def join(device: str | None = None) -> torch.device:
         found: torch.device = PartialState(cpu=device == "cpu", timeout=PATIENCE).device
         return found
     return usable(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-
-
-def usable(device: str) -> torch.device:
-    """A device that computes.
-
-    Raises:
-        EncodeError: there is none of that name here.
-    """
-    try:
-        return torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch raises all three
-        first = str(error).splitlines()[0]
-        raise EncodeError(f"expected a device of this machine such as 'cpu', got {device!r}: {first}") from error
 
 
 def world() -> int:

@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ilcp.codec import codec_class
+from ilcp.codec.memory import Memory
+from ilcp.codec.registry import codec_class
+from ilcp.embedded import Pair
 from ilcp.handoff import Receiver
 from ilcp.measure import provenance
 from ilcp.measure import run as measure
-from ilcp.memory import Memory
 from ilcp.message import Message
-from ilcp.pair import Pair
 from ilcp.tasks import Question, case_files
 
 __all__ = ["HOPS", "Demo", "Hop", "Run", "hop_of", "run"]

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from ilcp.errors import DecodeError, EncodeError
-from ilcp.message import MAX_MESSAGE_BYTES, BytesLike, describe
+from ilcp.message import MAX_MESSAGE_BYTES, describe
+from ilcp.message.format import BytesLike
 from ilcp.transport.errors import AddressError
 
 __all__ = [

@@ -22,8 +22,8 @@ threat model of ``ilcp.message``. Which one verified is not told to the sender.
 
 from dataclasses import dataclass
 
-from ilcp.checks import require_bytes
 from ilcp.errors import EncodeError
+from ilcp.message.checks import require_bytes
 
 __all__ = ["MAX_KEYS", "MAX_KEY_BYTES", "MIN_KEY_BYTES", "Key", "KeyRing", "keys_of", "sealing_key"]
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from ilcp.errors import EncodeError
-from ilcp.parallel import usable
+from ilcp.nn.device import usable
 
 __all__ = ["DTYPES", "load_model"]
 

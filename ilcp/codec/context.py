@@ -1,0 +1,25 @@
+"""What goes into a hand-off: the text a sender has read and the states it has computed."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+__all__ = ["Context"]
+
+
+@dataclass(frozen=True)
+class Context:
+    """What the sender has read and computed.
+
+    ``states`` is ``"layers tokens hidden"`` in the dtype that the model computes in, or None where the codec reads text
+    only; ``text`` is None where only ids or states were given; ``windows`` says in how many passes the text was read.
+    """
+
+    text: str | None = None
+    states: Tensor | None = None
+    windows: int = 1
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens were captured; 0 where no states were."""
+        return 0 if self.states is None else self.states.shape[1]

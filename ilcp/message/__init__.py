@@ -1,0 +1,102 @@
+"""The wire format of a hand-off, Message v1. This docstring is the normative specification.
+
+    >>> wire = Message(codec_id=bytes(8), payload=bytes(80)).to_bytes()
+    >>> len(wire), Message.from_bytes(wire).payload == bytes(80)
+    (100, True)
+
+**Layout.** A message is one positional msgpack array, bare or sealed, with literals or not. Integers are big-endian;
+the payload has n bytes, the literals have k. A writer MUST encode every part as this table says, so each message has
+exactly one encoding, but for literals: their text, or any frame that is shorter.
+
+    part            encoding                            bytes, bare    bytes, sealed
+    array header    0x94 bare, 0x96 sealed;                       1                1
+                    0x95, 0x97 with literals
+    version         0x01                                          1                1
+    codec_id        0xc4 0x08, value                          2 + 8            2 + 8
+    payload         0xc4 n, value; n <= 255                   2 + n            2 + n
+                    0xc5 n n, value; n >= 256                 3 + n            3 + n
+    handoff_id      0xc4 0x08, value                              -            2 + 8
+    expires_unix_s  0xce, uint32                                  -            1 + 4
+    literals,       0xa0 | k, text; k <= 31                   1 + k            1 + k
+      where the     0xd9 k, text; 32 <= k <= 255              2 + k            2 + k
+      array header  0xda k k, text; k >= 256                  3 + k            3 + k
+      says so       0xc4 k, frame; k <= 255                   2 + k            2 + k
+                    0xc5 k k, frame; k >= 256                 3 + k            3 + k
+    check           0xc4 0x04, value                          2 + 4                -
+    mac             0xc4 0x10, value                              -           2 + 16
+    total, n = 80, no literals                                  100              127
+
+- `codec_id` names the codec that decodes the payload. `handoff_id` SHOULD be unique: it is idempotency key and nonce.
+- `check` MUST be the unkeyed BLAKE2b, digest size 4, and `mac` the keyed BLAKE2b, digest size 16, no salt and no
+  personalisation, of all bytes that precede the check or mac field: that field's own 2-byte header is not covered.
+- The key has 16 to 64 bytes and MUST NOT be used for anything else.
+- `expires_unix_s` MUST take the 5-byte encoding, so it MUST be at least 2**16: msgpack would shorten a smaller number.
+- `literals` are strings, joined by line feeds (0x0a) to a text in UTF-8. Each occurs once, has a character or more,
+  begins and ends with no space (U+0020), and holds none of U+0000-001F, U+007F-009F, U+2028, U+2029, U+E000-F8FF.
+  The field is the text, or in its place a zstd frame (RFC 8878) without its 4-byte magic number 28 b5 2f fd, but
+  only where the whole field becomes shorter by it. The frame's first byte MUST be 0x20 or 0x60: a single segment that
+  declares its size, no dictionary, no checksum. A writer MAY always write the text; a reader MUST read both.
+
+**Limits.** The payload has 1 to 65535 bytes: bin 16 can state no more, and it is 800 times the usual 80. The literals'
+text has 1 to 1024. So a bare message has 21 to 66583 bytes and a sealed one 48 to 66610. `expires_unix_s` ends
+with uint32, in February 2106. Reading allocates at most 5 times the message plus 32 KiB, and inside zstd 192 KiB.
+
+**Reading.** A reader MUST make these checks in this order and refuse a message that fails one. So it copies nothing
+before 1, hashes nothing before 8, opens nothing unverified, and never allocates what a length merely claims:
+ 1. the argument is bytes, and there are 21 to 66610 of them;
+ 2. byte 0 is an array header, byte 1 is version 1, the array has 4 to 7 fields;
+ 3. the payload header, at byte 12, is bin 8 or bin 16, and the literals header one of the five above;
+ 4. there are as many bytes as kind and headers imply: none missing, none trailing;
+ 5. `payload`, literals as they stand (1 to 1024 bytes) and `expires_unix_s` are within their limits;
+ 6. the fields, encoded again, give the very same bytes: any other msgpack spelling of the same values is refused;
+ 7. the kind is the one asked for: a reader that holds a key MUST refuse a bare message (else whoever strips the seal
+    is believed); one without a key MUST NOT accept a sealed message, though it MAY show it, marked as not verified;
+ 8. the check matches, or the MAC does under one of the keys believed (at most 4), compared in constant time;
+ 9. the literals: the frame declares 1 to 1024 bytes, is whole, ends with the field and is shorter than its text; the
+    text is UTF-8, and each string in it is as above;
+10. now < `expires_unix_s` + 30 by the reader's clock: clocks of one installation may differ by 30 seconds.
+
+**Not checked.** Whether the payload means anything, whether `codec_id` is that of the reader's codec (compare it), and
+replay, or whether `handoff_id` is unique: a reader that minds asks ``ilcp.message.replay``, after all of the above.
+
+**Threat model.** The check finds accidents (one in 2**32 goes unseen) and stops nobody: anyone can compute it.
+The MAC covers every field and shows that a holder of the key wrote them. It does not show
+- *that they are harmless.* Who holds the key steers the receiver: a latent from an untrusted sender is an untrusted
+  prompt that no filter can read, and literals go into it as they are, but for control tokens. A key per trust domain.
+- *which holder wrote them.* The key is shared: a receiver can forge what its sender might have sent.
+- *that nobody else reads them.* Nothing is encrypted: use TLS where the content is confidential.
+- *that they come once*, at all, or in order. Who records a message can deliver it again until it expires, but for a
+  replay cache; and once to each receiver that has a cache of its own.
+- *the time.* Expiry trusts both clocks: who sets the receiver's back prolongs every message. 30 s are given away.
+
+**Evolution.** One version has one layout. A v1 reader MUST refuse any other version, and any other number of fields:
+nothing unknown is skipped, because a reader that drops a field hands on less than was sent, in silence. So a new field,
+trailing or not, takes a new version. A writer MUST write the lowest version that holds what it has to say: old readers
+go on reading what they can. A reader of version 2 MUST read version 1. Golden vectors (``tests/golden``) never change.
+"""
+
+from ilcp.message.format import (
+    CODEC_ID_BYTES,
+    MAX_MESSAGE_BYTES,
+    MAX_PAYLOAD_BYTES,
+    Description,
+    Message,
+    Part,
+    Seal,
+    describe,
+    verified,
+)
+from ilcp.message.keys import KeyRing
+
+__all__ = [
+    "CODEC_ID_BYTES",
+    "MAX_MESSAGE_BYTES",
+    "MAX_PAYLOAD_BYTES",
+    "Description",
+    "KeyRing",
+    "Message",
+    "Part",
+    "Seal",
+    "describe",
+    "verified",
+]

@@ -1,0 +1,1 @@
+"""The two language models of a hand-off: loaded, recognised, read, prompted."""

@@ -1,0 +1,1 @@
+"""What computing needs beside the models: devices, several processes, whitening."""

@@ -1,0 +1,20 @@
+"""The devices that torch can compute on here."""
+
+import torch
+
+from ilcp.errors import EncodeError
+
+__all__ = ["usable"]
+
+
+def usable(device: str) -> torch.device:
+    """A device that computes.
+
+    Raises:
+        EncodeError: there is none of that name here.
+    """
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch raises all three
+        first = str(error).splitlines()[0]
+        raise EncodeError(f"expected a device of this machine such as 'cpu', got {device!r}: {first}") from error
