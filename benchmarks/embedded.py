@@ -42,7 +42,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
 
-    pair = load_pair(args.codec, allow_unproven=True)
+    pair = load_pair(args.codec, allow_unmeasured=True)
     wanted = args.only or PARTS
     if "embedded" in wanted:
         asked = task("case-files", n=args.documents, seed=args.seed)

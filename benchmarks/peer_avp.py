@@ -59,7 +59,7 @@ NOTE = f"""no interpreter with avp at {{python}}: nothing was measured. To make 
 then run this again, or name another with --avp-python (default: {PYTHON})."""
 
 
-class Way(NamedTuple):
+class ArmSpec(NamedTuple):
     """Who reads, who answers, and after how many latent steps."""
 
     source: str
@@ -68,11 +68,11 @@ class Way(NamedTuple):
 
 
 WAYS = {
-    "avp": Way("sender", "sender", 20),
-    "avp_0": Way("sender", "sender", 0),
-    "avp_receiver": Way("receiver", "receiver", 20),
-    "avp_receiver_0": Way("receiver", "receiver", 0),
-    "avp_cross": Way("sender", "receiver", 20),
+    "avp": ArmSpec("sender", "sender", 20),
+    "avp_0": ArmSpec("sender", "sender", 0),
+    "avp_receiver": ArmSpec("receiver", "receiver", 20),
+    "avp_receiver_0": ArmSpec("receiver", "receiver", 0),
+    "avp_cross": ArmSpec("sender", "receiver", 20),
 }
 COLUMNS = ("ilcp", *WAYS)
 FANNED_OUT = ("avp", "avp_receiver")

@@ -213,7 +213,7 @@ class Hop:
             network.projector.scale.fill_(float(rows.square().mean().sqrt()))  # memory as long as an embedding
         codec = VaeCodec.from_network(network.to(machine.device), *(identities[name] for name in sizes))
         self.sender = Sender(made[sizes[0]], tokenizer, codec)
-        self.receiver = Receiver(made[sizes[1]], tokenizer, codec, allow_unproven=True)
+        self.receiver = Receiver(made[sizes[1]], tokenizer, codec, allow_unmeasured=True)
 
 
 class Document:

@@ -44,7 +44,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
 
-    pair = load_pair(args.codec, sender=args.sender, receiver=args.receiver, allow_unproven=True)
+    pair = load_pair(args.codec, sender=args.sender, receiver=args.receiver, allow_unmeasured=True)
     lines = args.stories.read_text(encoding="utf-8").split("\n")
     stories = (json.loads(line)["text"] for line in lines if line.strip())
     cases = [case for text in stories if (case := split(text, args.beginning, args.seen))][: args.n]

@@ -40,7 +40,7 @@ from ilcp.models.loading import load_model
 from ilcp.tasks import Case, case_files
 from ilcp.tasks.case_files import OFFICE, PRESENT, TOPICS, compose
 from ilcp.tasks.dossier import ATTRIBUTES, JOINS
-from ilcp.training import Models, Phrasebook, Recipe, Result, calibrate, train, write_phrasebook
+from ilcp.training import Hyperparameters, Models, Phrasebook, Result, calibrate, train, write_phrasebook
 from ilcp.training.batch import Batch, Batcher, frozen
 from ilcp.training.objective import alignment_loss, targets_of
 from ilcp.training.reader import Reader
@@ -114,7 +114,7 @@ def main() -> None:
     models = Models(*load_model(args.sender), *load_model(args.receiver))
     network = VaeNetwork(config_of(models, args))
     print(f"codec: {sum(p.numel() for p in network.parameters()) / 1e6:.2f} M parameters", flush=True)
-    recipe = Recipe(
+    recipe = Hyperparameters(
         steps=args.steps,
         minutes=args.minutes,
         contexts=args.contexts,
@@ -190,7 +190,7 @@ def lead_to_offices(network: VaeNetwork) -> None:
 
 
 def fit_projector(
-    network: VaeNetwork, models: Models, recipe: Recipe, phrasebook: Phrasebook, cases: list[Case]
+    network: VaeNetwork, models: Models, recipe: Hyperparameters, phrasebook: Phrasebook, cases: list[Case]
 ) -> None:
     """A new projector learns to read the codes of an encoder that is trained already."""
     batcher, batches = Batcher(models, recipe), []
@@ -212,12 +212,12 @@ def fit_projector(
 
 def latents(network: VaeNetwork, models: Models, texts: Sequence[str]) -> Tensor:
     """``"texts slots dims"``, before it is quantised."""
-    states, mask = Reader(models, network.layers, Recipe(steps=1, bfloat16=False)).states(texts)
+    states, mask = Reader(models, network.layers, Hyperparameters(steps=1, bfloat16=False)).states(texts)
     z: Tensor = network.bottleneck(network.pooler(states, mask))[0]
     return z
 
 
-def make_phrasebook(models: Models, recipe: Recipe, args: argparse.Namespace) -> Phrasebook:
+def make_phrasebook(models: Models, recipe: Hyperparameters, args: argparse.Namespace) -> Phrasebook:
     """The phrasebook of the run's folder, written first where there is none."""
     file = args.out / "phrasebook.safetensors"
     if file.exists():
@@ -231,7 +231,7 @@ def make_phrasebook(models: Models, recipe: Recipe, args: argparse.Namespace) ->
     return phrasebook
 
 
-def phrasebook_batches(models: Models, recipe: Recipe, args: argparse.Namespace, part: int) -> list[Batch]:
+def phrasebook_batches(models: Models, recipe: Hyperparameters, args: argparse.Namespace, part: int) -> list[Batch]:
     """The batches of one of the two parts: first every question, then mostly those about joins and codes."""
     batcher, batches = Batcher(models, recipe), []
     for step in range(args.phrasebook_steps[part]):
@@ -278,7 +278,12 @@ def config_of(models: Models, args: argparse.Namespace) -> VaeConfig:
 
 
 def save(
-    network: VaeNetwork, models: Models, recipe: Recipe, result: Result, args: argparse.Namespace, began: list[str]
+    network: VaeNetwork,
+    models: Models,
+    recipe: Hyperparameters,
+    result: Result,
+    args: argparse.Namespace,
+    began: list[str],
 ) -> None:
     """The codec's folder: weights, config, card."""
     network.round_to_half()

@@ -31,9 +31,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from ilcp.measure import provenance
 from ilcp.models.forward import PADDING
-from ilcp.nn.distributed import join
+from ilcp.nn.distributed import init_device
 from ilcp.tasks import Case, Question
-from ilcp.training import Models, Recipe, StateStore, calibrate
+from ilcp.training import Hyperparameters, Models, StateStore, calibrate
 from ilcp.training.batch import Batcher, frozen
 from ilcp.training.clock import Clock
 from ilcp.training.objective import Objective
@@ -65,7 +65,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=HERE / "results" / "train-speed.json")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    device = join(args.device)
+    device = init_device(args.device)
     rows = [measured(name, device, args) for name in args.sizes]
     record = {
         "what": "seconds of a training step; random weights and tokens, so only times are measured",
@@ -87,8 +87,12 @@ def measured(name: str, device: torch.device, args: argparse.Namespace) -> dict[
     torch.manual_seed(args.seed)
     models = pair(*SIZES[name], device)
     cases = [case(random.Random(f"{args.seed}/{number}"), number) for number in range(CONTEXTS)]
-    plain = Recipe(steps=1000, contexts=CONTEXTS, questions=QUESTIONS, blank_share=0.0, bfloat16=device.type == "cuda")
-    full = Recipe(steps=1000, contexts=CONTEXTS, questions=QUESTIONS, kl_weight=0.5, bfloat16=device.type == "cuda")
+    plain = Hyperparameters(
+        steps=1000, contexts=CONTEXTS, questions=QUESTIONS, blank_share=0.0, bfloat16=device.type == "cuda"
+    )
+    full = Hyperparameters(
+        steps=1000, contexts=CONTEXTS, questions=QUESTIONS, kl_weight=0.5, bfloat16=device.type == "cuda"
+    )
     network = VaeCodec.untrained(models.sender, models.receiver, {}).to(device)
     calibrate(network, models, cases, plain)
     with tempfile.TemporaryDirectory() as folder, frozen(models):
@@ -147,7 +151,7 @@ def case(rng: random.Random, number: int) -> Case:
 
 
 def stepped(
-    network: Any, models: Models, cases: list[Case], recipe: Recipe, store: StateStore, repetitions: int
+    network: Any, models: Models, cases: list[Case], recipe: Hyperparameters, store: StateStore, repetitions: int
 ) -> tuple[float, dict[str, float]]:
     """Median seconds of a whole step, and where they go."""
     device = models.receiver.device
@@ -170,7 +174,7 @@ def stepped(
     return timed(step, repetitions, device), clock.shares()
 
 
-def bare_pass(models: Models, network: Any, cases: list[Case], recipe: Recipe) -> None:
+def bare_pass(models: Models, network: Any, cases: list[Case], recipe: Hyperparameters) -> None:
     """The receiver over the packed sequences, forward and back to the memory."""
     batch = Batcher(models, recipe).batch(cases, random.Random(0))
     shape = len(cases), network.config.slots, network.config.receiver_hidden

@@ -40,7 +40,7 @@ from ilcp.tasks import Case
 from ilcp.tasks.case_files import KINDS, TOPICS, compose
 from ilcp.tasks.cases import thin
 from ilcp.tasks.load import PER_KIND as ASKED
-from ilcp.training import Models, Phrasebook, Recipe, calibrate, train
+from ilcp.training import Hyperparameters, Models, Phrasebook, calibrate, train
 from ilcp.training.log import LOG
 from ilcp_codecs.vae import VaeCodec, VaeConfig, VaeNetwork
 from ilcp_codecs.vae.bottleneck import dequantise, quantise
@@ -258,7 +258,7 @@ def main() -> None:
         network, training = trained[key]
         codec = codec_of(variant, network, models, args.seed)
         sender = Sender(models.sender, models.sender_tokenizer, codec)
-        receiver = Receiver(models.receiver, models.receiver_tokenizer, codec, allow_unproven=True)
+        receiver = Receiver(models.receiver, models.receiver_tokenizer, codec, allow_unmeasured=True)
         report = run(sender, receiver, cases, task=TASK, seed=args.test_seed, texts={}, repetitions=0)
         line = {"name": variant.name, "what": variant.what, **training, "figures": plain(figures_of(report))}
         record["variants"].append(line)
@@ -268,12 +268,12 @@ def main() -> None:
         print(row_of(line), flush=True)
 
 
-def recipe_of(args: argparse.Namespace) -> Recipe:
+def recipe_of(args: argparse.Namespace) -> Hyperparameters:
     """The shipped codec's recipe, cut short."""
     shipped = dict(contexts=16, questions=14, per_kind=PER_KIND, learning_rate=2e-3, alignment_weight=2.0)
     warmup = dict(naming_steps=NAMING_STEPS, alignment_steps=ALIGNMENT_STEPS, topics=TOPICS)
     budget = dict(steps=args.steps, minutes=args.minutes, validate_every=150, validation_contexts=24, seed=args.seed)
-    return Recipe(**(shipped | warmup | budget))
+    return Hyperparameters(**(shipped | warmup | budget))
 
 
 def config_of(models: Models) -> VaeConfig:
@@ -291,7 +291,7 @@ def documents(split: str, seed: int, start: int, n: int) -> list[Case]:
 
 
 def trained_network(
-    variant: Variant, models: Models, recipe: Recipe, phrasebook: Phrasebook, folder: Path
+    variant: Variant, models: Models, recipe: Hyperparameters, phrasebook: Phrasebook, folder: Path
 ) -> tuple[VaeNetwork, dict[str, Any]]:
     """The variant's network after training, and what the training was: steps, minutes and the curve."""
     torch.manual_seed(recipe.seed)

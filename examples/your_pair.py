@@ -30,10 +30,10 @@ sizes = {"slots": 20, "dims": 32, "width": 64, "heads": 4, "projector_width": 12
 codec = ilcp.train(
     sender=HERE / "sender", receiver=HERE / "receiver", data=data, out=work / "codec", steps=steps, codec=sizes
 )
-print(f"measured: {codec.proof}")
+print(f"measured: {codec.evidence}")
 
-# 3. The hand-off. Without allow_unproven, a receiver takes only a codec whose message was shown to carry something.
-pair = ilcp.load_pair(work / "codec", allow_unproven=True)
+# 3. The hand-off. Without allow_unmeasured, a receiver takes only a codec whose message was shown to carry something.
+pair = ilcp.load_pair(work / "codec", allow_unmeasured=True)
 document = next(case_files("test", seed=7, n=1, facts=4)).context
 message = pair.sender.encode(document)
 print(f"{len(document.encode())} bytes of text became {len(message)}")

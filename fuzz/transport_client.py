@@ -19,7 +19,7 @@ from ilcp.errors import DecodeError, EncodeError, TransportError
 from ilcp.transport.backend import Settings, checked_name
 from ilcp.transport.capabilities import Capabilities
 from ilcp.transport.connection import AsyncConnection, AsyncDelivery
-from ilcp.transport.http import HttpLink, client_for
+from ilcp.transport.http import HttpBackend, client_for
 
 __all__ = ["LOOP", "NOW_S", "OPERATIONS", "answered", "answered_raw", "check_delivery"]
 
@@ -140,7 +140,7 @@ def answered_raw(data: bytes) -> None:
 
 def _ask(client: httpx.AsyncClient, data: bytes) -> None:
     operation = OPERATIONS[data[0] % len(OPERATIONS) if data else 0]
-    connection = AsyncConnection(HttpLink(client, SETTINGS), "a", SETTINGS)
+    connection = AsyncConnection(HttpBackend(client, SETTINGS), "a", SETTINGS)
     try:
         with contextlib.suppress(TransportError, EncodeError, DecodeError):
             LOOP.run_until_complete(operation(connection))

@@ -15,7 +15,7 @@ from fuzz.transport_client import LOOP, NOW_S, OPERATIONS
 from ilcp.errors import DecodeError, TransportError
 from ilcp.transport.backend import Settings
 from ilcp.transport.connection import AsyncConnection
-from ilcp.transport.nats import SETTLED, TOLD, NatsLink, ReadingClient
+from ilcp.transport.nats import SETTLED, TOLD, NatsBackend, ReadingClient
 
 __all__ = ["delivered"]
 
@@ -57,14 +57,14 @@ class Peer(ReadingClient):
         return await self.request(subject, payload)
 
 
-def _link() -> tuple[Peer, NatsLink]:
+def _link() -> tuple[Peer, NatsBackend]:
     peer = Peer()
     stream = peer.jetstream()
     settled, told = (KeyValue(name, f"KV_{name}", f"$KV.{name}.", stream, True) for name in (SETTLED, TOLD))
-    return peer, NatsLink(peer, stream, (settled, told), SETTINGS)
+    return peer, NatsBackend(peer, stream, (settled, told), SETTINGS)
 
 
-async def _made() -> tuple[Peer, NatsLink]:
+async def _made() -> tuple[Peer, NatsBackend]:
     return _link()
 
 

@@ -14,7 +14,7 @@ from ilcp.errors import DecodeError
 from ilcp.message import MAX_MESSAGE_BYTES, describe
 from ilcp.transport.app import endpoint
 from ilcp.transport.backend import MEDIA_TYPE, Lease
-from ilcp.transport.spool import StoreLink
+from ilcp.transport.spool import StoreBackend
 from ilcp.transport.store import Store
 
 __all__ = ["Here", "Impatient", "asked", "memory_store", "status_of"]
@@ -48,7 +48,7 @@ class Here(Executor):
         return done
 
 
-class Impatient(StoreLink):
+class Impatient(StoreBackend):
     """A store's link that waits for nobody."""
 
     def __init__(self, store: Store) -> None:

@@ -1,22 +1,43 @@
 """The errors of ilcp: one family, and a name for whose fault it is.
 
-``EncodeError`` says that *you* gave something wrong; ``DecodeError`` says that *your peer* did. Every text reads
-*expected ..., got ..., because / what to do*. Any other exception that hostile bytes bring out of ilcp is a bug.
+================== ======================================================== =========================================
+error              whose fault                                              what to do
+================== ======================================================== =========================================
+EncodeError        yours: a text, ids, literals, a prompt or a payload      mend what is to be encoded
+ConfigError        yours: an argument, a model, a recipe or a file          mend the argument or the file
+StorageError       your disk's: full, not writable, or a file is damaged    free space, or choose another place
+TrainingError      the run's: a teacher that cannot read, collapse, NaN     change the data or the recipe
+MissingExtraError  your environment's: a package is not installed           run the pip command in the text
+IdentityError      two parts do not belong together                         load the part that the text names
+UnmeasuredError    a codec was not measured, or carries nothing             measure it, or train it further
+DecodeError        your peer's: bytes that are no message                   mend the sender, or drop the message
+TransportError     the way's: nobody there, no room, a lease that ended     see ``ilcp.transport``
+ReplayCacheError   the replay cache's: it cannot say what is new            mend the cache, and deliver again
+================== ======================================================== =========================================
+
+Texts say what was expected, what came and what to do. Any other exception that hostile bytes bring out of ilcp is a
+bug.
 """
+
+from typing import Self
 
 __all__ = [
     "AuthenticationError",
+    "ConfigError",
     "DecodeError",
     "EncodeError",
     "ExpiredError",
     "IdentityError",
     "IlcpError",
     "Interrupted",
-    "OtherCodecError",
+    "MismatchedCodecError",
+    "MissingExtraError",
     "ReplayCacheError",
     "ReplayError",
+    "StorageError",
+    "TrainingError",
     "TransportError",
-    "UnprovenError",
+    "UnmeasuredError",
 ]
 
 
@@ -25,7 +46,28 @@ class IlcpError(Exception):
 
 
 class EncodeError(IlcpError, ValueError):
-    """The caller gave something that cannot be encoded: mend the argument."""
+    """What the caller gave cannot be encoded: mend the text, ids, literals, prompt or payload."""
+
+
+class ConfigError(IlcpError, ValueError):
+    """An argument, a model, a recipe or a file of the caller's is not what it should be: mend it."""
+
+
+class StorageError(IlcpError):
+    """A file cannot be written, read back or trusted: free space, mend permissions, or choose another place."""
+
+
+class TrainingError(IlcpError):
+    """A training cannot go on: the teacher cannot read, the message carries nothing, or a number is NaN."""
+
+
+class MissingExtraError(IlcpError, ImportError):
+    """A package is not installed; the text gives the pip command that brings it."""
+
+    @classmethod
+    def of(cls, package: str, purpose: str, extra: str) -> Self:
+        """The error for ``package``, which ``ilcp[extra]`` brings, where it is needed ``purpose`` ("to draw plots")."""
+        return cls(f"expected {package} {purpose}, got no such package: pip install 'ilcp[{extra}]'")
 
 
 class DecodeError(IlcpError, ValueError):
@@ -48,11 +90,11 @@ class IdentityError(IlcpError):
     """Two parts of a hand-off do not belong together; the text names the part that differs."""
 
 
-class OtherCodecError(IdentityError, DecodeError):
+class MismatchedCodecError(IdentityError, DecodeError):
     """A message was made by a codec that this receiver does not hold: load the sender's, or drop the message."""
 
 
-class UnprovenError(IlcpError):
+class UnmeasuredError(IlcpError):
     """A codec was not measured, or what was measured says that its message carries nothing."""
 
 

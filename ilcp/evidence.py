@@ -1,21 +1,21 @@
 """What a codec has been shown to be worth: the result that stands in its folder, and that a receiver asks for.
 
 A codec whose message says no more than another case's message is a codec whose receiver makes its answers up. So
-``Receiver`` takes no codec without a ``Proof``, and none whose content gain is not above zero with its interval, unless
-its caller says ``allow_unproven=True``. ``ilcp measure --prove`` writes proofs.
+``Receiver`` takes no codec without ``Evidence``, and none whose content gain is not above zero with its interval,
+unless its caller says ``allow_unmeasured=True``. ``ilcp measure --attach`` writes it.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from ilcp.errors import UnprovenError
+from ilcp.errors import UnmeasuredError
 
-__all__ = ["Proof", "require_proof"]
+__all__ = ["Evidence", "require_evidence"]
 
 
 @dataclass(frozen=True, slots=True)
-class Proof:
+class Evidence:
     """The controls of one measurement: of which codec, on which task, and how the message fared.
 
     ``content_gain`` is the message minus another case's message, with its 95 % interval, in ``unit`` (exact match, or
@@ -44,34 +44,39 @@ class Proof:
         return f"content gain {self.content_gain:.3f} {interval} ({self.unit}: {arms}) on {self.task}, n={self.n}"
 
     @classmethod
-    def from_dict(cls, record: Any) -> "Proof":
-        """The proof that ``dataclasses.asdict`` wrote.
+    def from_dict(cls, record: Any) -> "Evidence":
+        """The evidence that ``dataclasses.asdict`` wrote.
 
         Raises:
-            UnprovenError: a field is missing or unknown.
+            UnmeasuredError: a field is missing or unknown.
         """
         expected = {field.name for field in fields(cls)}
         if not isinstance(record, Mapping) or set(record) != expected:
             found = sorted(record) if isinstance(record, Mapping) else type(record).__name__
-            raise UnprovenError(f"expected a proof with the fields {sorted(expected)}, got {found}: measure again")
+            raise UnmeasuredError(
+                f"expected the evidence with the fields {sorted(expected)}, got {found}: measure again"
+            )
         return cls(**record)
 
 
-def require_proof(proof: Proof | None, codec_id: str) -> None:
+def require_evidence(evidence: Evidence | None, codec_id: str) -> None:
     """Refuses a codec that was not measured, or that was and says nothing.
 
     Raises:
-        UnprovenError: the text says what was measured, and what to do.
+        UnmeasuredError: the text says what was measured, and what to do.
     """
-    way_out = "measure it with 'ilcp measure --prove', or pass allow_unproven=True if you know why"
-    if proof is None:
-        raise UnprovenError(f"expected a codec that was measured against its controls, got one that was not: {way_out}")
-    if proof.codec_id != codec_id:
-        raise UnprovenError(
-            f"expected the proof of codec {codec_id}, got that of {proof.codec_id}: weights or models differ; {way_out}"
+    way_out = "measure it with 'ilcp measure --attach', or pass allow_unmeasured=True if you know why"
+    if evidence is None:
+        raise UnmeasuredError(
+            f"expected a codec that was measured against its controls, got one that was not: {way_out}"
         )
-    if not proof.holds:
-        raise UnprovenError(
-            f"expected a content gain above zero with its interval, got {proof}: the message says no more than another "
-            "case's message; train it further, or pass allow_unproven=True if you know why"
+    if evidence.codec_id != codec_id:
+        raise UnmeasuredError(
+            f"expected the evidence of codec {codec_id}, got that of {evidence.codec_id}: weights or models "
+            f"differ; {way_out}"
+        )
+    if not evidence.holds:
+        raise UnmeasuredError(
+            f"expected a content gain above zero with its interval, got {evidence}: the message says no more than "
+            "another case's message; train it further, or pass allow_unmeasured=True if you know why"
         )

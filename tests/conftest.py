@@ -72,7 +72,7 @@ def small() -> SimpleNamespace:
     codec = VaeCodec.from_network(network, identify(sender, sender_tokenizer), identify(receiver, receiver_tokenizer))
     return SimpleNamespace(
         sender=ilcp.Sender(sender, sender_tokenizer, codec),
-        receiver=ilcp.Receiver(receiver, receiver_tokenizer, codec, allow_unproven=True),
+        receiver=ilcp.Receiver(receiver, receiver_tokenizer, codec, allow_unmeasured=True),
         codec=codec,
     )
 

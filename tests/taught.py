@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from ilcp.tasks import Case, Question
-from ilcp.training import Models, Recipe
+from ilcp.training import Hyperparameters, Models
 from ilcp.training.batch import Batcher
 from ilcp.training.packed import text_logits
 from tests.conftest import make_model, make_tokenizer
@@ -59,7 +59,7 @@ def save_models(models: Models, folder: Path) -> tuple[Path, Path]:
 def _teach(models: Models, steps: int = 120) -> None:
     receiver = models.receiver.train()
     optimizer = torch.optim.AdamW(receiver.parameters(), lr=3e-3)
-    batcher = Batcher(models, Recipe(steps=1, questions=1))
+    batcher = Batcher(models, Hyperparameters(steps=1, questions=1))
     for step in range(steps):
         batch = batcher.batch(cases(32 * step, 32), random.Random(step))
         logits, labels = text_logits(models, batch.rows, _texts(batch.texts, batch.rows))

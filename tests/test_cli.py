@@ -115,7 +115,7 @@ def test_inspect_refuses_garbage(junk: bytes) -> None:
         (("demo", "--ask", "Who?"), "expected --document and --ask together"),
         (("measure", "embedded", "--task", "no-such-file"), "expected a readable file of cases, got no-such-file"),
         (("measure", "no-such-codec"), "expected a codec's folder with a config.json, got no-such-codec"),
-        (("measure", "embedded", "--prove"), "expected a codec's folder to --prove"),
+        (("measure", "embedded", "--attach"), "expected a codec's folder to --attach"),
         (("compare", "no-such-file", "other"), "expected a readable report, got no-such-file"),
     ],
 )
@@ -145,7 +145,7 @@ def test_measure_keeps_draws_proves_and_compares(tmp_path) -> None:
     folder = tmp_path / "codec"
     shutil.copytree(Path(ilcp.__file__).parent / "pair" / "codec", folder)
     options = ("--n", "2", "--repetitions", "0", "--json", str(kept), "--html", str(page), "--png", str(tmp_path))
-    done = run("measure", str(folder), "--task", str(tasks), *options, "--prove")
+    done = run("measure", str(folder), "--task", str(tasks), *options, "--attach")
     assert 0 == done.returncode, done.stderr.decode()
     shown = done.stdout.decode()
     assert shown.startswith("The message carries content")

@@ -45,7 +45,7 @@ class Watching(ilcp.Receiver):
 @pytest.fixture(scope="module")
 def spent(small) -> SimpleNamespace:
     """The cost of the small pair, and the threads before, during and after."""
-    receiver = Watching(small.receiver.model, small.receiver.tokenizer, small.codec, allow_unproven=True)
+    receiver = Watching(small.receiver.model, small.receiver.tokenizer, small.codec, allow_unmeasured=True)
     receiver.threads_seen = set()
     with torch_threads(2):
         found = cost(small.sender, receiver, [*CONTEXTS, LONG], question=QUESTION, n=50)
@@ -224,7 +224,7 @@ def test_any_codec_behind_the_seam_can_be_measured(small, key) -> None:
     """A codec that reads text and counts no operations goes through the same steps, sealed or not."""
     sender = ilcp.Sender(small.sender.model, small.sender.tokenizer, HeadCodec(), key=key)
     model, tokenizer = small.receiver.model, small.receiver.tokenizer
-    receiver = ilcp.Receiver(model, tokenizer, HeadCodec(), key=key, allow_unproven=True)
+    receiver = ilcp.Receiver(model, tokenizer, HeadCodec(), key=key, allow_unmeasured=True)
     bench = Bench(sender, receiver, QUESTION)
     samples, tokens = bench.measure(CONTEXTS[:1], cached=True, progress=False)
     assert {1} == {len(values) for values in samples.values()}

@@ -60,7 +60,7 @@ def version(record_testsuite_property) -> None:
 
 def receiver_of(family: str, dtype: torch.dtype) -> Receiver:
     """A receiver of the family, with a codec that fits every model."""
-    return Receiver(build(family, len(TOKENIZER), dtype), TOKENIZER, PlainCodec(), allow_unproven=True)
+    return Receiver(build(family, len(TOKENIZER), dtype), TOKENIZER, PlainCodec(), allow_unmeasured=True)
 
 
 def spelled(model: Any, text: str) -> Memory:
@@ -272,7 +272,7 @@ def test_what_cannot_receive_is_refused_by_name() -> None:
     ]
     for model, text in refused:
         with pytest.raises(EncodeError, match=text):
-            Receiver(model, TOKENIZER, PlainCodec(), allow_unproven=True)
+            Receiver(model, TOKENIZER, PlainCodec(), allow_unmeasured=True)
     with pytest.raises(EncodeError, match=r"T5ForConditionalGeneration.*pass its encoder \(model.get_encoder\(\)\)"):
         require_sender(t5)
     with pytest.raises(EncodeError, match=r"states that the model reports, got MambaForCausalLM .*layer 0 differ"):
@@ -284,7 +284,7 @@ def test_offloaded_weights_are_refused_by_name() -> None:
     with pytest.raises(
         EncodeError, match=r"LlamaForCausalLM with model\.embed_tokens\.weight on the meta device: it is"
     ):
-        Receiver(build("llama", 300).to("meta"), TOKENIZER, PlainCodec(), allow_unproven=True)
+        Receiver(build("llama", 300).to("meta"), TOKENIZER, PlainCodec(), allow_unmeasured=True)
 
 
 class Blind(LlamaForCausalLM):
@@ -326,7 +326,7 @@ def test_an_untested_family_has_to_pass_the_check(dtype: torch.dtype) -> None:
 def test_a_model_in_peft_counts_as_what_it_wraps() -> None:
     """An adapted Llama receives as a Llama does: memory of real embeddings answers as the text does."""
     adapted = get_peft_model(build("llama", 300), LoraConfig(target_modules=["q_proj"], init_lora_weights=False)).eval()
-    receiver = Receiver(adapted, TOKENIZER, PlainCodec(), allow_unproven=True)
+    receiver = Receiver(adapted, TOKENIZER, PlainCodec(), allow_unmeasured=True)
     memory = spelled(adapted, DOCUMENTS[0])
     row = text_ids(TOKENIZER, DOCUMENTS[0], "Who?")
     assert written(adapted, [row], 8) == [receiver.generate(memory, "Who?", max_new_tokens=8)]
@@ -355,4 +355,4 @@ def test_norms_are_those_of_the_embedding_module() -> None:
 def test_a_missing_tokenizer_is_refused() -> None:
     """None in place of the tokenizer is named, with where to get it."""
     with pytest.raises(EncodeError, match=r"expected the receiver's tokenizer, got None: load it"):
-        Receiver(make_model(300), None, PlainCodec(), allow_unproven=True)
+        Receiver(make_model(300), None, PlainCodec(), allow_unmeasured=True)

@@ -180,11 +180,11 @@ def test_another_tokenizer_template_or_dtype_is_refused_by_name(small) -> None:
 def test_sealed_hops(small) -> None:
     """With one key on both ends messages are sealed; a wrong key, no key, an old one and a bare one are refused."""
     sender = Sender(small.sender.model, small.sender.tokenizer, small.codec, key=KEY)
-    receiver = Receiver(small.receiver.model, small.receiver.tokenizer, small.codec, key=KEY, allow_unproven=True)
+    receiver = Receiver(small.receiver.model, small.receiver.tokenizer, small.codec, key=KEY, allow_unmeasured=True)
     message = sender.encode(SHORT)
     assert len(small.sender.encode(SHORT)) + 27 == len(message)
     assert torch.equal(receiver.decode(message).vectors, small.receiver.decode(small.sender.encode(SHORT)).vectors)
-    wrong = Receiver(small.receiver.model, small.receiver.tokenizer, small.codec, key=b"x" * 32, allow_unproven=True)
+    wrong = Receiver(small.receiver.model, small.receiver.tokenizer, small.codec, key=b"x" * 32, allow_unmeasured=True)
     for end, data in ((wrong, message), (small.receiver, message), (receiver, small.sender.encode(SHORT))):
         with pytest.raises(AuthenticationError):
             end.decode(data)

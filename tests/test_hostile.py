@@ -203,7 +203,7 @@ def test_a_payload_that_authenticates_but_decodes_to_nonsense_is_refused(
     """NaN, infinity, another width and norms out of the band are refused where the message is decoded."""
     sender = small.sender
     end = Receiver(
-        small.receiver.model, small.receiver.tokenizer, Doctored(small.codec, make), key=KEY, allow_unproven=True
+        small.receiver.model, small.receiver.tokenizer, Doctored(small.codec, make), key=KEY, allow_unmeasured=True
     )
     sealed = type(sender)(sender.model, sender.tokenizer, small.codec, key=KEY).encode("Mara owns the ticket.")
     with pytest.raises(DecodeError) as caught:
@@ -216,7 +216,7 @@ def test_norms_just_inside_the_band_are_let_through(small: Any) -> None:
     norm = small.receiver._embedding_norm
     inside = 0.99 * NORM_BAND * norm / 48**0.5
     end = Receiver(
-        small.receiver.model, small.receiver.tokenizer, Doctored(small.codec, _vectors(inside)), allow_unproven=True
+        small.receiver.model, small.receiver.tokenizer, Doctored(small.codec, _vectors(inside)), allow_unmeasured=True
     )
     assert torch.equal(torch.full((2, 48), inside), end.decode(small.sender.encode("Mara owns it.")).vectors)
 

@@ -14,7 +14,7 @@ from transformers import DynamicCache, StaticCache, TextStreamer
 from transformers.cache_utils import DynamicLayer
 
 from ilcp import Memory, Receiver
-from ilcp.errors import DecodeError, EncodeError, IdentityError, UnprovenError
+from ilcp.errors import DecodeError, EncodeError, IdentityError, UnmeasuredError
 from ilcp.message import Message
 from ilcp.models.forward import embed
 from ilcp.models.prompt import MEMORY_HERE, answer_ids, layout, pieces, text_ids
@@ -37,7 +37,7 @@ WAYS = {
 
 def receiver_of(family: str, tokenizer: Any = TOKENIZER, **options: Any) -> Receiver:
     """A random receiver whose codec fits every model."""
-    return Receiver(build(family, len(tokenizer)), tokenizer, PlainCodec(), allow_unproven=True, **options)
+    return Receiver(build(family, len(tokenizer)), tokenizer, PlainCodec(), allow_unmeasured=True, **options)
 
 
 @pytest.fixture(scope="module", params=["llama", "gemma3_text", "gpt2"])
@@ -350,7 +350,7 @@ def test_what_is_no_codec_is_refused(llama) -> None:
     """A name, a path or nothing in place of a codec is named, with how to load one."""
     for codec, shown in (("my-codec", "'my-codec'"), (None, "None"), ([llama.codec, "b"], "'b'"), (5, "int")):
         with pytest.raises(EncodeError, match=rf"expected a codec, got {shown}: load it with ilcp\.load"):
-            Receiver(llama.model, TOKENIZER, codec, allow_unproven=True)
+            Receiver(llama.model, TOKENIZER, codec, allow_unmeasured=True)
 
 
 class Named(PlainCodec):
@@ -366,7 +366,7 @@ def test_several_codecs_serve_one_receiver() -> None:
     model = build("llama", len(TOKENIZER))
     codecs = [Named(weights="a"), Named(weights="b", payload_bytes=80)]
     ids = [codec.trained.codec_id(codec.spec) for codec in codecs]
-    receiver = Receiver(model, TOKENIZER, codecs, allow_unproven=True)
+    receiver = Receiver(model, TOKENIZER, codecs, allow_unmeasured=True)
     assert (codecs[0], tuple(codecs)) == (receiver.codec, receiver.codecs)
     messages = [Message(number, payload).to_bytes() for number, payload in zip(ids, (b"Mara", b"Oslo"), strict=True)]
     assert ["a: Mara", "b: Oslo"] == [receiver.decode(message).text for message in messages]
@@ -376,7 +376,7 @@ def test_several_codecs_serve_one_receiver() -> None:
     ):
         receiver.decode(Message(bytes(8), b"Mara").to_bytes())
     with pytest.raises(IdentityError, match=ids[0].hex()):
-        Receiver(model, TOKENIZER, codecs[:1], allow_unproven=True).decode(messages[1])
+        Receiver(model, TOKENIZER, codecs[:1], allow_unmeasured=True).decode(messages[1])
     with pytest.raises(EncodeError, match="expected a codec or several, got none"):
         Receiver(model, TOKENIZER, [])
 
@@ -386,8 +386,8 @@ def test_each_of_several_codecs_is_checked(small, pair) -> None:
     model, tokenizer, good = pair.receiver.model, pair.receiver.tokenizer, pair.receiver.codec
     assert Receiver(model, tokenizer, [good]).codec is good
     with pytest.raises(IdentityError, match="not trained for this receiver"):
-        Receiver(model, tokenizer, [good, small.codec], allow_unproven=True)
-    with pytest.raises(UnprovenError, match="one that was not"):
+        Receiver(model, tokenizer, [good, small.codec], allow_unmeasured=True)
+    with pytest.raises(UnmeasuredError, match="one that was not"):
         Receiver(model, tokenizer, [good, PlainCodec()])
 
 

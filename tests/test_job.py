@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 import ilcp
 from ilcp.cli import app
-from ilcp.errors import EncodeError, IdentityError, UnprovenError
+from ilcp.errors import EncodeError, IdentityError, UnmeasuredError
 from ilcp.message import describe
 from ilcp.training.log import read_log
 from ilcp.training.loop import CHECKPOINT
@@ -100,7 +100,7 @@ def test_a_trained_codec_is_a_proven_folder(home) -> None:
     assert 60 == record["training"]["steps"] == record["training"]["recipe"]["steps"]
     assert 3 == record["training"]["seed"]
     assert record["training"]["provenance"]["versions"]["torch"]
-    assert home.codec.proof.holds
+    assert home.codec.evidence.holds
     pair = ilcp.load_pair(folder)
     fresh = cases(50_000, 12)
     right = [
@@ -251,17 +251,17 @@ def test_an_adapted_receiver_is_part_of_the_codec(home, tmp_path) -> None:
     assert str(home.root) not in (tmp_path / "codec" / "receiver-adapter" / "adapter_config.json").read_text()
     fresh = make_models()
     with pytest.raises(IdentityError, match="differs in adapters"):
-        ilcp.Receiver(fresh.receiver, fresh.receiver_tokenizer, codec, allow_unproven=True)
+        ilcp.Receiver(fresh.receiver, fresh.receiver_tokenizer, codec, allow_unmeasured=True)
     adapted = ilcp.adapt(fresh.receiver, codec)
-    receiver = ilcp.Receiver(adapted, fresh.receiver_tokenizer, codec, allow_unproven=True)
-    pair = ilcp.load_pair(tmp_path / "codec", allow_unproven=True)
+    receiver = ilcp.Receiver(adapted, fresh.receiver_tokenizer, codec, allow_unmeasured=True)
+    pair = ilcp.load_pair(tmp_path / "codec", allow_unmeasured=True)
     message = pair.sender.encode("Note 1: it was Mara.")
     assert pair.receiver.generate(message, "Who?") == receiver.generate(message, "Who?")
     untouched = make_models()
     assert fresh.receiver_tokenizer.vocab == untouched.receiver_tokenizer.vocab
     assert codec.trained.receiver.weights == home.codec.trained.receiver.weights
     codec.save_pretrained(tmp_path / "copy")
-    again = ilcp.load_pair(tmp_path / "copy", sender=home.sender, receiver=home.receiver, allow_unproven=True)
+    again = ilcp.load_pair(tmp_path / "copy", sender=home.sender, receiver=home.receiver, allow_unmeasured=True)
     assert pair.receiver.generate(message, "Who?") == again.receiver.generate(message, "Who?")
 
 
@@ -288,7 +288,7 @@ def test_a_codec_goes_to_the_hub_and_back(home, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(codec_module, "snapshot_download", lambda name, **_: asked.append(name) or str(published))
     fetched = ilcp.load("me/my-codec")
     assert ["me/my-codec"] == asked
-    assert home.codec.proof == fetched.proof
+    assert home.codec.evidence == fetched.evidence
     assert isinstance(VaeCodec.from_pretrained(published), VaeCodec)
     home.codec.save_pretrained(tmp_path / "saved")
     home.codec.save_pretrained(tmp_path / "saved")  # twice: as transformers' own does
@@ -325,12 +325,12 @@ def test_a_run_that_gets_no_better_ends_early_with_its_best(home, tmp_path) -> N
     log = read_log(tmp_path / "codec.run" / "log.jsonl")
     assert log[-1]["step"] < 400
     assert max(record["recovery"] for record in log) > log[-1]["recovery"]
-    assert codec.proof.holds
+    assert codec.evidence.holds
 
 
 def test_an_unproven_codec_says_so(home, tmp_path) -> None:
     """Three steps make no codec: it is saved with its measurement, and a receiver refuses it."""
     ilcp.train(recipe(home, 1), out=tmp_path / "codec")
-    with pytest.raises(UnprovenError, match="content gain"):
+    with pytest.raises(UnmeasuredError, match="content gain"):
         ilcp.load_pair(tmp_path / "codec")
     assert "NOT PROVEN" in (tmp_path / "codec" / "README.md").read_text()

@@ -196,7 +196,7 @@ def test_sealed_literals_are_covered_by_the_mac_and_not_shown(small: Any) -> Non
     """They travel under the seal; a description counts their bytes and does not say them."""
     key = bytes(range(32))
     sender = Sender(small.sender.model, small.sender.tokenizer, small.codec, key=key)
-    end = Receiver(small.receiver.model, small.receiver.tokenizer, small.codec, key=key, allow_unproven=True)
+    end = Receiver(small.receiver.model, small.receiver.tokenizer, small.codec, key=key, allow_unmeasured=True)
     wire = sender.encode(TEXT, literals="auto")
     assert LITERALS == end.decode(wire).literals
     shown = describe(wire, key=key)

@@ -9,11 +9,11 @@ import torch
 
 import ilcp
 from ilcp.codec.context import Context
-from ilcp.codec.folder import prove
+from ilcp.codec.folder import attach_evidence
 from ilcp.codec.memory import Memory
 from ilcp.codec.spec import CodecSpec, Trained
-from ilcp.errors import DecodeError, EncodeError, UnprovenError
-from ilcp.evidence import Proof
+from ilcp.errors import DecodeError, EncodeError, UnmeasuredError
+from ilcp.evidence import Evidence
 from ilcp.handoff import Receiver, Sender
 from ilcp.identity import ANY
 from ilcp.measure import (
@@ -42,7 +42,7 @@ class Known:
     """A codec whose message is the number of a text that it holds: what it tells is decided by ``texts``."""
 
     layers: tuple[int, ...] = ()
-    proof = None
+    evidence = None
 
     def __init__(self, texts: dict[str, str]):
         self.texts = list(texts.values())
@@ -63,7 +63,7 @@ class Known:
 def measured(pair, codec, cases=CASES, **options) -> Report:
     """A run of the embedded receiver under any codec."""
     sender = Sender(pair.sender.model, pair.sender.tokenizer, codec)
-    receiver = Receiver(pair.receiver.model, pair.receiver.tokenizer, codec, allow_unproven=True)
+    receiver = Receiver(pair.receiver.model, pair.receiver.tokenizer, codec, allow_unmeasured=True)
     return run(sender, receiver, cases, task="known", seed=3, **({"texts": {}, "repetitions": 0} | options))
 
 
@@ -94,7 +94,7 @@ def test_a_codec_that_says_nothing_recovers_zero(pair) -> None:
     assert report.recovery("message").value < 0.15
     assert 0.0 == report.content_gain().value == report.content_gain(of="nats").value
     assert report.verdict().startswith("NOT PROVEN")
-    assert not report.proof().holds
+    assert not report.evidence().holds
 
 
 def test_a_codec_that_leaks_the_answers_prior_has_no_content_gain(pair) -> None:
@@ -226,7 +226,7 @@ def test_an_interrupted_run_is_kept_and_goes_on(pair, tmp_path, monkeypatch) -> 
     assert ["text", "none", "message"] == list(left.arms)
     assert left.verdict().startswith("INCOMPLETE")
     with pytest.raises(EncodeError, match="complete"):
-        left.proof()
+        left.evidence()
     seen.clear()
     monkeypatch.setattr(
         Receiver, "score", lambda self, items, **options: seen.append(1) or real(self, items, **options)
@@ -344,28 +344,28 @@ def test_compare_says_what_changed_and_what_flipped(perfect) -> None:
 
 
 def test_admission(pair, perfect, tmp_path) -> None:
-    """A receiver takes a codec whose proof holds, refuses all others with the figures, and obeys ``allow_unproven``."""
+    """A receiver takes a codec whose evidence holds, refuses others with their figures, obeys ``allow_unmeasured``."""
     folder = tmp_path / "codec"
     codec = ilcp.load(pair.path)
-    codec.proof = None
+    codec.evidence = None
     ilcp.save(codec, folder, card="# A codec\n")
-    with pytest.raises(UnprovenError, match="measured against its controls, got one that was not"):
+    with pytest.raises(UnmeasuredError, match="measured against its controls, got one that was not"):
         ilcp.load_pair(folder)
-    assert ilcp.load_pair(folder, allow_unproven=True)
+    assert ilcp.load_pair(folder, allow_unmeasured=True)
     codec_id = codec.trained.codec_id(codec.spec).hex()
-    held = Proof(codec_id, "a task", 9, 1, "exact match", 0.5, 0.4, 0.6, {"message": 0.9, "other": 0.4}, "abc")
-    prove(folder, held)
-    assert held == ilcp.load(folder).proof
+    held = Evidence(codec_id, "a task", 9, 1, "exact match", 0.5, 0.4, 0.6, {"message": 0.9, "other": 0.4}, "abc")
+    attach_evidence(folder, held)
+    assert held == ilcp.load(folder).evidence
     assert "| other | 0.400 |" in (folder / "README.md").read_text()
     assert ilcp.load_pair(folder)
-    prove(folder, replace(held, content_gain=0.1, low=-0.1, high=0.3))
+    attach_evidence(folder, replace(held, content_gain=0.1, low=-0.1, high=0.3))
     assert 1 == (folder / "README.md").read_text().count("## Measured")
-    with pytest.raises(UnprovenError, match=r"got content gain 0.100 \[-0.100, 0.300\].*other 0.400.*on a task, n=9"):
+    with pytest.raises(UnmeasuredError, match=r"got content gain 0.100 \[-0.100, 0.300\].*other 0.400.*on a task, n=9"):
         ilcp.load_pair(folder)
-    with pytest.raises(UnprovenError, match="got that of"):
-        prove(folder, perfect.proof())
-    with pytest.raises(UnprovenError, match="proof with the fields"):
-        Proof.from_dict({"low": 1})
+    with pytest.raises(UnmeasuredError, match="got that of"):
+        attach_evidence(folder, perfect.evidence())
+    with pytest.raises(UnmeasuredError, match="evidence with the fields"):
+        Evidence.from_dict({"low": 1})
 
 
 def test_the_embedded_message_carries_the_facts(pair) -> None:

@@ -307,7 +307,7 @@ def test_a_receiver_decodes_a_sealed_message_once(small: Any) -> None:
     """With a cache the second decoding is refused, whoever generates; the memory of the first serves on."""
     models = small.receiver.model, small.receiver.tokenizer, small.codec
     ring = KeyRing(OTHER, (KEY,))
-    end = Receiver(*models, key=ring, replay=ReplayCache(), allow_unproven=True)
+    end = Receiver(*models, key=ring, replay=ReplayCache(), allow_unmeasured=True)
     sender = Sender(small.sender.model, small.sender.tokenizer, small.codec, key=KEY)
     message = sender.encode("Mara owns the ticket.")
     memory = end.decode(message)
@@ -317,14 +317,14 @@ def test_a_receiver_decodes_a_sealed_message_once(small: Any) -> None:
             call(message)
     assert end.decode(sender.encode("Mara owns the ticket."))  # another id
     with pytest.raises(EncodeError, match="expected a key beside the replay cache, got none"):
-        Receiver(*models, replay=ReplayCache(), allow_unproven=True)
+        Receiver(*models, replay=ReplayCache(), allow_unmeasured=True)
 
 
 def test_what_a_receiver_refuses_does_not_use_up_its_id(small: Any) -> None:
     """Forged, late and foreign messages leave the cache as it is: mended, the same hand-off is let in."""
     cache, clock = ReplayCache(), [float(NOW)]
     models = small.receiver.model, small.receiver.tokenizer, small.codec
-    end = Receiver(*models, key=KEY, replay=cache, clock=lambda: clock[0], allow_unproven=True)
+    end = Receiver(*models, key=KEY, replay=cache, clock=lambda: clock[0], allow_unmeasured=True)
     payload = small.codec.encode(small.sender.read("Mara owns the ticket."))
     genuine = Message(small.codec.trained.codec_id(small.codec.spec), payload, seal(7))
     foreign = Message(bytes(8), payload, seal(7))
@@ -355,7 +355,7 @@ def test_a_receiver_and_a_sender_rotate_while_they_work(small: Any) -> None:
     """Keys assigned to working ends count from the next message on, and no message of the rotation is lost."""
     models = small.receiver.model, small.receiver.tokenizer, small.codec
     ring = KeyRing(KEY)
-    end = Receiver(*models, key=ring, allow_unproven=True)
+    end = Receiver(*models, key=ring, allow_unmeasured=True)
     sender = Sender(small.sender.model, small.sender.tokenizer, small.codec, key=ring)
     before = sender.encode("Mara owns the ticket.")
     end.key = ring.accepting(OTHER)

@@ -226,13 +226,13 @@ def test_a_dossier_retold_says_its_facts_again() -> None:
     """Notes written from the right answers state every look-up, office and code, each once, and a remark per hop."""
     case = next(case_files("train", seed=9, n=1))
     right = {question.text: question.answer for question in case.questions}
-    notes = case.retelling.notes(right, 2)
+    notes = case.rewrite.notes(right, 2)
     for question in case.questions:
         if question.kind != "absent":
             assert all(notes.lower().count(words.lower()) for _, words in question.facts)
-    assert notes.endswith(case.retelling.aside(2))
-    assert case.retelling.aside(1) == case.retelling.aside(1)
-    nothing = case.retelling.notes(dict.fromkeys(right, "unknown"), 1)
+    assert notes.endswith(case.rewrite.remark(2))
+    assert case.rewrite.remark(1) == case.rewrite.remark(1)
+    nothing = case.rewrite.notes(dict.fromkeys(right, "unknown"), 1)
     assert nothing.count(".") <= 2  # a code that is "unknown", and the remark
 
 

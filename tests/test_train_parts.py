@@ -16,11 +16,11 @@ from ilcp.models.fingerprint import identify
 from ilcp.models.loading import load_model
 from ilcp.nn.distributed import SyncedNorm
 from ilcp.tasks import Case, Question, read_jsonl
-from ilcp.training import Models, Recipe, StateStore, train
+from ilcp.training import Hyperparameters, Models, StateStore, train
 from ilcp.training import selfstudy as selfstudy_module
 from ilcp.training.batch import Batcher
 from ilcp.training.clock import Clock
-from ilcp.training.config import read_plan
+from ilcp.training.config import read_config
 from ilcp.training.data import Shuffled, merged, split
 from ilcp.training.estimate import estimate
 from ilcp.training.objective import Objective, calibrate
@@ -46,9 +46,9 @@ def network() -> VaeNetwork:
     return VaeNetwork(config)
 
 
-def recipe(**changes) -> Recipe:
+def recipe(**changes) -> Hyperparameters:
     """A tiny run."""
-    return Recipe(**(dict(steps=10, questions=1, contexts=8, validation_contexts=8, bfloat16=False) | changes))
+    return Hyperparameters(**(dict(steps=10, questions=1, contexts=8, validation_contexts=8, bfloat16=False) | changes))
 
 
 # ---- data
@@ -237,7 +237,7 @@ def test_a_recipe_file_and_options_make_one_plan(tmp_path) -> None:
     file.write_text(
         'sender="a"\nreceiver="b"\nout="c"\nseed=4\n[self_study]\ntexts=9\n[training]\nsteps=7\n[codec]\nbits=2'
     )
-    plan = read_plan(file, receiver="d", steps=8, codec={"slots": 2})
+    plan = read_config(file, receiver="d", steps=8, codec={"slots": 2})
     assert ("a", "d", Path("c"), 4) == (plan.sender, plan.receiver, plan.out, plan.seed)
     assert 9 == plan.self_study.texts
     assert {"bits": 2, "slots": 2} == dict(plan.codec)
@@ -280,15 +280,15 @@ def test_a_recipe_that_cannot_be_is_refused(tmp_path, text: str, said: str) -> N
     head = "" if "reciever" in text else 'sender="a"\nreceiver="b"\nout="c"\n'
     file.write_text(head + text)
     with pytest.raises(EncodeError, match=said):
-        read_plan(file)
+        read_config(file)
 
 
 def test_what_is_missing_is_named(tmp_path) -> None:
     """Both models and the folder are needed; a recipe that is not there is named."""
     with pytest.raises(EncodeError, match="expected receiver, out in the recipe, got nothing"):
-        read_plan(sender="a", self_study=True)
+        read_config(sender="a", self_study=True)
     with pytest.raises(EncodeError, match=r"readable recipe, got .*none\.toml: no such file"):
-        read_plan(tmp_path / "none.toml")
+        read_config(tmp_path / "none.toml")
 
 
 # ---- models that cannot be used
@@ -391,7 +391,7 @@ def test_a_share_of_the_memories_is_trained_with_its_literals_beside_it(models) 
         identify(models.sender, models.sender_tokenizer),
         identify(models.receiver, models.receiver_tokenizer),
     )
-    receiver = ilcp.Receiver(models.receiver, models.receiver_tokenizer, codec, allow_unproven=True)
+    receiver = ilcp.Receiver(models.receiver, models.receiver_tokenizer, codec, allow_unmeasured=True)
     memory = ilcp.Memory(vectors=torch.zeros(4, 48))
     beside = []
     for row, text in zip(batch.rows, batch.texts, strict=True):

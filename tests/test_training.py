@@ -11,7 +11,7 @@ import torch
 from ilcp.errors import EncodeError
 from ilcp.models.forward import PADDING, answer_logits, embed
 from ilcp.tasks import Case, Question
-from ilcp.training import Models, Phrasebook, Recipe, calibrate, train, write_phrasebook
+from ilcp.training import Hyperparameters, Models, Phrasebook, calibrate, train, write_phrasebook
 from ilcp.training.batch import Batcher
 from ilcp.training.objective import Objective, alignment_loss, targets_of
 from ilcp.training.packed import memory_logits
@@ -27,7 +27,7 @@ def models() -> Models:
     return make_models()
 
 
-def recipe(**changes) -> Recipe:
+def recipe(**changes) -> Hyperparameters:
     """A tiny run."""
     values = dict(
         steps=60,
@@ -40,7 +40,7 @@ def recipe(**changes) -> Recipe:
         bfloat16=False,
         seed=4,
     )
-    return Recipe(**(values | changes))
+    return Hyperparameters(**(values | changes))
 
 
 def network() -> VaeNetwork:
@@ -50,7 +50,7 @@ def network() -> VaeNetwork:
     return VaeNetwork(config)
 
 
-def objective(models: Models, wanted: Recipe) -> Objective:
+def objective(models: Models, wanted: Hyperparameters) -> Objective:
     """What a run with that recipe would minimise."""
     return Objective(models, wanted, Reader(models, (0, 1, 2), wanted))
 

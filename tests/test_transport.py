@@ -26,7 +26,6 @@ from ilcp.transport import (
     Choice,
     Connection,
     LeaseLostError,
-    MissingExtraError,
     Settings,
     UnreachableError,
     choose,

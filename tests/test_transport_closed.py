@@ -20,7 +20,7 @@ from ilcp.transport import (
     spool,
 )
 from ilcp.transport.backend import Lease
-from ilcp.transport.spool import StoreLink
+from ilcp.transport.spool import StoreBackend
 from tests.transport_model import BARE, Clock
 
 SPOKEN_OF = "expected an open connection of this process, got one that is closed or from before a fork"
@@ -135,7 +135,7 @@ def test_a_name_in_memory_has_one_size() -> None:
         connect("memory://one-size", settings=Settings(dedup_s=5)).__enter__()
 
 
-class Doubtful(StoreLink):
+class Doubtful(StoreBackend):
     """Does nothing, and says that it got no answer."""
 
     def __init__(self) -> None:

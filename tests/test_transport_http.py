@@ -23,7 +23,7 @@ from ilcp.message import MAX_MESSAGE_BYTES
 from ilcp.transport import MEDIA_TYPE, FullError, LeaseLostError, RefusedError, Settings, connect
 from ilcp.transport.app import endpoint
 from ilcp.transport.backend import Lease
-from ilcp.transport.spool import StoreLink, open_memory, open_spool
+from ilcp.transport.spool import StoreBackend, open_memory, open_spool
 from tests.transport_model import certificate, free_port
 
 TOKEN = "correct-horse"
@@ -35,7 +35,7 @@ class Served:
     """A running endpoint."""
 
     url: str
-    link: StoreLink
+    link: StoreBackend
     loop: asyncio.AbstractEventLoop
 
     def waiting(self) -> int:

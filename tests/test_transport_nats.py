@@ -26,14 +26,13 @@ from ilcp.message import MAX_MESSAGE_BYTES
 from ilcp.transport import (
     AddressError,
     FullError,
-    MissingExtraError,
     ProtocolError,
     RefusedError,
     Settings,
     UnreachableError,
     connect,
 )
-from ilcp.transport.nats import SETTLED, STREAM, SUBJECT, NatsLink, _connected, open_nats
+from ilcp.transport.nats import SETTLED, STREAM, SUBJECT, NatsBackend, _connected, open_nats
 from tests.transport_model import NATS_SERVER, NO_NATS, certificate, free_port, nats_server, wait_for_port
 
 pytestmark = pytest.mark.skipif(NATS_SERVER is None, reason=NO_NATS)
@@ -66,7 +65,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
     running.kill()
 
 
-def aside(url: str, work: Callable[[JetStreamContext], Awaitable[Any]]) -> Any:
+def remark(url: str, work: Callable[[JetStreamContext], Awaitable[Any]]) -> Any:
     """What ``work`` returns, done by a client that is none of ours."""
 
     async def run() -> Any:
@@ -81,7 +80,7 @@ def aside(url: str, work: Callable[[JetStreamContext], Awaitable[Any]]) -> Any:
 
 def waiting(url: str) -> int:
     """How many messages are in the stream."""
-    return int(aside(url, lambda stream: stream.stream_info(STREAM)).state.messages)
+    return int(remark(url, lambda stream: stream.stream_info(STREAM)).state.messages)
 
 
 def test_what_was_acknowledged_stays_so_when_the_server_is_killed(server: Server) -> None:
@@ -161,7 +160,7 @@ def test_a_consumer_that_was_removed_is_made_again(server: Server, wait_first_s:
     """A message comes although somebody removed the consumer, before the receive or while it waits."""
 
     def remove() -> None:
-        aside(server.url, lambda stream: stream.delete_consumer(STREAM, "planner"))
+        remark(server.url, lambda stream: stream.delete_consumer(STREAM, "planner"))
         with connect(server.url) as sender:
             sender.send(b"x", to="planner", handoff_id="a")
 
@@ -194,12 +193,12 @@ def test_what_is_no_hand_off_is_removed(server: Server, caplog: pytest.LogCaptur
     """What others put into the stream is removed and logged, and the receiver gets the hand-off behind it."""
     headers, body = NO_HANDOFFS[what]
     with connect(server.url, name="planner") as c, caplog.at_level(logging.INFO, "ilcp.transport"):
-        aside(server.url, lambda stream: stream.publish(f"{SUBJECT}.planner.x", body, headers=headers or None))
+        remark(server.url, lambda stream: stream.publish(f"{SUBJECT}.planner.x", body, headers=headers or None))
         assert 1 == waiting(server.url)
         assert c.receive() is None
         assert 0 == waiting(server.url)
         assert [("dropped: not a hand-off", "planner")] == [(r.getMessage(), r.queue) for r in caplog.records]  # type: ignore[attr-defined]
-        aside(server.url, lambda stream: stream.publish(f"{SUBJECT}.planner.x", body, headers={"Status": "503"}))
+        remark(server.url, lambda stream: stream.publish(f"{SUBJECT}.planner.x", body, headers={"Status": "503"}))
         c.send(b"x", to="planner", handoff_id="a")
         delivery = c.receive()
         assert delivery is not None
@@ -210,7 +209,7 @@ def test_a_hand_off_may_have_a_status_of_its_own(server: Server) -> None:
     """A header of its sender's is not taken for the server's word that there is nothing."""
     with connect(server.url, name="planner") as c:
         headers = {"Nats-Msg-Id": "planner.x", "Status": "404"}
-        aside(server.url, lambda stream: stream.publish(f"{SUBJECT}.planner.x", b"x", headers=headers))
+        remark(server.url, lambda stream: stream.publish(f"{SUBJECT}.planner.x", b"x", headers=headers))
         delivery = c.receive()
         assert delivery is not None
         assert ("x", b"x") == (delivery.handoff_id, delivery.message)
@@ -218,13 +217,13 @@ def test_a_hand_off_may_have_a_status_of_its_own(server: Server) -> None:
 
 def slow_look_up(monkeypatch: pytest.MonkeyPatch, *times_s: float) -> None:
     """The look-ups of what is settled take so long, and then no time."""
-    left, look_up = list(times_s), NatsLink._is_settled
+    left, look_up = list(times_s), NatsBackend._is_settled
 
-    async def slow(self: NatsLink, key: str) -> bool:
+    async def slow(self: NatsBackend, key: str) -> bool:
         await asyncio.sleep(left.pop(0) if left else 0)
         return await look_up(self, key)
 
-    monkeypatch.setattr(NatsLink, "_is_settled", slow)
+    monkeypatch.setattr(NatsBackend, "_is_settled", slow)
 
 
 def test_a_lease_is_never_longer_than_the_servers(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -270,7 +269,7 @@ def test_an_acknowledgement_outlives_its_lease(server: Server) -> None:
         pytest.raises(AddressError, match=r"2 times lease_s 60 or longer, got dedup_s 10 "),
     ):
         c.receive()
-    assert 10 == aside(server.url, lambda stream: stream.stream_info(f"KV_{SETTLED}")).config.max_age
+    assert 10 == remark(server.url, lambda stream: stream.stream_info(f"KV_{SETTLED}")).config.max_age
 
 
 def test_an_id_that_waits_is_kept_once_however_long(server: Server) -> None:
@@ -291,7 +290,7 @@ def test_an_id_that_waits_is_kept_once_however_long(server: Server) -> None:
 def test_a_stream_of_that_name_that_is_not_ours(server: Server) -> None:
     """A stream with other subjects is refused by name."""
     config = api.StreamConfig(name=STREAM, subjects=[f"{SUBJECT}.*"])
-    aside(server.url, lambda stream: stream.add_stream(config))
+    remark(server.url, lambda stream: stream.add_stream(config))
     with pytest.raises(ProtocolError, match=r"expected ilcp-handoffs with ilcp\.handoffs\.\*\.\*, got"):
         connect(server.url).__enter__()
 
@@ -311,7 +310,7 @@ def test_an_address_is_a_host_and_a_port(server: Server, more: str) -> None:
         asyncio.run(open_nats(urlsplit(server.url + more), Settings()))
 
 
-class Told(Exception):
+class ArmInput(Exception):
     """An error that can be looked for."""
 
 
@@ -320,7 +319,7 @@ def test_a_connection_keeps_one_error(server: Server) -> None:
 
     async def alive() -> list[bool]:
         client = await _connected(server.url, Settings())
-        told = [Told() for _ in range(3)]
+        told = [ArmInput() for _ in range(3)]
         kept = [weakref.ref(error) for error in told]
         while told:
             await client._error_cb(told.pop())

@@ -126,7 +126,7 @@ def http(settings: Settings) -> Iterator[Door]:
     import httpx
 
     from ilcp.transport.app import endpoint
-    from ilcp.transport.http import HttpLink, client_for
+    from ilcp.transport.http import HttpBackend, client_for
     from ilcp.transport.spool import open_memory
 
     store = asyncio.run(open_memory(urlsplit(f"memory://{next(_NUMBERS)}"), settings))
@@ -138,7 +138,7 @@ def http(settings: Settings) -> Iterator[Door]:
         loop = Loop()
         client = client_for("http://endpoint", theirs, httpx.ASGITransport(app))
         try:
-            yield Connection(loop, AsyncConnection(HttpLink(client, theirs), name, theirs))
+            yield Connection(loop, AsyncConnection(HttpBackend(client, theirs), name, theirs))
         finally:
             loop.wait(client.aclose())
             loop.close()

@@ -32,7 +32,7 @@ def measure(
     ] = None,
     html: Annotated[Path | None, typer.Option(help="A page with plots; needs ilcp\\[plots].", dir_okay=False)] = None,
     png: Annotated[Path | None, typer.Option(help="A folder for the plots; needs ilcp\\[plots].")] = None,
-    prove: Annotated[bool, typer.Option("--prove", help="Write the result into the codec's folder.")] = False,
+    attach: Annotated[bool, typer.Option("--attach", help="Write the result into the codec's folder.")] = False,
 ) -> None:
     """What a codec's message is worth, against everything that it must beat, on any pair of models.
 
@@ -40,7 +40,7 @@ def measure(
     message, with text of as many bytes, and more; every figure stands beside its interval. Ctrl-C leaves what was
     measured in --json, marked incomplete; the same command goes on with it.
     """
-    _check_measure(codec, prove, plots=html is not None or png is not None)
+    _check_measure(codec, attach, plots=html is not None or png is not None)
     with busy("loading both models and the codec"):
         from ilcp.embedded import load_pair
         from ilcp.measure import equal_texts, run
@@ -48,7 +48,7 @@ def measure(
         from ilcp.tasks import task as named
 
         pair = load_pair(
-            None if codec == EMBEDDED else codec, sender=sender, receiver=receiver, allow_unproven=True, device=device
+            None if codec == EMBEDDED else codec, sender=sender, receiver=receiver, allow_unmeasured=True, device=device
         )
         asked = named(task, n=n, seed=seed)
         texts = equal_texts(pair.sender, asked.samples())
@@ -71,10 +71,10 @@ def measure(
         )
     show(report, out if out.is_terminal else Console(width=100))
     _draw(report, html, png)
-    if prove:
-        from ilcp.codec.folder import prove as write
+    if attach:
+        from ilcp.codec.folder import attach_evidence
 
-        write(pair.path, report.proof())
+        attach_evidence(pair.path, report.evidence())
 
 
 def compare(
@@ -96,10 +96,10 @@ def compare(
     show_comparison(found, out)
 
 
-def _check_measure(codec: str, prove: bool, *, plots: bool) -> None:
+def _check_measure(codec: str, attach: bool, *, plots: bool) -> None:
     """Refuses now what would fail after an hour of measuring."""
-    if prove and codec == EMBEDDED:
-        raise EncodeError("expected a codec's folder to --prove, got 'embedded': name the folder")
+    if attach and codec == EMBEDDED:
+        raise EncodeError("expected a codec's folder to --attach, got 'embedded': name the folder")
     if plots:
         from ilcp.measure.plots import require_matplotlib
 

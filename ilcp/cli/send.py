@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ilcp.cli.common import err, interruptible, out, read_bytes
-from ilcp.errors import EncodeError, TransportError
+from ilcp.errors import EncodeError, MissingExtraError, TransportError
 from ilcp.files import write_whole
 from ilcp.message import MAX_MESSAGE_BYTES
 
@@ -104,12 +104,12 @@ def serve(
 
     Exit code 130 after Ctrl-C; after SIGTERM it ends by that signal, which a shell shows as 143.
     """
-    from ilcp.transport.errors import AddressError, MissingExtraError
+    from ilcp.transport.errors import AddressError
 
     try:
         from ilcp.transport.serve import serve as serving
     except ModuleNotFoundError as error:
-        raise MissingExtraError(f"expected {error.name} to serve with, got none: pip install 'ilcp[http]'") from error
+        raise MissingExtraError.of(str(error.name), "to serve with", "http") from error
     if token is None and "ILCP_TOKEN" in os.environ:  # set and empty: typer takes it for not set
         raise AddressError("expected a token in ILCP_TOKEN, got an empty one: unset it to serve everybody on this host")
     _log(log_json)

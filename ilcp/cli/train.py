@@ -56,11 +56,11 @@ def train(
         tensorboard=tensorboard or None,
     )
     from ilcp.nn.distributed import is_main
-    from ilcp.training.config import read_plan
+    from ilcp.training.config import read_config
     from ilcp.training.job import train_codec
 
-    plan = read_plan(recipe, **changes)
+    plan = read_config(recipe, **changes)
     with interruptible(f"the same command with --resume goes on with what {plan.work} holds"):
         codec = train_codec(plan, resume=resume)
     if is_main():
-        out.print(f"{plan.out}: {codec.proof}", highlight=False, soft_wrap=True)
+        out.print(f"{plan.out}: {codec.evidence}", highlight=False, soft_wrap=True)

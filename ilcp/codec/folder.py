@@ -20,12 +20,12 @@ from safetensors import SafetensorError
 from ilcp.codec.protocols import Codec
 from ilcp.codec.registry import codec_class
 from ilcp.codec.spec import CodecSpec, Trained
-from ilcp.errors import EncodeError, UnprovenError
-from ilcp.evidence import Proof
+from ilcp.errors import EncodeError, UnmeasuredError
+from ilcp.evidence import Evidence
 from ilcp.files import write_whole
 from ilcp.identity import ModelIdentity
 
-__all__ = ["ADAPTER", "HubCodec", "folder_of", "load", "measured", "prove", "save"]
+__all__ = ["ADAPTER", "HubCodec", "attach_evidence", "folder_of", "load", "measured", "save"]
 
 FORMAT = 1  # of config.json; another number is refused
 MEASURED = "## Measured, with its controls"
@@ -39,7 +39,7 @@ class HubCodec(ModelHubMixin):
     """What a codec inherits to be saved, fetched and published as users of huggingface_hub expect.
 
     ``save_pretrained(folder)``, ``push_to_hub("me/my-codec")`` and ``from_pretrained(folder_or_id)`` hold the same
-    files as ``ilcp.save`` and ``ilcp.load``, card, proof and adapter among them. Weights load whole or not at all.
+    files as ``ilcp.save`` and ``ilcp.load``, card, evidence and adapter among them. Weights load whole or not at all.
     """
 
     folder: Path | None = None
@@ -101,7 +101,7 @@ def save(
             "settings": codec.save_files(draft),
             "trained": asdict(codec.trained),
             "training": dict(training or {}),
-            "proof": None if codec.proof is None else asdict(codec.proof),
+            "evidence": None if codec.evidence is None else asdict(codec.evidence),
         }
         (draft / CONFIG).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         if card is not None:
@@ -164,7 +164,8 @@ def load(source: str | Path, **hub: Any) -> Codec:
     except (KeyError, TypeError) as error:
         raise EncodeError(f"expected the fields spec, trained and settings in {config}, got {error!r}") from error
     codec: Any = codec_class(spec.name).load_files(folder, spec, trained, settings)
-    codec.proof = None if record.get("proof") is None else Proof.from_dict(record["proof"])
+    found = record.get("evidence", record.get("proof"))  # its name until it was renamed
+    codec.evidence = None if found is None else Evidence.from_dict(found)
     codec.folder = folder
     loaded: Codec = codec
     return loaded
@@ -194,26 +195,26 @@ def _fetched(source: str | Path, hub: Mapping[str, Any]) -> Path:
         raise EncodeError(f"expected a codec's folder or its id on a hub, got {source!r}: {first}") from error
 
 
-def measured(proof: Proof) -> str:
-    """What a card says of a proof."""
-    arms = "\n".join(f"| {name} | {value:.3f} |" for name, value in proof.arms.items())
-    table = f"| arm | {proof.unit} |\n| --- | ---: |\n{arms}"
-    return f"{MEASURED}\n\n{table}\n\nMeasured at {proof.commit}: {proof}.\n"
+def measured(evidence: Evidence) -> str:
+    """What a card says of the evidence."""
+    arms = "\n".join(f"| {name} | {value:.3f} |" for name, value in evidence.arms.items())
+    table = f"| arm | {evidence.unit} |\n| --- | ---: |\n{arms}"
+    return f"{MEASURED}\n\n{table}\n\nMeasured at {evidence.commit}: {evidence}.\n"
 
 
-def prove(folder: str | Path, proof: Proof) -> None:
+def attach_evidence(folder: str | Path, evidence: Evidence) -> None:
     """Writes what was measured of the codec in ``folder`` into its ``config.json`` and its card.
 
     Raises:
         EncodeError: the folder is no codec's.
-        UnprovenError: the proof is another codec's.
+        UnmeasuredError: the evidence is another codec's.
     """
     config, card = Path(folder) / "config.json", Path(folder) / "README.md"
     found = load(folder)
     codec_id = found.trained.codec_id(found.spec).hex()
-    if proof.codec_id != codec_id:
-        raise UnprovenError(f"expected the proof of codec {codec_id} in {folder}, got that of {proof.codec_id}")
-    record = json.loads(config.read_text(encoding="utf-8")) | {"proof": asdict(proof)}
+    if evidence.codec_id != codec_id:
+        raise UnmeasuredError(f"expected the evidence of codec {codec_id} in {folder}, got that of {evidence.codec_id}")
+    record = json.loads(config.read_text(encoding="utf-8")) | {"evidence": asdict(evidence)}
     write_whole(config, json.dumps(record, indent=2) + "\n")
     before = card.read_text(encoding="utf-8").split(MEASURED)[0].rstrip() if card.exists() else ""
-    write_whole(card, f"{before}\n\n{measured(proof)}")
+    write_whole(card, f"{before}\n\n{measured(evidence)}")

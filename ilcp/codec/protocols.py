@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 from ilcp.codec.context import Context
 from ilcp.codec.memory import Memory
 from ilcp.codec.spec import CodecSpec, Trained
-from ilcp.evidence import Proof
+from ilcp.evidence import Evidence
 
 __all__ = ["Codec"]
 
@@ -16,13 +16,13 @@ __all__ = ["Codec"]
 class Codec(Protocol):
     """The seam. Encoding is deterministic, decoding needs nothing but the payload, and neither changes the codec.
 
-    ``proof`` is what was measured of it, as found in its folder. A codec that can also say its latent before rounding
-    has ``decode_unrounded(context) -> Memory``, for measuring only.
+    ``evidence`` is what was measured of it, as found in its folder. A codec that can also say its latent before
+    rounding has ``decode_unrounded(context) -> Memory``, for measuring only.
     """
 
     spec: CodecSpec
     trained: Trained
-    proof: Proof | None
+    evidence: Evidence | None
 
     @property
     def layers(self) -> tuple[int, ...]:

@@ -41,7 +41,7 @@ def load_pair(
     receiver: str | Path | None = None,
     key: Key | None = None,
     replay: ReplayCache | None = None,
-    allow_unproven: bool = False,
+    allow_unmeasured: bool = False,
     device: str = "cpu",
 ) -> Pair:
     """The embedded pair; or a codec of your own with the two models that it names, or with those given.
@@ -52,19 +52,19 @@ def load_pair(
             ``ilcp train``, or else for the embedded ones. A receiver that was adapted gets its adapter.
         key: 16 to 64 bytes, or an ``ilcp.KeyRing``; messages are then sealed (127 bytes) and bare ones refused.
         replay: lets the receiver decode each sealed message once; needs a key.
-        allow_unproven: takes a codec whose content gain was not measured, or is not above zero.
+        allow_unmeasured: takes a codec whose content gain was not measured, or is not above zero.
         device: of both models; the codec stays on the CPU.
 
     Raises:
         EncodeError: the folder holds no codec, a model cannot be loaded, or there is a replay cache and no key.
         IdentityError: the codec was trained for another pair.
-        UnprovenError: the codec's content gain was not measured, or is not above zero.
+        UnmeasuredError: the codec's content gain was not measured, or is not above zero.
     """
     method = load(HERE / "codec" if codec is None else codec)
     model, tokenizer = _model(method, "receiver", receiver, device)
     return Pair(
         Sender(*_model(method, "sender", sender, device), method, key=key),
-        Receiver(adapt(model, method), tokenizer, method, key=key, replay=replay, allow_unproven=allow_unproven),
+        Receiver(adapt(model, method), tokenizer, method, key=key, replay=replay, allow_unmeasured=allow_unmeasured),
         folder_of(method),
     )
 

@@ -22,8 +22,8 @@ from torch import Tensor
 
 from ilcp.codec.memory import Memory
 from ilcp.codec.protocols import Codec
-from ilcp.errors import DecodeError, EncodeError, OtherCodecError
-from ilcp.evidence import require_proof
+from ilcp.errors import DecodeError, EncodeError, MismatchedCodecError
+from ilcp.evidence import require_evidence
 from ilcp.identity import check_same, digest
 from ilcp.message import verified
 from ilcp.message.keys import Key
@@ -32,7 +32,7 @@ from ilcp.message.replay import ReplayCache
 from ilcp.models.fingerprint import identify
 from ilcp.models.forward import answer_logits, answer_scores, embed, embedding_norm, pad_left
 from ilcp.models.generate_options import before_stop, check_count, check_options, end_ids, neutral
-from ilcp.models.prefix_cache import check, copied
+from ilcp.models.prefix_cache import copied, require_cache
 from ilcp.models.prompt import GAP, MEMORY_HERE, Chat, answer_ids, holds_control, pieces
 from ilcp.models.reading import window_tokens
 from ilcp.models.support import forward_takes, require_receiver, require_tokenizer
@@ -68,7 +68,7 @@ class Receiver:
             May be assigned later, to rotate.
         replay: decodes each sealed message once, whichever process asks; keep its memory to ask it several questions.
         clock: the time in unix seconds, by which messages expire.
-        allow_unproven: takes a codec that was not measured, or that was and carries nothing (see ``ilcp.evidence``).
+        allow_unmeasured: takes a codec that was not measured, or that was and carries nothing (see ``ilcp.evidence``).
         template: arguments for the chat template beside the messages, such as ``{"enable_thinking": False}``; every
             prompt of this receiver is rendered with them.
 
@@ -76,7 +76,7 @@ class Receiver:
         EncodeError: the model cannot receive (see ``ilcp.models.support``), there is no tokenizer, no codec, or a
             replay cache without a key.
         IdentityError: a codec was trained for another receiver; the text names the part that differs.
-        UnprovenError: a codec's content gain was not measured, or is not above zero; the text says what was measured.
+        UnmeasuredError: a codec's content gain was not measured, or is not above zero; the text says what was measured.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class Receiver:
         key: Key | None = None,
         replay: ReplayCache | None = None,
         clock: Callable[[], float] = time.time,
-        allow_unproven: bool = False,
+        allow_unmeasured: bool = False,
         template: Mapping[str, Any] | None = None,
     ):
         if replay is not None and key is None:
@@ -99,8 +99,8 @@ class Receiver:
         identity = identify(model, tokenizer)
         for each in self.codecs:
             check_same("receiver", each.trained.receiver, identity)
-            if not allow_unproven:
-                require_proof(each.proof, each.trained.codec_id(each.spec).hex())
+            if not allow_unmeasured:
+                require_evidence(each.evidence, each.trained.codec_id(each.spec).hex())
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.codec = self.codecs[0]
@@ -121,7 +121,7 @@ class Receiver:
                 decodes to NaN, infinity, another width, or vectors out of the norm band of this receiver's embeddings.
             ReplayError: the message was decoded before.
             ReplayCacheError: the replay cache cannot say so.
-            OtherCodecError: the message was made by another codec; it is an IdentityError and a DecodeError.
+            MismatchedCodecError: the message was made by another codec; it is an IdentityError and a DecodeError.
             EncodeError: the key was taken away, and the replay cache is still there.
         """
         now = int(self.clock())
@@ -130,7 +130,7 @@ class Receiver:
         parsed, key = verified(message, key=self.key, now_unix_s=now)
         if parsed.codec_id not in self._by_id:
             known = " or ".join(f"{number.hex()} ({codec.spec.name})" for number, codec in self._by_id.items())
-            raise OtherCodecError(
+            raise MismatchedCodecError(
                 f"expected a message of codec {known}, got one of codec "
                 f"{parsed.codec_id.hex()}: its spec, weights, sender or receiver differ; load the sender's codec"
             )
@@ -206,7 +206,7 @@ class Receiver:
         with torch.no_grad():
             outputs = self.model(inputs_embeds=prompt.unsqueeze(0), use_cache=True, **fewer)
         cache = outputs.past_key_values
-        check(cache, self.model, len(prompt) + 1)  # refused now, not at the first question
+        require_cache(cache, self.model, len(prompt) + 1)  # refused now, not at the first question
         self._prefilled[cache] = _fingerprint(prompt)
         return cache
 
@@ -336,7 +336,7 @@ class Receiver:
         return self.decode(bytes(message))
 
     def _checked_cache(self, cache: Any, prompt: Tensor, options: Mapping[str, Any]) -> Any:
-        check(cache, self.model, len(prompt))
+        require_cache(cache, self.model, len(prompt))
         filled = self._prefilled.get(cache)
         if filled is not None and filled != _fingerprint(prompt[: cache.get_seq_length()]):
             raise EncodeError(

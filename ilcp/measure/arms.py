@@ -34,13 +34,13 @@ from ilcp.handoff import Receiver, Sender
 from ilcp.message import CODEC_ID_BYTES, Message, literals
 from ilcp.tasks.cases import Case
 
-__all__ = ["Told", "Way", "ways"]
+__all__ = ["ArmInput", "ArmSpec", "arm_specs"]
 
 RECORD = bytes(CODEC_ID_BYTES)  # the codec id of what no codec made: it weighs as much as any
 
 
 @dataclass(frozen=True)
-class Told:
+class ArmInput:
     """What the receiver is told of each case, and what crossed for it.
 
     ``answers`` (question -> answer, per case) stands in the place of a receiver, for arms whose bytes *are* answers.
@@ -53,7 +53,7 @@ class Told:
 
 
 @dataclass(frozen=True)
-class Way:
+class ArmSpec:
     """One arm: its name, its family, the message arm it rivals, and how it is made.
 
     ``make`` raises DecodeError where the codec refuses such a payload.
@@ -61,11 +61,11 @@ class Way:
 
     name: str
     family: str
-    make: Callable[[], Told] = field(repr=False)
+    make: Callable[[], ArmInput] = field(repr=False)
     rival_of: str | None = None
 
 
-def ways(
+def arm_specs(
     sender: Sender,
     receiver: Receiver,
     cases: Sequence[Case],
@@ -73,7 +73,7 @@ def ways(
     lengths: Sequence[int],
     texts: Mapping[str, Codec],
     seed: int,
-) -> Iterator[Way]:
+) -> Iterator[ArmSpec]:
     """All arms that this codec and this task have, the message's first. ``lengths`` of payloads: the longest first."""
     contexts = [sender.read(case.context) for case in cases]
     names = {length: f"message-{length}" if number else "message" for number, length in enumerate(lengths)}
@@ -85,12 +85,12 @@ def ways(
     nothing: list[tuple[str, ...]] = [()] * len(cases)
     found = [literals.auto(case.context) for case in cases]
 
-    def across(payloads: Sequence[bytes], beside: Sequence[tuple[str, ...]] = nothing) -> Told:
+    def across(payloads: Sequence[bytes], beside: Sequence[tuple[str, ...]] = nothing) -> ArmInput:
         wires = list(map(sender.pack, payloads, beside))
         crossed = [payload + literals.to_field(own) for payload, own in zip(payloads, beside, strict=True)]
-        return Told([receiver.decode(wire) for wire in wires], _sizes(crossed), _sizes(wires))
+        return ArmInput([receiver.decode(wire) for wire in wires], _sizes(crossed), _sizes(wires))
 
-    def message(length: int, shift: int = 0, beside: Sequence[tuple[str, ...]] = nothing) -> Told:
+    def message(length: int, shift: int = 0, beside: Sequence[tuple[str, ...]] = nothing) -> ArmInput:
         return across(sent(length)[shift:] + sent(length)[:shift], beside)
 
     @cache
@@ -98,30 +98,30 @@ def ways(
         """The payloads of each case, at all lengths in a row: a codec may remember the last text that it worked on."""
         return [[texts[name].encode(Context(text=case.context), length) for length in lengths] for case in cases]
 
-    def text(name: str, length: int) -> Told:
+    def text(name: str, length: int) -> ArmInput:
         return _text(texts[name], [payloads[lengths.index(length)] for payloads in coded(name)])
 
-    yield Way("text", "text", partial(_plain, cases))
-    yield Way("none", "control", lambda: Told([None] * len(cases)))
+    yield ArmSpec("text", "text", partial(_plain, cases))
+    yield ArmSpec("none", "control", lambda: ArmInput([None] * len(cases)))
     for length in lengths:
-        yield Way(names[length], "message", partial(message, length))
+        yield ArmSpec(names[length], "message", partial(message, length))
     if any(found):
         for length in lengths:
-            yield Way(f"literals-{length}", "literals", partial(message, length, beside=found))
-        yield Way("literals-other", "control", partial(message, lengths[0], shift=1, beside=found))
-    yield Way("other", "control", partial(message, lengths[0], shift=1))  # ``run`` refuses two equal contexts
-    yield Way("zero", "control", lambda: across([bytes(len(payload)) for payload in sent(lengths[0])]))
-    yield Way("random", "control", lambda: across(_noise(sent(lengths[0]), seed)))
+            yield ArmSpec(f"literals-{length}", "literals", partial(message, length, beside=found))
+        yield ArmSpec("literals-other", "control", partial(message, lengths[0], shift=1, beside=found))
+    yield ArmSpec("other", "control", partial(message, lengths[0], shift=1))  # ``run`` refuses two equal contexts
+    yield ArmSpec("zero", "control", lambda: across([bytes(len(payload)) for payload in sent(lengths[0])]))
+    yield ArmSpec("random", "control", lambda: across(_noise(sent(lengths[0]), seed)))
     unrounded: Any = getattr(sender.codec, "decode_unrounded", None)
     if unrounded is not None:
-        yield Way("continuous", "limit", lambda: Told([unrounded(context) for context in contexts]))
+        yield ArmSpec("continuous", "limit", lambda: ArmInput([unrounded(context) for context in contexts]))
     for length in lengths:
         for name in texts:
-            yield Way(f"{name}-{length}", "text of equal bytes", partial(text, name, length), names[length])
+            yield ArmSpec(f"{name}-{length}", "text of equal bytes", partial(text, name, length), names[length])
         if all(case.record is not None for case in cases):
-            yield Way(f"oracle-{length}", "limit", partial(_oracle, cases, length))
+            yield ArmSpec(f"oracle-{length}", "limit", partial(_oracle, cases, length))
     if any(question.choices for case in cases for question in case.questions):
-        yield Way("index", "limit", partial(_index, cases))
+        yield ArmSpec("index", "limit", partial(_index, cases))
 
 
 def _noise(payloads: Sequence[bytes], seed: int) -> list[bytes]:
@@ -129,20 +129,20 @@ def _noise(payloads: Sequence[bytes], seed: int) -> list[bytes]:
     return [rng.randbytes(len(payload)) for payload in payloads]
 
 
-def _plain(cases: Sequence[Case]) -> Told:
+def _plain(cases: Sequence[Case]) -> ArmInput:
     payloads = [case.context.encode() for case in cases]
     wires = [Message(RECORD, payload).to_bytes() for payload in payloads]
-    return Told([Memory(text=case.context) for case in cases], _sizes(payloads), _sizes(wires))
+    return ArmInput([Memory(text=case.context) for case in cases], _sizes(payloads), _sizes(wires))
 
 
-def _text(codec: Codec, payloads: Sequence[bytes]) -> Told:
+def _text(codec: Codec, payloads: Sequence[bytes]) -> ArmInput:
     codec_id = codec.trained.codec_id(codec.spec)
     wires = [Message(codec_id, payload).to_bytes() for payload in payloads]
     memories = [codec.decode(Message.from_bytes(wire).payload) for wire in wires]
-    return Told(memories, _sizes(payloads), _sizes(wires))
+    return ArmInput(memories, _sizes(payloads), _sizes(wires))
 
 
-def _oracle(cases: Sequence[Case], length: int) -> Told:
+def _oracle(cases: Sequence[Case], length: int) -> ArmInput:
     payloads = [case.record.encode(length) for case in cases if case.record is not None]
     wires = [Message(RECORD, payload).to_bytes() for payload in payloads]
     read = [
@@ -150,10 +150,10 @@ def _oracle(cases: Sequence[Case], length: int) -> Told:
         for case, wire in zip(cases, wires, strict=True)
         if case.record is not None
     ]
-    return Told([None] * len(cases), _sizes(payloads), _sizes(wires), read)
+    return ArmInput([None] * len(cases), _sizes(payloads), _sizes(wires), read)
 
 
-def _index(cases: Sequence[Case]) -> Told:
+def _index(cases: Sequence[Case]) -> ArmInput:
     """One byte per question that has choices; where the answer is none of them, the byte behind the last."""
     answers, payloads = [], []
     for case in cases:
@@ -169,7 +169,7 @@ def _index(cases: Sequence[Case]) -> Told:
     if not payloads:
         raise EncodeError("expected questions with at most 255 choices for the answer's index, got none")
     wire = len(Message(RECORD, payloads[0]).to_bytes())
-    return Told([None] * len(cases), (1,) * len(cases), (wire,) * len(cases), answers)
+    return ArmInput([None] * len(cases), (1,) * len(cases), (wire,) * len(cases), answers)
 
 
 def _sizes(many: Sequence[bytes]) -> tuple[int, ...]:

@@ -8,7 +8,7 @@
     text         text of equal bytes --> notes: that text + the hop's own --> text of equal bytes --> ...
 
 The receiver cannot write into the sender's states; what a hop has understood crosses to the next sender as the notes
-that it can state. ``Case.retelling`` says how, and what each hop adds of its own.
+that it can state. ``Case.rewrite`` says how, and what each hop adds of its own.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,11 +19,11 @@ from ilcp.codec.memory import Memory
 from ilcp.codec.protocols import Codec
 from ilcp.errors import EncodeError
 from ilcp.handoff import Receiver, Sender
-from ilcp.measure.arms import Told, Way
+from ilcp.measure.arms import ArmInput, ArmSpec
 from ilcp.message import Message
-from ilcp.tasks.cases import Case, Retelling
+from ilcp.tasks.cases import Case, Rewrite
 
-__all__ = ["forwarded", "hop_ways"]
+__all__ = ["forwarded", "hop_specs"]
 
 MAX_ANSWER_TOKENS = 16
 
@@ -35,7 +35,7 @@ def forwarded(sender: Sender, receiver: Receiver, wire: bytes, hops: int) -> byt
     return wire
 
 
-def hop_ways(
+def hop_specs(
     sender: Sender,
     receiver: Receiver,
     cases: Sequence[Case],
@@ -43,7 +43,7 @@ def hop_ways(
     length: int,
     texts: Mapping[str, Codec],
     hops: int,
-) -> Iterator[Way]:
+) -> Iterator[ArmSpec]:
     """Arms ``forwarded-k``, ``reencoded-k`` and ``NAME-hops-k`` for ``k`` from 1 to ``hops``, in that order of ``k``.
 
     Each ``make`` goes on from the hop before it, so they have to be made in order.
@@ -51,19 +51,19 @@ def hop_ways(
     relay = _Relay(sender, receiver, cases, length)
     chains = {f"{name}-hops": _TextChain(codec, cases, length) for name, codec in texts.items()}
 
-    def passed_on(hop: int) -> Told:
+    def passed_on(hop: int) -> ArmInput:
         return _arrived(receiver, [forwarded(sender, receiver, wire, hop) for wire in relay.wires(1)])
 
     for hop in range(1, hops + 1):
-        yield Way(f"forwarded-{hop}", "hops", partial(passed_on, hop))
-        yield Way(f"reencoded-{hop}", "hops", partial(relay.after, hop))
+        yield ArmSpec(f"forwarded-{hop}", "hops", partial(passed_on, hop))
+        yield ArmSpec(f"reencoded-{hop}", "hops", partial(relay.after, hop))
         for name, chain in chains.items():
-            yield Way(f"{name}-{hop}", "hops", partial(chain.after, hop))
+            yield ArmSpec(f"{name}-{hop}", "hops", partial(chain.after, hop))
 
 
-def _arrived(receiver: Receiver, wires: Sequence[bytes]) -> Told:
+def _arrived(receiver: Receiver, wires: Sequence[bytes]) -> ArmInput:
     payload = tuple(len(Message.from_bytes(wire, key=receiver.key).payload) for wire in wires)
-    return Told([receiver.decode(wire) for wire in wires], payload, tuple(map(len, wires)))
+    return ArmInput([receiver.decode(wire) for wire in wires], payload, tuple(map(len, wires)))
 
 
 class _Relay:
@@ -71,7 +71,7 @@ class _Relay:
 
     def __init__(self, sender: Sender, receiver: Receiver, cases: Sequence[Case], length: int):
         self.sender, self.receiver, self.cases, self.length = sender, receiver, cases, length
-        self.retellings = _retellings(cases)
+        self.rewrites = _retellings(cases)
         self._told: list[list[bytes]] = []  # wires by hop
 
     def wires(self, hop: int) -> list[bytes]:
@@ -81,18 +81,18 @@ class _Relay:
             self._told.append([self.sender.encode(text, payload_bytes=self.length) for text in texts])
         return self._told[hop - 1]
 
-    def after(self, hop: int) -> Told:
+    def after(self, hop: int) -> ArmInput:
         """What arrives after so many hops."""
         return _arrived(self.receiver, self.wires(hop))
 
     def _notes(self, hop: int) -> list[str]:
         asked = [
             (memory, question)
-            for memory, retelling in zip(map(self.receiver.decode, self._told[-1]), self.retellings, strict=True)
-            for question in retelling.questions
+            for memory, rewrite in zip(map(self.receiver.decode, self._told[-1]), self.rewrites, strict=True)
+            for question in rewrite.questions
         ]
         answers = iter(self.receiver.answers(asked, max_new_tokens=MAX_ANSWER_TOKENS))
-        return [r.notes({question: next(answers) for question in r.questions}, hop) for r in self.retellings]
+        return [r.notes({question: next(answers) for question in r.questions}, hop) for r in self.rewrites]
 
 
 class _TextChain:
@@ -100,23 +100,23 @@ class _TextChain:
 
     def __init__(self, codec: Codec, cases: Sequence[Case], length: int):
         self.codec, self.cases, self.length = codec, cases, length
-        self.retellings = _retellings(cases)
+        self.rewrites = _retellings(cases)
         self._told: list[list[bytes]] = []
 
-    def after(self, hop: int) -> Told:
+    def after(self, hop: int) -> ArmInput:
         """What arrives after so many hops."""
         while len(self._told) < hop:
             if self._told:
                 texts = [
-                    f"{self._read(wire).text} {retelling.aside(len(self._told))}"
-                    for wire, retelling in zip(self._told[-1], self.retellings, strict=True)
+                    f"{self._read(wire).text} {rewrite.remark(len(self._told))}"
+                    for wire, rewrite in zip(self._told[-1], self.rewrites, strict=True)
                 ]
             else:
                 texts = [case.context for case in self.cases]
             self._told.append([self._write(text) for text in texts])
         wires = self._told[hop - 1]
         payloads = tuple(len(Message.from_bytes(wire).payload) for wire in wires)
-        return Told([self._read(wire) for wire in wires], payloads, tuple(map(len, wires)))
+        return ArmInput([self._read(wire) for wire in wires], payloads, tuple(map(len, wires)))
 
     def _write(self, text: str) -> bytes:
         codec_id = self.codec.trained.codec_id(self.codec.spec)
@@ -126,8 +126,8 @@ class _TextChain:
         return self.codec.decode(Message.from_bytes(wire).payload)
 
 
-def _retellings(cases: Sequence[Case]) -> list[Retelling]:
-    found = [case.retelling for case in cases if case.retelling is not None]
+def _retellings(cases: Sequence[Case]) -> list[Rewrite]:
+    found = [case.rewrite for case in cases if case.rewrite is not None]
     if len(found) < len(cases):
-        raise EncodeError("expected cases that say how an agent retells them (Case.retelling), got some that do not")
+        raise EncodeError("expected cases that say how an agent retells them (Case.rewrite), got some that do not")
     return found

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ilcp.errors import EncodeError
-from ilcp.evidence import Proof
+from ilcp.evidence import Evidence
 from ilcp.measure.bootstrap import Bootstrap
 from ilcp.measure.cost import Cost, FanOut
 from ilcp.measure.figures import Citation, Computed, Measured
@@ -176,17 +176,19 @@ class Report:
         verb = "does better" if over.high is not None and over.high < 0 else "does as well"
         return f"{said}; but text of as many bytes ({rival}) {verb}: message minus text {over}."
 
-    def proof(self) -> Proof:
+    def evidence(self) -> Evidence:
         """The result that goes into the codec's folder.
 
         Raises:
             EncodeError: the report is not complete.
         """
         if not self.complete:
-            raise EncodeError("expected a complete report for a proof, got an interrupted one: finish the run first")
+            raise EncodeError(
+                "expected a complete report for the evidence, got an interrupted one: finish the run first"
+            )
         gain = self.content_gain()
         told = [arm for arm in ("message", *CONTROLS, "text") if arm in self.arms]
-        return Proof(
+        return Evidence(
             codec_id=self.codec["codec_id"],
             task=self.task,
             n=self.n,

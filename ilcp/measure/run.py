@@ -14,10 +14,10 @@ from ilcp.codec.protocols import Codec
 from ilcp.codec.registry import codec_class
 from ilcp.errors import DecodeError, EncodeError
 from ilcp.handoff import Receiver, Sender
-from ilcp.measure.arms import Told, Way, ways
+from ilcp.measure.arms import ArmInput, ArmSpec, arm_specs
 from ilcp.measure.cost import cost, fan_out
 from ilcp.measure.figures import provenance
-from ilcp.measure.hops import hop_ways
+from ilcp.measure.hops import hop_specs
 from ilcp.measure.items import DECIMALS, Arm, Items
 from ilcp.measure.report import Report, plain
 from ilcp.models.prompt import answer_ids, text_ids
@@ -72,9 +72,9 @@ def run(
     draft = _draft(keep)
     report = _resumed(_empty(sender, cases, task, seed, closed), draft)
     texts = equal_texts(sender) if texts is None else texts
-    planned = [*ways(sender, receiver, cases, lengths=lengths, texts=texts, seed=seed)]
+    planned = [*arm_specs(sender, receiver, cases, lengths=lengths, texts=texts, seed=seed)]
     if hops:
-        planned += hop_ways(sender, receiver, cases, length=lengths[0], texts=texts, hops=hops)
+        planned += hop_specs(sender, receiver, cases, length=lengths[0], texts=texts, hops=hops)
     planned = [way for way in planned if arms is None or way.name in arms]
     scorer = _Scorer(receiver, cases, report.items, closed)
     for way in track(planned, "arms", console=Console(stderr=True), disable=not progress, transient=True):
@@ -232,7 +232,7 @@ def _resumed(fresh: Report, keep: Path | None) -> Report:
     return found
 
 
-def _add(report: Report, way: Way, scorer: "_Scorer") -> Report:
+def _add(report: Report, way: ArmSpec, scorer: "_Scorer") -> Report:
     try:
         told = way.make()
     except (DecodeError, EncodeError) as error:
@@ -250,7 +250,7 @@ class _Scorer:
         self.asked = [(number, question) for number, case in enumerate(cases) for question in case.questions]
         self.old = [self._given_tokens(question) for _, question in self.asked]
 
-    def arm(self, way: Way, told: Told, none: Arm | None) -> Arm:
+    def arm(self, way: ArmSpec, told: ArmInput, none: Arm | None) -> Arm:
         """The arm's answers; ``none`` says what is answered where a record of answers has nothing to say."""
         if told.answers is None:
             answers, nats, new = self._ask(told)
@@ -267,7 +267,7 @@ class _Scorer:
             rival_of=way.rival_of,
         )
 
-    def _ask(self, told: Told) -> tuple[list[str | None], list[float], list[float]]:
+    def _ask(self, told: ArmInput) -> tuple[list[str | None], list[float], list[float]]:
         asked = [(told.memories[number], question.text, question.answer) for number, question in self.asked]
         scores = self.receiver.score(asked, end=self.closed)
         nats = [_kept(sum(score.token_nats)) for score in scores]

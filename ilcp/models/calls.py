@@ -13,7 +13,7 @@ from torch import Tensor
 from ilcp.errors import EncodeError
 from ilcp.models.reading import Writer
 
-__all__ = ["UNKNOWN", "Piece", "Turn", "begins", "new_turn"]
+__all__ = ["UNKNOWN", "ForwardCall", "GenerateCall", "begins", "new_generate_call"]
 
 UNKNOWN = -1  # the id of what was fed as an embedding
 
@@ -31,7 +31,7 @@ BRANCHING = {
 
 
 @dataclass(slots=True)
-class Piece:
+class ForwardCall:
     """One call of the backbone; ``past`` says how many tokens its KV cache held, UNKNOWN where that does not say."""
 
     ids: Tensor
@@ -41,7 +41,7 @@ class Piece:
 
 
 @dataclass(slots=True)
-class Turn:
+class GenerateCall:
     """The pieces of one ``generate``, or one call outside of any; ``ends`` are the tokens that end a row.
 
     ``first_tokens`` is how many the first call read; ``generated`` is how many tokens at the end were generated, in the
@@ -50,11 +50,11 @@ class Turn:
 
     ends: frozenset[int] = frozenset()
     pad: int | None = None
-    pieces: list[Piece] = field(default_factory=list)
+    pieces: list[ForwardCall] = field(default_factory=list)
     first_tokens: int = 0
     generated: int = 0
 
-    def add(self, piece: Piece) -> None:
+    def add(self, piece: ForwardCall) -> None:
         """Takes the next call of a ``generate``."""
         self.first_tokens = self.first_tokens or piece.ids.shape[1]
         if self.pieces and not piece.past:  # generated without a cache: each step reads everything again
@@ -112,7 +112,7 @@ class Turn:
         return end
 
 
-def new_turn(given: dict[str, Any], model: Any) -> Turn:
+def new_generate_call(given: dict[str, Any], model: Any) -> GenerateCall:
     """What the settings of a ``generate`` say about its rows, as transformers looks them up."""
     sources = (given.get("generation_config"), getattr(model, "generation_config", None))
 
@@ -131,7 +131,7 @@ def new_turn(given: dict[str, Any], model: Any) -> Turn:
     ends = setting("eos_token_id")
     listed = torch.as_tensor([] if ends is None else ends).reshape(-1).long().tolist()
     pad = setting("pad_token_id")
-    return Turn(frozenset(listed), int(pad) if pad is not None else next(iter(listed), None))
+    return GenerateCall(frozenset(listed), int(pad) if pad is not None else next(iter(listed), None))
 
 
 def begins(ids: Tensor, known: list[Tensor]) -> bool:

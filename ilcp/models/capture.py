@@ -29,7 +29,7 @@ from torch import Tensor
 from ilcp.codec.context import Context
 from ilcp.errors import EncodeError
 from ilcp.models.adapter import unwrapped
-from ilcp.models.calls import UNKNOWN, Piece, Turn, begins, new_turn
+from ilcp.models.calls import UNKNOWN, ForwardCall, GenerateCall, begins, new_generate_call
 from ilcp.models.reading import Writer, reading_part, tapped
 
 __all__ = ["Capture", "recording"]
@@ -45,12 +45,12 @@ class Capture:
     def __init__(self, model: Any, tokenizer: Any, layers: tuple[int, ...]):
         self.model, self.tokenizer, self.layers = model, tokenizer, layers
         self._owner = unwrapped(model)
-        self._turns: list[Turn] = []
+        self._turns: list[GenerateCall] = []
         self._rows: tuple[Context, ...] | None = None
         self._lock = Lock()
         self._thread: int | None = None  # the one whose call is running
-        self._turn: Turn | None = None
-        self._open: Piece | None = None
+        self._turn: GenerateCall | None = None
+        self._open: ForwardCall | None = None
         self._count = 0
         self._recording = False
         self._names = tuple(signature(reading_part(model).forward).parameters)
@@ -81,7 +81,7 @@ class Capture:
             self._turns.clear()
         return self._rows
 
-    def _row(self, row: int, ids: Tensor, kept: Tensor, pieces: list[Piece]) -> Context:
+    def _row(self, row: int, ids: Tensor, kept: Tensor, pieces: list[ForwardCall]) -> Context:
         """The Context of a row; ``ids`` and ``kept`` are ``"tokens"``, of all pieces in their order."""
         read = ids[kept].tolist()
         if not read:
@@ -113,7 +113,7 @@ class Capture:
             )
         read = ids.detach().clone() if ids is not None else source.new_full((rows, tokens), UNKNOWN, dtype=torch.long)
         write = Writer(len(self.layers), rows, [(0, 0, tokens)])
-        piece = Piece(read, _new_mask(given.get("attention_mask"), read), _past_tokens(given), write)
+        piece = ForwardCall(read, _new_mask(given.get("attention_mask"), read), _past_tokens(given), write)
         if self._turn is None or self._thread != get_ident():
             self._claim()
             self._check_single(piece)
@@ -129,7 +129,7 @@ class Capture:
                 )
             self._thread = get_ident()
 
-    def _check_single(self, piece: Piece) -> None:
+    def _check_single(self, piece: ForwardCall) -> None:
         """Refuses a call outside of any watched ``generate`` that would be captured wrongly."""
         known = [earlier.ids for turn in self._turns for earlier in turn.pieces]
         tokens = sum(ids.shape[1] for ids in known)
@@ -158,15 +158,15 @@ class Capture:
         if outputs is None:
             return
         if self._turn is None:
-            self._turns.append(Turn(pieces=[piece]))
+            self._turns.append(GenerateCall(pieces=[piece]))
         else:
             self._turn.add(piece)
         self._count = len(piece.ids)
 
     @contextmanager
-    def _generating(self, given: dict[str, Any]) -> Iterator[Turn]:
+    def _generating(self, given: dict[str, Any]) -> Iterator[GenerateCall]:
         """The turn of a ``generate`` that runs inside this ``with``, in this thread."""
-        turn = new_turn(given, self._owner)
+        turn = new_generate_call(given, self._owner)
         self._claim()
         self._turn = turn
         try:

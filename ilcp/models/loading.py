@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from ilcp.errors import EncodeError
-from ilcp.nn.device import usable
+from ilcp.nn.device import usable_device
 
 __all__ = ["DTYPES", "load_model"]
 
@@ -30,7 +30,7 @@ def load_model(
 
     if dtype not in DTYPES:
         raise EncodeError(f"expected a dtype of {', '.join(DTYPES)}, got {dtype!r}")
-    device = usable(str(device))
+    device = usable_device(str(device))
     local = _local(source)
     bars = logging.is_progress_bar_enabled()
     if local:

@@ -10,12 +10,12 @@ from typing import Any
 
 from ilcp.errors import EncodeError
 
-__all__ = ["check", "copied"]
+__all__ = ["copied", "require_cache"]
 
 ADMITTED = ("DynamicLayer", "DynamicSlidingWindowLayer")  # exactly these: their subclasses hold something else
 
 
-def check(cache: Any, model: Any, prompt_tokens: int) -> None:
+def require_cache(cache: Any, model: Any, prompt_tokens: int) -> None:
     """Refuses what is no cache of the first tokens of one prompt of this model.
 
     Raises:

@@ -4,10 +4,10 @@ import torch
 
 from ilcp.errors import EncodeError
 
-__all__ = ["usable"]
+__all__ = ["usable_device"]
 
 
-def usable(device: str) -> torch.device:
+def usable_device(device: str) -> torch.device:
     """A device that computes.
 
     Raises:

@@ -18,19 +18,19 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ilcp.errors import EncodeError
-from ilcp.nn.device import usable
+from ilcp.nn.device import usable_device
 
 __all__ = [
     "SyncedNorm",
-    "agree",
+    "all_reduce",
+    "any_rank",
     "average_gradients",
-    "drawn",
+    "init_device",
     "is_main",
-    "join",
-    "mine",
     "rank",
     "same_everywhere",
-    "total",
+    "shard",
+    "shard_rng",
     "world",
 ]
 
@@ -38,7 +38,7 @@ T = TypeVar("T")
 PATIENCE = timedelta(days=1)  # others wait while one measures; of one that died, the launcher knows at once
 
 
-def join(device: str | None = None) -> torch.device:
+def init_device(device: str | None = None) -> torch.device:
     """The device that this process computes on; joins the others where a launcher started several.
 
     Raises:
@@ -53,7 +53,7 @@ def join(device: str | None = None) -> torch.device:
             ) from error
         found: torch.device = PartialState(cpu=device == "cpu", timeout=PATIENCE).device
         return found
-    return usable(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return usable_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def world() -> int:
@@ -71,26 +71,26 @@ def is_main() -> bool:
     return rank() == 0
 
 
-def mine(items: Sequence[T]) -> Sequence[T]:
+def shard(items: Sequence[T]) -> Sequence[T]:
     """This process's part of what all have."""
     return items[rank() :: world()]
 
 
-def drawn(count: int, draw: Callable[[int], Tensor]) -> Tensor:
+def shard_rng(count: int, draw: Callable[[int], Tensor]) -> Tensor:
     """This process's ``count`` rows of what ``draw`` gives for all processes' rows together."""
     return draw(count * world())[rank() :: world()]
 
 
-def total(value: Tensor | float, device: Any = "cpu") -> Tensor:
+def all_reduce(value: Tensor | float, device: Any = "cpu") -> Tensor:
     """The sum over all processes; its gradient is that of every process's use of it."""
     tensor = value if isinstance(value, Tensor) else torch.tensor(float(value), device=device)
     summed: Tensor = tensor if world() == 1 else _Sum.apply(tensor)  # type: ignore[no-untyped-call]
     return summed
 
 
-def agree(said: bool, device: Any = "cpu") -> bool:
+def any_rank(said: bool, device: Any = "cpu") -> bool:
     """Whether any process says so; all get the same answer."""
-    return bool(said) if world() == 1 else bool(total(float(said), device) > 0)
+    return bool(said) if world() == 1 else bool(all_reduce(float(said), device) > 0)
 
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
@@ -138,9 +138,9 @@ class SyncedNorm(nn.BatchNorm1d):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or world() == 1:
             return super().forward(x)
-        count = total(float(len(x)), x.device)
-        middle = total(x.sum(0)) / count
-        variance = total((x - middle).square().sum(0)) / count
+        count = all_reduce(float(len(x)), x.device)
+        middle = all_reduce(x.sum(0)) / count
+        variance = all_reduce((x - middle).square().sum(0)) / count
         with torch.no_grad():
             assert self.running_mean is not None
             assert self.running_var is not None

@@ -3,12 +3,12 @@
 import torch
 from torch import Tensor
 
-__all__ = ["spread", "whitening"]
+__all__ = ["principal_axes", "whitening"]
 
 FLOOR = 1e-3  # of the largest variance: directions below it are noise
 
 
-def spread(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def principal_axes(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Of ``"n width"``: mean ``"width"``, variances ``"width"`` (ascending, floored), directions ``"width width"``."""
     rows = rows.detach().float()
     middle = rows.mean(0)
@@ -18,5 +18,5 @@ def spread(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def whitening(rows: Tensor) -> tuple[Tensor, Tensor]:
     """``middle`` and ``matrix`` such that ``(rows - middle) @ matrix`` varies by one in every direction."""
-    middle, values, vectors = spread(rows)
+    middle, values, vectors = principal_axes(rows)
     return middle, vectors / values.sqrt() @ vectors.T

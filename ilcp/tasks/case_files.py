@@ -29,7 +29,7 @@ from ilcp.tasks.dossier import (
     SITE_SENTENCES,
     Attribute,
 )
-from ilcp.tasks.fact_code import UNKNOWN, DossierRecord
+from ilcp.tasks.fact_code import UNKNOWN, DossierFactCode
 from ilcp.tasks.rewrite import DossierRetelling, state
 
 __all__ = ["KINDS", "PRESENT", "SPLITS", "TOPICS", "UNKNOWN", "case_files", "compose"]
@@ -93,7 +93,7 @@ def compose(
     context = _document(rng, values, offices, code, bare)
     questions = _questions(rng, values, offices, code)
     asks = tuple((question.text, question.kind, question.facts[0][0]) for question in questions)
-    record = None if bare else DossierRecord(values, offices, code or "", asks)
+    record = None if bare else DossierFactCode(values, offices, code or "", asks)
     entropy_bits = _entropy_bits(values, len(offices), code)
     return Case(name, context, questions, entropy_bits, record, DossierRetelling(name, asks))
 

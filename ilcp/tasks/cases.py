@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from ilcp.errors import EncodeError
 
-__all__ = ["Case", "Question", "Record", "Retelling", "read_jsonl", "thin"]
+__all__ = ["Case", "FactCode", "Question", "Rewrite", "read_jsonl", "thin"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class Question:
     stands_for: float = 1.0
 
 
-class Record(Protocol):
+class FactCode(Protocol):
     """The facts of a case in as few bytes as they need: the task's own entropy code."""
 
     def encode(self, payload_bytes: int) -> bytes:
@@ -47,7 +47,7 @@ class Record(Protocol):
         ...
 
 
-class Retelling(Protocol):
+class Rewrite(Protocol):
     """How an agent who has answered questions about a case writes down what it knows, for the next agent to read."""
 
     @property
@@ -59,7 +59,7 @@ class Retelling(Protocol):
         """The answers as text, with what the agent at this hop has to say for itself."""
         ...
 
-    def aside(self, hop: int) -> str:
+    def remark(self, hop: int) -> str:
         """What the agent at this hop has to say for itself."""
         ...
 
@@ -73,8 +73,8 @@ class Case:
     context: str
     questions: tuple[Question, ...]
     entropy_bits: float | None = None
-    record: Record | None = None
-    retelling: Retelling | None = None
+    record: FactCode | None = None
+    rewrite: Rewrite | None = None
 
 
 def thin(case: Case, per_kind: Mapping[str, int], number: int) -> Case:

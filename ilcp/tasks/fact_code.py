@@ -14,7 +14,7 @@ from typing import TypeVar
 from ilcp.errors import DecodeError
 from ilcp.tasks.dossier import ATTRIBUTES, CODE_DIGITS, CODE_LETTERS, JOINS, POOLS
 
-__all__ = ["DossierRecord"]
+__all__ = ["DossierFactCode"]
 
 NAMES = tuple(attribute.name for attribute in ATTRIBUTES)
 POOL = {attribute.name: POOLS[attribute.pool] for attribute in ATTRIBUTES}
@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class DossierRecord:
+class DossierFactCode:
     """The facts of one dossier, and which of its questions asks for which attribute (a role, for a join).
 
     How many attributes are stated is known to both ends, as the pools are; nothing else is.

@@ -36,9 +36,9 @@ class DossierRetelling:
                 said[state(CODE.sentences[0], answer)] = None
             elif kind in ("lookup", "absent") and answer != UNKNOWN:
                 said[state(SENTENCES[attribute], answer)] = None
-        return " ".join([*said, self.aside(hop)])
+        return " ".join([*said, self.remark(hop)])
 
-    def aside(self, hop: int) -> str:
+    def remark(self, hop: int) -> str:
         """One sentence beside the point, another at every hop."""
         rng = random.Random(f"{self.name}, hop {hop}")
         return rng.choice(DISTRACTORS).format(**{pool: rng.choice(choices) for pool, choices in POOLS.items()})

@@ -9,7 +9,7 @@ It knows a network only by ``Network``: states in, memory and a rate out.
 """
 
 from ilcp.training.batch import Models
-from ilcp.training.hyperparameters import Recipe
+from ilcp.training.hyperparameters import Hyperparameters
 from ilcp.training.loop import Result, train
 from ilcp.training.objective import Network, calibrate
 from ilcp.training.phrasebook import Phrasebook, write_phrasebook
@@ -19,7 +19,7 @@ __all__ = [
     "Models",
     "Network",
     "Phrasebook",
-    "Recipe",
+    "Hyperparameters",
     "Result",
     "StateStore",
     "calibrate",

@@ -18,9 +18,9 @@ from ilcp.errors import EncodeError
 from ilcp.message.literals import auto, line
 from ilcp.models.prompt import Layout, answer_ids, layout, pieces, text_ids
 from ilcp.models.reading import window_tokens
-from ilcp.nn.distributed import mine
+from ilcp.nn.distributed import shard
 from ilcp.tasks.cases import Case, Question
-from ilcp.training.hyperparameters import Recipe
+from ilcp.training.hyperparameters import Hyperparameters
 
 __all__ = ["Batch", "Batcher", "Models", "Row", "check_room", "frozen"]
 
@@ -87,7 +87,7 @@ class Batch:
 class Batcher:
     """Turns cases into batches; remembers the prompts of questions that come again."""
 
-    def __init__(self, models: Models, recipe: Recipe):
+    def __init__(self, models: Models, recipe: Hyperparameters):
         self.models = models
         self.recipe = recipe
         self._layouts: dict[str, Layout] = {}
@@ -103,7 +103,7 @@ class Batcher:
         """
         asked = [self._asked(case, rng) for case in cases]  # of all cases, so that all processes draw alike
         drawn = list(zip(cases, asked, self._literals(cases, rng), strict=True))
-        chosen = drawn if whole else list(mine(drawn))
+        chosen = drawn if whole else list(shard(drawn))
         own = [case for case, _, _ in chosen]
         rows = [self._row(at, each, beside) for at, (_, questions, beside) in enumerate(chosen) for each in questions]
         wanted = self.recipe.reconstruction_weight > 0
@@ -157,7 +157,7 @@ class Batcher:
         return self._layouts[question]
 
 
-def check_room(models: Models, cases: Sequence[Case], recipe: Recipe) -> None:
+def check_room(models: Models, cases: Sequence[Case], recipe: Hyperparameters) -> None:
     """Refuses a case whose full text, question and answer are more than the receiver can read at once.
 
     The full text is what the message is measured against, and what its distillation listens to.

@@ -76,7 +76,7 @@ def write_card(codec: Codec, made: Mapping[str, Any], report: Report) -> str:
             **{name: cases[name] for name in ("training", "validation", "test")},
         )
         + "\n"
-        + measured(report.proof())
+        + measured(report.evidence())
     )
 
 

@@ -25,10 +25,10 @@ from typing import Any, Literal, get_args, get_origin
 from ilcp.errors import EncodeError
 from ilcp.models.loading import DTYPES
 from ilcp.training.data import LEAST
-from ilcp.training.hyperparameters import Recipe
+from ilcp.training.hyperparameters import Hyperparameters
 from ilcp.training.selfstudy import SelfStudy
 
-__all__ = ["Plan", "read_plan", "refuse_unknown"]
+__all__ = ["TrainingConfig", "read_config", "refuse_unknown"]
 
 STEPS = 3000
 DEFAULT_RANK = 8
@@ -47,7 +47,7 @@ PLAIN: dict[Any, str] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class TrainingConfig:
     """One training from end to end; see ``ilcp.training.job``."""
 
     sender: str
@@ -101,10 +101,10 @@ class Plan:
         """Where a run keeps its checkpoint, its log and the sender's states: beside the codec, not in it."""
         return self.out.with_name(self.out.name + ".run")
 
-    def recipe(self, *, closed: bool) -> Recipe:
+    def recipe(self, *, closed: bool) -> Hyperparameters:
         """The recipe for answers that end, or for continuations, with this plan's changes."""
         values = COMMON | (ANSWERS if closed else CONTINUATIONS) | dict(self.training) | {"seed": self.seed}
-        return Recipe(**_typed(Recipe, values, "[training]"))
+        return Hyperparameters(**_typed(Hyperparameters, values, "[training]"))
 
     def to_dict(self) -> dict[str, Any]:
         """All that decides the outcome, as JSON takes it."""
@@ -114,7 +114,7 @@ class Plan:
         return record
 
 
-def read_plan(recipe: Path | None = None, **changes: Any) -> Plan:
+def read_config(recipe: Path | None = None, **changes: Any) -> TrainingConfig:
     """The plan of a recipe file, of keyword arguments, or of both: what is given (not None) goes before the file.
 
     ``self_study=True`` is self-study as usual; a mapping gives its fields. ``steps`` and ``minutes`` are the recipe's.
@@ -138,17 +138,21 @@ def read_plan(recipe: Path | None = None, **changes: Any) -> Plan:
         raise EncodeError(f"expected either --data or the table [self_study] of {recipe}, got both: remove one")
     record = {**record, **given, "training": training}
     where = "the recipe" if recipe is None else str(recipe)
-    refuse_unknown(record, (f.name for f in fields(Plan)), where)
-    _typed(Recipe, training, "[training]")
-    missing = [f.name for f in fields(Plan) if f.default is f.default_factory is MISSING and f.name not in record]
+    refuse_unknown(record, (f.name for f in fields(TrainingConfig)), where)
+    _typed(Hyperparameters, training, "[training]")
+    missing = [
+        f.name for f in fields(TrainingConfig) if f.default is f.default_factory is MISSING and f.name not in record
+    ]
     if missing:
         raise EncodeError(f"expected {', '.join(missing)} in {where}, got nothing: every training needs them")
     if "self_study" in record:
         study = _typed(SelfStudy, _table(record, "self_study"), "[self_study]")
         record["self_study"] = SelfStudy(**study)
-    values = _typed(Plan, {**record, "sender": str(record["sender"]), "receiver": str(record["receiver"])}, where)
+    values = _typed(
+        TrainingConfig, {**record, "sender": str(record["sender"]), "receiver": str(record["receiver"])}, where
+    )
     paths = {name: Path(values[name]) for name in ("out", "data") if values.get(name) is not None}
-    return Plan(**(values | paths))
+    return TrainingConfig(**(values | paths))
 
 
 def _read(file: Path) -> dict[str, Any]:

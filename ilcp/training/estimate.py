@@ -11,7 +11,7 @@ import torch
 
 from ilcp.errors import EncodeError
 from ilcp.training.batch import Models
-from ilcp.training.hyperparameters import Recipe
+from ilcp.training.hyperparameters import Hyperparameters
 from ilcp.training.reader import StateStore
 
 __all__ = ["Estimate", "estimate"]
@@ -43,7 +43,7 @@ class Estimate:
 
 
 def estimate(
-    models: Models, network: Any, store: StateStore, texts: Sequence[str], folder: Path, recipe: Recipe
+    models: Models, network: Any, store: StateStore, texts: Sequence[str], folder: Path, recipe: Hyperparameters
 ) -> Estimate:
     """The need of a run whose states go to ``store`` and whose checkpoints to ``folder``.
 

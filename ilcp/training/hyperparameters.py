@@ -6,7 +6,7 @@ from typing import Any
 
 from ilcp.errors import EncodeError
 
-__all__ = ["Recipe"]
+__all__ = ["Hyperparameters"]
 
 WEIGHTS = (
     "cross_entropy_weight",
@@ -19,7 +19,7 @@ WEIGHTS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Recipe:
+class Hyperparameters:
     """Every number of a run. The schedule ends after ``steps`` or ``minutes``, whichever is sooner."""
 
     steps: int

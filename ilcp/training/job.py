@@ -32,14 +32,14 @@ from ilcp.models.adapter import new_adapter, save_adapter
 from ilcp.models.fingerprint import identify
 from ilcp.models.loading import load_model
 from ilcp.models.support import require_receiver, require_sender
-from ilcp.nn.distributed import agree, is_main, join, same_everywhere, total, world
+from ilcp.nn.distributed import all_reduce, any_rank, init_device, is_main, same_everywhere, world
 from ilcp.tasks.cases import Case, read_jsonl
 from ilcp.training.batch import Models, check_room, frozen
 from ilcp.training.card import write_card
-from ilcp.training.config import Plan, read_plan, refuse_unknown
+from ilcp.training.config import TrainingConfig, read_config, refuse_unknown
 from ilcp.training.data import Shuffled, Split, merged, split
 from ilcp.training.estimate import estimate
-from ilcp.training.hyperparameters import Recipe
+from ilcp.training.hyperparameters import Hyperparameters
 from ilcp.training.log import CURVE, LOG, flat
 from ilcp.training.loop import CHECKPOINT, Result
 from ilcp.training.loop import train as fit
@@ -63,8 +63,8 @@ GIGA = 1e9
 class _Job:
     """What a training works with."""
 
-    plan: Plan
-    recipe: Recipe
+    plan: TrainingConfig
+    recipe: Hyperparameters
     models: Models
     cases: Split
 
@@ -84,10 +84,10 @@ def train(recipe: str | Path | None = None, *, resume: bool = False, **changes: 
     Raises:
         EncodeError, Interrupted: as ``train_codec``.
     """
-    return train_codec(read_plan(None if recipe is None else Path(recipe), **changes), resume=resume)
+    return train_codec(read_config(None if recipe is None else Path(recipe), **changes), resume=resume)
 
 
-def train_codec(plan: Plan, *, resume: bool = False) -> Codec:
+def train_codec(plan: TrainingConfig, *, resume: bool = False) -> Codec:
     """The codec that the plan describes, trained, measured and saved in ``plan.out``.
 
     Args:
@@ -101,7 +101,7 @@ def train_codec(plan: Plan, *, resume: bool = False) -> Codec:
     """
     _refuse_taken(plan, resume)
     given = None if plan.data is None else merged(read_jsonl(plan.data))  # before the models: they take longer to load
-    device = join(plan.device)
+    device = init_device(plan.device)
     method = _method(plan)
     models = _models(plan, device)
     try:
@@ -127,11 +127,11 @@ def train_codec(plan: Plan, *, resume: bool = False) -> Codec:
     codec: Codec = method.from_network(network.cpu(), identities[0], receiver)
     if is_main():
         _finish(job, codec, result, _measure(job, codec, closed))
-    total(0.0, device)  # no process is done before the folder is there
+    all_reduce(0.0, device)  # no process is done before the folder is there
     return load(plan.out)
 
 
-def _refuse_taken(plan: Plan, resume: bool) -> None:
+def _refuse_taken(plan: TrainingConfig, resume: bool) -> None:
     """Nothing finished is overwritten, nothing begun is begun anew."""
     if plan.out.is_symlink() or plan.out.is_mount():
         raise EncodeError(f"expected a plain folder for the codec, got a link or mount at {plan.out}: name one inside")
@@ -145,7 +145,7 @@ def _refuse_taken(plan: Plan, resume: bool) -> None:
         )
 
 
-def _method(plan: Plan) -> Any:
+def _method(plan: TrainingConfig) -> Any:
     """The class of the codec.
 
     Raises:
@@ -159,12 +159,12 @@ def _method(plan: Plan) -> Any:
     return method
 
 
-def _settings(plan: Plan) -> dict[str, Any]:
+def _settings(plan: TrainingConfig) -> dict[str, Any]:
     settings = {name: value for name, value in plan.codec.items() if name != "name"}
     return {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}
 
 
-def _models(plan: Plan, device: torch.device) -> Models:
+def _models(plan: TrainingConfig, device: torch.device) -> Models:
     sender = load_model(plan.sender, dtype=plan.dtype, device=device, encoder=True)
     receiver = load_model(plan.receiver, dtype=plan.dtype, device=device, encoder=True)
     require_sender(sender[0])
@@ -176,7 +176,7 @@ def _models(plan: Plan, device: torch.device) -> Models:
     return Models(*sender, adapter.get_base_model(), receiver[1], adapter)
 
 
-def _written(plan: Plan, models: Models) -> list[Case]:
+def _written(plan: TrainingConfig, models: Models) -> list[Case]:
     """What the sender writes."""
     assert plan.self_study is not None  # a plan has the one or the other
     file = plan.work / STUDY
@@ -191,7 +191,7 @@ def _closed(cases: Sequence[Case]) -> bool:
     return found.pop() if found else True
 
 
-def _fitting(plan: Plan, models: Models, cases: list[Case], closed: bool) -> Split:
+def _fitting(plan: TrainingConfig, models: Models, cases: list[Case], closed: bool) -> Split:
     """The cases that the receiver can read in full, in three parts."""
     recipe, kept = plan.recipe(closed=closed), []
     for case in cases:
@@ -206,7 +206,7 @@ def _fitting(plan: Plan, models: Models, cases: list[Case], closed: bool) -> Spl
     return split(kept, validation=VALIDATION, test=plan.test_cases, seed=plan.seed)
 
 
-def _same_plan(plan: Plan, identities: Sequence[ModelIdentity], device: torch.device) -> bool:
+def _same_plan(plan: TrainingConfig, identities: Sequence[ModelIdentity], device: torch.device) -> bool:
     """Whether the models compute in bfloat16: decided once for all processes and all parts of a run, and kept with it.
 
     Raises:
@@ -230,7 +230,7 @@ def _same_plan(plan: Plan, identities: Sequence[ModelIdentity], device: torch.de
             )
         if not begun:
             write_whole(file, json.dumps(record | {HALVED: halved}, indent=2) + "\n")
-    return agree(halved, device)
+    return any_rank(halved, device)
 
 
 def _kept_plan(file: Path) -> dict[str, Any]:
@@ -279,7 +279,7 @@ def _train(job: _Job, network: Any, resume: bool) -> Result:
 def _measure(job: _Job, codec: Codec, closed: bool) -> Report:
     """Every control on the test cases, kept as it goes."""
     sender = Sender(job.models.sender, job.models.sender_tokenizer, codec)
-    receiver = Receiver(job.models.receiver, job.models.receiver_tokenizer, codec, allow_unproven=True)
+    receiver = Receiver(job.models.receiver, job.models.receiver_tokenizer, codec, allow_unmeasured=True)
     texts = equal_texts(sender, [case.context for case in job.cases.training])
     return run(
         sender,
@@ -310,7 +310,7 @@ def _finish(job: _Job, codec: Codec, result: Result, report: Report) -> None:
         "provenance": report.provenance,
     }
     made = json.loads(json.dumps(made, default=str))
-    codec.proof = report.proof()
+    codec.evidence = report.evidence()
     draft = job.plan.work / "codec"
     shutil.rmtree(draft, ignore_errors=True)
     save(codec, draft, card=write_card(codec, made, report), training=made)

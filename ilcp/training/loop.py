@@ -19,11 +19,11 @@ from safetensors import SafetensorError
 from torch import nn
 
 from ilcp.errors import EncodeError, Interrupted
-from ilcp.nn.distributed import agree, average_gradients, is_main, total, world
+from ilcp.nn.distributed import all_reduce, any_rank, average_gradients, is_main, world
 from ilcp.tasks.cases import Case
 from ilcp.training.batch import Batch, Batcher, Models, frozen
 from ilcp.training.clock import Clock
-from ilcp.training.hyperparameters import Recipe
+from ilcp.training.hyperparameters import Hyperparameters
 from ilcp.training.log import Log
 from ilcp.training.objective import Objective
 from ilcp.training.phrasebook import Phrasebook
@@ -55,7 +55,7 @@ def train(
     models: Models,
     source: Source,
     validation: Sequence[Case],
-    recipe: Recipe,
+    recipe: Hyperparameters,
     folder: str | Path,
     *,
     phrasebook: Phrasebook | None = None,
@@ -125,7 +125,7 @@ class _Run:
         self,
         network: nn.Module,
         models: Models,
-        recipe: Recipe,
+        recipe: Hyperparameters,
         folder: Path,
         phrasebook: Phrasebook | None,
         store: StateStore | None,
@@ -189,7 +189,7 @@ class _Run:
             group["lr"] = rate * self._rate()
         learner: Any = self.network
         terms = self.objective.terms(learner, batch, self.step, self._done())
-        if agree(not torch.isfinite(terms["loss"]), self.device):
+        if any_rank(not torch.isfinite(terms["loss"]), self.device):
             raise EncodeError(f"expected a finite loss, got {terms['loss'].item()} at step {self.step}: lower the rate")
         self.optimizer.zero_grad(set_to_none=True)
         with self.clock.backward():
@@ -203,19 +203,19 @@ class _Run:
                     f"expected finite gradients, got norm {norm.item()} at step {self.step}: lower the rate"
                 )
             self.optimizer.step()
-        values = total(torch.stack([term.detach().float() for term in terms.values()])) / world()
+        values = all_reduce(torch.stack([term.detach().float() for term in terms.values()])) / world()
         self.last_loss = float(values[list(terms).index("loss")])
         return dict(zip(terms, values.tolist(), strict=True))
 
     def _heed(self, interrupted: Callable[[], bool]) -> None:
         """Ends the run, with a checkpoint, where it was told to end."""
-        if agree(interrupted(), self.device):
+        if any_rank(interrupted(), self.device):
             self.save()
             raise Interrupted(f"stopped at step {self.step}; {self.folder} holds a checkpoint of it")
 
     def _stale(self) -> bool:
         """Whether nothing has got better for so long that the run ends."""
-        return agree(0 < self.recipe.patience <= self.stale, self.device)
+        return any_rank(0 < self.recipe.patience <= self.stale, self.device)
 
     def _judge(self, averages: dict[str, float], result: Validation) -> None:
         """Logs, and keeps a checkpoint.
@@ -236,7 +236,7 @@ class _Run:
         if is_main():
             self.log.write(record | shares)
             self.console.print(f"step {self.step}: {result}", highlight=False)
-        if agree(self.recipe.collapse_after <= self._done() < 1 and result.gain_low <= 0, self.device):
+        if any_rank(self.recipe.collapse_after <= self._done() < 1 and result.gain_low <= 0, self.device):
             raise EncodeError(
                 f"expected the message to say more than another case's after {self.recipe.collapse_after:.0%} of the "
                 f"run, got a content gain of {result.gain_nats:.4f} nats, lower end {result.gain_low:.4f}, at step "
@@ -263,7 +263,7 @@ class _Run:
 
     def _same(self, seconds: float) -> float:
         """The mean over processes: all must agree when a run is over."""
-        return float(total(seconds, self.device)) / world() if world() > 1 else seconds
+        return float(all_reduce(seconds, self.device)) / world() if world() > 1 else seconds
 
     def _speed(self) -> float:
         """Tokens of contexts and questions per second that this process trains on, validation left out."""

@@ -23,12 +23,12 @@ from torch.nn import functional as F
 
 from ilcp.errors import EncodeError
 from ilcp.models.forward import PADDING, embed
-from ilcp.nn.distributed import rank, total, world
+from ilcp.nn.distributed import all_reduce, rank, world
 from ilcp.nn.whitening import whitening
 from ilcp.tasks.cases import Case
 from ilcp.training.batch import Batch, Batcher, Models, Row
 from ilcp.training.clock import Clock
-from ilcp.training.hyperparameters import Recipe
+from ilcp.training.hyperparameters import Hyperparameters
 from ilcp.training.packed import memory_logits, text_logits
 from ilcp.training.precision import precision
 from ilcp.training.reader import Reader
@@ -62,7 +62,11 @@ class Network(Protocol):
 
 @torch.no_grad()
 def calibrate(
-    network: Network, models: Models, cases: Sequence[Case], recipe: Recipe, phrasebook: "Phrasebook | None" = None
+    network: Network,
+    models: Models,
+    cases: Sequence[Case],
+    recipe: Hyperparameters,
+    phrasebook: "Phrasebook | None" = None,
 ) -> None:
     """Fits an untrained network to how the sender's states of these cases are spread, and the memory it should make.
 
@@ -86,7 +90,7 @@ class Objective:
     def __init__(
         self,
         models: Models,
-        recipe: Recipe,
+        recipe: Hyperparameters,
         reader: Reader,
         phrasebook: "Phrasebook | None" = None,
         clock: Clock | None = None,
@@ -105,7 +109,9 @@ class Objective:
         terms = {"rate_bits": self._mean(rate_bits.sum(), len(rate_bits))}
         weights = {"rate_bits": 0.0}
         if self.recipe.rate_weight:
-            terms["paid_bits"] = (total(terms["rate_bits"]) / world() - self.recipe.free_bits_at(done)).clamp(min=0)
+            terms["paid_bits"] = (all_reduce(terms["rate_bits"]) / world() - self.recipe.free_bits_at(done)).clamp(
+                min=0
+            )
             weights["paid_bits"] = self.recipe.rate_weight
         blank = network.blank(blanks) if blanks else None
         with self.clock("receiver"), precision(self.models.receiver.device, self.recipe):
@@ -176,7 +182,7 @@ class Objective:
 
     def _mean(self, summed: Tensor, count: int) -> Tensor:
         """This process's part of a mean over all processes' items: the average of the parts is the mean."""
-        return summed * (world() / total(float(count), summed.device).clamp(min=1))
+        return summed * (world() / all_reduce(float(count), summed.device).clamp(min=1))
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ from ilcp.errors import EncodeError
 from ilcp.models.forward import PADDING, embed
 from ilcp.models.prompt import answer_ids
 from ilcp.training.batch import Batch, Models, frozen
-from ilcp.training.hyperparameters import Recipe
+from ilcp.training.hyperparameters import Hyperparameters
 from ilcp.training.packed import memory_logits
 from ilcp.training.precision import precision
 
@@ -69,7 +69,7 @@ class Phrasebook:
 
 
 def write_phrasebook(
-    models: Models, batches: Sequence[Batch], recipe: Recipe, *, draft: Phrasebook | None = None
+    models: Models, batches: Sequence[Batch], recipe: Hyperparameters, *, draft: Phrasebook | None = None
 ) -> Phrasebook:
     """Trains the phrasebook on the batches, one step each; ``draft`` is one of the same words to go on from.
 
@@ -97,7 +97,7 @@ def write_phrasebook(
     return Phrasebook(book.words, book.vectors.detach(), book.places.detach())
 
 
-def _fresh(models: Models, batches: Sequence[Batch], recipe: Recipe) -> Phrasebook:
+def _fresh(models: Models, batches: Sequence[Batch], recipe: Hyperparameters) -> Phrasebook:
     """Every word of the batches as the mean of its tokens' embeddings, all places zero."""
     words = sorted({word for batch in batches for told in batch.told.values() for word in told})
     if not words:

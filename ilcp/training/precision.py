@@ -5,17 +5,17 @@ from functools import cache
 
 import torch
 
-from ilcp.training.hyperparameters import Recipe
+from ilcp.training.hyperparameters import Hyperparameters
 
 __all__ = ["faster_in_bfloat16", "in_bfloat16", "precision"]
 
 
-def precision(device: torch.device, recipe: Recipe) -> torch.autocast:
+def precision(device: torch.device, recipe: Hyperparameters) -> torch.autocast:
     """Autocast for the frozen models, where the recipe asks for it; the network itself stays in float32."""
     return torch.autocast(device.type, torch.bfloat16, enabled=in_bfloat16(device, recipe))
 
 
-def in_bfloat16(device: torch.device, recipe: Recipe) -> bool:
+def in_bfloat16(device: torch.device, recipe: Hyperparameters) -> bool:
     """Whether that is so: as the recipe says, else where it is faster."""
     return faster_in_bfloat16(device.type) if recipe.bfloat16 is None else recipe.bfloat16
 

@@ -25,9 +25,9 @@ from torch.nn import functional as F
 from ilcp.identity import digest
 from ilcp.models.fingerprint import identify
 from ilcp.models.reading import capture_batch, padded_ids, read_ids, window_tokens
-from ilcp.nn.distributed import mine, total
+from ilcp.nn.distributed import all_reduce, shard
 from ilcp.training.batch import Models
-from ilcp.training.hyperparameters import Recipe
+from ilcp.training.hyperparameters import Hyperparameters
 from ilcp.training.precision import in_bfloat16, precision
 
 __all__ = ["Reader", "StateStore"]
@@ -39,7 +39,9 @@ FORMAT = 1  # of the shards: another number is another folder
 class Reader:
     """Reads texts with the sender, or looks up what it computed before."""
 
-    def __init__(self, models: Models, layers: Sequence[int], recipe: Recipe, store: "StateStore | None" = None):
+    def __init__(
+        self, models: Models, layers: Sequence[int], recipe: Hyperparameters, store: "StateStore | None" = None
+    ):
         self.models, self.layers, self.recipe, self.store = models, tuple(layers), recipe, store
         self.tokens = 0  # of the texts that were asked for, in this process
 
@@ -85,7 +87,9 @@ class StateStore:
     nothing here.
     """
 
-    def __init__(self, folder: str | Path, models: Models, layers: Sequence[int], recipe: Recipe, limit_bytes: int):
+    def __init__(
+        self, folder: str | Path, models: Models, layers: Sequence[int], recipe: Hyperparameters, limit_bytes: int
+    ):
         identity = asdict(identify(models.sender, models.sender_tokenizer))
         halved = in_bfloat16(models.receiver.device, recipe)
         key = digest(repr((FORMAT, sorted(identity.items()), tuple(layers), halved)).encode()).hex()
@@ -105,7 +109,7 @@ class StateStore:
         groups = self._groups(texts)
         for path, group in groups:
             self._where |= dict.fromkeys(map(_name, group), path)
-        todo = [(path, group) for path, group in mine(groups) if not path.exists()]
+        todo = [(path, group) for path, group in shard(groups) if not path.exists()]
         shown = track(todo, "the sender reads", console=Console(stderr=True), disable=not progress, transient=True)
         for path, group in shown:
             states, mask = reader.compute(group)
@@ -117,7 +121,7 @@ class StateStore:
                 said = f"the sender's states are no longer kept in {self.folder}: {error}"
                 Console(stderr=True, soft_wrap=True).print(said, highlight=False)
                 break
-        total(0.0, reader.models.sender.device)  # no process looks up before all have written
+        all_reduce(0.0, reader.models.sender.device)  # no process looks up before all have written
 
     def get(self, text: str) -> Tensor | None:
         """States ``"layers tokens hidden"`` of a text; None where they are not kept."""

@@ -25,7 +25,7 @@ from ilcp.files import write_whole
 from ilcp.models.forward import embed, pad_left
 from ilcp.models.prompt import text_ids
 from ilcp.models.reading import window_tokens
-from ilcp.nn.distributed import is_main, total
+from ilcp.nn.distributed import all_reduce, is_main
 from ilcp.tasks.cases import Case, read_jsonl
 from ilcp.training.batch import Models
 
@@ -105,7 +105,7 @@ def study(models: Models, plan: SelfStudy, file: Path, *, seed: int, progress: b
         )
     if is_main():
         _write(models, plan, file, seed, progress)
-    total(0.0, models.sender.device)  # the others wait for the file
+    all_reduce(0.0, models.sender.device)  # the others wait for the file
     cases = list(read_jsonl(file)) if file.stat().st_size else []
     if not cases:
         raise EncodeError(

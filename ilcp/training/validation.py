@@ -12,7 +12,7 @@ from ilcp.errors import EncodeError
 from ilcp.models.forward import answer_scores
 from ilcp.tasks.cases import Case
 from ilcp.training.batch import Batcher, Models, Row, check_room
-from ilcp.training.hyperparameters import Recipe
+from ilcp.training.hyperparameters import Hyperparameters
 from ilcp.training.packed import memory_logits, text_logits
 from ilcp.training.precision import precision
 from ilcp.training.reader import Reader
@@ -64,7 +64,7 @@ class Validator:
         EncodeError: a case does not fit into the receiver's window.
     """
 
-    def __init__(self, models: Models, cases: Sequence[Case], recipe: Recipe, reader: Reader):
+    def __init__(self, models: Models, cases: Sequence[Case], recipe: Hyperparameters, reader: Reader):
         check_room(models, cases, recipe)
         self.models, self.recipe, self.reader = models, recipe, reader
         alone = replace(recipe, literals_share=0.0)  # what the latent says by itself is what is watched

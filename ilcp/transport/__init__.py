@@ -36,7 +36,8 @@ from contextlib import asynccontextmanager, contextmanager
 from importlib import import_module
 from urllib.parse import urlsplit
 
-from ilcp.transport.backend import MEDIA_TYPE, Link, Settings
+from ilcp.errors import MissingExtraError
+from ilcp.transport.backend import MEDIA_TYPE, Backend, Settings
 from ilcp.transport.capabilities import Capabilities, Choice, choose
 from ilcp.transport.connection import AsyncConnection, AsyncDelivery, Connection, Delivery, Loop, Receipt
 from ilcp.transport.errors import (
@@ -45,7 +46,6 @@ from ilcp.transport.errors import (
     CorruptError,
     FullError,
     LeaseLostError,
-    MissingExtraError,
     ProtocolError,
     RefusedError,
     UnreachableError,
@@ -65,7 +65,6 @@ __all__ = [
     "FullError",
     "LeaseLostError",
     "Link",
-    "MissingExtraError",
     "ProtocolError",
     "Receipt",
     "RefusedError",
@@ -125,7 +124,7 @@ async def connect_async(
         await link.close()
 
 
-async def _open(url: object, settings: Settings) -> Link:
+async def _open(url: object, settings: Settings) -> Backend:
     if not isinstance(url, str) or not url.isprintable() or "?" in url or "#" in url:
         raise AddressError("expected an address of printable characters, without ? and # (%3F and %23), got another")
     try:
@@ -143,7 +142,6 @@ async def _open(url: object, settings: Settings) -> Link:
     except ModuleNotFoundError as error:
         if extra is None or (error.name or "").startswith("ilcp."):
             raise
-        missing = f"expected {error.name} for {parts.scheme}://, got no such package"
-        raise MissingExtraError(f"{missing}: pip install 'ilcp[{extra}]'") from error
-    link: Link = await door(parts, settings)
+        raise MissingExtraError.of(str(error.name), f"for {parts.scheme}://", extra) from error
+    link: Backend = await door(parts, settings)
     return link

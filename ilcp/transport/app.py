@@ -34,7 +34,7 @@ from ilcp.transport.backend import (
 )
 from ilcp.transport.capabilities import Capabilities
 from ilcp.transport.errors import AddressError, FullError, LeaseLostError
-from ilcp.transport.spool import StoreLink
+from ilcp.transport.spool import StoreBackend
 from ilcp.transport.telemetry import logged
 
 __all__ = ["endpoint"]
@@ -93,7 +93,7 @@ class _Places:
 
 
 class _Endpoint:
-    def __init__(self, link: StoreLink, token: str | None, max_at_once: int, max_receivers: int) -> None:
+    def __init__(self, link: StoreBackend, token: str | None, max_at_once: int, max_receivers: int) -> None:
         self.link = link
         self.places = {"receive": _Places(max_receivers), **{name: _Places(None) for name in ("ack", "nack", "health")}}
         self.other_places = _Places(max_at_once)
@@ -207,7 +207,7 @@ class _Endpoint:
 
 
 def endpoint(
-    link: StoreLink,
+    link: StoreBackend,
     *,
     token: str | None = None,
     max_at_once: int = MAX_AT_ONCE,

@@ -22,7 +22,7 @@ from ilcp.transport.errors import AddressError
 __all__ = [
     "MEDIA_TYPE",
     "Lease",
-    "Link",
+    "Backend",
     "Settings",
     "checked_id",
     "checked_message",
@@ -98,7 +98,7 @@ class Lease(NamedTuple):
     until_s: float
 
 
-class Link(Protocol):
+class Backend(Protocol):
     """What a transport does. Every operation raises ``TransportError`` and nothing else of its own."""
 
     async def put(self, name: str, handoff_id: str, message: bytes) -> bool:

@@ -63,7 +63,7 @@ class Capabilities:
 
     @classmethod
     def from_bytes(cls, body: bytes) -> Self:
-        """What a receiver published. Fields that this release does not know are left aside.
+        """What a receiver published. Fields that this release does not know are left remark.
 
         Raises:
             DecodeError: it is no JSON of these fields.

@@ -12,8 +12,8 @@ from ilcp.message.format import BytesLike
 from ilcp.transport import telemetry
 from ilcp.transport.backend import (
     MAX_LEASE_S,
+    Backend,
     Lease,
-    Link,
     Settings,
     checked_id,
     checked_message,
@@ -43,7 +43,7 @@ class AsyncDelivery:
     ``attempt`` counts how often it was handed out, from 1: a message that breaks its receivers shows by it.
     """
 
-    def __init__(self, link: Link, name: str, lease: Lease, settings: Settings) -> None:
+    def __init__(self, link: Backend, name: str, lease: Lease, settings: Settings) -> None:
         self._link, self._name, self._lease, self._clock = link, name, lease, settings.clock
         self._settled: Literal["ack", "nack"] | None = None
         self._ack_in_doubt = False
@@ -115,7 +115,7 @@ class AsyncDelivery:
 class AsyncConnection:
     """A way to send to any name, and to receive under one's own, ``name``. Any number of tasks may share it."""
 
-    def __init__(self, link: Link, name: str | None, settings: Settings) -> None:
+    def __init__(self, link: Backend, name: str | None, settings: Settings) -> None:
         self.name = name if name is None else checked_name("name", name)
         self._link, self._settings = link, settings
 

@@ -11,7 +11,6 @@ __all__ = [
     "CorruptError",
     "FullError",
     "LeaseLostError",
-    "MissingExtraError",
     "ProtocolError",
     "RefusedError",
     "UnreachableError",
@@ -20,10 +19,6 @@ __all__ = [
 
 class AddressError(TransportError, ValueError):
     """An address, a name, an id or a setting that no transport takes: mend the argument."""
-
-
-class MissingExtraError(TransportError, ImportError):
-    """The library behind a scheme is not installed; the text names the extra that brings it."""
 
 
 class UnreachableError(TransportError, OSError):

@@ -32,26 +32,26 @@ from ilcp.transport.backend import (
 )
 from ilcp.transport.errors import AddressError, FullError, LeaseLostError, ProtocolError, RefusedError, UnreachableError
 
-__all__ = ["HttpLink", "open_http"]
+__all__ = ["HttpBackend", "open_http"]
 
 CONNECT_TRIES = 3  # httpx waits 0, 0.5, 1 s between them
 MAX_ANSWER_BYTES = max(MAX_MESSAGE_BYTES, MAX_CAPABILITIES_BYTES) + 1024
 
 
-class HttpLink:
-    """A ``Link`` onto an endpoint."""
+class HttpBackend:
+    """A ``Backend`` onto an endpoint."""
 
     def __init__(self, client: httpx.AsyncClient, settings: Settings) -> None:
         self._client, self._settings = client, settings
 
     async def put(self, name: str, handoff_id: str, message: bytes) -> bool:
-        """See ``Link``."""
+        """See ``Backend``."""
         headers = {"content-type": MEDIA_TYPE, ID_HEADER: handoff_id}
         answer, _ = await self._ask("POST", f"{PREFIX}/{name}", (200, 201), content=message, headers=headers)
         return answer.status_code == 201
 
     async def take(self, name: str, lease_s: float, wait_s: float) -> Lease | None:
-        """See ``Link``. Long waits are several requests."""
+        """See ``Backend``. Long waits are several requests."""
         end = time.monotonic() + wait_s
         while True:
             left = max(0.0, end - time.monotonic())
@@ -64,24 +64,24 @@ class HttpLink:
                 return None
 
     async def settle(self, name: str, lease: Lease, *, retry_in_s: float | None) -> None:
-        """See ``Link``."""
+        """See ``Backend``."""
         how, params = ("ack", None) if retry_in_s is None else ("nack", {"delay_s": repr(retry_in_s)})
         await self._ask("POST", f"{PREFIX}/{name}/{how}", (204,), params=params, headers={LEASE_HEADER: lease.token})
 
     async def publish(self, name: str, body: bytes) -> None:
-        """See ``Link``."""
+        """See ``Backend``."""
         headers = {"content-type": "application/json"}
         await self._ask("PUT", f"{PREFIX}/{name}/capabilities", (204,), content=body, headers=headers)
 
     async def lookup(self, name: str) -> bytes | None:
-        """See ``Link``."""
+        """See ``Backend``."""
         answer, body = await self._ask("GET", f"{PREFIX}/{name}/capabilities", (200, 404))
         if answer.status_code == 404 and answer.headers.get("content-type") != "application/json":
             raise ProtocolError(f"expected an ilcp endpoint, got 404 from {answer.url}: is the address right?")
         return body if answer.status_code == 200 else None
 
     async def close(self) -> None:
-        """See ``Link``."""
+        """See ``Backend``."""
         await self._client.aclose()
 
     async def _ask(
@@ -105,7 +105,7 @@ class HttpLink:
         return answer, bytes(body)
 
 
-async def open_http(url: SplitResult, settings: Settings) -> HttpLink:
+async def open_http(url: SplitResult, settings: Settings) -> HttpBackend:
     """A client of the endpoint, which has answered a request with our token.
 
     Raises:
@@ -115,7 +115,7 @@ async def open_http(url: SplitResult, settings: Settings) -> HttpLink:
     settings.only(url.scheme, "timeout_s", "token", *(["tls"] if url.scheme == "https" else []))
     if not url.hostname or url.path.strip("/"):
         raise AddressError(f"expected {url.scheme}://host:port, got {url.geturl()!r}")
-    link = HttpLink(client_for(url.geturl(), settings), settings)
+    link = HttpBackend(client_for(url.geturl(), settings), settings)
     try:
         answer, body = await link._ask("GET", f"{PREFIX}", (200,))
         if answer.headers.get("content-type") != "application/json" or b'"ilcp"' not in body:

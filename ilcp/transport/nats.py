@@ -30,20 +30,19 @@ from nats.js import api, errors
 from nats.js.client import JetStreamContext
 from nats.js.kv import KeyValue
 
-from ilcp.errors import IlcpError, TransportError
+from ilcp.errors import IlcpError, MissingExtraError, TransportError
 from ilcp.message import MAX_MESSAGE_BYTES
 from ilcp.transport import telemetry
 from ilcp.transport.backend import Lease, Settings, is_name
 from ilcp.transport.errors import (
     AddressError,
     FullError,
-    MissingExtraError,
     ProtocolError,
     RefusedError,
     UnreachableError,
 )
 
-__all__ = ["NatsLink", "open_nats"]
+__all__ = ["NatsBackend", "open_nats"]
 
 STREAM, SETTLED, TOLD = "ilcp-handoffs", "ilcp-settled", "ilcp-told"
 SUBJECT = "ilcp.handoffs"
@@ -67,8 +66,8 @@ GONE = (nats.errors.NoRespondersError, nats.errors.ConnectionReconnectingError, 
 AWAY = (TimeoutError, *GONE)  # what may be over in a moment; a time-out of nats-py's is one of Python's
 
 
-class NatsLink:
-    """A ``Link`` onto a JetStream server."""
+class NatsBackend:
+    """A ``Backend`` onto a JetStream server."""
 
     def __init__(
         self, client: "ReadingClient", stream: JetStreamContext, buckets: tuple[KeyValue, KeyValue], s: Settings
@@ -78,7 +77,7 @@ class NatsLink:
         self._consumers: set[str] = set()
 
     async def put(self, name: str, handoff_id: str, message: bytes) -> bool:
-        """See ``Link``."""
+        """See ``Backend``."""
         key, timeout_s = f"{name}.{handoff_id}", self._settings.timeout_s
         with _named_errors():
             try:
@@ -92,7 +91,7 @@ class NatsLink:
         return not kept.duplicate
 
     async def take(self, name: str, lease_s: float, wait_s: float) -> Lease | None:
-        """See ``Link``. None is the server's word: who waits goes on waiting for a server that is away."""
+        """See ``Backend``. None is the server's word: who waits goes on waiting for a server that is away."""
         end = time.monotonic() + wait_s
         with _named_errors():
             while True:
@@ -112,7 +111,7 @@ class NatsLink:
                     return lease
 
     async def settle(self, name: str, lease: Lease, *, retry_in_s: float | None) -> None:
-        """See ``Link``."""
+        """See ``Backend``."""
         with _named_errors():
             if retry_in_s is None:
                 await self._settled.put(f"{name}.{lease.handoff_id}", b"")
@@ -122,12 +121,12 @@ class NatsLink:
             await self._client.request(lease.token, answer, timeout=self._settings.timeout_s)
 
     async def publish(self, name: str, body: bytes) -> None:
-        """See ``Link``."""
+        """See ``Backend``."""
         with _named_errors():
             await self._told.put(name, body)
 
     async def lookup(self, name: str) -> bytes | None:
-        """See ``Link``."""
+        """See ``Backend``."""
         with _named_errors():
             try:
                 return (await self._told.get(name)).value
@@ -135,7 +134,7 @@ class NatsLink:
                 return None
 
     async def close(self) -> None:
-        """See ``Link``."""
+        """See ``Backend``."""
         await _close(self._client)
 
     async def _is_settled(self, key: str) -> bool:
@@ -206,7 +205,7 @@ class NatsLink:
         return Lease(message.reply, handoff_id, message.data, attempt, self._settings.clock() + left_s)
 
 
-async def open_nats(url: SplitResult, settings: Settings) -> NatsLink:
+async def open_nats(url: SplitResult, settings: Settings) -> NatsBackend:
     """A connection to the server, with the stream and the buckets in place.
 
     Raises:
@@ -228,7 +227,7 @@ async def open_nats(url: SplitResult, settings: Settings) -> NatsLink:
     except BaseException:
         await _close(client)
         raise
-    return NatsLink(client, stream, buckets, settings)
+    return NatsBackend(client, stream, buckets, settings)
 
 
 class ReadingClient(Client):
@@ -294,7 +293,7 @@ async def _connected(address: str, settings: Settings) -> ReadingClient:
             wanted = f"expected a user's JWT and seed in {settings.credentials}"
             raise AddressError(f"{wanted}, got another file: name a .creds file")
         if importlib.util.find_spec("nkeys") is None:
-            raise MissingExtraError("expected nkeys for credentials, got no such package: pip install 'ilcp[nats]'")
+            raise MissingExtraError.of("nkeys", "for credentials", "nats")
         options["user_credentials"] = str(settings.credentials)
     trying = asyncio.ensure_future(client.connect(address, **options))
     done, _ = await asyncio.wait({trying, refused}, timeout=settings.timeout_s, return_when=asyncio.FIRST_COMPLETED)

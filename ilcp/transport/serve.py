@@ -19,7 +19,7 @@ import uvicorn
 from ilcp.transport.app import endpoint
 from ilcp.transport.backend import Settings
 from ilcp.transport.errors import AddressError, UnreachableError
-from ilcp.transport.spool import StoreLink, open_spool
+from ilcp.transport.spool import StoreBackend, open_spool
 
 __all__ = ["serve"]
 
@@ -63,7 +63,7 @@ async def _serve(
     settings: Settings,
     ready: Callable[[str], None],
 ) -> None:
-    link: StoreLink = await open_spool(urlsplit(folder.resolve().as_uri().replace("file:", "spool:", 1)), settings)
+    link: StoreBackend = await open_spool(urlsplit(folder.resolve().as_uri().replace("file:", "spool:", 1)), settings)
     try:
         config = uvicorn.Config(
             endpoint(link, token=token),

@@ -18,7 +18,7 @@ from ilcp.transport.backend import Lease, Settings
 from ilcp.transport.errors import AddressError, LeaseLostError, UnreachableError
 from ilcp.transport.store import Store
 
-__all__ = ["StoreLink", "open_memory", "open_spool", "spool_file"]
+__all__ = ["StoreBackend", "open_memory", "open_spool", "spool_file"]
 
 T = TypeVar("T")
 
@@ -41,19 +41,19 @@ _STORES: Final[dict[str, _Shared]] = {}
 _STORES_LOCK: Final = threading.Lock()
 
 
-class StoreLink:
-    """A ``Link`` onto a store, whose calls run one after the other in a thread of their own."""
+class StoreBackend:
+    """A ``Backend`` onto a store, whose calls run one after the other in a thread of their own."""
 
     def __init__(self, store: Store, *, end: Callable[[], None] | None = None) -> None:
         self._store, self._end, self._closed = store, end or store.close, False
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="ilcp-store")
 
     async def put(self, name: str, handoff_id: str, message: bytes) -> bool:
-        """See ``Link``."""
+        """See ``Backend``."""
         return await self._call(self._store.put, name, handoff_id, message)
 
     async def take(self, name: str, lease_s: float, wait_s: float) -> Lease | None:
-        """See ``Link``. A call that is cancelled gives back what it has taken."""
+        """See ``Backend``. A call that is cancelled gives back what it has taken."""
         end, pause = time.monotonic() + wait_s, POLL_S
         while True:
             taking = self._submit(self._store.take, name, lease_s)
@@ -71,7 +71,7 @@ class StoreLink:
             pause = min(pause * POLL_GROWTH, POLL_MOST_S)
 
     async def settle(self, name: str, lease: Lease, *, retry_in_s: float | None) -> None:
-        """See ``Link``."""
+        """See ``Backend``."""
         await self._call(self._store.settle, name, lease.token, retry_in_s)
 
     async def give_back(self, name: str, lease: Lease) -> None:
@@ -79,11 +79,11 @@ class StoreLink:
         await self._call(self._unseen, name, lease)
 
     async def publish(self, name: str, body: bytes) -> None:
-        """See ``Link``."""
+        """See ``Backend``."""
         await self._call(self._store.publish, name, body)
 
     async def lookup(self, name: str) -> bytes | None:
-        """See ``Link``."""
+        """See ``Backend``."""
         return await self._call(self._store.lookup, name)
 
     async def waiting(self) -> tuple[int, int]:
@@ -91,7 +91,7 @@ class StoreLink:
         return await self._call(self._store.waiting)
 
     async def close(self) -> None:
-        """See ``Link``."""
+        """See ``Backend``."""
         if self._closed:
             return
         self._closed = True
@@ -129,7 +129,7 @@ def spool_file(folder: Path) -> Path:
     return folder / FILE
 
 
-async def open_spool(url: SplitResult, settings: Settings) -> StoreLink:
+async def open_spool(url: SplitResult, settings: Settings) -> StoreBackend:
     """The spool in the folder that the URL's path names.
 
     Raises:
@@ -143,10 +143,10 @@ async def open_spool(url: SplitResult, settings: Settings) -> StoreLink:
         file = spool_file(Path(unquote(url.path, errors="strict")))
     except ValueError as error:  # a NUL, or no UTF-8
         raise AddressError(f"expected spool:///folder, got {url.geturl()!r}, which names none: {error}") from error
-    return StoreLink(await asyncio.get_running_loop().run_in_executor(None, _store, str(file), settings))
+    return StoreBackend(await asyncio.get_running_loop().run_in_executor(None, _store, str(file), settings))
 
 
-async def open_memory(url: SplitResult, settings: Settings) -> StoreLink:
+async def open_memory(url: SplitResult, settings: Settings) -> StoreBackend:
     """The store that this process knows by the URL's name.
 
     Raises:
@@ -162,7 +162,7 @@ async def open_memory(url: SplitResult, settings: Settings) -> StoreLink:
             got = f"expected dedup_s and max_bytes {shared.made_with}, with which memory://{name} was made"
             raise AddressError(f"{got}, got {wanted}")
         _STORES[name] = shared._replace(users=shared.users + 1)
-    return StoreLink(shared.store, end=lambda: _leave(name))
+    return StoreBackend(shared.store, end=lambda: _leave(name))
 
 
 def _leave(name: str) -> None:

@@ -20,7 +20,7 @@ from ilcp.codec.context import Context
 from ilcp.codec.memory import Memory
 from ilcp.codec.spec import CodecSpec, Trained
 from ilcp.errors import DecodeError, EncodeError, IdentityError
-from ilcp.evidence import Proof
+from ilcp.evidence import Evidence
 from ilcp.identity import ANY, ModelIdentity
 from ilcp.message import MAX_PAYLOAD_BYTES
 
@@ -41,7 +41,7 @@ class TextCodec(ABC):
 
     def __init__(self, payload_bytes: int = MAX_PAYLOAD_BYTES, weights: str = "", sender: ModelIdentity = ANY):
         self.spec = CodecSpec(self.name, payload_bytes, "text")
-        self.proof: Proof | None = None
+        self.evidence: Evidence | None = None
         self.trained = Trained(sender, ANY, weights)
 
     def encode(self, context: Context, payload_bytes: int | None = None) -> bytes:

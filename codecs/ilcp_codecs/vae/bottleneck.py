@@ -17,7 +17,7 @@ import torch
 from einops import rearrange, reduce, repeat
 from torch import Tensor, nn
 
-from ilcp.nn.distributed import SyncedNorm, drawn
+from ilcp.nn.distributed import SyncedNorm, shard_rng
 from ilcp_codecs.vae.config import VaeConfig
 
 __all__ = ["Bottleneck", "dequantise", "quantise"]
@@ -79,7 +79,7 @@ class Bottleneck(nn.Module):
         rate_bits = reduce(kl_nats, "b s d -> b", "sum") / math.log(2)
         if not self.training:
             return mu, rate_bits
-        noise = drawn(len(mu), lambda rows: torch.randn(rows, *mu.shape[1:], device=mu.device))
+        noise = shard_rng(len(mu), lambda rows: torch.randn(rows, *mu.shape[1:], device=mu.device))
         return mu + (0.5 * log_var).exp() * noise, rate_bits
 
     def z_hat(self, z: Tensor) -> Tensor:

@@ -16,10 +16,10 @@ from ilcp.codec.folder import HubCodec
 from ilcp.codec.memory import Memory
 from ilcp.codec.spec import CodecSpec, Trained
 from ilcp.errors import DecodeError, EncodeError, IdentityError
-from ilcp.evidence import Proof
+from ilcp.evidence import Evidence
 from ilcp.identity import ModelIdentity
 from ilcp.models.fingerprint import weights_digest
-from ilcp.nn.distributed import drawn, rank, world
+from ilcp.nn.distributed import rank, shard_rng, world
 from ilcp_codecs.vae.bottleneck import Bottleneck, dequantise, quantise
 from ilcp_codecs.vae.config import VaeConfig
 from ilcp_codecs.vae.pooler import Pooler
@@ -98,7 +98,7 @@ class VaeNetwork(nn.Module):
         masks = self._masks
         shorter = len(masks) - 1
         shares = torch.tensor([(1 - self.full_share) / shorter] * shorter + [self.full_share])
-        chosen = masks[drawn(batch, lambda rows: torch.multinomial(shares, rows, replacement=True))]
+        chosen = masks[shard_rng(batch, lambda rows: torch.multinomial(shares, rows, replacement=True))]
         return chosen.to(self.projector.scale.device)
 
 
@@ -109,7 +109,7 @@ class VaeCodec(HubCodec):
         self.network = network.eval().requires_grad_(False)
         self.config = network.config
         self.trained = trained
-        self.proof: Proof | None = None
+        self.evidence: Evidence | None = None
         self.spec = CodecSpec(NAME, self.config.payload_bytes, "states", self.config.prefixes)
         self._order = np.array(self.config.order())
         self._known = {length: network.known(length) for length in self.config.prefixes}

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ilcp.errors import EncodeError
-from ilcp.nn.whitening import spread
+from ilcp.nn.whitening import principal_axes
 from ilcp_codecs.vae.config import VaeConfig
 
 __all__ = ["Projector"]
@@ -57,7 +57,7 @@ class Projector(nn.Module):
         places = memory.mean(0)
         self.place.copy_(places.mean(0).expand_as(self.place))
         self.place[: len(places)] = places
-        _, values, vectors = spread((memory - memory.mean(0)).flatten(0, 1))
+        _, values, vectors = principal_axes((memory - memory.mean(0)).flatten(0, 1))
         self.colour.copy_(vectors * values.sqrt() @ vectors.T)
 
     def forward(self, z_hat: Tensor) -> Tensor:
