@@ -1,6 +1,6 @@
 """Measures the limit by which the embedded pair tells a dossier from a text of another kind.
 
-    python benchmarks/domain_limit.py                 # writes ilcp/pair/domain.json
+    python benchmarks/domain_limit.py                 # writes ilcp/embedded/domain.json
 
 The limit is the largest surprise over validation dossiers, short and long, with a margin; what texts of another kind
 reach is the test's business.

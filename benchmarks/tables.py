@@ -309,7 +309,7 @@ def pair() -> str:
     """How the two embedded models answer from the text on validation documents."""
     rows = []
     for role in ("sender", "receiver"):
-        training = json.loads((HERE.parent / "ilcp" / "pair" / role / "training.json").read_text(encoding="utf-8"))
+        training = json.loads((HERE.parent / "ilcp" / "embedded" / role / "training.json").read_text(encoding="utf-8"))
         rows.append([role, *(f"{training['validation'][kind]:.3f}" for kind in KINDS), str(training["minutes_in_all"])])
     return table(["model (validation, exact match)", *KINDS, "minutes of training"], rows)
 

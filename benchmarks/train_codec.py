@@ -1,22 +1,23 @@
 """Trains the embedded codec between the embedded pair, on case files.
 
-    python benchmarks/train_codec.py --out runs/codec --save ilcp/pair/codec
+    python benchmarks/train_codec.py --out runs/codec --save ilcp/embedded/codec
 
 The shipped one was made in five runs. The first, ``--plain --projector 384 --minutes 60``, gave the codec that stands
-in ilcp/pair/codec at commit 59007e6. The second went on from its encoder, with people and their offices first, and the
-third from that, with the numbers that the second had all but forgotten::
+in ilcp/pair/codec at commit 59007e6 (now ilcp/embedded/codec). The second went on from its encoder, with people and
+their offices first, and the third from that, with the numbers that the second had all but forgotten::
 
     python benchmarks/train_codec.py --start FIRST --out runs/codec4 --save runs/codec4-saved --alignment 1 \\
         --naming-steps 500 --alignment-steps 150 --phrasebook-steps 400 400 --minutes 57
-    python benchmarks/train_codec.py --start runs/codec4-saved --out runs/codec5 --save ilcp/pair/codec --alignment 1 \\
-        --weak minutes accounts --rate 1.2e-3 --naming-steps 200 --alignment-steps 50 --minutes 17
+    python benchmarks/train_codec.py --start runs/codec4-saved --out runs/codec5 --save ilcp/embedded/codec \\
+        --alignment 1 --weak minutes accounts --rate 1.2e-3 --naming-steps 200 --alignment-steps 50 --minutes 17
 
 The last two taught it to stand beside literals; both used the phrasebook of the third, copied into their folders::
 
-    python benchmarks/train_codec.py --start ilcp/pair/codec --out runs/codec7 --save runs/codec7-saved --alignment 1 \\
-        --naming-steps 0 --alignment-steps 0 --literals 0.5 --rate 8e-4 --minutes 35
-    python benchmarks/train_codec.py --start runs/codec7-saved --out runs/codec8 --save ilcp/pair/codec --alignment 1 \\
-        --naming-steps 0 --alignment-steps 0 --literals 0.5 --people 0.3 --seed 12 --rate 6e-4 --minutes 25
+    python benchmarks/train_codec.py --start ilcp/embedded/codec --out runs/codec7 --save runs/codec7-saved \\
+        --alignment 1 --naming-steps 0 --alignment-steps 0 --literals 0.5 --rate 8e-4 --minutes 35
+    python benchmarks/train_codec.py --start runs/codec7-saved --out runs/codec8 --save ilcp/embedded/codec \\
+        --alignment 1 --naming-steps 0 --alignment-steps 0 --literals 0.5 --people 0.3 --seed 12 --rate 6e-4 \\
+        --minutes 25
 
 Everything that decides the run is an option; the recipe, the seed and the last validation go into the saved config.
 """

@@ -1,41 +1,53 @@
 """Files that appear whole or not at all."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from secrets import token_hex
 
-from ilcp.errors import EncodeError
+from ilcp.errors import StorageError
 
-__all__ = ["write_whole"]
+__all__ = ["replacing", "write_whole"]
 
 
 def write_whole(path: Path, content: str | bytes, *, durable: bool = False) -> None:
-    """Writes beside the file and renames: whoever reads it finds the old content or the new, never a part.
-
-    With ``durable`` both the content and the name are on the disk when this returns, whatever happens to the power.
+    """Replaces the file by ``content``: whoever reads it finds the old content or the new, never a part.
 
     Raises:
-        EncodeError: the disk is full, or not to be written to; nothing is left behind, and what was there stays.
+        StorageError: as ``replacing``.
     """
-    draft = path.with_name(f"{path.name}.{os.getpid()}.draft")
+    with replacing(path, durable=durable) as draft:
+        draft.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
+    """A draft beside ``path`` to be written inside the ``with``, which takes its place afterwards.
+
+    Each draft has a name of its own, so that several writers do not meet in one. With ``durable`` both the content and
+    the name are on the disk when the ``with`` ends, whatever happens to the power.
+
+    Raises:
+        StorageError: the disk is full, or not to be written to; nothing is left behind, and what was there stays.
+    """
+    draft = path.with_name(f".{path.name}.{token_hex(8)}.draft")
     try:
-        with open(draft, "wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            if durable:
-                file.flush()
-                os.fsync(file.fileno())
+        draft.touch(exist_ok=False)
+        yield draft
+        if durable:
+            _sync(draft)
         draft.replace(path)
         if durable:
             _sync(path.parent)
     except OSError as error:
+        raise StorageError(f"expected room for {path}, got: {error}; free space, or choose another place") from error
+    finally:
         draft.unlink(missing_ok=True)
-        raise EncodeError(f"expected room for {path}, got: {error}; free space, or choose another place") from error
-    except BaseException:
-        draft.unlink(missing_ok=True)
-        raise
 
 
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

@@ -143,7 +143,7 @@ def test_measure_keeps_draws_proves_and_compares(tmp_path) -> None:
     ]
     tasks.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
     folder = tmp_path / "codec"
-    shutil.copytree(Path(ilcp.__file__).parent / "pair" / "codec", folder)
+    shutil.copytree(Path(ilcp.__file__).parent / "embedded" / "codec", folder)
     options = ("--n", "2", "--repetitions", "0", "--json", str(kept), "--html", str(page), "--png", str(tmp_path))
     done = run("measure", str(folder), "--task", str(tasks), *options, "--attach")
     assert 0 == done.returncode, done.stderr.decode()
@@ -154,8 +154,8 @@ def test_measure_keeps_draws_proves_and_compares(tmp_path) -> None:
     assert record["verdict"] in " ".join(shown.split("\n")[:1])
     assert "recovery.png" in {file.name for file in tmp_path.iterdir()}
     assert "<svg" in page.read_text(encoding="utf-8")
-    proof = json.loads((folder / "config.json").read_text(encoding="utf-8"))["proof"]
-    assert ("cases.jsonl", 2) == (proof["task"], proof["n"])
+    evidence = json.loads((folder / "config.json").read_text(encoding="utf-8"))["evidence"]
+    assert ("cases.jsonl", 2) == (evidence["task"], evidence["n"])
     compared = run("compare", str(kept), str(kept), "--json")
     assert 0 == compared.returncode, compared.stderr.decode()
     assert {0} == {change["changed"] for change in json.loads(compared.stdout)["changes"]}

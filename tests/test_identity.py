@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 
-from ilcp import identity
 from ilcp.errors import IdentityError
 from ilcp.identity import ANY, ModelIdentity, check_same
+from ilcp.models import fingerprint
 from ilcp.models.adapter import new_adapter
 from ilcp.models.fingerprint import identify, weights_digest
 from tests.conftest import make_model, make_tokenizer
@@ -63,7 +63,7 @@ def test_a_damaged_identity_record_is_refused() -> None:
 def test_the_cache_is_quick_and_does_not_hide_changed_weights(tmp_path, monkeypatch) -> None:
     """A second load reads the digest from the cache; weights changed since the load, or a new file, do not pass."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(identity, "CACHE_FROM_BYTES", 1)
+    monkeypatch.setattr(fingerprint, "CACHE_FROM_BYTES", 1)
     make_model(64, seed=1).save_pretrained(tmp_path / "model")
     model = type(make_model(64)).from_pretrained(tmp_path / "model")
     true = weights_digest(model)

@@ -339,7 +339,7 @@ def test_a_marker_in_a_memorys_own_text_is_refused(llama) -> None:
     spoilt = f"Mara {MEMORY_HERE}"
     message = Message(llama.codec.trained.codec_id(llama.codec.spec), spoilt.encode()).to_bytes()
     for ask in (llama.decode, lambda m: llama.generate([m, spelled(llama)], QUESTION)):
-        with pytest.raises(DecodeError, match=r"got one with ilcp\.prompt\.MEMORY_HERE in it"):
+        with pytest.raises(DecodeError, match=r"got one with ilcp\.MEMORY_HERE in it"):
             ask(message)
     for contexts in (spoilt, ["Oslo", spoilt]):
         with pytest.raises(EncodeError, match=f"got context {len(contexts) - 1 if contexts is not spoilt else 0} with"):

@@ -103,7 +103,7 @@ def test_every_tag_is_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch)
         compared.append((first, second))
         return genuine(first, second)
 
-    monkeypatch.setattr("ilcp.message.hmac.compare_digest", watched)
+    monkeypatch.setattr("ilcp.message.format.hmac.compare_digest", watched)
     wire = sealed(OLD)
     Message.from_bytes(wire, key=KeyRing(NEW, (THIRD, OLD)), now_unix_s=NOW)
     assert 3 == len(compared)

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ilcp.errors import DecodeError, EncodeError
+from ilcp.errors import DecodeError, EncodeError, MissingExtraError
 from ilcp.message import MAX_MESSAGE_BYTES
 from ilcp.transport import (
     AddressError,

@@ -22,6 +22,7 @@ import nats
 import pytest
 from nats.js import JetStreamContext, api
 
+from ilcp.errors import MissingExtraError
 from ilcp.message import MAX_MESSAGE_BYTES
 from ilcp.transport import (
     AddressError,

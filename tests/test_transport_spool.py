@@ -126,9 +126,9 @@ def test_what_nobody_got_does_not_count_as_an_attempt() -> None:
         lease = store.take("planner", 30)
         assert lease is not None
         assert 1 == lease.attempt
-        store.give_back("planner", lease.token)
+        store.settle("planner", lease.token, 0.0, unseen=True)
         with pytest.raises(LeaseLostError):
-            store.give_back("planner", lease.token)
+            store.settle("planner", lease.token, 0.0, unseen=True)
 
 
 def test_a_full_spool_says_so_and_keeps_what_it_has(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from ilcp.message import MAX_MESSAGE_BYTES, Description, describe
 
 __all__ = ["inspect"]
 
-EMBEDDED_CONFIG = Path(ilcp.__file__).parent / "pair" / "codec" / "config.json"
+EMBEDDED_CONFIG = Path(ilcp.__file__).parent / "embedded" / "codec" / "config.json"
 
 
 def inspect(

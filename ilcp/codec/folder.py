@@ -215,6 +215,7 @@ def attach_evidence(folder: str | Path, evidence: Evidence) -> None:
     if evidence.codec_id != codec_id:
         raise UnmeasuredError(f"expected the evidence of codec {codec_id} in {folder}, got that of {evidence.codec_id}")
     record = json.loads(config.read_text(encoding="utf-8")) | {"evidence": asdict(evidence)}
+    record.pop("proof", None)
     write_whole(config, json.dumps(record, indent=2) + "\n")
     before = card.read_text(encoding="utf-8").split(MEASURED)[0].rstrip() if card.exists() else ""
     write_whole(card, f"{before}\n\n{measured(evidence)}")

@@ -73,8 +73,7 @@ class Receiver:
             prompt of this receiver is rendered with them.
 
     Raises:
-        EncodeError: the model cannot receive (see ``ilcp.models.support``), there is no tokenizer, no codec, or a
-            replay cache without a key.
+        EncodeError: the model cannot receive, there is no tokenizer, no codec, or a replay cache without a key.
         IdentityError: a codec was trained for another receiver; the text names the part that differs.
         UnmeasuredError: a codec's content gain was not measured, or is not above zero; the text says what was measured.
     """

@@ -16,10 +16,10 @@ from ilcp.training.phrasebook import Phrasebook, write_phrasebook
 from ilcp.training.reader import StateStore
 
 __all__ = [
+    "Hyperparameters",
     "Models",
     "Network",
     "Phrasebook",
-    "Hyperparameters",
     "Result",
     "StateStore",
     "calibrate",

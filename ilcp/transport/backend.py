@@ -21,8 +21,8 @@ from ilcp.transport.errors import AddressError
 
 __all__ = [
     "MEDIA_TYPE",
-    "Lease",
     "Backend",
+    "Lease",
     "Settings",
     "checked_id",
     "checked_message",
