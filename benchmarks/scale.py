@@ -1,11 +1,11 @@
-"""What a hand-off costs at real sizes: time and memory of every step, beside the receiver that reads the full text.
+"""Measures time and memory of every step of a hand-off at real sizes, beside the receiver that reads the full text.
 
     python benchmarks/scale.py                                  # writes benchmarks/results/scale-<device>.json
     python benchmarks/scale.py --sender 0.5B --receiver 7B --tokens 4096 8192
 
 The shapes are those of published models, the weights are random: **time and memory are measured, and nothing else**; an
 answer of such a model means nothing. On a GPU all three sizes are run with documents of 1k to 32k tokens, on a CPU the
-smallest with 1k. Per repetition, in an order drawn anew, every step from the same start::
+smallest with 1k. Per repetition, in a new random order, every step from the same start::
 
     sender     reads the document (as it does anyway)   reads and captures   codec encodes   wire out
     receiver   wire in   codec decodes   first token: full text, cold and behind its prefix cache; memory; as many
@@ -34,6 +34,7 @@ from rich.console import Console
 from rich.table import Table
 from scale_steps import CACHED, QUESTION_TOKENS, SIZES, STEPS, Document, Hop, Machine, Record
 
+from ilcp.files import write_whole
 from ilcp.measure import Computed, Measured, provenance
 from ilcp.measure.payload import kv_cache
 from ilcp.measure.timing import torch_threads
@@ -60,7 +61,7 @@ def main() -> None:
             for run in runs((name, args.receiver or name), lengths, args, machine, record["models"]):
                 record["runs"].append(run)
                 record["provenance"] = provenance(**{n: about["identity"] for n, about in record["models"].items()})
-                out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+                write_whole(out, json.dumps(record, indent=1) + "\n")
     show(record, Console())
 
 
@@ -86,10 +87,10 @@ def arguments() -> argparse.Namespace:
 
 
 def settings(args: argparse.Namespace, machine: Machine) -> Record:
-    """What all runs share."""
+    """Returns the settings that all runs share."""
     return {
         "device": machine.name,
-        "free_bytes_at_start": free if math.isfinite(free := machine.free_bytes()) else None,
+        "free_bytes_at_start": machine.free_bytes(),
         "threads": args.threads,
         "dtype": args.dtype,
         "seed": args.seed,
@@ -103,7 +104,7 @@ def settings(args: argparse.Namespace, machine: Machine) -> Record:
 def runs(
     pair: tuple[str, str], lengths: Sequence[int], args: argparse.Namespace, machine: Machine, models: Record
 ) -> Iterator[Record]:
-    """A record of each length, one after the other; ``models`` is filled with what they ran on."""
+    """Yields a record of each length; ``models`` is filled with what they ran on."""
     release(machine)
     weights = sum(SIZES[name].parameters() for name in set(pair)) * machine.dtype.itemsize
     reason = lack(weights, machine, "the weights")
@@ -116,7 +117,7 @@ def runs(
 
 
 def measured(hop: Hop, tokens: int, args: argparse.Namespace) -> Record:
-    """One length: its samples and figures, or why there are none."""
+    """Measures one length: its samples and figures, or why there are none."""
     if reason := refusal(hop, tokens):
         return {"refused": reason}
     try:
@@ -135,7 +136,7 @@ def release(machine: Machine) -> None:
 
 
 def refusal(hop: Hop, tokens: int) -> str:
-    """Why a document of so many tokens is not measured; empty where nothing speaks against it."""
+    """Says why a document of so many tokens is not measured; empty where nothing speaks against it."""
     total = tokens + QUESTION_TOKENS + 1
     window = min(size.window for size in hop.sizes)
     if total > window:
@@ -150,13 +151,13 @@ def refusal(hop: Hop, tokens: int) -> str:
 
 
 def lack(needed_bytes: float, machine: Machine, of: str) -> str:
-    """That the machine has less memory free than is needed; empty where it has not."""
+    """Says that the machine has less memory free than is needed; empty where it has enough."""
     free = machine.free_bytes()
     return f"expected {needed_bytes / 1e9:.1f} GB free ({of}), got {free / 1e9:.1f} GB" if needed_bytes > free else ""
 
 
 def measure(document: Document, repetitions: int) -> Record:
-    """The raw samples of one document, and the figures that follow from them."""
+    """Takes the raw samples of one document, and makes the figures that follow from them."""
     machine, receiver = document.hop.machine, document.receiver
     peaks = {step: machine.peak_bytes(work) for step, work in document.steps().items()}
     started, busy = time.perf_counter(), time.process_time()
@@ -176,7 +177,7 @@ def measure(document: Document, repetitions: int) -> Record:
 
 
 def figures(raw: Mapping[str, Any], model: Any) -> Figures:
-    """Every figure by name; ``model`` is the receiver's, whose keys and values are counted."""
+    """Returns every figure by name; ``model`` is the receiver's, whose keys and values are counted."""
     samples, peaks, reading = raw["samples"], raw["peak_bytes"], "sender reads"
     found: Figures = {step: median(samples[step]) for step in STEPS}
     beyond = np.subtract(samples[f"{reading} and captures"], samples[reading])
@@ -194,7 +195,7 @@ def figures(raw: Mapping[str, Any], model: Any) -> Figures:
 
 
 def comparisons(value: Mapping[str, float]) -> Figures:
-    """What follows from the medians: both ends' sums, and the message over what it stands for."""
+    """Returns what follows from the medians: both ends' sums, and the message over what it stands for."""
     arrives = {"wire_in": value["wire in"], "decode": value["codec decodes"], "memory": value["first token, memory"]}
     leaves = {
         "capture": value["capture, beyond reading"],
@@ -218,12 +219,12 @@ def comparisons(value: Mapping[str, float]) -> Figures:
 
 
 def computed(unit: str, formula: str, **inputs: float) -> Computed:
-    """The figure that ``formula`` gives of its inputs."""
+    """Returns the figure that ``formula`` gives for its inputs."""
     return Computed(eval(formula, {"__builtins__": {}}, inputs), unit, formula, inputs)
 
 
 def median(values: Sequence[float]) -> Measured:
-    """The median in milliseconds, between the order statistics that bound it with at least 95 %."""
+    """Returns the median in milliseconds, between the order statistics that bound it with at least 95 %."""
     ordered, n = sorted(values), len(values)
     outside = np.cumsum([math.comb(n, k) / 2 ** (n - 1) for k in range(n)])  # both tails, of k values and fewer
     cut = int((outside <= 0.05).sum()) - 1
@@ -231,7 +232,7 @@ def median(values: Sequence[float]) -> Measured:
 
 
 def show(record: Record, console: Console) -> None:
-    """For each pair of sizes a table of times, one of bytes and one of the rest; a column per length."""
+    """Prints for each pair of sizes a table of times, one of bytes and one of the rest; a column per length."""
     console.print(f"{record['what']}. Peaks: {record['peak']}.", *record["notes"])
     for pair in dict.fromkeys((run["sender"], run["receiver"]) for run in record["runs"]):
         found = [run for run in record["runs"] if (run["sender"], run["receiver"]) == pair]
@@ -250,7 +251,7 @@ def show(record: Record, console: Console) -> None:
 
 
 def cell(figure: Mapping[str, Any]) -> str:
-    """A figure as the table shows it."""
+    """Writes a figure as the table shows it."""
     scale, unit = (1e6, "MB") if figure["unit"] == "B" and figure["value"] >= 1e5 else (1, figure["unit"])
     given = [figure[key] / scale for key in ("value", "low", "high") if figure.get(key) is not None]
     value, *bounds = (f"{number:,.0f}" if abs(number) >= 1000 else f"{number:.4g}" for number in given)

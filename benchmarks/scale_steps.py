@@ -6,17 +6,16 @@
     Size --make_model--> models, with an untrained codec between them --> Hop --> Document --> steps
 """
 
-import math
 import random
 import re
 import time
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
@@ -25,7 +24,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen2Config
 
 from ilcp.codec.memory import Memory
-from ilcp.errors import EncodeError
+from ilcp.errors import ConfigError
 from ilcp.handoff import Receiver, Sender
 from ilcp.measure import Measured
 from ilcp.measure.prefill import Prefill, cache_text
@@ -67,7 +66,7 @@ class Size:
     window: int = WINDOW_TOKENS
 
     def config(self) -> Qwen2Config:
-        """As transformers takes it."""
+        """Returns the configuration as transformers takes it."""
         return Qwen2Config(
             hidden_size=self.hidden,
             num_hidden_layers=self.layers,
@@ -80,11 +79,11 @@ class Size:
         )
 
     def layers_read(self) -> tuple[int, ...]:
-        """The layers that the codec reads."""
+        """Returns the layers that the codec reads."""
         return tuple(sorted({round(place) for place in np.linspace(0, self.layers, LAYERS_READ)}))
 
     def parameters(self) -> int:
-        """How many weights there are; tied ones once."""
+        """Counts the weights; tied ones once."""
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(self.config())
         return sum(weight.numel() for weight in model.parameters())
@@ -131,24 +130,24 @@ class LiveBytes(TorchDispatchMode):
 
 @dataclass(frozen=True)
 class Machine:
-    """Where the models live, and how its memory is read."""
+    """The device that the models live on, with its clock and its memory."""
 
     device: torch.device
     dtype: torch.dtype
 
     @property
     def on_gpu(self) -> bool:
-        """Whether work runs on behind the call that starts it."""
+        """Says whether work runs on behind the call that starts it."""
         return self.device.type == "cuda"
 
     @property
     def name(self) -> str:
-        """As a file name takes it."""
+        """The device's name, as a file name takes it."""
         return re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name(self.device).lower()) if self.on_gpu else "cpu"
 
     @property
     def peak_source(self) -> str:
-        """What a peak is."""
+        """The meaning of a peak here, in words."""
         if self.on_gpu:
             return "torch.cuda.max_memory_allocated, beyond what was allocated before the step"
         return (
@@ -161,7 +160,7 @@ class Machine:
             torch.cuda.synchronize(self.device)
 
     def milliseconds(self, work: Callable[[], object]) -> float:
-        """How long ``work`` takes until all of it is done."""
+        """Returns how long ``work`` takes until all of it is done."""
         self.settle()
         started = time.perf_counter()
         work()
@@ -169,7 +168,7 @@ class Machine:
         return 1000 * (time.perf_counter() - started)
 
     def peak_bytes(self, work: Callable[[], object]) -> int:
-        """The most that ``work`` holds at once, beyond what was held before."""
+        """Returns the most that ``work`` holds at once, beyond what was held before."""
         if self.on_gpu:
             before = torch.cuda.memory_allocated(self.device)
             torch.cuda.reset_peak_memory_stats(self.device)
@@ -180,16 +179,12 @@ class Machine:
             work()
         return meter.peak
 
-    def free_bytes(self) -> float:
-        """What is left; infinite where nothing says it."""
+    def free_bytes(self) -> int:
+        """Returns how much memory is free."""
         if self.on_gpu:
             unused = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
             return torch.cuda.mem_get_info(self.device)[0] + unused
-        try:
-            found = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(encoding="utf-8"))
-        except OSError:
-            return math.inf
-        return 1024 * int(found[1]) if found else math.inf
+        return psutil.virtual_memory().available
 
 
 class Hop:
@@ -234,10 +229,10 @@ class Document:
         self.twin = Memory(text=" ".join(words[place % tokens] for place in range(self.memory.shape[0])))
         self.cached = cache_text(self.receiver, " ".join(words), self.question)
         if len(self.ids) != tokens or self.cached.tokens != tokens:
-            raise EncodeError(f"expected a document of {tokens} tokens, got {len(self.ids)} and {self.cached.tokens}")
+            raise ConfigError(f"expected a document of {tokens} tokens, got {len(self.ids)} and {self.cached.tokens}")
 
     def steps(self) -> dict[str, Callable[[], object]]:
-        """Every step, to be run once: none depends on another's result."""
+        """Returns every step, to be run once: none depends on another's result."""
         sender, receiver = self.sender, self.receiver
         fresh = self.cached.copy()
         return {
@@ -255,7 +250,7 @@ class Document:
         }
 
     def prompt_tokens(self) -> dict[str, int]:
-        """The tokens whose keys and values the receiver holds, by prompt."""
+        """Counts the tokens whose keys and values the receiver holds, by prompt."""
         receiver, question, text = self.receiver, self.question, len(self.prompt_ids)
         short = {"memory": self.memory, "as many tokens": self.twin, "nothing": None}
         return {"text": text, CACHED: self.cached.tokens + len(self.cached.rest)} | {
@@ -263,13 +258,13 @@ class Document:
         }
 
     def samples(self, repetitions: int) -> dict[str, list[float]]:
-        """Milliseconds per step, one of each per repetition, after one that is thrown away."""
+        """Takes milliseconds per step, one of each per repetition, after one that is thrown away."""
         taken: dict[str, list[float]] = {step: [] for step in STEPS}
-        for turn in range(-1, repetitions):
+        for repetition in range(-1, repetitions):
             steps = self.steps()
-            for step in random.Random(turn).sample(STEPS, len(STEPS)):
+            for step in random.Random(repetition).sample(STEPS, len(STEPS)):
                 milliseconds = self.hop.machine.milliseconds(steps[step])
-                if turn >= 0:
+                if repetition >= 0:
                     taken[step].append(milliseconds)
         return taken
 
@@ -283,14 +278,14 @@ class Document:
 
 
 def word_tokenizer() -> Any:
-    """Every word is one token, and no token stands before them."""
+    """Makes a tokenizer of which every word is one token, with none before them."""
     tokenizer = Tokenizer(models.WordLevel({f"w{number}": number for number in range(WORDS)}, unk_token="w0"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
 
 
 def make_model(size: Size, machine: Machine, seed: int) -> Any:
-    """Random weights, made where they stay.
+    """Makes a model of random weights on the device where it stays.
 
     They stay trainable, as ``from_pretrained`` leaves them: with frozen ones torch copies the whole head on a CPU to
     multiply one row, which takes longer than all layers.
@@ -302,7 +297,7 @@ def make_model(size: Size, machine: Machine, seed: int) -> Any:
 
 
 def about(size: Size, model: Any, hashing_ms: float) -> Record:
-    """What a model is, and how long its identity takes, which either end makes once per load."""
+    """Describes a model, and how long its identity takes, which either end makes once per load."""
     weights = sum(weight.nbytes for weight in model.parameters())
     return {
         "shape": asdict(size),

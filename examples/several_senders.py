@@ -21,7 +21,7 @@ def main() -> None:
     model, tokenizer = pair.receiver.model, pair.receiver.tokenizer
     learned, tail = pair.sender.codec, TailCodec(payload_bytes=600)
     colleague = ilcp.Sender(model, tokenizer, tail)
-    receiver = ilcp.Receiver(model, tokenizer, [learned, tail], allow_unmeasured=True)  # a cut text has no proof
+    receiver = ilcp.Receiver(model, tokenizer, [learned, tail], allow_unmeasured=True)  # a cut text has no evidence
 
     first, second = case_files("test", seed=7, n=2)
     messages = [pair.sender.encode(first.context), colleague.encode(second.context)]

@@ -1,4 +1,4 @@
-"""ilcp hands an agent's working context to the next agent as a learned message of about 100 bytes.
+"""Hands an agent's working context to the next agent as a learned message of about 100 bytes.
 
 >>> import ilcp
 >>> pair = ilcp.load_pair()                        # two small models and a codec, inside the package: no download

@@ -1,4 +1,4 @@
-"""What the tests share: a small untrained pair, and the embedded one. Nothing is downloaded."""
+"""Fixtures of all tests: a small untrained pair, and the embedded one. Nothing is downloaded."""
 
 from types import SimpleNamespace
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 SLIDING_TOKENS = 16  # shorter than the prompts of the tests, so that a window left out of account shows
-SPREAD = 0.3  # of the initial weights: with the usual 0.02 every prompt would get nearly the same answer
+INIT_STD = 0.3  # with the usual 0.02 every prompt would get nearly the same answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,7 @@ def build(
         bos_token_id=0,
         eos_token_id=1,
         pad_token_id=1,
-        initializer_range=SPREAD,
+        initializer_range=INIT_STD,
         **settings,
     )
     maker = transformers.AutoModelForCausalLM if chosen.receiver else transformers.AutoModel

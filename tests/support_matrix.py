@@ -32,7 +32,7 @@ Gemma 2 scales its embeddings inside its embedding module from transformers 5 on
 trained for a gemma2 receiver under one is refused under the other, by its identity.
 
 Another decoder is admitted if embeddings and ids of a few tokens give it the same logits, and refused by name if not;
-encoder-decoders and recurrent (state-space) models are refused as receivers. See `ilcp/families.py`.
+encoder-decoders and recurrent (state-space) models are refused as receivers. See `ilcp/models/support.py`.
 """
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 from types import SimpleNamespace
 from typing import Any
 
@@ -26,8 +26,9 @@ from transformers import (
 
 from ilcp import Sender
 from ilcp.codec.context import Context
-from ilcp.errors import EncodeError
+from ilcp.errors import ConfigError, EncodeError
 from ilcp.identity import ANY
+from ilcp.models.capture import STEP
 from ilcp.models.fingerprint import identify
 from ilcp.models.reading import backbone, capture_batch, read_ids, read_outputs, window_tokens
 from ilcp.tasks import case_files
@@ -89,10 +90,10 @@ def rows_of(sender: Sender, texts: list[str], side: str) -> SimpleNamespace:
 
 
 def hooks_of(model: torch.nn.Module) -> int:
-    """How many hooks of ilcp all modules of a model have, and replaced ``generate``s; transformers' own hooks stay."""
+    """Counts the hooks of ilcp on all modules of a model, and its replaced methods; transformers' own hooks stay."""
     modules = list(model.modules())
     hooks = [hook for m in modules for hook in (*m._forward_hooks.values(), *m._forward_pre_hooks.values())]
-    replaced = sum("generate" in vars(module) for module in modules)
+    replaced = sum(name in vars(module) for module in modules for name in ("generate", STEP))
     return replaced + sum("transformers" not in getattr(hook, "func", hook).__module__ for hook in hooks)
 
 
@@ -221,10 +222,10 @@ def test_a_codec_takes_states_in_half_precision(of_family, family: str) -> None:
 def test_layers_that_the_model_has_not_are_refused(llama) -> None:
     """A layer beyond the last is named, and so is a model whose blocks are not one stack."""
     row = torch.tensor([[5, 6, 7]])
-    with pytest.raises(EncodeError, match="expected layers from 0 to 2 of LlamaModel, got 1 to 3"):
+    with pytest.raises(ConfigError, match="expected layers from 0 to 2 of LlamaModel, got 1 to 3"):
         capture_batch(llama.model, row, torch.ones_like(row), (1, 3))
     two = T5ForConditionalGeneration(T5Config(vocab_size=300, d_model=8, d_kv=4, d_ff=8, num_layers=2, num_heads=2))
-    with pytest.raises(EncodeError, match=r"one stack of 2 blocks in T5\w+, got 2"):
+    with pytest.raises(ConfigError, match=r"one stack of 2 blocks in T5\w+, got 2"):
         capture_batch(two, row, torch.ones_like(row), (1,))
     assert 0 == hooks_of(llama.model) == hooks_of(two)
 
@@ -480,7 +481,7 @@ def test_a_capture_leaves_no_trace_on_the_model(llama) -> None:
     ids = torch.tensor([[5, 6, 7]])
     with llama.capture() as capture:
         llama.model(ids)
-        assert 6 == hooks_of(llama.model)
+        assert 7 == hooks_of(llama.model)
     llama.model(ids)
     assert 3 == llama.read(capture).tokens
     assert 0 == hooks_of(llama.model)
@@ -511,6 +512,52 @@ def test_a_generate_of_ones_own_is_put_back(llama, monkeypatch) -> None:
     assert 4 == llama.read(capture).tokens
 
 
+def test_a_generate_begun_before_is_refused_at_its_next_step(llama) -> None:
+    """A ``generate`` that runs in another thread when the ``with`` begins ends there, and nothing of it is captured."""
+    inside, errors = Event(), []
+
+    class Waits(StoppingCriteria):
+        def __call__(self, input_ids: Any, scores: Any, **_: Any) -> torch.Tensor:
+            begun.set()
+            inside.wait(60)
+            return torch.zeros(len(input_ids), dtype=torch.bool)
+
+    def generate() -> None:
+        try:
+            llama.model.generate(
+                torch.tensor([[5, 6]]), max_new_tokens=3, stopping_criteria=StoppingCriteriaList([Waits()])
+            )
+        except EncodeError as error:
+            errors.append(str(error))
+
+    begun, thread = Event(), Thread(target=generate)
+    thread.start()
+    assert begun.wait(60)
+    with llama.capture() as capture:
+        inside.set()
+        thread.join()
+        llama.model(torch.tensor([[7, 8, 9]]))
+    assert ["taken from it before" in said for said in errors] == [True]
+    assert 3 == llama.read(capture).tokens
+
+
+def test_the_inputs_of_a_step_are_the_models_own(llama, monkeypatch) -> None:
+    """A ``prepare_inputs_for_generation`` that somebody had replaced is asked inside the ``with``, and put back."""
+    prepare, asked = getattr(llama.model, STEP), []
+
+    @wraps(prepare)
+    def own(*args: Any, **kwargs: Any) -> Any:
+        asked.append(args)
+        return prepare(*args, **kwargs)
+
+    monkeypatch.setattr(llama.model, STEP, own)
+    with llama.capture() as capture:
+        llama.model.generate(torch.tensor([[5, 6, 7]]), max_new_tokens=2, min_new_tokens=2)
+    assert getattr(llama.model, STEP) is own
+    assert 2 == len(asked)
+    assert 4 == llama.read(capture).tokens
+
+
 def test_a_call_that_fails_is_not_captured(llama) -> None:
     """States of a pass that raised are no part of the context; those of the passes around it are."""
     with llama.capture() as capture:
@@ -530,9 +577,9 @@ def test_captures_inside_each_other_see_the_same(llama) -> None:
     with llama.capture() as outer, other.capture() as inner:
         llama.model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=3, min_new_tokens=3)
     assert torch.equal(llama.read(outer).states[1:], other.read(inner).states)
-    for sender, foreign in ((llama, inner), (other, outer)):
+    for sender, mismatched in ((llama, inner), (other, outer)):
         with pytest.raises(EncodeError, match="got another's"):
-            sender.encode(foreign)
+            sender.encode(mismatched)
     assert 0 == hooks_of(llama.model)
 
 
@@ -592,6 +639,13 @@ def test_calls_that_would_be_captured_wrongly_are_refused(llama) -> None:
     generate, ids = llama.model.generate, torch.tensor([[5, 6, 7]])
     with pytest.raises(EncodeError, match=r"taken from it before: call model\.generate"), llama.capture():
         generate(ids, max_new_tokens=3, use_cache=False)
+    with llama.capture() as capture:
+        with pytest.raises(EncodeError, match="taken from it before"):
+            generate(ids.repeat(2, 1), attention_mask=torch.ones(2, 3).long(), max_new_tokens=3)  # rows end, unseen
+        with pytest.raises(EncodeError, match="taken from it before"):
+            generate(ids, max_new_tokens=3, num_beams=2)
+        llama.model(ids)
+    assert 3 == llama.read(capture).tokens
     cache = llama.model(ids, use_cache=True).past_key_values
     with pytest.raises(EncodeError, match="a cache of 3 tokens, of which 0 were captured"), llama.capture():
         llama.model(ids[:, :1], past_key_values=cache)
@@ -694,7 +748,7 @@ def test_a_learned_prompt_is_refused(tokenizer) -> None:
     """An adapter that lives outside the layers would be left out of the states: refused by name."""
     peft = pytest.importorskip("peft")
     config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
-    with pytest.raises(EncodeError, match="such as LoRA, got PromptTuningConfig"):
+    with pytest.raises(ConfigError, match="such as LoRA, got PromptTuningConfig"):
         backbone(peft.get_peft_model(build("llama", len(tokenizer)), config))
 
 

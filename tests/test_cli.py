@@ -1,5 +1,6 @@
 """The command line, as a person meets it."""
 
+import io
 import json
 import re
 import shutil
@@ -7,34 +8,122 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import ilcp
+from ilcp import errors
+from ilcp.cli import app, main
+from ilcp.cli.exit_codes import ERROR_CODES, OTHER_CODES, exit_code
+from ilcp.errors import IlcpError
+from ilcp.message import MAX_MESSAGE_BYTES
 from ilcp.tasks import case_files
 
 ILCP = [sys.executable, "-m", "ilcp"]
 CASE = next(iter(case_files("test", 21, 1)))
+CONFIG, ENCODE, DECODE, STORAGE = (
+    exit_code(kind("x")) for kind in (errors.ConfigError, errors.EncodeError, errors.DecodeError, errors.StorageError)
+)
 
 
-def run(*words: str, stdin: bytes | None = None) -> subprocess.CompletedProcess[bytes]:
-    """``ilcp`` in a process of its own."""
-    return subprocess.run([*ILCP, *words], input=stdin, capture_output=True, timeout=120, check=False)
+@dataclass(frozen=True)
+class Done:
+    """A finished command: its exit code, and what it wrote."""
+
+    returncode: int
+    stdout: str
+    stderr: str
 
 
-def test_version_and_help() -> None:
+Run = Callable[..., Done]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs ``ilcp`` as its entry point does, in this process: what a command imports is loaded once for all tests."""
+
+    def call(*words: str, stdin: bytes = b"") -> Done:
+        monkeypatch.setattr(sys, "argv", ["ilcp", *words])
+        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(stdin)))
+        capsys.readouterr()
+        code: object = 0
+        try:
+            main()
+        except SystemExit as ended:
+            code = ended.code or 0
+        assert isinstance(code, int)
+        return Done(code, *capsys.readouterr())
+
+    return call
+
+
+def test_version_and_help(run: Run) -> None:
     """--version prints the version; --help names the commands and shows how to begin in Python."""
-    assert f"ilcp {ilcp.__version__}\n".encode() == run("--version").stdout
-    shown = run("--help").stdout.decode()
+    assert f"ilcp {ilcp.__version__}\n" == run("--version").stdout
+    shown = run("--help").stdout
     assert all(word in shown for word in ("demo", "inspect", "measure", "compare", "load_pair", "100"))
 
 
-def test_the_demo_as_json_has_its_keys() -> None:
+def test_the_program_is_started_by_its_name_and_by_its_module() -> None:
+    """``python -m ilcp`` and the ``ilcp`` beside that Python are one program."""
+    for start in (ILCP, [str(Path(sys.executable).with_name("ilcp"))]):
+        done = subprocess.run([*start, "--version"], capture_output=True, text=True, timeout=120, check=False)
+        assert (0, f"ilcp {ilcp.__version__}\n") == (done.returncode, done.stdout), done.stderr
+
+
+def test_each_error_has_an_exit_code_of_its_own() -> None:
+    """Listed classes and what is no error share no code; a class that is not listed has its parent's."""
+    codes = [code for code, _ in ERROR_CODES.values()] + list(OTHER_CODES)
+    assert len(codes) == len(set(codes))
+    known = [kind for name in errors.__all__ if issubclass(kind := getattr(errors, name), IlcpError)]
+    assert set(ERROR_CODES) == {kind for kind in known if kind.__bases__[0] is IlcpError}
+    for kind in known:
+        parent = kind.__bases__[0]
+        expected = 1 if kind is IlcpError else ERROR_CODES[kind if kind in ERROR_CODES else _listed(parent)][0]
+        assert expected == exit_code(kind("x"))
+
+
+def _listed(kind: type) -> type[IlcpError]:
+    return kind if kind in ERROR_CODES else _listed(kind.__bases__[0])
+
+
+def test_the_help_lists_every_exit_code(run: Run) -> None:
+    """``ilcp --help`` shows the table, code and words."""
+    shown = " ".join(run("--help").stdout.split())
+    for code, words in (OTHER_CODES | dict(ERROR_CODES.values())).items():
+        assert f" {code} {words}" in shown
+
+
+@pytest.mark.parametrize(
+    "kind", [*ERROR_CODES, errors.ReplayError, errors.MismatchedCodecError], ids=lambda k: k.__name__
+)
+def test_an_error_ends_a_command_with_its_code_and_one_sentence(run: Run, monkeypatch, kind: type[IlcpError]) -> None:
+    """Whatever command raises it: the text on standard error, in brackets or not, and nothing on standard output."""
+
+    def fail() -> None:
+        raise kind("expected [this], got that")
+
+    monkeypatch.setattr(app, "registered_commands", [])
+    app.command("fail")(fail)
+    done = run("fail")
+    assert (exit_code(kind("")), "") == (done.returncode, done.stdout)
+    assert "ilcp: expected [this], got that\n" == done.stderr
+
+
+def test_the_demo_as_json_has_its_keys(run: Run, monkeypatch) -> None:
     """The demo's JSON holds four hops with both ways, the controls, and where the figures come from."""
+    from ilcp.embedded import demo
+
+    monkeypatch.setattr(demo, "run", partial(demo.run, documents=2))
     done = run("demo", "--json")
-    assert 0 == done.returncode, done.stderr.decode()
+    assert 0 == done.returncode, done.stderr
     result = json.loads(done.stdout)
+    assert 2 == result["documents"]
     assert ["router", "planner", "reasoner", "finaliser"] == [hop["name"] for hop in result["hops"]]
     assert {"message", "none", "other", "text"} == set(result["controls"])
     for hop in result["hops"]:
@@ -56,12 +145,12 @@ def test_every_hop_has_its_own_questions() -> None:
     assert all(any(word in form for words in HOPS.values() for word in words) for form in forms)
 
 
-def test_a_dossier_of_the_users_own(tmp_path: Path) -> None:
+def test_a_dossier_of_the_users_own(run: Run, tmp_path: Path) -> None:
     """A document of the known kind is answered from the message, beside nothing and the full text."""
     file = tmp_path / "dossier.txt"
     file.write_text(CASE.context)
     done = run("demo", "--document", str(file), "--ask", "Which region is affected?", "--json")
-    assert 0 == done.returncode, done.stderr.decode()
+    assert 0 == done.returncode, done.stderr
     result = json.loads(done.stdout)
     assert result["outside"] is False
     assert 100 == result["message_bytes"]
@@ -72,7 +161,7 @@ def test_a_dossier_of_the_users_own(tmp_path: Path) -> None:
     assert next(q.answer for q in CASE.questions if q.facts[0][0] == "region") == answer["message"] == answer["text"]
 
 
-def test_a_text_outside_is_said_to_be_outside(tmp_path: Path) -> None:
+def test_a_text_outside_is_said_to_be_outside(run: Run, tmp_path: Path) -> None:
     """A text of another kind is not answered; the figures that show it are printed, and the exit code is 3."""
     file = tmp_path / "other.txt"
     file.write_text(
@@ -80,17 +169,15 @@ def test_a_text_outside_is_said_to_be_outside(tmp_path: Path) -> None:
     )
     done = run("demo", "--document", str(file), "--ask", "What makes ATP?")
     assert 3 == done.returncode
-    assert re.search(
-        r"outside what the embedded pair knows: .* \d+\.\d+ bits per byte", done.stderr.decode().replace("\n", " ")
-    )
-    assert b"" == done.stdout
+    assert re.search(r"outside what the embedded pair knows: .* \d+\.\d+ bits per byte", done.stderr.replace("\n", " "))
+    assert "" == done.stdout
 
 
-def test_inspect_says_what_a_message_is(pair, tmp_path: Path) -> None:
+def test_inspect_says_what_a_message_is(run: Run, pair, tmp_path: Path) -> None:
     """Version, kind, codec, sizes and check, in words and as JSON, from a file or standard input."""
     message = pair.sender.encode(CASE.context)
     (tmp_path / "message.bin").write_bytes(message)
-    shown = run("inspect", str(tmp_path / "message.bin")).stdout.decode()
+    shown = run("inspect", str(tmp_path / "message.bin")).stdout
     assert all(
         word in shown for word in ("bare message, version 1, 100 bytes", "payload", "valid", "the embedded pair's")
     )
@@ -98,11 +185,22 @@ def test_inspect_says_what_a_message_is(pair, tmp_path: Path) -> None:
     assert 100 == found["total_bytes"] == sum(part["size_bytes"] for part in found["parts"])
 
 
-@pytest.mark.parametrize("junk", [b"", b"not a message", b"\x94\x01" + b"\xff" * 98, b"\0" * 70_000])
-def test_inspect_refuses_garbage(junk: bytes) -> None:
-    """Garbage gets one sentence that says what was expected, no traceback, and exit code 2."""
+@pytest.mark.parametrize(
+    "junk",
+    [b"", b"not a message", b"\x94\x01" + b"\xff" * 98, b"\0" * (MAX_MESSAGE_BYTES + 1)],
+    ids=["nothing", "a text", "a beginning", "too much"],
+)
+def test_inspect_refuses_garbage(run: Run, junk: bytes) -> None:
+    """Garbage gets one sentence that says what was expected, no traceback, and the exit code of hostile bytes."""
     done = run("inspect", "-", stdin=junk)
-    assert 2 == done.returncode
+    assert DECODE == done.returncode
+    assert "expected" in done.stderr
+
+
+def test_a_process_of_its_own_ends_without_a_traceback() -> None:
+    """What a shell sees of garbage: the code, one sentence, no traceback."""
+    done = subprocess.run([*ILCP, "inspect", "-"], input=b"junk", capture_output=True, timeout=120, check=False)
+    assert (DECODE, b"") == (done.returncode, done.stdout)
     assert b"expected" in done.stderr
     assert b"Traceback" not in done.stderr
 
@@ -117,18 +215,34 @@ def test_inspect_refuses_garbage(junk: bytes) -> None:
         (("measure", "no-such-codec"), "expected a codec's folder with a config.json, got no-such-codec"),
         (("measure", "embedded", "--attach"), "expected a codec's folder to --attach"),
         (("compare", "no-such-file", "other"), "expected a readable report, got no-such-file"),
+        (("demo", "--no-such-option"), "No such option: --no-such-option"),
     ],
 )
-def test_wrong_use_is_explained(words: tuple[str, ...], fragment: str) -> None:
-    """A missing file or half a pair of options: one sentence, exit code 2."""
+def test_wrong_use_is_explained(run: Run, words: tuple[str, ...], fragment: str) -> None:
+    """A missing file, half a pair of options, an unknown one: one sentence, exit code 2."""
     done = run(*words)
-    assert 2 == done.returncode
-    assert fragment in done.stderr.decode().replace("\n", " ")
-    assert b"Traceback" not in done.stderr
+    assert 2 == CONFIG == done.returncode
+    assert fragment in done.stderr.replace("\n", " ")
 
 
-def test_measure_keeps_draws_proves_and_compares(tmp_path) -> None:
-    """One call on a file of two cases gives the verdict, JSON, a page and plots, and proves the codec or says no."""
+def test_encode_names_the_files_that_fail_and_goes_on(run: Run, tmp_path: Path) -> None:
+    """The first failure gives the exit code, the other files are encoded; a folder that cannot be made ends it."""
+    good, empty, gone = tmp_path / "good.txt", tmp_path / "empty.txt", tmp_path / "gone.txt"
+    good.write_text(CASE.context, encoding="utf-8")
+    empty.touch()
+    out = ("--out", str(tmp_path / "messages"))
+    done = run("encode", str(empty), str(gone), str(good), *out)
+    assert (ENCODE, "1 encoded, 0 were there, 2 failed\n") == (done.returncode, done.stdout)
+    assert all(f"ilcp: {file}: expected" in done.stderr for file in (empty, gone))
+    done = run("encode", str(gone), str(empty), str(good), *out)
+    assert (CONFIG, "0 encoded, 1 were there, 2 failed\n") == (done.returncode, done.stdout)
+    done = run("encode", str(good), "--out", str(good / "messages"))
+    assert STORAGE == done.returncode
+    assert "expected a folder for the messages" in done.stderr
+
+
+def test_measure_keeps_draws_attaches_and_compares(run: Run, tmp_path) -> None:
+    """One call on a file of two cases gives verdict, JSON, page and plots, and attaches the evidence to the codec."""
     tasks, kept, page = tmp_path / "cases.jsonl", tmp_path / "report.json", tmp_path / "report.html"
     lines = [
         {
@@ -146,8 +260,8 @@ def test_measure_keeps_draws_proves_and_compares(tmp_path) -> None:
     shutil.copytree(Path(ilcp.__file__).parent / "embedded" / "codec", folder)
     options = ("--n", "2", "--repetitions", "0", "--json", str(kept), "--html", str(page), "--png", str(tmp_path))
     done = run("measure", str(folder), "--task", str(tasks), *options, "--attach")
-    assert 0 == done.returncode, done.stderr.decode()
-    shown = done.stdout.decode()
+    assert 0 == done.returncode, done.stderr
+    shown = done.stdout
     assert shown.startswith("The message carries content")
     assert "lm-40" in shown
     record = json.loads(kept.read_text(encoding="utf-8"))
@@ -157,14 +271,14 @@ def test_measure_keeps_draws_proves_and_compares(tmp_path) -> None:
     evidence = json.loads((folder / "config.json").read_text(encoding="utf-8"))["evidence"]
     assert ("cases.jsonl", 2) == (evidence["task"], evidence["n"])
     compared = run("compare", str(kept), str(kept), "--json")
-    assert 0 == compared.returncode, compared.stderr.decode()
+    assert 0 == compared.returncode, compared.stderr
     assert {0} == {change["changed"] for change in json.loads(compared.stdout)["changes"]}
 
 
 def test_an_interrupted_measurement_says_what_is_left(tmp_path) -> None:
     """Ctrl-C ends with one sentence and exit code 130, and the file holds the arms that were done."""
     kept = tmp_path / "report.json"
-    words = ("measure", "embedded", "--n", "40", "--repetitions", "0", "--json", str(kept))
+    words = ("measure", "embedded", "--n", "12", "--repetitions", "0", "--json", str(kept))
     process = subprocess.Popen(
         [*ILCP, *words],
         stderr=subprocess.PIPE,
@@ -174,7 +288,7 @@ def test_an_interrupted_measurement_says_what_is_left(tmp_path) -> None:
     try:
         deadline = time.monotonic() + 100
         while not kept.exists() and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.2)
+            time.sleep(0.05)
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=60)
     finally:

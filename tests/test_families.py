@@ -23,7 +23,7 @@ from transformers import (
 
 import ilcp
 from ilcp import Memory, Receiver
-from ilcp.errors import EncodeError
+from ilcp.errors import ConfigError
 from ilcp.identity import ANY
 from ilcp.models.fingerprint import identify
 from ilcp.models.forward import PADDING, answer_logits, block_mask, embed, embedding_norm
@@ -124,7 +124,7 @@ def test_sender(family: str, dtype: torch.dtype) -> None:
 def test_receiver(family: str, dtype: torch.dtype, record_property) -> None:
     """Memory of a text's own embeddings gives the text's logits to the last bit, alone and padded in a batch."""
     if not FAMILIES[family].receiver:
-        with pytest.raises(EncodeError, match="an encoder can be a sender only"):
+        with pytest.raises(ConfigError, match="an encoder can be a sender only"):
             require_receiver(build(family, len(TOKENIZER), dtype))
         record_property("cell", "refused: an encoder answers nothing")
         return
@@ -271,18 +271,18 @@ def test_what_cannot_receive_is_refused_by_name() -> None:
         (BertLMHeadModel(BertConfig(**tiny, initializer_range=0.3)), "BertLMHeadModel .*a later token changes earlier"),
     ]
     for model, text in refused:
-        with pytest.raises(EncodeError, match=text):
+        with pytest.raises(ConfigError, match=text):
             Receiver(model, TOKENIZER, PlainCodec(), allow_unmeasured=True)
-    with pytest.raises(EncodeError, match=r"T5ForConditionalGeneration.*pass its encoder \(model.get_encoder\(\)\)"):
+    with pytest.raises(ConfigError, match=r"T5ForConditionalGeneration.*pass its encoder \(model.get_encoder\(\)\)"):
         require_sender(t5)
-    with pytest.raises(EncodeError, match=r"states that the model reports, got MambaForCausalLM .*layer 0 differ"):
+    with pytest.raises(ConfigError, match=r"states that the model reports, got MambaForCausalLM .*layer 0 differ"):
         require_sender(mamba)
 
 
 def test_offloaded_weights_are_refused_by_name() -> None:
     """A receiver whose weights lie elsewhere is refused with the first such weight, tested family or not."""
     with pytest.raises(
-        EncodeError, match=r"LlamaForCausalLM with model\.embed_tokens\.weight on the meta device: it is"
+        ConfigError, match=r"LlamaForCausalLM with model\.embed_tokens\.weight on the meta device: it is"
     ):
         Receiver(build("llama", 300).to("meta"), TOKENIZER, PlainCodec(), allow_unmeasured=True)
 
@@ -315,7 +315,7 @@ def test_an_untested_family_has_to_pass_the_check(dtype: torch.dtype) -> None:
         (Blind, "forward takes inputs_embeds, got Blind"),
         (Doubled, r"got Doubled \(model type novel.*differ by \d"),
     ):
-        with pytest.raises(EncodeError, match=text):
+        with pytest.raises(ConfigError, match=text):
             require_receiver(kind(config).to(dtype))
     model = LlamaForCausalLM(config).to(dtype).train()
     require_receiver(model)
@@ -336,9 +336,9 @@ def test_a_model_in_peft_counts_as_what_it_wraps() -> None:
     (score,) = receiver.score([(memory, "Who?", "Mara")])
     assert score == receiver.score([(Memory(text=DOCUMENTS[0]), "Who?", "Mara")])[0]
     tuned = get_peft_model(build("llama", 300), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
-    with pytest.raises(EncodeError, match="got PeftModelForCausalLM with PromptTuningConfig: it puts virtual tokens"):
+    with pytest.raises(ConfigError, match="got PeftModelForCausalLM with PromptTuningConfig: it puts virtual tokens"):
         require_receiver(tuned)
-    with pytest.raises(EncodeError, match="BertModel"):
+    with pytest.raises(ConfigError, match="BertModel"):
         require_receiver(get_peft_model(build("bert", 300), LoraConfig(target_modules=["query"])))
 
 
@@ -354,5 +354,5 @@ def test_norms_are_those_of_the_embedding_module() -> None:
 
 def test_a_missing_tokenizer_is_refused() -> None:
     """None in place of the tokenizer is named, with where to get it."""
-    with pytest.raises(EncodeError, match=r"expected the receiver's tokenizer, got None: load it"):
+    with pytest.raises(ConfigError, match=r"expected the receiver's tokenizer, got None: load it"):
         Receiver(make_model(300), None, PlainCodec(), allow_unmeasured=True)

@@ -1,4 +1,4 @@
-"""The command line: thin. What it shows is made elsewhere."""
+"""The command line, which is thin: the other rooms make what it shows."""
 
 import sys
 from typing import Annotated
@@ -7,9 +7,10 @@ import typer
 from rich.markup import escape
 
 import ilcp
-from ilcp.cli.common import BAD_INPUT, err, out
+from ilcp.cli.common import err, out
 from ilcp.cli.demo import demo
 from ilcp.cli.encode import encode
+from ilcp.cli.exit_codes import exit_code, help_text
 from ilcp.cli.inspect import inspect
 from ilcp.cli.measure import compare, measure
 from ilcp.cli.send import receive, send, serve
@@ -35,18 +36,19 @@ app = typer.Typer(
 
         answer = pair.receiver.generate(message, question)
     """,
+    epilog=help_text(),
 )
 for command in (demo, train, measure, compare, encode, inspect, send, receive, serve):
     app.command()(command)
 
 
 def main() -> None:
-    """The entry point: an ilcp error becomes one sentence and exit code 2."""
+    """Runs the command line: an error of ilcp's becomes one sentence and the exit code of its class."""
     try:
         app()
     except IlcpError as error:
         err.print(f"[bold red]ilcp:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
-        sys.exit(BAD_INPUT)
+        sys.exit(exit_code(error))
 
 
 def _version(wanted: bool) -> None:

@@ -1,4 +1,4 @@
-"""What every command shares: where it prints, how it reads files, and what it exits with."""
+"""Shared by the commands: consoles, options, reading of files, and the end after Ctrl-C."""
 
 import sys
 from collections.abc import Iterator
@@ -10,13 +10,11 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from ilcp.errors import EncodeError, Interrupted
+from ilcp.cli.exit_codes import INTERRUPTED
+from ilcp.errors import ConfigError, Interrupted
 
 __all__ = [
-    "BAD_INPUT",
     "EMBEDDED",
-    "INTERRUPTED",
-    "OUTSIDE",
     "DeviceOption",
     "ReceiverOption",
     "SenderOption",
@@ -29,9 +27,6 @@ __all__ = [
 ]
 
 EMBEDDED = "embedded"
-BAD_INPUT = 2
-INTERRUPTED = 130
-OUTSIDE = 3
 
 SenderOption = Annotated[
     str | None, typer.Option(help="The sender: a folder or hub id; without it, the one that the codec names.")
@@ -46,31 +41,31 @@ err = Console(stderr=True)
 
 
 def read_text(path: Path) -> str:
-    """The text of a file.
+    """Reads the text of a file.
 
     Raises:
-        EncodeError: it cannot be read, or is no UTF-8.
+        ConfigError: it cannot be read, or is no UTF-8.
     """
     try:
         return path.read_text(encoding="utf-8")
     except OSError as error:
-        raise EncodeError(f"expected a readable text file, got {path}: {error.strerror}") from error
+        raise ConfigError(f"expected a readable text file, got {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise EncodeError(
+        raise ConfigError(
             f"expected UTF-8 text in {path}, got byte {error.object[error.start]:#04x} at {error.start}"
         ) from error
 
 
 @contextmanager
 def busy(what: str) -> Iterator[None]:
-    """Says what takes a while, as long as it takes."""
+    """Shows what takes a while, as long as it takes."""
     with err.status(what):
         yield
 
 
 @contextmanager
 def interruptible(left: str) -> Iterator[None]:
-    """Ctrl-C says what is left of the run, and exits as a shell expects; an ``Interrupted`` says it itself."""
+    """Says after Ctrl-C what is left of the run, and exits as a shell expects; an ``Interrupted`` says it itself."""
     try:
         yield
     except KeyboardInterrupt as stopped:
@@ -80,10 +75,10 @@ def interruptible(left: str) -> Iterator[None]:
 
 
 def read_bytes(path: Path, limit: int) -> bytes:
-    """The first ``limit`` bytes of a file, or of standard input where the path is ``-``.
+    """Reads the first ``limit`` bytes of a file, or of standard input where the path is ``-``.
 
     Raises:
-        EncodeError: it cannot be read.
+        ConfigError: it cannot be read.
     """
     try:
         if str(path) == "-":
@@ -91,4 +86,4 @@ def read_bytes(path: Path, limit: int) -> bytes:
         with open(path, "rb") as file:
             return file.read(limit)
     except OSError as error:
-        raise EncodeError(f"expected a readable message file, got {path}: {error.strerror}") from error
+        raise ConfigError(f"expected a readable message file, got {path}: {error.strerror}") from error

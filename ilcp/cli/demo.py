@@ -9,8 +9,9 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from ilcp.cli.common import OUTSIDE, busy, err, out, read_text
-from ilcp.errors import EncodeError
+from ilcp.cli.common import busy, err, out, read_text
+from ilcp.cli.exit_codes import OUTSIDE
+from ilcp.errors import ConfigError, EncodeError
 
 if TYPE_CHECKING:
     from ilcp.embedded.demo import Demo
@@ -25,12 +26,12 @@ def demo(
     ask: Annotated[list[str] | None, typer.Option(help="A question about --document; may be given again.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The same as JSON, on standard output.")] = False,
 ) -> None:
-    """A pipeline of four agents over one document: by text, by message, and beside the controls.
+    """Runs a pipeline of four agents over one document: by text, by message, and beside the controls.
 
     With --document and --ask, hands off a document of your own and answers your questions about it.
     """
     if (document is None) != (not ask):
-        raise EncodeError(
+        raise ConfigError(
             "expected --document and --ask together, got one of them: ilcp demo --document FILE --ask '...'"
         )
     with busy("loading the embedded pair"):
@@ -86,7 +87,7 @@ def _own_document(pair: Any, text: str, questions: list[str], as_json: bool) -> 
 
 
 def _ceiling(pair: Any, question: str, text: str) -> str | None:
-    """The answer from the full text; None where the text does not fit, which is when a message is needed most."""
+    """Answers from the full text; None where it does not fit, which is when a message is needed most."""
     try:
         return str(pair.receiver.generate(None, question, context=text))
     except EncodeError:

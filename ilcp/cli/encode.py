@@ -1,4 +1,4 @@
-"""``ilcp encode``: a corpus of texts, each as a message."""
+"""``ilcp encode``: makes a message of every text of a corpus."""
 
 from collections import Counter
 from pathlib import Path
@@ -8,8 +8,9 @@ import typer
 from rich.markup import escape
 from rich.progress import track
 
-from ilcp.cli.common import BAD_INPUT, EMBEDDED, DeviceOption, SenderOption, busy, err, interruptible, out, read_text
-from ilcp.errors import DecodeError, EncodeError
+from ilcp.cli.common import EMBEDDED, DeviceOption, SenderOption, busy, err, interruptible, out, read_text
+from ilcp.cli.exit_codes import exit_code
+from ilcp.errors import ConfigError, DecodeError, EncodeError, StorageError
 from ilcp.files import write_whole
 from ilcp.message import Message, describe
 
@@ -28,13 +29,13 @@ def encode(
         int | None, typer.Option("--bytes", help="A shorter payload, if the codec has it.")
     ] = None,
 ) -> None:
-    """Every file as one message. What is there and newer than its text is left, so that a stopped run can be run again.
+    """Makes one message of every file. One that is there and newer than its text is left: run a stopped run again.
 
-    A file that cannot be encoded is named, and the others are not kept waiting; the exit code is then 2.
+    A file that cannot be encoded is named and passed over; the exit code is then that of the first such file.
     """
     twice = [name for name, count in Counter(file.name for file in files).items() if count > 1]
     if twice:
-        raise EncodeError(f"expected files of different names, got {twice[0]!r} more than once: encode them apart")
+        raise ConfigError(f"expected files of different names, got {twice[0]!r} more than once: encode them apart")
     with busy("loading the sender and the codec"):
         from ilcp.embedded import load_sender
 
@@ -44,8 +45,9 @@ def encode(
     try:
         to.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise EncodeError(f"expected a folder for the messages, got {to}: {(error.strerror or '').lower()}") from error
+        raise StorageError(f"expected a folder for the messages, got {to}: {(error.strerror or '').lower()}") from error
     done = made = 0
+    failures: list[EncodeError | ConfigError] = []
     with interruptible("the same command goes on with the files that are left"):
         for file in track(files, "encoding", console=err, disable=not err.is_terminal, transient=True):
             target = to / (file.name + SUFFIX)
@@ -56,21 +58,21 @@ def encode(
                     continue
                 write_whole(target, reader.encode(text, payload_bytes=payload_bytes))
                 made += 1
-            except EncodeError as error:
+            except (EncodeError, ConfigError) as error:
+                failures.append(error)
                 err.print(
                     f"[bold red]ilcp:[/] {escape(str(file))}: {escape(str(error))}", highlight=False, soft_wrap=True
                 )
-    failed = len(files) - done - made
-    out.print(f"{made} encoded, {done} were there, {failed} failed", highlight=False)
-    if failed:
-        raise typer.Exit(BAD_INPUT)
+    out.print(f"{made} encoded, {done} were there, {len(failures)} failed", highlight=False)
+    if failures:
+        raise typer.Exit(exit_code(failures[0]))
 
 
 def _is_there(target: Path, source: Path, codec_id: str, payload_bytes: int | None) -> bool:
-    """Whether a whole message of this codec and length lies there, made since the text was last changed.
+    """Says whether a whole message of this codec and length lies there, made since the text was last changed.
 
     Raises:
-        EncodeError: something else does.
+        ConfigError: something else does.
     """
     if not target.exists():
         return False
@@ -78,9 +80,9 @@ def _is_there(target: Path, source: Path, codec_id: str, payload_bytes: int | No
         data = target.read_bytes()
         found = describe(data)
     except (DecodeError, OSError) as error:
-        raise EncodeError(f"expected a message in {target}, got something else: {error}; move it away") from error
+        raise ConfigError(f"expected a message in {target}, got something else: {error}; move it away") from error
     if found.codec_id != codec_id:
-        raise EncodeError(
+        raise ConfigError(
             f"expected a message of codec {codec_id} in {target}, got one of {found.codec_id}: choose another --out"
         )
     same = payload_bytes is None or len(Message.from_bytes(data).payload) == payload_bytes

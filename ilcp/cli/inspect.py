@@ -1,4 +1,4 @@
-"""``ilcp inspect``: what a message is, without loading a model."""
+"""``ilcp inspect``: shows what a message is, without loading a model."""
 
 import json
 from dataclasses import asdict
@@ -21,7 +21,7 @@ def inspect(
     file: Annotated[Path, typer.Argument(help="A file that holds one message; - for standard input.")],
     as_json: Annotated[bool, typer.Option("--json", help="The same as JSON, on standard output.")] = False,
 ) -> None:
-    """What a message is: version, codec, sizes, identity, check. Garbage gets a clear error and exit code 2."""
+    """Shows what a message is: version, codec, sizes, identity, check. Garbage gets one clear sentence."""
     found = describe(read_bytes(file, MAX_MESSAGE_BYTES + 1))
     if as_json:
         record = asdict(found) | {"codec": _whose(found), "parts": [part._asdict() for part in found.parts]}

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ilcp.cli.common import err, interruptible, out, read_bytes
+from ilcp.cli.exit_codes import NOTHING_CAME
 from ilcp.errors import EncodeError, MissingExtraError, TransportError
 from ilcp.files import write_whole
 from ilcp.message import MAX_MESSAGE_BYTES
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 __all__ = ["receive", "send", "serve"]
 
 SUFFIX = ".ilcp"
-NOTHING_CAME = 4
 
 Via = Annotated[str, typer.Option("--via", help="spool:///folder, http://host:port or nats://host:port.")]
 Token = Annotated[str | None, typer.Option(envvar="ILCP_TOKEN", help="The other side's token; better in ILCP_TOKEN.")]
@@ -61,7 +61,7 @@ def receive(
     credentials: Creds = None,
     log_json: Logs = False,
 ) -> None:
-    """Writes messages to files, each acknowledged once its file is on the disk. Exit code 4 when too few came."""
+    """Writes messages to files, each acknowledged once its file is on the disk."""
     from ilcp.transport import connect
     from ilcp.transport.backend import checked_name
 

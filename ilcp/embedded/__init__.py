@@ -1,9 +1,8 @@
-"""Two models and the codec between them, loaded together; without further ado, the embedded ones.
+"""Loads two models and the codec between them, by default the embedded pair.
 
-The embedded default is a small sender, a small receiver and a trained codec, loaded offline from package data.
+The embedded pair is a small sender, a small receiver and a trained codec, loaded offline from package data.
 
-``benchmarks/train_pair.py`` and ``benchmarks/train_codec.py`` made the files; each folder says how, with seed, time
-and score.
+``benchmarks/train_pair.py`` and ``benchmarks/train_codec.py`` made the files; each folder records seed, time and score.
 """
 
 import json
@@ -13,7 +12,7 @@ from typing import Any
 
 from ilcp.codec.folder import CONFIG, folder_of, load
 from ilcp.codec.protocols import Codec
-from ilcp.errors import EncodeError
+from ilcp.errors import ConfigError
 from ilcp.handoff import Receiver, Sender
 from ilcp.message.keys import Key
 from ilcp.message.replay import ReplayCache
@@ -44,7 +43,7 @@ def load_pair(
     allow_unmeasured: bool = False,
     device: str = "cpu",
 ) -> Pair:
-    """The embedded pair; or a codec of your own with the two models that it names, or with those given.
+    """Loads the embedded pair; or a codec of your own with the two models that it names, or with those given.
 
     Args:
         codec: a folder written by ``ilcp.save``, or a hub id; None for the embedded codec.
@@ -56,8 +55,10 @@ def load_pair(
         device: of both models; the codec stays on the CPU.
 
     Raises:
-        EncodeError: the folder holds no codec, a model cannot be loaded, or there is a replay cache and no key.
+        ConfigError: the folder holds no codec, a model cannot be loaded, or there is a replay cache and no key.
         IdentityError: the codec was trained for another pair.
+        MissingExtraError: the receiver was adapted, and peft is not installed.
+        StorageError: a file of the codec's folder is damaged.
         UnmeasuredError: the codec's content gain was not measured, or is not above zero.
     """
     method = load(HERE / "codec" if codec is None else codec)
@@ -76,22 +77,22 @@ def load_sender(
     key: Key | None = None,
     device: str = "cpu",
 ) -> Sender:
-    """The sending end alone; see ``load_pair``.
+    """Loads the sending end alone; see ``load_pair``.
 
     Raises:
-        EncodeError, IdentityError: as ``load_pair``.
+        ConfigError, IdentityError, StorageError: as ``load_pair``.
     """
     method = load(HERE / "codec" if codec is None else codec)
     return Sender(*_model(method, "sender", sender, device), method, key=key)
 
 
 def _model(codec: Codec, side: str, given: str | Path | None, device: str) -> tuple[Any, Any]:
-    """The model of one side: the one given, the one that the codec's training names, or the embedded one."""
+    """Loads the model of one side: the one given, the one that the codec's training names, or the embedded one."""
     plan = json.loads((folder_of(codec) / CONFIG).read_text(encoding="utf-8")).get("training", {}).get("plan", {})
     source = given or plan.get(side) or HERE / side
     try:
         return load_model(source, dtype=plan.get("dtype", "float32"), device=device, encoder=True)
-    except EncodeError as error:
+    except ConfigError as error:
         if given or side not in plan:
             raise
-        raise EncodeError(f"{error}; the codec names it as its {side}: say where it is with {side}=") from error
+        raise ConfigError(f"{error}; the codec names it as its {side}: say where it is with {side}=") from error

@@ -1,4 +1,4 @@
-"""The demonstration: a pipeline of four agents over one document, by text and by message, beside its controls.
+"""Demonstrates a pipeline of four agents over one document, by text and by message, beside its controls.
 
 Each hop asks its own questions. By text, every hop re-reads the document; by message, the first reader has encoded it
 once, and every hop attends to what it decodes from the same 100 bytes.
@@ -33,7 +33,7 @@ ARMS = ("message", "none", "other", "text")
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One hop in one of the two ways: what was pre-filled, what crossed, how long the first token took."""
+    """One hop by text or by message: tokens pre-filled, bytes that crossed, time to the first token, right answers."""
 
     prefilled_tokens: int
     wire_bytes: int
@@ -43,7 +43,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Hop:
-    """One hop: its name, how many questions it asked, and the two runs."""
+    """One hop: its name, the number of questions it asked, and its runs by text and by message."""
 
     name: str
     questions: int
@@ -53,7 +53,7 @@ class Hop:
 
 @dataclass(frozen=True, slots=True)
 class Demo:
-    """The hops, the encoding that the latent way pays once, and the controls over ``documents`` documents."""
+    """The hops, the encoding that the message costs once, and the controls over ``documents`` documents."""
 
     document: str
     message_bytes: int
@@ -64,7 +64,7 @@ class Demo:
     provenance: dict[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, as JSON takes it."""
+        """Returns everything as JSON takes it."""
         return asdict(self)
 
 
@@ -109,7 +109,7 @@ def run(pair: Pair, *, documents: int = 12) -> Demo:
 
 
 def hop_of(question: Question) -> str:
-    """The hop that asks a question: the last one for joins and codes, else the first whose words it holds."""
+    """Returns the hop that asks a question: the last one for joins and codes, else the first whose words it holds."""
     last = list(HOPS)[-1]
     if question.kind in ("join", "code"):
         return last
@@ -117,7 +117,7 @@ def hop_of(question: Question) -> str:
 
 
 def _ask(receiver: Receiver, source: bytes | Memory, wire_bytes: int, asked: Sequence[Question]) -> Run:
-    """Every question by itself; the time to the first token has the decoding of the message in it."""
+    """Asks every question by itself; the time to the first token has the decoding of the message in it."""
     memory = source if isinstance(source, Memory) else receiver.decode(source)
     tokens, times, right = 0, [], 0
     for question in asked:

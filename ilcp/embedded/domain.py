@@ -1,4 +1,4 @@
-"""What the embedded pair knows, and how a text outside it is seen.
+"""Tells a text outside the embedded pair's domain from one inside it.
 
 The embedded sender has read incident dossiers and nothing else. A text of another kind surprises it: the measure is
 the sender's own code length in bits per byte over the most surprising stretch of the text, and the limit is what
@@ -21,19 +21,19 @@ from ilcp.tasks.dossier import ATTRIBUTES, CODE, JOINS
 __all__ = ["Familiarity", "familiarity", "known_questions", "surprise_bits_per_byte"]
 
 LIMIT_FILE = Path(__file__).parent / "domain.json"
-STRETCH_TOKENS = 64  # about five sentences: one odd name does not make a text foreign, a foreign paragraph does
+STRETCH_TOKENS = 64  # about five sentences: one odd name puts no text outside, a paragraph of another kind does
 
 
 @dataclass(frozen=True, slots=True)
 class Familiarity:
-    """How much a text surprises the sender, and the limit for dossiers, both in bits per byte."""
+    """The code length of a text's most surprising stretch, and the limit for dossiers, both in bits per byte."""
 
     bits_per_byte: float
     limit_bits_per_byte: float
 
     @property
     def outside(self) -> bool:
-        """Whether the text is none of those that the pair knows."""
+        """Says whether the text is of a kind that the pair does not know."""
         return self.bits_per_byte > self.limit_bits_per_byte
 
     def __str__(self) -> str:
@@ -45,7 +45,7 @@ class Familiarity:
 
 
 def familiarity(sender: Sender, text: str) -> Familiarity:
-    """How familiar ``text`` is to the embedded sender.
+    """Measures how familiar ``text`` is to the embedded sender.
 
     Raises:
         EncodeError: the text is empty.
@@ -55,14 +55,14 @@ def familiarity(sender: Sender, text: str) -> Familiarity:
 
 
 def known_questions() -> frozenset[str]:
-    """Every form of question that the pair was trained on."""
+    """Returns every form of question that the pair was trained on."""
     forms = [question for attribute in (*ATTRIBUTES, CODE) for question in attribute.questions]
     return frozenset(forms).union(*JOINS.values())
 
 
 @torch.no_grad()
 def surprise_bits_per_byte(sender: Sender, text: str) -> float:
-    """The sender's code length, in bits per byte, over the most surprising ``STRETCH_TOKENS`` of the text.
+    """Returns the sender's code length, in bits per byte, over the most surprising ``STRETCH_TOKENS`` of the text.
 
     Raises:
         EncodeError: the text is empty.
@@ -71,7 +71,7 @@ def surprise_bits_per_byte(sender: Sender, text: str) -> float:
         raise EncodeError("expected a text, got an empty one")
     encoded = sender.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     ends = [len(text[:end].encode("utf-8")) for _, end in encoded.offset_mapping]
-    bits = [0.0, *(nats / math.log(2) for nats in _nats(sender, encoded.input_ids))]
+    bits = [0.0, *(nats / math.log(2) for nats in _losses_nats(sender, encoded.input_ids))]
     stretch = min(STRETCH_TOKENS, len(ends))
     total_bits, total_bytes = torch.tensor(bits, dtype=torch.float64).cumsum(0), torch.tensor([0, *ends])
     spent = total_bits[stretch:] - total_bits[:-stretch]
@@ -79,8 +79,8 @@ def surprise_bits_per_byte(sender: Sender, text: str) -> float:
     return float((spent / covered).max())
 
 
-def _nats(sender: Sender, ids: list[int]) -> list[float]:
-    """The sender's loss on each token; windows overlap by half, so that no stretch is read without what precedes it."""
+def _losses_nats(sender: Sender, ids: list[int]) -> list[float]:
+    """Returns the sender's loss on each token; windows overlap by half, so that every stretch is read with its past."""
     start = list(layout(sender.tokenizer, "").prefix)
     room = window_tokens(sender.model) - len(start)
     losses: list[float] = []

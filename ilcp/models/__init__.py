@@ -1,1 +1,1 @@
-"""The two language models of a hand-off: loaded, recognised, read, prompted."""
+"""The two language models of a hand-off: loading, checks, identity, reading, prompting."""

@@ -1,7 +1,7 @@
-"""What one ``generate`` does to a model: the calls that it makes of the backbone, and where its rows end.
+"""Records of the calls of a model: each forward call of the backbone, and the ``generate`` calls that made them.
 
-Every call is a *piece*; the pieces of one ``generate`` make a *turn*, and so does a call outside of any. Only of a
-``generate`` is it known what was generated, and where a row had ended while the others went on.
+A forward call outside of any ``generate`` counts as a ``GenerateCall`` of its own, which generated nothing. Only a
+``generate`` tells which tokens were generated, and where a row had ended while the others went on.
 """
 
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ from torch import Tensor
 from ilcp.errors import EncodeError
 from ilcp.models.reading import Writer
 
-__all__ = ["UNKNOWN", "ForwardCall", "GenerateCall", "begins", "new_generate_call"]
+__all__ = ["UNKNOWN", "ForwardCall", "GenerateCall", "new_generate_call", "starts_with"]
 
 UNKNOWN = -1  # the id of what was fed as an embedding
 
@@ -32,53 +32,60 @@ BRANCHING = {
 
 @dataclass(slots=True)
 class ForwardCall:
-    """One call of the backbone; ``past`` says how many tokens its KV cache held, UNKNOWN where that does not say."""
+    """One call of the backbone, with ids and mask ``"rows tokens"``.
+
+    ``past`` says how many tokens its KV cache held; UNKNOWN where the cache does not say.
+    """
 
     ids: Tensor
     mask: Tensor
     past: int
-    write: Writer
+    writer: Writer
 
 
 @dataclass(slots=True)
 class GenerateCall:
-    """The pieces of one ``generate``, or one call outside of any; ``ends`` are the tokens that end a row.
+    """The forward calls of one ``generate``, or one forward call outside of any.
 
-    ``first_tokens`` is how many the first call read; ``generated`` is how many tokens at the end were generated, in the
-    longest row.
+    ``end_ids`` are the tokens that end a row. ``first_tokens`` is how many the first call read; ``generated`` is how
+    many tokens at the end were generated, in the longest row.
     """
 
-    ends: frozenset[int] = frozenset()
-    pad: int | None = None
-    pieces: list[ForwardCall] = field(default_factory=list)
+    end_ids: frozenset[int] = frozenset()
+    pad_id: int | None = None
+    calls: list[ForwardCall] = field(default_factory=list)
     first_tokens: int = 0
     generated: int = 0
 
-    def add(self, piece: ForwardCall) -> None:
-        """Takes the next call of a ``generate``."""
-        self.first_tokens = self.first_tokens or piece.ids.shape[1]
-        if self.pieces and not piece.past:  # generated without a cache: each step reads everything again
-            if not begins(piece.ids, [known.ids for known in self.pieces]):
+    def add(self, call: ForwardCall) -> None:
+        """Adds the next forward call.
+
+        Raises:
+            EncodeError: it reads everything again, and other tokens than before.
+        """
+        self.first_tokens = self.first_tokens or call.ids.shape[1]
+        if self.calls and not call.past:  # generated without a cache: each step reads everything again
+            if not starts_with(call.ids, [known.ids for known in self.calls]):
                 raise EncodeError(
                     "expected each step of a generate to continue the one before, got one that reads other tokens: "
                     "this way to generate cannot be captured; generate first, then encode the text"
                 )
-            self.pieces.clear()
-        self.pieces.append(piece)
+            self.calls.clear()
+        self.calls.append(call)
 
     def finish(self, result: Any, given: dict[str, Any]) -> None:
-        """Tells what was generated from the prompt: a step feeds one token, and what more was fed is prompt.
+        """Tells generated tokens from the prompt's: a step feeds one token, and what more was fed is prompt.
 
         Raises:
             EncodeError: the result has tokens that no call was seen to read.
         """
-        sizes = [piece.ids.shape[1] for piece in self.pieces]
+        sizes = [call.ids.shape[1] for call in self.calls]
         sequences = getattr(result, "sequences", result)
         length = sequences.shape[1] if isinstance(sequences, Tensor) and sequences.ndim == 2 else None
         if not sizes:
             return
-        past, fed = self.pieces[0].past, sum(sizes)
-        by_ids = past != UNKNOWN and bool((self.pieces[0].ids != UNKNOWN).all())
+        past, fed = self.calls[0].past, sum(sizes)
+        by_ids = past != UNKNOWN and bool((self.calls[0].ids != UNKNOWN).all())
         if by_ids and length is not None and past + fed < length - 1:  # the last one is not fed back
             raise EncodeError(
                 f"expected the states of {length - 1} tokens from this generate, got {past + fed}: the others ran "
@@ -94,26 +101,30 @@ class GenerateCall:
             self.generated = max(0, min(self.generated, length - ids.shape[1] - 1))
 
     def kept(self) -> Tensor:
-        """Which tokens are a row's own, ``"rows tokens"``: no padding, nothing from the row's end on."""
-        mask = torch.cat([piece.mask for piece in self.pieces], dim=1).cpu()
+        """Returns the mask ``"rows tokens"`` of what is a row's own: no padding, nothing from the row's end on."""
+        mask = torch.cat([call.mask for call in self.calls], dim=1).cpu()
         prompt_tokens = mask.shape[1] - self.generated
         for row, ids in enumerate(self.ids()[:, prompt_tokens:].tolist()):
             mask[row, prompt_tokens + self._end(ids, alone=len(mask) == 1) :] = False
         return mask
 
     def ids(self) -> Tensor:
-        """``"rows tokens"``."""
-        return torch.cat([piece.ids for piece in self.pieces], dim=1).cpu()
+        """Returns the ids that were read, ``"rows tokens"``."""
+        return torch.cat([call.ids for call in self.calls], dim=1).cpu()
 
     def _end(self, ids: list[int], alone: bool) -> int:
-        end = next((place for place, token in enumerate(ids) if token in self.ends), len(ids))
-        while end and not alone and ids[end - 1] == self.pad:  # ended by something else, such as a stop string
+        end = next((place for place, token in enumerate(ids) if token in self.end_ids), len(ids))
+        while end and not alone and ids[end - 1] == self.pad_id:  # ended by something else, such as a stop string
             end -= 1
         return end
 
 
 def new_generate_call(given: dict[str, Any], model: Any) -> GenerateCall:
-    """What the settings of a ``generate`` say about its rows, as transformers looks them up."""
+    """Returns the empty record of a ``generate``, with the settings that transformers will find for it.
+
+    Raises:
+        EncodeError: it is one of the ways to generate that cannot be captured.
+    """
     sources = (given.get("generation_config"), getattr(model, "generation_config", None))
 
     def setting(name: str) -> Any:
@@ -134,7 +145,7 @@ def new_generate_call(given: dict[str, Any], model: Any) -> GenerateCall:
     return GenerateCall(frozenset(listed), int(pad) if pad is not None else next(iter(listed), None))
 
 
-def begins(ids: Tensor, known: list[Tensor]) -> bool:
-    """Whether ``ids`` ``"rows tokens"`` begin with the known pieces; what was fed as embeddings begins nothing."""
+def starts_with(ids: Tensor, known: list[Tensor]) -> bool:
+    """Says whether ``ids`` ``"rows tokens"`` start with the known ones; where those were embeddings, nothing does."""
     read = torch.cat(known, dim=1).to(ids.device)
     return bool((read != UNKNOWN).all()) and torch.equal(ids[:, : read.shape[1]], read)

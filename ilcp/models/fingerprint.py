@@ -1,4 +1,4 @@
-"""The identity of a loaded model: digests of weights, tokenizer, chat template, dtype class and adapters.
+"""Identifies a loaded model by digests of weights, tokenizer, chat template, dtype class and adapters.
 
 The digest of a large model is kept in a cache, keyed by path, size and modification time of its weight files and by a
 sum over every tensor in memory, so that a second load is quick and weights changed since the load do not pass.
@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ilcp.errors import EncodeError
+from ilcp.errors import ConfigError, StorageError
+from ilcp.files import write_whole
 from ilcp.identity import ModelIdentity, digest, digest_all
 from ilcp.models.adapter import unwrapped
 
@@ -26,16 +27,16 @@ DTYPE_CLASSES = {"float32": "full", "float64": "full", "bfloat16": "half", "floa
 
 
 def identify(model: Any, tokenizer: Any) -> ModelIdentity:
-    """The identity of a model and its tokenizer, as they are in memory now.
+    """Returns the identity of a model and its tokenizer, as they are in memory now.
 
     Raises:
-        EncodeError: the tokenizer has more tokens than the model has embeddings.
+        ConfigError: the tokenizer is None, or has more tokens than the model has embeddings.
     """
     if tokenizer is None:
-        raise EncodeError("expected the model's tokenizer, got None: load it from the model's folder")
+        raise ConfigError("expected the model's tokenizer, got None: load it from the model's folder")
     vocabulary = model.get_input_embeddings().num_embeddings
     if len(tokenizer) > vocabulary:
-        raise EncodeError(
+        raise ConfigError(
             f"expected a tokenizer of at most {vocabulary} tokens (the model's embeddings), got {len(tokenizer)}: "
             "this tokenizer does not belong to this model; load both from the same folder"
         )
@@ -51,9 +52,9 @@ def identify(model: Any, tokenizer: Any) -> ModelIdentity:
 
 
 def weights_digest(model: nn.Module) -> bytes:
-    """The digest of every parameter and every saved buffer, by name: 16 bytes. Tied weights count once.
+    """Returns the digest, 16 bytes, of every parameter and saved buffer by name. Tied weights count once.
 
-    A low-rank adapter is no part of it: the weights under it are those of the model without.
+    A low-rank adapter is left out: the weights below it are those of the model without it.
     """
     tensors = _tensors(model)
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
@@ -68,7 +69,7 @@ def weights_digest(model: nn.Module) -> bytes:
 
 
 def _embeds_scaled(model: Any) -> bool:
-    """Whether the embedding module does more than look up a row.
+    """Says whether the embedding module does more than look up a row.
 
     Gemma 2 scales there under transformers 5, and behind it under 4.57: the same weights, another embedding space.
     """
@@ -79,7 +80,7 @@ def _embeds_scaled(model: Any) -> bool:
 
 
 def _adapters(model: Any) -> str:
-    """Names of peft's adapters, and the digest of the low-rank weights; empty where there are none."""
+    """Returns the names of peft's adapters and the digest of the low-rank weights; empty without adapters."""
     added = {name: tensor for name, tensor in unwrapped(model).named_parameters() if LOW_RANK in name}
     if not added:
         return ",".join(sorted(getattr(model, "peft_config", None) or ()))
@@ -123,11 +124,11 @@ def _cache_key(model: nn.Module, tensors: dict[str, Tensor]) -> str | None:
 
 
 def _sums(tensor: Tensor) -> tuple[float, float]:
-    """Sum and sum of squares: a change of any element of a tensor shows in one of them, but for rounding."""
+    """Returns sum and sum of squares: a change of any element shows in one of them, but for rounding."""
     total = squares = 0.0
-    for piece in tensor.detach().reshape(-1).split(SLICE):  # double precision takes four times the room of half
-        total += float(piece.double().sum())
-        squares += float(piece.double().square().sum())
+    for part in tensor.detach().reshape(-1).split(SLICE):  # double precision takes four times the room of half
+        total += float(part.double().sum())
+        squares += float(part.double().square().sum())
     return total, squares
 
 
@@ -147,8 +148,6 @@ def _cache_write(key: str, value: str) -> None:
     file = _cache_file()
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        draft = file.with_suffix(f".{os.getpid()}")
-        draft.write_text(json.dumps(_cache_read() | {key: value}))
-        draft.replace(file)
-    except OSError:
+        write_whole(file, json.dumps(_cache_read() | {key: value}))
+    except (OSError, StorageError):
         return  # a read-only home costs time, not correctness

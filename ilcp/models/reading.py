@@ -1,4 +1,4 @@
-"""Reads a text with a model and keeps the states of the layers asked for.
+"""Reads a text with a model and keeps the hidden states of chosen layers.
 
 Capture, with shapes::
 
@@ -6,7 +6,7 @@ Capture, with shapes::
 
 Layers count as transformers' ``hidden_states`` do: 0 is what enters the first block, k what enters block k, and the
 last is ``last_hidden_state``. Only the layers asked for are kept, each written straight into the result; no logits are
-computed. ``ilcp.models.capture`` records by the same hooks what a model computes in somebody else's call.
+computed. ``ilcp.models.capture`` uses the same hooks to record calls that somebody else makes.
 
 A text longer than the model's window is read in overlapping windows; of each overlap the later window keeps the second
 half, so that every token is captured once and (but for the first tokens of the text) with at least that much context.
@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ilcp.errors import EncodeError
+from ilcp.errors import ConfigError, EncodeError
 
 __all__ = [
     "Writer",
@@ -41,25 +41,25 @@ FALLBACK_WINDOW_TOKENS = 2048  # for a configuration that states no limit
 
 
 def backbone(model: Any) -> Any:
-    """The part of ``model`` that computes hidden states: without head, peft wrapper and eyes; LoRA layers stay in it.
+    """Returns the part of ``model`` that computes hidden states: no head, no peft wrapper, no vision tower; LoRA stays.
 
     Raises:
-        EncodeError: the adapter is a learned prompt, which no pass of the backbone alone contains.
+        ConfigError: the adapter is a learned prompt, which no pass of the backbone alone contains.
     """
     outer = reading_part(model)
     return getattr(outer, "language_model", outer)
 
 
 def reading_part(model: Any) -> Any:
-    """The part of ``model`` that takes the tokens: the backbone, or what holds it beside a vision tower.
+    """Returns the part of ``model`` that takes the tokens: the backbone, or what holds it beside a vision tower.
 
     Raises:
-        EncodeError: the adapter is a learned prompt, which no pass of the backbone alone contains.
+        ConfigError: the adapter is a learned prompt, which no pass of the backbone alone contains.
     """
     if hasattr(model, "get_base_model"):
         adapter = getattr(model, "active_peft_config", None)
         if getattr(adapter, "is_prompt_learning", False):
-            raise EncodeError(
+            raise ConfigError(
                 f"expected an adapter inside the model's layers, such as LoRA, got {type(adapter).__name__}: "
                 "a learned prompt is not part of the model that is read; merge or remove it"
             )
@@ -74,7 +74,7 @@ def reading_part(model: Any) -> Any:
 
 
 def window_tokens(model: Any) -> int:
-    """How many tokens ``model`` can read at once, by its configuration."""
+    """Returns how many tokens ``model`` can read at once, by its configuration."""
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if not limit or limit < 0:  # XLNet says -1: none
         return FALLBACK_WINDOW_TOKENS
@@ -82,7 +82,7 @@ def window_tokens(model: Any) -> int:
 
 
 def _first_position(model: Any) -> int:
-    """Where a model's positions begin: RoBERTa and its kin count on from their padding's."""
+    """Returns the first position of a model: RoBERTa and its kin count on from their padding's."""
     for name, module in model.named_modules():
         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding) and module.padding_idx is not None:
             return module.padding_idx + 1
@@ -91,16 +91,18 @@ def _first_position(model: Any) -> int:
 
 @contextmanager
 def tapped(model: Any, layers: Sequence[int], sink: Callable[[int, Tensor], None]) -> Iterator[None]:
-    """Hooks for as long as the ``with`` lasts: every pass of the backbone calls ``sink`` with each layer's place in
-    ``layers`` and its states ``"batch tokens hidden"``, which are the model's own and may change later: copy them.
+    """Hooks ``layers`` for the length of the ``with``: every pass of the backbone calls ``sink`` for each of them.
+
+    ``sink`` gets the layer's index in ``layers`` and its states ``"batch tokens hidden"``, which are the model's own
+    and may change later: copy them.
 
     Raises:
-        EncodeError: the model has no such layer, or its blocks are not found.
+        ConfigError: the model has no such layer, or its blocks are not found.
     """
     base = backbone(model)
     blocks = _blocks(base) if layers else []
     if layers and not 0 <= min(layers) <= max(layers) <= len(blocks):
-        raise EncodeError(
+        raise ConfigError(
             f"expected layers from 0 to {len(blocks)} of {type(base).__name__}, got {min(layers)} to {max(layers)}: "
             "not this codec's sender"
         )
@@ -127,13 +129,13 @@ def _leaving(sink: Callable[[int, Tensor], None], place: int, _: Any, __: Any, o
 
 
 def _blocks(base: Any) -> list[nn.Module]:
-    """The blocks in their order: the one outermost list of modules that is as long as the model is deep."""
+    """Finds the blocks in their order: the one outermost list of modules that is as long as the model is deep."""
     depth = getattr(getattr(base, "config", None), "num_hidden_layers", None)
     found = [module for module in base.modules() if isinstance(module, nn.ModuleList) and len(module) == depth]
     inner = {id(module) for outer in found for module in outer.modules() if module is not outer}
     outermost = [module for module in found if id(module) not in inner]
     if len(outermost) != 1:
-        raise EncodeError(
+        raise ConfigError(
             f"expected one stack of {depth} blocks in {type(base).__name__}, got {len(outermost)}: its layers cannot "
             "be captured; call it with output_hidden_states=True and encode the outputs"
         )
@@ -141,10 +143,10 @@ def _blocks(base: Any) -> list[nn.Module]:
 
 
 class Writer:
-    """Takes states of ``layers`` layers into one tensor, made when the first of them says its width, dtype and device.
+    """Collects the states of ``layers`` layers in one tensor, made when the first state says width, dtype and device.
 
-    ``places`` are ``(start, first, last)`` of the passes to come: a pass reads tokens from ``start`` on, and those from
-    ``first`` to ``last`` are kept.
+    ``places`` holds ``(start, first, last)`` for each pass to come: the pass reads tokens from ``start`` on, and those
+    from ``first`` to ``last`` are kept.
     """
 
     def __init__(self, layers: int, batch: int, places: Sequence[tuple[int, int, int]]):
@@ -154,7 +156,7 @@ class Writer:
         self._written = 0
 
     def __call__(self, place: int, state: Tensor) -> None:
-        """Copies a layer's states ``"batch tokens hidden"`` of the pass that is running."""
+        """Copies one layer's states ``"batch tokens hidden"`` of the running pass."""
         state = state.detach()
         if self._states is None:
             self._states = state.new_empty(*self.shape, state.shape[-1])
@@ -163,14 +165,14 @@ class Writer:
         self._written += 1
 
     def states(self) -> Tensor:
-        """``"batch layers tokens hidden"``.
+        """Returns the states ``"batch layers tokens hidden"``.
 
         Raises:
-            EncodeError: the model did not run each of the layers once.
+            ConfigError: the model did not run each of the layers once.
         """
         expected = len(self._places) * self.shape[1]
         if self._states is None or self._written != expected:
-            raise EncodeError(
+            raise ConfigError(
                 f"expected the model to run each of its blocks once, got {self._written} of {expected} states: "
                 "call it with output_hidden_states=True and encode the outputs"
             )
@@ -179,22 +181,24 @@ class Writer:
 
 @torch.no_grad()
 def capture_batch(model: Any, ids: Tensor, mask: Tensor, layers: Sequence[int]) -> Tensor:
-    """Hidden states ``"batch layers tokens hidden"`` of one forward pass, in the dtype that the model computes in.
+    """Returns hidden states ``"batch layers tokens hidden"`` of one forward pass, in the model's own dtype.
 
-    ``ids`` and ``mask`` are ``"batch tokens"``, padded on either side; what stands at padded places means nothing.
-    Beyond the same pass without capture it takes the memory of its result and no more: no other layer is kept, no
-    KV cache is built, no logits are computed.
+    ``ids`` and ``mask`` are ``"batch tokens"``, padded on either side; states of padding mean nothing. Beyond the
+    same pass without capture it takes the memory of its result and no more: no other layer is kept, no KV cache is
+    built, no logits are computed.
 
     Raises:
-        EncodeError: the model has no such layer, or its blocks are not found.
+        ConfigError: the model has no such layer, or its blocks are not found.
     """
     tokens = ids.shape[1]
     return _capture(model, ids, mask, layers, [(0, 0, tokens)])
 
 
 def padded_ids(rows: Sequence[Sequence[int]], device: Any) -> tuple[Tensor, Tensor]:
-    """Ids and mask ``"rows tokens"`` of rows of any length, padded on the right: there every family counts positions as
-    it does alone."""
+    """Returns ids and mask ``"rows tokens"`` of rows of any length, padded on the right.
+
+    With padding on that side every family counts positions as it does for a row alone.
+    """
     ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)  # any id: padding is masked
     mask = torch.zeros_like(ids)
     for index, row in enumerate(rows):
@@ -204,12 +208,13 @@ def padded_ids(rows: Sequence[Sequence[int]], device: Any) -> tuple[Tensor, Tens
 
 
 def read_ids(model: Any, ids: Sequence[int], layers: Sequence[int]) -> tuple[Tensor, int]:
-    """States ``"layers tokens hidden"`` of a token sequence of any length, and the number of windows it took.
+    """Returns states ``"layers tokens hidden"`` of a token sequence of any length, and the number of windows it took.
 
     Beyond the pass of one window without capture it takes the memory of its result and no more.
 
     Raises:
-        EncodeError: there are no ids, or an id is none of the model's, or the model has no such layer.
+        ConfigError: the model has no such layer.
+        EncodeError: there are no ids, or one is not in the model's vocabulary.
     """
     check_ids(model, ids)
     places = _windows(len(ids), window_tokens(model))
@@ -221,7 +226,7 @@ def check_ids(model: Any, ids: Sequence[int]) -> None:
     """Refuses ids that ``model`` cannot read.
 
     Raises:
-        EncodeError: there are none, or one is none of the model's.
+        EncodeError: there are none, or one is not in the model's vocabulary.
     """
     vocabulary = model.get_input_embeddings().num_embeddings
     if len(ids) == 0:
@@ -234,7 +239,7 @@ def check_ids(model: Any, ids: Sequence[int]) -> None:
 
 
 def _windows(tokens: int, window: int) -> list[tuple[int, int, int]]:
-    """Where each window starts, and from where to where its states are kept."""
+    """Returns for each window where it starts, and the first and last token whose states are kept."""
     overlap = window // OVERLAP_SHARE
     places = [(0, 0, tokens)]
     while places[-1][0] + window < tokens:
@@ -264,7 +269,7 @@ def _capture(
 
 @torch.no_grad()
 def read_outputs(outputs: Any, layers: Sequence[int]) -> Tensor:
-    """States ``"layers tokens hidden"`` out of a finished ``forward`` or ``generate`` call: no second pass.
+    """Returns states ``"layers tokens hidden"`` from the outputs of a finished ``forward`` or ``generate`` call.
 
     Raises:
         EncodeError: the call was made without ``output_hidden_states=True``, or for more than one sequence.

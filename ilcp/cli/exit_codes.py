@@ -1,0 +1,54 @@
+"""The exit codes of ``ilcp``: the one table that the command line exits by, and that ``ilcp --help`` shows."""
+
+from ilcp.errors import (
+    ConfigError,
+    DecodeError,
+    EncodeError,
+    IdentityError,
+    IlcpError,
+    MissingExtraError,
+    ReplayCacheError,
+    StorageError,
+    TrainingError,
+    TransportError,
+    UnmeasuredError,
+)
+
+__all__ = ["ERROR_CODES", "INTERRUPTED", "NOTHING_CAME", "OTHER_CODES", "OUTSIDE", "exit_code", "help_text"]
+
+DEFECT = 1  # as Python exits after a traceback
+OUTSIDE = 3
+NOTHING_CAME = 4
+INTERRUPTED = 128 + 2  # as a shell reports SIGINT
+
+# A subclass has its parent's code. 2 is what every command line says to an unknown option.
+ERROR_CODES: dict[type[IlcpError], tuple[int, str]] = {
+    ConfigError: (2, "wrong use: mend the option, the argument or the file that the text names"),
+    EncodeError: (5, "what was given cannot be encoded: mend the text, or shorten it"),
+    DecodeError: (6, "these bytes are no message that is to be trusted"),
+    IdentityError: (7, "codec, models and message do not belong together"),
+    UnmeasuredError: (8, "the codec was not measured, or its message carries nothing"),
+    StorageError: (9, "a file cannot be written, or is damaged: disk or permissions"),
+    TransportError: (10, "the message could not be moved"),
+    ReplayCacheError: (11, "the replay cache cannot say what is new"),
+    TrainingError: (12, "the training cannot go on: change the data or the recipe"),
+    MissingExtraError: (13, "a package is not installed: run the pip command in the text"),
+}
+OTHER_CODES = {
+    0: "done",
+    DEFECT: "a defect of ilcp: please report the traceback",
+    OUTSIDE: "demo: the document is of no kind that the embedded pair knows",
+    NOTHING_CAME: "receive: fewer messages came than were asked for",
+    INTERRUPTED: "interrupted by Ctrl-C; the text says what is left",
+}
+
+
+def exit_code(error: IlcpError) -> int:
+    """Returns the exit code of an error: that of its nearest listed class."""
+    return next((ERROR_CODES[kind][0] for kind in type(error).__mro__ if kind in ERROR_CODES), DEFECT)
+
+
+def help_text() -> str:
+    """Returns the table as ``ilcp --help`` shows it, a paragraph per code."""
+    words = OTHER_CODES | dict(ERROR_CODES.values())
+    return "\n\n".join(["[bold]Exit codes[/bold]", *(f"{code:>3}  {words[code]}" for code in sorted(words))])
