@@ -21,7 +21,7 @@ TEMPLATE = (
 
 
 def make_tokenizer(vocabulary: int = 300, template: str | None = TEMPLATE) -> PreTrainedTokenizerFast:
-    """A byte-level tokenizer trained on a few dossiers."""
+    """Trains a byte-level tokenizer on a few dossiers."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -40,7 +40,7 @@ def make_tokenizer(vocabulary: int = 300, template: str | None = TEMPLATE) -> Pr
 def make_model(
     vocabulary: int, hidden: int = 32, layers: int = 2, window: int = 256, seed: int = 0
 ) -> LlamaForCausalLM:
-    """A small random Llama."""
+    """Makes a small random Llama."""
     torch.manual_seed(seed)
     return LlamaForCausalLM(
         LlamaConfig(

@@ -16,7 +16,7 @@ INIT_STD = 0.3  # with the usual 0.02 every prompt would get nearly the same ans
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """One family: its configuration's class in transformers, and what its tiny model needs beyond ``COMMON``."""
+    """One family: its configuration's class in transformers, and what its tiny model needs beyond what all have."""
 
     config: str
     receiver: bool = True  # False: an encoder, which can send and cannot answer
@@ -58,7 +58,7 @@ def build(
     window: int = 256,
     seed: int = 0,
 ) -> Any:
-    """A random model of the family in evaluation mode: for causal language modelling, or the bare encoder.
+    """Makes a random model of the family in evaluation mode: for causal language modelling, or the bare encoder.
 
     ``hidden`` is a multiple of 8; every family has 4 heads, but those with a head width of their own, 8.
     """

@@ -1,4 +1,4 @@
-"""SUPPORT.md from the outcomes of test_families.py: ``python -m tests.support_matrix REPORT.xml ... >SUPPORT.md``.
+"""Makes SUPPORT.md of the outcomes of test_families: ``python -m tests.support_matrix REPORT.xml ... >SUPPORT.md``.
 
 Each report is pytest's JUnit XML of one environment. A test may name its own cell (``record_property("cell", ...)``).
 """
@@ -37,7 +37,7 @@ encoder-decoders and recurrent (state-space) models are refused as receivers. Se
 
 
 def outcomes(report: str) -> tuple[str, dict[tuple[str, str, str], str]]:
-    """The version of transformers, and the cell of each (test, family, dtype)."""
+    """Returns the version of transformers, and the cell of each (test, family, dtype)."""
     root = ElementTree.parse(report).getroot()
     version = next(p.get("value", "") for p in root.iter("property") if p.get("name") == "transformers")
     cells = {}
@@ -52,7 +52,7 @@ def outcomes(report: str) -> tuple[str, dict[tuple[str, str, str], str]]:
 
 
 def table(version: str, dtype: str, cells: dict[tuple[str, str, str], str]) -> str:
-    """One table: rows are families, columns what was tested."""
+    """Writes one table: rows are families, columns what was tested."""
     lines = [f"## transformers {version}, {dtype}", "", f"| family | {' | '.join(COLUMNS)} |"]
     lines.append("| --- |" + " --- |" * len(COLUMNS))
     for name, family in FAMILIES.items():
@@ -63,7 +63,7 @@ def table(version: str, dtype: str, cells: dict[tuple[str, str, str], str]) -> s
 
 
 def families_of(text: str, version: str, dtype: str) -> list[str]:
-    """The families in one table of SUPPORT.md."""
+    """Returns the families in one table of SUPPORT.md."""
     part = text.partition(f"## transformers {version}, {dtype}\n")[2].partition("\n## ")[0]
     return re.findall(r"^\| (\w+) \|", part, re.MULTILINE)[1:]
 

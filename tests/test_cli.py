@@ -241,21 +241,21 @@ def test_encode_names_the_files_that_fail_and_goes_on(run: Run, tmp_path: Path) 
     assert "expected a folder for the messages" in done.stderr
 
 
-def test_measure_keeps_draws_attaches_and_compares(run: Run, tmp_path) -> None:
+@pytest.fixture
+def tasks(tmp_path: Path) -> Path:
+    """A file of two short cases with a few look-ups each."""
+    lines = []
+    for case in case_files("validation", 21, 2, facts=4):
+        asked = [question for question in case.questions if question.kind == "lookup"][:8]
+        questions = [{"question": q.text, "answer": q.answer, "choices": list(q.choices)} for q in asked]
+        lines.append(json.dumps({"context": case.context, "questions": questions}))
+    (tmp_path / "cases.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    return tmp_path / "cases.jsonl"
+
+
+def test_measure_keeps_draws_attaches_and_compares(run: Run, tasks, tmp_path) -> None:
     """One call on a file of two cases gives verdict, JSON, page and plots, and attaches the evidence to the codec."""
-    tasks, kept, page = tmp_path / "cases.jsonl", tmp_path / "report.json", tmp_path / "report.html"
-    lines = [
-        {
-            "context": case.context,
-            "questions": [
-                {"question": q.text, "answer": q.answer, "choices": list(q.choices)}
-                for q in case.questions
-                if q.kind == "lookup"
-            ],
-        }
-        for case in case_files("validation", 21, 2)
-    ]
-    tasks.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    kept, page = tmp_path / "report.json", tmp_path / "report.html"
     folder = tmp_path / "codec"
     shutil.copytree(Path(ilcp.__file__).parent / "embedded" / "codec", folder)
     options = ("--n", "2", "--repetitions", "0", "--json", str(kept), "--html", str(page), "--png", str(tmp_path))
@@ -275,10 +275,10 @@ def test_measure_keeps_draws_attaches_and_compares(run: Run, tmp_path) -> None:
     assert {0} == {change["changed"] for change in json.loads(compared.stdout)["changes"]}
 
 
-def test_an_interrupted_measurement_says_what_is_left(tmp_path) -> None:
+def test_an_interrupted_measurement_says_what_is_left(tasks, tmp_path) -> None:
     """Ctrl-C ends with one sentence and exit code 130, and the file holds the arms that were done."""
     kept = tmp_path / "report.json"
-    words = ("measure", "embedded", "--n", "12", "--repetitions", "0", "--json", str(kept))
+    words = ("measure", "embedded", "--task", str(tasks), "--repetitions", "0", "--json", str(kept))
     process = subprocess.Popen(
         [*ILCP, *words],
         stderr=subprocess.PIPE,

@@ -1,14 +1,17 @@
 """Identity at weight level: what is hashed, what is not, and when the cache may speak."""
 
 import json
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from ilcp.errors import IdentityError
+from ilcp.codec.folder import ADAPTER
+from ilcp.errors import ConfigError, IdentityError, MissingExtraError, StorageError
 from ilcp.identity import ANY, ModelIdentity, check_same
 from ilcp.models import fingerprint
-from ilcp.models.adapter import new_adapter
+from ilcp.models.adapter import adapt, new_adapter
 from ilcp.models.fingerprint import identify, weights_digest
 from tests.conftest import make_model, make_tokenizer
 
@@ -76,6 +79,37 @@ def test_the_cache_is_quick_and_does_not_hide_changed_weights(tmp_path, monkeypa
     assert weights_digest(model) not in (true, bytes.fromhex("ab" * 16))
     file.write_text("not json")
     assert true == weights_digest(type(model).from_pretrained(tmp_path / "model"))
+
+
+@pytest.mark.parametrize("taken", ["cache", "cache/ilcp/weights.json"])
+def test_a_cache_that_cannot_be_written_costs_time_only(tmp_path, monkeypatch, taken: str) -> None:
+    """A file in the place of the folder, or a folder in that of the file: the weights are hashed all the same."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    make_model(64, seed=1).save_pretrained(tmp_path / "model")
+    model = type(make_model(64)).from_pretrained(tmp_path / "model")
+    expected = weights_digest(model)
+    monkeypatch.setattr(fingerprint, "CACHE_FROM_BYTES", 1)
+    if taken == "cache":
+        (tmp_path / taken).touch()
+    else:
+        (tmp_path / taken).mkdir(parents=True)
+    assert expected == weights_digest(model)
+    assert [] == list(tmp_path.glob("cache/ilcp/.*"))
+
+
+def test_what_is_wrong_with_an_adapter_is_said_by_its_error(tmp_path, monkeypatch) -> None:
+    """A rank below one, damaged files, and peft that is not installed: an argument, a file, a package."""
+    model, codec = make_model(300, seed=1), SimpleNamespace(folder=tmp_path)
+    assert adapt(model, codec) is model
+    with pytest.raises(ConfigError, match="expected adapter_rank to be at least 1, got 0"):
+        new_adapter(model, 0)
+    (tmp_path / ADAPTER).mkdir()
+    with pytest.raises(StorageError, match="expected the receiver's adapter in"):
+        adapt(model, codec)
+    monkeypatch.setitem(sys.modules, "peft", None)
+    for call in (lambda: new_adapter(model, 2), lambda: adapt(model, codec)):
+        with pytest.raises(MissingExtraError, match=r"expected peft for a receiver.*pip install 'ilcp\[train\]'"):
+            call()
 
 
 def test_an_embedding_that_scales_is_another_model(monkeypatch) -> None:
