@@ -24,16 +24,17 @@ CODECS = ROOT / "codecs"
 # own module, which names what is below it.
 FLOORS = (
     ("errors",),
-    ("files", "identity", "records"),
+    ("files", "records"),
+    ("identity",),
     ("evidence", "message"),
     ("codec", "nn"),
     ("models",),
     ("handoff", "tasks", "transport"),
     ("measure",),
     ("training",),
-    ("embedded", "testing"),
+    ("embedded",),
     ("ilcp",),
-    ("cli",),
+    ("cli", "testing"),
     ("__main__",),
 )
 TORCH_FREE = ("cli", "errors", "evidence", "files", "identity", "ilcp", "message", "records", "tasks", "transport")
