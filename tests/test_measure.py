@@ -39,7 +39,7 @@ from ilcp.tasks import Case, Question, case_files, thin
 from ilcp_codecs.text import HeadCodec
 
 PER_KIND = {"lookup": 2, "join": 1, "absent": 1, "code": 1}
-CASES = [thin(case, PER_KIND, number) for number, case in enumerate(case_files("validation", 5, 12))]
+CASES = [thin(case, PER_KIND, number) for number, case in enumerate(case_files("validation", 5, 12, facts=8))]
 FEW = [thin(case, {"lookup": 2, "join": 0, "absent": 0, "code": 0}, 0) for case in CASES[:5]]
 MAIN = ("text", "none", "message", "mismatched")
 OLD_REPORT = Path(__file__).parent / "golden" / "report-format-1.json"
@@ -475,6 +475,7 @@ def test_the_price_is_part_of_the_report(pair, tmp_path, monkeypatch) -> None:
     module = sys.modules["ilcp.measure.cost"]  # the package has a function of that name
     monkeypatch.setattr(module, "MIN_REPETITIONS", 3)  # that there are enough is the cost's business, not the report's
     monkeypatch.setattr(module, "LENGTH_REPETITIONS", 2)
+    monkeypatch.setattr("ilcp.measure.timing.WARM_UP", 1)
     options = dict(task="x", texts={}, arms=MAIN, repetitions=3)
     report = run(pair.sender, pair.receiver, FEW[:3], **options)
     save_report(report, tmp_path / "report.json")
