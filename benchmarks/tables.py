@@ -259,7 +259,7 @@ def stories() -> str:
 
 
 def train_speed() -> str:
-    """A training step beside the receiver's bare pass."""
+    """Makes the table of a training step beside the receiver's bare pass."""
     rows = [
         [
             f"{row['receiver_parameters'] / 1e6:.1f} M",

@@ -41,7 +41,7 @@ NO_CODEC = bytes(CODEC_ID_BYTES)  # the codec id of what no codec made: it weigh
 
 @dataclass(frozen=True)
 class ArmInput:
-    """What the receiver is told of each case, and what crossed for it.
+    """The memories that the receiver is given of each case, and the bytes that crossed for them.
 
     ``answers`` (question -> answer, per case) stands in the place of a receiver, for arms whose bytes *are* answers.
     """

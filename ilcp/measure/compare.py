@@ -33,14 +33,14 @@ class Change:
 
     @property
     def real(self) -> bool:
-        """Whether the difference is away from zero with its interval."""
+        """True where the difference is away from zero with its interval."""
         low, high = self.difference.low, self.difference.high
         return low is not None and high is not None and (low > 0 or high < 0)
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """What differs between two reports: in the way they were made, and in every arm that both have."""
+    """The differences between two reports: in the way they were made, and in every arm that both have."""
 
     made_differently: dict[str, tuple[Any, Any]]
     changes: tuple[Change, ...]

@@ -60,7 +60,7 @@ class Items:
 
     @property
     def weights(self) -> Floats:
-        """How many questions of the case each one stands for."""
+        """The number of questions of the case that each one stands for."""
         return np.array(self.stands_for, dtype=np.float64)
 
     def prior_bits(self, none: "Arm") -> Floats:

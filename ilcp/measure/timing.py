@@ -133,15 +133,15 @@ class Bench:
         data = codec.encode(read)
         memory = self.receiver.codec.decode(data)
         text = self.receiver.prompt(Memory(text=context), self.question)
-        told = self.receiver.prompt(memory, self.question)
+        by_message = self.receiver.prompt(memory, self.question)
         with eager_attention(self.receiver.model):
             counted = {
                 "text": count_flops(lambda: self.prefill(text)),
-                "message": count_flops(lambda: self.prefill(told)),
+                "message": count_flops(lambda: self.prefill(by_message)),
             }
         counted["codec encodes"] = count_flops(lambda: codec.encode(read))
         counted["codec decodes"] = count_flops(lambda: self.receiver.codec.decode(data))
-        return counted | {"text tokens": len(text), "message tokens": len(told)}
+        return counted | {"text tokens": len(text), "message tokens": len(by_message)}
 
     def _time(self, steps: Steps, turn: int) -> dict[str, float]:
         """Returns milliseconds of each step, in an order drawn for ``turn``: none always follows the same one."""
@@ -170,10 +170,10 @@ class Bench:
         data = sender.codec.encode(read)
         message = sender.pack(data)
         memory = receiver.decode(message)
-        told = receiver.prompt(memory, self.question)
-        twin = as_many_tokens(receiver, context, self.question, len(told))
+        by_message = receiver.prompt(memory, self.question)
+        twin = as_many_tokens(receiver, context, self.question, len(by_message))
         prompts = {
-            "message": told,
+            "message": by_message,
             "text": receiver.prompt(Memory(text=context), self.question),
             "as many tokens": receiver.prompt(Memory(text=twin), self.question),
             "nothing": receiver.prompt(None, self.question),
