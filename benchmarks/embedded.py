@@ -1,4 +1,4 @@
-"""What the embedded pair's message is worth: every arm, the hops, and the capacity curve.
+"""Measures what the embedded pair's message is worth: every arm, the hops, and the capacity curve.
 
     python benchmarks/embedded.py                     # writes benchmarks/results/{embedded,hops,capacity}.json
     python benchmarks/embedded.py --only capacity
@@ -26,7 +26,7 @@ from ilcp.tasks import case_files, task
 RESULTS = Path(__file__).parent / "results"
 FACTS = (3, 6, 9, 12, 15, 17, 20)  # attributes that a document of the capacity curve states
 HOPS = 6
-ENDS = ("text", "none", "other")
+ENDS = ("text", "none", "mismatched")
 PARTS = ("embedded", "hops", "capacity")
 
 
@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def measured(pair: Pair, cases: Any, args: argparse.Namespace, name: str, **options: Any) -> Report:
-    """A report, kept in its file while it is made."""
+    """Makes a report, kept in its file meanwhile."""
     report = run(
         pair.sender,
         pair.receiver,
@@ -75,7 +75,7 @@ def measured(pair: Pair, cases: Any, args: argparse.Namespace, name: str, **opti
 
 
 def capacity(pair: Pair, args: argparse.Namespace) -> None:
-    """Recovery and delivered bits as the documents' entropy grows, at every length of the payload."""
+    """Measures recovery and delivered bits as the documents' entropy grows, at every length of the payload."""
     points = []
     for facts in FACTS:
         keep = args.out / f"capacity-{facts}.json"
@@ -107,12 +107,12 @@ def capacity(pair: Pair, args: argparse.Namespace) -> None:
 
 
 def entropy_of(report: Report) -> dict[str, Any]:
-    """Mean entropy of the documents."""
+    """Returns the mean entropy of the documents."""
     return asdict(report.mean_entropy())
 
 
 def arms_of(report: Report) -> dict[str, Any]:
-    """Recovery and delivered information of the message at each length, and of the full text."""
+    """Returns recovery and delivered information of the message at each length, and of the full text."""
     return {
         arm: {
             "recovery": asdict(recovery) if (recovery := report.recovery(arm)) else None,

@@ -40,7 +40,7 @@ class Peer:
         self.connectors: dict[str, Any] = {}
 
     def load(self, sender: str, receiver: str) -> dict[str, str]:
-        """Both models from their folders, on one thread of the CPU; the versions in use."""
+        """Loads both models from their folders, on one thread of the CPU; the versions in use."""
         import torch
 
         torch.set_num_threads(1)
@@ -48,7 +48,7 @@ class Peer:
         return {"python": platform.python_version()} | {name: metadata.version(name) for name in PACKAGES}
 
     def hand_off(self, source: str, target: str, steps: int, text: str, question: str) -> dict[str, Any]:
-        """One hand-off: its bytes, the time of each step in ms, and the answers with, without and beside it.
+        """Makes one hand-off: its bytes, the time of each step in ms, and the answers with, without and beside it.
 
         The same model hands over through bytes. Another model gets avp's in-process projection, which has no bytes.
         """
@@ -74,7 +74,7 @@ class Peer:
         return {"bytes": size, "times": times, "answers": answers}
 
     def fan_out(self, model: str, steps: int, text: str, questions: list[str]) -> dict[str, Any]:
-        """One context for as many calls as there are questions: the first question each time, then each in turn."""
+        """Uses one context for as many calls as there are questions: the first each time, then each in turn."""
         connector = self.connectors[model]
         data = connector.think(text, steps=steps).to_bytes()
         context = _from_bytes(data)
@@ -91,7 +91,7 @@ class Peer:
         }
 
     def checkpoints(self, model: str, steps: int, text: str, question: str, noise: float, seed: int) -> dict[str, Any]:
-        """Whether a receiver with other weights takes the context, and one with the same weights elsewhere."""
+        """Tries whether a receiver with other weights takes the context, and one with the same weights elsewhere."""
         connector = self.connectors[model]
         data = connector.think(text, steps=steps).to_bytes()
         changed = copy.deepcopy(connector.model)
@@ -112,7 +112,7 @@ class Peer:
         }
 
     def flips(self, model: str, steps: int, text: str, question: str, sample: int, seed: int) -> dict[str, Any]:
-        """Single bits flipped: ``sample`` of the payload's, and every bit before the payload."""
+        """Flips single bits: ``sample`` of the payload's, and every bit before the payload."""
         from avp import decode
 
         connector = self.connectors[model]
@@ -126,7 +126,7 @@ class Peer:
         return {"payload": flip(take, data, bits), "rest": flip(take, data, range(8 * start))}
 
     def forge(self, model: str, steps: int, text: str, question: str, factor: float) -> dict[str, Any]:
-        """The payload's floats replaced, its checksum made anew by avp's own encoder: taken or refused."""
+        """Replaces the payload's floats, its checksum made anew by avp's own encoder: taken or refused."""
         import numpy as np
         from avp import decode, encode
         from avp.context import AVPContext
@@ -144,7 +144,7 @@ class Peer:
         return {"forged": results, "to_bytes takes": list(inspect.signature(AVPContext.to_bytes).parameters)[1:]}
 
     def cross_wire(self, steps: int, text: str, question: str) -> dict[str, Any]:
-        """The cross-model hand-off through bytes: what avp offers for it, tried."""
+        """Tries what avp offers for the cross-model hand-off through bytes."""
         from avp.types import OutputType
 
         sender, receiver = self.connectors["sender"], self.connectors["receiver"]
@@ -174,7 +174,7 @@ def _from_bytes(data: bytes) -> Any:
 
 
 def _answer(connector: Any, question: str, context: Any = None, tokens: int = ANSWER_TOKENS, **extra: Any) -> str:
-    """The greedy answer; avp samples unless told not to."""
+    """Returns the greedy answer; avp samples unless told not to."""
     return str(connector.generate(question, context=context, max_new_tokens=tokens, do_sample=False, **extra)).strip()
 
 
@@ -190,7 +190,7 @@ def digest(data: bytes) -> str:
 
 
 def attempt(work: Callable[[], str]) -> dict[str, Any]:
-    """What came of it: an answer, or the first line of the refusal."""
+    """Returns the answer, or the first line of the refusal."""
     try:
         return {"accepted": True, "answer": work()}
     except Exception as error:
@@ -205,7 +205,7 @@ def _handshake(local: Any, remote: Any) -> str:
 
 
 def perturb(model: Any, noise: float, seed: int) -> None:
-    """Gaussian noise on every weight, ``noise`` times the standard deviation of its tensor."""
+    """Adds Gaussian noise to every weight, ``noise`` times the standard deviation of its tensor."""
     import torch
 
     generator = torch.Generator().manual_seed(seed)
@@ -215,7 +215,7 @@ def perturb(model: Any, noise: float, seed: int) -> None:
 
 
 def flip(take: Callable[[bytes], Any], data: bytes, bits: Sequence[int]) -> dict[str, Any]:
-    """How many of the messages with one of ``bits`` flipped ``take`` refuses, and with which errors."""
+    """Counts the messages with one of ``bits`` flipped that ``take`` refuses, and with which errors."""
     errors: Counter[str] = Counter()
     for bit in bits:
         damaged = bytearray(data)
@@ -232,7 +232,7 @@ def line(error: Exception) -> str:
 
 
 class PeerError(Exception):
-    """What the peer's process says of an operation that failed."""
+    """The peer's process says that an operation failed."""
 
 
 class Client:
@@ -250,7 +250,7 @@ class Client:
             )
 
     def ask(self, do: str, **given: Any) -> Any:
-        """The result of one operation.
+        """Returns the result of one operation.
 
         Raises:
             PeerError: it failed, or the process has ended.

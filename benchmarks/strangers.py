@@ -54,7 +54,7 @@ def main() -> None:
         cases,
         task=f"{args.stories.name}, {args.beginning} characters held, {args.seen} seen",
         seed=args.seed,
-        closed=False,
+        answers_end=False,
         texts=equal_texts(pair.sender, [case.context for case in read_jsonl(args.samples)]),
         keep=args.json,
         progress=True,

@@ -14,6 +14,8 @@ from typing import Any
 
 import tables_wire
 
+from ilcp.measure.formats import translated
+
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 PAGES = {
@@ -59,7 +61,7 @@ def main() -> None:
 
 
 def render(text: str, names: tuple[str, ...]) -> str:
-    """``text`` with the table of each name between its two markers."""
+    """Writes the table of each name between its two markers in ``text``."""
     for name in names:
         start, end = f"<!-- {name} -->\n", f"<!-- /{name} -->\n"
         if start not in text or end not in text:
@@ -70,24 +72,24 @@ def render(text: str, names: tuple[str, ...]) -> str:
 
 
 def result(name: str) -> dict[str, Any]:
-    """A committed result."""
+    """Reads a committed result; a report of an older format, in today's words."""
     record: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
-    return record
+    return translated(record) if "format" in record else record
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table; all columns but the first are right-aligned."""
+    """Makes a Markdown table; all columns but the first are right-aligned."""
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
     return "\n" + "".join("| " + " | ".join(line) + " |\n" for line in lines) + "\n"
 
 
 def basis(figure: dict[str, Any]) -> str:
-    """What a figure rests on: n items, or a formula."""
+    """Says what a figure rests on: n items, or a formula."""
     return f"n = {figure['n']}" if "n" in figure else figure["formula"]
 
 
 def number(figure: dict[str, Any] | None, digits: int = 3) -> str:
-    """The value of a figure with its interval; a dash where there is none."""
+    """Says the value of a figure with its interval; a dash where there is none."""
     if figure is None:
         return "–"
     if figure.get("unit") == "B":
@@ -98,7 +100,7 @@ def number(figure: dict[str, Any] | None, digits: int = 3) -> str:
 
 
 def figures() -> str:
-    """The claims of the README, each with its interval."""
+    """Makes the table of the claims of the README, each with its interval."""
     made = result("embedded")["figures"]
     arms, delivered, gain = made["arms"], made["delivered"], made["content gain"]
     every = next(point for point in result("capacity")["points"] if point["facts"] == STATED)
@@ -119,9 +121,9 @@ def figures() -> str:
         **{f"{kind}, message, exact": arms["message"][kind]["exact"] for kind in KINDS},
         **{f"{kind}, full text, exact": arms["text"][kind]["exact"] for kind in KINDS},
         "look-up, nothing, exact": arms["none"]["lookup"]["exact"],
-        "look-up, another case's message, exact": arms["other"]["lookup"]["exact"],
+        "look-up, another case's message, exact": arms["mismatched"]["lookup"]["exact"],
         "content gain, all questions": gain["all"]["exact"],
-        "content gain, all questions, nats": gain["all"]["nats"],
+        "content gain, all questions, nats": gain["all"]["log_likelihood"],
         "delivered of the document's entropy, 80 bytes": delivered["message"]["share of the document's entropy"],
         "delivered of the document's entropy, 40 bytes": delivered["message-40"]["share of the document's entropy"],
         "delivered of the payload's bits, 10 bytes": delivered["message-10"]["share of payload bits"],
@@ -131,12 +133,12 @@ def figures() -> str:
 
 
 def message_of(size: str) -> str:
-    """The name of the message arm of a length; the longest has none behind it."""
+    """Returns the name of the message arm of a length; the longest has none behind it."""
     return "message" if size == LENGTHS[0] else f"message-{size}"
 
 
 def arms() -> str:
-    """Every arm: bytes, exact match by kind, F1, log-likelihood and recovery over all questions."""
+    """Makes the table of every arm: bytes, exact match by kind, F1, log-likelihood and recovery over all questions."""
     made = result("embedded")["figures"]
     rows = []
     for arm, kinds in made["arms"].items():
@@ -144,15 +146,24 @@ def arms() -> str:
         exact = [number(kinds[kind]["exact"]) for kind in KINDS]
         churn = number(made["churn"][arm])
         every = kinds["all"]
+        recovery = number(every["recovery, exact"])
         rows.append(
-            [arm, size, *exact, number(every["f1"]), number(every["nats"], 2), number(every["recovery, exact"]), churn]
+            [
+                arm,
+                size,
+                *exact,
+                number(every["f1"]),
+                number(every["log_likelihood"], 2),
+                recovery,
+                churn,
+            ]
         )
     header = ["arm", "bytes on the wire", *KINDS, "F1, all", "nats, all", "recovery, all", "answers unlike the text's"]
     return table(header, rows)
 
 
 def literals() -> str:
-    """What literals beside the latent bring and cost, at each length."""
+    """Makes the table of what literals beside the latent bring and cost, at each length."""
     made = result("embedded")["figures"]
     chosen = [arm for size in LENGTHS for arm in (message_of(size), f"literals-{size}")]
     rows = [
@@ -161,24 +172,24 @@ def literals() -> str:
             f"{made['bytes'][arm]['wire']['value']:.0f}",
             *(number(made["arms"][arm][kind]["exact"]) for kind in KINDS),
         ]
-        for arm in [*chosen, "literals-other", "other"]
+        for arm in [*chosen, "literals-mismatched", "mismatched"]
     ]
     return table(["arm", "bytes on the wire, mean", *KINDS], rows)
 
 
 def delivered() -> str:
-    """What each arm tells of the facts, in bits and as shares of what was spent."""
+    """Makes the table of delivered information, in bits and as shares of the bits spent."""
     made = result("embedded")["figures"]["delivered"]
     columns = ["bits per document", "share of payload bits", "share of wire bits", "share of the document's entropy"]
     rows = [
-        [arm, number(told[columns[0]], 1), *(number(told.get(name)) for name in columns[1:])]
-        for arm, told in made.items()
+        [arm, number(found[columns[0]], 1), *(number(found.get(name)) for name in columns[1:])]
+        for arm, found in made.items()
     ]
     return table(["arm", *columns], rows)
 
 
 def hops() -> str:
-    """Recovery after each hop: handed on, encoded anew, and text cut anew."""
+    """Makes the table of recovery after each hop: handed on, encoded anew, and text cut anew."""
     made = result("hops")["figures"]["arms"]
     chains: dict[str, dict[int, str]] = {}
     for arm, kinds in made.items():
@@ -190,13 +201,13 @@ def hops() -> str:
 
 
 def capacity() -> str:
-    """Recovery and delivered information as the documents hold more."""
+    """Makes the table of recovery and delivered information as the documents hold more."""
     rows = []
     for point in result("capacity")["points"]:
-        told = [point["arms"][message_of(size)] for size in LENGTHS]
-        shares = [number(arm["delivered"]["bits per document"], 1) for arm in told]
+        messages = [point["arms"][message_of(size)] for size in LENGTHS]
+        shares = [number(arm["delivered"]["bits per document"], 1) for arm in messages]
         entropy = f"{point['entropy_bits']['value']:.1f}"
-        rows.append([str(point["facts"]), entropy, number(told[0]["recovery"]), *shares])
+        rows.append([str(point["facts"]), entropy, number(messages[0]["recovery"]), *shares])
     header = [
         "facts stated",
         "entropy, bits",
@@ -207,7 +218,7 @@ def capacity() -> str:
 
 
 def cost() -> str:
-    """First token by message over first token by text, and the goals that are ratios."""
+    """Makes the table of the first token by message over first token by text, and the goals that are ratios."""
     made = result("embedded")["figures"]["cost"]
     rows = [
         [name, number(figure), f"`{figure['formula']}`"]
@@ -218,7 +229,7 @@ def cost() -> str:
 
 
 def times() -> str:
-    """Every measured step and count."""
+    """Makes the table of every measured step and count."""
     made = result("embedded")["figures"]["cost"]
     rows = [
         [name, number(figure), number(made.get(f"{name}, p99")), basis(figure)]
@@ -229,7 +240,7 @@ def times() -> str:
 
 
 def stories() -> str:
-    """Bits per byte of the true continuation, by arm and direction."""
+    """Makes the table of bits per byte of the true continuation, by arm and direction."""
     made = {title: result(name)["figures"] for name, title in STORIES.items()}
     names = list(dict.fromkeys(arm for found in made.values() for arm in found["bits per byte"]))
     rows = []
@@ -242,13 +253,13 @@ def stories() -> str:
                 *(number(found["bits per byte"].get(arm)) for found in made.values()),
             ]
         )
-    gains = [number(found["content gain"]["all"]["nats"], 2) for found in made.values()]
+    gains = [number(found["content gain"]["all"]["log_likelihood"], 2) for found in made.values()]
     rows.append(["content gain, nats per continuation", "", *gains])
     return table(["arm, bits per byte", "bytes on the wire", *made], rows)
 
 
 def train_speed() -> str:
-    """A training step beside the receiver's bare pass."""
+    """Makes the table of a training step beside the receiver's bare pass."""
     rows = [
         [
             f"{row['receiver_parameters'] / 1e6:.1f} M",
@@ -265,7 +276,7 @@ def train_speed() -> str:
 
 
 def scale() -> str:
-    """One hand-off at the sizes of real models: times, keys and values, and ratios."""
+    """Makes the table of one hand-off at the sizes of real models: times, keys and values, and ratios."""
     columns = {}
     for file in sorted(RESULTS.glob("scale-*.json")):
         record = result(file.stem)
@@ -279,7 +290,7 @@ def scale() -> str:
 
 
 def variants() -> str:
-    """What other designs of the codec gave under the same budget."""
+    """Makes the table of what other designs of the codec gave under the same budget."""
     rows = []
     for variant in result("variants")["variants"]:
         made = [number(figure) for figure in variant["figures"].values()]
@@ -289,7 +300,7 @@ def variants() -> str:
 
 
 def peer() -> str:
-    """ilcp and avp on the same models and documents."""
+    """Makes the table of ilcp and avp on the same models and documents."""
     record = result("peer-avp")
     columns = [name for name in record["rows"][0] if name != "what"]
     rows = [[row["what"], *(number(row[name]) for name in columns)] for row in record["rows"]]
@@ -297,7 +308,7 @@ def peer() -> str:
 
 
 def peer_findings() -> str:
-    """What each of the two refuses, keeps and cannot do."""
+    """Makes the table of what each of the two refuses, keeps and cannot do."""
     rows = [
         [finding["what"], *("yes" if finding[side]["yes"] else "**no**" for side in ("ilcp", "avp"))]
         for finding in result("peer-avp")["findings"]
@@ -306,7 +317,7 @@ def peer_findings() -> str:
 
 
 def pair() -> str:
-    """How the two embedded models answer from the text on validation documents."""
+    """Makes the table of how the two embedded models answer from the text on validation documents."""
     rows = []
     for role in ("sender", "receiver"):
         training = json.loads((HERE.parent / "ilcp" / "embedded" / role / "training.json").read_text(encoding="utf-8"))

@@ -334,7 +334,7 @@ def figures_of(report: Report) -> dict[str, Measured | None]:
         "all, before rounding": report.mean("continuous"),
         "recovery": report.recovery("message"),
         "recovery, look-up": report.recovery("message", "lookup"),
-        "recovery, nats": report.recovery("message", of="nats"),
+        "recovery, nats": report.recovery("message", of="log_likelihood"),
         "content gain": report.content_gain(),
         "delivered": report.delivered("message")["bits per document"],
         **report.arms["message"].sizes(),

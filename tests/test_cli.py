@@ -125,7 +125,7 @@ def test_the_demo_as_json_has_its_keys(run: Run, monkeypatch) -> None:
     result = json.loads(done.stdout)
     assert 2 == result["documents"]
     assert ["router", "planner", "reasoner", "finaliser"] == [hop["name"] for hop in result["hops"]]
-    assert {"message", "none", "other", "text"} == set(result["controls"])
+    assert {"message", "none", "mismatched", "text"} == set(result["controls"])
     for hop in result["hops"]:
         assert {"prefilled_tokens", "wire_bytes", "first_token_ms", "right"} == set(hop["latent"]) == set(hop["text"])
         assert 100 == hop["latent"]["wire_bytes"]

@@ -9,8 +9,9 @@ import torch
 
 import ilcp
 from ilcp.codec.memory import Memory
-from ilcp.errors import EncodeError
-from ilcp.measure.cost import CACHED, Cost, Point, break_even, cost, fan_out
+from ilcp.errors import ConfigError, EncodeError
+from ilcp.measure.cost import CACHED, Cost, Point, break_even, cost
+from ilcp.measure.fanout import fan_out
 from ilcp.measure.figures import Computed, Measured
 from ilcp.measure.flops import count_flops, eager_attention, model_sizes, prefill_flops
 from ilcp.measure.prefill import CachedText, Prefill, cache_text
@@ -130,25 +131,25 @@ def test_every_computed_figure_is_what_its_formula_says(spent) -> None:
     ],
 )
 def test_a_record_of_another_shape_is_refused(spent, spoil) -> None:
-    """A field or step that is missing, unknown, too short or no number is an EncodeError, never a wrong figure."""
+    """A field or step that is missing, unknown, too short or no number is a ConfigError, never a wrong figure."""
     record = json.loads(json.dumps(spent.cost.to_dict()))
     spoil(record)
-    with pytest.raises(EncodeError, match="expected"):
+    with pytest.raises(ConfigError, match="expected"):
         Cost.from_dict(record)
 
 
 def test_what_cannot_be_measured_is_refused(small) -> None:
     """Too few repetitions, no thread, no question, and contexts that do not fit are named in the error."""
     pair = (small.sender, small.receiver)
-    with pytest.raises(EncodeError, match="at least 50 repetitions, got 49: the 99th percentile"):
+    with pytest.raises(ConfigError, match="at least 50 repetitions, got 49: the 99th percentile"):
         cost(*pair, CONTEXTS, question=QUESTION, n=49)
-    with pytest.raises(EncodeError, match="at least one thread"):
+    with pytest.raises(ConfigError, match="at least one thread"):
         cost(*pair, CONTEXTS, question=QUESTION, threads=0)
-    with pytest.raises(EncodeError, match="and a question"):
+    with pytest.raises(ConfigError, match="and a question"):
         cost(*pair, CONTEXTS, question=" ")
     with pytest.raises(EncodeError, match="window of 256 tokens, got 1 of which none does"):
         cost(*pair, [LONG], question=QUESTION)
-    with pytest.raises(EncodeError, match="expected a cost's fields"):
+    with pytest.raises(ConfigError, match="expected a table in a cost"):
         Cost.from_dict([])
 
 
@@ -346,7 +347,7 @@ def test_fan_out_finds_memory_that_wears_and_answers_that_differ() -> None:
     assert (1.0, 1.0) == (fine.identical.value, fine.unchanged.value)
     assert (1 / 8, 0.0) == (worn.identical.value, worn.unchanged.value)
     assert (0.0, 1.0) == (moody.identical.value, moody.unchanged.value)
-    with pytest.raises(EncodeError, match="at least 2 receivers and 2 questions, got 1 and 2"):
+    with pytest.raises(ConfigError, match="at least 2 receivers and 2 questions, got 1 and 2"):
         fan_out(Worn(), b"", [QUESTION, OTHER], receivers=1)
-    with pytest.raises(EncodeError, match="got 8 and 1"):
+    with pytest.raises(ConfigError, match="got 8 and 1"):
         fan_out(Worn(), b"", [QUESTION, QUESTION])

@@ -7,16 +7,17 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
-from html import escape, unescape
+from html import unescape
 from html.parser import HTMLParser
 from typing import ClassVar
 
 import numpy as np
 import pytest
+from markupsafe import escape
 from PIL import Image
 from rich.console import Console
 
-from ilcp.errors import EncodeError
+from ilcp.errors import MissingExtraError, StorageError
 from ilcp.measure.cost import CACHED, POINT_STEPS, PROMPTS, STEPS, Cost, Point
 from ilcp.measure.figures import Citation, Computed, Measured
 from ilcp.measure.items import Arm, Items
@@ -46,7 +47,9 @@ def make_items(kinds: tuple[str, ...] = KINDS) -> Items:
     )
 
 
-def make_arm(name: str, family: str, skill: float, payload: int = 0, *, closed: bool = True, rival: str | None = None):
+def make_arm(
+    name: str, family: str, skill: float, payload: int = 0, *, answers_end: bool = True, rival: str | None = None
+):
     """An arm that answers a share of about ``skill`` of the questions."""
     rng = np.random.default_rng([*name.encode()])
     right = rng.random(DOCUMENTS * QUESTIONS) < skill
@@ -55,7 +58,7 @@ def make_arm(name: str, family: str, skill: float, payload: int = 0, *, closed: 
     return Arm(
         name=name,
         family=family,
-        answers=tuple(None if found else "gold or not" for found in right) if closed else (),
+        answers=tuple(None if found else "gold or not" for found in right) if answers_end else (),
         nats=tuple(nats),
         new_nats=tuple(nats),
         payload_bytes=tuple(sizes),
@@ -64,7 +67,7 @@ def make_arm(name: str, family: str, skill: float, payload: int = 0, *, closed: 
     )
 
 
-def make_arms(closed: bool, hops: int, only: tuple[str, ...] = ()) -> dict[str, Arm]:
+def make_arms(answers_end: bool, hops: int, only: tuple[str, ...] = ()) -> dict[str, Arm]:
     """Every arm of a run, or those named, as good as in a run of the embedded pair."""
     told = [("text", "text", 0.93, 1100, None), ("none", "control", 0.12, 0, None)]
     for length, skill in zip(LENGTHS, (0.78, 0.6, 0.42, 0.3), strict=True):
@@ -73,7 +76,7 @@ def make_arms(closed: bool, hops: int, only: tuple[str, ...] = ()) -> dict[str, 
         for text, worth in {"head": 0.24, "tail": 0.2, "zstd": 0.26, "lm": 0.4}.items():
             told.append((f"{text}-{length}", "text of equal bytes", worth * skill + 0.1, length, name))
         told.append((f"oracle-{length}", "limit", min(1.0, 0.2 + length / 40), length, None))
-    told += [(name, "control", 0.12, LENGTHS[0], None) for name in ("other", "zero", "random")]
+    told += [(name, "control", 0.12, LENGTHS[0], None) for name in ("mismatched", "zero", "random")]
     told += [("continuous", "limit", 0.83, 0, None), ("index", "limit", 0.95, 1, None)]
     for hop in range(1, hops + 1):
         told += [
@@ -82,7 +85,7 @@ def make_arms(closed: bool, hops: int, only: tuple[str, ...] = ()) -> dict[str, 
         ]
         told += [(f"{text}-hops-{hop}", "hops", 0.36 - 0.05 * hop, 80, None) for text in ("head", "tail", "zstd", "lm")]
     return {
-        name: make_arm(name, family, skill, payload, closed=closed, rival=rival)
+        name: make_arm(name, family, skill, payload, answers_end=answers_end, rival=rival)
         for name, family, skill, payload, rival in told
         if not only or name in only
     }
@@ -126,15 +129,15 @@ def make_cost() -> Cost:
     )
 
 
-def make_report(*, closed: bool = True, hops: int = 3, with_cost: bool = True, **changed) -> Report:
+def make_report(*, answers_end: bool = True, hops: int = 3, with_cost: bool = True, **changed) -> Report:
     """A finished report; ``changed`` fields stand in the place of its own."""
     fields = dict(
         task="dossier test",
         seed=11,
-        closed=closed,
+        answers_end=answers_end,
         codec={"codec_id": "7e393733c843e2b8", "name": "vae", "payload_bytes": 80, "prefixes": [10, 20, 40, 80]},
         items=make_items(),
-        arms=make_arms(closed, hops),
+        arms=make_arms(answers_end, hops),
         provenance={
             "commit": "0123456789ab+",
             "versions": {"ilcp": "0.1.0", "torch": "2.13.0"},
@@ -151,7 +154,7 @@ def make_report(*, closed: bool = True, hops: int = 3, with_cost: bool = True, *
 
 
 def names_of(text: str) -> list[str]:
-    """The tags of a page; it fails where one is not closed in its turn."""
+    """The tags of a page; it fails where one is not answers_end in its turn."""
     parser = Tags()
     parser.feed(text)
     parser.close()
@@ -254,17 +257,17 @@ def test_every_figure_of_a_page_says_what_it_is(report, shown_page) -> None:
 
 
 @pytest.mark.parametrize("with_cost", [True, False])
-@pytest.mark.parametrize("closed", [True, False])
-def test_reports_without_some_parts_are_shown(closed, with_cost) -> None:
+@pytest.mark.parametrize("answers_end", [True, False])
+def test_reports_without_some_parts_are_shown(answers_end, with_cost) -> None:
     """What a report has no data for is left out, and answers that go on have no exact match."""
-    few = make_arms(closed, 0, ("text", "none", "message", "other"))
+    few = make_arms(answers_end, 0, ("text", "none", "message", "mismatched"))
     report = make_report(
-        closed=closed, with_cost=with_cost, arms=few, items=make_items(("only",)), notes=(), footnotes=()
+        answers_end=answers_end, with_cost=with_cost, arms=few, items=make_items(("only",)), notes=(), footnotes=()
     )
     text = page(report)
     names_of(text)
     assert with_cost == ("Times and operations" in text)
-    assert closed == ("<summary>exact match</summary>" in text)
+    assert answers_end == ("<summary>exact match</summary>" in text)
     assert {"recovery", "kinds", *(["first token"] if with_cost else [])} == set(plots(report))
     assert report.verdict() == lines_of(report)[0]
 
@@ -283,7 +286,7 @@ def test_what_an_interrupted_run_left_is_shown_as_incomplete(arms) -> None:
 
 def test_no_recovery_is_shown_where_there_is_none() -> None:
     """Where the full text is no better than nothing, no plot of recovery is drawn, and a note says why."""
-    found = make_arms(True, 2, ("none", "message", "other", "head-80", "forwarded-1"))
+    found = make_arms(True, 2, ("none", "message", "mismatched", "head-80", "forwarded-1"))
     report = make_report(arms=found | {"text": replace(found["none"], name="text", family="text")})
     assert {"kinds", "first token"} == set(plots(report))
     assert "recovery: not given, because the full text is not surely better than nothing" in page(report)
@@ -293,7 +296,7 @@ def test_no_recovery_is_shown_where_there_is_none() -> None:
 def test_hostile_names_are_text() -> None:
     """Markup in a kind, an arm, a note, a task or a model's name is shown as text, by page, plots and tables."""
     hostile = "<img src=x onerror=1>[red]$\\frac$--></style><script>&\"'"
-    arms = make_arms(True, 1, ("text", "none", "message", "other", "forwarded-1"))
+    arms = make_arms(True, 1, ("text", "none", "message", "mismatched", "forwarded-1"))
     arms[f"{hostile}-80"] = make_arm(f"{hostile}-80", "text of equal bytes", 0.9, 80, rival="message")
     report = make_report(
         arms=arms,
@@ -308,7 +311,7 @@ def test_hostile_names_are_text() -> None:
     tags = names_of(text)
     assert {"img", "script"}.isdisjoint(tags)
     assert 1 == tags.count("style") - text.count('<style type="text/css">')
-    assert escape(hostile) in text
+    assert str(escape(hostile)) in text
     said = "\n".join(lines_of(report))
     assert hostile in said.replace("\n", "")
 
@@ -316,20 +319,20 @@ def test_hostile_names_are_text() -> None:
 def test_a_page_is_the_same_every_time() -> None:
     """No date and no random name: the same report makes the same bytes."""
     first, second = (
-        make_report(arms=make_arms(True, 1, ("text", "none", "message", "other", "forwarded-1"))) for _ in range(2)
+        make_report(arms=make_arms(True, 1, ("text", "none", "message", "mismatched", "forwarded-1"))) for _ in range(2)
     )
     assert page(first) == page(second)
 
 
-@pytest.mark.parametrize("closed", [True, False])
-def test_recovery_is_drawn_at_the_bytes_that_crossed(closed) -> None:
+@pytest.mark.parametrize("answers_end", [True, False])
+def test_recovery_is_drawn_at_the_bytes_that_crossed(answers_end) -> None:
     """Each curve's points are its arms' mean wire bytes and their recovery; the intervals are the report's."""
-    report = make_report(closed=closed, hops=0, with_cost=False)
+    report = make_report(answers_end=answers_end, hops=0, with_cost=False)
     figure = plots(report)["recovery"]
     drawn = drawn_by(figure)
     told = {"message": [f"message-{n}" for n in (10, 20, 40)] + ["message"]}
     told |= {name: [f"{name}-{n}" for n in (10, 20, 40, 80)] for name in ("head", "tail", "zstd", "lm", "oracle")}
-    told |= {name: [name] for name in ("text", "other", "zero", "random", "index")}
+    told |= {name: [name] for name in ("text", "mismatched", "zero", "random", "index")}
     assert {*told, "none", "continuous"} == set(drawn)
     for name, arms in told.items():
         assert [report.arms[arm].sizes()["wire"].value for arm in arms] == drawn[name][0]
@@ -337,7 +340,7 @@ def test_recovery_is_drawn_at_the_bytes_that_crossed(closed) -> None:
     for name in ("none", "continuous"):
         assert {report.recovery(name).value} == set(drawn[name][1])
     bars = {tuple(map(tuple, segment)) for bars in figure.axes[0].collections for segment in bars.get_segments()}
-    for arm in ("message", "lm-20", "other"):
+    for arm in ("message", "lm-20", "mismatched"):
         x, found = report.arms[arm].sizes()["wire"].value, report.recovery(arm)
         assert ((x, found.low), (x, found.high)) in bars
 
@@ -355,7 +358,7 @@ def test_hops_are_drawn_by_their_number(report) -> None:
 def test_kinds_are_drawn_with_the_best_text_of_as_many_bytes(report) -> None:
     """Each arm's points are its means over all questions and by kind; of the texts, the strongest is shown."""
     drawn = {name: xs for name, (xs, ys) in drawn_by(plots(report)["kinds"]).items() if not name.startswith("_")}
-    assert {"text", "message", "lm-80", "other", "none"} == set(drawn)
+    assert {"text", "message", "lm-80", "mismatched", "none"} == set(drawn)
     for name, means in drawn.items():
         assert [report.mean(name, kind).value for kind in ("all", *report.kinds)] == means
 
@@ -382,13 +385,46 @@ def test_plots_are_saved_as_pictures(report, tmp_path) -> None:
             assert {"dpi"} == set(picture.info)
 
 
-def test_without_matplotlib_the_error_says_how_to_get_it(report, monkeypatch, tmp_path) -> None:
+@pytest.mark.parametrize("package", ["matplotlib", "jinja2"])
+def test_without_a_package_the_error_says_how_to_get_it(report, monkeypatch, tmp_path, package) -> None:
     """The plots and the page name the extra; no folder is made."""
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    for draw in (plots, page, lambda report: save_plots(report, tmp_path / "none")):
-        with pytest.raises(EncodeError, match=r"expected matplotlib .*, got none: pip install 'ilcp\[plots\]'"):
+    monkeypatch.setitem(sys.modules, package, None)
+    drawing = (plots, lambda report: save_plots(report, tmp_path / "none")) if package == "matplotlib" else ()
+    for draw in (page, *drawing):
+        with pytest.raises(MissingExtraError, match=rf"expected {package} .*: pip install 'ilcp\[plots\]'"):
             draw(report)
     assert not (tmp_path / "none").exists()
+
+
+def test_plots_that_cannot_be_written_are_a_storage_error(report, tmp_path) -> None:
+    """A file in the place of the folder, or a folder in the place of a plot, is named."""
+    (tmp_path / "file").write_text("")
+    (tmp_path / "recovery.png").mkdir()
+    for folder in (tmp_path / "file", tmp_path):
+        with pytest.raises(StorageError, match="choose another place"):
+            save_plots(report, folder)
+
+
+@pytest.mark.parametrize("name", ["recovery", "hops", "kinds", "first token"])
+def test_a_plots_legend_names_every_series(report, name) -> None:
+    """Each series that is drawn has one entry in the legend, and no two entries read alike."""
+    figure = plots(report)[name]
+    (legend,) = figure.legends
+    labels = [text.get_text() for text in legend.get_texts()]
+    assert len([one for one in drawn_by(figure) if not one.startswith("_")]) == len(labels) == len(set(labels))
+
+
+def test_what_lies_outside_a_plot_is_named_with_its_value(report) -> None:
+    """A recovery beyond the axis stands in the legend with its value and the side that it is on."""
+    right = {"text": lambda n: n % 4, "none": lambda n: n % 2, "head-80": lambda _: False}
+    arms = {
+        name: replace(report.arms[name], answers=tuple(None if ok(n) else "no" for n in range(len(report.items))))
+        for name, ok in right.items()
+    }
+    changed = replace(report, arms=report.arms | arms)
+    assert changed.recovery("head-80").value < -0.6
+    labels = [text.get_text() for text in plots(changed)["recovery"].legends[0].get_texts()]
+    assert f"text: beginning: {changed.recovery('head-80').value:.2f} ↓" in labels
 
 
 def lines_of(report: Report, width: int = 100) -> list[str]:
@@ -432,11 +468,12 @@ def test_values_and_bounds_have_as_many_places(figure, expected) -> None:
     assert expected == shown(figure)
 
 
+@pytest.mark.browser
 def test_a_browser_opens_the_page_without_a_complaint(shown_page, tmp_path) -> None:
     """Chromium draws the page on a phone's width, and neither refuses nor reports anything."""
     browser = shutil.which("chromium")
     if browser is None:
-        pytest.skip("no chromium here")
+        pytest.skip("needs chromium, which is not installed")
     (tmp_path / "page.html").write_text(shown_page, encoding="utf-8")
     picture = tmp_path / "page.png"
     quiet = ("gpu", "quic", "component-update", "sync")

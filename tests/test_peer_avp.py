@@ -25,6 +25,13 @@ def benchmark(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 @pytest.fixture
+def report(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """What makes its figures, as a module."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module("peer_avp_report")
+
+
+@pytest.fixture
 def record() -> dict:
     """The committed result."""
     return json.loads((BENCHMARKS / "results" / "peer-avp.json").read_text(encoding="utf-8"))
@@ -81,22 +88,22 @@ def test_flips_are_counted_by_what_refuses_them(benchmark: ModuleType) -> None:
     assert expected == benchmark.flip(take, bytes(2), range(16))
 
 
-def test_ilcp_is_measured_by_the_same_steps(benchmark: ModuleType, pair: Pair) -> None:
+def test_ilcp_is_measured_by_the_same_steps(benchmark: ModuleType, report: ModuleType, pair: Pair) -> None:
     """ilcp's record has every step and arm that the peer's has, and the bytes of a real message."""
     case = next(case_files("test", 3, 1))
     found = benchmark.ilcp_hand_off(pair, case.context, benchmark.lookups(case)[0].text)
     assert len(pair.sender.encode(case.context)) == found["bytes"]
-    assert {*benchmark.HAND_OFF, "first token, full text"} == set(found["times"])
-    assert set(benchmark.ARMS) == set(found["answers"])
+    assert {*report.HAND_OFF, "first token, full text"} == set(found["times"])
+    assert set(report.ARMS) == set(found["answers"])
 
 
-def test_the_committed_result_has_its_rows(benchmark: ModuleType, record: dict) -> None:
+def test_the_committed_result_has_its_rows(report: ModuleType, record: dict) -> None:
     """Every row has every column, as a measured figure or nothing; what can be measured for both is there for both."""
-    assert COLUMNS == benchmark.COLUMNS == tuple(record["columns"])
+    assert COLUMNS == report.COLUMNS == tuple(record["columns"])
     rows = {row.pop("what"): row for row in record["rows"]}
     expected = {"bytes on the wire", "bytes of the text handed over"}
-    expected |= {f"{step}, {which}" for step in benchmark.TIMES for which in ("median", "99th percentile")}
-    expected |= {f"look-ups right, {where}" for where in benchmark.ARMS.values()}
+    expected |= {f"{step}, {which}" for step in report.TIMES for which in ("median", "99th percentile")}
+    expected |= {f"look-ups right, {where}" for where in report.ARMS.values()}
     expected |= {f"single flipped bits refused, {where} the payload" for where in ("inside", "outside")}
     expected |= {"hand-offs whose 8 answers to one question agree"}
     expected |= {"hand-offs that answer 8 questions in turn as 8 fresh copies do"}

@@ -110,7 +110,7 @@ def _show(result: "Demo") -> None:
     out.print(table)
     out.print(f"Encoding the message took the sender {result.encode_ms:.1f} ms, once.", highlight=False)
     kinds = list(next(iter(result.controls.values())))
-    names = {"message": "message", "none": "no message", "other": "another case's message", "text": "full text"}
+    names = {"message": "message", "none": "no message", "mismatched": "another case's message", "text": "full text"}
     table = Table("exact match", *kinds, title=f"controls over {result.documents} test documents")
     for arm, figures in result.controls.items():
         table.add_row(names[arm], *(f"{figures[kind]['value']:.3f} (n={figures[kind]['n']})" for kind in kinds))

@@ -1,17 +1,20 @@
-"""``ilcp measure`` and ``ilcp compare``: what a codec is worth, and what changed."""
+"""``ilcp measure`` and ``ilcp compare``: the worth of a codec, and its changes."""
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
 from ilcp.cli.common import EMBEDDED, DeviceOption, ReceiverOption, SenderOption, busy, interruptible, out
-from ilcp.errors import EncodeError
+from ilcp.errors import ConfigError
+from ilcp.files import write_whole
 
 if TYPE_CHECKING:
+    from ilcp.embedded import Pair
     from ilcp.measure import Report
+    from ilcp.tasks import Task
 
 __all__ = ["compare", "measure"]
 
@@ -34,42 +37,23 @@ def measure(
     png: Annotated[Path | None, typer.Option(help="A folder for the plots; needs ilcp\\[plots].")] = None,
     attach: Annotated[bool, typer.Option("--attach", help="Write the result into the codec's folder.")] = False,
 ) -> None:
-    """What a codec's message is worth, against everything that it must beat, on any pair of models.
+    """Measure what a codec's message is worth, against everything that it must beat, on any pair of models.
 
     Every question is asked with the full text, with the message at each length, with nothing, with another case's
     message, with text of as many bytes, and more; every figure stands beside its interval. Ctrl-C leaves what was
     measured in --json, marked incomplete; the same command goes on with it.
     """
-    _check_measure(codec, attach, plots=html is not None or png is not None)
+    _refuse_early(codec, attach, html, png)
     with busy("loading both models and the codec"):
-        from ilcp.embedded import load_pair
-        from ilcp.measure import equal_texts, run
-        from ilcp.measure.table import show
-        from ilcp.tasks import task as named
+        from ilcp import embedded, tasks
+        from ilcp.measure import equal_texts, table
 
-        pair = load_pair(
-            None if codec == EMBEDDED else codec, sender=sender, receiver=receiver, allow_unmeasured=True, device=device
-        )
-        asked = named(task, n=n, seed=seed)
+        folder = None if codec == EMBEDDED else codec
+        pair = embedded.load_pair(folder, sender=sender, receiver=receiver, allow_unmeasured=True, device=device)
+        asked = tasks.task(task, n=n, seed=seed)
         texts = equal_texts(pair.sender, asked.samples())
-    left = "nothing was kept: name a file with --json"
-    if as_json is not None:
-        left = f"{as_json} holds what was measured so far; the same command goes on with it"
-    with interruptible(left):
-        report = run(
-            pair.sender,
-            pair.receiver,
-            asked.cases,
-            task=asked.name,
-            seed=seed,
-            closed=asked.closed,
-            texts=texts,
-            hops=hops,
-            repetitions=repetitions,
-            keep=as_json,
-            progress=True,
-        )
-    show(report, out if out.is_terminal else Console(width=100))
+    report = _run(pair, asked, texts=texts, seed=seed, hops=hops, repetitions=repetitions, keep=as_json)
+    table.show(report, out if out.is_terminal else Console(width=100))
     _draw(report, html, png)
     if attach:
         from ilcp.codec.folder import attach_evidence
@@ -82,12 +66,11 @@ def compare(
     after: Annotated[Path, typer.Argument(help="Another report of the same questions.")],
     as_json: Annotated[bool, typer.Option("--json", help="The same as JSON, on standard output.")] = False,
 ) -> None:
-    """What changed between two reports, with intervals, and how many single answers flipped (churn)."""
+    """Say what changed between two reports, with intervals, and how many single answers flipped (churn)."""
     with busy("making all figures of both reports anew"):
-        from ilcp.measure import compare as changes_of
-        from ilcp.measure import load_report
+        import ilcp
 
-        found = changes_of(load_report(before), load_report(after))
+        found = ilcp.measure.compare(ilcp.measure.load_report(before), ilcp.measure.load_report(after))
     if as_json:
         typer.echo(json.dumps(found.to_dict(), indent=2))
         return
@@ -96,11 +79,26 @@ def compare(
     show_comparison(found, out)
 
 
-def _check_measure(codec: str, attach: bool, *, plots: bool) -> None:
+def _run(pair: "Pair", asked: "Task", *, keep: Path | None, **options: Any) -> "Report":
+    from ilcp.measure import run
+
+    left = "nothing was kept: name a file with --json"
+    if keep is not None:
+        left = f"{keep} holds what was measured so far; the same command goes on with it"
+    named: dict[str, Any] = {"task": asked.name, "answers_end": asked.closed, "keep": keep, "progress": True}
+    with interruptible(left):
+        return run(pair.sender, pair.receiver, asked.cases, **named, **options)
+
+
+def _refuse_early(codec: str, attach: bool, html: Path | None, png: Path | None) -> None:
     """Refuses now what would fail after an hour of measuring."""
     if attach and codec == EMBEDDED:
-        raise EncodeError("expected a codec's folder to --attach, got 'embedded': name the folder")
-    if plots:
+        raise ConfigError("expected a codec's folder to --attach, got 'embedded': name the folder")
+    if html is not None:
+        from ilcp.measure.page import require_jinja
+
+        require_jinja()
+    if html is not None or png is not None:
         from ilcp.measure.plots import require_matplotlib
 
         require_matplotlib()
@@ -110,7 +108,7 @@ def _draw(report: "Report", html: Path | None, png: Path | None) -> None:
     if html is not None:
         from ilcp.measure.page import page
 
-        html.write_text(page(report), encoding="utf-8")
+        write_whole(html, page(report))
     if png is not None:
         from ilcp.measure.plots import save_plots
 

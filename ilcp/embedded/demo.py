@@ -28,7 +28,7 @@ HOPS: dict[str, tuple[str, ...]] = {  # words by which each hop knows its questi
     "finaliser": ("change", "evidence", "audit", "restored", "recovery", "accounts"),
 }
 SEED = 7
-ARMS = ("message", "none", "other", "text")
+ARMS = ("message", "none", "mismatched", "text")
 
 
 @dataclass(frozen=True, slots=True)

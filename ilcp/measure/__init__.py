@@ -1,4 +1,4 @@
-"""What a hand-off costs and what it is worth, beside its controls.
+"""The instrument: what a hand-off costs and what it is worth, beside its controls.
 
 >>> from ilcp.measure import Computed
 >>> Computed(41, "B", "20 + 20 + 1", {}).formula
@@ -11,11 +11,13 @@ command, models and seed.
 """
 
 from ilcp.measure.compare import Comparison, compare
-from ilcp.measure.cost import Cost, FanOut, cost, fan_out
+from ilcp.measure.cost import Cost, cost
+from ilcp.measure.fanout import FanOut, fan_out
 from ilcp.measure.figures import Citation, Computed, Measured, provenance
+from ilcp.measure.files import load_report, save_report
 from ilcp.measure.payload import Payload, payload
 from ilcp.measure.report import Report
-from ilcp.measure.run import equal_texts, load_report, run, save_report
+from ilcp.measure.run import equal_texts, run
 
 __all__ = [
     "Citation",

@@ -1,4 +1,4 @@
-"""The arms: every way of telling the receiver, on the same documents.
+"""The arms: everything that the receiver can be told of the same documents.
 
 ::
 
@@ -6,11 +6,11 @@
     message-N         the sender's message with a payload of N bytes; the longest is called "message"
     literals-N        the same with the document's literals beside the latent, as ``literals="auto"`` picks them; only
                       where there are any
-    literals-other    another case's latent beside the document's own literals: what these are worth alone
+    literals-mismatched  another case's latent beside the document's own literals: what these are worth alone
     continuous        its latent before it is rounded (where the codec can say it): encoder loss without rounding
     none              nothing
     zero, random      a payload of zero bytes; of random bytes
-    other             another case's message: what shows that the message itself matters
+    mismatched        another case's message: what shows that the message itself matters
     head-N, tail-N,   text of as many bytes: its beginning, its end, compressed with zstd, and
     zstd-N, lm-N      coded arithmetically under the sender's own language model
     oracle-N          the task's own entropy code of the facts: the limit
@@ -23,25 +23,25 @@ Whatever crosses is serialised, parsed and decoded again; sizes are ``len(bytes)
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import cached_property, partial
 from typing import Any
 
 from ilcp.codec.context import Context
 from ilcp.codec.memory import Memory
 from ilcp.codec.protocols import Codec
-from ilcp.errors import EncodeError
+from ilcp.errors import ConfigError
 from ilcp.handoff import Receiver, Sender
 from ilcp.message import CODEC_ID_BYTES, Message, literals
 from ilcp.tasks.cases import Case
 
 __all__ = ["ArmInput", "ArmSpec", "arm_specs"]
 
-RECORD = bytes(CODEC_ID_BYTES)  # the codec id of what no codec made: it weighs as much as any
+NO_CODEC = bytes(CODEC_ID_BYTES)  # the codec id of what no codec made: it weighs as much as any
 
 
 @dataclass(frozen=True)
 class ArmInput:
-    """What the receiver is told of each case, and what crossed for it.
+    """The memories that the receiver is given of each case, and the bytes that crossed for them.
 
     ``answers`` (question -> answer, per case) stands in the place of a receiver, for arms whose bytes *are* answers.
     """
@@ -74,54 +74,87 @@ def arm_specs(
     texts: Mapping[str, Codec],
     seed: int,
 ) -> Iterator[ArmSpec]:
-    """All arms that this codec and this task have, the message's first. ``lengths`` of payloads: the longest first."""
-    contexts = [sender.read(case.context) for case in cases]
-    names = {length: f"message-{length}" if number else "message" for number, length in enumerate(lengths)}
+    """Yields all arms that this codec and this task have, the message's first.
 
-    @cache  # the message, another case's, and the sizes of zeros and noise
-    def sent(length: int) -> list[bytes]:
-        return [sender.codec.encode(context, length) for context in contexts]
-
-    nothing: list[tuple[str, ...]] = [()] * len(cases)
-    found = [literals.auto(case.context) for case in cases]
-
-    def across(payloads: Sequence[bytes], beside: Sequence[tuple[str, ...]] = nothing) -> ArmInput:
-        wires = list(map(sender.pack, payloads, beside))
-        crossed = [payload + literals.to_field(own) for payload, own in zip(payloads, beside, strict=True)]
-        return ArmInput([receiver.decode(wire) for wire in wires], _sizes(crossed), _sizes(wires))
-
-    def message(length: int, shift: int = 0, beside: Sequence[tuple[str, ...]] = nothing) -> ArmInput:
-        return across(sent(length)[shift:] + sent(length)[:shift], beside)
-
-    @cache
-    def coded(name: str) -> list[list[bytes]]:
-        """The payloads of each case, at all lengths in a row: a codec may remember the last text that it worked on."""
-        return [[texts[name].encode(Context(text=case.context), length) for length in lengths] for case in cases]
-
-    def text(name: str, length: int) -> ArmInput:
-        return _text(texts[name], [payloads[lengths.index(length)] for payloads in coded(name)])
-
+    Args:
+        lengths: of payloads, in bytes, the longest first.
+        texts: text codecs by name.
+        seed: of the random payloads.
+    """
+    inputs = _Inputs(sender, receiver, cases, lengths, texts)
+    longest = lengths[0]
+    names = {length: "message" if length == longest else f"message-{length}" for length in lengths}
     yield ArmSpec("text", "text", partial(_plain, cases))
     yield ArmSpec("none", "control", lambda: ArmInput([None] * len(cases)))
     for length in lengths:
-        yield ArmSpec(names[length], "message", partial(message, length))
-    if any(found):
+        yield ArmSpec(names[length], "message", partial(inputs.message, length))
+    if any(inputs.literals):
         for length in lengths:
-            yield ArmSpec(f"literals-{length}", "literals", partial(message, length, beside=found))
-        yield ArmSpec("literals-other", "control", partial(message, lengths[0], shift=1, beside=found))
-    yield ArmSpec("other", "control", partial(message, lengths[0], shift=1))  # ``run`` refuses two equal contexts
-    yield ArmSpec("zero", "control", lambda: across([bytes(len(payload)) for payload in sent(lengths[0])]))
-    yield ArmSpec("random", "control", lambda: across(_noise(sent(lengths[0]), seed)))
+            yield ArmSpec(f"literals-{length}", "literals", partial(inputs.message, length, own_literals=True))
+        mismatched = partial(inputs.message, longest, shift=1, own_literals=True)
+        yield ArmSpec("literals-mismatched", "control", mismatched)
+    yield ArmSpec("mismatched", "control", partial(inputs.message, longest, shift=1))  # contexts differ, see ``check``
+    yield ArmSpec("zero", "control", lambda: inputs.across([bytes(len(one)) for one in inputs.payloads(longest)]))
+    yield ArmSpec("random", "control", lambda: inputs.across(_noise(inputs.payloads(longest), seed)))
     unrounded: Any = getattr(sender.codec, "decode_unrounded", None)
     if unrounded is not None:
-        yield ArmSpec("continuous", "limit", lambda: ArmInput([unrounded(context) for context in contexts]))
+        yield ArmSpec("continuous", "limit", lambda: ArmInput([unrounded(one) for one in inputs.contexts]))
     for length in lengths:
         for name in texts:
-            yield ArmSpec(f"{name}-{length}", "text of equal bytes", partial(text, name, length), names[length])
+            yield ArmSpec(f"{name}-{length}", "text of equal bytes", partial(inputs.text, name, length), names[length])
         if all(case.record is not None for case in cases):
             yield ArmSpec(f"oracle-{length}", "limit", partial(_oracle, cases, length))
     if any(question.choices for case in cases for question in case.questions):
         yield ArmSpec("index", "limit", partial(_index, cases))
+
+
+class _Inputs:
+    """Makes what the receiver is told; what several arms share is encoded once."""
+
+    def __init__(
+        self,
+        sender: Sender,
+        receiver: Receiver,
+        cases: Sequence[Case],
+        lengths: Sequence[int],
+        texts: Mapping[str, Codec],
+    ):
+        self.sender, self.receiver, self.cases, self.lengths, self.texts = sender, receiver, cases, lengths, texts
+        self.literals = [literals.auto(case.context) for case in cases]
+        self._payloads: dict[int, list[bytes]] = {}
+        self._coded: dict[str, list[list[bytes]]] = {}
+
+    @cached_property
+    def contexts(self) -> list[Context]:
+        """Each case as the sender reads it."""
+        return [self.sender.read(case.context) for case in self.cases]
+
+    def payloads(self, length: int) -> list[bytes]:
+        """Encodes each case in ``length`` bytes."""
+        if length not in self._payloads:
+            self._payloads[length] = [self.sender.codec.encode(context, length) for context in self.contexts]
+        return self._payloads[length]
+
+    def across(self, payloads: Sequence[bytes], beside: Sequence[tuple[str, ...]] | None = None) -> ArmInput:
+        """Packs, parses and decodes payloads, with the literals ``beside`` them."""
+        beside = [()] * len(payloads) if beside is None else beside
+        wires = list(map(self.sender.pack, payloads, beside))
+        crossed = [payload + literals.to_field(own) for payload, own in zip(payloads, beside, strict=True)]
+        return ArmInput([self.receiver.decode(wire) for wire in wires], _sizes(crossed), _sizes(wires))
+
+    def message(self, length: int, *, shift: int = 0, own_literals: bool = False) -> ArmInput:
+        """Sends each case's message, or that of the case ``shift`` places on, with the case's own literals or none."""
+        payloads = self.payloads(length)
+        return self.across(payloads[shift:] + payloads[:shift], self.literals if own_literals else None)
+
+    def text(self, name: str, length: int) -> ArmInput:
+        """Sends each case by a text codec in at most ``length`` bytes."""
+        codec = self.texts[name]
+        if name not in self._coded:  # all lengths in a row: a codec may remember the last text that it worked on
+            self._coded[name] = [
+                [codec.encode(Context(text=case.context), size) for size in self.lengths] for case in self.cases
+            ]
+        return _text(codec, [payloads[self.lengths.index(length)] for payloads in self._coded[name]])
 
 
 def _noise(payloads: Sequence[bytes], seed: int) -> list[bytes]:
@@ -131,7 +164,7 @@ def _noise(payloads: Sequence[bytes], seed: int) -> list[bytes]:
 
 def _plain(cases: Sequence[Case]) -> ArmInput:
     payloads = [case.context.encode() for case in cases]
-    wires = [Message(RECORD, payload).to_bytes() for payload in payloads]
+    wires = [Message(NO_CODEC, payload).to_bytes() for payload in payloads]
     return ArmInput([Memory(text=case.context) for case in cases], _sizes(payloads), _sizes(wires))
 
 
@@ -144,7 +177,7 @@ def _text(codec: Codec, payloads: Sequence[bytes]) -> ArmInput:
 
 def _oracle(cases: Sequence[Case], length: int) -> ArmInput:
     payloads = [case.record.encode(length) for case in cases if case.record is not None]
-    wires = [Message(RECORD, payload).to_bytes() for payload in payloads]
+    wires = [Message(NO_CODEC, payload).to_bytes() for payload in payloads]
     read = [
         case.record.answers(Message.from_bytes(wire).payload)
         for case, wire in zip(cases, wires, strict=True)
@@ -154,7 +187,7 @@ def _oracle(cases: Sequence[Case], length: int) -> ArmInput:
 
 
 def _index(cases: Sequence[Case]) -> ArmInput:
-    """One byte per question that has choices; where the answer is none of them, the byte behind the last."""
+    """Sends one byte per question that has choices; where the answer is none of them, the byte behind the last."""
     answers, payloads = [], []
     for case in cases:
         read: dict[str, str] = {}
@@ -163,12 +196,12 @@ def _index(cases: Sequence[Case]) -> ArmInput:
                 continue
             choices = (*question.choices, *({question.answer} - set(question.choices)))
             payload = bytes([choices.index(question.answer)])
-            read[question.text] = choices[Message.from_bytes(Message(RECORD, payload).to_bytes()).payload[0]]
+            read[question.text] = choices[Message.from_bytes(Message(NO_CODEC, payload).to_bytes()).payload[0]]
             payloads.append(payload)
         answers.append(read)
     if not payloads:
-        raise EncodeError("expected questions with at most 255 choices for the answer's index, got none")
-    wire = len(Message(RECORD, payloads[0]).to_bytes())
+        raise ConfigError("expected questions with at most 255 choices for the answer's index, got none")
+    wire = len(Message(NO_CODEC, payloads[0]).to_bytes())
     return ArmInput([None] * len(cases), (1,) * len(cases), (wire,) * len(cases), answers)
 
 

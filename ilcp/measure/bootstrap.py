@@ -27,7 +27,7 @@ class Bootstrap:
         self._weights = np.vstack([np.ones(len(names)), drawn]).astype(np.float64)  # row 0: all documents, once
 
     def means(self, values: Floats, items: NDArray[np.bool_] | None = None) -> Floats:
-        """The mean of ``values`` over the chosen items: first of all documents, then of each draw, ``"1+draws"``.
+        """Returns the mean of ``values`` over the chosen items, ``"1+draws"``: of all documents, then of each draw.
 
         NaN where a draw has no such item.
         """
@@ -40,18 +40,18 @@ class Bootstrap:
         return means
 
     def sums(self, values: Floats) -> Floats:
-        """The mean over documents of the sum of ``values`` in each, as ``means`` gives it."""
+        """Returns the mean over documents of the sum of ``values`` in each, as ``means`` gives it."""
         sums = np.bincount(self._groups, values, minlength=self._weights.shape[1])
         return self.of_groups(sums.astype(np.float64))
 
     def of_groups(self, values: Floats) -> Floats:
-        """The mean of one value per document, or of one that holds for all."""
-        spread = np.broadcast_to(values, self._weights.shape[1])
-        means: Floats = (self._weights @ spread) / self._weights.sum(1)
+        """Returns the mean of one value per document, or of one that holds for all."""
+        values = np.broadcast_to(values, self._weights.shape[1])
+        means: Floats = (self._weights @ values) / self._weights.sum(1)
         return means
 
     def figure(self, statistic: Floats, n: int, unit: str = "") -> Measured:
-        """A statistic of ``means`` as a figure. Where a draw is not finite (a ratio over zero) it has no interval."""
+        """Makes a figure of a statistic of ``means``; it has no interval where a draw is not finite (as over zero)."""
         value, draws = float(statistic[0]), statistic[1:]
         if not np.isfinite(draws).all():
             return Measured(value, unit, n)
@@ -61,7 +61,7 @@ class Bootstrap:
     def of(
         self, statistic: Callable[..., Floats], *values: Floats, items: NDArray[np.bool_] | None = None, unit: str = ""
     ) -> Measured:
-        """The figure of ``statistic(mean of each of values)`` over the chosen items."""
+        """Returns the figure of ``statistic(mean of each of values)`` over the chosen items."""
         n = len(values[0]) if items is None else int(items.sum())
         with np.errstate(divide="ignore", invalid="ignore"):
             return self.figure(statistic(*(self.means(one, items) for one in values)), n, unit)

@@ -1,11 +1,11 @@
-"""Two reports of the same questions: what changed, and how many single answers flipped although the mean did not."""
+"""The comparison of two reports of the same questions: what changed, and which single answers flipped."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
-from ilcp.errors import EncodeError
+from ilcp.errors import ConfigError
 from ilcp.measure.bootstrap import Bootstrap
 from ilcp.measure.figures import Measured
 from ilcp.measure.report import ALL, Report
@@ -33,14 +33,14 @@ class Change:
 
     @property
     def real(self) -> bool:
-        """Whether the difference is away from zero with its interval."""
+        """True where the difference is away from zero with its interval."""
         low, high = self.difference.low, self.difference.high
         return low is not None and high is not None and (low > 0 or high < 0)
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """What differs between two reports: in the way they were made, and in every arm that both have."""
+    """The differences between two reports: in the way they were made, and in every arm that both have."""
 
     made_differently: dict[str, tuple[Any, Any]]
     changes: tuple[Change, ...]
@@ -48,21 +48,21 @@ class Comparison:
     only_after: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as JSON takes it."""
+        """Returns everything as JSON takes it."""
         return asdict(self)
 
 
 def compare(before: Report, after: Report) -> Comparison:
-    """The changes from one report to another of the same questions.
+    """Returns the changes from one report to another of the same questions.
 
     Raises:
-        EncodeError: the reports are of different questions, or one was interrupted.
+        ConfigError: the reports are of different questions, or one was interrupted.
     """
     for report in (before, after):
         if not report.complete:
-            raise EncodeError("expected two complete reports, got one that was interrupted: finish its run first")
-    if before.items != after.items or before.closed != after.closed:
-        raise EncodeError(
+            raise ConfigError("expected two complete reports, got one that was interrupted: finish its run first")
+    if before.items != after.items or before.answers_end != after.answers_end:
+        raise ConfigError(
             f"expected two reports of the same questions, got {before.task} (n={before.n}, {len(before.items)} "
             f"questions) and {after.task} (n={after.n}, {len(after.items)} questions): measure both with the same "
             "--task, --n and --seed"
@@ -86,9 +86,9 @@ def _change(before: Report, after: Report, arm: str, kind: str, draws: Bootstrap
     was, now = (report.arms[arm].scores(metric, report.items) for report in (before, after))
     chosen = np.array([kind in (ALL, found) for found in before.items.kinds])
     gained = lost = changed = None
-    if before.closed:
+    if before.answers_end:
         pairs = zip(before.arms[arm].texts(before.items), after.arms[arm].texts(after.items), strict=True)
         changed = int(np.array([a != b for a, b in pairs])[chosen].sum())
         gained, lost = int((now > was)[chosen].sum()), int((now < was)[chosen].sum())
-    difference = draws.of(lambda a, b: a - b, now, was, items=chosen, unit="" if before.closed else "nats")
+    difference = draws.of(lambda a, b: a - b, now, was, items=chosen, unit="" if before.answers_end else "nats")
     return Change(arm, kind, metric, before.mean(arm, kind), after.mean(arm, kind), difference, gained, lost, changed)

@@ -1,4 +1,4 @@
-"""What a hand-off costs: time by step, operations, bytes, and the document length from which it pays.
+"""The cost of a hand-off: time by step, operations, bytes, and the document length from which it pays.
 
 A ``Cost`` keeps the raw samples; every figure is a function of them, so that a report can compute it again. ``timing``
 takes the samples, ``prefill`` is the receiver's bare forward pass, ``flops`` counts its operations.
@@ -6,22 +6,21 @@ takes the samples, ``prefill`` is the receiver's bare forward pass, ``flops`` co
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 import numpy as np
 
-from ilcp.codec.memory import Memory
-from ilcp.errors import EncodeError
+from ilcp.errors import ConfigError, EncodeError
 from ilcp.handoff import Receiver, Sender
-from ilcp.identity import digest
-from ilcp.measure.figures import Computed, Measured, figure_from_dict
+from ilcp.measure.figures import Computed, Measured
 from ilcp.measure.flops import model_sizes, prefill_flops
 from ilcp.measure.payload import kv_cache, payload
 from ilcp.measure.timing import Bench, fits, torch_threads
 from ilcp.models.reading import window_tokens
+from ilcp.records import read_record
 
-__all__ = ["Cost", "FanOut", "Point", "break_even", "cost", "fan_out"]
+__all__ = ["Cost", "Point", "break_even", "cost"]
 
 MIN_REPETITIONS = 50  # the 99th percentile of fewer is no more than their maximum
 QUIET_SHARE = 0.95  # of one processor: with less, waiting for other processes shows in the times
@@ -60,7 +59,7 @@ class Point:
         _check_samples(f"a document of {self.tokens} tokens", self.samples, POINT_STEPS, LENGTH_REPETITIONS)
 
     def median(self, step: str) -> float:
-        """Of one step, in milliseconds."""
+        """Returns the median of one step, in milliseconds."""
         return float(np.median(self.samples[step]))
 
 
@@ -90,13 +89,13 @@ class Cost:
     def __post_init__(self) -> None:
         _check_samples("a cost", self.samples, STEPS | ({CACHED} - set(self.skipped)), MIN_REPETITIONS)
         _check_samples("a cost's prompts", self.tokens, {*PROMPTS} | (set(self.tokens) - {*PROMPTS}), MIN_REPETITIONS)
-        if type(self.processor_share) not in (int, float) or not self.processor_share > 0:
-            raise EncodeError(f"expected a processor_share above 0, got {self.processor_share!r}")
+        if not self.processor_share > 0:
+            raise ConfigError(f"expected a processor_share above 0, got {self.processor_share!r}")
         if set(self.flops) != COUNTED:
-            raise EncodeError(f"expected counts of {sorted(COUNTED)}, got {sorted(self.flops)}")
+            raise ConfigError(f"expected counts of {sorted(COUNTED)}, got {sorted(self.flops)}")
 
     def figures(self) -> Figures:
-        """Every figure by name: medians and 99th percentiles of the steps, and what follows from them."""
+        """Returns every figure by name: medians and 99th percentiles of the steps, and what follows from them."""
         n = len(self.samples["wire in"])
         found: Figures = {}
         for step, values in self.samples.items():
@@ -108,7 +107,7 @@ class Cost:
         return found | self._sums() | self._ratios() | self._saved() | self._operations() | self._by_length()
 
     def notes(self) -> tuple[str, ...]:
-        """What the figures leave out, and why."""
+        """Says what the figures leave out, and why."""
         notes = []
         if self.processor_share < QUIET_SHARE:
             notes.append(
@@ -123,36 +122,23 @@ class Cost:
         return tuple(notes)
 
     def to_dict(self) -> dict[str, Any]:
-        """The raw samples, as JSON takes them."""
+        """Returns the raw samples, as JSON takes them."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, record: Any) -> Self:
-        """The cost that ``to_dict`` wrote, also after a passage through JSON.
+        """Reads the cost that ``to_dict`` wrote, also after a passage through JSON.
 
         Raises:
-            EncodeError: fields or samples are missing, unknown, or no numbers.
+            ConfigError: fields or samples are missing, unknown, or no numbers.
         """
-        expected = {field.name for field in fields(cls)}
-        if not isinstance(record, Mapping) or set(record) != expected:
-            found = sorted(map(str, record)) if isinstance(record, Mapping) else type(record).__name__
-            raise EncodeError(f"expected a cost's fields {sorted(expected)}, got {found}")
-        try:
-            points = tuple(Point(int(p["tokens"]), _tuples(p["samples"])) for p in record["points"])
-            kv_token = figure_from_dict(record["kv_token"])
-            counts = {name: {k: int(v) for k, v in record[name].items()} for name in ("sizes", "flops", "parts")}
-            samples, tokens = _tuples(record["samples"]), _tuples(record["tokens"])
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise EncodeError(f"expected a cost as to_dict writes it, got another shape: {error!r}") from error
-        if not isinstance(kv_token, Computed):
-            raise EncodeError(f"expected kv_token to be computed, got {kv_token}")
-        return cls(**{**record, **counts, "points": points, "kv_token": kv_token, "samples": samples, "tokens": tokens})
+        return read_record(cls, record, "a cost")
 
     def _median(self, step: str) -> float:
         return float(np.median(self.samples[step]))
 
     def _extra(self) -> Computed:
-        """What the sender pays beyond what it computes anyway: the passage it reads."""
+        """Returns what the sender pays beyond what it computes anyway: the passage it reads."""
         read, encode = self._median("sender reads"), self._median("codec encodes")
         if self.reads == "text":
             return Computed(read + encode, "ms", "reading + encode", {"reading": read, "encode": encode})
@@ -202,7 +188,7 @@ class Cost:
         return found
 
     def _saved(self) -> Figures:
-        """Bytes sent, and what the receiver neither pre-fills nor keeps."""
+        """Returns the bytes sent, and what the receiver neither pre-fills nor keeps."""
         text, message = (float(np.median(self.tokens[name])) for name in ("text", "message"))
         tokens = Computed(text - message, "tokens", "text - message", {"text": text, "message": message})
         one = self.kv_token
@@ -224,7 +210,7 @@ class Cost:
         return found
 
     def _gains(self) -> dict[str, list[tuple[int, float]]]:
-        """Per side, document lengths with the milliseconds that the message saves at each."""
+        """Returns per side the document lengths with the milliseconds that the message saves at each."""
         receiver = [(point.tokens, point.median("text") - point.median("message")) for point in self.points]
         both = [
             (point.tokens, gain - point.median("encode") - point.median("wire out"))
@@ -243,7 +229,7 @@ class Cost:
 
 
 def break_even(gains: Sequence[tuple[int, float]]) -> Computed | None:
-    """The document length from which a message pays, between the lengths measured; None where it does not at the last.
+    """Computes the document length from which a message pays; None where it does not at the longest measured.
 
     ``gains`` are document tokens, ascending, with the milliseconds saved at each. Where noise makes several crossings,
     the last one counts; where the message pays at every length, the shortest is given.
@@ -270,7 +256,7 @@ def cost(
     longest_tokens: int = 4096,
     progress: bool = False,
 ) -> Cost:
-    """The cost of handing ``contexts`` over, beside what the receiver pays without a hand-off.
+    """Measures the cost of handing ``contexts`` over, beside what the receiver pays without a hand-off.
 
     Args:
         contexts: documents; those that fit the receiver's window with the question take turns.
@@ -280,7 +266,8 @@ def cost(
         longest_tokens: the longest document that is made, where the receiver's window is longer.
 
     Raises:
-        EncodeError: fewer than 50 repetitions, no thread, no question, or no context fits the receiver's window.
+        ConfigError: fewer than 50 repetitions, no thread, or no question.
+        EncodeError: no context fits the receiver's window.
     """
     fitting = _fitting(receiver, contexts, question, n, threads)
     with torch_threads(threads):
@@ -309,12 +296,12 @@ def cost(
 
 
 def _fitting(receiver: Receiver, contexts: Sequence[str], question: str, n: int, threads: int) -> list[str]:
-    """The contexts that the receiver can read with the question, once all that was asked for can be measured."""
+    """Returns the contexts that the receiver can read with the question; refuses what cannot be measured."""
     if n < MIN_REPETITIONS:
         because = "the 99th percentile of fewer is no more than their maximum"
-        raise EncodeError(f"expected n of at least {MIN_REPETITIONS} repetitions, got {n}: {because}")
+        raise ConfigError(f"expected n of at least {MIN_REPETITIONS} repetitions, got {n}: {because}")
     if threads < 1 or not question.strip():
-        raise EncodeError(f"expected at least one thread and a question, got {threads} and {question!r}")
+        raise ConfigError(f"expected at least one thread and a question, got {threads} and {question!r}")
     fitting = [context for context in contexts if context.strip() and fits(receiver, context, question)]
     if not fitting:
         raise EncodeError(
@@ -324,61 +311,20 @@ def _fitting(receiver: Receiver, contexts: Sequence[str], question: str, n: int,
     return fitting
 
 
-@dataclass(frozen=True, slots=True)
-class FanOut:
-    """One memory for many calls: how many answers equal a fresh memory's, and how many calls left it as it was."""
-
-    identical: Measured
-    unchanged: Measured
-
-
-def fan_out(
-    receiver: Receiver, message: bytes, questions: Sequence[str], receivers: int = 8, *, max_new_tokens: int = 32
-) -> FanOut:
-    """Whether one memory, decoded once, serves ``receivers`` calls per question, questions interleaved.
-
-    Raises:
-        EncodeError: fewer than two calls or two questions: nothing would be interleaved.
-        DecodeError, IdentityError: as ``Receiver.decode``.
-    """
-    if receivers < 2 or len(set(questions)) < 2:
-        raise EncodeError(f"expected at least 2 receivers and 2 questions, got {receivers} and {len(set(questions))}")
-    alone = {question: receiver.generate(message, question, max_new_tokens=max_new_tokens) for question in questions}
-    memory = receiver.decode(message)
-    before = _memory_digest(memory)
-    identical = unchanged = 0
-    for _ in range(receivers):
-        for question in questions:
-            identical += receiver.generate(memory, question, max_new_tokens=max_new_tokens) == alone[question]
-            unchanged += _memory_digest(memory) == before
-    n = receivers * len(questions)
-    return FanOut(Measured(identical / n, "", n), Measured(unchanged / n, "", n))
-
-
-def _memory_digest(memory: Memory) -> bytes:
-    if memory.vectors is None:
-        return digest((memory.text or "").encode())
-    return digest(repr(tuple(memory.vectors.shape)).encode(), memory.vectors.cpu().numpy().tobytes())
-
-
 def _ratio(above: Mapping[str, float], below: str, value: float) -> Computed:
-    """The sum of what is ``above``, over ``value``, which is named ``below``."""
+    """Computes the sum of what is ``above``, over ``value``, which is named ``below``."""
     total = " + ".join(above)
     formula = f"({total}) / {below}" if len(above) > 1 else f"{total} / {below}"
     return Computed(sum(above.values()) / value, "", formula, {**above, below: value})
 
 
-def _tuples(record: Mapping[str, Sequence[Any]]) -> dict[str, tuple[Any, ...]]:
-    return {name: tuple(values) for name, values in record.items()}
-
-
 def _check_samples(what: str, samples: Mapping[str, tuple[float, ...]], steps: set[str], least: int) -> None:
-    """Every step is there, and no other, with as many finite samples as the next and at least ``least``."""
+    """Refuses samples unless each step, and no other, has as many finite ones as the next, and at least ``least``."""
     if set(samples) != steps:
-        raise EncodeError(f"expected {what} to hold {sorted(steps)}, got {sorted(samples)}")
+        raise ConfigError(f"expected {what} to hold {sorted(steps)}, got {sorted(samples)}")
     lengths = {len(values) for values in samples.values()}
     if len(lengths) != 1 or min(lengths) < least:
-        raise EncodeError(f"expected {what} to hold at least {least} samples of every step, got {sorted(lengths)}")
+        raise ConfigError(f"expected {what} to hold at least {least} samples of every step, got {sorted(lengths)}")
     for step, values in samples.items():
-        if not all(type(value) in (int, float) and 0 <= value < float("inf") for value in values):
-            raise EncodeError(f"expected samples from 0 up of {step!r} in {what}, got {values}")
+        if not all(0 <= value < float("inf") for value in values):
+            raise ConfigError(f"expected samples from 0 up of {step!r} in {what}, got {values}")

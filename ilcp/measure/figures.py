@@ -12,7 +12,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from ilcp.errors import EncodeError
+import psutil
+
+from ilcp.errors import ConfigError
 
 __all__ = ["Citation", "Computed", "Measured", "figure_from_dict", "provenance"]
 
@@ -59,25 +61,25 @@ class Citation:
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
             if not value.strip():
-                raise EncodeError(f"expected a citation with text, source and setting, got no {name}")
+                raise ConfigError(f"expected a citation with text, source and setting, got no {name}")
 
 
 def figure_from_dict(record: Mapping[str, Any]) -> Measured | Computed:
-    """The figure that ``dataclasses.asdict`` made of one.
+    """Returns the figure that ``dataclasses.asdict`` made a record of.
 
     Raises:
-        EncodeError: it is neither kind: nothing says what it was measured over, or computed from.
+        ConfigError: it is neither kind: nothing says what it was measured over, or computed from.
     """
     for kind in (Measured, Computed):
         try:
             return kind(**record)
         except TypeError:
             continue
-    raise EncodeError(f"expected a figure that was measured (value, unit, n) or computed (formula), got {dict(record)}")
+    raise ConfigError(f"expected a figure that was measured (value, unit, n) or computed (formula), got {dict(record)}")
 
 
 def provenance(**models: Any) -> dict[str, Any]:
-    """Where figures come from: commit, versions, machine, command, and the identities given by name."""
+    """Returns where figures come from: commit, versions, machine, command, and the identities given by name."""
     return {
         "commit": _commit(),
         "versions": {name: metadata.version(name) for name in PACKAGES},
@@ -89,7 +91,7 @@ def provenance(**models: Any) -> dict[str, Any]:
 
 
 def _commit() -> str:
-    """The commit of the working tree that this package is in, with ``+`` where tracked files were changed since."""
+    """Returns the commit of this package's working tree, with ``+`` where tracked files were changed since."""
     here = Path(__file__).parent
 
     def git(*words: str) -> str:
@@ -108,6 +110,6 @@ def _processor() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
-        return platform.processor() or "unknown processor"
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{len(names)} x {names[0]}" if names else "unknown processor"
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{psutil.cpu_count()} x {names[0] if names else platform.processor() or 'unknown processor'}"

@@ -21,8 +21,8 @@ FORMULA = "2 * weights * tokens + 4 * layers * width * tokens**2 / 2 + 2 * head"
 
 
 def model_sizes(model: Any) -> dict[str, int]:
-    """What the formula asks of a model: ``weights`` outside embeddings and head, ``layers``, attention's ``width``, and
-    the weights of the ``head``, which serves the last position only."""
+    """Returns what the formula asks of a model: ``weights`` outside embeddings and head, ``layers``, attention's
+    ``width``, and the weights of the ``head``, which serves the last position only."""
     config, head = model.config, model.get_output_embeddings().weight
     tables = [module.weight for module in model.modules() if isinstance(module, nn.Embedding)]
     apart = {id(weight): weight.numel() for weight in [head, *tables]}
@@ -36,14 +36,17 @@ def model_sizes(model: Any) -> dict[str, int]:
 
 
 def prefill_flops(sizes: Mapping[str, float], tokens: int) -> Computed:
-    """The operations of a forward pass over ``tokens`` up to the first new token's logits; ``model_sizes`` measures."""
+    """Computes the operations of a forward pass over ``tokens`` up to the first new token's logits.
+
+    ``sizes`` is what ``model_sizes`` returns.
+    """
     value = 2 * sizes["weights"] * tokens + 4 * sizes["layers"] * sizes["width"] * tokens**2 / 2 + 2 * sizes["head"]
     return Computed(value, "FLOP", FORMULA, dict(sizes) | {"tokens": tokens})
 
 
 @torch.no_grad()
 def count_flops(work: Callable[[], object]) -> int:
-    """The operations of the matrix products and convolutions that torch runs in ``work``; 0 where it runs none."""
+    """Counts the operations of the matrix products and convolutions that torch runs in ``work``."""
     counter = FlopCounterMode(display=False)
     with counter:
         work()
@@ -52,7 +55,7 @@ def count_flops(work: Callable[[], object]) -> int:
 
 @contextmanager
 def eager_attention(model: Any) -> Iterator[None]:
-    """Attention written out as matrix products inside the block, which the counter sees; as before afterwards."""
+    """Writes attention out as matrix products inside the block, so that the counter sees it; as before afterwards."""
     before = model.config._attn_implementation
     model.set_attn_implementation("eager")
     try:

@@ -17,7 +17,7 @@ from functools import partial
 from ilcp.codec.context import Context
 from ilcp.codec.memory import Memory
 from ilcp.codec.protocols import Codec
-from ilcp.errors import EncodeError
+from ilcp.errors import ConfigError
 from ilcp.handoff import Receiver, Sender
 from ilcp.measure.arms import ArmInput, ArmSpec
 from ilcp.message import Message
@@ -29,7 +29,7 @@ MAX_ANSWER_TOKENS = 16
 
 
 def forwarded(sender: Sender, receiver: Receiver, wire: bytes, hops: int) -> bytes:
-    """The message after so many hops that only pass it on: parsed, and packed again."""
+    """Returns the message after so many hops that only pass it on: parsed, and packed again."""
     for _ in range(hops):
         wire = sender.pack(Message.from_bytes(wire, key=receiver.key).payload)
     return wire
@@ -44,7 +44,7 @@ def hop_specs(
     texts: Mapping[str, Codec],
     hops: int,
 ) -> Iterator[ArmSpec]:
-    """Arms ``forwarded-k``, ``reencoded-k`` and ``NAME-hops-k`` for ``k`` from 1 to ``hops``, in that order of ``k``.
+    """Yields the arms ``forwarded-k``, ``reencoded-k`` and ``NAME-hops-k`` for ``k`` from 1 to ``hops``.
 
     Each ``make`` goes on from the hop before it, so they have to be made in order.
     """
@@ -71,24 +71,24 @@ class _Relay:
 
     def __init__(self, sender: Sender, receiver: Receiver, cases: Sequence[Case], length: int):
         self.sender, self.receiver, self.cases, self.length = sender, receiver, cases, length
-        self.rewrites = _retellings(cases)
-        self._told: list[list[bytes]] = []  # wires by hop
+        self.rewrites = _rewrites(cases)
+        self._wires: list[list[bytes]] = []  # wires by hop
 
     def wires(self, hop: int) -> list[bytes]:
-        """The messages of that hop; the first are the sender's own."""
-        while len(self._told) < hop:
-            texts = self._notes(len(self._told)) if self._told else [case.context for case in self.cases]
-            self._told.append([self.sender.encode(text, payload_bytes=self.length) for text in texts])
-        return self._told[hop - 1]
+        """Returns the messages of that hop; the first are the sender's own."""
+        while len(self._wires) < hop:
+            texts = self._notes(len(self._wires)) if self._wires else [case.context for case in self.cases]
+            self._wires.append([self.sender.encode(text, payload_bytes=self.length) for text in texts])
+        return self._wires[hop - 1]
 
     def after(self, hop: int) -> ArmInput:
-        """What arrives after so many hops."""
+        """Returns what arrives after so many hops."""
         return _arrived(self.receiver, self.wires(hop))
 
     def _notes(self, hop: int) -> list[str]:
         asked = [
             (memory, question)
-            for memory, rewrite in zip(map(self.receiver.decode, self._told[-1]), self.rewrites, strict=True)
+            for memory, rewrite in zip(map(self.receiver.decode, self._wires[-1]), self.rewrites, strict=True)
             for question in rewrite.questions
         ]
         answers = iter(self.receiver.answers(asked, max_new_tokens=MAX_ANSWER_TOKENS))
@@ -100,21 +100,21 @@ class _TextChain:
 
     def __init__(self, codec: Codec, cases: Sequence[Case], length: int):
         self.codec, self.cases, self.length = codec, cases, length
-        self.rewrites = _retellings(cases)
-        self._told: list[list[bytes]] = []
+        self.rewrites = _rewrites(cases)
+        self._wires: list[list[bytes]] = []
 
     def after(self, hop: int) -> ArmInput:
-        """What arrives after so many hops."""
-        while len(self._told) < hop:
-            if self._told:
+        """Returns what arrives after so many hops."""
+        while len(self._wires) < hop:
+            if self._wires:
                 texts = [
-                    f"{self._read(wire).text} {rewrite.remark(len(self._told))}"
-                    for wire, rewrite in zip(self._told[-1], self.rewrites, strict=True)
+                    f"{self._read(wire).text} {rewrite.remark(len(self._wires))}"
+                    for wire, rewrite in zip(self._wires[-1], self.rewrites, strict=True)
                 ]
             else:
                 texts = [case.context for case in self.cases]
-            self._told.append([self._write(text) for text in texts])
-        wires = self._told[hop - 1]
+            self._wires.append([self._write(text) for text in texts])
+        wires = self._wires[hop - 1]
         payloads = tuple(len(Message.from_bytes(wire).payload) for wire in wires)
         return ArmInput([self._read(wire) for wire in wires], payloads, tuple(map(len, wires)))
 
@@ -126,8 +126,8 @@ class _TextChain:
         return self.codec.decode(Message.from_bytes(wire).payload)
 
 
-def _retellings(cases: Sequence[Case]) -> list[Rewrite]:
+def _rewrites(cases: Sequence[Case]) -> list[Rewrite]:
     found = [case.rewrite for case in cases if case.rewrite is not None]
     if len(found) < len(cases):
-        raise EncodeError("expected cases that say how an agent retells them (Case.rewrite), got some that do not")
+        raise ConfigError("expected cases with a rewrite, which says how an agent writes them down, got some without")
     return found

@@ -1,42 +1,30 @@
-"""What a report is made of: the questions, and what one arm answered to each."""
+"""The parts of a report: the questions, and what one arm answered to each."""
 
 import string
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ilcp.errors import EncodeError
+from ilcp.errors import ConfigError
 from ilcp.measure.figures import Measured
+from ilcp.records import read_record
 from ilcp.tasks.cases import Case
 
-__all__ = ["FAMILIES", "Arm", "Items", "f1"]
+__all__ = ["FAMILIES", "LOG_LIKELIHOOD", "Arm", "Items", "f1"]
 
 FAMILIES = ("text", "message", "literals", "control", "text of equal bytes", "limit", "hops")
+LOG_LIKELIHOOD = "log_likelihood"
 DECIMALS = 4  # of a log-likelihood as it is kept: the fifth differs from machine to machine
 Floats = NDArray[np.float64]
 
 
-class _Table:
-    """A frozen table of tuples: to JSON and back."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """All columns, as JSON takes them."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
-
-    @classmethod
-    def from_dict(cls, record: Mapping[str, Any]) -> Self:
-        """What ``to_dict`` wrote."""
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in record.items()})
-
-
 @dataclass(frozen=True)
-class Items(_Table):
+class Items:
     """The questions, one entry each; ``entropy_bits`` and ``cases`` have one entry per document."""
 
     cases: tuple[str, ...]
@@ -53,7 +41,7 @@ class Items(_Table):
 
     @classmethod
     def of(cls, cases: Sequence[Case]) -> "Items":
-        """The questions of the cases, in order."""
+        """Lists the questions of the cases, in order."""
         asked = [(number, question) for number, case in enumerate(cases) for question in case.questions]
         return cls(
             cases=tuple(case.id for case in cases),
@@ -66,21 +54,25 @@ class Items(_Table):
             stands_for=tuple(question.stands_for for _, question in asked),
         )
 
+    def to_dict(self) -> dict[str, Any]:
+        """Returns all columns, as JSON takes them."""
+        return {name: list(column) for name, column in asdict(self).items()}
+
     @property
     def weights(self) -> Floats:
-        """How many questions of the case each one stands for."""
+        """The number of questions of the case that each one stands for."""
         return np.array(self.stands_for, dtype=np.float64)
 
     def prior_bits(self, none: "Arm") -> Floats:
-        """What each answer is worth, in bits; where the task does not know, the cross-entropy with nothing."""
+        """Returns what each answer is worth, in bits; where the task does not know, the cross-entropy with nothing."""
         nothing = -none.new_nats_array / np.log(2)
         known = [own if bits is None else bits for bits, own in zip(self.worth_bits, nothing, strict=True)]
         return np.array(known, dtype=np.float64)
 
 
 @dataclass(frozen=True)
-class Arm(_Table):
-    """What the receiver answered by one way of being told.
+class Arm:
+    """The receiver's answers in one arm.
 
     ``answers`` holds None where the greedy answer is the gold one; it is empty where answers go on (continuations).
     ``nats`` is the gold answer's log-likelihood, ``new_nats`` that of its part which no other question asks for.
@@ -99,30 +91,36 @@ class Arm(_Table):
 
     def __post_init__(self) -> None:
         if self.family not in FAMILIES:
-            raise EncodeError(f"expected a family of {', '.join(FAMILIES)}, got {self.family!r}")
+            raise ConfigError(f"expected a family of {', '.join(FAMILIES)}, got {self.family!r}")
         if not np.isfinite(self.nats).all():
             number = int(np.argmin(np.isfinite(self.nats)))
-            raise EncodeError(
+            raise ConfigError(
                 f"expected finite log-likelihoods in arm {self.name!r}, got {self.nats[number]} at question {number}: "
                 "the receiver's weights are damaged, or its dtype overflows"
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """All columns, as JSON takes them: each answer's text once, and ``new_nats`` only where it differs."""
+        """Returns all columns, as JSON takes them: each answer's text once, ``new_nats`` only where it differs."""
         texts = sorted({answer for answer in self.answers if answer is not None})
         number = {text: place for place, text in enumerate(texts)}
         differs = {str(n): new for n, (old, new) in enumerate(zip(self.nats, self.new_nats, strict=True)) if old != new}
-        record = super().to_dict() | {"new_nats": differs}
-        return record | {"texts": texts, "answers": [None if a is None else number[a] for a in self.answers]}
+        columns = {field.name: getattr(self, field.name) for field in fields(self)}
+        record = {name: list(column) if isinstance(column, tuple) else column for name, column in columns.items()}
+        answers = [None if answer is None else number[answer] for answer in self.answers]
+        return record | {"new_nats": differs, "texts": texts, "answers": answers}
 
     @classmethod
-    def from_dict(cls, record: Mapping[str, Any]) -> Self:
-        """What ``to_dict`` wrote."""
-        columns = dict(record)
-        texts, differs = columns.pop("texts"), columns["new_nats"]
-        columns["answers"] = [None if number is None else texts[number] for number in columns["answers"]]
-        columns["new_nats"] = [differs.get(str(number), nats) for number, nats in enumerate(columns["nats"])]
-        return super().from_dict(columns)
+    def from_dict(cls, record: Mapping[str, Any], where: str) -> Self:
+        """Reads the arm that ``to_dict`` wrote.
+
+        Raises:
+            ConfigError: a column is missing, unknown or of another type.
+        """
+        stored = read_record(_StoredArm, record, where)
+        columns = {field.name: getattr(stored, field.name) for field in fields(cls)}
+        columns["answers"] = tuple(None if number is None else stored.texts[number] for number in stored.answers)
+        columns["new_nats"] = tuple(stored.new_nats.get(str(n), nats) for n, nats in enumerate(stored.nats))
+        return cls(**columns)
 
     @cached_property
     def new_nats_array(self) -> Floats:
@@ -130,25 +128,25 @@ class Arm(_Table):
         return np.array(self.new_nats, dtype=np.float64)
 
     def texts(self, items: Items) -> list[str]:
-        """The greedy answers."""
+        """Returns the greedy answers."""
         return [gold if answer is None else answer for gold, answer in zip(items.golds, self.answers, strict=True)]
 
     def scores(self, of: str, items: Items) -> Floats:
-        """One score per question: exact match, token F1, or log-likelihood in nats.
+        """Returns one score per question: exact match, token F1, or log-likelihood in nats.
 
         Raises:
-            EncodeError: another name, or exact match or F1 of answers that go on.
+            ConfigError: another name, or exact match or F1 of answers that go on.
         """
-        if of == "nats":
+        if of == LOG_LIKELIHOOD:
             return np.array(self.nats, dtype=np.float64)
         if of not in ("exact", "f1") or not self.answers:
-            raise EncodeError(f"expected 'exact', 'f1' (of answers that end) or 'nats', got {of!r}")
+            raise ConfigError(f"expected 'exact', 'f1' (of answers that end) or {LOG_LIKELIHOOD!r}, got {of!r}")
         if of == "exact":
             return np.array([answer is None for answer in self.answers], dtype=np.float64)
         return np.array([f1(a, gold) for a, gold in zip(self.texts(items), items.golds, strict=True)])
 
     def sizes(self) -> dict[str, Measured]:
-        """Mean bytes of payload and of the whole message; empty where nothing crosses."""
+        """Returns the mean bytes of payload and of the whole message; empty where nothing crosses."""
         n = len(self.wire_bytes)
         if not n:
             return {}
@@ -158,11 +156,26 @@ class Arm(_Table):
         }
 
 
+@dataclass(frozen=True)
+class _StoredArm:
+    """An arm as JSON holds it: ``answers`` are numbers of ``texts``, ``new_nats`` is by question."""
+
+    name: str
+    family: str
+    answers: tuple[int | None, ...]
+    nats: tuple[float, ...]
+    new_nats: Mapping[str, float]
+    texts: tuple[str, ...]
+    payload_bytes: tuple[int, ...]
+    wire_bytes: tuple[int, ...]
+    rival_of: str | None
+
+
 def f1(answer: str, gold: str) -> float:
-    """Token F1, as in SQuAD: words in lower case and without punctuation, counted."""
-    mine, theirs = (Counter(_words(text)) for text in (answer, gold))
-    common = sum((mine & theirs).values())
-    return 2 * common / (mine.total() + theirs.total()) if common else float(mine == theirs)
+    """Returns the token F1, as in SQuAD: words in lower case and without punctuation, counted."""
+    given, wanted = (Counter(_words(text)) for text in (answer, gold))
+    common = (given & wanted).total()
+    return 2 * common / (given.total() + wanted.total()) if common else float(given == wanted)
 
 
 def _words(text: str) -> list[str]:

@@ -1,11 +1,11 @@
-"""What a message weighs, part by part, and what it stands for."""
+"""The bytes of a message, part by part, and of what it stands for."""
 
 from dataclasses import dataclass
 from typing import Any
 
 import zstandard
 
-from ilcp.errors import EncodeError
+from ilcp.errors import ConfigError
 from ilcp.measure.figures import Computed, Measured
 from ilcp.message import describe
 from ilcp.message.keys import Key
@@ -34,7 +34,7 @@ class Payload:
 def payload(
     message: bytes, *, key: Key | None = None, text: str | None = None, sender: Any = None, receiver: Any = None
 ) -> Payload:
-    """The size of ``message`` as serialised, and of what it stands for.
+    """Measures the size of ``message`` as serialised, and of what it stands for.
 
     Args:
         message: what ``Sender.encode`` gave.
@@ -45,10 +45,10 @@ def payload(
 
     Raises:
         DecodeError: the bytes are no message.
-        EncodeError: a sender or receiver is given without a text.
+        ConfigError: a sender or receiver is given without a text.
     """
     if text is None and (sender is not None or receiver is not None):
-        raise EncodeError("expected a text beside the sender or receiver: sizes are of what was encoded")
+        raise ConfigError("expected a text beside the sender or receiver: sizes are of what was encoded")
     found = describe(message, key=key)
     replaces: dict[str, Measured | Computed] = {}
     if text is not None:
@@ -75,7 +75,7 @@ def _bytes(data: bytes) -> Measured:
 
 
 def kv_cache(config: Any, tokens: int, value_bytes: int = FLOAT32_BYTES) -> Computed:
-    """The bytes of the keys and values that a model of that configuration keeps for so many tokens."""
+    """Returns the bytes of the keys and values that a model of that configuration keeps for so many tokens."""
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     layers = config.num_hidden_layers

@@ -19,20 +19,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ilcp.errors import EncodeError
+from ilcp.errors import ConfigError, UnmeasuredError
 from ilcp.evidence import Evidence
 from ilcp.measure.bootstrap import Bootstrap
-from ilcp.measure.cost import Cost, FanOut
+from ilcp.measure.cost import Cost
+from ilcp.measure.fanout import FanOut
 from ilcp.measure.figures import Citation, Computed, Measured
-from ilcp.measure.items import Arm, Items
+from ilcp.measure.formats import FORMAT, FORMATS, translated
+from ilcp.measure.items import LOG_LIKELIHOOD, Arm, Items
+from ilcp.records import read_record
 
 __all__ = ["FORMAT", "Report"]
 
-FORMAT = 1
-METRICS = ("exact", "f1", "nats")
+METRICS = ("exact", "f1", LOG_LIKELIHOOD)
 ALL = "all"  # in the place of a kind: every question
 PER_QUESTION = "index"  # the arm whose bytes are those of one question, not of a document
-CONTROLS = ("none", "zero", "random", "other")
+CONTROLS = ("none", "zero", "random", "mismatched")
 SAME = 1e-6  # relative: what two versions of a numerics library may differ by
 Figures = dict[str, Any]
 
@@ -41,13 +43,13 @@ Figures = dict[str, Any]
 class Report:
     """One run's answers, beside their controls.
 
-    ``closed`` says whether answers end (questions) or go on (continuations: exact match and F1 mean nothing there).
+    ``answers_end`` is false for continuations, whose answers go on: exact match and F1 mean nothing there.
     ``notes`` says what could not be measured, and why. ``complete`` is false for what an interrupted run left.
     """
 
     task: str
     seed: int
-    closed: bool
+    answers_end: bool
     codec: Mapping[str, Any]
     items: Items
     arms: Mapping[str, Arm]
@@ -62,13 +64,13 @@ class Report:
     def __post_init__(self) -> None:
         for arm in self.arms.values():
             if len(arm.nats) != len(self.items):
-                raise EncodeError(
+                raise ConfigError(
                     f"expected {len(self.items)} answers in arm {arm.name!r}, one per question, got {len(arm.nats)}"
                 )
 
     @property
     def n(self) -> int:
-        """How many documents."""
+        """The number of documents."""
         return len(self.items.entropy_bits)
 
     @property
@@ -78,47 +80,46 @@ class Report:
 
     @property
     def metric(self) -> str:
-        """What this task is judged by: exact match, or log-likelihood where answers go on."""
-        return "exact" if self.closed else "nats"
+        """The score that this task is judged by: exact match, or log-likelihood where answers go on."""
+        return "exact" if self.answers_end else LOG_LIKELIHOOD
 
     @cached_property
     def _bootstrap(self) -> Bootstrap:
         return Bootstrap(self.items.documents, seed=self.seed)
 
     def mean(self, arm: str, kind: str = ALL, *, of: str | None = None) -> Measured:
-        """The mean score of an arm: ``of`` is "exact", "f1" or "nats"; None is the task's own."""
-        return self._figure(lambda x: x, arm, kind=kind, of=of, unit="nats" if (of or self.metric) == "nats" else "")
+        """Returns the mean score of an arm: ``of`` is "exact", "f1" or "log_likelihood"; None is the task's own."""
+        return self._figure(lambda x: x, arm, kind=kind, of=of, unit=self._unit(of))
 
     def recovery(self, arm: str, kind: str = ALL, *, of: str | None = None) -> Measured | None:
-        """(arm - none) / (text - none); None where the full text is not surely better than nothing."""
+        """Returns (arm - none) / (text - none); None where the full text is not surely better than nothing."""
         gain = self.difference("text", "none", kind, of=of)
         if gain.low is None or gain.low <= 0:
             return None
         return self._figure(lambda x, none, text: (x - none) / (text - none), arm, "none", "text", kind=kind, of=of)
 
     def difference(self, arm: str, other: str, kind: str = ALL, *, of: str | None = None) -> Measured:
-        """arm - other, paired."""
-        unit = "nats" if (of or self.metric) == "nats" else ""
-        return self._figure(lambda x, y: x - y, arm, other, kind=kind, of=of, unit=unit)
+        """Returns arm - other, paired."""
+        return self._figure(lambda x, y: x - y, arm, other, kind=kind, of=of, unit=self._unit(of))
 
     def content_gain(self, kind: str = ALL, *, of: str | None = None) -> Measured:
-        """The message minus another case's message: what shows that the message itself matters."""
-        return self.difference("message", "other", kind, of=of)
+        """Returns the message minus another case's message: what shows that the message itself matters."""
+        return self.difference("message", "mismatched", kind, of=of)
 
     def churn(self, arm: str, other: str, kind: str = ALL) -> Measured:
-        """The share of questions that two arms answer differently, right or wrong."""
-        mine, theirs = self._arm(arm).texts(self.items), self._arm(other).texts(self.items)
-        differs = np.array([a != b for a, b in zip(mine, theirs, strict=True)], dtype=np.float64)
+        """Returns the share of questions that two arms answer differently, right or wrong."""
+        answers = zip(self._arm(arm).texts(self.items), self._arm(other).texts(self.items), strict=True)
+        differs = np.array([a != b for a, b in answers], dtype=np.float64)
         return self._bootstrap.of(lambda x: x, differs, items=self._chosen(kind))
 
     def bits_per_byte(self, arm: str) -> Measured:
-        """What the gold answers cost the receiver in an arm, by their UTF-8 bytes."""
+        """Returns what the gold answers cost the receiver in an arm, by their UTF-8 bytes."""
         sizes = np.array([len(gold.encode()) for gold in self.items.golds], dtype=np.float64)
-        nats = self._arm(arm).scores("nats", self.items)
+        nats = self._arm(arm).scores(LOG_LIKELIHOOD, self.items)
         return self._bootstrap.of(lambda x, size: -x / np.log(2) / size, nats, sizes, unit="bits/byte")
 
     def delivered(self, arm: str) -> dict[str, Measured]:
-        """What an arm tells the receiver of a document's facts, in bits, and as shares of what was spent on it.
+        """Returns what an arm tells the receiver of a document's facts, in bits, and as shares of what was spent on it.
 
         Sum over the questions of (what the answer is worth - its cross-entropy, both in bits). What an answer is worth
         is known from the generator; elsewhere it is the receiver's own cross-entropy with nothing. Since the worths of
@@ -138,23 +139,23 @@ class Report:
         return found
 
     def mean_entropy(self) -> Measured:
-        """The mean entropy of the documents' facts, where the generator knows it.
+        """Returns the mean entropy of the documents' facts, where the generator knows it.
 
         Raises:
-            EncodeError: it does not.
+            ConfigError: it does not.
         """
         if not all(self.items.entropy_bits):
-            raise EncodeError(f"expected documents of known entropy, got those of {self.task!r}")
+            raise ConfigError(f"expected documents of known entropy, got those of {self.task!r}")
         bits = np.array(self.items.entropy_bits, dtype=np.float64)
         return self._bootstrap.figure(self._bootstrap.of_groups(bits), self.n, "bits")
 
     def strongest(self, names: tuple[str, ...]) -> str | None:
-        """Of these arms, the one with the best score; None where none of them was run."""
+        """Returns which of these arms has the best score; None where none of them was run."""
         run = [name for name in names if name in self.arms]
         return max(run, key=lambda name: self.mean(name).value) if run else None
 
     def verdict(self) -> str:
-        """One sentence: whether the message carries content, and whether text of as many bytes does better."""
+        """Says in one sentence whether the message carries content, and whether text of as many bytes does better."""
         if not self.complete:
             return "INCOMPLETE: the run was interrupted; the same command goes on with it."
         gain, control = self.content_gain(), self.strongest(CONTROLS)
@@ -177,43 +178,43 @@ class Report:
         return f"{said}; but text of as many bytes ({rival}) {verb}: message minus text {over}."
 
     def evidence(self) -> Evidence:
-        """The result that goes into the codec's folder.
+        """Returns the result that goes into the codec's folder.
 
         Raises:
-            EncodeError: the report is not complete.
+            UnmeasuredError: the report is not complete.
         """
         if not self.complete:
-            raise EncodeError(
+            raise UnmeasuredError(
                 "expected a complete report for the evidence, got an interrupted one: finish the run first"
             )
         gain = self.content_gain()
-        told = [arm for arm in ("message", *CONTROLS, "text") if arm in self.arms]
+        shown = [arm for arm in ("message", *CONTROLS, "text") if arm in self.arms]
         return Evidence(
             codec_id=self.codec["codec_id"],
             task=self.task,
             n=self.n,
             seed=self.seed,
-            unit={"exact": "exact match", "nats": "nats"}[self.metric],
+            unit={"exact": "exact match", LOG_LIKELIHOOD: "nats"}[self.metric],
             content_gain=round(gain.value, 4),
             low=None if gain.low is None else round(gain.low, 4),
             high=None if gain.high is None else round(gain.high, 4),
-            arms={arm: round(self.mean(arm).value, 4) for arm in told},
+            arms={arm: round(self.mean(arm).value, 4) for arm in shown},
             commit=self.provenance["commit"],
         )
 
     def figures(self) -> Figures:
-        """Every figure: ``arms`` by arm, kind and metric, then ``delivered``, ``bytes``, ``churn`` and ``cost``."""
+        """Makes every figure: ``arms`` by arm, kind and metric, ``delivered``, ``bytes``, ``churn`` and ``cost``."""
         found: Figures = {
             "arms": {arm: {kind: self._scores_of(arm, kind) for kind in (ALL, *self.kinds)} for arm in self.arms},
             "bytes": {name: arm.sizes() for name, arm in self.arms.items() if arm.wire_bytes},
         }
         if {"text", "none", "message"} <= self.arms.keys():
             found["delivered"] = {arm: self.delivered(arm) for arm in self.arms if arm != PER_QUESTION}
-            found["churn"] = {arm: self.churn(arm, "text") for arm in self.arms if self.closed}
-        if not self.closed:
+            found["churn"] = {arm: self.churn(arm, "text") for arm in self.arms if self.answers_end}
+        if not self.answers_end:
             found["bits per byte"] = {arm: self.bits_per_byte(arm) for arm in self.arms}
-        if {"message", "other"} <= self.arms.keys():
-            metrics = METRICS if self.closed else ("nats",)
+        if {"message", "mismatched"} <= self.arms.keys():
+            metrics = METRICS if self.answers_end else (LOG_LIKELIHOOD,)
             found["content gain"] = {
                 kind: {of: self.content_gain(kind, of=of) for of in metrics} for kind in (ALL, *self.kinds)
             }
@@ -224,7 +225,7 @@ class Report:
         return found
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as JSON takes it; the figures of an incomplete report are left out."""
+        """Returns everything as JSON takes it; the figures of an incomplete report are left out."""
         record = {f.name: getattr(self, f.name) for f in fields(self)}
         record["items"] = self.items.to_dict()
         record["arms"] = {name: arm.to_dict() for name, arm in self.arms.items()}
@@ -236,39 +237,41 @@ class Report:
 
     @classmethod
     def from_dict(cls, record: Any) -> "Report":
-        """The report that ``to_dict`` wrote.
+        """Reads the report that ``to_dict`` wrote, or a version before this one.
 
         Raises:
-            EncodeError: another format, a field that is missing, or a figure that does not follow from the items.
+            ConfigError: another format, a field that is missing, or a figure that does not follow from the items.
         """
         found = record.get("format") if isinstance(record, dict) else type(record).__name__
-        if found != FORMAT:
-            raise EncodeError(f"expected a report of format {FORMAT}, got {found!r}: measure again with this version")
+        if found not in FORMATS:
+            raise ConfigError(
+                f"expected a report of format {' or '.join(map(str, FORMATS))}, got {found!r}: "
+                "measure again with this version"
+            )
         try:
-            values = {f.name: record[f.name] for f in fields(cls)}
-            values["items"] = Items.from_dict(record["items"])
-            values["arms"] = {name: Arm.from_dict(arm) for name, arm in record["arms"].items()}
-            values["cost"] = None if record["cost"] is None else Cost.from_dict(record["cost"])
-            shared = record["fan_out"]
-            values["fan_out"] = shared and FanOut(**{name: Measured(**figure) for name, figure in shared.items()})
-            values["footnotes"] = tuple(Citation(**note) for note in record["footnotes"])
-            values["notes"] = tuple(record["notes"])
-            figures = record["figures"]
+            columns = translated(record)
+            columns["arms"] = {name: Arm.from_dict(arm, f"arm {name!r}") for name, arm in columns["arms"].items()}
+            columns["cost"] = None if columns["cost"] is None else Cost.from_dict(columns["cost"])
+            figures = columns.pop("figures")
         except (KeyError, IndexError, TypeError, AttributeError) as error:
-            raise EncodeError(f"expected the fields of a report, got {error!r}: the file is damaged") from error
-        report = cls(**values)
+            raise ConfigError(f"expected the fields of a report, got {error!r}: the file is damaged") from error
+        columns.pop("verdict", None)  # for people; it follows from the rest
+        report = read_record(cls, columns, "the report")
         if report.complete:
             _check_same(plain(report.figures()), figures, "figures")
         return report
 
     def _scores_of(self, arm: str, kind: str) -> Figures:
-        metrics = METRICS if self.closed else ("nats",)
+        metrics = METRICS if self.answers_end else (LOG_LIKELIHOOD,)
         found: Figures = {of: self.mean(arm, kind, of=of) for of in metrics}
         if {"text", "none"} <= self.arms.keys():
             for of in metrics:
                 recovery = self.recovery(arm, kind, of=of)
                 found |= {} if recovery is None else {f"recovery, {of}": recovery}
         return found
+
+    def _unit(self, of: str | None) -> str:
+        return "nats" if (of or self.metric) == LOG_LIKELIHOOD else ""
 
     def _figure(self, statistic: Any, *arms: str, kind: str, of: str | None, unit: str = "") -> Measured:
         scores = [self._scores(arm, of or self.metric) for arm in arms]
@@ -287,17 +290,17 @@ class Report:
     def _chosen(self, kind: str) -> NDArray[np.bool_]:
         chosen = np.array([kind in (ALL, found) for found in self.items.kinds])
         if not chosen.any():
-            raise EncodeError(f"expected one of the kinds {ALL}, {', '.join(self.kinds)}, got {kind!r}")
+            raise ConfigError(f"expected one of the kinds {ALL}, {', '.join(self.kinds)}, got {kind!r}")
         return chosen
 
     def _arm(self, name: str) -> Arm:
         if name not in self.arms:
-            raise EncodeError(f"expected one of the arms {', '.join(self.arms)}, got {name!r}")
+            raise ConfigError(f"expected one of the arms {', '.join(self.arms)}, got {name!r}")
         return self.arms[name]
 
 
 def plain(value: Any) -> Any:
-    """A nested table of figures as JSON gives it back."""
+    """Returns a nested table of figures as JSON gives it back."""
     if isinstance(value, Measured | Computed):
         return plain(asdict(value))
     if isinstance(value, Mapping):
@@ -312,4 +315,4 @@ def _check_same(made: Any, stored: Any, where: str) -> None:
         return
     close = isinstance(made, int | float) and isinstance(stored, int | float) and bool(np.isclose(made, stored, SAME))
     if not close and made != stored:
-        raise EncodeError(f"expected {made!r} at {where}, because the answers in the file say so, got {stored!r}")
+        raise ConfigError(f"expected {made!r} at {where}, because the answers in the file say so, got {stored!r}")

@@ -1,4 +1,4 @@
-"""A report in the terminal: the verdict, what every arm scored, what arrived, what it cost, and what is not known."""
+"""A report in the terminal: the verdict, every arm's scores, delivered information, costs and notes."""
 
 import math
 from collections.abc import Iterable
@@ -11,12 +11,13 @@ from rich.table import Table
 
 from ilcp.measure.compare import Comparison
 from ilcp.measure.figures import Computed, Measured
+from ilcp.measure.items import LOG_LIKELIHOOD
 from ilcp.measure.report import ALL, METRICS, Figures, Report
 
 __all__ = ["METRIC_NAMES", "show", "show_comparison", "shown"]
 
 COLUMNS = 100
-METRIC_NAMES = {"exact": "exact match", "f1": "token F1", "nats": "log-likelihood"}
+METRIC_NAMES = {"exact": "exact match", "f1": "token F1", LOG_LIKELIHOOD: "log-likelihood"}
 HIGHLIGHTS = (
     "sender's extra",
     "first token, text",
@@ -60,7 +61,7 @@ def show(report: Report, console: Console) -> None:
 
 
 def shown(figure: Measured | Computed) -> tuple[str, str]:
-    """The value and its interval, to as many places; the interval is empty where there is none."""
+    """Returns the value and its interval, to as many places; the interval is empty where there is none."""
     low, high = getattr(figure, "low", None), getattr(figure, "high", None)
     bounds = [] if low is None or high is None else [low, high]
     largest = max(abs(value) for value in (figure.value, *bounds))
@@ -90,7 +91,7 @@ def _table(first: str, others: Iterable[str]) -> Table:
 
 
 def _arms(report: Report, figures: Figures, kinds: Iterable[str]) -> Table:
-    metrics = METRICS if report.closed else ("nats",)
+    metrics = METRICS if report.answers_end else (LOG_LIKELIHOOD,)
     recovery = f"recovery, {report.metric}"
     recovers = any(recovery in found[ALL] for found in figures["arms"].values())
     columns = ["wire, B", *("F1" if of == "f1" else of for of in metrics), *([recovery] if recovers else []), *kinds]
@@ -113,27 +114,27 @@ def _arms(report: Report, figures: Figures, kinds: Iterable[str]) -> Table:
 
 
 def _hops(report: Report, figures: Figures) -> Table:
-    """The arms ``NAME-k``: a row per name, a column per hop."""
+    """Makes the table of the arms ``NAME-k``: a row per name, a column per hop."""
     by_hop: dict[str, dict[int, str]] = {}
     of = f"recovery, {report.metric}"
     for name, arm in report.arms.items():
         if arm.family == "hops":
-            way, _, hop = name.rpartition("-")
+            chain, _, hop = name.rpartition("-")
             scores = figures["arms"][name][ALL]
-            by_hop.setdefault(way, {})[int(hop)] = " ".join(shown(scores[of if of in scores else report.metric]))
+            by_hop.setdefault(chain, {})[int(hop)] = " ".join(shown(scores[of if of in scores else report.metric]))
     hops = sorted({hop for found in by_hop.values() for hop in found})
     what = of if any(of in found[ALL] for found in figures["arms"].values()) else report.metric
     table = _table("handed on by", [f"{what}, hop {hop}" for hop in hops])
-    for way, found in by_hop.items():
-        table.add_row(escape(way), *(found.get(hop, "-") for hop in hops))
+    for chain, found in by_hop.items():
+        table.add_row(escape(chain), *(found.get(hop, "-") for hop in hops))
     return table
 
 
 def _delivered(report: Report, delivered: Figures) -> Table:
-    told = [name for name, arm in report.arms.items() if arm.family == "message"]
-    columns = list(dict.fromkeys(column for name in told for column in delivered[name]))
+    messages = [name for name, arm in report.arms.items() if arm.family == "message"]
+    columns = list(dict.fromkeys(column for name in messages for column in delivered[name]))
     table = _table("arm", columns)
-    for name in told:
+    for name in messages:
         figures = [delivered[name].get(column) for column in columns]
         table.add_row(escape(name), *("-" if figure is None else "\n".join(shown(figure)) for figure in figures))
     return table

@@ -22,7 +22,7 @@ import torch
 from rich.progress import track
 
 from ilcp.codec.memory import Memory
-from ilcp.errors import EncodeError
+from ilcp.errors import ConfigError, EncodeError
 from ilcp.handoff import Receiver, Sender
 from ilcp.measure.flops import count_flops, eager_attention
 from ilcp.measure.prefill import Prefill, cache_text
@@ -40,7 +40,7 @@ Steps = dict[str, Callable[[], object]]
 
 @contextmanager
 def torch_threads(threads: int) -> Iterator[None]:
-    """So many threads inside the block; as many as before afterwards."""
+    """Sets so many threads inside the block; as many as before afterwards."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -50,12 +50,12 @@ def torch_threads(threads: int) -> Iterator[None]:
 
 
 def fits(receiver: Receiver, context: str, question: str) -> bool:
-    """Whether the prompt leaves room for one new token."""
+    """Tells whether the prompt leaves room for one new token."""
     return len(text_ids(receiver.tokenizer, context, question)) < window_tokens(receiver.model)
 
 
 def as_many_tokens(receiver: Receiver, context: str, question: str, tokens: int) -> str:
-    """The beginning of ``context``, repeated where it is too short, that makes a prompt of ``tokens`` tokens.
+    """Returns the beginning of ``context``, repeated where it is too short, that makes a prompt of ``tokens`` tokens.
 
     Where no cut makes exactly so many, the nearest; the count is measured, not believed.
     """
@@ -80,10 +80,10 @@ class Bench:
         self.on_gpu = any(model.device.type == "cuda" for model in (sender.model, receiver.model))
 
     def cache_refusal(self, context: str) -> str:
-        """Why the prefix cache is not measured; empty where it gives the first token of the cold text path."""
+        """Says why the prefix cache is not measured; empty where it gives the first token of the cold text path."""
         try:
             cached = cache_text(self.receiver, context, self.question)
-        except EncodeError as error:
+        except (ConfigError, EncodeError) as error:
             return str(error)
         cold = int(self.prefill(self.receiver.prompt(Memory(text=context), self.question)).argmax())
         warm = int(cached.first_logits(self.prefill, cached.copy()).argmax())
@@ -92,7 +92,7 @@ class Bench:
     def measure(
         self, contexts: Sequence[str], cached: bool, progress: bool
     ) -> tuple[dict[str, tuple[float, ...]], dict[str, tuple[int, ...]]]:
-        """Milliseconds per step and tokens per prompt, one of each per context, after a warm-up."""
+        """Returns milliseconds per step and tokens per prompt, one of each per context, after a warm-up."""
         samples: dict[str, list[float]] = {}
         tokens: dict[str, list[int]] = {}
         for context in contexts[:WARM_UP]:
@@ -108,8 +108,8 @@ class Bench:
     def by_length(
         self, contexts: Sequence[str], repetitions: int, longest_tokens: int, progress: bool
     ) -> list[tuple[int, dict[str, tuple[float, ...]]]]:
-        """Time to the first token by text and by message, for documents of doubling length up to the window: the tokens
-        of each document, and milliseconds per step."""
+        """Returns the tokens of documents of doubling length up to the window, each with milliseconds per step: to the
+        first token by text and by message, and what the sender does for the message."""
         place = layout(self.receiver.tokenizer, self.question)
         room = window_tokens(self.receiver.model) - len(place.prefix) - len(place.suffix) - 1
         limit = min(room, longest_tokens)
@@ -128,23 +128,23 @@ class Bench:
         ]
 
     def count(self, context: str) -> dict[str, int]:
-        """Operations by the counter, and the tokens of the prompts they were counted on."""
+        """Counts operations, and the tokens of the prompts they were counted on."""
         codec, read = self.sender.codec, self.sender.read(context)
         data = codec.encode(read)
         memory = self.receiver.codec.decode(data)
         text = self.receiver.prompt(Memory(text=context), self.question)
-        told = self.receiver.prompt(memory, self.question)
+        by_message = self.receiver.prompt(memory, self.question)
         with eager_attention(self.receiver.model):
             counted = {
                 "text": count_flops(lambda: self.prefill(text)),
-                "message": count_flops(lambda: self.prefill(told)),
+                "message": count_flops(lambda: self.prefill(by_message)),
             }
         counted["codec encodes"] = count_flops(lambda: codec.encode(read))
         counted["codec decodes"] = count_flops(lambda: self.receiver.codec.decode(data))
-        return counted | {"text tokens": len(text), "message tokens": len(told)}
+        return counted | {"text tokens": len(text), "message tokens": len(by_message)}
 
     def _time(self, steps: Steps, turn: int) -> dict[str, float]:
-        """Milliseconds of each step, in an order drawn for ``turn``: none always follows the same one."""
+        """Returns milliseconds of each step, in an order drawn for ``turn``: none always follows the same one."""
         names = list(steps)
         random.Random(turn).shuffle(names)
         times: dict[str, float] = {}
@@ -164,16 +164,16 @@ class Bench:
             torch.cuda.synchronize()
 
     def _steps(self, context: str, cached: bool) -> tuple[Steps, dict[str, int]]:
-        """Every step on ``context``, independent of the others' results; and the tokens of each prompt."""
+        """Returns every step on ``context``, independent of the others' results; and the tokens of each prompt."""
         sender, receiver, codec = self.sender, self.receiver, self.receiver.codec
         read = sender.read(context)
         data = sender.codec.encode(read)
         message = sender.pack(data)
         memory = receiver.decode(message)
-        told = receiver.prompt(memory, self.question)
-        twin = as_many_tokens(receiver, context, self.question, len(told))
+        by_message = receiver.prompt(memory, self.question)
+        twin = as_many_tokens(receiver, context, self.question, len(by_message))
         prompts = {
-            "message": told,
+            "message": by_message,
             "text": receiver.prompt(Memory(text=context), self.question),
             "as many tokens": receiver.prompt(Memory(text=twin), self.question),
             "nothing": receiver.prompt(None, self.question),
@@ -221,7 +221,7 @@ class Bench:
 
     @torch.no_grad()
     def _read_plainly(self, text: str) -> None:
-        """What the sender computes anyway: the same windows as ``Sender.read``, without hidden states."""
+        """Computes what the sender computes anyway: the same windows as ``Sender.read``, without hidden states."""
         model = self.sender.model
         body: Any = getattr(model, "base_model", model)
         ids = self.sender.tokenizer(text, verbose=False).input_ids
@@ -232,7 +232,7 @@ class Bench:
             body(input_ids=row, attention_mask=torch.ones_like(row))
 
     def _document(self, contexts: Sequence[str], tokens: int) -> str:
-        """A text of ``tokens`` receiver's tokens, or a few less: cut out of the contexts, one after the other."""
+        """Makes a text of ``tokens`` receiver's tokens, or a few less: cut out of the contexts, one after the other."""
         tokenizer = self.receiver.tokenizer
         ids: list[int] = []
         while len(ids) < tokens:

@@ -287,7 +287,7 @@ def _measure(job: _Job, codec: Codec, closed: bool) -> Report:
         job.cases.test,
         task=job.plan.data.name if job.plan.data is not None else "self-study",
         seed=job.plan.seed,
-        closed=closed,
+        answers_end=closed,
         texts={name: texts[name] for name in TEXTS},
         repetitions=0,
         keep=job.plan.work / "report.json",

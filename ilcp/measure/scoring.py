@@ -1,0 +1,98 @@
+"""Questions asked of a receiver: what it answers, and the log-likelihoods of the gold answers."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ilcp.codec.memory import Memory
+from ilcp.handoff import Receiver
+from ilcp.measure.arms import ArmInput, ArmSpec
+from ilcp.measure.items import DECIMALS, Arm
+from ilcp.models.prompt import answer_ids
+from ilcp.tasks.cases import Case, Question
+
+__all__ = ["Answers", "Scorer"]
+
+SPARE_TOKENS = 8  # by which an answer may be longer than the gold one before it is cut off
+
+
+@dataclass(frozen=True)
+class Answers:
+    """One entry per question, as ``Arm`` keeps them."""
+
+    answers: tuple[str | None, ...]
+    nats: tuple[float, ...]
+    new_nats: tuple[float, ...]
+
+
+class Scorer:
+    """Asks every question of the cases.
+
+    ``answers_end`` says whether answers end (questions) or go on (continuations: only their log-likelihood is taken).
+    """
+
+    def __init__(self, receiver: Receiver, cases: Sequence[Case], *, answers_end: bool = True):
+        self.receiver, self.answers_end = receiver, answers_end
+        self.asked = [(number, question) for number, case in enumerate(cases) for question in case.questions]
+        self._given = [self._given_tokens(question) for _, question in self.asked]
+
+    def arm(self, spec: ArmSpec, given: ArmInput, none: Arm | None) -> Arm:
+        """Returns the arm's answers; those that ``given`` stores need ``none``, as ``stored`` says."""
+        if given.answers is None:
+            found = self.ask(given.memories)
+        else:
+            assert none is not None  # it is the second arm of every run
+            found = self.stored(given.answers, none)
+        return Arm(
+            name=spec.name,
+            family=spec.family,
+            **vars(found),
+            payload_bytes=given.payload_bytes,
+            wire_bytes=given.wire_bytes,
+            rival_of=spec.rival_of,
+        )
+
+    def ask(self, memories: Sequence[Memory | None]) -> Answers:
+        """Asks the receiver, with one memory for each case.
+
+        Raises:
+            EncodeError: as ``Receiver.score``.
+        """
+        asked = [(memories[number], question.text, question.answer) for number, question in self.asked]
+        scores = self.receiver.score(asked, end=self.answers_end)
+        nats = [_kept(sum(score.token_nats)) for score in scores]
+        new = [_kept(sum(score.token_nats[given:])) for score, given in zip(scores, self._given, strict=True)]
+        answers = self._greedy(asked, [score.exact for score in scores]) if self.answers_end else []
+        return Answers(tuple(answers), tuple(nats), tuple(new))
+
+    def stored(self, answers: Sequence[Mapping[str, str]], none: Arm) -> Answers:
+        """Scores answers stored in the payload; falls back to the ``none`` arm where it stores none."""
+        right = [answers[number].get(question.text) == question.answer for number, question in self.asked]
+        return Answers(
+            tuple(None if ok else answer for ok, answer in zip(right, none.answers, strict=True)),
+            tuple(0.0 if ok else nats for ok, nats in zip(right, none.nats, strict=True)),
+            tuple(0.0 if ok else nats for ok, nats in zip(right, none.new_nats, strict=True)),
+        )
+
+    def _greedy(self, asked: Sequence[tuple[Any, str, str]], exact: Sequence[bool]) -> list[str | None]:
+        """Returns the greedy answers, None where it is the gold one. Only what is not exact has to be generated."""
+        wrong = [index for index, right in enumerate(exact) if not right]
+        longest = max(len(answer_ids(self.receiver.tokenizer, question.answer)) for _, question in self.asked)
+        given = self.receiver.answers([asked[index][:2] for index in wrong], max_new_tokens=longest + SPARE_TOKENS)
+        answers: list[str | None] = [None] * len(asked)
+        for index, answer in zip(wrong, given, strict=True):
+            answers[index] = None if answer == asked[index][2] else answer
+        return answers
+
+    def _given_tokens(self, question: Question) -> int:
+        """Counts the tokens of the answer that its given beginning takes."""
+        tokenizer = self.receiver.tokenizer
+        given, whole = (answer_ids(tokenizer, text, end=False) for text in (question.given, question.answer))
+        same = [a == b for a, b in zip(given, whole, strict=False)]
+        return same.index(False) if False in same else len(same)
+
+
+def _kept(value: float) -> float:
+    return round(value, DECIMALS) if np.isfinite(value) else value
