@@ -16,7 +16,15 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 import ilcp
-from ilcp.errors import AuthenticationError, DecodeError, EncodeError, ExpiredError, ReplayCacheError, ReplayError
+from ilcp.errors import (
+    AuthenticationError,
+    ConfigError,
+    DecodeError,
+    EncodeError,
+    ExpiredError,
+    ReplayCacheError,
+    ReplayError,
+)
 from ilcp.handoff import Receiver, Sender
 from ilcp.message import Message, Seal
 from ilcp.message.format import CLOCK_SKEW_S
@@ -241,7 +249,7 @@ def test_a_file_that_is_no_cache_is_named_and_lets_nothing_in(tmp_path: Path) ->
     cache.close()
     with pytest.raises(ReplayCacheError, match="this process's memory"):
         cache.admit(KEY, seal(1), now_unix_s=NOW)
-    with pytest.raises(EncodeError, match="expected max_entries and max_ttl_s of at least 1, got 0"):
+    with pytest.raises(ConfigError, match="expected max_entries and max_ttl_s of at least 1, got 0"):
         ReplayCache(max_entries=0)
     with sqlite3.connect(other) as database:  # and nothing was written into it
         assert [("seen",)] == database.execute("SELECT name FROM sqlite_master").fetchall()
