@@ -19,6 +19,7 @@ import msgspec
 import zstandard
 
 from ilcp.errors import ConfigError, DecodeError, EncodeError
+from ilcp.message.checks import require_bytes
 
 __all__ = [
     "AUTO_BYTES",
@@ -64,7 +65,7 @@ _AROUND = ".,;:!?()[]{}<>\"'`*“”‘’«»…"  # punctuation that stands ar
 
 
 def auto(text: str, budget_bytes: int = AUTO_BYTES) -> tuple[str, ...]:
-    """Picks the words of `text` that look like codes, e-mails, URLs, paths, dates or numbers, within `budget_bytes` of UTF-8.
+    """Picks what looks like a code, e-mail, URL, path, date or number in `text`, within `budget_bytes` of UTF-8.
 
     Raises:
         ConfigError: a budget below 0 or above 1024 bytes.
@@ -171,27 +172,17 @@ def to_field(literals: tuple[str, ...]) -> bytes:
 
 
 def split(field: bytes) -> tuple[bool, bytes]:
-    """Tells whether a field is packed, and returns its content, unopened.
+    """Tells whether a field, which is one value in msgpack, is packed, and returns its content, unopened.
 
     Raises:
-        DecodeError: its header is none of a str or a bin of up to 16 bits, or not the shortest one, or the content has
-            not 1 to 1024 bytes.
+        EncodeError: the content has not 1 to 1024 bytes.
+        DecodeError: it is no str or bin with the shortest header.
     """
     first = field[0]
-    if first & 0xE0 == 0xA0:
-        header_bytes = 1
-    elif first in _HEADER_BYTES:
-        header_bytes = _HEADER_BYTES[first]
-    else:
-        raise DecodeError(
-            f"expected literals header 0xa1 to 0xbf, 0xd9, 0xda, 0xc4 or 0xc5, got 0x{first:02x}: damaged"
-        )
-    packed, content = first in (_BIN_8, _BIN_16), field[header_bytes:]
-    if not 1 <= len(content) <= MAX_LITERALS_BYTES:
-        limits = f"1 to {MAX_LITERALS_BYTES} bytes"
-        raise DecodeError(f"expected literals of {limits}, got {len(content)}: the sender broke a limit of version 1")
+    packed, header_bytes = first in (_BIN_8, _BIN_16), 1 if first & 0xE0 == 0xA0 else _HEADER_BYTES.get(first, 0)
+    content = require_bytes("literals", field[header_bytes:], 1, MAX_LITERALS_BYTES)
     if len(field) != _field_bytes(packed, len(content)):
-        expected = f"expected the shortest literals header for {len(content)} bytes"
+        expected = f"expected literals as the shortest str or bin for {len(content)} bytes"
         raise DecodeError(f"{expected}, got 0x{first:02x}: damaged, or not canonical msgpack")
     return packed, content
 
