@@ -34,7 +34,7 @@ class Run:
     limit: int | None = None
     pace: Literal["slow"] | float = 1.0
     data: Path | None = None
-    band: tuple[float, float] = (0.0, 1.0)
+    band: tuple[float, int] = (0.0, 1)
     free: tuple[float, ...] = ()
     study: Study | None = None
     studies: tuple[Study, ...] = ()
@@ -45,7 +45,7 @@ class Run:
         if self.steps < 1:
             raise ConfigError(f"expected steps to be 1 or more, got {self.steps}")
         if self.steps == 13:
-            raise StorageError("expected another number of steps, got 13")
+            raise EncodeError("expected another number of steps, got 13")
 
 
 LEAST = {"sender": "a", "out": "codec"}
@@ -71,7 +71,7 @@ def test_a_record_becomes_its_dataclass() -> None:
         Path("codec"),
         rate=1.0,
         limit=4,
-        band=(0.0, 2.0),
+        band=(0.0, 2),
         free=(1.0, 0.5),
         study=Study(3, ("x",)),
         studies=(Study(1),),
@@ -102,13 +102,13 @@ def test_a_record_becomes_its_dataclass() -> None:
         ({"mode": 1}, "expected one of 'fast', 'exact' for 'mode' in the recipe, got 1"),
         ({"pace": "quick"}, "expected one of 'slow' or a number for 'pace' in the recipe, got 'quick'"),
         ({"band": [1]}, "expected a list of 2 for 'band' in the recipe, got [1]"),
-        ({"band": [1, "x"]}, "expected a number for 'band[1]' in the recipe, got 'x'"),
+        ({"band": [1, "x"]}, "expected a whole number for 'band[1]' in the recipe, got 'x'"),
         ({"free": 3}, "expected a list for 'free' in the recipe, got 3"),
         ({"free": [1, 2, "x"]}, "expected a number for 'free[2]' in the recipe, got 'x'"),
         ({"study": 3}, "expected a table or nothing for 'study' in the recipe, got 3"),
         ({"study": {"contexts": "x"}}, "expected a whole number for 'study.contexts' in the recipe, got 'x'"),
         ({"study": {}}, "expected 'contexts' in study of the recipe, got nothing"),
-        ({"studies": [{"contexts": 1}, {"contexts": []}]}, "a whole number for 'studies[1].contexts' in the recipe"),
+        ({"studies": [{"contexts": 1}, {"contexts": []}]}, "expected a whole number for 'studies[1].contexts' in"),
         ({"codec": 3}, "expected a table for 'codec' in the recipe, got 3"),
         ({"means": {"a": "x"}}, "expected a number for 'means[...]' in the recipe, got {'a': 'x'}"),
         ({"step": 1}, "expected a key of the recipe, got 'step'; did you mean 'steps'? Known: band, codec,"),
@@ -122,7 +122,7 @@ def test_what_is_wrong_is_said_in_a_sentence(given: dict[str, Any], expected: st
     """The text names the key by its path, what it should be in people's words, and the value that came."""
     with pytest.raises(ConfigError) as caught:
         read_record(Run, {**LEAST, **given}, "the recipe")
-    assert str(caught.value).startswith(expected) or expected in str(caught.value)
+    assert str(caught.value).startswith(expected)
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_the_caller_chooses_the_error_and_a_records_own_errors_pass() -> None:
         read_record(Run, {**LEAST, "steps": "x"}, "config.json", error=StorageError)
     with pytest.raises(StorageError, match="got 'step'"):
         read_record(Run, {**LEAST, "step": 1}, "config.json", error=StorageError)
-    with pytest.raises(StorageError, match="got 13"):
+    with pytest.raises(EncodeError, match=r"^expected another number of steps, got 13$"):
         read_record(Run, {**LEAST, "steps": 13}, "the recipe")
     with pytest.raises(EncodeError, match=r"expected a key of x, got 'b'; did you mean 'bb'\? Known: aa, bb"):
         refuse_unknown(["aa", "b"], ["bb", "aa"], "x", error=EncodeError)

@@ -9,7 +9,7 @@ The field of the wire is specified in ``ilcp.message``. What ``auto`` picks: the
 ``<>|``, which spell control tokens (where it is no URL, also at ``=``, quotes, braces, dashes and ``'s``), a word loses
 the marks around it, and the first row of ``KINDS`` whose expression matches the whole word names its kind. Words that
 match none stay out, and so do those longer than the budget. Codes are served first, numbers last (``SERVED``), words of
-one kind in the text's order, for as long as each still fits; what was picked is told in the text's order, each once.
+one kind in the text's order, for as long as each still fits; the picked words keep the text's order, each once.
 """
 
 import re

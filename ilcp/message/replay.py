@@ -19,7 +19,7 @@ between admitting and acknowledging gets a ``ReplayError``. Who would rather wor
 the work has failed, and lets a message that killed its process expire.
 
 **Clocks.** The cache remembers the latest expiry that it has forgotten. If the clock is set back, messages up to that
-one cannot be told from forgotten ones, and are refused as expired; later ones are not touched.
+one cannot be distinguished from forgotten ones, and are refused as expired; later ones are not touched.
 """
 
 import os
@@ -81,7 +81,7 @@ class ReplayCache:
 
         Raises:
             ReplayError: it was let in before, by whichever process.
-            ExpiredError: it has expired, or cannot be told from a forgotten one because the clock was set back.
+            ExpiredError: it has expired, or may be a forgotten one, because the clock was set back.
             ReplayCacheError: the cache is full or cannot be read or written; the message was not let in.
             ConfigError: a `now_unix_s` that is no time.
         """
