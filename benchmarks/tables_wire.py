@@ -16,7 +16,7 @@ SCENARIOS = {  # count -> its heading, in this order
 
 
 def wire(result: Result, table: Table) -> str:
-    """Microseconds to write and read a message, against others doing the same job."""
+    """Tabulates microseconds to write and read a message, against others doing the same job."""
     rows = [
         [name, str(row["bytes"]), *(f"{row[step]['median_us']:.1f}" for step in ("write", "read", "both"))]
         + [f"{1e6 / row['both']['median_us']:,.0f}"]
@@ -28,7 +28,7 @@ def wire(result: Result, table: Table) -> str:
 
 
 def load(result: Result, table: Table) -> str:
-    """Hand-offs per second and how long each step takes, beside the raw libraries."""
+    """Tabulates hand-offs per second and how long each step takes, beside the raw libraries."""
     rows = [
         [row["transport"], str(row["senders"])]
         + [shown(row.get(name), ",.0f") for name in ("sends_per_s", "handoffs_per_s")]
@@ -41,7 +41,7 @@ def load(result: Result, table: Table) -> str:
 
 
 def faults(result: Result, table: Table) -> str:
-    """What became of hand-offs while processes were killed."""
+    """Tabulates what became of hand-offs while processes were killed."""
     rows = [
         [row["transport"], str(sum(row["kills"].values())), *(f"{row[name]:,}" for name in SCENARIOS)]
         for row in result("faults")["rows"]
@@ -50,5 +50,5 @@ def faults(result: Result, table: Table) -> str:
 
 
 def shown(value: float | None, form: str) -> str:
-    """A number, or a dash where there is none."""
+    """Formats a number, or a dash where there is none."""
     return "–" if value is None else format(value, form)

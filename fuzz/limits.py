@@ -1,4 +1,4 @@
-"""What reading an input may cost: 1 ms per kB, and memory in proportion to the input.
+"""Limits of what reading an input may cost: 1 ms per kB, and memory in proportion to the input.
 
 Every call is timed. Its memory is watched for the first inputs of a process (a corpus, or a finding that is repeated)
 and for one in ``SAMPLE`` after them, because tracemalloc makes a call some ten times slower. Memory that is not
@@ -31,7 +31,7 @@ class Limits:
     calls: Iterator[int] = field(default_factory=count)
 
     def of(self, data: bytes, call: Callable[..., T], *args: Any, **more: Any) -> T:
-        """What the call gives or raises; ``data`` is what its cost is measured by. The call may be made again."""
+        """Returns or raises what the call does, which may be made again; its cost is measured by ``data``."""
         start_s = time.thread_time()
         try:
             return call(*args, **more)

@@ -83,7 +83,7 @@ FRAMES = zstandard.ZstdCompressor(
 
 
 def main() -> None:
-    """Each golden message as it comes, and without its tag for the ways that make one; payloads; the transports'."""
+    """Writes each golden message, whole and without its tag (which the target makes), payloads, and the transports'."""
     for side, inputs in TRANSPORT.items():
         for number, data in enumerate(inputs):
             write("transport", f"side-{side}-{number}", bytes([side]) + data)
@@ -106,7 +106,7 @@ def main() -> None:
 
 
 def write(target: str, name: str, data: bytes) -> None:
-    """One input, unless it is there."""
+    """Writes one input, unless it is there."""
     folder = HERE / "corpus" / target
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / name

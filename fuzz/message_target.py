@@ -16,7 +16,7 @@ __all__ = ["one_input"]
 
 KEY = bytes(range(0x40, 0x60))
 NOW = 1893455999
-LIMITS = Limits(factor=4, more_bytes=32 << 10)  # as the specification states them
+LIMITS = Limits(factor=5, more_bytes=32 << 10)  # as the specification states them
 WAYS = (
     lambda data: (data, None),
     lambda data: (data, KEY),

@@ -68,7 +68,7 @@ def main() -> int:
 
 
 def run(target: str, inputs: int, seed: int, keep: bool) -> dict[str, Any]:
-    """One target, and its row of the table. One that ran fewer inputs than it was to counts as a finding."""
+    """Runs one target, and returns its row of the table; to run fewer inputs than it was to is a finding."""
     corpus, findings = HERE / "corpus" / target, HERE / "findings"
     findings.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
@@ -96,7 +96,7 @@ def run(target: str, inputs: int, seed: int, keep: bool) -> dict[str, Any]:
 
 
 def read(child: subprocess.Popen[str]) -> tuple[dict[str, int], float]:
-    """What libFuzzer counted, and the seconds since it began; what it says is passed on, but for its progress."""
+    """Returns libFuzzer's counts and the seconds since it began; passes on what it says, but for its progress."""
     counted: dict[str, int] = {}
     start_s = 0.0
     for line in child.stderr or ():
@@ -109,7 +109,7 @@ def read(child: subprocess.Popen[str]) -> tuple[dict[str, int], float]:
 
 
 def counts(line: str) -> Iterator[tuple[str, int]]:
-    """The counts in one line of libFuzzer's."""
+    """Finds the counts in one line of libFuzzer's."""
     for name, pattern in (
         ("coverage", r"\bcov: (\d+)"),
         ("corpus", r"\bcorp: (\d+)/"),
@@ -121,7 +121,7 @@ def counts(line: str) -> Iterator[tuple[str, int]]:
 
 
 def provenance() -> dict[str, Any]:
-    """Where the counts come from: commit, versions, machine, command."""
+    """Records where the counts come from: commit, versions, machine, command."""
     from ilcp import measure
 
     return measure.provenance()

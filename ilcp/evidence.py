@@ -1,4 +1,4 @@
-"""What a codec has been shown to be worth: the result that stands in its folder, and that a receiver asks for.
+"""Evidence of what a codec is worth: the result that stands in its folder, and that a receiver asks for.
 
 A codec whose message says no more than another case's message is a codec whose receiver makes its answers up. So
 ``Receiver`` takes no codec without ``Evidence``, and none whose content gain is not above zero with its interval,
@@ -6,10 +6,11 @@ unless its caller says ``allow_unmeasured=True``. ``ilcp measure --attach`` writ
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
-from ilcp.errors import UnmeasuredError
+from ilcp.errors import ConfigError, UnmeasuredError
+from ilcp.records import read_record
 
 __all__ = ["Evidence", "require_evidence"]
 
@@ -35,7 +36,7 @@ class Evidence:
 
     @property
     def holds(self) -> bool:
-        """Whether the content gain is above zero with its interval."""
+        """Says whether the content gain is above zero with its interval."""
         return self.low is not None and self.low > 0
 
     def __str__(self) -> str:
@@ -45,18 +46,15 @@ class Evidence:
 
     @classmethod
     def from_dict(cls, record: Any) -> "Evidence":
-        """The evidence that ``dataclasses.asdict`` wrote.
+        """Reads the evidence that ``dataclasses.asdict`` wrote.
 
         Raises:
-            UnmeasuredError: a field is missing or unknown.
+            UnmeasuredError: a field is missing, unknown or of another type.
         """
-        expected = {field.name for field in fields(cls)}
-        if not isinstance(record, Mapping) or set(record) != expected:
-            found = sorted(record) if isinstance(record, Mapping) else type(record).__name__
-            raise UnmeasuredError(
-                f"expected the evidence with the fields {sorted(expected)}, got {found}: measure again"
-            )
-        return cls(**record)
+        try:
+            return read_record(cls, record, "the evidence")
+        except ConfigError as error:
+            raise UnmeasuredError(f"{error}: measure again") from None
 
 
 def require_evidence(evidence: Evidence | None, codec_id: str) -> None:

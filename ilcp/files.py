@@ -23,7 +23,7 @@ def write_whole(path: Path, content: str | bytes, *, durable: bool = False) -> N
 
 @contextmanager
 def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
-    """A draft beside ``path`` to be written inside the ``with``, which takes its place afterwards.
+    """Gives a draft beside ``path`` to be written inside the ``with``, which takes its place afterwards.
 
     Each draft has a name of its own, so that several writers do not meet in one. With ``durable`` both the content and
     the name are on the disk when the ``with`` ends, whatever happens to the power.
@@ -33,17 +33,18 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
     """
     draft = path.with_name(f".{path.name}.{token_hex(8)}.draft")
     try:
-        draft.touch(exist_ok=False)
-        yield draft
-        if durable:
-            _sync(draft)
-        draft.replace(path)
-        if durable:
-            _sync(path.parent)
+        draft.touch(exist_ok=False)  # follows no link
+        try:
+            yield draft
+            if durable:
+                _sync(draft)
+            draft.replace(path)
+            if durable:
+                _sync(path.parent)
+        finally:
+            draft.unlink(missing_ok=True)
     except OSError as error:
         raise StorageError(f"expected room for {path}, got: {error}; free space, or choose another place") from error
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def _sync(path: Path) -> None:

@@ -9,15 +9,17 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from hashlib import blake2b
+from typing import Any
 
 from ilcp.errors import IdentityError
+from ilcp.records import read_record
 
 __all__ = ["ANY", "ModelIdentity", "check_same", "digest", "digest_all"]
 
 
 @dataclass(frozen=True, slots=True)
 class ModelIdentity:
-    """Who one side of a hand-off is. ``ANY`` (every field empty) fits every model: a text codec has no other needs."""
+    """The model on one side of a hand-off. ``ANY`` (every field empty) fits every model, as a text codec does."""
 
     weights: str = ""
     tokenizer: str = ""
@@ -26,19 +28,19 @@ class ModelIdentity:
     adapters: str = ""
 
     @classmethod
-    def from_dict(cls, record: Mapping[str, str]) -> "ModelIdentity":
-        """The identity that ``asdict`` wrote.
+    def from_dict(cls, record: Any) -> "ModelIdentity":
+        """Reads the identity that ``asdict`` wrote.
 
         Raises:
-            IdentityError: a field is missing or unknown.
+            IdentityError: a field is missing, unknown or no text.
         """
         expected = {field.name for field in fields(cls)}
-        if set(record) != expected:
+        if isinstance(record, Mapping) and not expected <= set(record):
             raise IdentityError(f"expected identity fields {sorted(expected)}, got {sorted(record)}")
-        return cls(**record)
+        return read_record(cls, record, "the model's identity", error=IdentityError)
 
     def digest(self) -> bytes:
-        """The digest of all fields, 16 bytes."""
+        """Returns the digest of all fields, 16 bytes."""
         return digest(json.dumps(asdict(self), sort_keys=True).encode())
 
 
@@ -46,12 +48,12 @@ ANY = ModelIdentity()
 
 
 def digest(*parts: bytes) -> bytes:
-    """blake2b-128 of the parts, each preceded by its length, so that no two lists of parts collide."""
+    """Returns the blake2b-128 of the parts, each preceded by its length, so that no two lists of parts collide."""
     return digest_all(parts)
 
 
 def digest_all(parts: Iterable[bytes]) -> bytes:
-    """As ``digest``, one part at a time: a large model is never held twice."""
+    """Returns the same as ``digest``, taking one part at a time: a large model is never held twice."""
     hasher = blake2b(digest_size=16)
     for part in parts:
         hasher.update(len(part).to_bytes(8, "little"))

@@ -5,11 +5,12 @@ was taken in place of pydantic because it needs nothing else, reads plain datacl
 """
 
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import fields, is_dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, fields, is_dataclass
 from difflib import get_close_matches
-from types import UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -18,21 +19,20 @@ from ilcp.errors import ConfigError, IlcpError
 __all__ = ["read_record", "refuse_unknown"]
 
 T = TypeVar("T")
-WORDS = {
-    "int": "a whole number",
-    "float": "a number",
-    "bool": "true or false",
-    "str": "a text in quotes",
-    "array": "a list",
-    "object": "a table",
-    "null": "nothing",
+WORDS: dict[Any, str] = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "a text in quotes",
+    Path: "a path",
+    NoneType: "nothing",
 }
-_WRONG = re.compile(r"(?P<said>.*?)(?: - at `\$\.?(?P<path>[^`]*)`)?", re.DOTALL)
-_EXPECTED = re.compile(r"Expected `(?P<kinds>[^`]+)`(?P<more> of length .*?)?, got .*", re.DOTALL)
+_SAID = re.compile(r"(?P<said>.*?)(?: - at `\$\.?(?P<path>[^`]*)`)?", re.DOTALL)
+_STEP = re.compile(r"\[(?P<index>\d+|\.\.\.)\]|(?P<name>[^.\[\]]+)")  # [...] is a table's value, whatever its key
 
 
 def read_record(kind: type[T], record: Any, where: str, *, error: type[IlcpError] = ConfigError) -> T:
-    """The dataclass ``kind`` from a record as TOML or JSON gives it: lists become tuples, texts become paths.
+    """Makes the dataclass ``kind`` of a record of TOML or JSON: lists become tuples where it says so, texts paths.
 
     Args:
         kind: a dataclass; its ``__post_init__`` may raise errors of ilcp's, which pass.
@@ -52,7 +52,7 @@ def read_record(kind: type[T], record: Any, where: str, *, error: type[IlcpError
     except msgspec.ValidationError as wrong:
         if isinstance(wrong.__cause__, IlcpError):
             raise wrong.__cause__ from None
-        raise error(_sentence(wrong, record, where)) from wrong
+        raise error(_sentence(str(wrong), kind, record, where)) from None
 
 
 def refuse_unknown(
@@ -71,20 +71,20 @@ def refuse_unknown(
             raise error(f"expected a key of {where}, got {name!r}{meant} Known: {', '.join(sorted(known))}")
 
 
-def _refuse_unknown_below(kind: Any, record: Mapping[str, Any], where: str, error: type[IlcpError]) -> None:
-    refuse_unknown(record, (field.name for field in fields(kind)), where, error=error)
-    hints = get_type_hints(kind)
-    for name, value in record.items():
-        union = get_origin(hints[name]) in (Union, UnionType)
-        inner = next(
-            (part for part in (get_args(hints[name]) if union else (hints[name],)) if is_dataclass(part)), None
-        )
-        if inner is not None and isinstance(value, Mapping):
-            _refuse_unknown_below(inner, value, f"{name} in {where}", error)
+def _refuse_unknown_below(hint: Any, value: Any, where: str, error: type[IlcpError]) -> None:
+    """Refuses unknown keys of a dataclass's record, and of every record in it."""
+    kind = next((part for part in _alternatives(hint) if is_dataclass(part)), None)
+    if kind is not None and isinstance(value, Mapping):
+        refuse_unknown(value, (field.name for field in fields(kind)), where, error=error)
+        for name, inner in value.items():
+            _refuse_unknown_below(_below(kind, name), inner, f"{name} in {where}", error)
+    elif isinstance(value, list | tuple):
+        for place, inner in enumerate(value):
+            _refuse_unknown_below(_below(hint, place), inner, f"[{place}] in {where}", error)
 
 
 def _made_of(kind: Any, value: Any) -> Any:
-    """A value of a type that msgspec does not know, such as a path, made of the text that stands for it."""
+    """Makes a value of a type that msgspec does not know, such as a path, of the text that stands for it."""
     if isinstance(value, kind):
         return value
     if not isinstance(value, str):
@@ -92,25 +92,64 @@ def _made_of(kind: Any, value: Any) -> Any:
     return kind(value)
 
 
-def _sentence(wrong: Exception, record: Any, where: str) -> str:
-    found = _WRONG.fullmatch(str(wrong))
-    said, path = (found["said"], found["path"] or "") if found else (str(wrong), "")
-    missing = re.fullmatch(r"Object missing required field `(.*)`", said)
-    if missing:
-        return f"expected {missing[1]!r} in {f'{path} of {where}' if path else where}, got nothing"
-    value = _at(record, path)
-    expected = _EXPECTED.fullmatch(said)
-    if expected:
-        words = " or ".join(WORDS.get(kind, kind) for kind in expected["kinds"].split(" | "))
-        return f"expected {words}{expected['more'] or ''}{f' for {path!r}' if path else ''} in {where}, got {value!r}"
-    return f"expected another value{f' for {path!r}' if path else ''} in {where}, got {value!r}: {said}"
+def _sentence(wrong: str, kind: Any, record: Any, where: str) -> str:
+    """Says what msgspec found wrong, with the hint and the value that stand at its path."""
+    found = _SAID.fullmatch(wrong)
+    said, path = (found["said"], found["path"] or "") if found else (wrong, "")
+    hint, value = kind, record
+    for step in _STEP.finditer(path):
+        place = step["name"] or (None if step["index"] == "..." else int(step["index"]))
+        hint = _below(hint, place)
+        if place is not None:
+            value = value[place]
+    if said.startswith("Object missing required field"):
+        required = [f.name for f in fields(_record_kind(hint)) if f.default is f.default_factory is MISSING]
+        names = ", ".join(repr(name) for name in required if name not in value)
+        return f"expected {names} in {f'{path} of {where}' if path else where}, got nothing"
+    place_of = f" for {path!r} in {where}" if path else f" in {where}"
+    if said.startswith(("Expected", "Invalid enum value")):
+        return f"expected {_words(hint)}{place_of}, got {value!r}"
+    return f"expected another value{place_of}, got {value!r}: {said}"
 
 
-def _at(record: Any, path: str) -> Any:
-    """The value at a path such as ``training.free_bits[1]``; the nearest above it where the path goes no further."""
-    for name, index in re.findall(r"([^.\[\]]+)|\[(\d+)\]", path):
-        try:
-            record = record[int(index)] if index else record[name]
-        except (KeyError, IndexError, TypeError):
-            return record
-    return record
+def _record_kind(hint: Any) -> Any:
+    return next(part for part in _alternatives(hint) if is_dataclass(part))
+
+
+def _alternatives(hint: Any) -> Sequence[Any]:
+    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+
+
+def _below(hint: Any, place: str | int | None) -> Any:
+    """Returns the type of a dataclass's field, of a list's item, or (None) of a table's values."""
+    for part in _alternatives(hint):
+        inner = get_args(part)
+        if isinstance(place, str) and is_dataclass(part):
+            return get_type_hints(part)[place]
+        if place is None and len(inner) == 2:
+            return inner[1]
+        if isinstance(place, int) and inner and get_origin(part) not in (dict, Mapping):
+            return inner[0] if len(inner) == 1 or inner[-1] is Ellipsis else inner[min(place, len(inner) - 1)]
+    return Any
+
+
+def _words(hint: Any) -> str:
+    """Says a type to people."""
+    return " or ".join(_kinds(hint))
+
+
+def _kinds(hint: Any) -> Iterator[str]:
+    for part in _alternatives(hint):
+        origin, inner = get_origin(part) or part, get_args(part)
+        if part in WORDS:
+            yield WORDS[part]
+        elif origin is Literal:
+            yield f"one of {', '.join(map(repr, inner))}"
+        elif origin is tuple and inner and inner[-1] is not Ellipsis:
+            yield f"a list of {len(inner)}"
+        elif origin in (tuple, list, Sequence):
+            yield "a list"
+        elif is_dataclass(part) or origin in (dict, Mapping):
+            yield "a table"
+        else:
+            yield str(part)

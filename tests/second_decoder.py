@@ -1,7 +1,7 @@
 """A second decoder of Message v1, written from the specification alone: nothing of ilcp is imported here.
 
-It reads with a cursor, field by field, where ``ilcp.message`` cuts and encodes again. ``decode`` returns the fields, or
-raises ``Refused`` with the kind of refusal.
+It reads with a cursor, field by field, where ``ilcp.message`` unpacks with a library and packs again. ``decode``
+returns the fields, or raises ``Refused`` with the kind of refusal.
 """
 
 import hashlib
@@ -24,13 +24,14 @@ class Cursor:
         self.data, self.at = data, 0
 
     def take(self, n: int, exactly: bytes | None = None) -> bytes:
+        """Takes n bytes, which have to be those given."""
         part = self.data[self.at : self.at + n]
         need(len(part) == n and (exactly is None or part == exactly))
         self.at += n
         return part
 
     def sized(self, kinds: dict[int, tuple[int, int]]) -> tuple[int, bytes]:
-        """A header byte and the bytes it announces; ``kinds`` has the bytes of its length and the least length."""
+        """Takes a header byte and the bytes it announces; ``kinds`` has its length's bytes and the least length."""
         first = self.take(1)[0]
         kind = 0xA0 if first & 0xE0 == 0xA0 else first
         need(kind in kinds)
@@ -41,12 +42,13 @@ class Cursor:
 
 
 def need(true: bool, kind: str = "decode") -> None:
+    """Refuses where it is not so."""
     if not true:
         raise Refused(kind)
 
 
 def decode(data: bytes, key: bytes | None, now_unix_s: int) -> dict[str, Any]:
-    """The fields of a message; a key asks for a sealed one."""
+    """Reads the fields of a message; a key asks for a sealed one."""
     need(21 <= len(data) <= 66610)
     read = Cursor(data)
     fields = read.take(1)[0] - 0x90
@@ -79,7 +81,7 @@ def decode(data: bytes, key: bytes | None, now_unix_s: int) -> dict[str, Any]:
 
 
 def literals(kind: int, content: bytes) -> list[str]:
-    """The strings of a field, from text or from a frame."""
+    """Reads the strings of a field, from text or from a frame."""
     text = content
     if kind in (0xC4, 0xC5):
         need(content[0] in (0x20, 0x60) and len(content) >= (2 if content[0] == 0x20 else 3))

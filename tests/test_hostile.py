@@ -1,4 +1,4 @@
-"""What a hostile peer may send: two decoders agree, memory and time stay bounded, doctored payloads are refused.
+"""Bytes that a hostile peer may send: two decoders agree, memory and time stay bounded, doctored payloads are refused.
 
 ``fuzz/`` searches the same functions, guided by coverage and for longer.
 """
@@ -134,6 +134,8 @@ def _large() -> dict[str, tuple[bytes, bytes | None]]:
         "frame says 1 KB": (with_check(body + b"\xc4\x0b" + zeros), None),
         "frame wants a large window": (with_check(body + b"\xc4\x06\x00\xff\x01\x00\x00!"), None),
         "nested": (b"\x94\x01" + b"\x91" * (MAX_MESSAGE_BYTES - 2), None),
+        "nested in the literals": (body + b"\x91" * (MAX_MESSAGE_BYTES - len(body)), None),
+        "nested a little in the literals": (body + b"\x91" * 900, None),
         "one too many": (bytes(MAX_MESSAGE_BYTES + 1), None),
         "10 MB": (bytes(10_000_000), None),
     }

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from ilcp.errors import AuthenticationError, EncodeError
+from ilcp.errors import AuthenticationError, ConfigError
 from ilcp.message import Message, Seal, describe, verified
 from ilcp.message.format import CLOCK_SKEW_S
 from ilcp.message.keys import MAX_KEYS, KeyRing
@@ -37,7 +37,7 @@ def test_a_ring_refuses_a_bare_message_as_a_key_does() -> None:
     """Whoever holds keys believes no message without a seal."""
     with pytest.raises(AuthenticationError, match="expected a sealed message, got a bare one"):
         Message.from_bytes(Message(bytes(8), b"!").to_bytes(), key=KeyRing(OLD))
-    with pytest.raises(EncodeError, match="got a bare one with a key"):
+    with pytest.raises(ConfigError, match="got a bare one with a key"):
         Message(bytes(8), b"!").to_bytes(KeyRing(OLD))
 
 
@@ -64,11 +64,11 @@ def test_a_rotation_loses_no_message_and_ends_with_the_old_key_refused() -> None
 
 def test_a_promotion_that_receivers_do_not_know_is_refused() -> None:
     """The order of steps is kept by the ring itself."""
-    with pytest.raises(EncodeError, match=r"expected a key that the ring accepts, got another: roll out accepting"):
+    with pytest.raises(ConfigError, match=r"expected a key that the ring accepts, got another: roll out accepting"):
         KeyRing(OLD).promoting(NEW)
-    with pytest.raises(EncodeError, match="got the current one: promote another first"):
+    with pytest.raises(ConfigError, match="got the current one: promote another first"):
         KeyRing(OLD, (NEW,)).without(OLD)
-    with pytest.raises(EncodeError, match="got a key that it does not have"):
+    with pytest.raises(ConfigError, match="got a key that it does not have"):
         KeyRing(OLD).without(NEW)
 
 
@@ -85,7 +85,7 @@ def test_a_promotion_that_receivers_do_not_know_is_refused() -> None:
 )
 def test_a_ring_that_cannot_be_is_refused_and_no_key_is_quoted(arguments: tuple[object, ...], fragment: str) -> None:
     """Keys of the wrong type, length or number are the caller's fault; neither text nor repr shows a key."""
-    with pytest.raises(EncodeError) as caught:
+    with pytest.raises(ConfigError) as caught:
         KeyRing(*arguments)  # type: ignore[arg-type]
     assert fragment in str(caught.value)
     assert OLD.hex() not in str(caught.value)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from ilcp.codec.context import Context
 from ilcp.codec.memory import Memory
-from ilcp.errors import DecodeError, EncodeError
+from ilcp.errors import ConfigError, DecodeError, EncodeError
 from ilcp.handoff import Receiver, Sender
 from ilcp.message import Message, describe
 from ilcp.message.literals import AUTO_BYTES, MAX_LITERALS_BYTES, auto, line
@@ -62,7 +62,7 @@ def test_auto_serves_codes_first_and_keeps_the_texts_order() -> None:
     assert ("4711", "J3X4P2", "K9Z8") == auto(text, 16)
     assert ("2024-05-17", "J3X4P2", "K9Z8") == auto(text, 22)
     assert () == auto(text, 0)
-    with pytest.raises(EncodeError, match="expected a budget of 0 to 1024 bytes, got 1025"):
+    with pytest.raises(ConfigError, match="expected a budget of 0 to 1024 bytes, got 1025"):
         auto(text, 1025)
 
 

@@ -428,7 +428,7 @@ def test_admission(pair, perfect, tmp_path) -> None:
         ilcp.load_pair(folder)
     with pytest.raises(UnmeasuredError, match="got that of"):
         attach_evidence(folder, perfect.evidence())
-    with pytest.raises(UnmeasuredError, match="evidence with the fields"):
+    with pytest.raises(UnmeasuredError, match="in the evidence, got nothing: measure again"):
         Evidence.from_dict({"low": 1})
 
 

@@ -16,7 +16,15 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 import ilcp
-from ilcp.errors import AuthenticationError, DecodeError, EncodeError, ExpiredError, ReplayCacheError, ReplayError
+from ilcp.errors import (
+    AuthenticationError,
+    ConfigError,
+    DecodeError,
+    EncodeError,
+    ExpiredError,
+    ReplayCacheError,
+    ReplayError,
+)
 from ilcp.handoff import Receiver, Sender
 from ilcp.message import Message, Seal
 from ilcp.message.format import CLOCK_SKEW_S
@@ -241,7 +249,7 @@ def test_a_file_that_is_no_cache_is_named_and_lets_nothing_in(tmp_path: Path) ->
     cache.close()
     with pytest.raises(ReplayCacheError, match="this process's memory"):
         cache.admit(KEY, seal(1), now_unix_s=NOW)
-    with pytest.raises(EncodeError, match="expected max_entries and max_ttl_s of at least 1, got 0"):
+    with pytest.raises(ConfigError, match="expected max_entries and max_ttl_s of at least 1, got 0"):
         ReplayCache(max_entries=0)
     with sqlite3.connect(other) as database:  # and nothing was written into it
         assert [("seen",)] == database.execute("SELECT name FROM sqlite_master").fetchall()
@@ -321,20 +329,20 @@ def test_a_receiver_decodes_a_sealed_message_once(small: Any) -> None:
 
 
 def test_what_a_receiver_refuses_does_not_use_up_its_id(small: Any) -> None:
-    """Forged, late and foreign messages leave the cache as it is: mended, the same hand-off is let in."""
+    """Forged, late and mismatched messages leave the cache as it is: mended, the same hand-off is let in."""
     cache, clock = ReplayCache(), [float(NOW)]
     models = small.receiver.model, small.receiver.tokenizer, small.codec
     end = Receiver(*models, key=KEY, replay=cache, clock=lambda: clock[0], allow_unmeasured=True)
     payload = small.codec.encode(small.sender.read("Mara owns the ticket."))
     genuine = Message(small.codec.trained.codec_id(small.codec.spec), payload, seal(7))
-    foreign = Message(bytes(8), payload, seal(7))
+    mismatched = Message(bytes(8), payload, seal(7))
     clock[0] = NOW + 60 + CLOCK_SKEW_S
-    for wire in (genuine.to_bytes(OTHER), foreign.to_bytes(KEY), genuine.to_bytes(KEY)):
+    for wire in (genuine.to_bytes(OTHER), mismatched.to_bytes(KEY), genuine.to_bytes(KEY)):
         with pytest.raises(Exception, match=r"expected .* got"):
             end.decode(wire)
     clock[0] = NOW + 60 + CLOCK_SKEW_S - 1
     with pytest.raises(Exception, match="expected a message of codec"):
-        end.decode(foreign.to_bytes(KEY))
+        end.decode(mismatched.to_bytes(KEY))
     nonsense = Message(genuine.codec_id, payload[:-1], seal(7)).to_bytes(KEY)  # no length that the codec has
     with pytest.raises(DecodeError):
         end.decode(nonsense)

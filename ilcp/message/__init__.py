@@ -45,9 +45,10 @@ with uint32, in February 2106. Reading allocates at most 5 times the message plu
 before 1, hashes nothing before 8, opens nothing unverified, and never allocates what a length merely claims:
  1. the argument is bytes, and there are 21 to 66610 of them;
  2. byte 0 is an array header, byte 1 is version 1, the array has 4 to 7 fields;
- 3. the payload header, at byte 12, is bin 8 or bin 16, and the literals header one of the five above;
- 4. there are as many bytes as kind and headers imply: none missing, none trailing;
- 5. `payload`, literals as they stand (1 to 1024 bytes) and `expires_unix_s` are within their limits;
+ 3. each field after the version is of its msgpack type: `expires_unix_s` an integer, literals text or binary, all
+    others binary;
+ 4. there are as many bytes as the headers imply: none missing, none trailing;
+ 5. each field, the literals as they stand (1 to 1024 bytes), has its length or is within its limits;
  6. the fields, encoded again, give the very same bytes: any other msgpack spelling of the same values is refused;
  7. the kind is the one asked for: a reader that holds a key MUST refuse a bare message (else whoever strips the seal
     is believed); one without a key MUST NOT accept a sealed message, though it MAY show it, marked as not verified;

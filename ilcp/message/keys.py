@@ -22,7 +22,7 @@ threat model of ``ilcp.message``. Which one verified is not told to the sender.
 
 from dataclasses import dataclass
 
-from ilcp.errors import EncodeError
+from ilcp.errors import ConfigError
 from ilcp.message.checks import require_bytes
 
 __all__ = ["MAX_KEYS", "MAX_KEY_BYTES", "MIN_KEY_BYTES", "Key", "KeyRing", "keys_of", "sealing_key"]
@@ -37,7 +37,7 @@ class KeyRing:
     """The key that seals, and those that are accepted beside it, tried in this order; 16 to 64 bytes each.
 
     Raises:
-        EncodeError: a key of another type or length, the same key twice, or more than 4 keys.
+        ConfigError: a key of another type or length, the same key twice, or more than 4 keys.
     """
 
     current: bytes
@@ -45,46 +45,46 @@ class KeyRing:
 
     def __post_init__(self) -> None:
         if not isinstance(self.accepted, tuple):
-            raise EncodeError(f"expected accepted as a tuple of keys, got {type(self.accepted).__name__}")
+            raise ConfigError(f"expected accepted as a tuple of keys, got {type(self.accepted).__name__}")
         for key in self.keys:
             _require_key(key)
         if len(self.keys) > MAX_KEYS:
-            raise EncodeError(f"expected at most {MAX_KEYS} keys in a ring, got {len(self.keys)}: retire one first")
+            raise ConfigError(f"expected at most {MAX_KEYS} keys in a ring, got {len(self.keys)}: retire one first")
         if len(set(self.keys)) < len(self.keys):
-            raise EncodeError("expected each key once in a ring, got one twice: leave it out of accepted")
+            raise ConfigError("expected each key once in a ring, got one twice: leave it out of accepted")
 
     @property
     def keys(self) -> tuple[bytes, ...]:
-        """All keys that verify a message, the current one first."""
+        """Lists all keys that verify a message, the current one first."""
         return (self.current, *self.accepted)
 
     def accepting(self, key: bytes) -> "KeyRing":
-        """This ring, which also believes `key`.
+        """Returns this ring, which also believes `key`.
 
         Raises:
-            EncodeError: it is no key, the ring has it already, or the ring is full.
+            ConfigError: it is no key, the ring has it already, or the ring is full.
         """
         return KeyRing(self.current, (*self.accepted, key))
 
     def promoting(self, key: bytes) -> "KeyRing":
-        """This ring, sealing with `key`; the key that sealed until now stays believed.
+        """Returns this ring, sealing with `key`; the key that sealed until now stays believed.
 
         Raises:
-            EncodeError: the ring does not accept `key` yet: receivers must know it before a sender uses it.
+            ConfigError: the ring does not accept `key` yet: receivers must know it before a sender uses it.
         """
         if key not in self.keys:
-            raise EncodeError("expected a key that the ring accepts, got another: roll out accepting(key) first")
+            raise ConfigError("expected a key that the ring accepts, got another: roll out accepting(key) first")
         return KeyRing(key, tuple(each for each in self.keys if each != key))
 
     def without(self, key: bytes) -> "KeyRing":
-        """This ring, which no longer believes `key`.
+        """Returns this ring, which no longer believes `key`.
 
         Raises:
-            EncodeError: it is the current key, or none of the ring.
+            ConfigError: it is the current key, or none of the ring.
         """
         if key not in self.accepted:
             got = "the current one: promote another first" if key == self.current else "a key that it does not have"
-            raise EncodeError(f"expected a key that the ring accepts beside the current one, got {got}")
+            raise ConfigError(f"expected a key that the ring accepts beside the current one, got {got}")
         return KeyRing(self.current, tuple(each for each in self.accepted if each != key))
 
     def __repr__(self) -> str:
@@ -95,10 +95,10 @@ Key = bytes | KeyRing
 
 
 def keys_of(key: Key | None) -> tuple[bytes, ...]:
-    """The keys that verify: none, one, or those of a ring.
+    """Returns the keys that verify: none, one, or those of a ring.
 
     Raises:
-        EncodeError: neither a ring nor a key of 16 to 64 bytes.
+        ConfigError: neither a ring nor a key of 16 to 64 bytes.
     """
     if isinstance(key, KeyRing):
         return key.keys
@@ -106,13 +106,13 @@ def keys_of(key: Key | None) -> tuple[bytes, ...]:
 
 
 def sealing_key(key: Key | None) -> bytes | None:
-    """The key that seals: the one given, or the current one of a ring.
+    """Returns the key that seals: the one given, or the current one of a ring.
 
     Raises:
-        EncodeError: neither a ring nor a key of 16 to 64 bytes.
+        ConfigError: neither a ring nor a key of 16 to 64 bytes.
     """
     return next(iter(keys_of(key)), None)
 
 
 def _require_key(key: object) -> bytes:
-    return require_bytes("key", key, MIN_KEY_BYTES, MAX_KEY_BYTES)
+    return require_bytes("key", key, MIN_KEY_BYTES, MAX_KEY_BYTES, error=ConfigError)

@@ -9,17 +9,30 @@ The field of the wire is specified in ``ilcp.message``. What ``auto`` picks: the
 ``<>|``, which spell control tokens (where it is no URL, also at ``=``, quotes, braces, dashes and ``'s``), a word loses
 the marks around it, and the first row of ``KINDS`` whose expression matches the whole word names its kind. Words that
 match none stay out, and so do those longer than the budget. Codes are served first, numbers last (``SERVED``), words of
-one kind in the text's order, for as long as each still fits; what was picked is told in the text's order, each once.
+one kind in the text's order, for as long as each still fits; the picked words keep the text's order, each once.
 """
 
 import re
 from collections.abc import Iterable, Iterator
 
+import msgspec
 import zstandard
 
-from ilcp.errors import DecodeError, EncodeError
+from ilcp.errors import ConfigError, DecodeError, EncodeError
+from ilcp.message.checks import require_bytes
 
-__all__ = ["AUTO_BYTES", "KINDS", "MAX_LITERALS_BYTES", "auto", "check_literals", "from_field", "line", "to_field"]
+__all__ = [
+    "AUTO_BYTES",
+    "KINDS",
+    "MAX_LITERALS_BYTES",
+    "auto",
+    "check_literals",
+    "chosen",
+    "from_field",
+    "line",
+    "split",
+    "to_field",
+]
 
 MAX_LITERALS_BYTES = 1024  # 28 UUIDs, ten times the usual message: who needs more wants a text memory, or a file
 AUTO_BYTES = 64  # what auto may add to a message: less than the payload itself
@@ -30,7 +43,7 @@ LABEL = "Verbatim: "  # how the receiver's line of literals begins
 BETWEEN = " | "
 
 _BIN_8, _BIN_16, _STR_8, _STR_16 = 0xC4, 0xC5, 0xD9, 0xDA
-_LENGTH_BYTES = {_BIN_8: 1, _BIN_16: 2, _STR_8: 1, _STR_16: 2}
+_HEADER_BYTES = {_BIN_8: 2, _BIN_16: 3, _STR_8: 2, _STR_16: 3}
 
 # Control characters and line separators would end the line; the private use area holds ``ilcp.MEMORY_HERE``.
 _REFUSED = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ue000-\uf8ff]")
@@ -52,13 +65,13 @@ _AROUND = ".,;:!?()[]{}<>\"'`*“”‘’«»…"  # punctuation that stands ar
 
 
 def auto(text: str, budget_bytes: int = AUTO_BYTES) -> tuple[str, ...]:
-    """The words of `text` that look like codes, e-mails, URLs, paths, dates or numbers, within `budget_bytes` of UTF-8.
+    """Picks what looks like a code, e-mail, URL, path, date or number in `text`, within `budget_bytes` of UTF-8.
 
     Raises:
-        EncodeError: a budget below 0 or above 1024 bytes.
+        ConfigError: a budget below 0 or above 1024 bytes.
     """
     if not 0 <= budget_bytes <= MAX_LITERALS_BYTES:
-        raise EncodeError(f"expected a budget of 0 to {MAX_LITERALS_BYTES} bytes, got {budget_bytes}")
+        raise ConfigError(f"expected a budget of 0 to {MAX_LITERALS_BYTES} bytes, got {budget_bytes}")
     found: dict[str, str | None] = {}
     for token in _tokens(text):
         word = token.rstrip(_AROUND).lstrip(_AROUND[1:])  # a path may begin with a full stop
@@ -84,7 +97,7 @@ def _tokens(text: str) -> Iterator[str]:
 
 
 def check_literals(literals: object) -> tuple[str, ...]:
-    """The literals, if a message can carry them.
+    """Returns the literals, if a message can carry them.
 
     Raises:
         EncodeError: not a tuple of different, non-empty strings of one line each, or more than 1024 bytes of UTF-8, the
@@ -113,7 +126,7 @@ def check_literals(literals: object) -> tuple[str, ...]:
 
 
 def chosen(literals: Iterable[str] | str, text: str | None) -> tuple[str, ...]:
-    """What `Sender.encode` was asked for: a list's literals, each once, or what ``auto`` picks from `text`.
+    """Returns a list's literals, each once, or for "auto" what ``auto`` picks from `text`.
 
     A list need not occur in the text: a ticket's number may come from elsewhere.
 
@@ -135,61 +148,53 @@ def chosen(literals: Iterable[str] | str, text: str | None) -> tuple[str, ...]:
 
 
 def line(literals: Iterable[str]) -> str:
-    """The literals as the one line of text that a receiver reads; one that holds " | " looks like two in it."""
+    """Writes the literals as the one line of text that a receiver reads; one that holds " | " looks like two in it."""
     return LABEL + BETWEEN.join(literals)
 
 
 def to_field(literals: tuple[str, ...]) -> bytes:
-    """The field as it stands in a message, header included: a msgpack str, or a bin if a zstd frame makes it shorter.
+    """Returns the field as it stands in a message: a msgpack str, or a bin if a zstd frame makes it shorter.
 
     Nothing for no literals.
     """
     if not literals:
         return b""
-    text = "\n".join(literals).encode("utf-8")
-    plain = header(False, len(text)) + text
-    if len(text) < MIN_PACKED_BYTES:
+    text = "\n".join(literals)
+    plain, content = msgspec.msgpack.encode(text), text.encode("utf-8")
+    if len(content) < MIN_PACKED_BYTES:
         return plain
     parameters = zstandard.ZstdCompressionParameters.from_level(
-        ZSTD_LEVEL, source_size=len(text), write_content_size=True, write_checksum=False, write_dict_id=False
+        ZSTD_LEVEL, source_size=len(content), write_content_size=True, write_checksum=False, write_dict_id=False
     )
-    frame = zstandard.ZstdCompressor(compression_params=parameters).compress(text)[len(ZSTD_MAGIC) :]
-    packed = header(True, len(frame)) + frame
-    return packed if len(packed) < len(plain) and _declared(frame) == len(text) else plain
+    frame = zstandard.ZstdCompressor(compression_params=parameters).compress(content)[len(ZSTD_MAGIC) :]
+    packed = msgspec.msgpack.encode(frame)
+    return packed if len(packed) < len(plain) and _declared(frame) == len(content) else plain
 
 
-def header(packed: bool, n: int) -> bytes:
-    """The shortest msgpack header of a str of `n` bytes, or of a bin."""
-    if not packed and n < 32:
-        return bytes((0xA0 | n,))
-    if n <= 0xFF:
-        return bytes((_BIN_8 if packed else _STR_8, n))
-    return bytes((_BIN_16 if packed else _STR_16, n >> 8, n & 0xFF))
-
-
-def span(wire: bytes, at: int) -> tuple[bool, int, int]:
-    """Whether the field at `at` is packed, where its content begins, and where it would end.
+def split(field: bytes) -> tuple[bool, bytes]:
+    """Tells whether a field, which is one value in msgpack, is packed, and returns its content, unopened.
 
     Raises:
-        DecodeError: its header is none of a str or a bin of up to 16 bits.
+        EncodeError: the content has not 1 to 1024 bytes.
+        DecodeError: it is no str or bin with the shortest header.
     """
-    first = wire[at]
-    if first & 0xE0 == 0xA0:
-        return False, at + 1, at + 1 + (first & 0x1F)
-    if first not in _LENGTH_BYTES:
-        expected = "literals header 0xa1 to 0xbf, 0xd9, 0xda, 0xc4 or 0xc5"
-        raise DecodeError(f"expected {expected} at byte {at}, got 0x{first:02x}: damaged")
-    start = at + 1 + _LENGTH_BYTES[first]
-    return first in (_BIN_8, _BIN_16), start, start + int.from_bytes(wire[at + 1 : start], "big")
+    first = field[0]
+    packed, header_bytes = first in (_BIN_8, _BIN_16), 1 if first & 0xE0 == 0xA0 else _HEADER_BYTES.get(first, 0)
+    content = require_bytes("literals", field[header_bytes:], 1, MAX_LITERALS_BYTES)
+    if len(field) != _field_bytes(packed, len(content)):
+        expected = f"expected literals as the shortest str or bin for {len(content)} bytes"
+        raise DecodeError(f"{expected}, got 0x{first:02x}: damaged, or not canonical msgpack")
+    return packed, content
 
 
-def from_field(packed: bool, content: bytes) -> tuple[str, ...]:
-    """The strings that a field's content holds, decompressed to at most 1024 bytes; ``check_literals`` judges them.
+def from_field(field: bytes) -> tuple[str, ...]:
+    """Returns the strings that a field holds, decompressed to at most 1024 bytes; ``check_literals`` judges them.
 
     Raises:
-        DecodeError: no UTF-8, a frame of another kind, size or length than the specification allows, or one that is no
-            shorter than its text.
+        DecodeError: as ``split``; no UTF-8, a frame of another kind, size or length than the specification allows, or
+            one that is no shorter than its text.
     """
+    packed, content = split(field)
     text = _unpacked(content) if packed else content
     if packed and _field_bytes(True, len(content)) >= _field_bytes(False, len(text)):
         raise DecodeError(f"expected a zstd frame shorter than its {len(text)} bytes of text, got {len(content)}")
@@ -200,7 +205,8 @@ def from_field(packed: bool, content: bytes) -> tuple[str, ...]:
 
 
 def _field_bytes(packed: bool, n: int) -> int:
-    return len(header(packed, n)) + n
+    """Returns the length of a field with the shortest header for `n` bytes of content."""
+    return n + (1 if n < 32 and not packed else 2 if n < 256 else 3)
 
 
 def _unpacked(frame: bytes) -> bytes:
@@ -217,7 +223,7 @@ def _unpacked(frame: bytes) -> bytes:
 
 
 def _declared(frame: bytes) -> int | None:
-    """The size that a frame declares, where its header is one of the two that are allowed."""
+    """Reads the size that a frame declares, where its header is one of the two that are allowed."""
     if frame[:1] == b"\x20" and len(frame) >= 2:
         return frame[1]
     if frame[:1] == b"\x60" and len(frame) >= 3:

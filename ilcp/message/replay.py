@@ -19,7 +19,7 @@ between admitting and acknowledging gets a ``ReplayError``. Who would rather wor
 the work has failed, and lets a message that killed its process expire.
 
 **Clocks.** The cache remembers the latest expiry that it has forgotten. If the clock is set back, messages up to that
-one cannot be told from forgotten ones, and are refused as expired; later ones are not touched.
+one cannot be distinguished from forgotten ones, and are refused as expired; later ones are not touched.
 """
 
 import os
@@ -31,9 +31,9 @@ from hashlib import blake2b
 from pathlib import Path
 from threading import Lock
 
-from ilcp.errors import EncodeError, ExpiredError, IlcpError, ReplayCacheError, ReplayError
-from ilcp.message.checks import require_int
-from ilcp.message.format import CLOCK_SKEW_S, MAX_EXPIRES_UNIX_S, Seal
+from ilcp.errors import ConfigError, ExpiredError, IlcpError, ReplayCacheError, ReplayError
+from ilcp.message.checks import require_now
+from ilcp.message.format import CLOCK_SKEW_S, Seal
 
 __all__ = ["MAX_ENTRIES", "ReplayCache"]
 
@@ -62,13 +62,13 @@ class ReplayCache:
         max_ttl_s: messages that are valid for longer are not let in.
 
     Raises:
-        EncodeError: `max_entries` or `max_ttl_s` is below 1.
+        ConfigError: `max_entries` or `max_ttl_s` is below 1.
         ReplayCacheError: the file cannot be opened, or is no replay cache.
     """
 
     def __init__(self, path: str | Path | None = None, *, max_entries: int = MAX_ENTRIES, max_ttl_s: int = MAX_TTL_S):
         if max_entries < 1 or max_ttl_s < 1:
-            raise EncodeError(f"expected max_entries and max_ttl_s of at least 1, got {max_entries} and {max_ttl_s}")
+            raise ConfigError(f"expected max_entries and max_ttl_s of at least 1, got {max_entries} and {max_ttl_s}")
         self.path = None if path is None else Path(path)
         self.max_entries, self.max_ttl_s = max_entries, max_ttl_s
         self._lock, self._lock_process = Lock(), os.getpid()
@@ -81,11 +81,11 @@ class ReplayCache:
 
         Raises:
             ReplayError: it was let in before, by whichever process.
-            ExpiredError: it has expired, or cannot be told from a forgotten one because the clock was set back.
+            ExpiredError: it has expired, or may be a forgotten one, because the clock was set back.
             ReplayCacheError: the cache is full or cannot be read or written; the message was not let in.
-            EncodeError: a `now_unix_s` that is no time.
+            ConfigError: a `now_unix_s` that is no time.
         """
-        now = int(time.time()) if now_unix_s is None else require_int("now_unix_s", now_unix_s, 0, MAX_EXPIRES_UNIX_S)
+        now = int(time.time()) if now_unix_s is None else require_now(now_unix_s)
         until = seal.expires_unix_s + CLOCK_SKEW_S
         with self._transaction() as database:
             entries, forgotten = self._without_expired(database, now)
@@ -132,19 +132,19 @@ class ReplayCache:
         self.close()
 
     def __len__(self) -> int:
-        """How many hand-offs are remembered, expired ones that nobody has asked past included."""
+        """Counts the hand-offs that are remembered, expired ones that nobody has asked past included."""
         with self._transaction() as database:
             return self._state(database)[0]
 
     def _state(self, database: sqlite3.Connection) -> tuple[int, int]:
-        """How many entries there are, and the latest expiry that was forgotten."""
+        """Returns how many entries there are, and the latest expiry that was forgotten."""
         row = database.execute("SELECT entries, forgotten FROM state").fetchone()
         if row is None:
             raise ReplayCacheError(f"expected a replay cache in {self._name}, got one without its counters: remove it")
         return row[0], row[1]
 
     def _without_expired(self, database: sqlite3.Connection, now: int) -> tuple[int, int]:
-        """How many entries are left, and the latest expiry of those that went, now or before."""
+        """Forgets what has expired; returns how many entries are left, and the latest expiry that ever went."""
         gone, latest = database.execute("SELECT count(*), max(until) FROM seen WHERE until <= ?", (now,)).fetchone()
         if gone:
             database.execute("DELETE FROM seen WHERE until <= ?", (now,))
@@ -152,14 +152,14 @@ class ReplayCache:
         return self._state(database)
 
     def _own_lock(self) -> Lock:
-        """This process's lock: a fork may have copied one that another thread held."""
+        """Returns this process's lock: a fork may have copied one that another thread held."""
         if self._lock_process != os.getpid():
             self._lock, self._lock_process = Lock(), os.getpid()
         return self._lock
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        """One step that no other thread or process sees half of. What was refused keeps nothing but what expired."""
+        """Makes one step that no other thread or process sees half of; a refusal keeps nothing but what expired."""
         with self._own_lock():
             if self.path is not None and self._process != os.getpid():
                 # SQLite's connections do not survive a fork, and the child must not even close its copy.
@@ -209,5 +209,5 @@ def _require_ours(database: sqlite3.Connection, name: str) -> None:
 
 
 def _id(key: bytes, seal: Seal) -> bytes:
-    """A digest of the key, never the key itself, and the id: another key's holder cannot use up this one's ids."""
+    """Joins a digest of the key, never the key itself, and the id: another key's holder cannot use up these ids."""
     return blake2b(key, digest_size=_KEY_ID_BYTES, person=b"ilcp replay").digest() + seal.handoff_id
