@@ -1,6 +1,6 @@
-"""Writes the tables of README.md and benchmarks/README.md from the committed results.
+"""Writes the tables of the README, of docs/ and of benchmarks/README.md from the committed results.
 
-python benchmarks/tables.py            # rewrites both files between their markers
+python benchmarks/tables.py            # rewrites the pages between their markers
 python benchmarks/tables.py --check    # exits with 1 where a table differs from its results
 """
 
@@ -12,12 +12,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import tables_front
 import tables_wire
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 PAGES = {
-    HERE.parent / "README.md": ("figures", "cost", "faults"),
+    HERE.parent / "README.md": ("front",),
+    HERE.parent / "docs" / "index.md": ("front",),
+    HERE.parent / "docs" / "results.md": ("figures", "cost"),
+    HERE.parent / "docs" / "how-to" / "transport.md": ("faults",),
     HERE / "README.md": (
         "pair",
         "arms",
@@ -98,7 +102,7 @@ def number(figure: dict[str, Any] | None, digits: int = 3) -> str:
 
 
 def figures() -> str:
-    """The claims of the README, each with its interval."""
+    """The claims of the project, each with its interval."""
     made = result("embedded")["figures"]
     arms, delivered, gain = made["arms"], made["delivered"], made["content gain"]
     every = next(point for point in result("capacity")["points"] if point["facts"] == STATED)
@@ -330,6 +334,7 @@ TABLES = {
     "peer": peer,
     "peer-findings": peer_findings,
     "pair": pair,
+    "front": partial(tables_front.front, result, table, number),
     "wire": partial(tables_wire.wire, result, table),
     "load": partial(tables_wire.load, result, table),
     "faults": partial(tables_wire.faults, result, table),
