@@ -6,6 +6,8 @@ from typing import Any
 __all__ = ["front"]
 
 TIME = "first token, message, encode and wire / text"
+RECOVERY = "recovery, exact"
+BY_DEFINITION = {"text": "1", "none": "0"}  # of recovery
 
 
 def front(
@@ -15,36 +17,38 @@ def front(
 ) -> str:
     """Returns what the message is worth and costs, beside the text, text of as many bytes, and the controls."""
     made = result("embedded")["figures"]
-    foreign = "mismatched" if "mismatched" in made["arms"] else "other"  # its name in results of earlier versions
+    arms, sizes = made["arms"], made["bytes"]
+    mismatched = "mismatched" if "mismatched" in arms else "other"  # its name in results of earlier versions
+    shown = {  # what the receiver gets -> the arm, and its arm where the payload has 20 bytes
+        "message": ("message", "message-20"),
+        "full text": ("text", "text"),
+        "text, coded by the sender's model": ("lm-80", "lm-20"),
+        "another case's message": (mismatched, None),
+        "nothing": ("none", "none"),
+    }
+    times = {"message": number(made["cost"][TIME]), "text": "1"}
 
-    def row(what: str, kind: str, name: str, *arms: str | None) -> list[str]:
-        found = [None if arm is None else made["arms"][arm][kind][name] for arm in arms]
-        return [what, *map(number, found), f"n = {made['arms']['message'][kind][name]['n']}"]
+    def recovery(arm: str | None) -> str:
+        return number(None) if arm is None else BY_DEFINITION.get(arm) or number(arms[arm]["all"][RECOVERY])
 
-    every = ("message", "text", "lm-80", foreign, "none")
-    sizes = [number(made["bytes"][arm]["wire"]) if arm in made["bytes"] else "–" for arm in every]
     rows = [
-        ["bytes on the wire, everything counted", *sizes, f"n = {made['bytes']['message']['wire']['n']}"],
-        row("recovery, payload of at most 80 bytes", "all", "recovery, exact", *every),
-        row(
-            "recovery, payload of at most 20 bytes",
-            "all",
-            "recovery, exact",
-            "message-20",
-            "text",
-            "lm-20",
-            None,
-            "none",
-        ),
-        row("joins answered right (two facts, one answer)", "join", "exact", *every),
         [
-            "time to the first token, encoding counted in, by that of the text",
-            number(made["cost"][TIME]),
-            *["1", "–", "–", "–"],
-            "medians",
-        ],
+            what,
+            number(sizes[arm]["wire"] if arm in sizes else None),
+            recovery(arm),
+            recovery(shorter),
+            number(arms[arm]["join"]["exact"]),
+            times.get(arm, number(None)),
+        ]
+        for what, (arm, shorter) in shown.items()
     ]
-    return table(
-        ["figure", "message", "full text", "text coded by the sender's model", "another case's message", "nothing", ""],
-        rows,
-    )
+    n, joins = arms["message"]["all"][RECOVERY]["n"], arms["message"]["join"]["exact"]["n"]
+    header = [
+        "the receiver gets",
+        "bytes on the wire",
+        f"recovery, 80 bytes of payload (n = {n})",
+        f"recovery, 20 bytes of payload (n = {n})",
+        f"joins right (n = {joins})",
+        "time to first token",
+    ]
+    return table(header, rows)

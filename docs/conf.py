@@ -6,6 +6,8 @@ from importlib import metadata
 from itertools import takewhile
 from typing import Any
 
+from docutils import nodes
+
 project = "ilcp"
 author = "the ilcp authors"
 release = version = metadata.version("ilcp")
@@ -35,6 +37,7 @@ SPECIFIED = "ilcp.message"
 
 LISTING = ".. code-block:: text"  # a bare "::" would be coloured as Python
 LIST = re.compile(r"(-|\d+\.) ")
+UNBROKEN = re.compile(r"\[-?[\d.]+, -?[\d.]+\]|n = \d+|\d B\b")  # in a cell of a table
 NUMBER = re.compile(r" \d\. ")
 
 
@@ -42,12 +45,20 @@ def setup(app: Any) -> None:
     """Registers what makes docstrings written for a terminal readable as reStructuredText; it runs before napoleon."""
     app.connect("autodoc-process-docstring", as_restructured_text, priority=400)
     app.connect("source-read", without_what_is_not_installed)
+    app.connect("doctree-read", with_intervals_whole)
 
 
 def without_what_is_not_installed(app: Any, page: str, source: list[str]) -> None:
     """Empties the page of ``ilcp.testing`` where Hypothesis, which it needs, is not installed."""
     if page == "reference/testing" and not importlib.util.find_spec("ilcp.testing"):
         source[0] = source[0].partition("```")[0] + "Not installed here: `pip install 'ilcp[testing]'`.\n"
+
+
+def with_intervals_whole(app: Any, doctree: nodes.document) -> None:
+    """Keeps an interval in a table's cell on one line: ``0.938 [0.920, 0.955]`` breaks before its bracket only."""
+    for entry in doctree.findall(nodes.entry):
+        for text in list(entry.findall(nodes.Text)):
+            text.parent.replace(text, nodes.Text(UNBROKEN.sub(lambda found: found[0].replace(" ", "\N{NBSP}"), text)))
 
 
 def as_restructured_text(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
@@ -74,7 +85,7 @@ def with_listings_marked(lines: list[str]) -> list[str]:
         said = [each for each in made if each.strip()]
         if made and not made[-1].strip() and line.strip() and said and _indent(line) > _indent(said[-1]):
             within = _in_list([*takewhile(str.strip, made[::-1][1:])][::-1])
-            if not (said[-1].endswith("::") or line.lstrip().startswith(">>>") or within):
+            if not (said[-1] == LISTING or said[-1].endswith("::") or line.lstrip().startswith(">>>") or within):
                 made += [LISTING, ""]
         made.append(LISTING if line == "::" else line)
     return made

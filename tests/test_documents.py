@@ -12,6 +12,8 @@ import sys
 import tomllib
 from itertools import takewhile
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -200,13 +202,35 @@ def test_the_readme_says_of_text_what_was_measured() -> None:
     assert f"takes about {round(coded, -1):.0f}" in text
 
 
-def test_the_picture_is_what_its_script_draws() -> None:
-    """The committed picture equals what docs/draw_hop.py draws from a message written now, and is well-formed."""
-    spec = importlib.util.spec_from_file_location("draw_hop", ROOT / "docs" / "draw_hop.py")
+def script_of_docs(name: str) -> Any:
+    """A Python file of docs/, which is no package, as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
+    return script
+
+
+def test_docstrings_become_restructured_text() -> None:
+    """What is indented in a docstring becomes a listing, lists stand apart, and a list's numbers come to the margin."""
+    pytest.importorskip("docutils")
+    conf = script_of_docs("conf")
+    written = "A table:\n\n    part   bytes\n\nIt shows\n- this,\n  and\n- that.\nThen\n 9. one\n    more\n10. two"
+    made = (
+        "A table:\n\n.. code-block:: text\n\n    part   bytes\n\nIt shows\n\n- this,\n  and\n- that.\n\n"
+        "Then\n\n9. one\n   more\n10. two\n"
+    )
+    app = SimpleNamespace(env=SimpleNamespace(current_document=SimpleNamespace(docname="index")))
+    for text in (written, made.rstrip()):  # what is marked already stays as it is
+        lines = text.split("\n")
+        conf.as_restructured_text(app, "module", "ilcp.message", None, None, lines)
+        assert made == "\n".join(lines)
+
+
+def test_the_picture_is_what_its_script_draws() -> None:
+    """The committed picture equals what docs/draw_hop.py draws from a message written now, and is well-formed."""
+    script = script_of_docs("draw_hop")
     assert script.draw() == script.FILE.read_text(encoding="utf-8")
     assert "svg" in ElementTree.fromstring(script.draw()).tag
     assert 100 == sum(script.field_sizes().values())
