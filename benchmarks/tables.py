@@ -102,7 +102,7 @@ def number(figure: dict[str, Any] | None, digits: int = 3) -> str:
 
 
 def figures() -> str:
-    """The claims of the project, each with its interval."""
+    """The claims of the README, each with its interval."""
     made = result("embedded")["figures"]
     arms, delivered, gain = made["arms"], made["delivered"], made["content gain"]
     every = next(point for point in result("capacity")["points"] if point["facts"] == STATED)

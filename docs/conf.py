@@ -65,6 +65,8 @@ def as_restructured_text(app: Any, what: str, name: str, obj: Any, options: Any,
     """Marks what a reader sees and a parser does not: indented blocks are listings, and lists stand by themselves."""
     if name == SPECIFIED and app.env.current_document.docname.startswith("reference"):
         lines[:] = ["The wire format: :doc:`/specification`.", ""]
+    elif lines and lines[0].startswith("Alias for field number"):  # what Python says of a NamedTuple's fields
+        lines.clear()
     else:
         lines[:] = with_lists_apart(with_listings_marked(with_numbers_aligned(lines)))
 
