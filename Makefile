@@ -14,7 +14,7 @@ TESTS_4 := tests/test_families.py tests/test_injection.py tests/test_capture.py 
 unexport PYTHONPATH VIRTUAL_ENV
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-4 fuzz support lint style types bench wheel clean
+.PHONY: help demo test test-4 docs fuzz support lint style types bench wheel clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,6 +37,10 @@ support: $(READY) $(READY_4) ## SUPPORT.md: the families' tests under transforme
 	-$(BIN_4)/python -m pytest tests/test_families.py -o junit_family=xunit1 --junitxml=build/support-4.xml
 	$(BIN)/python -m tests.support_matrix build/support-5.xml build/support-4.xml >build/SUPPORT.md
 	mv build/SUPPORT.md SUPPORT.md
+
+# All pages are read anew, because a docstring that changed changes no page; --keep-going shows every warning before it fails.
+docs: $(READY) ## the documentation, in build/docs; a warning is an error
+	$(BIN)/python -m sphinx -W --keep-going --fresh-env -b html -d build/doctrees docs build/docs $(ARGS)
 
 lint: style types ## all that reads the code without running it
 

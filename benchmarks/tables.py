@@ -1,6 +1,6 @@
-"""Writes the tables of README.md and benchmarks/README.md from the committed results.
+"""Writes the tables of the README, of docs/ and of benchmarks/README.md from the committed results.
 
-python benchmarks/tables.py            # rewrites both files between their markers
+python benchmarks/tables.py            # rewrites the pages between their markers
 python benchmarks/tables.py --check    # exits with 1 where a table differs from its results
 """
 
@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import tables_front
 import tables_wire
 
 from ilcp.measure.formats import translated
@@ -19,7 +20,10 @@ from ilcp.measure.formats import translated
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 PAGES = {
-    HERE.parent / "README.md": ("figures", "cost", "faults"),
+    HERE.parent / "README.md": ("front",),
+    HERE.parent / "docs" / "index.md": ("front",),
+    HERE.parent / "docs" / "results.md": ("figures", "cost"),
+    HERE.parent / "docs" / "how-to" / "transport.md": ("faults",),
     HERE / "README.md": (
         "pair",
         "arms",
@@ -341,6 +345,7 @@ TABLES = {
     "peer": peer,
     "peer-findings": peer_findings,
     "pair": pair,
+    "front": partial(tables_front.front, result, table, number),
     "wire": partial(tables_wire.wire, result, table),
     "load": partial(tables_wire.load, result, table),
     "faults": partial(tables_wire.faults, result, table),

@@ -1,19 +1,34 @@
 """What the documents say is what the code does: examples run, tables equal their results."""
 
+import contextlib
 import doctest
 import importlib
+import importlib.util
 import json
 import re
+import shlex
 import subprocess
 import sys
+import tomllib
+from itertools import takewhile
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from xml.etree import ElementTree
 
 import pytest
+import typer
 
 import ilcp
+from ilcp.cli import app
 from ilcp.measure import load_report
 
 ROOT = Path(__file__).resolve().parent.parent
+README = ROOT / "README.md"
+PAGES = (README, *sorted((ROOT / "docs").rglob("*.md")))
+SHELL = ("export", ".", "cd")  # commands of the shell itself
+GROUPS = ("ilcp.codecs",)  # of entry points: neither a module nor a name in one
+COMING = ("ilcp.testing",)  # named before it is there
 DOCTESTED = (
     "ilcp",
     "ilcp.message.keys",
@@ -28,6 +43,66 @@ DOCTESTED = (
 WITHOUT_MODELS = ("faults", "fuzz", "load", "wire")
 
 
+def name_of(page: Path) -> str:
+    """A page's path in the repository."""
+    return str(page.relative_to(ROOT))
+
+
+def fences(page: Path) -> list[tuple[str, str, str]]:
+    """The fenced blocks of a page: language, the last line before it that is not empty, and what stands in it."""
+    found, before, lines = [], "", iter(page.read_text(encoding="utf-8").splitlines())
+    for line in lines:
+        if line.startswith("```"):
+            found.append((line[3:], before, "".join(f"{each}\n" for each in takewhile("```".__ne__, lines))))
+            line = "```"
+        before = line or before
+    return found
+
+
+def check_command(words: list[str]) -> None:
+    """Refuses a command line of ours that names a command, option, target, file or extra that is not there."""
+    while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
+        words = words[1:]
+    if not words or words[0] in SHELL:
+        return
+    if "-m" in words and "ilcp" in words:
+        words = words[words.index("ilcp") :]
+    if words[0] == "ilcp":
+        check_ilcp(words[1:])
+    elif words[0] == "make":
+        assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE), words
+    elif words[0] == "pip":
+        project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+        for extra in re.findall(r"\[([\w,]+)\]", " ".join(words)):
+            assert set(extra.split(",")) <= set(project["optional-dependencies"]), words
+    else:
+        assert words[0] == "python", words
+        assert words[1] == "-c" or (ROOT / words[1]).is_file(), words
+
+
+def check_ilcp(words: list[str]) -> None:
+    """Refuses a subcommand, or an option of it, that ilcp does not have."""
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    assert words[0] in commands, f"ilcp has no command {words[0]}"
+    known = {option for parameter in commands[words[0]].params for option in parameter.opts}
+    asked = {word for word in words if word.startswith("--")}
+    assert asked <= known, f"ilcp {words[0]} has no {', '.join(sorted(asked - known))}"
+
+
+def exists(name: str) -> bool:
+    """Whether a dotted name is a module or an attribute reachable from one."""
+    found: object = importlib.import_module("ilcp")
+    at = "ilcp"
+    for part in name.split(".")[1:]:
+        at = f"{at}.{part}"
+        with contextlib.suppress(ModuleNotFoundError):
+            importlib.import_module(at)
+        if not hasattr(found, part):
+            return False
+        found = getattr(found, part)
+    return True
+
+
 @pytest.mark.parametrize("name", DOCTESTED)
 def test_docstring_examples_run(name: str) -> None:
     """The examples in a module's docstring give what they say, and there is at least one."""
@@ -37,16 +112,133 @@ def test_docstring_examples_run(name: str) -> None:
 
 
 def test_the_readme_example_runs() -> None:
-    """The README's first Python block runs as it stands and prints the message's size."""
-    block = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)[0]
+    """The README's first Python block runs as it stands, alone, and prints what its last comment says."""
+    block = next(code for language, _, code in fences(README) if language == "python")
     done = subprocess.run([sys.executable, "-c", block], capture_output=True, text=True, timeout=120, check=False)
     assert 0 == done.returncode, done.stderr
-    assert "100 Brno unknown Brno" == done.stdout.strip()
+    assert block.rpartition("# ")[2] == done.stdout
+    assert "100 Brno unknown" == done.stdout.strip()
 
 
-def test_the_readme_hands_on_between_two_processes(tmp_path: Path) -> None:
-    """The two blocks of "Across machines", each in a process of its own: the receiver answers, and nothing is left."""
-    page = (ROOT / "README.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_the_python_of_a_page_runs(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A page's Python blocks run one after the other, and print what the text block right behind each of them says."""
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    for hidden in re.findall(r"<!-- before:\n(.*?)-->", page.read_text(encoding="utf-8"), re.DOTALL):
+        exec(hidden, names)
+    blocks = fences(page)
+    for index, (language, before, code) in enumerate(blocks):
+        if language != "python":
+            continue
+        compile(code, f"{name_of(page)}, block {index}", "exec")
+        if before.startswith("<!-- not run: ") or code.startswith("# not run by the tests: "):
+            continue
+        capsys.readouterr()
+        exec(code, names)
+        said = capsys.readouterr().out
+        follows = blocks[index + 1][:2] if index + 1 < len(blocks) else ("", "")
+        if follows == ("text", "```"):
+            assert blocks[index + 1][2] == said
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_the_commands_of_a_page_exist(page: Path) -> None:
+    """Every command in a page's shell blocks exists, with each option that is shown, and so do files and targets."""
+    for language, _, code in fences(page):
+        for line in code.replace("\\\n", " ").splitlines() if language == "sh" else ():
+            check_command(shlex.split(line, comments=True))
+
+
+def test_a_wrong_command_is_noticed() -> None:
+    """The check of commands can fail: an unknown command, option, target, file and extra are refused."""
+    for line in (
+        "ilcp guess FILE",
+        "ilcp train --sendr A",
+        "make tea",
+        "python examples/none.py",
+        "pip install -e '.[tea]'",
+        "accelerate launch -m ilcp train --recipes R",
+    ):
+        with pytest.raises(AssertionError):
+            check_command(shlex.split(line))
+
+
+def test_the_names_of_the_pages_exist() -> None:
+    """Every dotted name of ilcp in a page is a module, or an attribute of one: none is stale."""
+    for page in PAGES:
+        for name in sorted(set(re.findall(r"`(ilcp(?:\.[A-Za-z_]\w*)+)", page.read_text(encoding="utf-8")))):
+            assert exists(name) or name in (*COMING, *GROUPS), f"{name_of(page)} names {name}, which does not exist"
+    assert not exists("ilcp.measure.thin")
+
+
+def test_the_files_that_pages_name_exist() -> None:
+    """Every path into examples/, benchmarks/, tests/ or docs/ that a page names leads to something."""
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        for path in re.findall(r"[`(]((?:examples|benchmarks|tests|docs)/[\w./-]*)", text):
+            assert (ROOT / path).exists(), f"{name_of(page)} names {path}, which does not exist"
+
+
+def test_the_readme_is_short_and_names_its_commands() -> None:
+    """The front page has 120 to 150 lines, and says how to see a hand-off and how to run the tests."""
+    text = README.read_text(encoding="utf-8")
+    assert 120 <= len(text.splitlines()) <= 150
+    assert "make demo " in text
+    assert "make test " in text
+
+
+def test_the_readme_says_of_text_what_was_measured() -> None:
+    """The figures in the README's own sentences are those of the committed results, as its tables are."""
+    made = json.loads((ROOT / "benchmarks/results/embedded.json").read_text(encoding="utf-8"))["figures"]
+    text = " ".join(README.read_text(encoding="utf-8").split())
+    cost = made["cost"]
+    assert f"recovers {made['arms']['lm-80']['all']['recovery, exact']['value']:.3f} of what" in text
+    assert f"takes {cost['first token, message, encode and wire / text']['value']:.2f} times as long" in text
+    assert f"from about {cost['the message pays, encode and wire counted in']['value']:.0f} tokens on" in text
+    coded = made["bytes"]["lm-80"]["wire"]["value"] - (made["bytes"]["message"]["wire"]["value"] - 80)
+    assert f"takes about {round(coded, -1):.0f}" in text
+
+
+def script_of_docs(name: str) -> Any:
+    """A Python file of docs/, which is no package, as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    return script
+
+
+def test_docstrings_become_restructured_text() -> None:
+    """What is indented in a docstring becomes a listing, lists stand apart, and a list's numbers come to the margin."""
+    pytest.importorskip("docutils")
+    conf = script_of_docs("conf")
+    written = "A table:\n\n    part   bytes\n\nIt shows\n- this,\n  and\n- that.\nThen\n 9. one\n    more\n10. two"
+    made = (
+        "A table:\n\n.. code-block:: text\n\n    part   bytes\n\nIt shows\n\n- this,\n  and\n- that.\n\n"
+        "Then\n\n9. one\n   more\n10. two\n"
+    )
+    app = SimpleNamespace(env=SimpleNamespace(current_document=SimpleNamespace(docname="index")))
+    for text in (written, made.rstrip()):  # what is marked already stays as it is
+        lines = text.split("\n")
+        conf.as_restructured_text(app, "module", "ilcp.message", None, None, lines)
+        assert made == "\n".join(lines)
+
+
+def test_the_picture_is_what_its_script_draws() -> None:
+    """The committed picture equals what docs/draw_hop.py draws from a message written now, and is well-formed."""
+    script = script_of_docs("draw_hop")
+    assert script.draw() == script.FILE.read_text(encoding="utf-8")
+    assert "svg" in ElementTree.fromstring(script.draw()).tag
+    assert 100 == sum(script.field_sizes().values())
+
+
+def test_two_processes_hand_on(tmp_path: Path) -> None:
+    """The two blocks of "Send messages", each in a process of its own: the receiver answers, and nothing is left."""
+    page = (ROOT / "docs" / "how-to" / "transport.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```python\n(# the (?:receiver|sender)'s process\n.*?)```", page, re.DOTALL)
     receiver, sender = (block.replace("spool:///tmp/handoffs", f"spool://{tmp_path}") for block in blocks)
     said = []
@@ -85,7 +277,7 @@ def test_a_changed_table_is_noticed(tmp_path: Path) -> None:
         tables = importlib.import_module("tables")
     finally:
         sys.path.pop(0)
-    page = (ROOT / "README.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
     names = ("figures", "cost")
     assert page == tables.render(page, names)
     cell = re.search(r"\| content gain, all questions \| (\S+)", page)
