@@ -31,7 +31,7 @@ TOKEN = "Correct-Horse-42"
 ENDPOINT = """
 import sys
 from pathlib import Path
-from ilcp.transport.serving import serve
+from ilcp.transport.serve import serve
 serve(Path(sys.argv[1]), port=int(sys.argv[2]), token=sys.argv[3])
 """
 ANSWER_S = BODY_S + 5.0

@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -89,13 +90,13 @@ def full_disk() -> Row:
             if what.startswith("tmpfs"):
                 fill(home / "foreign")
             else:
-                c._inner._link._store._db.execute("PRAGMA max_page_count = 1")  # type: ignore[attr-defined]
+                c._inner._backend._store._db.execute("PRAGMA max_page_count = 1")  # type: ignore[attr-defined]
             nothing = send(range(900, 940))
             if what.startswith("tmpfs"):
                 for file in ("foreign", "ballast"):
                     (home / file).unlink()
             else:
-                c._inner._link._store._db.execute("PRAGMA max_page_count = 1000000")  # type: ignore[attr-defined]
+                c._inner._backend._store._db.execute("PRAGMA max_page_count = 1000000")  # type: ignore[attr-defined]
             again = send(range(940, 980))
             receive(1000)
     lost, unasked = len(set(receipts) - set(got)), len(set(got) - set(receipts))
@@ -254,7 +255,7 @@ def slow_receiver(transport: str, n: int) -> Row:
             if len(second) % 2:  # half are acknowledged before the late one asks, half after it
                 delivery.ack()
         refused = sum(refuses(delivery.ack) for delivery in held)
-        past_its_clock = sum(refuses(lambda: slow._loop.wait(asked(late))) for late in held)  # noqa: B023
+        past_its_clock = sum(refuses(partial(slow._caller.call, asked, late)) for late in held)
         for delivery in second:
             delivery.ack()
         third = quick.receive(1.5 * lease_s)
@@ -281,7 +282,7 @@ def slow_receiver(transport: str, n: int) -> Row:
 async def asked(delivery: Delivery) -> None:
     """The acknowledgement as it goes on its way, without the look at the receiver's own clock that comes before it."""
     inner = delivery._inner
-    await inner._link.settle(inner._name, inner._lease, retry_in_s=None)
+    await inner._backend.settle(inner._name, inner._lease, retry_in_s=None)
 
 
 def refuses(acknowledge: Callable[[], None]) -> bool:

@@ -5,7 +5,6 @@ endpoint that asks for a token. Two messages are there: a free one for ``a``, an
 """
 
 import re
-from concurrent.futures import Executor, Future
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
@@ -17,7 +16,7 @@ from ilcp.transport.backend import MEDIA_TYPE, Lease
 from ilcp.transport.spool import StoreBackend
 from ilcp.transport.store import Store
 
-__all__ = ["Here", "Impatient", "asked", "memory_store", "status_of"]
+__all__ = ["Impatient", "asked", "memory_store", "status_of"]
 
 TOKEN = "correct"
 LEASED = b"2.abcd"
@@ -36,25 +35,8 @@ RESTORE = (
 Headers = list[tuple[bytes, bytes]]
 
 
-class Here(Executor):
-    """Does the work at once, where a pool would hand it to its thread."""
-
-    def submit(self, work: Any, /, *args: Any, **more: Any) -> Future[Any]:
-        done: Future[Any] = Future()
-        try:
-            done.set_result(work(*args, **more))
-        except Exception as error:
-            done.set_exception(error)
-        return done
-
-
 class Impatient(StoreBackend):
-    """A store's link that waits for nobody."""
-
-    def __init__(self, store: Store) -> None:
-        super().__init__(store)
-        self._pool.shutdown()
-        self._pool = Here()  # type: ignore[assignment]
+    """A store's backend that waits for nobody."""
 
     async def take(self, name: str, lease_s: float, wait_s: float) -> Lease | None:
         return await super().take(name, lease_s, 0.0)
@@ -66,8 +48,8 @@ def memory_store() -> Store:
 
 
 STORE = memory_store()
-LINK = Impatient(STORE)
-OPEN, LOCKED = endpoint(LINK), endpoint(LINK, token=TOKEN)
+BACKEND = Impatient(STORE)
+OPEN, LOCKED = endpoint(BACKEND), endpoint(BACKEND, token=TOKEN)
 
 
 def _restore() -> int:

@@ -152,16 +152,16 @@ def test_after_a_doubtful_ack_there_is_no_nack() -> None:
     """An acknowledgement that may have arrived is not taken back, but may be repeated."""
 
     async def main() -> None:
-        link, clock = Doubtful(), Clock()
+        backend, clock = Doubtful(), Clock()
         settings = Settings(clock=clock)
-        delivery = AsyncDelivery(link, "a", Lease("t", "i", BARE, 1, clock() + 60), settings)
+        delivery = AsyncDelivery(backend, "a", Lease("t", "i", BARE, 1, clock() + 60), settings)
         with pytest.raises(UnreachableError):
             await delivery.ack()
-        link.reached = True
+        backend.reached = True
         with pytest.raises(LeaseLostError, match="whose acknowledgement may have arrived: i"):
             await delivery.nack()
         await delivery.ack()
-        assert [None, None] == link.asked
+        assert [None, None] == backend.asked
 
     asyncio.run(main())
 
@@ -170,13 +170,13 @@ def test_a_clock_that_is_set_back_gives_no_more_time(monkeypatch: pytest.MonkeyP
     """With the usual clock the lease also ends when its time has passed, whatever the clock says."""
 
     async def main() -> None:
-        link = Doubtful()
-        delivery = AsyncDelivery(link, "a", Lease("t", "i", BARE, 1, time.time() + 60), Settings())
+        backend = Doubtful()
+        delivery = AsyncDelivery(backend, "a", Lease("t", "i", BARE, 1, time.time() + 60), Settings())
         late_s = time.monotonic() + 61
         monkeypatch.setattr(time, "monotonic", lambda: late_s)
         for settle in (delivery.ack, delivery.nack):
             with pytest.raises(LeaseLostError, match="after its lease ended"):
                 await settle()
-        assert not link.asked
+        assert not backend.asked
 
     asyncio.run(main())

@@ -35,12 +35,12 @@ class Served:
     """A running endpoint."""
 
     url: str
-    link: StoreBackend
+    backend: StoreBackend
     loop: asyncio.AbstractEventLoop
 
     def waiting(self) -> int:
         """How many messages its store holds."""
-        return asyncio.run_coroutine_threadsafe(self.link.waiting(), self.loop).result(10)[0]
+        return asyncio.run_coroutine_threadsafe(self.backend.waiting(), self.loop).result(10)[0]
 
 
 @contextlib.contextmanager
@@ -49,8 +49,8 @@ def served(
 ) -> Iterator[Served]:
     """uvicorn in a thread, on a free port, in front of a store in memory."""
     port, loop = free_port(), asyncio.new_event_loop()
-    link = loop.run_until_complete(open_memory(urlsplit(f"memory://http-{port}"), Settings(max_bytes=max_bytes)))
-    app = endpoint(link, token=TOKEN, max_at_once=max_at_once, max_receivers=max_receivers)
+    backend = loop.run_until_complete(open_memory(urlsplit(f"memory://http-{port}"), Settings(max_bytes=max_bytes)))
+    app = endpoint(backend, token=TOKEN, max_at_once=max_at_once, max_receivers=max_receivers)
     config = uvicorn.Config(app, port=port, log_config=None, lifespan="off", timeout_graceful_shutdown=1, **tls)  # type: ignore[arg-type]
     server = uvicorn.Server(config)
 
@@ -63,11 +63,11 @@ def served(
         while not server.started:
             assert thread.is_alive(), "uvicorn did not start"
             time.sleep(0.01)
-        yield Served(f"http{'s' if tls else ''}://localhost:{port}", link, loop)
+        yield Served(f"http{'s' if tls else ''}://localhost:{port}", backend, loop)
     finally:
         server.should_exit = True
         thread.join()
-        loop.run_until_complete(link.close())
+        loop.run_until_complete(backend.close())
         loop.run_until_complete(loop.shutdown_default_executor())
         loop.close()
 
@@ -214,12 +214,12 @@ def test_no_request_breaks_the_endpoint(
     """Whatever is asked, the answer is no 5xx, and just what is a message with its media type is kept."""
 
     async def main() -> tuple[int, int]:
-        link = await open_memory(urlsplit("memory://any-request"), Settings())
-        app = endpoint(link, token=None)
+        backend = await open_memory(urlsplit("memory://any-request"), Settings())
+        app = endpoint(backend, token=None)
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:
             answer = await client.request(method, path, params=query, headers=headers, content=body)
-        waiting = await link.waiting()
-        await link.close()
+        waiting = await backend.waiting()
+        await backend.close()
         return answer.status_code, waiting[0]
 
     status, kept = asyncio.run(main())
@@ -241,7 +241,7 @@ def test_a_lease_that_was_not_given_acknowledges_nothing(server: Served) -> None
         assert delivery is not None
         forged = Lease("1." + "0" * 16, "x", b"x", 1, 0.0)
         with pytest.raises(LeaseLostError):
-            c._loop.wait(c._inner._link.settle("a", forged, retry_in_s=None))
+            c._caller.call(c._inner._backend.settle, "a", forged, retry_in_s=None)
         assert 1 == server.waiting()
         delivery.ack()
         assert 0 == server.waiting()
@@ -329,11 +329,11 @@ def test_health_names_no_folder(tmp_path: Path) -> None:
     """Who has no token learns that the spool cannot be read, and not where it is."""
 
     async def main() -> httpx.Response:
-        link = await open_spool(urlsplit(f"spool://{tmp_path}"), Settings())
-        link._store.close()
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(endpoint(link)), base_url="http://x") as client:
+        backend = await open_spool(urlsplit(f"spool://{tmp_path}"), Settings())
+        backend._store.close()
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(endpoint(backend)), base_url="http://x") as client:
             answer = await client.get("/health")
-        await link.close()
+        await backend.close()
         return answer
 
     answer = asyncio.run(main())

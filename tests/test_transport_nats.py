@@ -33,7 +33,8 @@ from ilcp.transport import (
     UnreachableError,
     connect,
 )
-from ilcp.transport.nats import SETTLED, STREAM, SUBJECT, NatsBackend, _connected, open_nats
+from ilcp.transport.nats import SETTLED, NatsBackend, open_nats
+from ilcp.transport.nats_client import STREAM, SUBJECT, connected
 from tests.transport_model import NATS_SERVER, NO_NATS, certificate, free_port, nats_server, wait_for_port
 
 pytestmark = pytest.mark.skipif(NATS_SERVER is None, reason=NO_NATS)
@@ -319,7 +320,7 @@ def test_a_connection_keeps_one_error(server: Server) -> None:
     """What nats-py tells of a connection is kept for a message only, and not for as long as it lives."""
 
     async def alive() -> list[bool]:
-        client = await _connected(server.url, Settings())
+        client = await connected(server.url, Settings())
         told = [ArmInput() for _ in range(3)]
         kept = [weakref.ref(error) for error in told]
         while told:

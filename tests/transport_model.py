@@ -10,8 +10,8 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,7 +19,7 @@ import pytest
 
 from ilcp.message import Message, Seal
 from ilcp.transport import Connection, Settings, connect
-from ilcp.transport.connection import AsyncConnection, Loop
+from ilcp.transport.connection import AsyncConnection
 
 SEALED = Message(bytes(8), b"payload", Seal(b"\x01" * 8, 2**31)).to_bytes(bytes(16))
 BARE = Message(bytes(8), b"payload").to_bytes()
@@ -127,24 +127,20 @@ def http(settings: Settings) -> Iterator[Door]:
 
     from ilcp.transport.app import endpoint
     from ilcp.transport.http import HttpBackend, client_for
+    from ilcp.transport.portal import connected_by_portal
     from ilcp.transport.spool import open_memory
 
     store = asyncio.run(open_memory(urlsplit(f"memory://{next(_NUMBERS)}"), settings))
     app = endpoint(store, token="secret")
 
-    @contextmanager
-    def door(name: str) -> Iterator[Connection]:
+    @asynccontextmanager
+    async def opened(name: str) -> AsyncIterator[AsyncConnection]:
         theirs = Settings(lease_s=settings.lease_s, clock=settings.clock, token="secret")
-        loop = Loop()
-        client = client_for("http://endpoint", theirs, httpx.ASGITransport(app))
-        try:
-            yield Connection(loop, AsyncConnection(HttpBackend(client, theirs), name, theirs))
-        finally:
-            loop.wait(client.aclose())
-            loop.close()
+        async with client_for("http://endpoint", theirs, httpx.ASGITransport(app)) as client:
+            yield AsyncConnection(HttpBackend(client, theirs), name, theirs)
 
     try:
-        yield door
+        yield lambda name: connected_by_portal(opened(name))
     finally:
         asyncio.run(store.close())
 

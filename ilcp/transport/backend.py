@@ -37,6 +37,7 @@ MAX_LEASE_S = 12 * 3600.0  # a receiver that works longer on one hand-off keeps 
 MAX_DEDUP_S = 7 * 86400.0  # ids of a week; beyond, the list outgrows the messages
 FRESH_ID_BYTES = 16  # random: no two sends of the world meet
 MAX_CAPABILITIES_BYTES = 1 << 16  # the ids of 3,000 codecs
+CLOSED_MEANWHILE = "expected an open connection, got one that another thread closed meanwhile"
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")  # is a URL's path segment and a NATS subject token as it stands
 

@@ -115,15 +115,15 @@ async def open_http(url: SplitResult, settings: Settings) -> HttpBackend:
     settings.only(url.scheme, "timeout_s", "token", *(["tls"] if url.scheme == "https" else []))
     if not url.hostname or url.path.strip("/"):
         raise AddressError(f"expected {url.scheme}://host:port, got {url.geturl()!r}")
-    link = HttpBackend(client_for(url.geturl(), settings), settings)
+    backend = HttpBackend(client_for(url.geturl(), settings), settings)
     try:
-        answer, body = await link._ask("GET", f"{PREFIX}", (200,))
+        answer, body = await backend._ask("GET", f"{PREFIX}", (200,))
         if answer.headers.get("content-type") != "application/json" or b'"ilcp"' not in body:
             raise ProtocolError(f"expected an ilcp endpoint at {url.geturl()}, got another page: is the port right?")
     except BaseException:
-        await link.close()
+        await backend.close()
         raise
-    return link
+    return backend
 
 
 def client_for(

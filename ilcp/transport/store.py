@@ -25,8 +25,10 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import Any
 
+from ilcp.errors import TransportError
 from ilcp.transport.backend import Lease, is_name
 from ilcp.transport.errors import CorruptError, FullError, LeaseLostError, UnreachableError
 
@@ -122,10 +124,17 @@ class Store:
             if self._db.execute(OLDEST, (name, now, now + CLOCK_SLACK_S)).fetchone() is None:
                 return None  # the usual answer to a poll, and it locks nobody out
         lease = os.urandom(8).hex()
-        with self._transaction("NORMAL"):
-            now = self._clock()
-            values = (lease, now, now + lease_s, name, now, now + CLOCK_SLACK_S)
-            row = self._db.execute(TAKE, values).fetchall()
+        row: list[tuple[Any, ...]] = []
+        try:
+            with self._transaction("NORMAL"):
+                now = self._clock()
+                values = (lease, now, now + lease_s, name, now, now + CLOCK_SLACK_S)
+                row = self._db.execute(TAKE, values).fetchall()
+        except BaseException:  # Ctrl-C may come when all is done, and then nobody has what was taken
+            if row:
+                with suppress(TransportError):
+                    self.settle(name, f"{row[0][0]}.{lease}", 0.0, unseen=True)
+            raise
         if not row:
             return None
         number, handoff_id, message, attempt = row[0]
