@@ -24,7 +24,7 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
-from faults import MESSAGE, address, free_port
+from fault_shared import MESSAGE, address, free_port
 
 from ilcp.errors import TransportError
 from ilcp.transport import Settings, connect_async
@@ -119,7 +119,7 @@ async def patiently(opening: Callable[[], Awaitable[Any]]) -> Any:
 
 
 async def timed(work: Work, n: int, tasks: int) -> tuple[float, list[float]]:
-    """The seconds of all, and of each one."""
+    """Measures the seconds of all, and of each one."""
     left, each = iter(range(n)), list[float]()
 
     async def worker() -> None:

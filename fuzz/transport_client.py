@@ -127,13 +127,13 @@ CLIENT = client_for("http://peer", SETTINGS, ANSWERS)
 
 
 def answered(data: bytes) -> None:
-    """Two structured answers to one operation."""
+    """Gives two structured answers to one operation."""
     ANSWERS.left, ANSWERS.endless = data[1:].split(b"\n--\n", 1), data[:1] >= b"\x80"
     _ask(CLIENT, data)
 
 
 def answered_raw(data: bytes) -> None:
-    """The bytes of the wire, the same for each request."""
+    """Answers each request with the same bytes of the wire."""
     WIRE.answer = data[1:]
     _ask(RAW, data)
 

@@ -43,7 +43,7 @@ class Impatient(StoreBackend):
 
 
 def memory_store() -> Store:
-    """A store in memory, whose clock stands still."""
+    """Makes a store in memory, whose clock stands still."""
     return Store(":memory:", clock=lambda: NOW_S, dedup_s=600.0, max_bytes=64 << 20, power_safe=False)
 
 
@@ -85,7 +85,7 @@ def asked(data: bytes) -> None:
 
 
 async def status_of(app: Any, scope: dict[str, Any], body: bytes) -> int:
-    """The status of the one answer to a request, whose body comes in two parts, as far as its length is declared."""
+    """Returns the status of the one answer to a request, whose body comes in two parts, as far as it is declared."""
     declared = _declared(scope["headers"])
     parts = [(body[:5], True), (body[5:], declared is not None and len(body) < declared)]
     started: list[int] = []
@@ -137,7 +137,7 @@ def _check(scope: dict[str, Any], body: bytes, status: int, locked: bool) -> Non
 
 
 def _well_formed(scope: dict[str, Any], headers: dict[bytes, bytes], body: bytes) -> str | None:
-    """The id of a request that is a send as ``ilcp.transport.api`` has it, empty for a fresh one; None for others."""
+    """Reads the id of a send as ``ilcp.transport.api`` has it, empty for a fresh one; None where it is no send."""
     given = headers.get(b"ilcp-handoff-id")
     right = headers.get(b"content-type") == MEDIA_TYPE.encode() and b"transfer-encoding" not in headers
     right = right and _declared(scope["headers"]) == len(body)
@@ -155,6 +155,6 @@ def _well_formed(scope: dict[str, Any], headers: dict[bytes, bytes], body: bytes
 
 
 def _declared(headers: Headers) -> int | None:
-    """The first content-length, if it is one."""
+    """Reads the first content-length, if it is one."""
     text = next((value for name, value in headers if name == b"content-length"), b"")
     return int(text) if text.isdigit() and len(text) <= 15 else None

@@ -80,7 +80,7 @@ def _write(cells: dict[str, tuple[str, Any]]) -> None:
 
 
 def _cell(line: bytes) -> tuple[str, Any]:
-    """How SQL takes the value, and the value."""
+    """Says how SQL takes the value, and reads the value."""
     kind, text = line[:1], line[1:]
     match kind:
         case b"t":

@@ -81,7 +81,7 @@ class _Places:
 
     @contextmanager
     def one(self) -> Iterator[None]:
-        """A place, for as long as a request takes."""
+        """Takes a place for as long as a request takes."""
         if self.most is not None and self.taken >= self.most:
             text = f"expected at most {self.most} such requests at once, got more"
             raise FullError(text, retry_after_s=RETRY_AFTER_S)
@@ -101,7 +101,7 @@ class _Endpoint:
         self.metrics = _Metrics()
 
     def route(self, path: str, method: str, operation: str, handler: Handler, *, open_to_all: bool = False) -> Route:
-        """The handler behind the checks that all share; what it raises becomes a status."""
+        """Puts a handler behind the checks that all share; what it raises becomes a status."""
         places = self.places.get(operation, self.other_places)
 
         async def answer(request: Request) -> Response:
@@ -213,7 +213,7 @@ def endpoint(
     max_at_once: int = MAX_AT_ONCE,
     max_receivers: int = MAX_RECEIVERS,
 ) -> Starlette:
-    """The app, to be served by uvicorn or any ASGI server. Without a token everybody who reaches it may do everything.
+    """Makes the app, for uvicorn or any ASGI server. Without a token everybody who reaches it may do everything.
 
     Raises:
         AddressError: a token that no client could show.
@@ -237,7 +237,7 @@ def endpoint(
 
 
 async def _body(request: Request, most: int) -> bytes:
-    """The body, whose length is declared and looked at before anything is read."""
+    """Reads the body, whose length is declared and looked at before anything is read."""
     declared = request.headers.get("content-length", "")
     if not declared.isascii() or not declared.isdigit() or len(declared) > 15 or "transfer-encoding" in request.headers:
         raise _Refused(411, "expected a content-length alone, got none or more: send the body in one piece")

@@ -167,7 +167,7 @@ class NatsBackend:
         self._consumers.add(name)
 
     async def _pull(self, name: str, wait_s: float) -> Msg | None:
-        """One message, or None where the server says that there is none."""
+        """Asks for one message; None where the server says that there is none."""
         asked = {"batch": 1, "no_wait": True} if wait_s <= 0 else {"batch": 1, "expires": int(wait_s * 1e9)}
         patience_s = self._settings.timeout_s if wait_s <= 0 else wait_s + GRACE_S
         subject = f"$JS.API.CONSUMER.MSG.NEXT.{STREAM}.{name}"
@@ -180,7 +180,7 @@ class NatsBackend:
         raise errors.ServiceUnavailableError(description=headers.get("Description"))
 
     async def _leased(self, name: str, message: Msg, end: float) -> Lease | None:
-        """The message, held until ``end`` (monotonic); None if it was settled, or is no hand-off, and so removed."""
+        """Leases the message until ``end`` (monotonic); None if it was settled, or is no hand-off, and so removed."""
         key, attempt = (message.headers or {}).get(ID_HEADER, ""), message.metadata.num_delivered
         owner, _, handoff_id = key.partition(".")
         ours = owner == name and is_name(handoff_id) and message.subject == f"{SUBJECT}.{key}"
@@ -199,7 +199,7 @@ class NatsBackend:
 
 
 async def open_nats(url: SplitResult, settings: Settings) -> NatsBackend:
-    """A connection to the server, with the stream and the buckets in place.
+    """Connects to the server, with the stream and the buckets in place.
 
     Raises:
         AddressError: the URL has no host, or more than a host and a port; ``dedup_s`` is too short for the lease.

@@ -41,7 +41,7 @@ class ReadingClient(Client):
             return None
 
     async def ask(self, subject: str, payload: bytes, timeout_s: float) -> Msg:
-        """The answer to an inbox of its own, whatever it says; ``request`` acts on the ``Status`` of any message."""
+        """Returns the answer to an inbox of its own, whatever it says; ``request`` acts on any message's ``Status``."""
         inbox, answer = self.new_inbox(), asyncio.get_running_loop().create_future()
         subscription = await self.subscribe(inbox, future=answer, max_msgs=1)
         try:
@@ -65,7 +65,7 @@ class TlsClient(ReadingClient):
 
 
 async def connected(address: str, settings: Settings) -> ReadingClient:
-    """nats-py tries on by itself; what it could not mend so, as a refusal, is said at once."""
+    """Connects. nats-py tries on by itself; what it could not mend so, as a refusal, is said at once."""
     secure = settings.tls is not None or address.startswith("tls:")
     client, refused = TlsClient() if secure else ReadingClient(), asyncio.get_running_loop().create_future()
     last: Exception | None = None
@@ -121,7 +121,7 @@ def _options(settings: Settings) -> dict[str, Any]:
 
 
 def named(error: Exception) -> TransportError:
-    """nats-py's error under our name."""
+    """Gives nats-py's error under our name."""
     if isinstance(error, TransportError):
         return error
     said = str(error) or type(error).__name__

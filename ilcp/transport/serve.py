@@ -94,7 +94,7 @@ async def _serve(
 
 @contextmanager
 def _ended_after_closing() -> Iterator[None]:
-    """SIGTERM as an exception, until all is closed: uvicorn would raise it again, and end the process, before that."""
+    """Makes SIGTERM an exception until all is closed: uvicorn would end the process before that."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
