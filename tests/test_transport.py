@@ -37,17 +37,8 @@ from ilcp.transport import (
 )
 from tests.transport_model import BARE, KINDS, SEALED, Kind, free_port
 
-THIRD_PARTY = {
-    "torch",
-    "transformers",
-    "httpx",
-    "starlette",
-    "uvicorn",
-    "nats",
-    "prometheus_client",
-    "opentelemetry",
-    "anyio",
-}
+THIRD_PARTY = {"torch", "transformers", "httpx", "starlette", "uvicorn", "nats", "prometheus_client", "anyio"}
+THIRD_PARTY |= {"opentelemetry"}
 
 
 def python(code: str, *words: object) -> subprocess.CompletedProcess[str]:
@@ -69,7 +60,7 @@ def end(request: pytest.FixtureRequest) -> Iterator[Connection]:
     [
         ("import ilcp.transport", set()),
         ("from ilcp.transport import connect\nwith connect('memory://a') as c: c.capabilities", set()),
-        ("import ilcp.transport.http", {"httpx", "anyio"}),
+        ("import ilcp.transport.http", {"httpx"}),
         ("import ilcp.transport.nats", {"nats"}),
         ("import ilcp.transport.app", {"starlette", "prometheus_client", "anyio"}),
     ],

@@ -293,16 +293,15 @@ def test_waiting_receivers_lock_nobody_out() -> None:
         ask(small, "POST", "/v1/a", headers=headers, content=b"first")
         held = ask(small, "POST", "/v1/a/receive?lease_s=60")
         url = small.url + "/v1/b/receive?lease_s=60&wait_s=15"
-        threads = [
-            threading.Thread(target=httpx.post, args=(url,), kwargs={"headers": GOOD, "timeout": 30}) for _ in range(3)
-        ]
+        more = {"headers": GOOD, "timeout": 30}
+        threads = [threading.Thread(target=httpx.post, args=(url,), kwargs=more) for _ in range(3)]
         for thread in threads:
             thread.start()
         once(lambda: ask(small, "POST", "/v1/b/receive?lease_s=60"), 429)
         assert 201 == ask(small, "POST", "/v1/a", headers=headers, content=b"second").status_code
         lease = {"ilcp-lease": held.headers["ilcp-lease"]}
         assert 204 == ask(small, "POST", "/v1/a/ack", headers=lease).status_code
-        for thread in threads:
+        for _ in threads:
             ask(small, "POST", "/v1/b", headers=headers, content=b"for one of them")
         for thread in threads:
             thread.join()

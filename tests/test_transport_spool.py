@@ -85,7 +85,7 @@ def test_a_file_that_is_no_spool_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("page", range(12))
 def test_a_damaged_page_is_named_or_does_no_harm(tmp_path: Path, page: int) -> None:
-    """Whatever page is overwritten, a call says that the spool is damaged, or all that was sent comes as it was sent."""
+    """Whatever page is overwritten, a call says that the spool is damaged, or all that was sent comes as it was."""
     sent = {str(number): bytes([number]) * 400 for number in range(20)}
     with connect(f"spool://{tmp_path}", settings=Settings(power_safe=False)) as c:
         for handoff_id, message in sent.items():

@@ -27,8 +27,8 @@ BARE = Message(bytes(8), b"payload").to_bytes()
 NATS_SERVER = shutil.which("nats-server")
 OPENSSL = shutil.which("openssl")
 # A mark that `-m` selects by, and the reason that a skipped test gives.
-NEEDS_NATS = (pytest.mark.nats, pytest.mark.skipif(NATS_SERVER is None, reason="nats-server is not installed"))
-NEEDS_OPENSSL = (pytest.mark.openssl, pytest.mark.skipif(OPENSSL is None, reason="openssl is not installed"))
+NEEDS_NATS = [pytest.mark.nats, pytest.mark.skipif(NATS_SERVER is None, reason="nats-server is not installed")]
+NEEDS_OPENSSL = [pytest.mark.openssl, pytest.mark.skipif(OPENSSL is None, reason="openssl is not installed")]
 
 T = TypeVar("T")
 Door = Callable[[str], AbstractContextManager[Connection]]
