@@ -48,4 +48,10 @@ def serve_http(folder: str, port: str) -> None:
 
 
 if __name__ == "__main__":
-    {"send": send, "receive": receive, "serve": serve_http}[sys.argv[1]](*sys.argv[2:])
+    _, role, *words = sys.argv
+    if role == "send":
+        send(*words)
+    elif role == "receive":
+        receive(*words)
+    else:
+        serve_http(*words)

@@ -121,7 +121,7 @@ def _over_wire() -> tuple[Wire, httpx.AsyncClient]:
 
 # httpcore looks for sniffio at every lock, and where there is none, that takes longer than all the rest.
 if importlib.util.find_spec("sniffio") is None:
-    sys.modules["sniffio"] = None  # type: ignore[arg-type]
+    sys.modules["sniffio"] = None  # type: ignore[assignment]
 ANSWERS, (WIRE, RAW) = Answers(), _over_wire()
 CLIENT = client_for("http://peer", SETTINGS, ANSWERS)
 

@@ -38,7 +38,7 @@ class Peer(ReadingClient):
     def is_connected(self) -> bool:
         return True
 
-    async def request(self, subject: str, payload: bytes = b"", *_: object, **__: object) -> Msg:
+    async def request(self, subject: str, payload: bytes = b"", *more: object, **options: object) -> Msg:
         if not subject or any(char.isspace() for char in subject):
             raise nats.errors.BadSubjectError
         if not self.left:

@@ -203,8 +203,14 @@ def test_a_name_in_memory_ends_with_its_last_connection() -> None:
 
 def test_threads_that_connect_at_once_meet(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two who connect to a name at the same time get one store."""
-    slow, together, duplicates = spool._store, threading.Barrier(2, timeout=10), []
-    monkeypatch.setattr(spool, "_store", lambda *args: (time.sleep(0.1), slow(*args))[1])
+    together, duplicates = threading.Barrier(2, timeout=10), []
+    quick = spool._store
+
+    def slow(path: str, settings: Settings) -> Store:
+        time.sleep(0.1)
+        return quick(path, settings)
+
+    monkeypatch.setattr(spool, "_store", slow)
 
     def work() -> None:
         together.wait()

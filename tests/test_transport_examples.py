@@ -17,7 +17,7 @@ EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 
 def said_by(name: str, word: object) -> str:
     """Returns what an example prints, run in a process of its own."""
-    line = [sys.executable, EXAMPLES / name, str(word)]
+    line = [sys.executable, str(EXAMPLES / name), str(word)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     run = subprocess.run(line, capture_output=True, text=True, timeout=300, check=False, env=environment)
     assert 0 == run.returncode, run.stderr

@@ -74,13 +74,13 @@ def served(
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Served]:
-    """One endpoint for the tests that leave nothing in it."""
+    """Runs one endpoint for the tests that leave nothing in it."""
     with served() as running:
         yield running
 
 
 def ask(server: Served, method: str, path: str, **more: object) -> httpx.Response:
-    """One request, with the right token unless other headers are given."""
+    """Makes one request, with the right token unless other headers are given."""
     headers = {**GOOD, **more.pop("headers", {})}  # type: ignore[dict-item]
     return httpx.request(method, server.url + path, headers=headers, **more)  # type: ignore[arg-type]
 
