@@ -19,7 +19,7 @@ from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
-from faults import MESSAGE, free_port, patient, start
+from fault_shared import MESSAGE, free_port, patient, start
 
 from ilcp.message import MAX_MESSAGE_BYTES
 from ilcp.transport import MEDIA_TYPE, Settings
@@ -31,7 +31,7 @@ TOKEN = "Correct-Horse-42"
 ENDPOINT = """
 import sys
 from pathlib import Path
-from ilcp.transport.serving import serve
+from ilcp.transport.serve import serve
 serve(Path(sys.argv[1]), port=int(sys.argv[2]), token=sys.argv[3])
 """
 ANSWER_S = BODY_S + 5.0
@@ -41,13 +41,13 @@ CHUNKS = b"5\r\nhello\r\n0\r\n\r\n"
 
 
 def request(path: str, *headers: str, body: bytes = b"", method: str = "POST", last: bool = True) -> bytes:
-    """A request as bytes; latin-1, so that any byte can be written."""
+    """Writes a request as bytes; latin-1, so that any byte can be written."""
     head = [f"{method} {path} HTTP/1.1", "host: x", AUTHORIZED, *headers, *(["connection: close"] if last else [])]
     return "\r\n".join([*head, "", ""]).encode("latin-1") + body
 
 
 def good(rng: random.Random) -> bytes:
-    """What would be kept if it came whole."""
+    """Writes what would be kept if it came whole."""
     body = rng.randbytes(rng.randrange(1, 200))
     return request("/v1/planner", MEDIA, f"content-length: {len(body)}", body=body)
 
@@ -170,7 +170,7 @@ def pipelined(rng: random.Random) -> bytes:
 
 
 def half_open(rng: random.Random) -> bytes:
-    """The head and half a body, after which nothing comes."""
+    """Writes the head and half a body, after which nothing comes."""
     return request("/v1/planner", MEDIA, "content-length: 100", body=rng.randbytes(rng.randrange(100)))
 
 
@@ -193,7 +193,7 @@ CUT = (truncated, garbage)  # the sender says that it has ended: no server can k
 
 @contextmanager
 def served() -> Iterator[tuple[int, str, Path]]:
-    """A live endpoint: its port, its address, and the file of its spool."""
+    """Runs an endpoint, and gives its port, its address, and the file of its spool."""
     with tempfile.TemporaryDirectory() as home:
         port = free_port()
         process = start([sys.executable, "-c", ENDPOINT, home, port, TOKEN])
@@ -207,13 +207,13 @@ def served() -> Iterator[tuple[int, str, Path]]:
 
 
 def kept(file: Path) -> int:
-    """How many messages a spool ever kept and still remembers."""
+    """Counts the messages that a spool ever kept and still remembers."""
     with closing(sqlite3.connect(file)) as db:
         return int(db.execute("SELECT count(*) FROM handoffs").fetchone()[0])
 
 
 def malformed_requests(n: int, rng: random.Random) -> Row:
-    """n requests of all kinds in turn, then more half-open ones than the endpoint serves at once."""
+    """Sends n requests of all kinds in turn, then more half-open ones than the endpoint serves at once."""
     seen: dict[str, Counter[str]] = {kind.__name__: Counter() for kind in (*KINDS, half_open)}
     half = n // (len(KINDS) + 1)
     with served() as (port, url, file):
@@ -248,7 +248,7 @@ def malformed_requests(n: int, rng: random.Random) -> Row:
 
 
 def opened(port: int, data: bytes) -> socket.socket:
-    """A connection over which ``data`` was sent, as far as the endpoint took it."""
+    """Opens a connection and sends ``data``, as far as the endpoint took it."""
     s = socket.create_connection(("127.0.0.1", port), ANSWER_S)
     with suppress(OSError):
         s.sendall(data)
@@ -256,7 +256,7 @@ def opened(port: int, data: bytes) -> socket.socket:
 
 
 def answers(s: socket.socket, until_s: float, *, end: bool) -> list[str]:
-    """The statuses that come until the endpoint closes; ``end``: we say first that nothing more will come."""
+    """Reads the statuses that come until the endpoint closes; ``end``: we say first that nothing more will come."""
     read = b""
     with s:
         try:
@@ -276,7 +276,7 @@ def answers(s: socket.socket, until_s: float, *, end: bool) -> list[str]:
 
 
 def wrong_tokens(n: int, rng: random.Random) -> Row:
-    """n requests for each way in which a token can be wrong, then one with the right token."""
+    """Sends n requests for each way in which a token can be wrong, then one with the right token."""
 
     def other(make: Callable[[], str]) -> str:
         while (made := make()) == TOKEN:

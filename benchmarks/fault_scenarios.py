@@ -12,12 +12,13 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from fault_requests import malformed_requests, wrong_tokens
-from faults import MESSAGE, address, patient, start
+from fault_shared import MESSAGE, address, patient, start
 
 from ilcp.errors import ReplayError, TransportError
 from ilcp.message import Message, Seal, verified
@@ -32,7 +33,7 @@ KEY = bytes(range(32))
 
 
 def scenarios(seed: int) -> list[Row]:
-    """All of them, one after the other, each with a random generator of its own."""
+    """Runs all of them, one after the other, each with a random generator of its own."""
     return [
         told(full_disk),
         told(jumping_clock, 3000, random.Random(seed)),
@@ -46,58 +47,64 @@ def scenarios(seed: int) -> list[Row]:
 
 
 def told(scenario: Callable[..., Row], *args: Any) -> Row:
-    """What a scenario counts; one that breaks off has not held."""
+    """Returns what a scenario counts; one that breaks off has not held."""
     try:
         return scenario(*args)
     except Exception as error:
         return {"scenario": scenario.__name__, "error": repr(error)[:300], "held": False}
 
 
-def full_disk() -> Row:
-    """A spool on a disk that it fills itself; then others take what is left, and give all of it back."""
-    with tempfile.TemporaryDirectory() as scratch, disk(Path(scratch)) as (home, what):
-        receipts: list[str] = []
-        got: list[str] = []
-        refused = other = 0
+class Filler:
+    """Sends and receives over a spool whose disk is full now and then, and keeps the books."""
 
-        def send(numbers: range) -> int:
-            """How many of them have a receipt."""
-            nonlocal refused, other
-            before = len(receipts)
-            for number in numbers:
-                try:
-                    receipts.append(c.send(bytes(20_000), to="planner", handoff_id=str(number)).handoff_id)
-                except FullError:
-                    refused += 1
-                except Exception:
-                    other += 1
-            return len(receipts) - before
+    def __init__(self, c: Connection) -> None:
+        self.c = c
+        self.receipts: list[str] = []
+        self.got: list[str] = []
+        self.refused = self.other = 0
 
-        def receive(most: int) -> int:
-            """How many were handed out and acknowledged."""
-            nonlocal other
-            before = len(got)
+    def send(self, numbers: range) -> int:
+        """Sends them, and counts those that have a receipt."""
+        before = len(self.receipts)
+        for number in numbers:
             try:
-                got.extend(delivery.handoff_id for delivery in islice(drained(c), most))
-            except TransportError:
-                other += 1
-            return len(got) - before
+                self.receipts.append(self.c.send(bytes(20_000), to="planner", handoff_id=str(number)).handoff_id)
+            except FullError:
+                self.refused += 1
+            except Exception:
+                self.other += 1
+        return len(self.receipts) - before
 
-        with connect(f"spool://{home}/spool", name="planner") as c:
-            kept = send(range(900))
-            handed_out = receive(20)
-            if what.startswith("tmpfs"):
-                fill(home / "foreign")
-            else:
-                c._inner._link._store._db.execute("PRAGMA max_page_count = 1")  # type: ignore[attr-defined]
-            nothing = send(range(900, 940))
-            if what.startswith("tmpfs"):
-                for file in ("foreign", "ballast"):
-                    (home / file).unlink()
-            else:
-                c._inner._link._store._db.execute("PRAGMA max_page_count = 1000000")  # type: ignore[attr-defined]
-            again = send(range(940, 980))
-            receive(1000)
+    def receive(self, most: int) -> int:
+        """Receives and acknowledges, and counts how many."""
+        before = len(self.got)
+        try:
+            self.got.extend(delivery.handoff_id for delivery in islice(drained(self.c), most))
+        except TransportError:
+            self.other += 1
+        return len(self.got) - before
+
+
+def full_disk() -> Row:
+    """Fills a spool's disk by the spool itself; then others take what is left, and give all of it back."""
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        disk(Path(scratch)) as (home, what),
+        connect(f"spool://{home}/spool", name="planner") as c,
+    ):
+        books, mounted = Filler(c), what.startswith("tmpfs")
+        kept = books.send(range(900))
+        handed_out = books.receive(20)
+        fill(home / "others") if mounted else allow_pages(c, 1)
+        nothing = books.send(range(900, 940))
+        if mounted:
+            for file in ("others", "ballast"):
+                (home / file).unlink()
+        else:
+            allow_pages(c, 1_000_000)
+        again = books.send(range(940, 980))
+        books.receive(1000)
+    receipts, got = books.receipts, books.got
     lost, unasked = len(set(receipts) - set(got)), len(set(got) - set(receipts))
     return {
         "scenario": "full disk",
@@ -109,21 +116,26 @@ def full_disk() -> Row:
         "handed_out_while_full": handed_out,
         "kept_when_others_took_the_rest": nothing,
         "kept_after_room": again,
-        "refused_with_full_error": refused,
-        "other_errors": other,
+        "refused_with_full_error": books.refused,
+        "other_errors": books.other,
         "lost": lost,
         "kept_though_refused": unasked,
         "handed_out_twice": len(got) - len(set(got)),
-        "held": refused > 0
+        "held": books.refused > 0
         and (handed_out, again) == (20, 40)
-        and other == lost == unasked == 0
+        and books.other == lost == unasked == 0
         and len(got) == len(set(got)),
     }
 
 
+def allow_pages(c: Connection, most: int) -> None:
+    """Stops SQLite at so many pages, as a disk would."""
+    c._inner._backend._store._db.execute(f"PRAGMA max_page_count = {most}")  # type: ignore[attr-defined]
+
+
 @contextmanager
 def disk(scratch: Path) -> Iterator[tuple[Path, str]]:
-    """A folder on a small disk of its own and what it is; where none can be mounted, SQLite is told to stop early."""
+    """Gives a folder on a small disk, and what that is; where none can be mounted, SQLite is told to stop early."""
     mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", str(scratch)]
     done = subprocess.run(mount, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -137,14 +149,14 @@ def disk(scratch: Path) -> Iterator[tuple[Path, str]]:
 
 
 def fill(path: Path) -> None:
-    """A file that takes all that is left."""
+    """Writes a file that takes all that is left."""
     with suppress(OSError), open(path, "wb", buffering=0) as file:
         while True:
             file.write(bytes(4096))
 
 
 def drained(c: Connection) -> Iterator[Delivery]:
-    """What there is, each one acknowledged."""
+    """Receives what there is, and acknowledges each one."""
     while (delivery := c.receive()) is not None:
         delivery.ack()
         yield delivery
@@ -160,81 +172,104 @@ class JumpingClock:
         return time.time() + self.off_s
 
 
+class Jumps:
+    """One sender, two receivers that hold up to eight messages each, a clock that jumps, and the books."""
+
+    def __init__(
+        self, sender: Connection, receivers: list[Connection], clock: JumpingClock, rng: random.Random
+    ) -> None:
+        self.sender, self.receivers, self.clock, self.rng = sender, receivers, clock, rng
+        self.held: tuple[list[Delivery], ...] = ([], [])
+        self.hands: dict[str, int] = {}
+        self.acked: set[str] = set()
+        self.sent = self.after_ack = self.redelivered = self.late = 0
+        self.forward = self.back = self.duplicates = self.repeats = 0
+
+    def step(self, n: int) -> None:
+        """Sends one, perhaps jumps, and has one of the receivers receive and acknowledge."""
+        if self.sent < n:
+            self.send()
+        if self.rng.random() < 0.01:
+            self.clock.off_s = JUMP_S - self.clock.off_s
+            self.forward, self.back = self.forward + (self.clock.off_s > 0), self.back + (self.clock.off_s == 0)
+        who = self.rng.randrange(2)
+        held, delivery = self.held[who], self.receivers[who].receive()
+        if delivery is not None:
+            known = delivery.handoff_id
+            self.hands[known] = self.hands.get(known, 0) + 1
+            self.after_ack += known in self.acked
+            self.redelivered += self.hands[known] > 1 and known not in self.acked
+            held.append(delivery)
+        if held and (len(held) >= 8 or delivery is None):
+            try:
+                oldest = held.pop(self.rng.randrange(len(held)))
+                oldest.ack()
+                self.acked.add(oldest.handoff_id)
+            except LeaseLostError:
+                self.late += 1
+
+    def send(self) -> None:
+        """Sends the next one, and now and then one again, as after a doubtful error."""
+        self.sender.send(MESSAGE, to="planner", handoff_id=str(self.sent))
+        self.sent += 1
+        if self.sent % 10 == 0:
+            self.repeats += 1
+            again = str(self.rng.randrange(self.sent))
+            self.duplicates += self.sender.send(MESSAGE, to="planner", handoff_id=again).duplicate
+
+    def future_lease_is_void(self) -> bool:
+        """Checks that a lease that seems to begin in the future is refused, and its message handed out, at once."""
+        self.clock.off_s = JUMP_S
+        self.sender.send(MESSAGE, to="planner", handoff_id="last")
+        lost_hold = self.receivers[0].receive()
+        self.clock.off_s = 0.0
+        next_hold = self.receivers[1].receive()
+        void = lost_hold is not None and refuses(lost_hold.ack) and next_hold is not None
+        if next_hold is not None:
+            next_hold.ack()
+        return void
+
+
 def jumping_clock(n: int, rng: random.Random) -> Row:
-    """One sender, two receivers that hold up to eight messages each, and a clock that jumps by an hour, to and fro."""
+    """Hands on n messages while the clock of all jumps by an hour, to and fro."""
     clock = JumpingClock()
     settings = Settings(lease_s=30.0, dedup_s=2 * JUMP_S, clock=clock, power_safe=False)
-    hands: dict[str, int] = {}
-    acked: set[str] = set()
-    after_ack = redelivered = late = forward = back = duplicates = repeats = 0
     with tempfile.TemporaryDirectory() as home, ExitStack() as stack:
         sender, *receivers = (
             stack.enter_context(connect(f"spool://{home}", name="planner", settings=settings)) for _ in range(3)
         )
-        held: tuple[list[Delivery], ...] = ([], [])
-        sent = 0
+        books = Jumps(sender, receivers, clock, rng)
         for _ in range(20 * n):
-            if len(acked) == n:
+            if len(books.acked) == n:
                 break
-            if sent < n:
-                sender.send(MESSAGE, to="planner", handoff_id=str(sent))
-                sent += 1
-                if sent % 10 == 0:  # and one again, as after a doubtful error
-                    repeats += 1
-                    again = str(rng.randrange(sent))
-                    duplicates += sender.send(MESSAGE, to="planner", handoff_id=again).duplicate
-            if rng.random() < 0.01:
-                clock.off_s = JUMP_S - clock.off_s
-                forward, back = forward + (clock.off_s > 0), back + (clock.off_s == 0)
-            who = rng.randrange(2)
-            delivery = receivers[who].receive()
-            if delivery is not None:
-                known = delivery.handoff_id
-                hands[known] = hands.get(known, 0) + 1
-                after_ack += known in acked
-                redelivered += hands[known] > 1 and known not in acked
-                held[who].append(delivery)
-            if held[who] and (len(held[who]) >= 8 or delivery is None):
-                try:
-                    oldest = held[who].pop(rng.randrange(len(held[who])))
-                    oldest.ack()
-                    acked.add(oldest.handoff_id)
-                except LeaseLostError:
-                    late += 1
-        clock.off_s = JUMP_S
-        sender.send(MESSAGE, to="planner", handoff_id="last")
-        lost_hold = receivers[0].receive()
-        clock.off_s = 0.0
-        next_hold = receivers[1].receive()
-        at_once = lost_hold is not None and refuses(lost_hold.ack) and next_hold is not None
-        if next_hold is not None:
-            next_hold.ack()
+            books.step(n)
+        at_once = books.future_lease_is_void()
         nothing_left = sender.receive() is None
     return {
         "scenario": "clock jumps by an hour",
         "transport": "spool",
         "promise": "nothing is lost, nothing is handed out after its acknowledgement, and every id is known again",
-        "sent": sent,
-        "jumps_forward": forward,
-        "jumps_back": back,
-        "lost": sent - len(hands),
-        "handed_out_after_its_acknowledgement": after_ack,
-        "redelivered": redelivered,
-        "late_acknowledgements_refused": late,
-        "sent_again": repeats,
-        "known_again": duplicates,
+        "sent": books.sent,
+        "jumps_forward": books.forward,
+        "jumps_back": books.back,
+        "lost": books.sent - len(books.hands),
+        "handed_out_after_its_acknowledgement": books.after_ack,
+        "redelivered": books.redelivered,
+        "late_acknowledgements_refused": books.late,
+        "sent_again": books.repeats,
+        "known_again": books.duplicates,
         "a_lease_from_the_future_is_void_at_once": at_once,
-        "held": len(hands) == len(acked) == sent == n
-        and after_ack == 0
-        and duplicates == repeats
+        "held": len(books.hands) == len(books.acked) == books.sent == n
+        and books.after_ack == 0
+        and books.duplicates == books.repeats
         and at_once
         and nothing_left
-        and min(forward, back, late, redelivered) > 0,
+        and min(books.forward, books.back, books.late, books.redelivered) > 0,
     }
 
 
 def slow_receiver(transport: str, n: int) -> Row:
-    """A receiver that holds n messages for longer than its lease, while another one gets and acknowledges them."""
+    """Has a receiver hold n messages for longer than its lease, while another one gets and acknowledges them."""
     lease_s = 2.0
     with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
         url, server = address(transport, Path(scratch))
@@ -254,7 +289,7 @@ def slow_receiver(transport: str, n: int) -> Row:
             if len(second) % 2:  # half are acknowledged before the late one asks, half after it
                 delivery.ack()
         refused = sum(refuses(delivery.ack) for delivery in held)
-        past_its_clock = sum(refuses(lambda: slow._loop.wait(asked(late))) for late in held)  # noqa: B023
+        past_its_clock = sum(refuses(partial(slow._caller.call, asked, late)) for late in held)
         for delivery in second:
             delivery.ack()
         third = quick.receive(1.5 * lease_s)
@@ -279,13 +314,13 @@ def slow_receiver(transport: str, n: int) -> Row:
 
 
 async def asked(delivery: Delivery) -> None:
-    """The acknowledgement as it goes on its way, without the look at the receiver's own clock that comes before it."""
+    """Sends the acknowledgement on its way without the look at the receiver's own clock that comes before it."""
     inner = delivery._inner
-    await inner._link.settle(inner._name, inner._lease, retry_in_s=None)
+    await inner._backend.settle(inner._name, inner._lease, retry_in_s=None)
 
 
 def refuses(acknowledge: Callable[[], None]) -> bool:
-    """Whether an acknowledgement comes too late."""
+    """Says whether an acknowledgement comes too late."""
     try:
         acknowledge()
     except LeaseLostError:
@@ -294,12 +329,12 @@ def refuses(acknowledge: Callable[[], None]) -> bool:
 
 
 def sealed(n: int) -> list[bytes]:
-    """n messages, each with an id of its own, good for an hour."""
+    """Makes n messages, each with an id of its own, good for an hour."""
     return [Message(bytes(8), bytes(80), Seal.fresh(ttl_s=3600)).to_bytes(KEY) for _ in range(n)]
 
 
 def replay_by_transport(n: int) -> Row:
-    """Each of n sealed messages is sent again while it waits, and again after its acknowledgement."""
+    """Sends each of n sealed messages again while it waits, and again after its acknowledgement."""
     recorded = sealed(n)
     with tempfile.TemporaryDirectory() as home, connect(f"spool://{home}", name="planner") as c:
         kept = sum(not c.send(message, to="planner").duplicate for message in recorded)
@@ -321,7 +356,7 @@ def replay_by_transport(n: int) -> Row:
 
 
 def replay_to_two_processes(n: int) -> Row:
-    """Two processes with one replay cache are given the same n sealed messages at the same time, twice over."""
+    """Gives two processes with one replay cache the same n sealed messages at the same time, twice over."""
     recorded, context = sealed(n), multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as home:
         both, books = context.Barrier(2), [context.Queue(), context.Queue()]
@@ -346,7 +381,7 @@ def replay_to_two_processes(n: int) -> Row:
 
 
 def admit(path: Path, recorded: list[bytes], both: Any, book: Any) -> None:
-    """One of the processes: which messages it let in."""
+    """Is one of the processes, and tells which messages it let in."""
     let_in: list[int] = []
     with ReplayCache(path) as cache:
         both.wait()

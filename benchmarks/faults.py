@@ -19,23 +19,19 @@ else can go wrong. Exit status 1 says that a promise was not held. What a run le
 
 import argparse
 import json
-import os
 import random
-import shutil
-import socket
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-from ilcp.errors import TransportError
-from ilcp.transport import LeaseLostError, Settings, connect
+from fault_scenarios import scenarios
+from fault_shared import LEASE_S, MESSAGE, address, lines, more, role, start
+
+from ilcp.measure import provenance
 
 HERE = Path(__file__).parent
-MESSAGE = bytes(range(100))
-LEASE_S = 2.0
 SENDERS = RECEIVERS = 2
 PATIENCE_S = 15.0  # without any hand-off for so long, the run has ended
 
@@ -48,14 +44,7 @@ def main() -> None:
     parser.add_argument("--kill-every-s", type=float, default=2.0, help="mean seconds between two kills")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, default=HERE / "results" / "faults.json")
-    parser.add_argument("--role", choices=["send", "receive", "serve"], help=argparse.SUPPRESS)
-    parser.add_argument("--words", nargs="*", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.role is not None:
-        {"send": send, "receive": receive, "serve": serve}[args.role](*args.words)
-        return
-    from ilcp.measure import provenance  # loads torch, which the short-lived processes do without
-
     there = json.loads(args.json.read_text(encoding="utf-8")) if args.only and args.json.exists() else {}
     failed = False
     if args.only != "scenarios":
@@ -75,8 +64,6 @@ def main() -> None:
         failed |= any(row["lost"] or row["handed_out_after_its_acknowledgement"] for row in rows)
         failed |= any(row["sent_with_receipt"] < args.n // SENDERS * SENDERS for row in rows)
     if args.only != "kills":
-        from fault_scenarios import scenarios
-
         known = {"seed": args.seed, "provenance": provenance()}  # of the rows, where there are any
         there = {**known, **there, "scenarios": scenarios(args.seed)}
         there |= {f"scenarios_{what}": value for what, value in known.items()}
@@ -88,7 +75,7 @@ def main() -> None:
 
 
 def faulted(name: str, n: int, kill_every_s: float, rng: random.Random) -> dict[str, Any]:
-    """One transport under fire."""
+    """Puts one transport under fire."""
     with tempfile.TemporaryDirectory() as scratch:
         home = Path(scratch)
         url, server = address(name, home)
@@ -101,31 +88,6 @@ def faulted(name: str, n: int, kill_every_s: float, rng: random.Random) -> dict[
         kills = fire(commands, home, n // SENDERS * SENDERS, kill_every_s, rng)
         seconds = time.monotonic() - started
         return {"transport": name, "seconds": round(seconds, 1), "kills": kills, **counted(home)}
-
-
-def address(name: str, home: Path) -> tuple[str, list[str] | None]:
-    """Where to connect to, and what has to run there."""
-    port = free_port()
-    if name == "spool":
-        return f"spool://{home / 'spool'}", None
-    if name == "http":
-        return f"http://127.0.0.1:{port}", role("serve", home / "spool", port)
-    binary = shutil.which("nats-server")
-    if binary is None:
-        sys.exit("expected nats-server on the path, got none: apt-get install nats-server, or leave nats out")
-    return f"nats://127.0.0.1:{port}", [binary, "-js", "-a", "127.0.0.1", "-p", port, "-sd", str(home / "nats")]
-
-
-def free_port() -> str:
-    """A port that nobody listened on a moment ago."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return str(s.getsockname()[1])
-
-
-def role(name: str, *words: object) -> list[str]:
-    """The command line of one process."""
-    return [sys.executable, __file__, "--role", name, "--words", *map(str, words)]
 
 
 def fire(commands: dict[str, list[str]], home: Path, n: int, kill_every_s: float, rng: random.Random) -> dict[str, int]:
@@ -168,28 +130,8 @@ def fire(commands: dict[str, list[str]], home: Path, n: int, kill_every_s: float
     return kills
 
 
-def start(words: list[str]) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-
-
-def lines(path: Path) -> list[str]:
-    """The whole lines of a book; a killed process may have left half of one."""
-    return more(path, 0)[0]
-
-
-def more(path: Path, start: int) -> tuple[list[str], int]:
-    """The whole lines from a byte on, and the byte after them."""
-    if not path.exists():
-        return [], start
-    with open(path, "rb") as file:
-        file.seek(start)
-        new = file.read()
-    whole = new[: new.rfind(b"\n") + 1]
-    return [line for line in whole.decode("ascii").split("\n") if line.endswith(".")], start + len(whole)
-
-
 def counted(home: Path) -> dict[str, Any]:
-    """What the books say."""
+    """Counts what the books say."""
     sent = {line.split()[1] for who in range(SENDERS) for line in lines(home / f"sent-{who}")}
     acking, acked, hands = set[str](), set[str](), dict[str, int]()
     latest = dict.fromkeys(((reader, str(who)) for reader in range(RECEIVERS) for who in range(SENDERS)), -1)
@@ -217,68 +159,6 @@ def counted(home: Path) -> dict[str, Any]:
         "redelivered": redelivered,
         "out_of_order": disorder,
     }
-
-
-def send(url: str, who: str, n: str, book: str) -> None:
-    """Sends what has no receipt yet; an error is answered by trying again under the same id."""
-    done = len(lines(Path(book)))
-    with patient(url, None) as c, open(book, "ab", buffering=0) as file:
-        while done < int(n):
-            try:
-                c.send(MESSAGE, to="planner", handoff_id=f"{who}-{done}")
-            except TransportError:
-                time.sleep(0.05)
-                continue
-            os.write(file.fileno(), f"\nsent {who}-{done} {time.monotonic_ns()}.\n".encode())
-            done += 1
-
-
-def receive(url: str, book: str) -> None:
-    """Receives until it is killed."""
-    with patient(url, "planner") as c, open(book, "ab", buffering=0) as file:
-        while True:
-            try:
-                delivery = c.receive(1.0)
-                if delivery is None:
-                    continue
-                os.write(file.fileno(), f"\ngot {delivery.handoff_id} {time.monotonic_ns()}.\n".encode())
-                os.write(file.fileno(), f"\nacking {delivery.handoff_id} {time.monotonic_ns()}.\n".encode())
-                delivery.ack()
-                os.write(file.fileno(), f"\nacked {delivery.handoff_id} {time.monotonic_ns()}.\n".encode())
-            except (LeaseLostError, TransportError):
-                time.sleep(0.05)
-
-
-def serve(folder: str, port: str) -> None:
-    """The HTTP endpoint."""
-    from ilcp.transport.serve import serve as serving
-
-    serving(Path(folder), port=int(port))
-
-
-def patient(url: str, name: str | None, settings: Settings | None = None) -> Any:
-    """A connection, once somebody answers."""
-    while True:
-        manager = connect(url, name=name, settings=settings or Settings(lease_s=LEASE_S))
-        try:
-            opened = manager.__enter__()
-        except TransportError:
-            time.sleep(0.1)
-            continue
-        return _Held(manager, opened)
-
-
-class _Held:
-    """An entered connection, to be left by ``with``."""
-
-    def __init__(self, manager: Any, opened: Any) -> None:
-        self._manager, self._opened = manager, opened
-
-    def __enter__(self) -> Any:
-        return self._opened
-
-    def __exit__(self, *error: object) -> None:
-        self._manager.__exit__(None, None, None)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
-from faults import MESSAGE, address, free_port
+from fault_shared import MESSAGE, address, free_port
 
 from ilcp.errors import TransportError
 from ilcp.transport import Settings, connect_async
@@ -74,7 +74,7 @@ def main() -> None:
 
 
 async def measured(name: str, n: int, senders: int) -> list[dict[str, Any]]:
-    """Ours, and beside it the raw one where there is one."""
+    """Measures ours, and beside it the raw one where there is one."""
     with tempfile.TemporaryDirectory() as scratch:
         home = Path(scratch)
         url, server = ("memory://load", None) if name == "memory" else address(name.partition("-")[0], home)
@@ -94,7 +94,7 @@ async def measured(name: str, n: int, senders: int) -> list[dict[str, Any]]:
 
 
 async def handed_on(url: str, settings: Settings, n: int, senders: int) -> dict[str, Any]:
-    """Our own: send all, then receive and acknowledge all."""
+    """Measures our own: sends all, then receives and acknowledges all."""
     async with AsyncExitStack() as stack:
         c = await patiently(lambda: stack.enter_async_context(connect_async(url, name="planner", settings=settings)))
 
@@ -119,7 +119,7 @@ async def patiently(opening: Callable[[], Awaitable[Any]]) -> Any:
 
 
 async def timed(work: Work, n: int, tasks: int) -> tuple[float, list[float]]:
-    """The seconds of all, and of each one."""
+    """Measures the seconds of all, and of each one."""
     left, each = iter(range(n)), list[float]()
 
     async def worker() -> None:
@@ -146,15 +146,15 @@ def figures(n: int, sent: tuple[float, list[float]], received: tuple[float, list
 
 
 async def raw_nats(url: str, home: Path, n: int, senders: int) -> dict[str, Any]:
-    """nats-py alone."""
+    """Measures nats-py alone."""
     import nats
-    from nats.js.api import ConsumerConfig
+    from nats.js.api import AckPolicy, ConsumerConfig
 
     client = await nats.connect(url)
     try:
         stream = client.jetstream()
         await stream.add_stream(name="raw", subjects=["raw"])
-        await stream._jsm.add_consumer("raw", ConsumerConfig(durable_name="raw", ack_policy="explicit"))
+        await stream.add_consumer("raw", ConsumerConfig(durable_name="raw", ack_policy=AckPolicy.EXPLICIT))
 
         async def receive() -> None:
             ask = b'{"batch": 1, "expires": 5000000000}'
@@ -168,7 +168,7 @@ async def raw_nats(url: str, home: Path, n: int, senders: int) -> dict[str, Any]
 
 
 async def raw_http(url: str, home: Path, n: int, senders: int) -> dict[str, Any]:
-    """httpx and Starlette alone."""
+    """Measures httpx and Starlette alone."""
     import httpx
 
     port = free_port()
@@ -188,7 +188,7 @@ async def raw_http(url: str, home: Path, n: int, senders: int) -> dict[str, Any]
 
 
 async def raw_sqlite(url: str, home: Path, n: int, senders: int) -> dict[str, Any]:
-    """One table, one insert and one commit per message."""
+    """Measures one table, with one insert and one commit per message."""
     db = sqlite3.connect(home / "raw.sqlite", isolation_level=None)
     db.execute("PRAGMA journal_mode = WAL")
     db.execute("PRAGMA synchronous = FULL")

@@ -121,19 +121,19 @@ def _over_wire() -> tuple[Wire, httpx.AsyncClient]:
 
 # httpcore looks for sniffio at every lock, and where there is none, that takes longer than all the rest.
 if importlib.util.find_spec("sniffio") is None:
-    sys.modules["sniffio"] = None  # type: ignore[arg-type]
+    sys.modules["sniffio"] = None  # type: ignore[assignment]
 ANSWERS, (WIRE, RAW) = Answers(), _over_wire()
 CLIENT = client_for("http://peer", SETTINGS, ANSWERS)
 
 
 def answered(data: bytes) -> None:
-    """Two structured answers to one operation."""
+    """Gives two structured answers to one operation."""
     ANSWERS.left, ANSWERS.endless = data[1:].split(b"\n--\n", 1), data[:1] >= b"\x80"
     _ask(CLIENT, data)
 
 
 def answered_raw(data: bytes) -> None:
-    """The bytes of the wire, the same for each request."""
+    """Answers each request with the same bytes of the wire."""
     WIRE.answer = data[1:]
     _ask(RAW, data)
 

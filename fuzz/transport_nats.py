@@ -38,7 +38,7 @@ class Peer(ReadingClient):
     def is_connected(self) -> bool:
         return True
 
-    async def request(self, subject: str, payload: bytes = b"", *_: object, **__: object) -> Msg:
+    async def request(self, subject: str, payload: bytes = b"", *more: object, **options: object) -> Msg:
         if not subject or any(char.isspace() for char in subject):
             raise nats.errors.BadSubjectError
         if not self.left:
@@ -57,7 +57,7 @@ class Peer(ReadingClient):
         return await self.request(subject, payload)
 
 
-def _link() -> tuple[Peer, NatsBackend]:
+def _backend() -> tuple[Peer, NatsBackend]:
     peer = Peer()
     stream = peer.jetstream()
     settled, told = (KeyValue(name, f"KV_{name}", f"$KV.{name}.", stream, True) for name in (SETTLED, TOLD))
@@ -65,17 +65,17 @@ def _link() -> tuple[Peer, NatsBackend]:
 
 
 async def _made() -> tuple[Peer, NatsBackend]:
-    return _link()
+    return _backend()
 
 
-PEER, LINK = LOOP.run_until_complete(_made())
+PEER, BACKEND = LOOP.run_until_complete(_made())
 
 
 def delivered(data: bytes) -> None:
     """Fails where anything but a TransportError, or a DecodeError of capabilities, comes out."""
     first = data[0] if data else 0
     PEER.left = data[1:].split(b"\n--\n")
-    LINK._consumers = set() if first & 0x80 else {"a"}
-    connection = AsyncConnection(LINK, "a", SETTINGS)
+    BACKEND._consumers = set() if first & 0x80 else {"a"}
+    connection = AsyncConnection(BACKEND, "a", SETTINGS)
     with contextlib.suppress(TransportError, DecodeError):
         LOOP.run_until_complete(OPERATIONS[first % len(OPERATIONS)](connection))

@@ -5,7 +5,6 @@ endpoint that asks for a token. Two messages are there: a free one for ``a``, an
 """
 
 import re
-from concurrent.futures import Executor, Future
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
@@ -17,7 +16,7 @@ from ilcp.transport.backend import MEDIA_TYPE, Lease
 from ilcp.transport.spool import StoreBackend
 from ilcp.transport.store import Store
 
-__all__ = ["Here", "Impatient", "asked", "memory_store", "status_of"]
+__all__ = ["Impatient", "asked", "memory_store", "status_of"]
 
 TOKEN = "correct"
 LEASED = b"2.abcd"
@@ -36,38 +35,21 @@ RESTORE = (
 Headers = list[tuple[bytes, bytes]]
 
 
-class Here(Executor):
-    """Does the work at once, where a pool would hand it to its thread."""
-
-    def submit(self, work: Any, /, *args: Any, **more: Any) -> Future[Any]:
-        done: Future[Any] = Future()
-        try:
-            done.set_result(work(*args, **more))
-        except Exception as error:
-            done.set_exception(error)
-        return done
-
-
 class Impatient(StoreBackend):
-    """A store's link that waits for nobody."""
-
-    def __init__(self, store: Store) -> None:
-        super().__init__(store)
-        self._pool.shutdown()
-        self._pool = Here()  # type: ignore[assignment]
+    """A store's backend that waits for nobody."""
 
     async def take(self, name: str, lease_s: float, wait_s: float) -> Lease | None:
         return await super().take(name, lease_s, 0.0)
 
 
 def memory_store() -> Store:
-    """A store in memory, whose clock stands still."""
+    """Makes a store in memory, whose clock stands still."""
     return Store(":memory:", clock=lambda: NOW_S, dedup_s=600.0, max_bytes=64 << 20, power_safe=False)
 
 
 STORE = memory_store()
-LINK = Impatient(STORE)
-OPEN, LOCKED = endpoint(LINK), endpoint(LINK, token=TOKEN)
+BACKEND = Impatient(STORE)
+OPEN, LOCKED = endpoint(BACKEND), endpoint(BACKEND, token=TOKEN)
 
 
 def _restore() -> int:
@@ -103,7 +85,7 @@ def asked(data: bytes) -> None:
 
 
 async def status_of(app: Any, scope: dict[str, Any], body: bytes) -> int:
-    """The status of the one answer to a request, whose body comes in two parts, as far as its length is declared."""
+    """Returns the status of the one answer to a request, whose body comes in two parts, as far as it is declared."""
     declared = _declared(scope["headers"])
     parts = [(body[:5], True), (body[5:], declared is not None and len(body) < declared)]
     started: list[int] = []
@@ -155,7 +137,7 @@ def _check(scope: dict[str, Any], body: bytes, status: int, locked: bool) -> Non
 
 
 def _well_formed(scope: dict[str, Any], headers: dict[bytes, bytes], body: bytes) -> str | None:
-    """The id of a request that is a send as ``ilcp.transport.api`` has it, empty for a fresh one; None for others."""
+    """Reads the id of a send as ``ilcp.transport.api`` has it, empty for a fresh one; None where it is no send."""
     given = headers.get(b"ilcp-handoff-id")
     right = headers.get(b"content-type") == MEDIA_TYPE.encode() and b"transfer-encoding" not in headers
     right = right and _declared(scope["headers"]) == len(body)
@@ -173,6 +155,6 @@ def _well_formed(scope: dict[str, Any], headers: dict[bytes, bytes], body: bytes
 
 
 def _declared(headers: Headers) -> int | None:
-    """The first content-length, if it is one."""
+    """Reads the first content-length, if it is one."""
     text = next((value for name, value in headers if name == b"content-length"), b"")
     return int(text) if text.isdigit() and len(text) <= 15 else None

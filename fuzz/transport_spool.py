@@ -68,7 +68,7 @@ def _take() -> None:
 
 
 def _write(cells: dict[str, tuple[str, Any]]) -> None:
-    """One row of each table; the cells' types are SQLite's to keep or to convert, as in a file."""
+    """Writes one row of each table; the cells' types are SQLite's to keep or to convert, as in a file."""
     marks = ", ".join(cells[name][0] for name in HANDOFF)
     values = [cells[name][1] for name in HANDOFF]
     STORE._db.execute(f"INSERT INTO handoffs (number, name, {', '.join(HANDOFF)}) VALUES (1, 'a', {marks})", values)
@@ -80,7 +80,7 @@ def _write(cells: dict[str, tuple[str, Any]]) -> None:
 
 
 def _cell(line: bytes) -> tuple[str, Any]:
-    """How SQL takes the value, and the value."""
+    """Says how SQL takes the value, and reads the value."""
     kind, text = line[:1], line[1:]
     match kind:
         case b"t":

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import inspect
 import json
 import logging
 import ssl
@@ -17,7 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ilcp.errors import DecodeError, EncodeError, MissingExtraError
+from ilcp.errors import ConfigError, DecodeError, EncodeError, MissingExtraError, StorageError, TransportError
 from ilcp.message import MAX_MESSAGE_BYTES
 from ilcp.transport import (
     AddressError,
@@ -25,6 +26,7 @@ from ilcp.transport import (
     CapabilityError,
     Choice,
     Connection,
+    CorruptError,
     LeaseLostError,
     Settings,
     UnreachableError,
@@ -33,23 +35,22 @@ from ilcp.transport import (
     connect_async,
     telemetry,
 )
-from tests.transport_model import BARE, KINDS, NATS_SERVER, NO_NATS, SEALED, Kind, free_port
+from tests.transport_model import BARE, KINDS, SEALED, Kind, free_port
 
-THIRD_PARTY = {"torch", "transformers", "httpx", "starlette", "uvicorn", "nats", "prometheus_client", "opentelemetry"}
+THIRD_PARTY = {"torch", "transformers", "httpx", "starlette", "uvicorn", "nats", "prometheus_client", "anyio"}
+THIRD_PARTY |= {"opentelemetry"}
 
 
 def python(code: str, *words: object) -> subprocess.CompletedProcess[str]:
-    """What a fresh interpreter does with the code."""
+    """Runs the code in a fresh interpreter."""
     run = [sys.executable, "-I", "-c", code, *map(str, words)]
     return subprocess.run(run, capture_output=True, text=True, check=False, timeout=120)
 
 
 @pytest.fixture(params=KINDS, ids=lambda kind: kind.name)
 def end(request: pytest.FixtureRequest) -> Iterator[Connection]:
-    """A connection named ``planner`` over each transport."""
+    """Gives a connection named ``planner`` over each transport."""
     kind: Kind = request.param
-    if kind.name == "nats" and NATS_SERVER is None:
-        pytest.skip(NO_NATS)
     with kind.opened(Settings(lease_s=30)) as door, door("planner") as connection:
         yield connection
 
@@ -61,7 +62,7 @@ def end(request: pytest.FixtureRequest) -> Iterator[Connection]:
         ("from ilcp.transport import connect\nwith connect('memory://a') as c: c.capabilities", set()),
         ("import ilcp.transport.http", {"httpx"}),
         ("import ilcp.transport.nats", {"nats"}),
-        ("import ilcp.transport.app", {"starlette", "prometheus_client"}),
+        ("import ilcp.transport.app", {"starlette", "prometheus_client", "anyio"}),
     ],
 )
 def test_each_library_is_loaded_only_for_its_scheme(statement: str, loaded: set[str]) -> None:
@@ -78,6 +79,38 @@ def test_a_missing_library_names_its_extra(url: str, library: str, extra: str, m
     monkeypatch.delitem(sys.modules, f"ilcp.transport.{extra}", raising=False)
     with pytest.raises(MissingExtraError, match=rf"pip install 'ilcp\[{extra}\]'"), connect(url):
         pass
+
+
+@pytest.mark.parametrize(("url", "extra"), [("http://a", "http"), ("nats://a", "nats")])
+def test_a_missing_loop_names_its_extra(url: str, extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What runs a loop for a program without one comes with the scheme's extra too."""
+    monkeypatch.setitem(sys.modules, "anyio.from_thread", None)
+    monkeypatch.delitem(sys.modules, "ilcp.transport.portal", raising=False)
+    with pytest.raises(MissingExtraError, match=rf"anyio.* pip install 'ilcp\[{extra}\]'"), connect(url):
+        pass
+
+
+def test_the_private_names_of_nats_py_exist() -> None:
+    """What is overridden of nats-py's client, and read of it, is there, and is what it was."""
+    nats_client = pytest.importorskip("ilcp.transport.nats_client")
+    theirs = nats_client.Client
+    assert ("_connect_command", "_process_headers", "_server_info") == nats_client.PRIVATE
+    assert {} == theirs()._server_info
+    assert inspect.iscoroutinefunction(theirs._process_headers)
+    assert ["self", "headers"] == list(inspect.signature(theirs._process_headers).parameters)
+    assert ["self"] == list(inspect.signature(theirs._connect_command).parameters)
+    source = inspect.getsource(theirs)
+    assert "self._connect_command()" in source
+    assert "self._process_headers(" in source
+
+
+def test_an_error_of_two_blames_is_caught_by_both() -> None:
+    """A wrong address is the caller's mistake, and a damaged spool the disk's, as well as errors of a transport."""
+    assert issubclass(AddressError, TransportError)
+    assert issubclass(AddressError, ConfigError)
+    assert issubclass(AddressError, ValueError)
+    assert issubclass(CorruptError, TransportError)
+    assert issubclass(CorruptError, StorageError)
 
 
 @pytest.mark.parametrize(
@@ -120,7 +153,7 @@ def test_an_address_that_is_none_is_refused(url: Any, said: str) -> None:
         ("http://a", {"tls": ssl.create_default_context()}),  # the token would go in the clear
     ],
 )
-def test_a_setting_without_effect_is_refused(url: str, settings: dict[str, object]) -> None:
+def test_a_setting_without_effect_is_refused(url: str, settings: dict[str, Any]) -> None:
     """What a scheme does not use is not silently ignored."""
     with pytest.raises(AddressError, match=f"expected no {next(iter(settings))}"):
         connect(url, settings=Settings(**settings)).__enter__()
@@ -177,10 +210,10 @@ def test_the_largest_message_arrives(end: Connection) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "a.b", "a/b", "a b", "ä", "x" * 65, None])
-def test_names_that_no_transport_takes(name: object) -> None:
+def test_names_that_no_transport_takes(name: Any) -> None:
     """A name is a path segment and a subject token as it stands, or it is refused before anything is sent."""
     with connect("memory://names") as c, pytest.raises(AddressError, match="expected a receiver's name as"):
-        c.send(BARE, to=name)  # type: ignore[arg-type]
+        c.send(BARE, to=name)
     with pytest.raises(AddressError, match="expected"), connect("memory://names", name=name or "") as c:
         pass
 
@@ -321,8 +354,9 @@ def test_a_receive_that_is_cancelled_takes_nothing_with_it(tmp_path: Path) -> No
                 waiting = asyncio.create_task(c.receive(5))
                 await asyncio.sleep(number * 0.0002)
                 waiting.cancel()
-                (found,) = await asyncio.gather(waiting, return_exceptions=True)
-                if isinstance(found, asyncio.CancelledError):
+                try:
+                    found = await waiting
+                except asyncio.CancelledError:
                     found = await c.receive()
                 assert found is not None, number
                 assert str(number) == found.handoff_id
@@ -380,7 +414,7 @@ def test_spans_have_the_id_and_never_the_message(monkeypatch: pytest.MonkeyPatch
     seen = []
 
     class Tracer(trace.NoOpTracer):  # type: ignore[misc, name-defined]
-        def start_as_current_span(self, name: str, **more: object):  # type: ignore[no-untyped-def]
+        def start_as_current_span(self, name: str, **more: Any) -> Any:
             seen.append((name, more["attributes"]))
             return super().start_as_current_span(name)
 

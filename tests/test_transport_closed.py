@@ -1,10 +1,13 @@
 """Connections that are closed, forked or in doubt, and deliveries whose end has come."""
 
 import asyncio
+import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,7 @@ import pytest
 from ilcp.transport import (
     AddressError,
     AsyncDelivery,
+    Connection,
     LeaseLostError,
     Settings,
     UnreachableError,
@@ -20,15 +24,28 @@ from ilcp.transport import (
     spool,
 )
 from ilcp.transport.backend import Lease
+from ilcp.transport.portal import connected_by_portal
 from ilcp.transport.spool import StoreBackend
+from ilcp.transport.store import Store
 from tests.transport_model import BARE, Clock
 
+Opened = Callable[..., AbstractContextManager[Connection]]
+ROOT = Path(__file__).resolve().parent.parent
 SPOKEN_OF = "expected an open connection of this process, got one that is closed or from before a fork"
 
 
-def test_a_closed_connection_says_so(tmp_path: Path) -> None:
+def by_portal(url: str, *, name: str | None = None) -> AbstractContextManager[Connection]:
+    """Connects as ``http`` and ``nats`` do it, through an event loop in another thread, to whatever the address is."""
+    return connected_by_portal(connect_async(url, name=name))
+
+
+both_ways = pytest.mark.parametrize("opened", [connect, by_portal])
+
+
+@both_ways
+def test_a_closed_connection_says_so(tmp_path: Path, opened: Opened) -> None:
     """After the with every call is the caller's mistake, also that of a delivery, and leaves no coroutine behind."""
-    with connect(f"spool://{tmp_path}", name="planner") as c:
+    with opened(f"spool://{tmp_path}", name="planner") as c:
         c.send(BARE, to="planner")
         delivery = c.receive()
         assert delivery is not None
@@ -37,12 +54,14 @@ def test_a_closed_connection_says_so(tmp_path: Path) -> None:
             call()
 
 
-def test_a_fork_cannot_use_its_parents_connection(tmp_path: Path) -> None:
+@pytest.mark.parametrize("opened", ["connect({url}, name='planner')", "by_portal({url}, name='planner')"])
+def test_a_fork_cannot_use_its_parents_connection(tmp_path: Path, opened: str) -> None:
     """A forked child is told so at once, leaves the with in peace, and the parent's connection still works."""
-    code = """
+    code = f"""
 import os, signal, sys
 from ilcp.transport import AddressError, connect
-with connect(sys.argv[1], name="planner") as c:
+from tests.test_transport_closed import by_portal
+with {opened.format(url="sys.argv[1]")} as c:
     child = os.fork()
     if not child:
         signal.alarm(10)
@@ -56,12 +75,13 @@ with connect(sys.argv[1], name="planner") as c:
         assert c.receive(1).message == b"y"
 """
     words = [sys.executable, "-c", code, f"spool://{tmp_path}"]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=30, check=False, cwd=ROOT)
     assert (0, "") == (done.returncode, done.stderr)
     assert done.stdout.startswith(SPOKEN_OF)
 
 
-def test_a_thread_that_waits_is_told_when_another_closes(tmp_path: Path) -> None:
+@both_ways
+def test_a_thread_that_waits_is_told_when_another_closes(tmp_path: Path, opened: Opened) -> None:
     """Leaving the with ends a receive that waits in another thread, by a name that says it, and takes no message."""
     caught: list[BaseException] = []
 
@@ -71,7 +91,7 @@ def test_a_thread_that_waits_is_told_when_another_closes(tmp_path: Path) -> None
         except BaseException as error:
             caught.append(error)
 
-    with connect(f"spool://{tmp_path}", name="planner") as c:
+    with opened(f"spool://{tmp_path}", name="planner") as c:
         threads = [threading.Thread(target=work) for _ in range(4)]
         for thread in threads:
             thread.start()
@@ -80,6 +100,77 @@ def test_a_thread_that_waits_is_told_when_another_closes(tmp_path: Path) -> None
         thread.join(5)
     assert [UnreachableError] * 4 == [type(error) for error in caught]
     assert "another thread closed" in str(caught[0])
+
+
+@both_ways
+def test_an_interrupt_ends_a_receive_that_waits(tmp_path: Path, opened: Opened) -> None:
+    """Ctrl-C comes out of a receive at once; the connection goes on, and gets what is sent afterwards, once."""
+    main = threading.main_thread().ident
+    assert main is not None
+    with opened(f"spool://{tmp_path}", name="planner") as c:
+        timer = threading.Timer(0.05, signal.pthread_kill, (main, signal.SIGINT))
+        timer.start()
+        began = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            c.receive(20)
+        assert time.monotonic() - began < 10
+        timer.join()
+        c.send(BARE, to="planner")
+        time.sleep(0.1)  # a receive that went on would have it by now
+        delivery = c.receive(5)
+        assert delivery is not None
+        assert 1 == delivery.attempt
+
+
+def interrupt_after(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on Ctrl-C comes just after each of a store's transactions is on the disk."""
+    transaction = Store._transaction
+
+    @contextmanager
+    def interrupted(self: Store, sync: str) -> Iterator[None]:
+        with transaction(self, sync):
+            yield
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Store, "_transaction", interrupted)
+
+
+def test_an_interrupt_takes_no_message_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where Ctrl-C comes when a message was just leased, and nobody has it, it is free again at once."""
+    with connect(f"spool://{tmp_path}", name="planner") as c:
+        c.send(BARE, to="planner", handoff_id="a")
+        interrupt_after(monkeypatch)
+        with pytest.raises(KeyboardInterrupt):
+            c.receive()
+        delivery = c.receive()
+        assert delivery is not None
+        assert ("a", 1) == (delivery.handoff_id, delivery.attempt)
+
+
+def test_an_interrupted_ack_is_in_doubt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An acknowledgement that Ctrl-C broke off may be done: it can be repeated, and not taken back."""
+    with connect(f"spool://{tmp_path}", name="planner") as c:
+        c.send(BARE, to="planner")
+        delivery = c.receive()
+        assert delivery is not None
+        interrupt_after(monkeypatch)
+        with pytest.raises(KeyboardInterrupt):
+            delivery.ack()
+        with pytest.raises(LeaseLostError, match="whose acknowledgement may have arrived"):
+            delivery.nack()
+        delivery.ack()
+
+
+def test_a_store_is_called_without_a_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither memory:// nor spool:// starts a thread or a loop for a program that has none."""
+    monkeypatch.setattr(asyncio, "new_event_loop", lambda: pytest.fail("a loop was made"))
+    before = threading.active_count()
+    for url in ("memory://no-loop", f"spool://{tmp_path}"):
+        with connect(url, name="planner") as c:
+            c.send(BARE, to="planner")
+            assert c.receive() is not None
+            assert before == threading.active_count()
 
 
 def test_an_async_connection_says_that_it_is_closed() -> None:
@@ -112,8 +203,14 @@ def test_a_name_in_memory_ends_with_its_last_connection() -> None:
 
 def test_threads_that_connect_at_once_meet(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two who connect to a name at the same time get one store."""
-    slow, together, duplicates = spool._store, threading.Barrier(2, timeout=10), []
-    monkeypatch.setattr(spool, "_store", lambda *args: (time.sleep(0.1), slow(*args))[1])
+    together, duplicates = threading.Barrier(2, timeout=10), []
+    quick = spool._store
+
+    def slow(path: str, settings: Settings) -> Store:
+        time.sleep(0.1)
+        return quick(path, settings)
+
+    monkeypatch.setattr(spool, "_store", slow)
 
     def work() -> None:
         together.wait()
@@ -152,16 +249,16 @@ def test_after_a_doubtful_ack_there_is_no_nack() -> None:
     """An acknowledgement that may have arrived is not taken back, but may be repeated."""
 
     async def main() -> None:
-        link, clock = Doubtful(), Clock()
+        backend, clock = Doubtful(), Clock()
         settings = Settings(clock=clock)
-        delivery = AsyncDelivery(link, "a", Lease("t", "i", BARE, 1, clock() + 60), settings)
+        delivery = AsyncDelivery(backend, "a", Lease("t", "i", BARE, 1, clock() + 60), settings)
         with pytest.raises(UnreachableError):
             await delivery.ack()
-        link.reached = True
+        backend.reached = True
         with pytest.raises(LeaseLostError, match="whose acknowledgement may have arrived: i"):
             await delivery.nack()
         await delivery.ack()
-        assert [None, None] == link.asked
+        assert [None, None] == backend.asked
 
     asyncio.run(main())
 
@@ -170,13 +267,13 @@ def test_a_clock_that_is_set_back_gives_no_more_time(monkeypatch: pytest.MonkeyP
     """With the usual clock the lease also ends when its time has passed, whatever the clock says."""
 
     async def main() -> None:
-        link = Doubtful()
-        delivery = AsyncDelivery(link, "a", Lease("t", "i", BARE, 1, time.time() + 60), Settings())
+        backend = Doubtful()
+        delivery = AsyncDelivery(backend, "a", Lease("t", "i", BARE, 1, time.time() + 60), Settings())
         late_s = time.monotonic() + 61
         monkeypatch.setattr(time, "monotonic", lambda: late_s)
         for settle in (delivery.ack, delivery.nack):
             with pytest.raises(LeaseLostError, match="after its lease ended"):
                 await settle()
-        assert not link.asked
+        assert not backend.asked
 
     asyncio.run(main())

@@ -1,5 +1,6 @@
 """The examples of transports run as a reader would run them: two processes, and an answer on the other side."""
 
+import importlib
 import os
 import re
 import subprocess
@@ -9,14 +10,14 @@ from pathlib import Path
 import pytest
 
 from ilcp.tasks import case_files
-from tests.transport_model import NATS_SERVER, NO_NATS, nats_server
+from tests.transport_model import NEEDS_NATS, nats_server
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 
 
 def said_by(name: str, word: object) -> str:
-    """What an example prints, run in a process of its own."""
-    line = [sys.executable, EXAMPLES / name, str(word)]
+    """Returns what an example prints, run in a process of its own."""
+    line = [sys.executable, str(EXAMPLES / name), str(word)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     run = subprocess.run(line, capture_output=True, text=True, timeout=300, check=False, env=environment)
     assert 0 == run.returncode, run.stderr
@@ -33,14 +34,20 @@ def check(said: str) -> None:
     assert answers == re.findall(r"receiver: \w+-(\d): Which region is affected\? (\w+)", said)
 
 
-def test_two_processes_share_a_spool(tmp_path: Path) -> None:
-    """Sender and receiver, each its own process, with a folder between them."""
-    for _ in range(2):  # again in the same folder: new hand-offs, not the old ones
-        check(said_by("two_processes.py", tmp_path))
+def test_two_processes_share_a_spool(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Sender and receiver, each its own process, with a folder between; again in it, they see new hand-offs only."""
+    check(said_by("two_processes.py", tmp_path))
+    monkeypatch.syspath_prepend(EXAMPLES)
+    again = importlib.import_module("two_processes")  # here, because two more processes would load all of it again
+    again.send(f"spool://{tmp_path}")
+    again.receive(f"spool://{tmp_path}")
+    check(capsys.readouterr().out)
 
 
-@pytest.mark.skipif(NATS_SERVER is None, reason=NO_NATS)
-def test_two_processes_over_nats() -> None:
+@pytest.mark.parametrize("example", [pytest.param("over_nats.py", marks=NEEDS_NATS)])
+def test_two_processes_over_nats(example: str) -> None:
     """The same over a NATS server."""
     with nats_server() as url:
-        check(said_by("over_nats.py", url))
+        check(said_by(example, url))

@@ -14,7 +14,7 @@ from ilcp.transport.http import client_for
 
 @contextlib.contextmanager
 def peer(*parts: bytes, pause_s: float = 0.0) -> Iterator[str]:
-    """The address of somebody who says the parts to each who connects, whatever is asked."""
+    """Gives the address of somebody who says the parts to each who connects, whatever is asked."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         stop = threading.Event()
 

@@ -33,10 +33,20 @@ from ilcp.transport import (
     UnreachableError,
     connect,
 )
-from ilcp.transport.nats import SETTLED, STREAM, SUBJECT, NatsBackend, _connected, open_nats
-from tests.transport_model import NATS_SERVER, NO_NATS, certificate, free_port, nats_server, wait_for_port
+from ilcp.transport.nats import SETTLED, NatsBackend, open_nats
+from ilcp.transport.nats_client import STREAM, SUBJECT, connected
+from tests.transport_model import (
+    NATS_SERVER,
+    NEEDS_NATS,
+    RealClock,
+    certificate,
+    free_port,
+    nats_server,
+    needs_openssl,
+    wait_for_port,
+)
 
-pytestmark = pytest.mark.skipif(NATS_SERVER is None, reason=NO_NATS)
+pytestmark = NEEDS_NATS
 
 
 class Server:
@@ -60,14 +70,14 @@ class Server:
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
-    """A server of the test's own."""
+    """Runs a server of the test's own."""
     running = Server(tmp_path)
     yield running
     running.kill()
 
 
-def remark(url: str, work: Callable[[JetStreamContext], Awaitable[Any]]) -> Any:
-    """What ``work`` returns, done by a client that is none of ours."""
+def by_another(url: str, work: Callable[[JetStreamContext], Awaitable[Any]]) -> Any:
+    """Returns what ``work`` returns, done by a client that is none of ours."""
 
     async def run() -> Any:
         client = await nats.connect(url)
@@ -80,8 +90,8 @@ def remark(url: str, work: Callable[[JetStreamContext], Awaitable[Any]]) -> Any:
 
 
 def waiting(url: str) -> int:
-    """How many messages are in the stream."""
-    return int(remark(url, lambda stream: stream.stream_info(STREAM)).state.messages)
+    """Counts the messages in the stream."""
+    return int(by_another(url, lambda stream: stream.stream_info(STREAM)).state.messages)
 
 
 def test_what_was_acknowledged_stays_so_when_the_server_is_killed(server: Server) -> None:
@@ -106,7 +116,7 @@ def test_what_was_acknowledged_stays_so_when_the_server_is_killed(server: Server
 
 def test_a_server_that_is_away_is_said_and_found_again(server: Server) -> None:
     """While the server is down a send fails by name and may be repeated; a waiting receiver goes on by itself."""
-    with connect(server.url, name="planner", settings=Settings(timeout_s=2)) as c:
+    with connect(server.url, name="planner", settings=Settings(timeout_s=1)) as c:
         assert c.receive() is None
         server.kill()
         with pytest.raises(UnreachableError, match="it may have been done: try again"):
@@ -125,11 +135,11 @@ def test_a_server_that_is_away_is_said_and_found_again(server: Server) -> None:
 def test_a_dead_server_is_no_empty_queue(server: Server) -> None:
     """Who does not wait is told within the timeout, who waits when the time is over; only a server says that there is
     nothing. How soon the client hears of the death is the machine's affair."""
-    settings = Settings(timeout_s=2.0)
+    settings = Settings(timeout_s=0.7)
     with connect(server.url, name="planner", settings=settings) as c:
         assert c.receive() is None
         server.kill()
-        for wait_s in (0.0, 1.2):
+        for wait_s in (0.0, 0.8):
             start = time.monotonic()
             with pytest.raises(UnreachableError):
                 c.receive(wait_s)
@@ -141,14 +151,14 @@ def test_a_receive_outlasts_a_server_that_comes_back(server: Server) -> None:
 
     def again() -> None:
         server.kill()
-        time.sleep(0.5)
+        time.sleep(0.1)
         server.start()
         with connect(server.url) as sender:
             sender.send(b"x", to="planner", handoff_id="a")
 
     with connect(server.url, name="planner", settings=Settings(lease_s=10)) as c:
         assert c.receive() is None
-        thread = threading.Timer(0.3, again)
+        thread = threading.Timer(0.1, again)
         thread.start()
         delivery = c.receive(15)
         thread.join()
@@ -156,22 +166,25 @@ def test_a_receive_outlasts_a_server_that_comes_back(server: Server) -> None:
         assert "a" == delivery.handoff_id
 
 
-@pytest.mark.parametrize("wait_first_s", [0.0, 0.5])
-def test_a_consumer_that_was_removed_is_made_again(server: Server, wait_first_s: float) -> None:
+@pytest.mark.parametrize("wait_first_s", [0.0, 0.1])
+def test_a_consumer_that_was_removed_is_made_again(
+    server: Server, wait_first_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A message comes although somebody removed the consumer, before the receive or while it waits."""
 
     def remove() -> None:
-        remark(server.url, lambda stream: stream.delete_consumer(STREAM, "planner"))
+        by_another(server.url, lambda stream: stream.delete_consumer(STREAM, "planner"))
         with connect(server.url) as sender:
             sender.send(b"x", to="planner", handoff_id="a")
 
+    monkeypatch.setattr("ilcp.transport.nats.GRACE_S", 0.3)
     with connect(server.url, name="planner", settings=Settings(timeout_s=1)) as c:
         assert c.receive() is None
         thread = threading.Timer(wait_first_s, remove)
         thread.start()
         if not wait_first_s:
             thread.join()
-        delivery = c.receive(3)
+        delivery = c.receive(3 if wait_first_s else 0.5)
         thread.join()
         assert delivery is not None
         assert "a" == delivery.handoff_id
@@ -194,12 +207,12 @@ def test_what_is_no_hand_off_is_removed(server: Server, caplog: pytest.LogCaptur
     """What others put into the stream is removed and logged, and the receiver gets the hand-off behind it."""
     headers, body = NO_HANDOFFS[what]
     with connect(server.url, name="planner") as c, caplog.at_level(logging.INFO, "ilcp.transport"):
-        remark(server.url, lambda stream: stream.publish(f"{SUBJECT}.planner.x", body, headers=headers or None))
+        by_another(server.url, lambda stream: stream.publish(f"{SUBJECT}.planner.x", body, headers=headers or None))
         assert 1 == waiting(server.url)
         assert c.receive() is None
         assert 0 == waiting(server.url)
         assert [("dropped: not a hand-off", "planner")] == [(r.getMessage(), r.queue) for r in caplog.records]  # type: ignore[attr-defined]
-        remark(server.url, lambda stream: stream.publish(f"{SUBJECT}.planner.x", body, headers={"Status": "503"}))
+        by_another(server.url, lambda stream: stream.publish(f"{SUBJECT}.planner.x", body, headers={"Status": "503"}))
         c.send(b"x", to="planner", handoff_id="a")
         delivery = c.receive()
         assert delivery is not None
@@ -210,14 +223,14 @@ def test_a_hand_off_may_have_a_status_of_its_own(server: Server) -> None:
     """A header of its sender's is not taken for the server's word that there is nothing."""
     with connect(server.url, name="planner") as c:
         headers = {"Nats-Msg-Id": "planner.x", "Status": "404"}
-        remark(server.url, lambda stream: stream.publish(f"{SUBJECT}.planner.x", b"x", headers=headers))
+        by_another(server.url, lambda stream: stream.publish(f"{SUBJECT}.planner.x", b"x", headers=headers))
         delivery = c.receive()
         assert delivery is not None
         assert ("x", b"x") == (delivery.handoff_id, delivery.message)
 
 
 def slow_look_up(monkeypatch: pytest.MonkeyPatch, *times_s: float) -> None:
-    """The look-ups of what is settled take so long, and then no time."""
+    """Makes the look-ups of what is settled take so long, and then no time."""
     left, look_up = list(times_s), NatsBackend._is_settled
 
     async def slow(self: NatsBackend, key: str) -> bool:
@@ -229,13 +242,13 @@ def slow_look_up(monkeypatch: pytest.MonkeyPatch, *times_s: float) -> None:
 
 def test_a_lease_is_never_longer_than_the_servers(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """Time that passes between the server's hand-out and ours is the lease's, also for who had waited for long."""
-    with connect(server.url, name="planner", settings=Settings(lease_s=2)) as c:
-        thread = threading.Timer(1.5, c.send, (b"x",), {"to": "planner", "handoff_id": "a"})
+    with connect(server.url, name="planner", settings=Settings(lease_s=1)) as c:
+        thread = threading.Timer(0.6, c.send, (b"x",), {"to": "planner", "handoff_id": "a"})
         thread.start()
-        slow_look_up(monkeypatch, 0.5)
+        slow_look_up(monkeypatch, 0.25)
         delivery = c.receive(5)
         assert delivery is not None
-        assert 1.1 < delivery.until_s - time.time() < 1.5
+        assert 0.3 < delivery.until_s - time.time() < 0.75
         while (again := c.receive(1)) is None:
             pass
         assert 2 == again.attempt
@@ -244,15 +257,15 @@ def test_a_lease_is_never_longer_than_the_servers(server: Server, monkeypatch: p
 
 def test_a_lease_that_ended_on_the_way_is_not_given(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """A message that came too late is somebody else's: who waits gets it anew, who does not is told."""
-    with connect(server.url, name="planner", settings=Settings(lease_s=1)) as c:
+    with connect(server.url, name="planner", settings=Settings(lease_s=0.5)) as c:
         c.send(b"x", to="planner", handoff_id="a")
-        slow_look_up(monkeypatch, 1.2, 1.2)
+        slow_look_up(monkeypatch, 0.6, 0.6)
         with pytest.raises(UnreachableError, match="try again"):
             c.receive()
         delivery = c.receive(5)
         assert delivery is not None
         assert 3 == delivery.attempt
-        assert 0.8 < delivery.until_s - time.time() <= 1
+        assert 0.2 < delivery.until_s - time.time() <= 0.5
         delivery.ack()
         assert 0 == waiting(server.url)
 
@@ -270,14 +283,14 @@ def test_an_acknowledgement_outlives_its_lease(server: Server) -> None:
         pytest.raises(AddressError, match=r"2 times lease_s 60 or longer, got dedup_s 10 "),
     ):
         c.receive()
-    assert 10 == remark(server.url, lambda stream: stream.stream_info(f"KV_{SETTLED}")).config.max_age
+    assert 10 == by_another(server.url, lambda stream: stream.stream_info(f"KV_{SETTLED}")).config.max_age
 
 
 def test_an_id_that_waits_is_kept_once_however_long(server: Server) -> None:
     """After ``dedup_s`` a message that nobody has received is still known, and so is one that is held."""
-    with connect(server.url, name="planner", settings=Settings(lease_s=0.5, dedup_s=1)) as c:
+    with connect(server.url, name="planner", settings=Settings(lease_s=0.3, dedup_s=0.6)) as c:
         assert not c.send(b"x", to="planner", handoff_id="a").duplicate
-        time.sleep(2)
+        RealClock().advance(0.8)
         assert c.send(b"another", to="planner", handoff_id="a").duplicate
         delivery = c.receive(1)
         assert delivery is not None
@@ -291,7 +304,7 @@ def test_an_id_that_waits_is_kept_once_however_long(server: Server) -> None:
 def test_a_stream_of_that_name_that_is_not_ours(server: Server) -> None:
     """A stream with other subjects is refused by name."""
     config = api.StreamConfig(name=STREAM, subjects=[f"{SUBJECT}.*"])
-    remark(server.url, lambda stream: stream.add_stream(config))
+    by_another(server.url, lambda stream: stream.add_stream(config))
     with pytest.raises(ProtocolError, match=r"expected ilcp-handoffs with ilcp\.handoffs\.\*\.\*, got"):
         connect(server.url).__enter__()
 
@@ -311,7 +324,7 @@ def test_an_address_is_a_host_and_a_port(server: Server, more: str) -> None:
         asyncio.run(open_nats(urlsplit(server.url + more), Settings()))
 
 
-class ArmInput(Exception):
+class ToldError(Exception):
     """An error that can be looked for."""
 
 
@@ -319,8 +332,8 @@ def test_a_connection_keeps_one_error(server: Server) -> None:
     """What nats-py tells of a connection is kept for a message only, and not for as long as it lives."""
 
     async def alive() -> list[bool]:
-        client = await _connected(server.url, Settings())
-        told = [ArmInput() for _ in range(3)]
+        client = await connected(server.url, Settings())
+        told = [ToldError() for _ in range(3)]
         kept = [weakref.ref(error) for error in told]
         while told:
             await client._error_cb(told.pop())
@@ -365,7 +378,7 @@ def test_another_token_is_refused(tmp_path: Path) -> None:
 
 
 def crosses(url: str, **more: Any) -> None:
-    """A message is sent, received and acknowledged, with these settings."""
+    """Sends, receives and acknowledges a message, with these settings."""
     with connect(url, name="planner", settings=Settings(**more)) as c:
         c.send(b"x", to="planner")
         delivery = c.receive(5)
@@ -375,13 +388,14 @@ def crosses(url: str, **more: Any) -> None:
 
 @contextlib.contextmanager
 def secure_server(folder: Path, end: str = "491231000000Z") -> Iterator[tuple[str, ssl.SSLContext]]:
-    """The host and port of a server that requires TLS, and a context that trusts its certificate."""
+    """Gives the host and port of a server that requires TLS, and a context that trusts its certificate."""
     folder.mkdir()
     cert, key = certificate(folder, "200101000000Z", end)
     with nats_server("--tls", "--tlscert", str(cert), "--tlskey", str(key)) as url:
         yield url.replace("nats://127.0.0.1", "localhost"), ssl.create_default_context(cafile=cert)
 
 
+@needs_openssl
 @pytest.mark.parametrize("scheme", ["tls", "nats"])
 def test_tls_takes_the_certificate_that_it_was_told_to_trust(tmp_path: Path, scheme: str) -> None:
     """With the server's certificate trusted a message crosses; by the system's or another's trust it is refused."""
@@ -394,6 +408,7 @@ def test_tls_takes_the_certificate_that_it_was_told_to_trust(tmp_path: Path, sch
             connect(f"{scheme}://{where.replace('localhost', '127.0.0.1')}", settings=Settings(tls=trust)).__enter__()
 
 
+@needs_openssl
 def test_an_expired_certificate_is_refused(tmp_path: Path) -> None:
     """A certificate whose time is over is refused although it is trusted, and the text says why."""
     with (
@@ -417,7 +432,7 @@ def test_what_asks_for_tls_never_goes_without(tmp_path: Path, scheme: str, tls: 
 
 
 def signed(nkeys: Any, signer: Any, subject: Any, kind: str, **claims: object) -> str:
-    """What ``nsc`` would write: a JWT in which one key says something of another (or of itself)."""
+    """Writes what ``nsc`` would: a JWT in which one key says something of another (or of itself)."""
 
     def part(value: object) -> bytes:
         return base64.urlsafe_b64encode(json.dumps(value).encode()).rstrip(b"=")

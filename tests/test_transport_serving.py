@@ -8,9 +8,15 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import patch
 
 import pytest
+import typer
+import uvicorn
+from typer.testing import CliRunner
 
+from ilcp.cli.send import receive, send, serve
+from ilcp.errors import StorageError
 from ilcp.transport import AddressError, UnreachableError, connect
 from ilcp.transport.serve import _bound
 from ilcp.transport.spool import FILE
@@ -24,13 +30,19 @@ typer.run(serve)
 """
 
 
+def begin(spool: Path, *words: str, token: str | None = None) -> None:
+    """Calls ``ilcp serve`` in this process, and raises what it raises; it must not come to serving."""
+    app = typer.Typer()
+    app.command()(serve)
+    ask = ["--spool", str(spool), "--port", "0", *words]
+    with patch.object(uvicorn.Server, "serve", side_effect=AssertionError("it serves")):
+        done = CliRunner(env={"ILCP_TOKEN": token}).invoke(app, ask)
+    assert done.exception is not None
+    raise done.exception
+
+
 def test_serve_send_and_receive_as_processes(tmp_path: Path) -> None:
     """A message goes through ``ilcp serve``, which is killed (-9) and started again, from file to file."""
-    import typer
-    from typer.testing import CliRunner
-
-    from ilcp.cli.send import receive, send
-
     app = typer.Typer()
     app.command()(send)
     app.command()(receive)
@@ -85,18 +97,14 @@ def test_serve_send_and_receive_as_processes(tmp_path: Path) -> None:
 )
 def test_serve_refuses_what_is_unsafe_or_missing(tmp_path: Path, words: list[str], said: str) -> None:
     """A host that others reach needs a token, which clients can show; a certificate has to be there, with its key."""
-    line = [sys.executable, "-c", SERVE, "--port", "0", "--spool", str(tmp_path), *words]
-    done = subprocess.run(line, capture_output=True, text=True, timeout=60, check=False, env={})
-    assert 1 == done.returncode
-    assert f"AddressError: {said}" in " ".join(done.stderr.split())
+    with pytest.raises(AddressError, match=said):
+        begin(tmp_path, *words)
 
 
 def test_serve_refuses_an_empty_token_from_the_environment(tmp_path: Path) -> None:
     """A secret that was not filled in does not open the endpoint to everybody."""
-    line = [sys.executable, "-c", SERVE, "--port", "0", "--spool", str(tmp_path)]
-    done = subprocess.run(line, capture_output=True, text=True, timeout=60, check=False, env={"ILCP_TOKEN": ""})
-    assert 1 == done.returncode
-    assert "expected a token in ILCP_TOKEN" in done.stderr
+    with pytest.raises(AddressError, match="expected a token in ILCP_TOKEN"):
+        begin(tmp_path, token="")
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, -signal.SIGTERM), (signal.SIGINT, 130)])
@@ -114,10 +122,21 @@ def test_serve_closes_its_spool_when_it_is_told_to_stop(tmp_path: Path, number: 
     assert "Traceback" not in said
 
 
+def test_receive_says_that_there_is_no_room(tmp_path: Path) -> None:
+    """Where the file cannot be written it is the disk's fault, and the message is still there for the next."""
+    (tmp_path / "in").write_text("no folder")
+    with connect(f"spool://{tmp_path}/spool", name="planner") as c:
+        c.send(b"a message", to="planner", handoff_id="a")
+        with pytest.raises(StorageError, match=r"expected room for a message in .*it is still there"):
+            receive(f"spool://{tmp_path}/spool", "planner", to=tmp_path / "in")
+        delivery = c.receive()
+        assert delivery is not None
+        assert "a" == delivery.handoff_id
+
+
 def test_receive_writes_nothing_outside_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An id that is a path, whatever transport let it through, names no file."""
     import ilcp.transport
-    from ilcp.cli.send import receive
 
     delivery = SimpleNamespace(handoff_id="../../outside", message=b"x")
     fake = SimpleNamespace(receive=lambda timeout_s: delivery)
@@ -130,11 +149,11 @@ def test_receive_writes_nothing_outside_its_folder(tmp_path: Path, monkeypatch: 
 
 def test_serve_says_that_a_port_is_taken(tmp_path: Path) -> None:
     """Two endpoints cannot have one port."""
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        line = [sys.executable, "-c", SERVE, "--port", str(taken.getsockname()[1]), "--spool", str(tmp_path)]
-        done = subprocess.run(line, capture_output=True, text=True, timeout=60, check=False)
-    assert 1 == done.returncode
-    assert "Address already in use; choose another" in " ".join(done.stderr.split())
+    with (
+        socket.create_server(("127.0.0.1", 0)) as taken,
+        pytest.raises(UnreachableError, match="Address already in use; choose another"),
+    ):
+        begin(tmp_path, "--port", str(taken.getsockname()[1]))
 
 
 def test_small_answers_do_not_wait_for_each_other() -> None:

@@ -10,22 +10,27 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
 from ilcp.message import Message, Seal
 from ilcp.transport import Connection, Settings, connect
-from ilcp.transport.connection import AsyncConnection, Loop
+from ilcp.transport.connection import AsyncConnection
 
 SEALED = Message(bytes(8), b"payload", Seal(b"\x01" * 8, 2**31)).to_bytes(bytes(16))
 BARE = Message(bytes(8), b"payload").to_bytes()
 NATS_SERVER = shutil.which("nats-server")
-NO_NATS = "needs nats-server (Debian: apt-get install nats-server), which is not on the path"
+OPENSSL = shutil.which("openssl")
+# A mark that `-m` selects by, and the reason that a skipped test gives.
+NEEDS_NATS = [pytest.mark.nats, pytest.mark.skipif(NATS_SERVER is None, reason="nats-server is not installed")]
+NEEDS_OPENSSL = [pytest.mark.openssl, pytest.mark.skipif(OPENSSL is None, reason="openssl is not installed")]
 
+T = TypeVar("T")
 Door = Callable[[str], AbstractContextManager[Connection]]
 
 
@@ -43,13 +48,15 @@ class Clock:
 
 
 class RealClock(Clock):
-    """The clock of a server that takes no other: to let time pass is to wait."""
+    """The clock of a server that takes no other: to let time pass is to wait, so leases are short there."""
 
     def __call__(self) -> float:
         return time.time()
 
     def advance(self, seconds: float) -> None:
-        time.sleep(seconds)
+        until_s = time.monotonic() + seconds
+        while time.monotonic() < until_s:
+            time.sleep(0.02)
 
 
 @dataclass
@@ -73,7 +80,7 @@ class Model:
     queues: dict[str, list[Entry]] = field(default_factory=dict)
 
     def send(self, name: str, handoff_id: str, message: bytes) -> bool:
-        """Whether it is a duplicate."""
+        """Keeps a message, and says whether it is a duplicate."""
         queue = self.queues.setdefault(name, [])
         queue[:] = [e for e in queue if e.settled_s is None or self.clock() - e.settled_s <= self.dedup_s]
         if any(entry.handoff_id == handoff_id for entry in queue):
@@ -82,12 +89,12 @@ class Model:
         return False
 
     def free(self, name: str) -> list[Entry]:
-        """What may be handed out now, oldest first."""
+        """Lists what may be handed out now, oldest first."""
         now = self.clock()
         return [entry for entry in self.queues.get(name, []) if entry.settled_s is None and entry.free_s <= now]
 
     def take(self, entry: Entry) -> None:
-        """The entry is handed out."""
+        """Hands the entry out."""
         entry.attempt += 1
         entry.free_s = self.clock() + self.lease_s
 
@@ -104,7 +111,7 @@ class Kind:
 
 @contextmanager
 def memory(settings: Settings) -> Iterator[Door]:
-    """A name of its own; one connection stays open, because the store ends with the last."""
+    """Opens a name of its own; one connection stays open, because the store ends with the last."""
     url = f"memory://{next(_NUMBERS)}"
     with connect(url, settings=settings):
         yield lambda name: connect(url, name=name, settings=settings)
@@ -112,14 +119,15 @@ def memory(settings: Settings) -> Iterator[Door]:
 
 @contextmanager
 def spool(settings: Settings) -> Iterator[Door]:
-    """A folder of its own, and a file handle per connection, as processes have it."""
+    """Opens a folder of its own, and a file handle per connection, as processes have it."""
     with tempfile.TemporaryDirectory() as folder:
-        yield lambda name: connect(f"spool://{folder}", name=name, settings=settings)
+        theirs = replace(settings, power_safe=False)  # what a power cut may do is another test's
+        yield lambda name: connect(f"spool://{folder}", name=name, settings=theirs)
 
 
 @contextmanager
 def http(settings: Settings) -> Iterator[Door]:
-    """The real app and the real client, without a socket between them."""
+    """Joins the real app and the real client, without a socket between them."""
     import asyncio
     from urllib.parse import urlsplit
 
@@ -127,31 +135,27 @@ def http(settings: Settings) -> Iterator[Door]:
 
     from ilcp.transport.app import endpoint
     from ilcp.transport.http import HttpBackend, client_for
+    from ilcp.transport.portal import connected_by_portal
     from ilcp.transport.spool import open_memory
 
     store = asyncio.run(open_memory(urlsplit(f"memory://{next(_NUMBERS)}"), settings))
     app = endpoint(store, token="secret")
 
-    @contextmanager
-    def door(name: str) -> Iterator[Connection]:
+    @asynccontextmanager
+    async def opened(name: str) -> AsyncIterator[AsyncConnection]:
         theirs = Settings(lease_s=settings.lease_s, clock=settings.clock, token="secret")
-        loop = Loop()
-        client = client_for("http://endpoint", theirs, httpx.ASGITransport(app))
-        try:
-            yield Connection(loop, AsyncConnection(HttpBackend(client, theirs), name, theirs))
-        finally:
-            loop.wait(client.aclose())
-            loop.close()
+        async with client_for("http://endpoint", theirs, httpx.ASGITransport(app)) as client:
+            yield AsyncConnection(HttpBackend(client, theirs), name, theirs)
 
     try:
-        yield door
+        yield lambda name: connected_by_portal(opened(name))
     finally:
         asyncio.run(store.close())
 
 
 @contextmanager
 def nats(settings: Settings) -> Iterator[Door]:
-    """A server of its own, on a free port, with an empty folder."""
+    """Runs a server of its own, on a free port, with an empty folder."""
     with nats_server() as url:
         theirs = Settings(lease_s=settings.lease_s)
         yield lambda name: connect(url, name=name, settings=theirs)
@@ -159,7 +163,7 @@ def nats(settings: Settings) -> Iterator[Door]:
 
 @contextmanager
 def nats_server(*options: str, folder: Path | None = None, port: int | None = None) -> Iterator[str]:
-    """The address of a running server."""
+    """Runs a server, and gives its address."""
     assert NATS_SERVER is not None
     port = port or free_port()
     with contextlib.ExitStack() as stack:
@@ -174,8 +178,15 @@ def nats_server(*options: str, folder: Path | None = None, port: int | None = No
             server.wait()
 
 
+def needs_openssl(test: T) -> T:
+    """Marks a test that makes certificates."""
+    selected, skipped = NEEDS_OPENSSL
+    marked: T = selected(skipped(test))  # type: ignore[assignment]
+    return marked
+
+
 def free_port() -> int:
-    """A port that nobody listened on a moment ago."""
+    """Finds a port that nobody listened on a moment ago."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return int(s.getsockname()[1])
@@ -212,10 +223,8 @@ subjectAltName = DNS:localhost
 
 
 def certificate(folder: Path, start: str, end: str) -> tuple[Path, Path]:
-    """A self-signed certificate for localhost, good between two times (YYMMDDHHMMSSZ), and its key."""
-    openssl = shutil.which("openssl")
-    if openssl is None:
-        pytest.skip("needs openssl, which is not on the path")
+    """Makes a self-signed certificate for localhost, good between two times (YYMMDDHHMMSSZ), and its key."""
+    assert OPENSSL is not None
     cert, key, request, config = (folder / name for name in ("cert.pem", "key.pem", "request.pem", "ca.conf"))
     config.write_text(CA.format(folder=folder))
     (folder / "index.txt").touch()
@@ -226,7 +235,7 @@ def certificate(folder: Path, start: str, end: str) -> tuple[Path, Path]:
         ["ca", "-batch", "-notext", "-selfsign", "-config", config, "-keyfile", key, "-in", request, "-out", cert]
         + ["-startdate", start, "-enddate", end],
     ):
-        subprocess.run([openssl, *map(str, words)], capture_output=True, check=True)
+        subprocess.run([OPENSSL, *map(str, words)], capture_output=True, check=True)
     return cert, key
 
 
@@ -234,6 +243,6 @@ KINDS = (
     Kind("memory", memory),
     Kind("spool", spool),
     Kind("http", http),
-    Kind("nats", nats, moves_clock=False, keeps_order=False),
+    pytest.param(Kind("nats", nats, moves_clock=False, keeps_order=False), marks=NEEDS_NATS),
 )
 _NUMBERS = itertools.count()

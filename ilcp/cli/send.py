@@ -9,7 +9,7 @@ import typer
 
 from ilcp.cli.common import err, interruptible, out, read_bytes
 from ilcp.cli.exit_codes import NOTHING_CAME
-from ilcp.errors import EncodeError, MissingExtraError, TransportError
+from ilcp.errors import MissingExtraError, StorageError
 from ilcp.files import write_whole
 from ilcp.message import MAX_MESSAGE_BYTES
 
@@ -79,10 +79,10 @@ def receive(
             try:
                 to.mkdir(parents=True, exist_ok=True)
                 write_whole(path, delivery.message, durable=True)
-            except (OSError, EncodeError) as error:
+            except (OSError, StorageError) as error:
                 delivery.nack()
                 said = error.__cause__ or error
-                raise TransportError(f"expected room for a message in {to}, got: {said}; it is still there") from error
+                raise StorageError(f"expected room for a message in {to}, got: {said}; it is still there") from error
             delivery.ack()
             came += 1
             out.print(f"{delivery.handoff_id}  {len(delivery.message)} bytes: {path}", highlight=False, soft_wrap=True)
@@ -100,14 +100,14 @@ def serve(
     key: Annotated[Path | None, typer.Option(help="TLS: its key, PEM.", dir_okay=False)] = None,
     log_json: Logs = False,
 ) -> None:
-    """An HTTP endpoint in front of a spool, with /health and Prometheus' /metrics, until Ctrl-C or SIGTERM.
+    """Serves a spool over HTTP, with /health and Prometheus' /metrics, until Ctrl-C or SIGTERM.
 
     Exit code 130 after Ctrl-C; after SIGTERM it ends by that signal, which a shell shows as 143.
     """
     from ilcp.transport.errors import AddressError
 
     try:
-        from ilcp.transport.serve import serve as serving
+        import ilcp.transport.serve
     except ModuleNotFoundError as error:
         raise MissingExtraError.of(str(error.name), "to serve with", "http") from error
     if token is None and "ILCP_TOKEN" in os.environ:  # set and empty: typer takes it for not set
@@ -118,7 +118,9 @@ def serve(
         out.print(f"serving {spool} at {url}", highlight=False, soft_wrap=True)
 
     with interruptible("every message that was kept is in the spool"):
-        serving(spool, host=host, port=port, token=token, certificate=certificate, key=key, ready=ready)
+        ilcp.transport.serve.serve(
+            spool, host=host, port=port, token=token, certificate=certificate, key=key, ready=ready
+        )
 
 
 def _settings(token: str | None, ca: Path | None, credentials: Path | None) -> "Settings":

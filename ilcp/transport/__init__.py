@@ -34,12 +34,13 @@ free (NATS: what is handed out again comes when it comes).
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from importlib import import_module
-from urllib.parse import urlsplit
+from typing import Any
+from urllib.parse import SplitResult, urlsplit
 
 from ilcp.errors import MissingExtraError
 from ilcp.transport.backend import MEDIA_TYPE, Backend, Settings
 from ilcp.transport.capabilities import Capabilities, Choice, choose
-from ilcp.transport.connection import AsyncConnection, AsyncDelivery, Connection, Delivery, Loop, Receipt
+from ilcp.transport.connection import AsyncConnection, AsyncDelivery, Receipt
 from ilcp.transport.errors import (
     AddressError,
     CapabilityError,
@@ -50,12 +51,14 @@ from ilcp.transport.errors import (
     RefusedError,
     UnreachableError,
 )
+from ilcp.transport.sync import Connection, Delivery, connected_in_place
 
 __all__ = [
     "MEDIA_TYPE",
     "AddressError",
     "AsyncConnection",
     "AsyncDelivery",
+    "Backend",
     "Capabilities",
     "CapabilityError",
     "Choice",
@@ -64,7 +67,6 @@ __all__ = [
     "Delivery",
     "FullError",
     "LeaseLostError",
-    "Link",
     "ProtocolError",
     "Receipt",
     "RefusedError",
@@ -75,7 +77,9 @@ __all__ = [
     "connect_async",
 ]
 
-_DOORS = {  # scheme: the module, the function that opens it, and the extra that brings its library
+
+_IN_PLACE = {"memory": "memory_backend", "spool": "spool_backend"}  # what opens a store for calls in place
+_SCHEMES = {  # the module, the function that opens it for an event loop, and the extra that brings its library
     "memory": ("ilcp.transport.spool", "open_memory", None),
     "spool": ("ilcp.transport.spool", "open_spool", None),
     "http": ("ilcp.transport.http", "open_http", "http"),
@@ -87,44 +91,46 @@ _DOORS = {  # scheme: the module, the function that opens it, and the extra that
 
 @contextmanager
 def connect(url: str, *, name: str | None = None, settings: Settings | None = None) -> Iterator[Connection]:
-    """A connection to ``url`` for the length of a ``with``; ``name`` is whose messages ``receive`` gives.
+    """Opens a connection to ``url`` for the length of a ``with``; ``name`` is whose messages ``receive`` gives.
 
     Raises:
         AddressError: an unknown scheme, an address or a setting that it does not take.
         MissingExtraError: the scheme's library is not installed.
         UnreachableError, RefusedError, CorruptError: nobody there, no entry, or no spool.
     """
-    loop = Loop()
-    try:
-        opened = connect_async(url, name=name, settings=settings)
-        inner = loop.wait(opened.__aenter__())
-    except BaseException:
-        loop.close()
-        raise
-    try:
-        yield Connection(loop, inner)
-    finally:
-        loop.close(opened.__aexit__(None, None, None))
+    settings = settings or Settings()
+    parts = _parts(url)
+    if parts.scheme in _IN_PLACE:
+        backend = getattr(import_module("ilcp.transport.spool"), _IN_PLACE[parts.scheme])(parts, settings)
+        held = connected_in_place(backend, name, settings)
+    else:
+        held = _loaded("ilcp.transport.portal", parts).connected_by_portal(
+            connect_async(url, name=name, settings=settings)
+        )
+    with held as connection:
+        yield connection
 
 
 @asynccontextmanager
 async def connect_async(
     url: str, *, name: str | None = None, settings: Settings | None = None
 ) -> AsyncIterator[AsyncConnection]:
-    """The same for ``async with``.
+    """Opens the same for ``async with``.
 
     Raises:
         AddressError, MissingExtraError, UnreachableError, RefusedError, CorruptError: as ``connect``.
     """
     settings = settings or Settings()
-    link = await _open(url, settings)
+    parts = _parts(url)
+    backend: Backend = await _opener(parts)(parts, settings)
     try:
-        yield AsyncConnection(link, name, settings)
+        yield AsyncConnection(backend, name, settings)
     finally:
-        await link.close()
+        await backend.close()
 
 
-async def _open(url: object, settings: Settings) -> Backend:
+def _parts(url: object) -> SplitResult:
+    """Reads an address, which has a known scheme and no credentials."""
     if not isinstance(url, str) or not url.isprintable() or "?" in url or "#" in url:
         raise AddressError("expected an address of printable characters, without ? and # (%3F and %23), got another")
     try:
@@ -134,14 +140,23 @@ async def _open(url: object, settings: Settings) -> Backend:
         raise AddressError(f"expected an address such as spool:///folder, got one that is none: {error}") from error
     if "@" in parts.netloc:
         raise AddressError("expected an address without credentials, got some in it: give them in Settings")
-    if parts.scheme not in _DOORS:
-        raise AddressError(f"expected a scheme of {', '.join(_DOORS)}, got {parts.scheme!r} in {url!r}")
-    module, function, extra = _DOORS[parts.scheme]
+    if parts.scheme not in _SCHEMES:
+        raise AddressError(f"expected a scheme of {', '.join(_SCHEMES)}, got {parts.scheme!r} in {url!r}")
+    return parts
+
+
+def _opener(parts: SplitResult) -> Any:
+    """Finds the function that opens an address of this scheme."""
+    module, function, _ = _SCHEMES[parts.scheme]
+    return getattr(_loaded(module, parts), function)
+
+
+def _loaded(module: str, parts: SplitResult) -> Any:
+    """Imports a module of ours that needs the scheme's library."""
+    extra = _SCHEMES[parts.scheme][2]
     try:
-        door = getattr(import_module(module), function)
+        return import_module(module)
     except ModuleNotFoundError as error:
         if extra is None or (error.name or "").startswith("ilcp."):
             raise
         raise MissingExtraError.of(str(error.name), f"for {parts.scheme}://", extra) from error
-    link: Backend = await door(parts, settings)
-    return link

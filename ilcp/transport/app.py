@@ -81,7 +81,7 @@ class _Places:
 
     @contextmanager
     def one(self) -> Iterator[None]:
-        """A place, for as long as a request takes."""
+        """Takes a place for as long as a request takes."""
         if self.most is not None and self.taken >= self.most:
             text = f"expected at most {self.most} such requests at once, got more"
             raise FullError(text, retry_after_s=RETRY_AFTER_S)
@@ -93,15 +93,15 @@ class _Places:
 
 
 class _Endpoint:
-    def __init__(self, link: StoreBackend, token: str | None, max_at_once: int, max_receivers: int) -> None:
-        self.link = link
+    def __init__(self, backend: StoreBackend, token: str | None, max_at_once: int, max_receivers: int) -> None:
+        self.backend = backend
         self.places = {"receive": _Places(max_receivers), **{name: _Places(None) for name in ("ack", "nack", "health")}}
         self.other_places = _Places(max_at_once)
         self.token = None if token is None else token.encode()
         self.metrics = _Metrics()
 
     def route(self, path: str, method: str, operation: str, handler: Handler, *, open_to_all: bool = False) -> Route:
-        """The handler behind the checks that all share; what it raises becomes a status."""
+        """Puts a handler behind the checks that all share; what it raises becomes a status."""
         places = self.places.get(operation, self.other_places)
 
         async def answer(request: Request) -> Response:
@@ -139,7 +139,7 @@ class _Endpoint:
             raise _Refused(415, f"expected content-type {MEDIA_TYPE}, got another")
         wire = checked_message(await _body(request, MAX_MESSAGE_BYTES))
         known = checked_id(wire, request.headers.get(ID_HEADER))
-        new = await self.link.put(name, known, wire)
+        new = await self.backend.put(name, known, wire)
         if not new:
             self.metrics.duplicates.inc()
         logged("kept", queue=name, handoff_id=known, message_bytes=len(wire), duplicate=not new)
@@ -149,11 +149,11 @@ class _Endpoint:
         name = checked_name("name", request.path_params["name"])
         lease_s = _seconds(request, "lease_s", MAX_LEASE_S, None)
         wait_s = _seconds(request, "wait_s", MAX_WAIT_S, 0.0)
-        lease = await self.link.take(name, lease_s, wait_s)
+        lease = await self.backend.take(name, lease_s, wait_s)
         if lease is None:
             return Response(status_code=204)
         if await request.is_disconnected():  # nobody will get the answer: free at once, not when the lease ends
-            await self.link.give_back(name, lease)
+            await self.backend.give_back(name, lease)
             return Response(status_code=400)
         logged("handed out", queue=name, handoff_id=lease.handoff_id, attempt=lease.attempt)
         headers = {
@@ -173,25 +173,25 @@ class _Endpoint:
     async def _settle(self, request: Request, retry_in_s: float | None) -> Response:
         name = checked_name("name", request.path_params["name"])
         lease = Lease(request.headers.get(LEASE_HEADER, "")[:64], "", b"", 0, 0.0)
-        await self.link.settle(name, lease, retry_in_s=retry_in_s)
+        await self.backend.settle(name, lease, retry_in_s=retry_in_s)
         return Response(status_code=204)
 
     async def publish(self, request: Request) -> Response:
         name = checked_name("name", request.path_params["name"])
         body = await _body(request, MAX_CAPABILITIES_BYTES)
-        await self.link.publish(name, Capabilities.from_bytes(body).to_bytes())
+        await self.backend.publish(name, Capabilities.from_bytes(body).to_bytes())
         return Response(status_code=204)
 
     async def lookup(self, request: Request) -> Response:
         name = checked_name("name", request.path_params["name"])
-        body = await self.link.lookup(name)
+        body = await self.backend.lookup(name)
         if body is None:
             raise _Refused(404, f"expected {name} to have told what it reads, got nothing")
         return Response(body, media_type="application/json")
 
     async def health(self, request: Request) -> Response:
         try:
-            await self.link.waiting()
+            await self.backend.waiting()
         except TransportError:  # its text names the spool, and whoever asks is told no more than that
             raise _Refused(503, "expected a spool that can be read, got none: /metrics says why") from None
         return JSONResponse({"status": "ok"})
@@ -200,25 +200,25 @@ class _Endpoint:
         return JSONResponse({"ilcp": "endpoint", "max_message_bytes": MAX_MESSAGE_BYTES})
 
     async def show_metrics(self, request: Request) -> Response:
-        messages, used = await self.link.waiting()
+        messages, used = await self.backend.waiting()
         self.metrics.waiting.set(messages)
         self.metrics.waiting_bytes.set(used)
         return Response(generate_latest(self.metrics.registry), media_type="text/plain; version=0.0.4")
 
 
 def endpoint(
-    link: StoreBackend,
+    backend: StoreBackend,
     *,
     token: str | None = None,
     max_at_once: int = MAX_AT_ONCE,
     max_receivers: int = MAX_RECEIVERS,
 ) -> Starlette:
-    """The app, to be served by uvicorn or any ASGI server. Without a token everybody who reaches it may do everything.
+    """Makes the app, for uvicorn or any ASGI server. Without a token everybody who reaches it may do everything.
 
     Raises:
         AddressError: a token that no client could show.
     """
-    door = _Endpoint(link, None if token is None else checked_token(token), max_at_once, max_receivers)
+    door = _Endpoint(backend, None if token is None else checked_token(token), max_at_once, max_receivers)
     app = Starlette(
         routes=[
             door.route("/health", "GET", "health", door.health, open_to_all=True),
@@ -237,7 +237,7 @@ def endpoint(
 
 
 async def _body(request: Request, most: int) -> bytes:
-    """The body, whose length is declared and looked at before anything is read."""
+    """Reads the body, whose length is declared and looked at before anything is read."""
     declared = request.headers.get("content-length", "")
     if not declared.isascii() or not declared.isdigit() or len(declared) > 15 or "transfer-encoding" in request.headers:
         raise _Refused(411, "expected a content-length alone, got none or more: send the body in one piece")

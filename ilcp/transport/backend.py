@@ -37,13 +37,14 @@ MAX_LEASE_S = 12 * 3600.0  # a receiver that works longer on one hand-off keeps 
 MAX_DEDUP_S = 7 * 86400.0  # ids of a week; beyond, the list outgrows the messages
 FRESH_ID_BYTES = 16  # random: no two sends of the world meet
 MAX_CAPABILITIES_BYTES = 1 << 16  # the ids of 3,000 codecs
+CLOSED_MEANWHILE = "expected an open connection, got one that another thread closed meanwhile"
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")  # is a URL's path segment and a NATS subject token as it stands
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How to connect. A setting that the scheme has no use for is refused, not ignored.
+    """Settings of a connection. One that the scheme has no use for is refused, not ignored.
 
     ``lease_s`` is how long a receiver may hold a hand-off before another one gets it; ``timeout_s`` how long the other
     side may take to answer; ``clock`` (unix seconds) is there for tests. Memory and spool: an id is remembered for
@@ -99,13 +100,13 @@ class Lease(NamedTuple):
 
 
 class Backend(Protocol):
-    """What a transport does. Every operation raises ``TransportError`` and nothing else of its own."""
+    """The operations of a transport. Each raises ``TransportError`` and nothing else of its own."""
 
     async def put(self, name: str, handoff_id: str, message: bytes) -> bool:
-        """Whether the message is new; it is kept either way, once."""
+        """Keeps the message, once, and says whether it is new."""
 
     async def take(self, name: str, lease_s: float, wait_s: float) -> Lease | None:
-        """The oldest message that is free, or None when there was none for ``wait_s``."""
+        """Leases the oldest message that is free; None when there was none for ``wait_s``."""
 
     async def settle(self, name: str, lease: Lease, *, retry_in_s: float | None) -> None:
         """Ends a lease: done for good where ``retry_in_s`` is None, else free again in so many seconds."""
@@ -114,19 +115,19 @@ class Backend(Protocol):
         """Keeps what the receiver says of itself, in place of what it said before."""
 
     async def lookup(self, name: str) -> bytes | None:
-        """What the receiver said of itself last."""
+        """Returns what the receiver said of itself last."""
 
     async def close(self) -> None:
         """Lets go of everything; leases run out by themselves."""
 
 
 def is_name(name: object) -> bool:
-    """Whether ``name`` is 1 to 64 ASCII letters, digits, hyphens or underscores."""
+    """Says whether ``name`` is 1 to 64 ASCII letters, digits, hyphens or underscores."""
     return isinstance(name, str) and _NAME.fullmatch(name) is not None
 
 
 def checked_name(what: str, name: object) -> str:
-    """``name``, which is a receiver's name or an id.
+    """Returns ``name``, which is a receiver's name or an id.
 
     Raises:
         AddressError: it is none; see ``is_name``.
@@ -137,7 +138,7 @@ def checked_name(what: str, name: object) -> str:
 
 
 def checked_token(token: str) -> str:
-    """``token``, as a header carries it.
+    """Returns ``token``, as a header carries it.
 
     Raises:
         AddressError: it is empty, or has anything but printable ASCII without spaces.
@@ -148,7 +149,7 @@ def checked_token(token: str) -> str:
 
 
 def checked_message(message: object) -> bytes:
-    """``message`` as bytes.
+    """Returns ``message`` as bytes.
 
     Raises:
         EncodeError: it is no bytes, empty, or larger than any ilcp message.
@@ -162,7 +163,7 @@ def checked_message(message: object) -> bytes:
 
 
 def checked_id(wire: bytes, given: str | None) -> str:
-    """The idempotency key of a message: a sealed one's own hand-off id, else the one given, else a fresh one.
+    """Finds the idempotency key of a message: a sealed one's own hand-off id, else the one given, else a fresh one.
 
     Raises:
         AddressError: another id given than the message shows, or one that no transport takes.
@@ -177,7 +178,7 @@ def checked_id(wire: bytes, given: str | None) -> str:
 
 
 def checked_s(what: str, seconds: object, most: float) -> float:
-    """``seconds``, above 0 and at most ``most``.
+    """Returns ``seconds``, above 0 and at most ``most``.
 
     Raises:
         AddressError: it is no number, or outside.

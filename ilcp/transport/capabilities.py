@@ -51,7 +51,7 @@ class Capabilities:
             raise CapabilityError(f"expected sealed and text as booleans, got {self.sealed!r} and {self.text!r}")
 
     def to_bytes(self) -> bytes:
-        """As JSON.
+        """Writes them as JSON.
 
         Raises:
             CapabilityError: more codecs than one receiver can have.
@@ -63,7 +63,7 @@ class Capabilities:
 
     @classmethod
     def from_bytes(cls, body: bytes) -> Self:
-        """What a receiver published. Fields that this release does not know are left remark.
+        """Reads what a receiver published. Fields that this release does not know are left aside.
 
         Raises:
             DecodeError: it is no JSON of these fields.
@@ -102,7 +102,7 @@ def choose(
     text: bool = False,
     version: int = VERSION,
 ) -> Choice:
-    """The first of the sender's codecs that the receiver reads; text only where ``text`` asks for it and they take it.
+    """Picks the first of the sender's codecs that the receiver reads; text only where ``text`` asks for it and they do.
 
     ``sealed`` says whether the sender seals: a receiver that wants seals takes nothing else, and one that holds no key
     cannot read them.

@@ -1,13 +1,9 @@
-"""What a program holds: an ``AsyncConnection``, or a ``Connection``, which is the same on a loop of its own."""
+"""What a connection does, over any ``Backend``; `ilcp.transport.sync` calls it for programs without a loop."""
 
-import asyncio
-import os
-import threading
 import time
-from collections.abc import Coroutine
-from concurrent.futures import CancelledError, Future
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple
 
+from ilcp.errors import TransportError
 from ilcp.message.format import BytesLike
 from ilcp.transport import telemetry
 from ilcp.transport.backend import (
@@ -23,9 +19,7 @@ from ilcp.transport.backend import (
 from ilcp.transport.capabilities import Capabilities
 from ilcp.transport.errors import AddressError, CapabilityError, LeaseLostError, ProtocolError, UnreachableError
 
-__all__ = ["AsyncConnection", "AsyncDelivery", "Connection", "Delivery", "Loop", "Receipt"]
-
-T = TypeVar("T")
+__all__ = ["AsyncConnection", "AsyncDelivery", "Receipt"]
 
 
 class Receipt(NamedTuple):
@@ -43,8 +37,8 @@ class AsyncDelivery:
     ``attempt`` counts how often it was handed out, from 1: a message that breaks its receivers shows by it.
     """
 
-    def __init__(self, link: Backend, name: str, lease: Lease, settings: Settings) -> None:
-        self._link, self._name, self._lease, self._clock = link, name, lease, settings.clock
+    def __init__(self, backend: Backend, name: str, lease: Lease, settings: Settings) -> None:
+        self._backend, self._name, self._lease, self._clock = backend, name, lease, settings.clock
         self._settled: Literal["ack", "nack"] | None = None
         self._ack_in_doubt = False
         left_s = min(lease.until_s - self._clock(), settings.lease_s)
@@ -71,7 +65,7 @@ class AsyncDelivery:
         return self._lease.until_s
 
     async def ack(self) -> None:
-        """It is done: nobody gets it again. May be repeated, as after an ``UnreachableError``.
+        """Ends it as done: nobody gets it again. May be repeated, as after an ``UnreachableError``.
 
         Raises:
             LeaseLostError: the lease has ended, or it was given back.
@@ -80,7 +74,7 @@ class AsyncDelivery:
         await self._settle("ack", None)
 
     async def nack(self, delay_s: float = 0.0) -> None:
-        """It is not done: it is free again after ``delay_s``.
+        """Gives it back as not done: it is free again after ``delay_s``.
 
         Raises:
             LeaseLostError: the lease has ended, or it was acknowledged, as far as we know.
@@ -96,15 +90,16 @@ class AsyncDelivery:
             raise LeaseLostError(f"expected {how} of a delivery that is held, got one {was}: {self.handoff_id}")
         with telemetry.span(telemetry.SPAN_SETTLE, **_attributes(how, self._name, self._lease)):
             try:
-                await self._link.settle(self._name, self._lease, retry_in_s=retry_in_s)
-            except (UnreachableError, ProtocolError, asyncio.CancelledError):
-                self._ack_in_doubt |= how == "ack"
+                await self._backend.settle(self._name, self._lease, retry_in_s=retry_in_s)
+            except BaseException as error:  # what is no refusal, such as Ctrl-C, may come when all is done
+                sure = isinstance(error, TransportError) and not isinstance(error, UnreachableError | ProtocolError)
+                self._ack_in_doubt |= how == "ack" and not sure
                 raise
         self._settled = how
         telemetry.logged(f"{how}ed", queue=self._name, handoff_id=self.handoff_id, attempt=self.attempt)
 
     def _lost(self, how: Literal["ack", "nack"]) -> str | None:
-        """Why the delivery is not ours to settle so, in words; None if it is."""
+        """Says in words why the delivery is not ours to settle so; None if it is."""
         if self._settled:
             return f"after its {self._settled}"
         if self._clock() >= self.until_s or time.monotonic() >= self._end_s:
@@ -115,12 +110,12 @@ class AsyncDelivery:
 class AsyncConnection:
     """A way to send to any name, and to receive under one's own, ``name``. Any number of tasks may share it."""
 
-    def __init__(self, link: Backend, name: str | None, settings: Settings) -> None:
+    def __init__(self, backend: Backend, name: str | None, settings: Settings) -> None:
         self.name = name if name is None else checked_name("name", name)
-        self._link, self._settings = link, settings
+        self._backend, self._settings = backend, settings
 
     async def send(self, message: BytesLike, *, to: str, handoff_id: str | None = None) -> Receipt:
-        """Has ``message`` kept for ``to``, once per id.
+        """Hands ``message`` on to be kept for ``to``, once per id.
 
         The id is the one that a sealed message shows; else ``handoff_id``; else a fresh one, and then a send that is
         repeated after an error may be kept twice.
@@ -135,14 +130,14 @@ class AsyncConnection:
         known = checked_id(wire, handoff_id)
         lease = Lease("", known, wire, 0, 0.0)
         with telemetry.span(telemetry.SPAN_SEND, **_attributes("send", name, lease)) as span:
-            new = await self._link.put(name, known, wire)
+            new = await self._backend.put(name, known, wire)
             if span is not None:
                 span.set_attribute(telemetry.ATTRIBUTE_DUPLICATE, not new)
         telemetry.logged("sent", queue=name, handoff_id=known, message_bytes=len(wire), duplicate=not new)
         return Receipt(known, not new)
 
     async def receive(self, timeout_s: float = 0.0) -> AsyncDelivery | None:
-        """The oldest message for ``name`` that nobody holds; None if none came within ``timeout_s``.
+        """Returns the oldest message for ``name`` that nobody holds; None if none came within ``timeout_s``.
 
         Raises:
             AddressError: the connection has no name, or the time is none.
@@ -150,7 +145,7 @@ class AsyncConnection:
         """
         name = self._own_name()
         wait_s = checked_s("timeout_s", timeout_s, MAX_LEASE_S) if timeout_s else 0.0
-        lease = await self._link.take(name, self._settings.lease_s, wait_s)
+        lease = await self._backend.take(name, self._settings.lease_s, wait_s)
         if lease is None:
             return None
         with telemetry.span(telemetry.SPAN_RECEIVE, **_attributes("receive", name, lease)):
@@ -161,7 +156,7 @@ class AsyncConnection:
                 message_bytes=len(lease.message),
                 attempt=lease.attempt,
             )
-            return AsyncDelivery(self._link, name, lease, self._settings)
+            return AsyncDelivery(self._backend, name, lease, self._settings)
 
     async def publish(self, capabilities: Capabilities) -> None:
         """Tells under ``name`` what this receiver reads, in place of what was told before.
@@ -170,17 +165,17 @@ class AsyncConnection:
             AddressError: the connection has no name.
             TransportError: the other side cannot be reached, or does not want to.
         """
-        await self._link.publish(self._own_name(), capabilities.to_bytes())
+        await self._backend.publish(self._own_name(), capabilities.to_bytes())
 
     async def capabilities(self, name: str) -> Capabilities:
-        """What ``name`` told last.
+        """Returns what ``name`` told last.
 
         Raises:
             CapabilityError: it has told nothing.
             DecodeError: what it told is nothing that this release reads.
             TransportError: the other side cannot be reached, or does not want to.
         """
-        body = await self._link.lookup(checked_name("name", name))
+        body = await self._backend.lookup(checked_name("name", name))
         if body is None:
             raise CapabilityError(f"expected {name} to have told what it reads, got nothing: start the receiver first")
         return Capabilities.from_bytes(body)
@@ -189,149 +184,6 @@ class AsyncConnection:
         if self.name is None:
             raise AddressError("expected a connection with a name, got one without: connect(url, name='planner')")
         return self.name
-
-
-class Loop:
-    """An event loop in a thread of its own. After a fork it is gone: connect in the process that uses it."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._pid, self._open, self._lock = os.getpid(), True, threading.Lock()
-        self._works: set[Coroutine[Any, Any, Any]] = set()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="ilcp-transport", daemon=True)
-        self._thread.start()
-
-    def wait(self, work: Coroutine[Any, Any, T]) -> T:
-        """What ``work`` returns or raises; an interrupt here cancels it there.
-
-        Raises:
-            AddressError: the loop is closed, or another process's.
-            UnreachableError: it was closed meanwhile.
-        """
-        future = self._begun(work)
-        try:
-            return future.result()
-        except CancelledError as error:
-            raise UnreachableError(
-                "expected an open connection, got one that another thread closed meanwhile"
-            ) from error
-        finally:
-            future.cancel()
-            self._works.discard(work)
-
-    def close(self, last: Coroutine[Any, Any, Any] | None = None) -> None:
-        """Cancels what others wait for, does ``last``, and ends the thread."""
-        if self._pid != os.getpid():  # the thread, and what is to be closed, are the parent's
-            if last is not None:
-                last.close()
-            return
-        with self._lock:
-            self._open = False
-        try:
-            self._result(self._leave(last))
-        finally:
-            self._result(self._quiet())
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join()
-            self._loop.close()
-
-    def _begun(self, work: Coroutine[Any, Any, T]) -> Future[T]:
-        if self._pid == os.getpid():  # else the lock may be held for ever
-            with self._lock:
-                if self._open:
-                    self._works.add(work)
-                    return asyncio.run_coroutine_threadsafe(work, self._loop)
-        work.close()
-        got = "one that is closed or from before a fork: connect again"
-        raise AddressError(f"expected an open connection of this process, got {got}")
-
-    def _result(self, work: Coroutine[Any, Any, None]) -> None:
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
-        try:
-            future.result()
-        finally:
-            future.cancel()
-
-    async def _leave(self, last: Coroutine[Any, Any, Any] | None) -> None:
-        await _cancelled([task for task in asyncio.all_tasks() if task.get_coro() in self._works])
-        if last is not None:
-            await last
-
-    async def _quiet(self) -> None:
-        await _cancelled([task for task in asyncio.all_tasks() if task is not asyncio.current_task()])
-        await asyncio.get_running_loop().shutdown_default_executor()
-
-
-async def _cancelled(tasks: list[asyncio.Task[Any]]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
-
-
-class Delivery:
-    """``AsyncDelivery`` for a program without a loop: the same names, called plainly."""
-
-    def __init__(self, loop: Loop, inner: AsyncDelivery) -> None:
-        self._loop, self._inner = loop, inner
-        self.message, self.handoff_id = inner.message, inner.handoff_id
-        self.attempt, self.until_s = inner.attempt, inner.until_s
-
-    def ack(self) -> None:
-        """See ``AsyncDelivery.ack``.
-
-        Raises:
-            LeaseLostError, TransportError: as there.
-        """
-        self._loop.wait(self._inner.ack())
-
-    def nack(self, delay_s: float = 0.0) -> None:
-        """See ``AsyncDelivery.nack``.
-
-        Raises:
-            LeaseLostError, AddressError, TransportError: as there.
-        """
-        self._loop.wait(self._inner.nack(delay_s))
-
-
-class Connection:
-    """``AsyncConnection`` for a program without a loop: the same names, called plainly. Threads may share it."""
-
-    def __init__(self, loop: Loop, inner: AsyncConnection) -> None:
-        self._loop, self._inner = loop, inner
-        self.name = inner.name
-
-    def send(self, message: BytesLike, *, to: str, handoff_id: str | None = None) -> Receipt:
-        """See ``AsyncConnection.send``.
-
-        Raises:
-            EncodeError, AddressError, FullError, TransportError: as there.
-        """
-        return self._loop.wait(self._inner.send(message, to=to, handoff_id=handoff_id))
-
-    def receive(self, timeout_s: float = 0.0) -> Delivery | None:
-        """See ``AsyncConnection.receive``.
-
-        Raises:
-            AddressError, TransportError: as there.
-        """
-        found = self._loop.wait(self._inner.receive(timeout_s))
-        return None if found is None else Delivery(self._loop, found)
-
-    def publish(self, capabilities: Capabilities) -> None:
-        """See ``AsyncConnection.publish``.
-
-        Raises:
-            AddressError, TransportError: as there.
-        """
-        self._loop.wait(self._inner.publish(capabilities))
-
-    def capabilities(self, name: str) -> Capabilities:
-        """See ``AsyncConnection.capabilities``.
-
-        Raises:
-            CapabilityError, DecodeError, TransportError: as there.
-        """
-        return self._loop.wait(self._inner.capabilities(name))
 
 
 def _attributes(operation: str, name: str, lease: Lease) -> dict[str, Any]:

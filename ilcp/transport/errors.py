@@ -1,9 +1,15 @@
 """What can go wrong on the way. Each is a ``TransportError``, and none means that a message was half delivered.
 
-A message that is no bytes, empty or over the limit is an ``EncodeError`` as everywhere: mend the argument.
+Two of them have a second parent in `ilcp.errors`, whose blame is theirs too: who handles wrong arguments, or damaged
+files, of the whole library in one place meets them there.
+
+    AddressError   also a ``ConfigError``: the caller's argument
+    CorruptError   also a ``StorageError``: the file on the disk
+
+A message that is no bytes, empty or over the limit is an ``EncodeError`` as everywhere: mend the message.
 """
 
-from ilcp.errors import TransportError
+from ilcp.errors import ConfigError, StorageError, TransportError
 
 __all__ = [
     "AddressError",
@@ -17,7 +23,7 @@ __all__ = [
 ]
 
 
-class AddressError(TransportError, ValueError):
+class AddressError(TransportError, ConfigError):
     """An address, a name, an id or a setting that no transport takes: mend the argument."""
 
 
@@ -37,7 +43,7 @@ class FullError(TransportError):
         self.retry_after_s = retry_after_s
 
 
-class CorruptError(TransportError):
+class CorruptError(TransportError, StorageError):
     """The spool's file is damaged, or is no spool."""
 
 

@@ -87,11 +87,11 @@ class HttpBackend:
     async def _ask(
         self, method: str, path: str, good: tuple[int, ...], *, wait_s: float = 0.0, **more: Any
     ) -> tuple[httpx.Response, bytes]:
-        """The answer and its body, which is not read beyond what an endpoint may say, nor longer than it may take."""
+        """Returns the answer and its body, which is read neither beyond nor longer than an endpoint may answer."""
         if self._client.is_closed:
             raise UnreachableError("expected an open connection, got one that is closed: connect again")
         most_s = self._settings.timeout_s + wait_s
-        with _told(self._client.base_url):
+        with _named_errors(self._client.base_url):
             async with asyncio.timeout(most_s), self._client.stream(method, path, timeout=most_s, **more) as answer:
                 body = bytearray()  # appended to in place: an endpoint may send one byte at a time
                 async for chunk in answer.aiter_raw():
@@ -106,7 +106,7 @@ class HttpBackend:
 
 
 async def open_http(url: SplitResult, settings: Settings) -> HttpBackend:
-    """A client of the endpoint, which has answered a request with our token.
+    """Opens a client of the endpoint, which has answered a request with our token.
 
     Raises:
         AddressError: the URL has no host, or more than a host and a port; ``tls`` without https.
@@ -115,21 +115,21 @@ async def open_http(url: SplitResult, settings: Settings) -> HttpBackend:
     settings.only(url.scheme, "timeout_s", "token", *(["tls"] if url.scheme == "https" else []))
     if not url.hostname or url.path.strip("/"):
         raise AddressError(f"expected {url.scheme}://host:port, got {url.geturl()!r}")
-    link = HttpBackend(client_for(url.geturl(), settings), settings)
+    backend = HttpBackend(client_for(url.geturl(), settings), settings)
     try:
-        answer, body = await link._ask("GET", f"{PREFIX}", (200,))
+        answer, body = await backend._ask("GET", f"{PREFIX}", (200,))
         if answer.headers.get("content-type") != "application/json" or b'"ilcp"' not in body:
             raise ProtocolError(f"expected an ilcp endpoint at {url.geturl()}, got another page: is the port right?")
     except BaseException:
-        await link.close()
+        await backend.close()
         raise
-    return link
+    return backend
 
 
 def client_for(
     base_url: str, settings: Settings, transport: httpx.AsyncBaseTransport | None = None
 ) -> httpx.AsyncClient:
-    """The httpx client; ``transport`` is there for tests.
+    """Makes the httpx client; ``transport`` is there for tests.
 
     Raises:
         AddressError: a token that no header can carry, or a host that is none.
@@ -151,7 +151,7 @@ def client_for(
 
 
 def _lease(answer: httpx.Response, body: bytes, now_s: float) -> Lease:
-    """The lease that an answer gives. It began when the answer was sent; the endpoint's clock decides."""
+    """Reads the lease that an answer gives. It began when the answer was sent; the endpoint's clock decides."""
     headers = answer.headers
     try:
         if headers["content-type"] != MEDIA_TYPE or not body:
@@ -166,7 +166,7 @@ def _lease(answer: httpx.Response, body: bytes, now_s: float) -> Lease:
 
 
 def _refusal(answer: httpx.Response, body: bytes) -> Exception:
-    """What a status means here; the endpoint's own words, where it has some, are passed on."""
+    """Gives the error that a status means here, with the endpoint's own words where it has some."""
     try:
         said = str(json.loads(body)["error"])[:500]
     except (ValueError, KeyError, TypeError, RecursionError):
@@ -189,8 +189,8 @@ def _refusal(answer: httpx.Response, body: bytes) -> Exception:
 
 
 @contextmanager
-def _told(where: object) -> Iterator[None]:
-    """httpx's errors under our names."""
+def _named_errors(where: object) -> Iterator[None]:
+    """Raises httpx's errors under our names."""
     try:
         yield
     except httpx.InvalidURL as error:  # of a redirect, which is read although nobody follows it

@@ -14,53 +14,46 @@ tenth shorter here than at the server, never longer. A receive that is cancelled
 """
 
 import asyncio
-import importlib.util
 import json
 import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from typing import Any
 from urllib.parse import SplitResult
 
 import nats.errors
-from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js import api, errors
 from nats.js.client import JetStreamContext
 from nats.js.kv import KeyValue
 
-from ilcp.errors import IlcpError, MissingExtraError, TransportError
 from ilcp.message import MAX_MESSAGE_BYTES
 from ilcp.transport import telemetry
 from ilcp.transport.backend import Lease, Settings, is_name
-from ilcp.transport.errors import (
-    AddressError,
-    FullError,
-    ProtocolError,
-    RefusedError,
-    UnreachableError,
+from ilcp.transport.errors import AddressError, ProtocolError
+from ilcp.transport.nats_client import (
+    RECONNECT_S,
+    STREAM,
+    SUBJECT,
+    ReadingClient,
+    close_client,
+    connected,
+    named_errors,
 )
 
 __all__ = ["NatsBackend", "open_nats"]
 
-STREAM, SETTLED, TOLD = "ilcp-handoffs", "ilcp-settled", "ilcp-told"
-SUBJECT = "ilcp.handoffs"
+SETTLED, TOLD = "ilcp-settled", "ilcp-told"
 SUBJECTS = f"{SUBJECT}.*.*"  # name and id
 ID_HEADER = "Nats-Msg-Id"
 STATUS_HEADER = "Status"
 MESSAGE_REPLY = "$JS.ACK."  # where a message's acknowledgement goes begins so; the server's own word has none
 NOTHING = ("404", "408")  # the server's word that there is no message: now, or in the time that was asked for
-RECONNECT_S = 0.5
 PULL_S = 5.0  # one request for a message; a server that was restarted meanwhile is asked again after it
 PULL_PART = 0.1  # of a lease: no request waits longer, because the lease counts from the request
 GRACE_S = 1.0  # for the way of an answer
 DEDUP_LEASES = 2  # an acknowledgement is remembered for so many leases at least: one passes before it is asked for
 LEASE_SLACK_S = 1e-6  # nats-py cuts nanoseconds off
 NAME_TAKEN = 10058  # JetStream's error: there is a stream of that name, made otherwise
-# What nats-py raises where an answer is not as a server's: it reads JSON, numbers and times without a check.
-UNREADABLE = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RecursionError)
-NO_ROOM = (10047, 10077, 10122, 10023)  # maximum bytes or messages exceeded, insufficient storage or resources
 ONCE = "per subject"  # in the text of 10077, where it is the one message per subject that is there already
 GONE = (nats.errors.NoRespondersError, nats.errors.ConnectionReconnectingError, errors.ServiceUnavailableError)
 AWAY = (TimeoutError, *GONE)  # what may be over in a moment; a time-out of nats-py's is one of Python's
@@ -70,7 +63,7 @@ class NatsBackend:
     """A ``Backend`` onto a JetStream server."""
 
     def __init__(
-        self, client: "ReadingClient", stream: JetStreamContext, buckets: tuple[KeyValue, KeyValue], s: Settings
+        self, client: ReadingClient, stream: JetStreamContext, buckets: tuple[KeyValue, KeyValue], s: Settings
     ) -> None:
         self._client, self._stream, self._settings = client, stream, s
         self._settled, self._told = buckets
@@ -79,7 +72,7 @@ class NatsBackend:
     async def put(self, name: str, handoff_id: str, message: bytes) -> bool:
         """See ``Backend``."""
         key, timeout_s = f"{name}.{handoff_id}", self._settings.timeout_s
-        with _named_errors():
+        with named_errors():
             try:
                 kept = await self._stream.publish(
                     f"{SUBJECT}.{key}", message, timeout=timeout_s, stream=STREAM, headers={ID_HEADER: key}
@@ -93,7 +86,7 @@ class NatsBackend:
     async def take(self, name: str, lease_s: float, wait_s: float) -> Lease | None:
         """See ``Backend``. None is the server's word: who waits goes on waiting for a server that is away."""
         end = time.monotonic() + wait_s
-        with _named_errors():
+        with named_errors():
             while True:
                 left_s = max(0.0, end - time.monotonic())
                 try:
@@ -112,7 +105,7 @@ class NatsBackend:
 
     async def settle(self, name: str, lease: Lease, *, retry_in_s: float | None) -> None:
         """See ``Backend``."""
-        with _named_errors():
+        with named_errors():
             if retry_in_s is None:
                 await self._settled.put(f"{name}.{lease.handoff_id}", b"")
                 answer = b"+ACK"
@@ -122,12 +115,12 @@ class NatsBackend:
 
     async def publish(self, name: str, body: bytes) -> None:
         """See ``Backend``."""
-        with _named_errors():
+        with named_errors():
             await self._told.put(name, body)
 
     async def lookup(self, name: str) -> bytes | None:
         """See ``Backend``."""
-        with _named_errors():
+        with named_errors():
             try:
                 return (await self._told.get(name)).value
             except errors.KeyNotFoundError:
@@ -135,7 +128,7 @@ class NatsBackend:
 
     async def close(self) -> None:
         """See ``Backend``."""
-        await _close(self._client)
+        await close_client(self._client)
 
     async def _is_settled(self, key: str) -> bool:
         try:
@@ -156,7 +149,7 @@ class NatsBackend:
         if name in self._consumers:
             return
         try:
-            there = (await self._stream._jsm.consumer_info(STREAM, name)).config
+            there = (await self._stream.consumer_info(STREAM, name)).config
         except errors.NotFoundError:
             _check_dedup((await self._settled.status()).ttl or math.inf, lease_s)
             wanted = api.ConsumerConfig(
@@ -167,14 +160,14 @@ class NatsBackend:
                 ack_wait=lease_s,
                 max_ack_pending=-1,
             )
-            there = (await self._stream._jsm.add_consumer(STREAM, wanted)).config
+            there = (await self._stream.add_consumer(STREAM, wanted)).config
         if there.ack_wait is None or abs(there.ack_wait - lease_s) > LEASE_SLACK_S:
             got = f"expected lease_s {there.ack_wait:g}, with which receivers of {name} began, got {lease_s:g}"
             raise AddressError(f"{got}: use that, or have the consumer {name} of {STREAM} removed")
         self._consumers.add(name)
 
     async def _pull(self, name: str, wait_s: float) -> Msg | None:
-        """One message, or None where the server says that there is none."""
+        """Asks for one message; None where the server says that there is none."""
         asked = {"batch": 1, "no_wait": True} if wait_s <= 0 else {"batch": 1, "expires": int(wait_s * 1e9)}
         patience_s = self._settings.timeout_s if wait_s <= 0 else wait_s + GRACE_S
         subject = f"$JS.API.CONSUMER.MSG.NEXT.{STREAM}.{name}"
@@ -187,7 +180,7 @@ class NatsBackend:
         raise errors.ServiceUnavailableError(description=headers.get("Description"))
 
     async def _leased(self, name: str, message: Msg, end: float) -> Lease | None:
-        """The message, held until ``end`` (monotonic); None if it was settled, or is no hand-off, and so removed."""
+        """Leases the message until ``end`` (monotonic); None if it was settled, or is no hand-off, and so removed."""
         key, attempt = (message.headers or {}).get(ID_HEADER, ""), message.metadata.num_delivered
         owner, _, handoff_id = key.partition(".")
         ours = owner == name and is_name(handoff_id) and message.subject == f"{SUBJECT}.{key}"
@@ -206,7 +199,7 @@ class NatsBackend:
 
 
 async def open_nats(url: SplitResult, settings: Settings) -> NatsBackend:
-    """A connection to the server, with the stream and the buckets in place.
+    """Connects to the server, with the stream and the buckets in place.
 
     Raises:
         AddressError: the URL has no host, or more than a host and a port; ``dedup_s`` is too short for the lease.
@@ -218,105 +211,21 @@ async def open_nats(url: SplitResult, settings: Settings) -> NatsBackend:
     if not url.hostname or url.path.strip("/") or url.query or url.fragment:
         raise AddressError(f"expected {url.scheme}://host:port, got {url.geturl()!r}")
     _check_dedup(settings.dedup_s, settings.lease_s)
-    client = await _connected(url.geturl(), settings)
+    client = await connected(url.geturl(), settings)
     try:
-        with _named_errors():
+        with named_errors():
             stream = client.jetstream(timeout=settings.timeout_s)
             await _make_stream(stream, settings)
             buckets = await _bucket(stream, SETTLED, settings.dedup_s), await _bucket(stream, TOLD, None)
     except BaseException:
-        await _close(client)
+        await close_client(client)
         raise
     return NatsBackend(client, stream, buckets, settings)
 
 
-class ReadingClient(Client):
-    """nats-py stops reading for good, and says nothing, at headers that it cannot decode; here they count as none."""
-
-    async def _process_headers(self, headers: bytes) -> dict[str, str] | None:
-        try:
-            return await super()._process_headers(headers)
-        except (ValueError, LookupError):
-            return None
-
-    async def ask(self, subject: str, payload: bytes, timeout_s: float) -> Msg:
-        """The answer to an inbox of its own, whatever it says; ``request`` acts on the ``Status`` of any message."""
-        inbox, answer = self.new_inbox(), asyncio.get_running_loop().create_future()
-        subscription = await self.subscribe(inbox, future=answer, max_msgs=1)
-        try:
-            await subscription.unsubscribe(limit=1)
-            await self.publish(subject, payload, reply=inbox)
-            found: Msg = await asyncio.wait_for(answer, timeout_s)
-        except BaseException:
-            with suppress(nats.errors.Error):
-                await subscription.unsubscribe()
-            raise
-        return found
-
-
-class _TlsClient(ReadingClient):
-    """nats-py speaks TLS only where the server wants it; here no word of ours, and no token, goes to one without."""
-
-    def _connect_command(self) -> bytes:
-        if not self._server_info.get("tls_required"):
-            raise RefusedError("expected a NATS server that requires TLS, got one that does not: start it with --tls")
-        return super()._connect_command()
-
-
-async def _connected(address: str, settings: Settings) -> ReadingClient:
-    """nats-py tries on by itself; what it could not mend so, as a refusal, is said at once."""
-    secure = settings.tls is not None or address.startswith("tls:")
-    client, refused = _TlsClient() if secure else ReadingClient(), asyncio.get_running_loop().create_future()
-    last: Exception | None = None
-
-    async def on_error(error: Exception) -> None:
-        nonlocal last
-        last = error
-        named = _name(error)
-        if isinstance(named, RefusedError) and not refused.done():
-            refused.set_result(named)
-
-    options: dict[str, Any] = {
-        "error_cb": on_error,
-        "max_reconnect_attempts": -1,
-        "reconnect_time_wait": RECONNECT_S,
-        "connect_timeout": settings.timeout_s,
-        "token": settings.token,
-        "tls": settings.tls,
-    }
-    if settings.credentials is not None:
-        try:
-            content = settings.credentials.read_bytes()
-        except OSError as error:
-            raise AddressError(f"expected credentials that can be read, got: {error}; name a .creds file") from error
-        if b"BEGIN NATS USER JWT" not in content or b"BEGIN USER NKEY SEED" not in content:
-            wanted = f"expected a user's JWT and seed in {settings.credentials}"
-            raise AddressError(f"{wanted}, got another file: name a .creds file")
-        if importlib.util.find_spec("nkeys") is None:
-            raise MissingExtraError.of("nkeys", "for credentials", "nats")
-        options["user_credentials"] = str(settings.credentials)
-    trying = asyncio.ensure_future(client.connect(address, **options))
-    done, _ = await asyncio.wait({trying, refused}, timeout=settings.timeout_s, return_when=asyncio.FIRST_COMPLETED)
-    if trying in done and trying.exception() is None:
-        return client
-    trying.cancel()
-    await asyncio.gather(trying, return_exceptions=True)
-    await _close(client)
-    if refused.done():
-        raise refused.result()
-    said = trying.exception() if trying in done else (last or "nothing")
-    raise UnreachableError(f"expected a NATS server at {address}, got: {said}; is nats-server -js running there?")
-
-
-async def _close(client: Client) -> None:
-    """Ends what there is of a connection; what the last operation said of it has been told already."""
-    with suppress(nats.errors.Error, OSError, AssertionError):  # AssertionError: nats-py closing what never was open
-        await client.close()
-
-
 async def _make_stream(stream: JetStreamContext, settings: Settings) -> None:
     try:
-        there = (await stream._jsm.stream_info(STREAM)).config
+        there = (await stream.stream_info(STREAM)).config
     except errors.NotFoundError:
         wanted = api.StreamConfig(
             name=STREAM,
@@ -329,7 +238,7 @@ async def _make_stream(stream: JetStreamContext, settings: Settings) -> None:
             max_bytes=settings.max_bytes,
             duplicate_window=settings.dedup_s,
         )
-        await _unless_made(stream._jsm.add_stream(wanted))
+        await _unless_made(stream.add_stream(wanted))
         return
     if there.subjects != [SUBJECTS]:
         raise ProtocolError(f"expected {STREAM} with {SUBJECTS}, got {there.subjects}: empty it, and have it removed")
@@ -357,37 +266,3 @@ def _check_dedup(dedup_s: float, lease_s: float) -> None:
     if dedup_s < DEDUP_LEASES * lease_s:
         wanted = f"expected acknowledgements to be remembered for {DEDUP_LEASES} times lease_s {lease_s:g} or longer"
         raise AddressError(f"{wanted}, got dedup_s {dedup_s:g} (that of the first connection holds): set lease_s")
-
-
-def _name(error: Exception) -> TransportError:
-    """nats-py's error under our name."""
-    if isinstance(error, TransportError):
-        return error
-    said = str(error) or type(error).__name__
-    low = said.lower()
-    if isinstance(error, nats.errors.AuthorizationError) or "authorization" in low or "authentication" in low:
-        return RefusedError(f"expected entry to the NATS server, got: {said}; give Settings(token=… or credentials=…)")
-    if "permissions violation" in low or "certificate" in low:
-        return RefusedError(f"expected trust between us and the NATS server, got: {said}; see its permissions and TLS")
-    if isinstance(error, errors.APIError) and error.err_code in NO_ROOM:
-        return FullError(f"expected room in the stream {STREAM}, got: {error.description}; receive some")
-    if isinstance(error, nats.errors.NotJSMessageError):
-        return ProtocolError(f"expected a message of JetStream's, got another: {said}; who else writes to {SUBJECT}?")
-    if isinstance(error, errors.APIError | nats.errors.NoRespondersError):
-        return ProtocolError(f"expected JetStream to do it, got: {said}; is the server started with -js?")
-    return UnreachableError(f"expected an answer of the NATS server, got: {said}; it may have been done: try again")
-
-
-@contextmanager
-def _named_errors() -> Iterator[None]:
-    try:
-        yield
-    except (TimeoutError, nats.errors.Error, OSError) as error:
-        if isinstance(error, TransportError):
-            raise
-        raise _name(error) from error
-    except UNREADABLE as error:
-        if isinstance(error, IlcpError):
-            raise
-        got = f"{type(error).__name__}: {error}"
-        raise ProtocolError(f"expected an answer as JetStream gives it, got another: {got:.300}") from error

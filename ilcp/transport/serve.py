@@ -63,10 +63,12 @@ async def _serve(
     settings: Settings,
     ready: Callable[[str], None],
 ) -> None:
-    link: StoreBackend = await open_spool(urlsplit(folder.resolve().as_uri().replace("file:", "spool:", 1)), settings)
+    backend: StoreBackend = await open_spool(
+        urlsplit(folder.resolve().as_uri().replace("file:", "spool:", 1)), settings
+    )
     try:
         config = uvicorn.Config(
-            endpoint(link, token=token),
+            endpoint(backend, token=token),
             log_config=None,
             access_log=False,
             server_header=False,
@@ -87,12 +89,12 @@ async def _serve(
             ready(f"{scheme}://{where}:{listening.getsockname()[1]}")
             await uvicorn.Server(config).serve(sockets=[listening])
     finally:
-        await link.close()
+        await backend.close()
 
 
 @contextmanager
 def _ended_after_closing() -> Iterator[None]:
-    """SIGTERM as an exception, until all is closed: uvicorn would raise it again, and end the process, before that."""
+    """Makes SIGTERM an exception until all is closed: uvicorn would end the process before that."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

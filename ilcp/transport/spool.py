@@ -10,15 +10,24 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 from urllib.parse import SplitResult, unquote
 
-from ilcp.transport.backend import Lease, Settings
+from ilcp.transport.backend import CLOSED_MEANWHILE, Lease, Settings
 from ilcp.transport.errors import AddressError, LeaseLostError, UnreachableError
 from ilcp.transport.store import Store
 
-__all__ = ["StoreBackend", "open_memory", "open_spool", "spool_file"]
+__all__ = [
+    "StoreBackend",
+    "ThreadedStoreBackend",
+    "memory_backend",
+    "open_memory",
+    "open_spool",
+    "spool_backend",
+    "spool_file",
+]
 
 T = TypeVar("T")
 
@@ -42,32 +51,25 @@ _STORES_LOCK: Final = threading.Lock()
 
 
 class StoreBackend:
-    """A ``Backend`` onto a store, whose calls run one after the other in a thread of their own."""
+    """A ``Backend`` onto a store, called in place: nothing suspends, so that no event loop is needed."""
 
     def __init__(self, store: Store, *, end: Callable[[], None] | None = None) -> None:
-        self._store, self._end, self._closed = store, end or store.close, False
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="ilcp-store")
+        self._store, self._end = store, end or store.close
+        self._closed = threading.Event()
 
     async def put(self, name: str, handoff_id: str, message: bytes) -> bool:
         """See ``Backend``."""
         return await self._call(self._store.put, name, handoff_id, message)
 
     async def take(self, name: str, lease_s: float, wait_s: float) -> Lease | None:
-        """See ``Backend``. A call that is cancelled gives back what it has taken."""
+        """See ``Backend``. A call that is interrupted gives back what it has taken."""
         end, pause = time.monotonic() + wait_s, POLL_S
         while True:
-            taking = self._submit(self._store.take, name, lease_s)
-            try:
-                lease = await asyncio.wrap_future(taking)
-            except asyncio.CancelledError:
-                if not taking.cancelled():
-                    with suppress(UnreachableError):  # closed meanwhile: the lease runs out by itself
-                        self._submit(self._give_back, name, taking)
-                raise
+            lease = await self._take_now(name, lease_s)
             left = end - time.monotonic()
             if lease is not None or left <= 0:
                 return lease
-            await asyncio.sleep(min(pause, left))
+            await self._pause(min(pause, left))
             pause = min(pause * POLL_GROWTH, POLL_MOST_S)
 
     async def settle(self, name: str, lease: Lease, *, retry_in_s: float | None) -> None:
@@ -87,23 +89,66 @@ class StoreBackend:
         return await self._call(self._store.lookup, name)
 
     async def waiting(self) -> tuple[int, int]:
-        """How many messages the store holds, and the bytes that count for them."""
+        """Counts the messages that the store holds, and the bytes that they take."""
         return await self._call(self._store.waiting)
 
     async def close(self) -> None:
         """See ``Backend``."""
-        if self._closed:
-            return
-        self._closed = True
-        self._pool.submit(self._end)
-        await asyncio.get_running_loop().run_in_executor(None, self._pool.shutdown)
+        if not self._closed.is_set():
+            self._closed.set()
+            self._end()
+
+    async def _call(self, work: Callable[..., T], *args: Any) -> T:
+        self._check_open()
+        return work(*args)
+
+    async def _take_now(self, name: str, lease_s: float) -> Lease | None:
+        return await self._call(self._store.take, name, lease_s)
+
+    async def _pause(self, seconds: float) -> None:
+        if self._closed.wait(seconds):
+            raise UnreachableError(CLOSED_MEANWHILE)
+
+    def _unseen(self, name: str, lease: Lease) -> None:
+        self._store.settle(name, lease.token, 0.0, unseen=True)
+
+    def _check_open(self) -> None:
+        if self._closed.is_set():
+            raise UnreachableError("expected an open connection, got one that is closed: connect again")
+
+
+class ThreadedStoreBackend(StoreBackend):
+    """The same for an event loop, which goes on meanwhile: calls run one after the other in a thread of their own."""
+
+    def __init__(self, store: Store, *, end: Callable[[], None] | None = None) -> None:
+        super().__init__(store, end=end)
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="ilcp-store")
+
+    async def close(self) -> None:
+        """See ``Backend``."""
+        if not self._closed.is_set():
+            self._closed.set()
+            self._pool.submit(self._end)
+            await asyncio.get_running_loop().run_in_executor(None, self._pool.shutdown)
 
     async def _call(self, work: Callable[..., T], *args: Any) -> T:
         return await asyncio.wrap_future(self._submit(work, *args))
 
+    async def _take_now(self, name: str, lease_s: float) -> Lease | None:
+        taking = self._submit(self._store.take, name, lease_s)
+        try:
+            return await asyncio.wrap_future(taking)
+        except asyncio.CancelledError:
+            if not taking.cancelled():
+                with suppress(UnreachableError):  # closed meanwhile: the lease runs out by itself
+                    self._submit(self._give_back, name, taking)
+            raise
+
+    async def _pause(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
     def _submit(self, work: Callable[..., T], *args: Any) -> Future[T]:
-        if self._closed:
-            raise UnreachableError("expected an open connection, got one that is closed: connect again")
+        self._check_open()
         return self._pool.submit(work, *args)
 
     def _give_back(self, name: str, taking: Future[Lease | None]) -> None:
@@ -112,12 +157,9 @@ class StoreBackend:
             with suppress(LeaseLostError):  # it ran out by itself
                 self._unseen(name, lease)
 
-    def _unseen(self, name: str, lease: Lease) -> None:
-        self._store.settle(name, lease.token, 0.0, unseen=True)
-
 
 def spool_file(folder: Path) -> Path:
-    """The file of the spool in ``folder``, which is made if need be.
+    """Names the file of the spool in ``folder``, which is made if need be.
 
     Raises:
         UnreachableError: it cannot be made.
@@ -129,13 +171,44 @@ def spool_file(folder: Path) -> Path:
     return folder / FILE
 
 
-async def open_spool(url: SplitResult, settings: Settings) -> StoreBackend:
-    """The spool in the folder that the URL's path names.
+def spool_backend(url: SplitResult, settings: Settings) -> StoreBackend:
+    """Opens the spool in the folder that the URL's path names, for calls in place.
 
     Raises:
         AddressError: the URL names a host, or no folder.
         CorruptError, UnreachableError: see ``Store``.
     """
+    return StoreBackend(_spool(url, settings))
+
+
+async def open_spool(url: SplitResult, settings: Settings) -> ThreadedStoreBackend:
+    """Opens the same for an event loop.
+
+    Raises:
+        AddressError, CorruptError, UnreachableError: as ``spool_backend``.
+    """
+    return ThreadedStoreBackend(await asyncio.to_thread(_spool, url, settings))
+
+
+def memory_backend(url: SplitResult, settings: Settings) -> StoreBackend:
+    """Opens the store that this process knows by the URL's name, for calls in place.
+
+    Raises:
+        AddressError: the URL has more than a name, or others are connected to that name with other settings.
+    """
+    return StoreBackend(_join(url, settings), end=partial(_leave, url.netloc))
+
+
+async def open_memory(url: SplitResult, settings: Settings) -> ThreadedStoreBackend:
+    """Opens the same for an event loop.
+
+    Raises:
+        AddressError: as ``memory_backend``.
+    """
+    return ThreadedStoreBackend(_join(url, settings), end=partial(_leave, url.netloc))
+
+
+def _spool(url: SplitResult, settings: Settings) -> Store:
     settings.only("spool", "dedup_s", "max_bytes", "power_safe")
     if url.netloc or not url.path.strip("/"):
         raise AddressError(f"expected spool:///folder, with an absolute path, got {url.geturl()!r}")
@@ -143,15 +216,11 @@ async def open_spool(url: SplitResult, settings: Settings) -> StoreBackend:
         file = spool_file(Path(unquote(url.path, errors="strict")))
     except ValueError as error:  # a NUL, or no UTF-8
         raise AddressError(f"expected spool:///folder, got {url.geturl()!r}, which names none: {error}") from error
-    return StoreBackend(await asyncio.get_running_loop().run_in_executor(None, _store, str(file), settings))
+    return _store(str(file), settings)
 
 
-async def open_memory(url: SplitResult, settings: Settings) -> StoreBackend:
-    """The store that this process knows by the URL's name.
-
-    Raises:
-        AddressError: the URL has more than a name, or others are connected to that name with other settings.
-    """
+def _join(url: SplitResult, settings: Settings) -> Store:
+    """Finds or makes the store of a name in memory, for one user more."""
     settings.only("memory", "dedup_s", "max_bytes")
     if url.path:
         raise AddressError(f"expected memory://name, got {url.geturl()!r}")
@@ -162,11 +231,11 @@ async def open_memory(url: SplitResult, settings: Settings) -> StoreBackend:
             got = f"expected dedup_s and max_bytes {shared.made_with}, with which memory://{name} was made"
             raise AddressError(f"{got}, got {wanted}")
         _STORES[name] = shared._replace(users=shared.users + 1)
-    return StoreBackend(shared.store, end=lambda: _leave(name))
+    return shared.store
 
 
 def _leave(name: str) -> None:
-    """One who is connected to the name goes; with the last of them the store does."""
+    """Takes one user off the name; with the last of them the store goes."""
     with _STORES_LOCK:
         shared = _STORES.pop(name)
         if shared.users > 1:

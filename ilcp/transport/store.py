@@ -25,8 +25,10 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import Any
 
+from ilcp.errors import TransportError
 from ilcp.transport.backend import Lease, is_name
 from ilcp.transport.errors import CorruptError, FullError, LeaseLostError, UnreachableError
 
@@ -40,6 +42,7 @@ ROW_BYTES = 128  # what a row and its index entries take beside the message, rou
 RESERVE_BYTES = 8 << 20  # the log grows to 4 MB before it is written back, and the file by as much
 CLOCK_SLACK_S = 5.0  # a clock that is nudged back by less only makes a lease that much longer
 MAX_REMEMBERED = 1_000_000  # about 100 MB of ids
+NOT_WRITABLE = (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_IOERR)
 
 SCHEMA = (
     """CREATE TABLE handoffs (
@@ -86,7 +89,7 @@ class Store:
         self._path, self._clock, self._dedup_s, self._max_bytes = path, clock, dedup_s, max_bytes
         self._sync = "FULL" if power_safe else "NORMAL"
         self._lock = threading.Lock()
-        with self._told():
+        with self._lock, self._named_errors():
             self._db = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
             try:
                 self._prepare()
@@ -95,12 +98,12 @@ class Store:
                 raise
 
     def put(self, name: str, handoff_id: str, message: bytes) -> bool:
-        """Whether the message is new to this name.
+        """Keeps the message, once, and says whether it is new to this name.
 
         Raises:
             FullError: the waiting messages, or the disk, leave no room for it.
         """
-        with self._transaction(self._sync):
+        with self._lock, self._transaction(self._sync):
             self._forget(self._clock())
             known = self._db.execute("SELECT 1 FROM handoffs WHERE name = ? AND id = ?", (name, handoff_id))
             if known.fetchone():
@@ -116,16 +119,23 @@ class Store:
         return True
 
     def take(self, name: str, lease_s: float) -> Lease | None:
-        """The oldest free message, leased; None if there is none."""
+        """Leases the oldest free message; None if there is none."""
         now = self._clock()
-        with self._told():
+        with self._lock, self._named_errors():
             if self._db.execute(OLDEST, (name, now, now + CLOCK_SLACK_S)).fetchone() is None:
                 return None  # the usual answer to a poll, and it locks nobody out
         lease = os.urandom(8).hex()
-        with self._transaction("NORMAL"):
-            now = self._clock()
-            values = (lease, now, now + lease_s, name, now, now + CLOCK_SLACK_S)
-            row = self._db.execute(TAKE, values).fetchall()
+        row: list[tuple[Any, ...]] = []
+        try:
+            with self._lock, self._transaction("NORMAL"):
+                now = self._clock()
+                values = (lease, now, now + lease_s, name, now, now + CLOCK_SLACK_S)
+                row = self._db.execute(TAKE, values).fetchall()
+        except BaseException:  # Ctrl-C may come when all is done, and then nobody has what was taken
+            if row:
+                with suppress(TransportError):
+                    self.settle(name, f"{row[0][0]}.{lease}", 0.0, unseen=True)
+            raise
         if not row:
             return None
         number, handoff_id, message, attempt = row[0]
@@ -142,7 +152,7 @@ class Store:
             LeaseLostError: there is no such lease, or no longer.
         """
         number, lease = _parts(token)
-        with self._transaction(self._sync if retry_in_s is None else "NORMAL"):
+        with self._lock, self._transaction(self._sync if retry_in_s is None else "NORMAL"):
             now = self._clock()
             held = (number, lease, now, now + CLOCK_SLACK_S)
             if retry_in_s is None:
@@ -160,20 +170,20 @@ class Store:
 
     def publish(self, name: str, body: bytes) -> None:
         """Keeps what the receiver says of itself."""
-        with self._transaction(self._sync):
+        with self._lock, self._transaction(self._sync):
             self._db.execute("INSERT OR REPLACE INTO capabilities VALUES (?, ?)", (name, body))
 
     def lookup(self, name: str) -> bytes | None:
-        """What the receiver said of itself last."""
-        with self._told():
+        """Returns what the receiver said of itself last."""
+        with self._lock, self._named_errors():
             row = self._db.execute("SELECT body FROM capabilities WHERE name = ?", (name,)).fetchone()
         if row is not None and not isinstance(row[0], bytes):
             raise CorruptError(f"expected bytes of {name} in {self._path}, got another type: move the file away")
         return None if row is None else row[0]
 
     def waiting(self) -> tuple[int, int]:
-        """How many messages wait or are leased, and the bytes that count for them."""
-        with self._told():
+        """Counts the messages that wait or are leased, and the bytes that they take."""
+        with self._lock, self._named_errors():
             return self._totals()
 
     def close(self) -> None:
@@ -242,6 +252,8 @@ class Store:
     def _begin(self) -> None:
         """Waits for its turn in short steps: SQLite's own waiting grows to 100 ms, when a turn takes 5."""
         until = time.monotonic() + BUSY_S
+        if self._db.in_transaction:  # one that Ctrl-C broke off between its beginning and its first statement
+            self._db.execute("ROLLBACK")
         while True:
             try:
                 self._db.execute("PRAGMA busy_timeout = 0").close()
@@ -256,7 +268,7 @@ class Store:
 
     @contextmanager
     def _transaction(self, sync: str) -> Iterator[None]:
-        with self._told():
+        with self._named_errors():
             self._db.execute(f"PRAGMA synchronous = {sync}")
             self._begin()
             try:
@@ -268,36 +280,33 @@ class Store:
                 raise
 
     @contextmanager
-    def _told(self) -> Iterator[None]:
-        """SQLite's errors under our names; one thread at a time."""
-        with self._lock:
-            try:
-                yield
-            except sqlite3.Error as error:
-                code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-                where = f"in {self._path}, got: {error}"
-                if isinstance(error, sqlite3.ProgrammingError):
-                    raise UnreachableError(f"expected an open spool {where} connect again") from error
-                if code == sqlite3.SQLITE_FULL:
-                    raise FullError(f"expected room on the disk {where}; free some") from error
-                if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-                    raise UnreachableError(f"expected a turn within {BUSY_S:g} s {where}; who holds it?") from error
-                if code in (
-                    sqlite3.SQLITE_CANTOPEN,
-                    sqlite3.SQLITE_READONLY,
-                    sqlite3.SQLITE_PERM,
-                    sqlite3.SQLITE_IOERR,
-                ):
-                    raise UnreachableError(f"expected a spool that can be written {where}") from error
-                raise CorruptError(f"expected a sound spool {where}; move the file away and start a new one") from error
+    def _named_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise self._named(error) from error
+
+    def _named(self, error: sqlite3.Error) -> TransportError:
+        """Gives SQLite's error under our name."""
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        where = f"in {self._path}, got: {error}"
+        if isinstance(error, sqlite3.ProgrammingError):
+            return UnreachableError(f"expected an open spool {where} connect again")
+        if code == sqlite3.SQLITE_FULL:
+            return FullError(f"expected room on the disk {where}; free some")
+        if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+            return UnreachableError(f"expected a turn within {BUSY_S:g} s {where}; who holds it?")
+        if code in NOT_WRITABLE:
+            return UnreachableError(f"expected a spool that can be written {where}")
+        return CorruptError(f"expected a sound spool {where}; move the file away and start a new one")
 
 
 def _parts(token: str) -> tuple[int, str]:
-    """The row and the lease that a token names; what is none names no row."""
+    """Reads the row and the lease that a token names; what is no token names no row."""
     digits, _, lease = token.partition(".")
     return int(digits) if digits.isascii() and digits.isdigit() and len(digits) < 19 else -1, lease
 
 
 def _is_handoff(handoff_id: object, message: object, attempt: object) -> bool:
-    """Whether a row holds what ``put`` and ``take`` write; SQLite would keep anything."""
+    """Checks that a row holds what ``put`` and ``take`` write; SQLite would keep anything."""
     return is_name(handoff_id) and isinstance(message, bytes) and isinstance(attempt, int) and attempt > 0

@@ -1,4 +1,4 @@
-"""What a hand-off shows of itself on its way: log records and spans, with ids and sizes, never a byte of a message.
+"""Log records and spans of a hand-off on its way: ids and sizes, never a byte of a message.
 
 Records go to the logger ``ilcp.transport``, at INFO; their fields (`FIELDS`) are attributes, which ``JsonFormatter``
 writes as one line of JSON. Spans are made when opentelemetry's API is installed, and cost nothing but a look otherwise.
@@ -35,7 +35,7 @@ class JsonFormatter(logging.Formatter):
     """A record as one line of JSON: time, level, event, and the fields that it has."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line."""
+        """Writes the line."""
         line = {"time_unix_s": round(record.created, 6), "level": record.levelname, "event": record.getMessage()}
         line |= {name: record.__dict__[name] for name in FIELDS if name in record.__dict__}
         if record.exc_info and record.exc_info[0] is not None:
@@ -49,7 +49,7 @@ def logged(event: str, **fields: Any) -> None:
 
 
 def span(name: str, **attributes: Any) -> AbstractContextManager[Any]:
-    """A span of that name as a context manager, which gives the span, or None without opentelemetry."""
+    """Opens a span of that name in a context manager, which gives the span, or None without opentelemetry."""
     tracing = _tracing()
     if tracing is None:
         return nullcontext()
