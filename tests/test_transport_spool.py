@@ -1,5 +1,6 @@
 """The spool: what its file, its disk, its leases and the processes that share it may do to a message."""
 
+import contextlib
 import os
 import signal
 import sqlite3
