@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from train_codec import NAMES, PER_KIND, bare_case, latents, make_phrasebook
 
 from ilcp.codec.context import Context
-from ilcp.codec.memory import Memory
+from ilcp.codec.memory import Memory, SoftPrompt
 from ilcp.codec.spec import CodecSpec
 from ilcp.embedded import HERE
 from ilcp.errors import DecodeError, EncodeError
@@ -132,7 +132,7 @@ class GaussianCodec(VaeCodec):
         planes = np.unpackbits(np.frombuffer(payload, dtype=np.uint8)).reshape(c.slots, c.dims, c.bits)
         codes = torch.from_numpy(planes @ 2 ** np.arange(c.bits - 1, -1, -1))
         z_hat = self.network.cells.gather(-1, codes.unsqueeze(-1)).squeeze(-1)
-        return Memory(vectors=self.network.projector(z_hat[None])[0])
+        return SoftPrompt(self.network.projector(z_hat[None])[0])
 
 
 class EntropyCodec(VaeCodec):
@@ -175,7 +175,7 @@ class EntropyCodec(VaeCodec):
         if bits is None:
             raise DecodeError("expected a range code, got bytes that no encoder writes")
         codes = torch.from_numpy(bits).reshape(1, self.config.slots, self.config.dims)
-        return Memory(vectors=self.network.projector(dequantise(codes, 1))[0])
+        return SoftPrompt(self.network.projector(dequantise(codes, 1))[0])
 
     def _bits(self, payload: bytes) -> Any:
         words = -(-len(payload) // 4) + 2  # the coder looks two words ahead
@@ -279,7 +279,7 @@ def recipe_of(args: argparse.Namespace) -> Hyperparameters:
 def config_of(models: Models) -> VaeConfig:
     """The shipped codec's shape, without prefixes, echo, and codes of each slot's own."""
     sender, receiver = models.sender.config, models.receiver.config
-    shape = dict(slots=32, dims=20, prefixes=(80,), blocks=3, projector_width=384, nearness=0.0)
+    shape = dict(slots=32, dims=20, prefixes=(80,), blocks=3, projector_width=384, locality_bias=0.0)
     return VaeConfig(tuple(range(sender.num_hidden_layers + 1)), sender.hidden_size, receiver.hidden_size, **shape)
 
 

@@ -8,7 +8,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from fuzz.limits import Limits
-from ilcp.codec.memory import NORM_BAND, Memory
+from ilcp.codec.memory import NORM_BAND, Memory, SoftPrompt
 from ilcp.errors import DecodeError
 from ilcp.identity import ANY
 from ilcp.models.forward import embedding_norm
@@ -40,7 +40,7 @@ class Floats:
 
     def decode(self, payload: bytes) -> Memory:
         floats = torch.frombuffer(bytearray(payload + b"\0" * (-len(payload) % 4) or b"\0" * 4), dtype=torch.float32)
-        return Memory(vectors=torch.nn.functional.pad(floats, (0, -len(floats) % HIDDEN)).reshape(-1, HIDDEN))
+        return SoftPrompt(torch.nn.functional.pad(floats, (0, -len(floats) % HIDDEN)).reshape(-1, HIDDEN))
 
 
 VAE, PLAIN, ZSTD = _codecs()

@@ -23,7 +23,7 @@ from ilcp_codecs.text import HeadCodec, LmCodec, PlainCodec, TailCodec, ZstdCode
 from ilcp_codecs.text.codecs import MAX_TEXT_BYTES
 from ilcp_codecs.vae import VaeCodec, VaeConfig, VaeNetwork
 from ilcp_codecs.vae.bottleneck import Bottleneck, dequantise, quantise
-from ilcp_codecs.vae.pooler import Echo
+from ilcp_codecs.vae.pooler import SameTokenAttention
 
 DOCUMENT = next(iter(case_files("validation", 0, 1))).context
 
@@ -183,7 +183,7 @@ def test_padding_does_not_change_the_latent(small, context) -> None:
     padded = torch.nn.functional.pad(states, (0, 0, 0, 7), value=3.0)
     mask = torch.ones(1, padded.shape[2])
     mask[:, -7:] = 0
-    echoing = VaeNetwork(replace(small.codec.config, echo=True)).eval()
+    echoing = VaeNetwork(replace(small.codec.config, same_token_attention=True)).eval()
     torch.nn.init.eye_(echoing.pooler.echo.out.weight)
     for network in (small.codec.network, echoing):
         with torch.no_grad():
@@ -195,7 +195,7 @@ def test_padding_does_not_change_the_latent(small, context) -> None:
 @torch.no_grad()
 def test_an_echo_brings_what_stands_beside_the_same_word_elsewhere() -> None:
     torch.manual_seed(0)
-    echo = Echo(VaeConfig((0,), 24, 8, width=48, heads=6))
+    echo = SameTokenAttention(VaeConfig((0,), 24, 8, width=48, heads=6))
     words = torch.nn.functional.rms_norm(torch.randn(40, 24), (24,))
     echo.calibrate(words.unsqueeze(0), torch.ones(1, 40))
     document = [5, 1, 2, 3, 4, 6, 7, 8, 9, 10, 11, 12, 5, 13]  # word 5 twice, far apart; 13 stands beside its second
@@ -213,7 +213,7 @@ def test_an_echo_brings_what_stands_beside_the_same_word_elsewhere() -> None:
 
 def test_an_echo_knows_words_by_the_first_layer(small) -> None:
     """Whatever the layers above say."""
-    network = VaeNetwork(replace(small.codec.config, echo=True)).eval()
+    network = VaeNetwork(replace(small.codec.config, same_token_attention=True)).eval()
     seen: list[torch.Tensor] = []
     network.pooler.echo.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
     states, mask = torch.randn(2, len(network.layers), 30, network.config.sender_hidden), torch.ones(2, 30)
@@ -222,7 +222,7 @@ def test_an_echo_knows_words_by_the_first_layer(small) -> None:
 
 
 def test_two_slots_that_read_the_same_differ_by_their_own_codes() -> None:
-    config = VaeConfig((0,), 24, 8, width=48, heads=6, own_codes=True)
+    config = VaeConfig((0,), 24, 8, width=48, heads=6, per_slot_mu=True)
     linear = Bottleneck(config).to_mu
     same = torch.randn(1, 1, 48).expand(1, config.slots, 48)
     assert torch.equal(linear(same)[0, 0], linear(same)[0, 1])  # one matrix at the start

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import ilcp
-from ilcp import Memory, Message, Receiver, Sender
+from ilcp import Memory, Message, Receiver, Sender, SoftPrompt, TextMemory
 from ilcp.errors import AuthenticationError, DecodeError, EncodeError, ExpiredError, IdentityError
 from ilcp.message import Seal
 from ilcp.models.forward import answer_logits, answer_scores, embed
@@ -47,13 +47,13 @@ def test_the_same_memory_serves_any_number_of_calls(pair) -> None:
 
 def test_a_memory_cannot_be_changed() -> None:
     """Neither setting an attribute nor writing into the vectors it hands out changes a memory."""
-    memory = Memory(vectors=torch.ones(2, 3))
+    memory = SoftPrompt(torch.ones(2, 3))
     memory.vectors.zero_()
     assert torch.equal(torch.ones(2, 3), memory.vectors)
     with pytest.raises(AttributeError, match="immutable"):
         memory._vectors = torch.zeros(2, 3)
     with pytest.raises(DecodeError, match="NaN or infinity"):
-        Memory(vectors=torch.full((2, 3), float("nan")))
+        SoftPrompt(torch.full((2, 3), float("nan")))
     with pytest.raises(DecodeError, match="both or neither"):
         Memory()
 
@@ -197,9 +197,9 @@ def test_sealed_hops(small) -> None:
 def test_memory_of_another_width_or_norm_is_refused(small) -> None:
     """Vectors for another receiver, or far outside its embeddings' norm, do not reach the model."""
     with pytest.raises(DecodeError, match="expected memory vectors of width 48, got width 47"):
-        small.receiver.generate(Memory(vectors=torch.zeros(2, 47)), QUESTION)
+        small.receiver.generate(SoftPrompt(torch.zeros(2, 47)), QUESTION)
     with pytest.raises(DecodeError, match="norm"):
-        small.receiver.generate(Memory(vectors=torch.full((2, 48), 1e4)), QUESTION)
+        small.receiver.generate(SoftPrompt(torch.full((2, 48), 1e4)), QUESTION)
 
 
 def test_prompts_that_do_not_fit_or_say_nothing_are_refused(small) -> None:
@@ -218,9 +218,9 @@ def test_memory_of_real_embeddings_equals_text(small) -> None:
     receiver = small.receiver
     ids = receiver.tokenizer(SHORT, add_special_tokens=False).input_ids
     place = layout(receiver.tokenizer, QUESTION)
-    memory = Memory(vectors=embed(receiver.model, ids))
+    memory = SoftPrompt(embed(receiver.model, ids))
     as_memory = receiver.prompt(memory, QUESTION)
-    as_text = receiver.prompt(Memory(text=SHORT), QUESTION)
+    as_text = receiver.prompt(TextMemory(SHORT), QUESTION)
     assert text_ids(receiver.tokenizer, SHORT, QUESTION) == (*place.prefix, *ids, *place.suffix)
     assert torch.equal(as_text, as_memory)
 
@@ -243,7 +243,7 @@ def test_the_memory_sits_inside_the_chat_template() -> None:
 def test_scores_do_not_depend_on_the_batch(small) -> None:
     """Left padding changes nothing: each score in a batch equals the score alone."""
     memory = small.receiver.decode(small.sender.encode(SHORT))
-    items = [(memory, QUESTION, "Bergen"), (None, "Who?", "Mara, Oslo"), (Memory(text=SHORT), QUESTION, "unknown")]
+    items = [(memory, QUESTION, "Bergen"), (None, "Who?", "Mara, Oslo"), (TextMemory(SHORT), QUESTION, "unknown")]
     together = small.receiver.score(items)
     alone = [small.receiver.score([item])[0] for item in items]
     for a, b in zip(together, alone, strict=True):

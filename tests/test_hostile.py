@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fuzz.limits import Limits
-from ilcp.codec.memory import NORM_BAND, Memory
+from ilcp.codec.memory import NORM_BAND, Memory, SoftPrompt
 from ilcp.errors import AuthenticationError, DecodeError, ExpiredError
 from ilcp.handoff import Receiver
 from ilcp.message import MAX_MESSAGE_BYTES, Message
@@ -183,7 +183,7 @@ class Doctored:
 
 
 def _vectors(value: float, hidden: int = 48) -> Callable[[], Memory]:
-    return lambda: Memory(vectors=torch.full((2, hidden), value))
+    return lambda: SoftPrompt(torch.full((2, hidden), value))
 
 
 @pytest.mark.parametrize(

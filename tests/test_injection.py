@@ -13,7 +13,7 @@ import torch
 from transformers import DynamicCache, StaticCache, TextStreamer
 from transformers.cache_utils import DynamicLayer
 
-from ilcp import Memory, Receiver
+from ilcp import Memory, Receiver, SoftPrompt, TextMemory
 from ilcp.errors import DecodeError, EncodeError, IdentityError, UnmeasuredError
 from ilcp.message import Message
 from ilcp.models.forward import embed
@@ -59,7 +59,7 @@ def ids_of(text: str) -> list[int]:
 
 def spelled(receiver: Receiver, text: str = DOCUMENT) -> Memory:
     """Memory made of the text's own embeddings."""
-    return Memory(vectors=embed(receiver.model, ids_of(text)))
+    return SoftPrompt(embed(receiver.model, ids_of(text)))
 
 
 def written(receiver: Receiver, row: tuple[int, ...], tokens: int = 12, **options: Any) -> str:
@@ -91,7 +91,7 @@ def test_each_way_to_generate_does_what_it_does_to_text(receiver, way: str) -> N
 @pytest.mark.parametrize("way", ["greedy", "beams"])
 def test_a_batch_of_different_memories_answers_row_by_row(receiver, way: str) -> None:
     """Rows with memories of different lengths, text or nothing each get the answer that they get alone."""
-    sources = [spelled(receiver), spelled(receiver, OTHER), Memory(text=OTHER), None]
+    sources = [spelled(receiver), spelled(receiver, OTHER), TextMemory(OTHER), None]
     together = receiver.answers([(source, QUESTION) for source in sources], max_new_tokens=8, **WAYS[way])
     rows = [text_ids(TOKENIZER, text, QUESTION) for text in (DOCUMENT, OTHER, OTHER, "")]
     assert [written(receiver, row, 8, **WAYS[way]) for row in rows] == together
@@ -226,7 +226,7 @@ def test_several_memories_stand_as_several_texts_would(receiver) -> None:
     """A sequence of memories, and a mix of vectors and text, is the prompt of the texts, an empty line between them."""
     expected = embed(receiver.model, text_ids(TOKENIZER, f"{DOCUMENT}\n\n{OTHER}", QUESTION))
     vectors = [spelled(receiver), spelled(receiver, OTHER)]
-    texts = [Memory(text=DOCUMENT), Memory(text=OTHER)]
+    texts = [TextMemory(DOCUMENT), TextMemory(OTHER)]
     for memories in (vectors, texts, [vectors[0], texts[1]], [texts[0], vectors[1]], [vectors[0], None, texts[1]]):
         assert torch.equal(expected, receiver.prompt(memories, QUESTION))
     answer = receiver.generate(vectors, QUESTION, max_new_tokens=8)
@@ -251,7 +251,7 @@ def test_markers_say_where_the_memories_stand(receiver) -> None:
     chat = [{**message, "content": content} for message, content in zip(CHAT, contents, strict=True)]
     rendered = TOKENIZER.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
     expected = tuple(ids_of(rendered))
-    texts = [Memory(text=DOCUMENT), Memory(text=OTHER)]
+    texts = [TextMemory(DOCUMENT), TextMemory(OTHER)]
     prompt = receiver.prompt([spelled(receiver, f" {DOCUMENT}"), spelled(receiver, f" {OTHER}")], CHAT)
     assert torch.equal(embed(receiver.model, expected), prompt)
     assert torch.equal(embed(receiver.model, expected), receiver.prompt(texts, CHAT))
@@ -277,7 +277,7 @@ def test_without_a_marker_memories_open_the_last_user_message(receiver) -> None:
 def test_chats_without_a_place_are_refused(llama) -> None:
     """Too many or too few markers, no user's text, no template: each text says what to do."""
     memory = spelled(llama)
-    for memories in ([memory], [memory] * 3, [Memory(text=OTHER)]):
+    for memories in ([memory], [memory] * 3, [TextMemory(OTHER)]):
         with pytest.raises(EncodeError, match=rf"as many markers as memories, got 2 and {len(memories)}: put ilcp"):
             llama.generate(memories, CHAT)
     with pytest.raises(EncodeError, match=r"a text of the user's, where the memory can stand, got \['assistant'\]"):
@@ -290,7 +290,7 @@ def test_chats_without_a_place_are_refused(llama) -> None:
     with pytest.raises(EncodeError, match="got str"):
         llama.generate([memory, "a text"], QUESTION)
     with pytest.raises(DecodeError, match="width 31"):
-        llama.generate([memory, Memory(vectors=torch.zeros(1, 31))], QUESTION)
+        llama.generate([memory, SoftPrompt(torch.zeros(1, 31))], QUESTION)
 
 
 @pytest.mark.parametrize(
@@ -358,7 +358,7 @@ class Named(PlainCodec):
 
     def decode(self, payload: bytes) -> Memory:
         """The payload's text behind the identity."""
-        return Memory(text=f"{self.trained.weights}: {super().decode(payload).text}")
+        return TextMemory(f"{self.trained.weights}: {super().decode(payload).text}")
 
 
 def test_several_codecs_serve_one_receiver() -> None:
@@ -467,9 +467,9 @@ def test_caches_that_are_not_this_prompts_are_refused(llama) -> None:
         with pytest.raises(EncodeError, match=text):
             llama.generate(memory, QUESTION, cache=cache)
     with pytest.raises(EncodeError, match="a memory of vectors to pre-fill, got none"):
-        llama.prefill(Memory(text=DOCUMENT), QUESTION)
+        llama.prefill(TextMemory(DOCUMENT), QUESTION)
     with pytest.raises(EncodeError, match="at most 256 tokens"):
-        llama.prefill(Memory(vectors=torch.zeros(256, 32)))
+        llama.prefill(SoftPrompt(torch.zeros(256, 32)))
 
 
 @pytest.mark.parametrize("template", [*CHAT_TEMPLATES, None])
@@ -512,13 +512,13 @@ def test_template_arguments_reach_every_prompt() -> None:
     tokenizer, arguments = tokenizer_of("bytes", CHAT_TEMPLATES["thinking"]), {"enable_thinking": False}
     loud, silent = receiver_of("llama", tokenizer), receiver_of("llama", tokenizer, template=arguments)
     chat = [{"role": "user", "content": f"{DOCUMENT}\n\n{QUESTION}"}]
-    memory = Memory(vectors=embed(loud.model, tokenizer(DOCUMENT, add_special_tokens=False).input_ids))
+    memory = SoftPrompt(embed(loud.model, tokenizer(DOCUMENT, add_special_tokens=False).input_ids))
     for receiver, given in ((loud, {}), (silent, arguments)):
         text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True, **given)
         assert ("</think>" in text) == bool(given)
         prompt = embed(receiver.model, tokenizer(text, add_special_tokens=False).input_ids)
         assert torch.equal(prompt, receiver.prompt(memory, QUESTION))
-        assert torch.equal(prompt, receiver.prompt(Memory(text=DOCUMENT), QUESTION))
+        assert torch.equal(prompt, receiver.prompt(TextMemory(DOCUMENT), QUESTION))
         assert text_ids(tokenizer, DOCUMENT, QUESTION, given)[-4:] == layout(tokenizer, QUESTION, given).suffix[-4:]
         expected = receiver.generate(memory, QUESTION, max_new_tokens=6)
         assert expected == receiver.generate(memory, QUESTION, max_new_tokens=6, cache=receiver.prefill(memory))

@@ -27,7 +27,7 @@ from functools import cache, partial
 from typing import Any
 
 from ilcp.codec.context import Context
-from ilcp.codec.memory import Memory
+from ilcp.codec.memory import Memory, TextMemory
 from ilcp.codec.protocols import Codec
 from ilcp.errors import EncodeError
 from ilcp.handoff import Receiver, Sender
@@ -132,7 +132,7 @@ def _noise(payloads: Sequence[bytes], seed: int) -> list[bytes]:
 def _plain(cases: Sequence[Case]) -> ArmInput:
     payloads = [case.context.encode() for case in cases]
     wires = [Message(RECORD, payload).to_bytes() for payload in payloads]
-    return ArmInput([Memory(text=case.context) for case in cases], _sizes(payloads), _sizes(wires))
+    return ArmInput([TextMemory(case.context) for case in cases], _sizes(payloads), _sizes(wires))
 
 
 def _text(codec: Codec, payloads: Sequence[bytes]) -> ArmInput:

@@ -11,10 +11,8 @@ from typing import Any, Self
 
 import numpy as np
 
-from ilcp.codec.memory import Memory
 from ilcp.errors import EncodeError
 from ilcp.handoff import Receiver, Sender
-from ilcp.identity import digest
 from ilcp.measure.figures import Computed, Measured, figure_from_dict
 from ilcp.measure.flops import model_sizes, prefill_flops
 from ilcp.measure.payload import kv_cache, payload
@@ -345,20 +343,14 @@ def fan_out(
         raise EncodeError(f"expected at least 2 receivers and 2 questions, got {receivers} and {len(set(questions))}")
     alone = {question: receiver.generate(message, question, max_new_tokens=max_new_tokens) for question in questions}
     memory = receiver.decode(message)
-    before = _memory_digest(memory)
+    before = memory.digest()
     identical = unchanged = 0
     for _ in range(receivers):
         for question in questions:
             identical += receiver.generate(memory, question, max_new_tokens=max_new_tokens) == alone[question]
-            unchanged += _memory_digest(memory) == before
+            unchanged += memory.digest() == before
     n = receivers * len(questions)
     return FanOut(Measured(identical / n, "", n), Measured(unchanged / n, "", n))
-
-
-def _memory_digest(memory: Memory) -> bytes:
-    if memory.vectors is None:
-        return digest((memory.text or "").encode())
-    return digest(repr(tuple(memory.vectors.shape)).encode(), memory.vectors.cpu().numpy().tobytes())
 
 
 def _ratio(above: Mapping[str, float], below: str, value: float) -> Computed:
