@@ -7,7 +7,7 @@ import torch
 
 import ilcp
 from ilcp import Memory, Message, Receiver, Sender, SoftPrompt, TextMemory
-from ilcp.errors import AuthenticationError, DecodeError, EncodeError, ExpiredError, IdentityError
+from ilcp.errors import AuthenticationError, ConfigError, DecodeError, EncodeError, ExpiredError, IdentityError
 from ilcp.message import Seal
 from ilcp.models.forward import answer_logits, answer_scores, embed
 from ilcp.models.prompt import answer_ids, layout, text_ids
@@ -51,11 +51,39 @@ def test_a_memory_cannot_be_changed() -> None:
     memory.vectors.zero_()
     assert torch.equal(torch.ones(2, 3), memory.vectors)
     with pytest.raises(AttributeError, match="immutable"):
-        memory._vectors = torch.zeros(2, 3)
+        memory._held = torch.zeros(2, 3)
     with pytest.raises(DecodeError, match="NaN or infinity"):
         SoftPrompt(torch.full((2, 3), float("nan")))
-    with pytest.raises(DecodeError, match="both or neither"):
+    with pytest.raises(TypeError, match="abstract"):
         Memory()
+
+
+def test_a_memory_is_one_of_two_kinds() -> None:
+    """The union is closed: nobody adds a kind from elsewhere, and each kind is a ``Memory``."""
+    for base in (Memory, SoftPrompt, TextMemory):
+        with pytest.raises(TypeError, match="expected a SoftPrompt or a TextMemory, got a kind of its own: Other"):
+            type("Other", (base,), {"__module__": "elsewhere"})
+    assert all(isinstance(each, Memory) for each in (SoftPrompt(torch.ones(2, 3)), TextMemory("a")))
+
+
+def test_a_memory_says_what_stands_in_its_place() -> None:
+    """Text stands as it is, whatever the receiver; vectors only where width and norm are the receiver's."""
+    vectors = torch.ones(2, 4)
+    assert "a" == TextMemory("a").in_prompt(4, 1.0)
+    assert torch.equal(vectors, SoftPrompt(vectors).in_prompt(4, 1.0))
+    for hidden, norm, found in ((5, 1.0, "of width 5, got width 4"), (4, 0.06, "norm up to 1.8 .*, got 2")):
+        with pytest.raises(DecodeError, match=found):
+            SoftPrompt(vectors).in_prompt(hidden, norm)
+
+
+def test_memories_copy_compare_and_show_themselves() -> None:
+    """A copy has the digest of its original, another memory has another, and literals are shown by their number."""
+    kinds = (SoftPrompt(torch.ones(2, 3)), SoftPrompt(torch.ones(3, 2)), TextMemory("a"), TextMemory("b"))
+    assert 4 == len({each.digest() for each in kinds})
+    for each in kinds:
+        assert each.digest() == each.beside(("A1",)).digest() == copy.deepcopy(each).digest()
+    assert "SoftPrompt(2 vectors of width 3, 1 literals)" == repr(kinds[0].beside(("A1",)))
+    assert "TextMemory(text of 1 characters)" == repr(kinds[2])
 
 
 def test_text_ids_and_finished_outputs_encode_alike(small) -> None:
@@ -173,7 +201,7 @@ def test_another_tokenizer_template_or_dtype_is_refused_by_name(small) -> None:
         Receiver(receiver.model, template, small.codec)
     with pytest.raises(IdentityError, match=r"differs in weights .* dtype \(expected full, got half\)"):
         Receiver(copy.deepcopy(receiver.model).bfloat16(), receiver.tokenizer, small.codec)
-    with pytest.raises(EncodeError, match="at most 64 tokens"):
+    with pytest.raises(ConfigError, match="at most 64 tokens"):
         Receiver(make_model(64), receiver.tokenizer, small.codec)
 
 
@@ -207,7 +235,7 @@ def test_prompts_that_do_not_fit_or_say_nothing_are_refused(small) -> None:
     long = " ".join(case.context for case in case_files("validation", 1, 2))
     with pytest.raises(EncodeError, match="at most 256 tokens"):
         small.receiver.generate(None, QUESTION, context=long)
-    with pytest.raises(EncodeError, match="got both"):
+    with pytest.raises(ConfigError, match="got both"):
         small.receiver.generate(small.sender.encode(SHORT), QUESTION, context=SHORT)
     with pytest.raises(EncodeError, match="got str"):
         small.receiver.generate("a message", QUESTION)
@@ -236,7 +264,7 @@ def test_the_memory_sits_inside_the_chat_template() -> None:
         plain.decode(part) for part in (layout(plain, QUESTION).prefix, layout(plain, QUESTION).suffix)
     )
     mute = make_tokenizer(300, template="<|user|>")
-    with pytest.raises(EncodeError, match="no place for a memory"):
+    with pytest.raises(ConfigError, match="no place for a memory"):
         layout(mute, QUESTION)
 
 

@@ -14,7 +14,7 @@ from transformers import DynamicCache, StaticCache, TextStreamer
 from transformers.cache_utils import DynamicLayer
 
 from ilcp import Memory, Receiver, SoftPrompt, TextMemory
-from ilcp.errors import DecodeError, EncodeError, IdentityError, UnmeasuredError
+from ilcp.errors import ConfigError, DecodeError, EncodeError, IdentityError, UnmeasuredError
 from ilcp.message import Message
 from ilcp.models.forward import embed
 from ilcp.models.prompt import MEMORY_HERE, answer_ids, layout, pieces, text_ids
@@ -117,7 +117,7 @@ def test_streaming_says_the_answer_piece_by_piece(receiver) -> None:
         heard = Heard(skip_prompt=skip)
         answer = receiver.generate(memory, QUESTION, max_new_tokens=12, streamer=heard)
         assert answer == "".join(heard.parts).strip() == "".join(expected.parts).strip()
-    with pytest.raises(EncodeError, match="expected one answer to stream, got 2"):
+    with pytest.raises(ConfigError, match="expected one answer to stream, got 2"):
         receiver.answers([(memory, QUESTION)] * 2, streamer=Heard())
 
 
@@ -156,9 +156,9 @@ def test_a_stop_string_ends_the_answer_and_is_no_part_of_it(receiver) -> None:
 )
 def test_options_that_the_receiver_decides_are_refused_by_name(llama, option, text: str) -> None:
     """What would contradict the prompt or the answer's form is refused with what to do instead."""
-    with pytest.raises(EncodeError, match=text):
+    with pytest.raises(ConfigError, match=text):
         llama.generate(None, QUESTION, **option)
-    with pytest.raises(EncodeError, match=text):
+    with pytest.raises(ConfigError, match=text):
         llama.answers([(None, QUESTION)], **option)
 
 
@@ -167,12 +167,12 @@ def test_batches_and_caches_that_cannot_be_are_refused(llama) -> None:
     memory = spelled(llama)
     for batch in (0, -1, 1.5):
         for ask in (lambda n: llama.answers([(None, "")], batch=n), lambda n: llama.score([(None, "", "a")], batch=n)):
-            with pytest.raises(EncodeError, match=f"expected batch to be a whole number from 1, got {batch}"):
+            with pytest.raises(ConfigError, match=f"expected batch to be a whole number from 1, got {batch}"):
                 ask(batch)
     cache = llama.prefill(memory)
-    with pytest.raises(EncodeError, match="cache: it is one prompt's; pass it to generate"):
+    with pytest.raises(ConfigError, match="cache: it is one prompt's; pass it to generate"):
         llama.answers([(memory, QUESTION)], cache=cache)
-    with pytest.raises(EncodeError, match="cache= and cache_implementation='static': leave one of them out"):
+    with pytest.raises(ConfigError, match="cache= and cache_implementation='static': leave one of them out"):
         llama.generate(memory, QUESTION, cache=cache, cache_implementation="static")
 
 
@@ -349,7 +349,7 @@ def test_a_marker_in_a_memorys_own_text_is_refused(llama) -> None:
 def test_what_is_no_codec_is_refused(llama) -> None:
     """A name, a path or nothing in place of a codec is named, with how to load one."""
     for codec, shown in (("my-codec", "'my-codec'"), (None, "None"), ([llama.codec, "b"], "'b'"), (5, "int")):
-        with pytest.raises(EncodeError, match=rf"expected a codec, got {shown}: load it with ilcp\.load"):
+        with pytest.raises(ConfigError, match=rf"expected a codec, got {shown}: load it with ilcp\.load"):
             Receiver(llama.model, TOKENIZER, codec, allow_unmeasured=True)
 
 
@@ -377,7 +377,7 @@ def test_several_codecs_serve_one_receiver() -> None:
         receiver.decode(Message(bytes(8), b"Mara").to_bytes())
     with pytest.raises(IdentityError, match=ids[0].hex()):
         Receiver(model, TOKENIZER, codecs[:1], allow_unmeasured=True).decode(messages[1])
-    with pytest.raises(EncodeError, match="expected a codec or several, got none"):
+    with pytest.raises(ConfigError, match="expected a codec or several, got none"):
         Receiver(model, TOKENIZER, [])
 
 
@@ -464,7 +464,7 @@ def test_caches_that_are_not_this_prompts_are_refused(llama) -> None:
         (tuple((layer.keys, layer.values) for layer in own.layers), "got tuple"),
     ]
     for cache, text in refused:
-        with pytest.raises(EncodeError, match=text):
+        with pytest.raises(ConfigError, match=text):
             llama.generate(memory, QUESTION, cache=cache)
     with pytest.raises(EncodeError, match="a memory of vectors to pre-fill, got none"):
         llama.prefill(TextMemory(DOCUMENT), QUESTION)
@@ -546,7 +546,7 @@ def test_trimmed_messages_are_taken_and_changed_ones_refused() -> None:
         ("{{ messages[0]['content'] }}" * 2, "got 2 places"),
         ("<|user|>", "got 0 places"),
     ):
-        with pytest.raises(EncodeError, match=text):
+        with pytest.raises(ConfigError, match=text):
             layout(tokenizer_of("bytes", change), QUESTION)
 
 
@@ -562,7 +562,10 @@ def test_roles_that_a_template_refuses_are_named() -> None:
 @pytest.mark.parametrize(
     ("example", "said"),
     [
-        ("several_senders", r"decoded to vectors and text\n(.*\n)+answers with both: [1-9].* message, [1-9].* text"),
+        (
+            "several_senders",
+            r"decoded to SoftPrompt and TextMemory\n(.*\n)+answers with both: [1-9].* message, [1-9].* text",
+        ),
         ("chat_messages", r"no marker             Oulu\n"),
     ],
 )

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ilcp.codec.context import Context
-from ilcp.codec.memory import TextMemory
+from ilcp.codec.memory import SoftPrompt, TextMemory
 from ilcp.errors import DecodeError, EncodeError
 from ilcp.handoff import Receiver, Sender
 from ilcp.message import Message, describe
@@ -209,7 +209,7 @@ def test_sealed_literals_are_covered_by_the_mac_and_not_shown(small: Any) -> Non
 
 def rows(receiver: Receiver, memories: Any, question: Any, contexts: list[str | None]) -> torch.Tensor:
     """The prompt as it should be: the pieces of that layout with each memory's vectors between."""
-    held = [memory.vectors for memory in memories if memory is not None and memory.text is None]
+    held = [memory.vectors for memory in memories if isinstance(memory, SoftPrompt)]
     texts = [embed(receiver.model, ids) for ids in pieces(receiver.tokenizer, question, contexts)]
     parts = texts[:1]
     for vectors, after in zip(held, texts[1:], strict=True):
