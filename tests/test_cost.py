@@ -321,7 +321,9 @@ class Worn:
         self.wear, self.moody, self.calls = wear, moody, 0
 
     def decode(self, _: bytes) -> SimpleNamespace:
-        return SimpleNamespace(vectors=torch.ones(2, 3), text=None)
+        memory = SimpleNamespace(vectors=torch.ones(2, 3))
+        memory.digest = lambda: memory.vectors.numpy().tobytes()
+        return memory
 
     def generate(self, message, question, *, max_new_tokens: int) -> str:
         self.calls += 1

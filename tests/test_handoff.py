@@ -61,7 +61,7 @@ def test_a_memory_cannot_be_changed() -> None:
 def test_a_memory_is_one_of_two_kinds() -> None:
     """The union is closed: nobody adds a kind from elsewhere, and each kind is a ``Memory``."""
     for base in (Memory, SoftPrompt, TextMemory):
-        with pytest.raises(TypeError, match="expected a SoftPrompt or a TextMemory, got a kind of its own: Other"):
+        with pytest.raises(TypeError, match="expected a SoftPrompt or a TextMemory, got a subclass Other: the kinds are closed"):
             type("Other", (base,), {"__module__": "elsewhere"})
     assert all(isinstance(each, Memory) for each in (SoftPrompt(torch.ones(2, 3)), TextMemory("a")))
 
