@@ -9,8 +9,8 @@ import ilcp
 from ilcp import Memory, Message, Receiver, Sender, SoftPrompt, TextMemory
 from ilcp.errors import AuthenticationError, ConfigError, DecodeError, EncodeError, ExpiredError, IdentityError
 from ilcp.message import Seal
-from ilcp.models.forward import answer_logits, answer_scores, embed
-from ilcp.models.prompt import answer_ids, layout, text_ids
+from ilcp.models.forward import answer_logits, answer_scores, embed, has_room, require_room
+from ilcp.models.prompt import MEMORY_HERE, answer_ids, layout, pieces, text_ids
 from ilcp.models.reading import read_ids
 from ilcp.tasks import case_files
 from tests.conftest import make_model, make_tokenizer
@@ -61,7 +61,9 @@ def test_a_memory_cannot_be_changed() -> None:
 def test_a_memory_is_one_of_two_kinds() -> None:
     """The union is closed: nobody adds a kind from elsewhere, and each kind is a ``Memory``."""
     for base in (Memory, SoftPrompt, TextMemory):
-        with pytest.raises(TypeError, match="expected a SoftPrompt or a TextMemory, got a subclass Other: the kinds are closed"):
+        with pytest.raises(
+            TypeError, match="expected a SoftPrompt or a TextMemory, got a subclass Other: the kinds are closed"
+        ):
             type("Other", (base,), {"__module__": "elsewhere"})
     assert all(isinstance(each, Memory) for each in (SoftPrompt(torch.ones(2, 3)), TextMemory("a")))
 
@@ -239,6 +241,26 @@ def test_prompts_that_do_not_fit_or_say_nothing_are_refused(small) -> None:
         small.receiver.generate(small.sender.encode(SHORT), QUESTION, context=SHORT)
     with pytest.raises(EncodeError, match="got str"):
         small.receiver.generate("a message", QUESTION)
+
+
+def test_a_window_is_checked_with_its_answer(small) -> None:
+    """A prompt fits with its answer to the last token of the window, and one more is refused with what to do."""
+    model = small.receiver.model
+    assert has_room(model, 250, 6)
+    require_room(model, 250, 6)
+    assert not has_room(model, 250, 7)
+    with pytest.raises(EncodeError, match=r"expected case 'a' of at most 256 tokens .*, got 250 \+ 7: leave it out"):
+        require_room(model, 250, 7, what="case 'a'", way_out="leave it out")
+
+
+def test_lines_follow_what_stands_in_a_memorys_place(small) -> None:
+    """Text, vectors and nothing get their line behind them, at markers as without, and no more."""
+    tokenizer = small.receiver.tokenizer
+    marked = f"{MEMORY_HERE}\n\n{MEMORY_HERE}\n\n{MEMORY_HERE}\n\nWho?"
+    for question in ("Who?", marked):
+        before, after = pieces(tokenizer, question, ["Text.", None, ""], lines=["A1", "B2", "C3"])
+        assert "<|user|>Text.\n\nA1\n\n" == tokenizer.decode(before)
+        assert "\n\nB2\n\nC3\n\nWho?<|assistant|>" == tokenizer.decode(after)
 
 
 def test_memory_of_real_embeddings_equals_text(small) -> None:

@@ -40,7 +40,7 @@ class CodecSpec:
 
     @property
     def runs_sender(self) -> bool:
-        """Whether the sender's model has to compute what the codec reads; otherwise a text is enough."""
+        """True where the sender's model has to compute what the codec reads; otherwise a text is enough."""
         return READS[self.reads]
 
     def length(self, payload_bytes: int | None) -> int:

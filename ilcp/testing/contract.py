@@ -22,8 +22,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-import ilcp
 from ilcp.codec.context import Context
+from ilcp.codec.folder import load, save
 from ilcp.codec.memory import Memory, SoftPrompt
 from ilcp.codec.protocols import Codec, is_trainable
 from ilcp.codec.registry import codec_class, codec_names
@@ -180,8 +180,8 @@ class CodecContract:
 
     def test_it_is_the_same_from_its_folder(self, tested: Codec, known: Context, tmp_path: Path) -> None:
         """Saved and loaded it has the same id, makes the same bytes, and reads them without what made them."""
-        ilcp.save(tested, tmp_path / "codec", card="# A codec under test\n")
-        again = ilcp.load(tmp_path / "codec")
+        save(tested, tmp_path / "codec", card="# A codec under test\n")
+        again = load(tmp_path / "codec")
         assert type(tested) is type(again)
         assert tested.spec == again.spec
         assert tested.trained.codec_id(tested.spec) == again.trained.codec_id(again.spec)

@@ -201,7 +201,7 @@ def _literals_fields() -> st.SearchStrategy[bytes]:
 
 
 def _str(data: bytes) -> bytes:
-    """A str of `data` in the shortest form, UTF-8 or not."""
+    """Returns a str of `data` in the shortest form, UTF-8 or not."""
     n = len(data)
     header = bytes([0xA0 | n]) if n < 32 else bytes([0xD9, n]) if n < 256 else b"\xda" + n.to_bytes(2, "big")
     return header + data
