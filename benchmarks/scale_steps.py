@@ -23,14 +23,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen2Config
 
-from ilcp.codec.memory import Memory
+from ilcp.codec.memory import TextMemory
 from ilcp.errors import ConfigError
 from ilcp.handoff import Receiver, Sender
 from ilcp.measure import Measured
-from ilcp.measure.prefill import Prefill, cache_text
+from ilcp.measure.prefill import cache_text
 from ilcp.message import Message
 from ilcp.models.fingerprint import identify
-from ilcp.models.forward import embed
+from ilcp.models.forward import Prefill, embed
 from ilcp.models.prompt import text_ids
 from ilcp_codecs.vae import VaeCodec, VaeConfig, VaeNetwork
 
@@ -226,7 +226,7 @@ class Document:
         self.message = self.sender.pack(self.payload)
         self.memory = self.receiver.decode(self.message)
         self.prompt_ids = text_ids(self.receiver.tokenizer, " ".join(words), self.question)
-        self.twin = Memory(text=" ".join(words[place % tokens] for place in range(self.memory.shape[0])))
+        self.twin = TextMemory(" ".join(words[place % tokens] for place in range(self.memory.shape[0])))
         self.cached = cache_text(self.receiver, " ".join(words), self.question)
         if len(self.ids) != tokens or self.cached.tokens != tokens:
             raise ConfigError(f"expected a document of {tokens} tokens, got {len(self.ids)} and {self.cached.tokens}")

@@ -159,7 +159,7 @@ def main() -> None:
         if network.config != earlier.config:
             cases = list(case_files("train", args.seed + 2, PROJECTOR_CASES))
             fit_projector(network, models, recipe, phrasebook, cases)
-        if network.config.echo and not earlier.config.echo:
+        if network.config.same_token_attention and not earlier.config.same_token_attention:
             lead_to_offices(network)
 
     validation = list(case_files("validation", args.seed, recipe.validation_contexts))
@@ -270,11 +270,11 @@ def config_of(models: Models, args: argparse.Namespace) -> VaeConfig:
         width=args.width,
         blocks=args.blocks,
         projector_width=args.projector,
-        urgent_slots=len(NAMES) if args.urgent_bits else 0,
-        urgent_dims=args.urgent_bits // args.bits,
-        nearness=0.0,
-        echo=not args.plain,
-        own_codes=not args.plain,
+        priority_slots=len(NAMES) if args.urgent_bits else 0,
+        priority_dims=args.urgent_bits // args.bits,
+        locality_bias=0.0,
+        same_token_attention=not args.plain,
+        per_slot_mu=not args.plain,
     )
 
 

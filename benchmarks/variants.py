@@ -1,4 +1,4 @@
-"""What the codec's design is worth: seven designs under the same training, at the same 80 bytes.
+"""Measures what the codec's design is worth: seven designs under the same training, at the same 80 bytes.
 
     python benchmarks/variants.py --phrasebook FILE       # writes benchmarks/results/variants.json
 
@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from train_codec import NAMES, PER_KIND, bare_case, latents, make_phrasebook
 
 from ilcp.codec.context import Context
-from ilcp.codec.memory import Memory
+from ilcp.codec.memory import Memory, SoftPrompt
 from ilcp.codec.spec import CodecSpec
 from ilcp.embedded import HERE
 from ilcp.errors import DecodeError, EncodeError
@@ -106,7 +106,7 @@ class GaussianCodec(VaeCodec):
 
     @staticmethod
     def fit(network: VaeNetwork, z: Tensor) -> VaeNetwork:
-        """The network with cells of least squared error on ``z`` ``"n slots dims"`` (Lloyd's rounds from quantiles)."""
+        """Returns the network with cells of least squared error on ``z`` ``"n slots dims"`` (Lloyd's rounds)."""
         cells = rearrange(torch.quantile(z, (torch.arange(CELLS) + 0.5) / CELLS, dim=0), "c s d -> s d c")
         for _ in range(30):  # enough for them to stand still
             nearest = F.one_hot((z.unsqueeze(-1) - cells).abs().argmin(-1), CELLS).float()
@@ -117,7 +117,7 @@ class GaussianCodec(VaeCodec):
 
     @torch.no_grad()
     def encode(self, context: Context, payload_bytes: int | None = None) -> bytes:
-        """As the shipped codec's, with the cells of this one."""
+        """Encodes as the shipped codec does, with the cells of this one."""
         self.spec.length(payload_bytes)
         codes = (self._latent(context).unsqueeze(-1) - self.network.cells).abs().argmin(-1)
         planes = np.unpackbits(codes.numpy().astype(np.uint8)[..., None], axis=-1)
@@ -125,14 +125,14 @@ class GaussianCodec(VaeCodec):
 
     @torch.no_grad()
     def decode(self, payload: bytes) -> Memory:
-        """As the shipped codec's, with the cells of this one."""
+        """Decodes as the shipped codec does, with the cells of this one."""
         c = self.config
         if len(payload) != c.payload_bytes:
             raise DecodeError(f"expected a payload of {c.payload_bytes} bytes, got {len(payload)}")
         planes = np.unpackbits(np.frombuffer(payload, dtype=np.uint8)).reshape(c.slots, c.dims, c.bits)
         codes = torch.from_numpy(planes @ 2 ** np.arange(c.bits - 1, -1, -1))
         z_hat = self.network.cells.gather(-1, codes.unsqueeze(-1)).squeeze(-1)
-        return Memory(vectors=self.network.projector(z_hat[None])[0])
+        return SoftPrompt(self.network.projector(z_hat[None])[0])
 
 
 class EntropyCodec(VaeCodec):
@@ -145,14 +145,14 @@ class EntropyCodec(VaeCodec):
 
     @staticmethod
     def fit(network: VaeNetwork, z: Tensor) -> VaeNetwork:
-        """A copy of the network with the chance of a one in each bit of ``z``, add-one smoothed."""
+        """Returns a copy with the chance of a one in each bit of ``z`` ``"n slots dims"``, add-one smoothed."""
         network = copy.deepcopy(network)
         network.register_buffer("chances", (quantise(z, 1).sum(0) + 1).double() / (len(z) + 2))
         return network
 
     @torch.no_grad()
     def encode(self, context: Context, payload_bytes: int | None = None) -> bytes:
-        """The shortest range code of these bits.
+        """Returns the shortest range code of these bits.
 
         Raises:
             EncodeError: it is longer than ``payload_bytes``.
@@ -170,12 +170,12 @@ class EntropyCodec(VaeCodec):
 
     @torch.no_grad()
     def decode(self, payload: bytes) -> Memory:
-        """As the shipped codec's."""
+        """Decodes as the shipped codec does."""
         bits = self._bits(payload)
         if bits is None:
             raise DecodeError("expected a range code, got bytes that no encoder writes")
         codes = torch.from_numpy(bits).reshape(1, self.config.slots, self.config.dims)
-        return Memory(vectors=self.network.projector(dequantise(codes, 1))[0])
+        return SoftPrompt(self.network.projector(dequantise(codes, 1))[0])
 
     def _bits(self, payload: bytes) -> Any:
         words = -(-len(payload) // 4) + 2  # the coder looks two words ahead
@@ -187,21 +187,21 @@ class EntropyCodec(VaeCodec):
 
 
 def slots(config: VaeConfig, bits: int, *, continuous: bool = False) -> VaeNetwork:
-    """The shipped network with so many bits per dimension, and so many fewer dimensions."""
+    """Returns the shipped network with so many bits per dimension, and so many fewer dimensions."""
     network = VaeNetwork(replace(config, bits=bits, dims=config.dims // bits))
     network.continuous = continuous  # the projector reads the sample as it is
     return network
 
 
 def flat(config: VaeConfig) -> VaeNetwork:
-    """One latent of all bits in the place of slots."""
+    """Returns a network with one latent of all bits in the place of slots."""
     network = VaeNetwork(replace(config, slots=1, dims=config.slots * config.dims, width=config.projector_width))
     network.pooler, network.projector = FlatPooler(config), FlatProjector(config)
     return network
 
 
 def mean_pooling(config: VaeConfig) -> VaeNetwork:
-    """The shipped network with its learned queries taken out."""
+    """Returns the shipped network with its learned queries taken out."""
     network = VaeNetwork(config)
     network.pooler = MeanPooler(config)
     return network
@@ -221,7 +221,7 @@ class Variant:
 VARIANTS = (
     Variant(
         "slots, 1 bit",
-        "32 slots x 20 dimensions x 1 bit: the shipped codec without echo and codes of each slot's own",
+        "32 slots x 20 dimensions x 1 bit: the shipped codec without same-token attention and mu per slot",
         partial(slots, bits=1),
     ),
     Variant("slots, 2 bits", "32 slots x 10 dimensions x 2 bits", partial(slots, bits=2)),
@@ -269,7 +269,7 @@ def main() -> None:
 
 
 def recipe_of(args: argparse.Namespace) -> Hyperparameters:
-    """The shipped codec's recipe, cut short."""
+    """Returns the shipped codec's recipe, cut short."""
     shipped = dict(contexts=16, questions=14, per_kind=PER_KIND, learning_rate=2e-3, alignment_weight=2.0)
     warmup = dict(naming_steps=NAMING_STEPS, alignment_steps=ALIGNMENT_STEPS, topics=TOPICS)
     budget = dict(steps=args.steps, minutes=args.minutes, validate_every=150, validation_contexts=24, seed=args.seed)
@@ -277,14 +277,14 @@ def recipe_of(args: argparse.Namespace) -> Hyperparameters:
 
 
 def config_of(models: Models) -> VaeConfig:
-    """The shipped codec's shape, without prefixes, echo, and codes of each slot's own."""
+    """Returns the shipped codec's shape, without prefixes, same-token attention and mu per slot."""
     sender, receiver = models.sender.config, models.receiver.config
-    shape = dict(slots=32, dims=20, prefixes=(80,), blocks=3, projector_width=384, nearness=0.0)
+    shape = dict(slots=32, dims=20, prefixes=(80,), blocks=3, projector_width=384, locality_bias=0.0)
     return VaeConfig(tuple(range(sender.num_hidden_layers + 1)), sender.hidden_size, receiver.hidden_size, **shape)
 
 
 def documents(split: str, seed: int, start: int, n: int) -> list[Case]:
-    """Documents of a few facts in a sentence each and nothing beside them; half of the offices and codes are stated."""
+    """Returns documents of a few facts in a sentence each and nothing beside them; half of the offices are in."""
     names = [f"{split}/{seed}/{number}" for number in range(start, start + n)]
     rngs = [random.Random(f"variants {name}") for name in names]
     return [compose(name, rng, rng.sample(NAMES, STATED), bare=True) for name, rng in zip(names, rngs, strict=True)]
@@ -293,7 +293,7 @@ def documents(split: str, seed: int, start: int, n: int) -> list[Case]:
 def trained_network(
     variant: Variant, models: Models, recipe: Hyperparameters, phrasebook: Phrasebook, folder: Path
 ) -> tuple[VaeNetwork, dict[str, Any]]:
-    """The variant's network after training, and what the training was: steps, minutes and the curve."""
+    """Returns the variant's network after training, and the training's record: steps, minutes and the curve."""
     torch.manual_seed(recipe.seed)
     network = variant.network(config_of(models))
     network.full_share = 1.0
@@ -302,7 +302,7 @@ def trained_network(
     validation = documents("validation", recipe.seed, 0, recipe.validation_contexts)
 
     def source(start: int, n: int) -> list[Case]:
-        """The same for all variants: single sentences first."""
+        """Returns the same cases for all variants: single sentences first."""
         until, count, most = FIRST
         rng = random.Random(f"variants {recipe.seed}/{start}")
         if start // n < until:
@@ -319,7 +319,7 @@ def trained_network(
 
 @torch.no_grad()
 def codec_of(variant: Variant, network: VaeNetwork, models: Models, seed: int) -> VaeCodec:
-    """The codec of a trained network; where it has cells or chances, they are counted on training documents."""
+    """Returns the codec of a trained network; where it has cells or chances, they are counted on training documents."""
     if hasattr(variant.codec, "fit"):
         texts = [case.context for case in documents("train", seed, 0, FITTED_CASES)]
         parts = (texts[start : start + 50] for start in range(0, len(texts), 50))
@@ -329,7 +329,7 @@ def codec_of(variant: Variant, network: VaeNetwork, models: Models, seed: int) -
 
 
 def figures_of(report: Report) -> dict[str, Measured | None]:
-    """What the message gave; a recovery is None where the full text is not surely better than nothing."""
+    """Returns the message's figures; a recovery is None where the full text is not surely better than nothing."""
     return {kind: report.mean("message", kind) for kind in (*KINDS, "all")} | {
         "all, before rounding": report.mean("continuous"),
         "recovery": report.recovery("message"),
@@ -342,7 +342,7 @@ def figures_of(report: Report) -> dict[str, Measured | None]:
 
 
 def row_of(line: Mapping[str, Any]) -> str:
-    """One line of the printed table."""
+    """Returns one line of the printed table."""
     told = [f"{name} {figure['value']:.3g}" for name, figure in line["figures"].items() if figure is not None]
     return f"{line['name']} ({line['parameters'] / 1e6:.2f} M, {line['minutes']} min): {', '.join(told)}"
 

@@ -25,7 +25,7 @@ def main() -> None:
 
     first, second = case_files("test", seed=7, n=2)
     messages = [pair.sender.encode(first.context), colleague.encode(second.context)]
-    kinds = ["text" if receiver.decode(message).text else "vectors" for message in messages]
+    kinds = [type(receiver.decode(message)).__name__ for message in messages]
     print(f"messages of {len(messages[0])} and {len(messages[1])} bytes, decoded to {kinds[0]} and {kinds[1]}\n")
 
     asked = [q.text for q in first.questions if q.text in {other.text for other in second.questions}]

@@ -1,5 +1,5 @@
-"""``codec.decode`` of any payload, and the receiver's check of the memory that comes out: a VAE, two text codecs, and a
-codec that hands on any floats, as damaged weights would. The codec that needs a language model is too slow for here.
+"""Runs ``codec.decode`` on any payload, and the receiver's check of the memory that comes out: a VAE, two text codecs,
+and one that hands on any floats, as damaged weights would. The codec that needs a language model is too slow here.
 
 The first byte of an input picks the codec, the second a length of the VAE's; the others are the payload.
 """
@@ -8,7 +8,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from fuzz.limits import Limits
-from ilcp.codec.memory import NORM_BAND, Memory
+from ilcp.codec.memory import NORM_BAND, Memory, SoftPrompt
 from ilcp.errors import DecodeError
 from ilcp.identity import ANY
 from ilcp.models.forward import embedding_norm
@@ -40,7 +40,7 @@ class Floats:
 
     def decode(self, payload: bytes) -> Memory:
         floats = torch.frombuffer(bytearray(payload + b"\0" * (-len(payload) % 4) or b"\0" * 4), dtype=torch.float32)
-        return Memory(vectors=torch.nn.functional.pad(floats, (0, -len(floats) % HIDDEN)).reshape(-1, HIDDEN))
+        return SoftPrompt(torch.nn.functional.pad(floats, (0, -len(floats) % HIDDEN)).reshape(-1, HIDDEN))
 
 
 VAE, PLAIN, ZSTD = _codecs()
@@ -57,13 +57,13 @@ def one_input(data: bytes) -> None:
         payload = payload[:n].ljust(n, b"\0")
     try:
         memory = (TEXT if codec is ZSTD else LIMITS).of(payload, codec.decode, payload)
-        if memory.text is None:
-            vectors = memory.checked_vectors(HIDDEN, NORM)
-            assert bool(torch.isfinite(vectors).all())
-            assert codec is not VAE or vectors.shape == (4, HIDDEN)
-            assert float(vectors.abs().max()) <= NORM_BAND * NORM
+        held = memory.in_prompt(HIDDEN, NORM)
+        if isinstance(held, str):
+            assert len(held.encode("utf-8")) <= MAX_TEXT_BYTES
         else:
-            assert len(memory.text.encode("utf-8")) <= MAX_TEXT_BYTES
+            assert bool(torch.isfinite(held).all())
+            assert codec is not VAE or held.shape == (4, HIDDEN)
+            assert float(held.abs().max()) <= NORM_BAND * NORM
     except DecodeError as error:
         if not str(error).startswith("expected "):
             raise

@@ -9,8 +9,8 @@ from typing import Any
 from fuzz.limits import Limits
 from ilcp.errors import AuthenticationError, DecodeError, ExpiredError
 from ilcp.message import Message, describe
+from ilcp.testing.strategies import with_check, with_mac
 from tests.second_decoder import Refused, decode
-from tests.strategies import with_check, with_mac
 
 __all__ = ["one_input"]
 

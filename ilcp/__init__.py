@@ -17,7 +17,8 @@ Your own two models take the same names: ``Sender(model, tokenizer, codec)``, ``
 ``train(sender=..., receiver=..., data=..., out=...)`` makes a codec for them, ``load(folder_or_hub_id)`` fetches one,
 and ``adapt(model, codec)`` gives the receiver the adapter of a codec that was trained with one. ``connect(address)``
 hands messages on between processes (``ilcp.transport``), a ``KeyRing`` seals them, a ``ReplayCache`` lets each in once.
-``Message`` is the wire format. ``import ilcp``, ``connect``, ``KeyRing``, ``ReplayCache``, ``Message`` load no torch.
+``Message`` is the wire format, a ``Memory`` (``SoftPrompt`` or ``TextMemory``) what comes out of one.
+``import ilcp``, ``connect``, ``KeyRing``, ``ReplayCache``, ``Message`` load no torch.
 """
 
 from importlib import import_module, metadata
@@ -28,7 +29,7 @@ from ilcp.message import Message
 
 if TYPE_CHECKING:
     from ilcp.codec.folder import load, save
-    from ilcp.codec.memory import Memory
+    from ilcp.codec.memory import Memory, SoftPrompt, TextMemory
     from ilcp.embedded import load_pair
     from ilcp.handoff import Receiver, Sender
     from ilcp.message.keys import KeyRing
@@ -46,6 +47,8 @@ __all__ = [
     "Receiver",
     "ReplayCache",
     "Sender",
+    "SoftPrompt",
+    "TextMemory",
     "adapt",
     "connect",
     "errors",
@@ -62,6 +65,8 @@ _LAZY = {  # most need torch, which takes seconds to import; the others, what no
     "Receiver": "ilcp.handoff",
     "ReplayCache": "ilcp.message.replay",
     "Sender": "ilcp.handoff",
+    "SoftPrompt": "ilcp.codec.memory",
+    "TextMemory": "ilcp.codec.memory",
     "adapt": "ilcp.models.adapter",
     "connect": "ilcp.transport",
     "load": "ilcp.codec",

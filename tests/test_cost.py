@@ -8,14 +8,15 @@ import pytest
 import torch
 
 import ilcp
-from ilcp.codec.memory import Memory
+from ilcp.codec.memory import TextMemory
 from ilcp.errors import ConfigError, EncodeError
 from ilcp.measure.cost import CACHED, Cost, Point, break_even, cost
 from ilcp.measure.fanout import fan_out
 from ilcp.measure.figures import Computed, Measured
 from ilcp.measure.flops import count_flops, eager_attention, model_sizes, prefill_flops
-from ilcp.measure.prefill import CachedText, Prefill, cache_text
+from ilcp.measure.prefill import CachedText, cache_text
 from ilcp.measure.timing import Bench, as_many_tokens, torch_threads
+from ilcp.models.forward import Prefill
 from ilcp.models.prompt import text_ids
 from ilcp.tasks import case_files
 from ilcp_codecs.text import HeadCodec
@@ -158,7 +159,7 @@ def test_the_prefix_cache_gives_the_cold_first_token_and_stays_as_it_is(which, r
     """Behind the cached document the logits are those of the cold text, twice over, and the cache does not change."""
     receiver = request.getfixturevalue(which).receiver
     prefill = Prefill(receiver.model)
-    cold = prefill(receiver.prompt(Memory(text=CONTEXTS[0]), QUESTION))
+    cold = prefill(receiver.prompt(TextMemory(CONTEXTS[0]), QUESTION))
     cached = cache_text(receiver, CONTEXTS[0], QUESTION)
     before = [(layer.keys.clone(), layer.values.clone()) for layer in cached.cache.layers]
     for _ in range(2):
@@ -202,7 +203,7 @@ def test_as_many_ordinary_tokens_as_the_memory_has_vectors(which, request) -> No
     told = hop.receiver.prompt(hop.receiver.decode(hop.sender.encode(CONTEXTS[0])), QUESTION)
     for context in (*CONTEXTS, "Bergen."):
         twin = as_many_tokens(hop.receiver, context, QUESTION, len(told))
-        assert len(told) == len(hop.receiver.prompt(Memory(text=twin), QUESTION))
+        assert len(told) == len(hop.receiver.prompt(TextMemory(twin), QUESTION))
 
 
 def test_reading_plainly_takes_the_windows_of_reading(small, monkeypatch) -> None:
@@ -321,7 +322,9 @@ class Worn:
         self.wear, self.moody, self.calls = wear, moody, 0
 
     def decode(self, _: bytes) -> SimpleNamespace:
-        return SimpleNamespace(vectors=torch.ones(2, 3), text=None)
+        memory = SimpleNamespace(vectors=torch.ones(2, 3))
+        memory.digest = lambda: memory.vectors.numpy().tobytes()
+        return memory
 
     def generate(self, message, question, *, max_new_tokens: int) -> str:
         self.calls += 1

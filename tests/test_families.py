@@ -22,7 +22,7 @@ from transformers import (
 )
 
 import ilcp
-from ilcp import Memory, Receiver
+from ilcp import Memory, Receiver, SoftPrompt, TextMemory
 from ilcp.errors import ConfigError
 from ilcp.identity import ANY
 from ilcp.models.fingerprint import identify
@@ -65,7 +65,7 @@ def receiver_of(family: str, dtype: torch.dtype) -> Receiver:
 
 def spelled(model: Any, text: str) -> Memory:
     """Memory made of the text's own embeddings."""
-    return Memory(vectors=embed(model, TOKENIZER(text, add_special_tokens=False).input_ids))
+    return SoftPrompt(embed(model, TOKENIZER(text, add_special_tokens=False).input_ids))
 
 
 def padded(rows: list[tuple[int, ...]]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -334,7 +334,7 @@ def test_a_model_in_peft_counts_as_what_it_wraps() -> None:
         memory, "Who?", max_new_tokens=8, cache=receiver.prefill(memory)
     )
     (score,) = receiver.score([(memory, "Who?", "Mara")])
-    assert score == receiver.score([(Memory(text=DOCUMENTS[0]), "Who?", "Mara")])[0]
+    assert score == receiver.score([(TextMemory(DOCUMENTS[0]), "Who?", "Mara")])[0]
     tuned = get_peft_model(build("llama", 300), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
     with pytest.raises(ConfigError, match="got PeftModelForCausalLM with PromptTuningConfig: it puts virtual tokens"):
         require_receiver(tuned)

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 import ilcp
-from ilcp import Memory, Message, Receiver, Sender
-from ilcp.errors import AuthenticationError, DecodeError, EncodeError, ExpiredError, IdentityError
+from ilcp import Memory, Message, Receiver, Sender, SoftPrompt, TextMemory
+from ilcp.errors import AuthenticationError, ConfigError, DecodeError, EncodeError, ExpiredError, IdentityError
 from ilcp.message import Seal
-from ilcp.models.forward import answer_logits, answer_scores, embed
-from ilcp.models.prompt import answer_ids, layout, text_ids
+from ilcp.models.forward import answer_logits, answer_scores, embed, has_room, require_room
+from ilcp.models.prompt import MEMORY_HERE, answer_ids, layout, pieces, text_ids
 from ilcp.models.reading import read_ids
 from ilcp.tasks import case_files
 from tests.conftest import make_model, make_tokenizer
@@ -47,15 +47,45 @@ def test_the_same_memory_serves_any_number_of_calls(pair) -> None:
 
 def test_a_memory_cannot_be_changed() -> None:
     """Neither setting an attribute nor writing into the vectors it hands out changes a memory."""
-    memory = Memory(vectors=torch.ones(2, 3))
+    memory = SoftPrompt(torch.ones(2, 3))
     memory.vectors.zero_()
     assert torch.equal(torch.ones(2, 3), memory.vectors)
     with pytest.raises(AttributeError, match="immutable"):
-        memory._vectors = torch.zeros(2, 3)
+        memory._held = torch.zeros(2, 3)
     with pytest.raises(DecodeError, match="NaN or infinity"):
-        Memory(vectors=torch.full((2, 3), float("nan")))
-    with pytest.raises(DecodeError, match="both or neither"):
+        SoftPrompt(torch.full((2, 3), float("nan")))
+    with pytest.raises(TypeError, match="abstract"):
         Memory()
+
+
+def test_a_memory_is_one_of_two_kinds() -> None:
+    """The union is closed: nobody adds a kind from elsewhere, and each kind is a ``Memory``."""
+    for base in (Memory, SoftPrompt, TextMemory):
+        with pytest.raises(
+            TypeError, match="expected a SoftPrompt or a TextMemory, got a subclass Other: the kinds are closed"
+        ):
+            type("Other", (base,), {"__module__": "elsewhere"})
+    assert all(isinstance(each, Memory) for each in (SoftPrompt(torch.ones(2, 3)), TextMemory("a")))
+
+
+def test_a_memory_says_what_stands_in_its_place() -> None:
+    """Text stands as it is, whatever the receiver; vectors only where width and norm are the receiver's."""
+    vectors = torch.ones(2, 4)
+    assert "a" == TextMemory("a").in_prompt(4, 1.0)
+    assert torch.equal(vectors, SoftPrompt(vectors).in_prompt(4, 1.0))
+    for hidden, norm, found in ((5, 1.0, "of width 5, got width 4"), (4, 0.06, "norm up to 1.8 .*, got 2")):
+        with pytest.raises(DecodeError, match=found):
+            SoftPrompt(vectors).in_prompt(hidden, norm)
+
+
+def test_memories_copy_compare_and_show_themselves() -> None:
+    """A copy has the digest of its original, another memory has another, and literals are shown by their number."""
+    kinds = (SoftPrompt(torch.ones(2, 3)), SoftPrompt(torch.ones(3, 2)), TextMemory("a"), TextMemory("b"))
+    assert 4 == len({each.digest() for each in kinds})
+    for each in kinds:
+        assert each.digest() == each.beside(("A1",)).digest() == copy.deepcopy(each).digest()
+    assert "SoftPrompt(2 vectors of width 3, 1 literals)" == repr(kinds[0].beside(("A1",)))
+    assert "TextMemory(text of 1 characters)" == repr(kinds[2])
 
 
 def test_text_ids_and_finished_outputs_encode_alike(small) -> None:
@@ -173,7 +203,7 @@ def test_another_tokenizer_template_or_dtype_is_refused_by_name(small) -> None:
         Receiver(receiver.model, template, small.codec)
     with pytest.raises(IdentityError, match=r"differs in weights .* dtype \(expected full, got half\)"):
         Receiver(copy.deepcopy(receiver.model).bfloat16(), receiver.tokenizer, small.codec)
-    with pytest.raises(EncodeError, match="at most 64 tokens"):
+    with pytest.raises(ConfigError, match="at most 64 tokens"):
         Receiver(make_model(64), receiver.tokenizer, small.codec)
 
 
@@ -197,9 +227,9 @@ def test_sealed_hops(small) -> None:
 def test_memory_of_another_width_or_norm_is_refused(small) -> None:
     """Vectors for another receiver, or far outside its embeddings' norm, do not reach the model."""
     with pytest.raises(DecodeError, match="expected memory vectors of width 48, got width 47"):
-        small.receiver.generate(Memory(vectors=torch.zeros(2, 47)), QUESTION)
+        small.receiver.generate(SoftPrompt(torch.zeros(2, 47)), QUESTION)
     with pytest.raises(DecodeError, match="norm"):
-        small.receiver.generate(Memory(vectors=torch.full((2, 48), 1e4)), QUESTION)
+        small.receiver.generate(SoftPrompt(torch.full((2, 48), 1e4)), QUESTION)
 
 
 def test_prompts_that_do_not_fit_or_say_nothing_are_refused(small) -> None:
@@ -207,10 +237,30 @@ def test_prompts_that_do_not_fit_or_say_nothing_are_refused(small) -> None:
     long = " ".join(case.context for case in case_files("validation", 1, 2))
     with pytest.raises(EncodeError, match="at most 256 tokens"):
         small.receiver.generate(None, QUESTION, context=long)
-    with pytest.raises(EncodeError, match="got both"):
+    with pytest.raises(ConfigError, match="got both"):
         small.receiver.generate(small.sender.encode(SHORT), QUESTION, context=SHORT)
     with pytest.raises(EncodeError, match="got str"):
         small.receiver.generate("a message", QUESTION)
+
+
+def test_a_window_is_checked_with_its_answer(small) -> None:
+    """A prompt fits with its answer to the last token of the window, and one more is refused with what to do."""
+    model = small.receiver.model
+    assert has_room(model, 250, 6)
+    require_room(model, 250, 6)
+    assert not has_room(model, 250, 7)
+    with pytest.raises(EncodeError, match=r"expected case 'a' of at most 256 tokens .*, got 250 \+ 7: leave it out"):
+        require_room(model, 250, 7, what="case 'a'", way_out="leave it out")
+
+
+def test_lines_follow_what_stands_in_a_memorys_place(small) -> None:
+    """Text, vectors and nothing get their line behind them, at markers as without, and no more."""
+    tokenizer = small.receiver.tokenizer
+    marked = f"{MEMORY_HERE}\n\n{MEMORY_HERE}\n\n{MEMORY_HERE}\n\nWho?"
+    for question in ("Who?", marked):
+        before, after = pieces(tokenizer, question, ["Text.", None, ""], lines=["A1", "B2", "C3"])
+        assert "<|user|>Text.\n\nA1\n\n" == tokenizer.decode(before)
+        assert "\n\nB2\n\nC3\n\nWho?<|assistant|>" == tokenizer.decode(after)
 
 
 def test_memory_of_real_embeddings_equals_text(small) -> None:
@@ -218,9 +268,9 @@ def test_memory_of_real_embeddings_equals_text(small) -> None:
     receiver = small.receiver
     ids = receiver.tokenizer(SHORT, add_special_tokens=False).input_ids
     place = layout(receiver.tokenizer, QUESTION)
-    memory = Memory(vectors=embed(receiver.model, ids))
+    memory = SoftPrompt(embed(receiver.model, ids))
     as_memory = receiver.prompt(memory, QUESTION)
-    as_text = receiver.prompt(Memory(text=SHORT), QUESTION)
+    as_text = receiver.prompt(TextMemory(SHORT), QUESTION)
     assert text_ids(receiver.tokenizer, SHORT, QUESTION) == (*place.prefix, *ids, *place.suffix)
     assert torch.equal(as_text, as_memory)
 
@@ -236,14 +286,14 @@ def test_the_memory_sits_inside_the_chat_template() -> None:
         plain.decode(part) for part in (layout(plain, QUESTION).prefix, layout(plain, QUESTION).suffix)
     )
     mute = make_tokenizer(300, template="<|user|>")
-    with pytest.raises(EncodeError, match="no place for a memory"):
+    with pytest.raises(ConfigError, match="no place for a memory"):
         layout(mute, QUESTION)
 
 
 def test_scores_do_not_depend_on_the_batch(small) -> None:
     """Left padding changes nothing: each score in a batch equals the score alone."""
     memory = small.receiver.decode(small.sender.encode(SHORT))
-    items = [(memory, QUESTION, "Bergen"), (None, "Who?", "Mara, Oslo"), (Memory(text=SHORT), QUESTION, "unknown")]
+    items = [(memory, QUESTION, "Bergen"), (None, "Who?", "Mara, Oslo"), (TextMemory(SHORT), QUESTION, "unknown")]
     together = small.receiver.score(items)
     alone = [small.receiver.score([item])[0] for item in items]
     for a, b in zip(together, alone, strict=True):

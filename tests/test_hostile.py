@@ -20,12 +20,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fuzz.limits import Limits
-from ilcp.codec.memory import NORM_BAND, Memory
+from ilcp.codec.memory import NORM_BAND, Memory, SoftPrompt
 from ilcp.errors import AuthenticationError, DecodeError, ExpiredError
 from ilcp.handoff import Receiver
 from ilcp.message import MAX_MESSAGE_BYTES, Message
+from ilcp.testing.strategies import bare_messages, hostile_bytes, sealed_messages, with_check, with_mac
 from tests.second_decoder import Refused, decode
-from tests.strategies import bare_messages, hostile_bytes, sealed_messages, with_check, with_mac
 
 ROOT = Path(__file__).parent.parent
 VECTORS = json.loads((ROOT / "tests" / "golden" / "v1" / "vectors.json").read_text(encoding="utf-8"))
@@ -185,7 +185,7 @@ class Doctored:
 
 
 def _vectors(value: float, hidden: int = 48) -> Callable[[], Memory]:
-    return lambda: Memory(vectors=torch.full((2, hidden), value))
+    return lambda: SoftPrompt(torch.full((2, hidden), value))
 
 
 @pytest.mark.parametrize(
@@ -235,7 +235,7 @@ def test_any_payload_decodes_within_the_band_or_is_refused(small: Any, payload: 
         with pytest.raises(DecodeError):
             small.codec.decode(payload)
         return
-    vectors = small.codec.decode(payload).checked_vectors(48, small.receiver._embedding_norm)
+    vectors = small.codec.decode(payload).in_prompt(48, small.receiver._embedding_norm)
     assert bool(torch.isfinite(vectors).all())
 
 

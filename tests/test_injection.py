@@ -13,8 +13,8 @@ import torch
 from transformers import DynamicCache, StaticCache, TextStreamer
 from transformers.cache_utils import DynamicLayer
 
-from ilcp import Memory, Receiver
-from ilcp.errors import DecodeError, EncodeError, IdentityError, UnmeasuredError
+from ilcp import Memory, Receiver, SoftPrompt, TextMemory
+from ilcp.errors import ConfigError, DecodeError, EncodeError, IdentityError, UnmeasuredError
 from ilcp.message import Message
 from ilcp.models.forward import embed
 from ilcp.models.prompt import MEMORY_HERE, answer_ids, layout, pieces, text_ids
@@ -59,7 +59,7 @@ def ids_of(text: str) -> list[int]:
 
 def spelled(receiver: Receiver, text: str = DOCUMENT) -> Memory:
     """Memory made of the text's own embeddings."""
-    return Memory(vectors=embed(receiver.model, ids_of(text)))
+    return SoftPrompt(embed(receiver.model, ids_of(text)))
 
 
 def written(receiver: Receiver, row: tuple[int, ...], tokens: int = 12, **options: Any) -> str:
@@ -91,7 +91,7 @@ def test_each_way_to_generate_does_what_it_does_to_text(receiver, way: str) -> N
 @pytest.mark.parametrize("way", ["greedy", "beams"])
 def test_a_batch_of_different_memories_answers_row_by_row(receiver, way: str) -> None:
     """Rows with memories of different lengths, text or nothing each get the answer that they get alone."""
-    sources = [spelled(receiver), spelled(receiver, OTHER), Memory(text=OTHER), None]
+    sources = [spelled(receiver), spelled(receiver, OTHER), TextMemory(OTHER), None]
     together = receiver.answers([(source, QUESTION) for source in sources], max_new_tokens=8, **WAYS[way])
     rows = [text_ids(TOKENIZER, text, QUESTION) for text in (DOCUMENT, OTHER, OTHER, "")]
     assert [written(receiver, row, 8, **WAYS[way]) for row in rows] == together
@@ -117,7 +117,7 @@ def test_streaming_says_the_answer_piece_by_piece(receiver) -> None:
         heard = Heard(skip_prompt=skip)
         answer = receiver.generate(memory, QUESTION, max_new_tokens=12, streamer=heard)
         assert answer == "".join(heard.parts).strip() == "".join(expected.parts).strip()
-    with pytest.raises(EncodeError, match="expected one answer to stream, got 2"):
+    with pytest.raises(ConfigError, match="expected one answer to stream, got 2"):
         receiver.answers([(memory, QUESTION)] * 2, streamer=Heard())
 
 
@@ -156,9 +156,9 @@ def test_a_stop_string_ends_the_answer_and_is_no_part_of_it(receiver) -> None:
 )
 def test_options_that_the_receiver_decides_are_refused_by_name(llama, option, text: str) -> None:
     """What would contradict the prompt or the answer's form is refused with what to do instead."""
-    with pytest.raises(EncodeError, match=text):
+    with pytest.raises(ConfigError, match=text):
         llama.generate(None, QUESTION, **option)
-    with pytest.raises(EncodeError, match=text):
+    with pytest.raises(ConfigError, match=text):
         llama.answers([(None, QUESTION)], **option)
 
 
@@ -167,12 +167,12 @@ def test_batches_and_caches_that_cannot_be_are_refused(llama) -> None:
     memory = spelled(llama)
     for batch in (0, -1, 1.5):
         for ask in (lambda n: llama.answers([(None, "")], batch=n), lambda n: llama.score([(None, "", "a")], batch=n)):
-            with pytest.raises(EncodeError, match=f"expected batch to be a whole number from 1, got {batch}"):
+            with pytest.raises(ConfigError, match=f"expected batch to be a whole number from 1, got {batch}"):
                 ask(batch)
     cache = llama.prefill(memory)
-    with pytest.raises(EncodeError, match="cache: it is one prompt's; pass it to generate"):
+    with pytest.raises(ConfigError, match="cache: it is one prompt's; pass it to generate"):
         llama.answers([(memory, QUESTION)], cache=cache)
-    with pytest.raises(EncodeError, match="cache= and cache_implementation='static': leave one of them out"):
+    with pytest.raises(ConfigError, match="cache= and cache_implementation='static': leave one of them out"):
         llama.generate(memory, QUESTION, cache=cache, cache_implementation="static")
 
 
@@ -226,7 +226,7 @@ def test_several_memories_stand_as_several_texts_would(receiver) -> None:
     """A sequence of memories, and a mix of vectors and text, is the prompt of the texts, an empty line between them."""
     expected = embed(receiver.model, text_ids(TOKENIZER, f"{DOCUMENT}\n\n{OTHER}", QUESTION))
     vectors = [spelled(receiver), spelled(receiver, OTHER)]
-    texts = [Memory(text=DOCUMENT), Memory(text=OTHER)]
+    texts = [TextMemory(DOCUMENT), TextMemory(OTHER)]
     for memories in (vectors, texts, [vectors[0], texts[1]], [texts[0], vectors[1]], [vectors[0], None, texts[1]]):
         assert torch.equal(expected, receiver.prompt(memories, QUESTION))
     answer = receiver.generate(vectors, QUESTION, max_new_tokens=8)
@@ -251,7 +251,7 @@ def test_markers_say_where_the_memories_stand(receiver) -> None:
     chat = [{**message, "content": content} for message, content in zip(CHAT, contents, strict=True)]
     rendered = TOKENIZER.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
     expected = tuple(ids_of(rendered))
-    texts = [Memory(text=DOCUMENT), Memory(text=OTHER)]
+    texts = [TextMemory(DOCUMENT), TextMemory(OTHER)]
     prompt = receiver.prompt([spelled(receiver, f" {DOCUMENT}"), spelled(receiver, f" {OTHER}")], CHAT)
     assert torch.equal(embed(receiver.model, expected), prompt)
     assert torch.equal(embed(receiver.model, expected), receiver.prompt(texts, CHAT))
@@ -277,7 +277,7 @@ def test_without_a_marker_memories_open_the_last_user_message(receiver) -> None:
 def test_chats_without_a_place_are_refused(llama) -> None:
     """Too many or too few markers, no user's text, no template: each text says what to do."""
     memory = spelled(llama)
-    for memories in ([memory], [memory] * 3, [Memory(text=OTHER)]):
+    for memories in ([memory], [memory] * 3, [TextMemory(OTHER)]):
         with pytest.raises(EncodeError, match=rf"as many markers as memories, got 2 and {len(memories)}: put ilcp"):
             llama.generate(memories, CHAT)
     with pytest.raises(EncodeError, match=r"a text of the user's, where the memory can stand, got \['assistant'\]"):
@@ -290,7 +290,7 @@ def test_chats_without_a_place_are_refused(llama) -> None:
     with pytest.raises(EncodeError, match="got str"):
         llama.generate([memory, "a text"], QUESTION)
     with pytest.raises(DecodeError, match="width 31"):
-        llama.generate([memory, Memory(vectors=torch.zeros(1, 31))], QUESTION)
+        llama.generate([memory, SoftPrompt(torch.zeros(1, 31))], QUESTION)
 
 
 @pytest.mark.parametrize(
@@ -349,7 +349,7 @@ def test_a_marker_in_a_memorys_own_text_is_refused(llama) -> None:
 def test_what_is_no_codec_is_refused(llama) -> None:
     """A name, a path or nothing in place of a codec is named, with how to load one."""
     for codec, shown in (("my-codec", "'my-codec'"), (None, "None"), ([llama.codec, "b"], "'b'"), (5, "int")):
-        with pytest.raises(EncodeError, match=rf"expected a codec, got {shown}: load it with ilcp\.load"):
+        with pytest.raises(ConfigError, match=rf"expected a codec, got {shown}: load it with ilcp\.load"):
             Receiver(llama.model, TOKENIZER, codec, allow_unmeasured=True)
 
 
@@ -358,7 +358,7 @@ class Named(PlainCodec):
 
     def decode(self, payload: bytes) -> Memory:
         """The payload's text behind the identity."""
-        return Memory(text=f"{self.trained.weights}: {super().decode(payload).text}")
+        return TextMemory(f"{self.trained.weights}: {super().decode(payload).text}")
 
 
 def test_several_codecs_serve_one_receiver() -> None:
@@ -377,7 +377,7 @@ def test_several_codecs_serve_one_receiver() -> None:
         receiver.decode(Message(bytes(8), b"Mara").to_bytes())
     with pytest.raises(IdentityError, match=ids[0].hex()):
         Receiver(model, TOKENIZER, codecs[:1], allow_unmeasured=True).decode(messages[1])
-    with pytest.raises(EncodeError, match="expected a codec or several, got none"):
+    with pytest.raises(ConfigError, match="expected a codec or several, got none"):
         Receiver(model, TOKENIZER, [])
 
 
@@ -464,12 +464,12 @@ def test_caches_that_are_not_this_prompts_are_refused(llama) -> None:
         (tuple((layer.keys, layer.values) for layer in own.layers), "got tuple"),
     ]
     for cache, text in refused:
-        with pytest.raises(EncodeError, match=text):
+        with pytest.raises(ConfigError, match=text):
             llama.generate(memory, QUESTION, cache=cache)
     with pytest.raises(EncodeError, match="a memory of vectors to pre-fill, got none"):
-        llama.prefill(Memory(text=DOCUMENT), QUESTION)
+        llama.prefill(TextMemory(DOCUMENT), QUESTION)
     with pytest.raises(EncodeError, match="at most 256 tokens"):
-        llama.prefill(Memory(vectors=torch.zeros(256, 32)))
+        llama.prefill(SoftPrompt(torch.zeros(256, 32)))
 
 
 @pytest.mark.parametrize("template", [*CHAT_TEMPLATES, None])
@@ -512,13 +512,13 @@ def test_template_arguments_reach_every_prompt() -> None:
     tokenizer, arguments = tokenizer_of("bytes", CHAT_TEMPLATES["thinking"]), {"enable_thinking": False}
     loud, silent = receiver_of("llama", tokenizer), receiver_of("llama", tokenizer, template=arguments)
     chat = [{"role": "user", "content": f"{DOCUMENT}\n\n{QUESTION}"}]
-    memory = Memory(vectors=embed(loud.model, tokenizer(DOCUMENT, add_special_tokens=False).input_ids))
+    memory = SoftPrompt(embed(loud.model, tokenizer(DOCUMENT, add_special_tokens=False).input_ids))
     for receiver, given in ((loud, {}), (silent, arguments)):
         text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True, **given)
         assert ("</think>" in text) == bool(given)
         prompt = embed(receiver.model, tokenizer(text, add_special_tokens=False).input_ids)
         assert torch.equal(prompt, receiver.prompt(memory, QUESTION))
-        assert torch.equal(prompt, receiver.prompt(Memory(text=DOCUMENT), QUESTION))
+        assert torch.equal(prompt, receiver.prompt(TextMemory(DOCUMENT), QUESTION))
         assert text_ids(tokenizer, DOCUMENT, QUESTION, given)[-4:] == layout(tokenizer, QUESTION, given).suffix[-4:]
         expected = receiver.generate(memory, QUESTION, max_new_tokens=6)
         assert expected == receiver.generate(memory, QUESTION, max_new_tokens=6, cache=receiver.prefill(memory))
@@ -546,7 +546,7 @@ def test_trimmed_messages_are_taken_and_changed_ones_refused() -> None:
         ("{{ messages[0]['content'] }}" * 2, "got 2 places"),
         ("<|user|>", "got 0 places"),
     ):
-        with pytest.raises(EncodeError, match=text):
+        with pytest.raises(ConfigError, match=text):
             layout(tokenizer_of("bytes", change), QUESTION)
 
 
@@ -562,7 +562,10 @@ def test_roles_that_a_template_refuses_are_named() -> None:
 @pytest.mark.parametrize(
     ("example", "said"),
     [
-        ("several_senders", r"decoded to vectors and text\n(.*\n)+answers with both: [1-9].* message, [1-9].* text"),
+        (
+            "several_senders",
+            r"decoded to SoftPrompt and TextMemory\n(.*\n)+answers with both: [1-9].* message, [1-9].* text",
+        ),
         ("chat_messages", r"no marker             Oulu\n"),
     ],
 )

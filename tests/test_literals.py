@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ilcp.codec.context import Context
-from ilcp.codec.memory import Memory
+from ilcp.codec.memory import SoftPrompt, TextMemory
 from ilcp.errors import ConfigError, DecodeError, EncodeError
 from ilcp.handoff import Receiver, Sender
 from ilcp.message import Message, describe
@@ -209,7 +209,7 @@ def test_sealed_literals_are_covered_by_the_mac_and_not_shown(small: Any) -> Non
 
 def rows(receiver: Receiver, memories: Any, question: Any, contexts: list[str | None]) -> torch.Tensor:
     """The prompt as it should be: the pieces of that layout with each memory's vectors between."""
-    held = [memory.vectors for memory in memories if memory is not None and memory.text is None]
+    held = [memory.vectors for memory in memories if isinstance(memory, SoftPrompt)]
     texts = [embed(receiver.model, ids) for ids in pieces(receiver.tokenizer, question, contexts)]
     parts = texts[:1]
     for vectors, after in zip(held, texts[1:], strict=True):
@@ -220,7 +220,7 @@ def rows(receiver: Receiver, memories: Any, question: Any, contexts: list[str | 
 def test_without_literals_the_prompt_is_what_it_was(small: Any) -> None:
     """A memory without literals, and none at all, give the bits of the prompt that had no room for any."""
     memory = small.receiver.decode(small.sender.encode(TEXT))
-    for memories, contexts in (([memory], [None]), ([Memory(text=TEXT)], [TEXT]), ([None], [""]), ([], [])):
+    for memories, contexts in (([memory], [None]), ([TextMemory(TEXT)], [TEXT]), ([None], [""]), ([], [])):
         expected = rows(small.receiver, memories, QUESTION, contexts)
         assert torch.equal(expected, small.receiver.prompt(memories, QUESTION))
 
@@ -233,8 +233,8 @@ def test_literals_stand_as_one_line_right_after_their_memory(small: Any) -> None
     assert "Verbatim: J3X4P2 | 2024-05-17" == said
     marked = f"{MEMORY_HERE}{GAP}{said}{GAP}{QUESTION}"
     assert torch.equal(small.receiver.prompt(bare, marked), small.receiver.prompt(memory, QUESTION))
-    text = Memory(text=TEXT, literals=LITERALS)
-    spoken = Memory(text=f"{TEXT}{GAP}{said}")
+    text = TextMemory(TEXT, literals=LITERALS)
+    spoken = TextMemory(f"{TEXT}{GAP}{said}")
     assert torch.equal(small.receiver.prompt(spoken, QUESTION), small.receiver.prompt(text, QUESTION))
     assert len(small.receiver.prompt(bare, QUESTION)) < len(small.receiver.prompt(memory, QUESTION))
 
@@ -242,7 +242,7 @@ def test_literals_stand_as_one_line_right_after_their_memory(small: Any) -> None
 def test_each_memory_of_several_has_its_own_line(small: Any) -> None:
     """Of several memories, vectors and text, each line follows its own; who has no literals has no line."""
     first = small.receiver.decode(small.sender.encode(TEXT))
-    memories = [first.beside(("A1",)), first, Memory(text="Text.", literals=("B2",)), None]
+    memories = [first.beside(("A1",)), first, TextMemory("Text.", literals=("B2",)), None]
     marked = GAP.join([MEMORY_HERE, line(["A1"]), MEMORY_HERE, "Text.", line(["B2"]), QUESTION])
     expected = small.receiver.prompt([first, first], marked)
     assert torch.equal(expected, small.receiver.prompt(memories, QUESTION))

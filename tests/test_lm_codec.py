@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 import ilcp
 from ilcp.codec.context import Context
 from ilcp.embedded import HERE
-from ilcp.errors import DecodeError, EncodeError, IdentityError
+from ilcp.errors import ConfigError, DecodeError, EncodeError, IdentityError, StorageError
 from ilcp.models.loading import load_model
 from ilcp.tasks import case_files
 from ilcp_codecs.text import LmCodec, ZstdCodec, lm, range_code
@@ -179,11 +179,11 @@ def test_texts_longer_than_the_window_come_back(template: str | None, bos: str |
 def test_a_window_without_room_and_damaged_weights_are_refused() -> None:
     """A window that the prompt fills, and a model that answers NaN, get a named error."""
     tokenizer = make_tokenizer(300)
-    with pytest.raises(EncodeError, match="at least 6 tokens, because the prompt before a context has 1, got 5"):
+    with pytest.raises(ConfigError, match="at least 6 tokens, because the prompt before a context has 1, got 5"):
         LmCodec(make_model(len(tokenizer), window=5), tokenizer)
     model = make_model(len(tokenizer))
     model.lm_head.weight.data.fill_(math.nan)
-    with pytest.raises(EncodeError, match="got NaN or infinity"):
+    with pytest.raises(ConfigError, match="got NaN or infinity"):
         encode(LmCodec(model, tokenizer), "a")
 
 
@@ -212,14 +212,14 @@ def test_threads_and_memory_do_not_change_a_payload(trained_lm, tmp_path) -> Non
 
 
 def test_another_model_in_the_folder_is_refused(random_lm, tmp_path) -> None:
-    """A replaced model is an IdentityError that says so, a missing one an EncodeError."""
+    """A replaced model is an IdentityError that says so, a missing one an StorageError."""
     folder = tmp_path / "codec"
     ilcp.save(random_lm, folder, card="")
     make_model(len(random_lm.tokenizer), seed=9).save_pretrained(folder / "lm")
     with pytest.raises(IdentityError, match=r"not trained for this language model: it differs in weights \(expected"):
         ilcp.load(folder)
     (folder / "lm" / "model.safetensors").unlink()
-    with pytest.raises(EncodeError, match="expected a language model and its tokenizer"):
+    with pytest.raises(StorageError, match="expected a language model and its tokenizer"):
         ilcp.load(folder)
 
 

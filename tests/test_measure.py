@@ -12,7 +12,7 @@ import torch
 import ilcp
 from ilcp.codec.context import Context
 from ilcp.codec.folder import attach_evidence
-from ilcp.codec.memory import Memory
+from ilcp.codec.memory import Memory, TextMemory
 from ilcp.codec.spec import CodecSpec, Trained
 from ilcp.errors import ConfigError, DecodeError, EncodeError, StorageError, UnmeasuredError
 from ilcp.evidence import Evidence
@@ -64,7 +64,7 @@ class Known:
         number = int.from_bytes(payload, "big")
         if number >= len(self.texts):
             raise DecodeError(f"expected a number below {len(self.texts)}, got {number}")
-        return Memory(text=self.texts[number])
+        return TextMemory(self.texts[number])
 
 
 def measured(pair, codec, cases=CASES, **options) -> Report:

@@ -19,7 +19,7 @@ from ilcp.errors import AuthenticationError, ConfigError, DecodeError, EncodeErr
 from ilcp.message import MAX_MESSAGE_BYTES, MAX_PAYLOAD_BYTES, Message, Part, Seal, describe
 from ilcp.message.format import CLOCK_SKEW_S, MIN_MESSAGE_BYTES
 from ilcp.message.literals import MAX_LITERALS_BYTES
-from tests.strategies import bare_messages, hostile_bytes, keys, sealed_messages, with_check, with_mac
+from ilcp.testing.strategies import bare_messages, hostile_bytes, keys, sealed_messages, with_check, with_mac
 
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "v1"
 KEY = bytes(range(0x40, 0x60))

@@ -9,7 +9,7 @@ import torch
 import transformers
 
 from ilcp import Sender
-from ilcp.errors import EncodeError
+from ilcp.errors import ConfigError, EncodeError
 from ilcp.handoff import sender as module
 from ilcp.models.reading import capture_batch, read_ids, window_tokens
 from ilcp.models.support import require_sender
@@ -55,7 +55,7 @@ def test_a_family_whose_blocks_are_not_seen_is_refused() -> None:
     config = dict(vocab_size=300, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, ffn_dim=64)
     opt = transformers.OPTForCausalLM(transformers.OPTConfig(**config, word_embed_proj_dim=16))
     for model in (albert, opt):
-        with pytest.raises(EncodeError, match=f"captured one by one, got {type(model).__name__}"):
+        with pytest.raises(ConfigError, match=f"captured one by one, got {type(model).__name__}"):
             require_sender(model)
 
 
@@ -77,12 +77,12 @@ def test_a_model_with_eyes_is_read_by_its_language_model() -> None:
 
 def test_wrong_objects_are_refused_in_a_sentence(sender: Sender) -> None:
     """A path for a model, a name for a codec, weights that are elsewhere, and sources of the wrong shape."""
-    with pytest.raises(EncodeError, match="loaded transformers model as sender, got str"):
+    with pytest.raises(ConfigError, match="loaded transformers model as sender, got str"):
         Sender("path", TOKENIZER, PlainCodec())
     for codec in ("my-codec", None):
-        with pytest.raises(EncodeError, match=r"expected a codec, got .*ilcp\.load"):
+        with pytest.raises(ConfigError, match=r"expected a codec, got .*ilcp\.load"):
             Sender(sender.model, TOKENIZER, codec)
-    with pytest.raises(EncodeError, match="offloaded"):
+    with pytest.raises(ConfigError, match="offloaded"):
         Sender(make_model(300).to("meta"), TOKENIZER, PlainCodec())
     for source, text in ((["a", "b"], "encode_batch"), ({"role": "user", "content": "x"}, "put it into a list")):
         with pytest.raises(EncodeError, match=text):

@@ -392,7 +392,7 @@ def test_a_share_of_the_memories_is_trained_with_its_literals_beside_it(models) 
         identify(models.receiver, models.receiver_tokenizer),
     )
     receiver = ilcp.Receiver(models.receiver, models.receiver_tokenizer, codec, allow_unmeasured=True)
-    memory = ilcp.Memory(vectors=torch.zeros(4, 48))
+    memory = ilcp.SoftPrompt(torch.zeros(4, 48))
     beside = []
     for row, text in zip(batch.rows, batch.texts, strict=True):
         literals = (f"INC-{text[-5:-1]}",)

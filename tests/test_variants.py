@@ -147,7 +147,9 @@ def test_a_training_goes_on_from_an_encoder_without_echo_and_own_codes(monkeypat
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     train_codec = importlib.import_module("train_codec")
     ilcp.save(small.codec, tmp_path / "first", card="# The first\n")
-    network = VaeNetwork(replace(small.codec.config, echo=True, own_codes=True, projector_width=24)).eval()
+    network = VaeNetwork(
+        replace(small.codec.config, same_token_attention=True, per_slot_mu=True, projector_width=24)
+    ).eval()
     train_codec.go_on(network, tmp_path / "first")
     states, mask = torch.randn(2, len(network.layers), 30, network.config.sender_hidden), torch.ones(2, 30)
     before, after = (n.bottleneck(n.pooler(states, mask))[0] for n in (small.codec.network, network))
@@ -168,7 +170,7 @@ def test_documents_that_begin_a_training_state_what_they_are_for(monkeypatch) ->
 def test_slots_of_offices_start_where_their_people_are_read(benchmark, models) -> None:
     """The query of each office is next to its own person's, and to nobody else's."""
     train_codec = importlib.import_module("train_codec")
-    network = VaeNetwork(replace(benchmark.config_of(models), echo=True))
+    network = VaeNetwork(replace(benchmark.config_of(models), same_token_attention=True))
     train_codec.lead_to_offices(network)
     queries, roles = network.pooler.queries.detach(), list(train_codec.JOINS)
     people, offices = (

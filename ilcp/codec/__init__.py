@@ -2,15 +2,16 @@
 
 ::
 
-    Context --encode--> payload (bytes) --decode--> Memory
+    Context --encode--> payload (bytes) --decode--> Memory, a SoftPrompt or a TextMemory
 
-``protocols`` declares it, ``registry`` finds installed codecs, ``folder`` saves and loads them.
+``protocols`` declares it, ``registry`` finds installed codecs, ``folder`` saves and loads them, and ``ilcp.testing``
+checks whether a codec keeps what it has to.
 """
 
 from ilcp.codec.context import Context
 from ilcp.codec.folder import HubCodec, load, save
-from ilcp.codec.memory import Memory
-from ilcp.codec.protocols import Codec
+from ilcp.codec.memory import Memory, SoftPrompt, TextMemory
+from ilcp.codec.protocols import Codec, TrainableCodec, is_trainable
 from ilcp.codec.registry import codec_class, codec_names
 from ilcp.codec.spec import CodecSpec, Trained
 
@@ -20,9 +21,13 @@ __all__ = [
     "Context",
     "HubCodec",
     "Memory",
+    "SoftPrompt",
+    "TextMemory",
+    "TrainableCodec",
     "Trained",
     "codec_class",
     "codec_names",
+    "is_trainable",
     "load",
     "save",
 ]

@@ -1,4 +1,4 @@
-"""What goes into a hand-off: the text a sender has read and the states it has computed."""
+"""The input of a hand-off: the text a sender has read and the states it has computed."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ __all__ = ["Context"]
 
 @dataclass(frozen=True)
 class Context:
-    """What the sender has read and computed.
+    """All that the sender has read and computed.
 
     ``states`` is ``"layers tokens hidden"`` in the dtype that the model computes in, or None where the codec reads text
     only; ``text`` is None where only ids or states were given; ``windows`` says in how many passes the text was read.
@@ -21,5 +21,5 @@ class Context:
 
     @property
     def tokens(self) -> int:
-        """How many tokens were captured; 0 where no states were."""
+        """The number of tokens that were captured; 0 where no states were."""
         return 0 if self.states is None else self.states.shape[1]

@@ -9,7 +9,7 @@ import json
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any, Self
@@ -20,10 +20,11 @@ from safetensors import SafetensorError
 from ilcp.codec.protocols import Codec
 from ilcp.codec.registry import codec_class
 from ilcp.codec.spec import CodecSpec, Trained
-from ilcp.errors import EncodeError, UnmeasuredError
+from ilcp.errors import ConfigError, StorageError, UnmeasuredError
 from ilcp.evidence import Evidence
 from ilcp.files import write_whole
 from ilcp.identity import ModelIdentity
+from ilcp.records import read_record
 
 __all__ = ["ADAPTER", "HubCodec", "attach_evidence", "folder_of", "load", "measured", "save"]
 
@@ -36,7 +37,7 @@ HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 class HubCodec(ModelHubMixin):
-    """What a codec inherits to be saved, fetched and published as users of huggingface_hub expect.
+    """A base for codecs that are to be saved, fetched and published as users of huggingface_hub expect.
 
     ``save_pretrained(folder)``, ``push_to_hub("me/my-codec")`` and ``from_pretrained(folder_or_id)`` hold the same
     files as ``ilcp.save`` and ``ilcp.load``, card, evidence and adapter among them. Weights load whole or not at all.
@@ -47,10 +48,10 @@ class HubCodec(ModelHubMixin):
     def save_pretrained(
         self, save_directory: str | Path, *, push_to_hub: bool = False, repo_id: str | None = None, **options: Any
     ) -> str | None:
-        """As ``ilcp.save``; with ``push_to_hub`` the address of what was published as ``repo_id`` or the folder's name.
+        """Saves as ``ilcp.save``; with ``push_to_hub`` returns where it was published.
 
         Raises:
-            EncodeError: the folder holds something else already, or cannot be written.
+            ConfigError, StorageError: as ``ilcp.save``.
         """
         codec: Any = self
         save(codec, save_directory)
@@ -63,7 +64,7 @@ class HubCodec(ModelHubMixin):
         known = ("revision", "cache_dir", "force_download", "local_files_only", "token")
         codec: Any = load(model_id, **{name: value for name, value in options.items() if name in known})
         if not isinstance(codec, cls):
-            raise EncodeError(
+            raise ConfigError(
                 f"expected a codec of {cls.__name__} in {model_id}, got {type(codec).__name__}: use ilcp.load"
             )
         return codec
@@ -78,17 +79,18 @@ def save(
     Files of the same names are replaced one by one, each whole.
 
     Raises:
-        EncodeError: the folder holds something else already, or cannot be written.
+        ConfigError: the folder holds something else already.
+        StorageError: it cannot be written.
     """
     folder = Path(folder).absolute()
     if folder.exists() and any(folder.iterdir()) and not (folder / CONFIG).exists():
-        raise EncodeError(f"expected an empty folder or a codec's, got {folder} with other files in it: choose another")
-    before: Path | None = getattr(codec, "folder", None)
+        raise ConfigError(f"expected an empty folder or a codec's, got {folder} with other files in it: choose another")
+    before = codec.folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         draft = Path(mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
     except OSError as error:
-        raise EncodeError(f"expected room for a codec beside {folder}, got: {error}; choose another place") from error
+        raise StorageError(f"expected room for a codec beside {folder}, got: {error}; choose another place") from error
     try:
         if before is not None:
             _copy(before, draft)
@@ -113,7 +115,7 @@ def save(
                 shutil.rmtree(target)
             file.replace(target)
     except (OSError, SafetensorError) as error:
-        raise EncodeError(
+        raise StorageError(
             f"expected room for a codec in {folder}, got: {error}; free space or choose another"
         ) from error
     finally:
@@ -121,7 +123,7 @@ def save(
 
 
 def _copy(before: Path, folder: Path) -> None:
-    """What a codec's folder holds beside weights and configuration."""
+    """Copies what a codec's folder holds beside weights and configuration."""
     for file in (before / CARD, *(file for kind in EXTRAS for file in before.glob(kind))):
         if file.exists():
             shutil.copyfile(file, folder / file.name)
@@ -130,31 +132,21 @@ def _copy(before: Path, folder: Path) -> None:
 
 
 def load(source: str | Path, **hub: Any) -> Codec:
-    """The codec in a folder or on a hub, ready to encode and decode. Runs no code from there, and reads no pickle.
+    """Returns the codec in a folder or on a hub, ready to encode and decode. Runs no code from there, reads no pickle.
 
     Args:
         source: a folder, or an id such as ``"me/my-codec"``, which is fetched with huggingface_hub.
         hub: ``revision``, ``token``, ``cache_dir``, ``force_download``, ``local_files_only`` for the latter.
 
     Raises:
-        EncodeError: the folder is no codec's, cannot be fetched, or a file in it is damaged or of another format.
+        ConfigError: there is no codec's folder of that name, or it cannot be fetched.
+        StorageError: a file in it is damaged, or of another format.
         IdentityError: the weights are not those that the codec was saved with.
     """
     folder = _fetched(source, hub)
-    config = folder / CONFIG
+    record = _record(source, folder / CONFIG)
     try:
-        record = json.loads(config.read_text(encoding="utf-8"))
-    except OSError as error:
-        because = (error.strerror or "unreadable").lower()
-        raise EncodeError(f"expected a codec's folder with a config.json, got {source}: {because}") from error
-    except ValueError as error:
-        raise EncodeError(f"expected JSON in {config}, got something else: {error}") from error
-    if not isinstance(record, dict) or record.get("format") != FORMAT:
-        found = record.get("format") if isinstance(record, dict) else type(record).__name__
-        raise EncodeError(f"expected a codec's config.json of format {FORMAT}, got {found!r} in {config}")
-    try:
-        spec_record = record["spec"] | {"prefixes": tuple(record["spec"]["prefixes"])}
-        spec = CodecSpec(**{field.name: spec_record[field.name] for field in fields(CodecSpec)})
+        spec = read_record(CodecSpec, record["spec"], f"spec in {folder / CONFIG}", error=StorageError)
         trained = Trained(
             sender=ModelIdentity.from_dict(record["trained"]["sender"]),
             receiver=ModelIdentity.from_dict(record["trained"]["receiver"]),
@@ -162,29 +154,43 @@ def load(source: str | Path, **hub: Any) -> Codec:
         )
         settings = record["settings"]
     except (KeyError, TypeError) as error:
-        raise EncodeError(f"expected the fields spec, trained and settings in {config}, got {error!r}") from error
-    codec: Any = codec_class(spec.name).load_files(folder, spec, trained, settings)
+        expected = "expected the fields spec, trained and settings"
+        raise StorageError(f"{expected} in {folder / CONFIG}, got {error!r}") from error
+    codec: Codec = codec_class(spec.name).load_files(folder, spec, trained, settings)
     found = record.get("evidence", record.get("proof"))  # its name until it was renamed
     codec.evidence = None if found is None else Evidence.from_dict(found)
     codec.folder = folder
-    loaded: Codec = codec
-    return loaded
+    return codec
+
+
+def _record(source: str | Path, config: Path) -> dict[str, Any]:
+    """Reads a folder's ``config.json``; raises as ``load``."""
+    try:
+        record = json.loads(config.read_text(encoding="utf-8"))
+    except OSError as error:
+        because = (error.strerror or "unreadable").lower()
+        raise ConfigError(f"expected a codec's folder with a config.json, got {source}: {because}") from error
+    except ValueError as error:
+        raise StorageError(f"expected JSON in {config}, got something else: {error}") from error
+    if not isinstance(record, dict) or record.get("format") != FORMAT:
+        found = record.get("format") if isinstance(record, dict) else type(record).__name__
+        raise StorageError(f"expected a codec's config.json of format {FORMAT}, got {found!r} in {config}")
+    return record
 
 
 def folder_of(codec: Codec) -> Path:
-    """Where a codec was loaded from.
+    """Returns the folder that a codec was loaded from.
 
     Raises:
-        EncodeError: it was not.
+        ConfigError: it was not.
     """
-    folder: Path | None = getattr(codec, "folder", None)
-    if folder is None:
-        raise EncodeError("expected a codec that ilcp.load gave, got one that was never saved: save it first")
-    return folder
+    if codec.folder is None:
+        raise ConfigError("expected a codec that ilcp.load gave, got one that was never saved: save it first")
+    return codec.folder
 
 
 def _fetched(source: str | Path, hub: Mapping[str, Any]) -> Path:
-    """The folder itself, or the local copy of what the hub has under that id."""
+    """Returns the folder itself, or the local copy of what the hub has under that id."""
     if isinstance(source, Path) or Path(source).exists() or not HUB_ID.fullmatch(source):
         return Path(source)
     try:
@@ -192,11 +198,11 @@ def _fetched(source: str | Path, hub: Mapping[str, Any]) -> Path:
         return Path(snapshot_download(source, allow_patterns=kinds, **hub))
     except Exception as error:  # the hub's client and its transport raise many kinds, all of which mean this
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise EncodeError(f"expected a codec's folder or its id on a hub, got {source!r}: {first}") from error
+        raise ConfigError(f"expected a codec's folder or its id on a hub, got {source!r}: {first}") from error
 
 
 def measured(evidence: Evidence) -> str:
-    """What a card says of the evidence."""
+    """Returns what a card says of the evidence."""
     arms = "\n".join(f"| {name} | {value:.3f} |" for name, value in evidence.arms.items())
     table = f"| arm | {evidence.unit} |\n| --- | ---: |\n{arms}"
     return f"{MEASURED}\n\n{table}\n\nMeasured at {evidence.commit}: {evidence}.\n"
@@ -206,10 +212,10 @@ def attach_evidence(folder: str | Path, evidence: Evidence) -> None:
     """Writes what was measured of the codec in ``folder`` into its ``config.json`` and its card.
 
     Raises:
-        EncodeError: the folder is no codec's.
+        ConfigError, StorageError, IdentityError: as ``load``.
         UnmeasuredError: the evidence is another codec's.
     """
-    config, card = Path(folder) / "config.json", Path(folder) / "README.md"
+    config, card = Path(folder) / CONFIG, Path(folder) / CARD
     found = load(folder)
     codec_id = found.trained.codec_id(found.spec).hex()
     if evidence.codec_id != codec_id:

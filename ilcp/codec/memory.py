@@ -1,98 +1,171 @@
-"""What comes out of a hand-off: memory that the receiver attends to.
+"""The memory that comes out of a hand-off, which the receiver attends to.
 
-A memory is either vectors in the receiver's embedding space (a soft prompt) or text; beside it stand the literals of
-its message, which the receiver reads as one line of text. It is immutable: ``vectors`` hands out a copy, so that no
-call can change what the next call reads.
+``Memory`` is closed: it is a ``SoftPrompt`` (vectors in the receiver's embedding space) or a ``TextMemory``. Beside
+either stand the literals of its message, which the receiver reads as one line of text. Each kind says what stands in
+its place in a prompt (``in_prompt``), so that another kind is a class here and a line in ``ilcp.handoff``. A memory is
+immutable: ``vectors`` hands out a copy, so that no call can change what the next call reads.
 """
+
+from abc import ABC, abstractmethod
+from typing import Any, Self, final
 
 import torch
 from torch import Tensor
 
 from ilcp.errors import DecodeError
+from ilcp.identity import digest
 from ilcp.message.literals import check_literals
 
-__all__ = ["Memory"]
+__all__ = ["Memory", "SoftPrompt", "TextMemory"]
 
 # A soft prompt far outside the band of real embeddings steers a receiver into garbage; trained projectors stay within
 # a few times the embedding norm, so a factor of 30 refuses only what no trained decoder makes.
 NORM_BAND = 30.0
 
 
-class Memory:
-    """Immutable memory of one hand-off: ``vectors`` ``"memory hidden"`` float32, or ``text``; and ``literals``.
+class Memory(ABC):
+    """Immutable memory of one hand-off: a ``SoftPrompt`` or a ``TextMemory``, and the literals beside it."""
 
-    >>> Memory(text="The ticket is owned by Mara.").text
-    'The ticket is owned by Mara.'
-    """
+    __slots__ = ("_held", "_literals")
 
-    __slots__ = ("_literals", "_text", "_vectors")
+    _held: Any
+    _literals: tuple[str, ...]
 
-    def __init__(self, *, vectors: Tensor | None = None, text: str | None = None, literals: tuple[str, ...] = ()):
-        if (vectors is None) == (text is None):
-            raise DecodeError("expected a memory of either vectors or text, got both or neither")
-        if vectors is not None and vectors.ndim != 2:
-            raise DecodeError(f"expected memory vectors 'memory hidden', got shape {tuple(vectors.shape)}")
-        if vectors is not None and not bool(torch.isfinite(vectors).all()):
-            raise DecodeError("expected finite memory vectors, got NaN or infinity: the codec's weights are damaged")
-        self._vectors = None if vectors is None else vectors.detach().clone().float()
-        self._text = text
+    def __init_subclass__(cls, **options: Any) -> None:
+        if cls.__module__ != __name__:
+            raise TypeError(
+                f"expected a SoftPrompt or a TextMemory, got a subclass {cls.__name__}: the kinds are closed"
+            )
+        super().__init_subclass__(**options)
+
+    def __init__(self, held: Any, literals: tuple[str, ...]):
+        self._held = held
         self._literals = check_literals(literals)
-
-    def beside(self, literals: tuple[str, ...]) -> "Memory":
-        """This memory with those literals beside it; this one stays as it is.
-
-        Raises:
-            EncodeError: no message can carry them.
-        """
-        return Memory(vectors=self._vectors, text=self._text, literals=literals)
 
     @property
     def literals(self) -> tuple[str, ...]:
         """The exact strings that travelled beside the payload, in their order."""
         return self._literals
 
-    @property
-    def text(self) -> str | None:
-        """The text of a text codec's memory, else None."""
-        return self._text
-
-    @property
-    def vectors(self) -> Tensor | None:
-        """A copy of the vectors, ``"memory hidden"`` float32; None for text."""
-        return None if self._vectors is None else self._vectors.clone()
-
-    @property
-    def shape(self) -> tuple[int, ...] | None:
-        """The shape of the vectors; None for text."""
-        return None if self._vectors is None else tuple(self._vectors.shape)
-
-    def checked_vectors(self, hidden: int, embedding_norm: float) -> Tensor:
-        """A copy of the vectors, if they are of width ``hidden`` and within the norm band of the receiver's embeddings.
+    def beside(self, literals: tuple[str, ...]) -> Self:
+        """Returns this memory with those literals beside it; this one stays as it is.
 
         Raises:
-            DecodeError: the text says what was expected and what came.
+            EncodeError: no message can carry them.
         """
-        vectors = self.vectors
-        if vectors is None or vectors.shape[1] != hidden:
-            found = "text" if vectors is None else f"width {vectors.shape[1]}"
+        return type(self)(self._held, literals)
+
+    @abstractmethod
+    def in_prompt(self, hidden: int, embedding_norm: float) -> str | Tensor:
+        """Returns what stands in this memory's place in a prompt: text, or vectors ``"memory hidden"``.
+
+        Args:
+            hidden: the width of the receiver's embeddings.
+            embedding_norm: their mean norm.
+
+        Raises:
+            DecodeError: the memory is not for such a receiver; the text says what was expected and what came.
+        """
+
+    @abstractmethod
+    def digest(self) -> bytes:
+        """Returns 16 bytes that are the same for equal memories; literals do not count."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if hasattr(self, name) or name not in Memory.__slots__:
+            raise AttributeError(f"a memory is immutable: {name!r} cannot be set; decode the message again instead")
+        object.__setattr__(self, name, value)
+
+    def _shown(self, held: str) -> str:
+        beside = f", {len(self._literals)} literals" if self._literals else ""
+        return f"{type(self).__name__}({held}{beside})"
+
+
+@final
+class SoftPrompt(Memory):
+    """Memory of vectors ``"memory hidden"`` float32, in the receiver's embedding space.
+
+    >>> SoftPrompt(torch.zeros(16, 48)).shape
+    (16, 48)
+
+    Raises:
+        DecodeError: the vectors have another shape, or are not finite.
+    """
+
+    __slots__ = ()
+
+    def __init__(self, vectors: Tensor, literals: tuple[str, ...] = ()):
+        if vectors.ndim != 2:
+            raise DecodeError(f"expected memory vectors 'memory hidden', got shape {tuple(vectors.shape)}")
+        if not bool(torch.isfinite(vectors).all()):
+            raise DecodeError("expected finite memory vectors, got NaN or infinity: the codec's weights are damaged")
+        super().__init__(vectors.detach().clone().float(), literals)
+
+    @property
+    def vectors(self) -> Tensor:
+        """A copy of the vectors, ``"memory hidden"`` float32."""
+        vectors: Tensor = self._held.clone()
+        return vectors
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """The number of vectors, and their width."""
+        memory, hidden = self._held.shape
+        return memory, hidden
+
+    def in_prompt(self, hidden: int, embedding_norm: float) -> Tensor:
+        """Returns a copy of the vectors ``"memory hidden"``.
+
+        Raises:
+            DecodeError: they are of another width, or outside the norm band of the receiver's embeddings.
+        """
+        if self.shape[1] != hidden:
             raise DecodeError(
-                f"expected memory vectors of width {hidden}, got {found}: this memory is not for this receiver"
+                f"expected memory vectors of width {hidden}, got width {self.shape[1]}: "
+                "this memory is not for this receiver"
             )
-        largest = float(vectors.norm(dim=-1).max()) if len(vectors) else 0.0
+        largest = float(self._held.norm(dim=-1).max()) if len(self._held) else 0.0
         if largest > NORM_BAND * embedding_norm:
             raise DecodeError(
                 f"expected memory vectors of norm up to {NORM_BAND * embedding_norm:.3g} "
                 f"({NORM_BAND:g} times the receiver's embedding norm), got {largest:.3g}"
             )
-        return vectors
+        return self.vectors
 
-    def __setattr__(self, name: str, value: object) -> None:
-        if hasattr(self, name) or name not in self.__slots__:
-            raise AttributeError(f"a memory is immutable: {name!r} cannot be set; decode the message again instead")
-        object.__setattr__(self, name, value)
+    def digest(self) -> bytes:
+        """Returns the digest of shape and vectors."""
+        return digest(repr(self.shape).encode(), self._held.cpu().numpy().tobytes())
 
     def __repr__(self) -> str:
-        beside = f", {len(self._literals)} literals" if self._literals else ""
-        if self._text is not None:
-            return f"Memory(text of {len(self._text)} characters{beside})"
-        return f"Memory(vectors {self.shape}{beside})"
+        return self._shown("{} vectors of width {}".format(*self.shape))
+
+
+@final
+class TextMemory(Memory):
+    """Memory of text, which every receiver reads with its own tokenizer.
+
+    >>> TextMemory("The ticket is owned by Mara.").text
+    'The ticket is owned by Mara.'
+    """
+
+    __slots__ = ()
+
+    def __init__(self, text: str, literals: tuple[str, ...] = ()):
+        super().__init__(text, literals)
+
+    @property
+    def text(self) -> str:
+        """The text."""
+        text: str = self._held
+        return text
+
+    def in_prompt(self, hidden: int, embedding_norm: float) -> str:
+        """Returns the text, whatever the receiver's embeddings are."""
+        return self.text
+
+    def digest(self) -> bytes:
+        """Returns the digest of the text."""
+        return digest(self.text.encode())
+
+    def __repr__(self) -> str:
+        return self._shown(f"text of {len(self.text)} characters")

@@ -3,7 +3,7 @@
 from importlib import metadata
 from typing import Any
 
-from ilcp.errors import EncodeError
+from ilcp.errors import ConfigError
 
 __all__ = ["codec_class", "codec_names"]
 
@@ -11,17 +11,17 @@ ENTRY_POINTS = "ilcp.codecs"
 
 
 def codec_names() -> tuple[str, ...]:
-    """The names of all installed codecs."""
+    """Returns the names of all installed codecs."""
     return tuple(sorted({entry.name for entry in metadata.entry_points(group=ENTRY_POINTS)}))
 
 
 def codec_class(name: str) -> Any:
-    """The class of an installed codec.
+    """Returns the class of an installed codec.
 
     Raises:
-        EncodeError: no such codec is installed.
+        ConfigError: no such codec is installed.
     """
     for entry in metadata.entry_points(group=ENTRY_POINTS):
         if entry.name == name:
             return entry.load()
-    raise EncodeError(f"expected one of the installed codecs ({', '.join(codec_names()) or 'none'}), got {name!r}")
+    raise ConfigError(f"expected one of the installed codecs ({', '.join(codec_names()) or 'none'}), got {name!r}")

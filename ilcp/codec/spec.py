@@ -2,40 +2,49 @@
 
 import json
 from dataclasses import asdict, dataclass
-from typing import Literal
 
-from ilcp.errors import EncodeError
+from ilcp.errors import ConfigError, EncodeError
 from ilcp.identity import ModelIdentity, digest
 from ilcp.message import CODEC_ID_BYTES, MAX_PAYLOAD_BYTES
 
 __all__ = ["CodecSpec", "Trained"]
 
+READS = {"states": True, "text": False}  # what a codec may read, and whether the sender's model has to run for it
+
 
 @dataclass(frozen=True, slots=True)
 class CodecSpec:
-    """The outside of a codec: its name, what it reads, and how long its payloads are.
+    """The outside of a codec: its name, what it reads (one of ``READS``), and how long its payloads are.
 
     ``payload_bytes`` is the largest payload; ``prefixes`` are the lengths at which a learned payload may be cut
     (ascending, the last one is ``payload_bytes``), empty where payloads are as long as they come out.
+
+    Raises:
+        ConfigError: the numbers contradict each other, or no codec reads that.
     """
 
     name: str
     payload_bytes: int
-    reads: Literal["states", "text"]
+    reads: str
     prefixes: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not 1 <= self.payload_bytes <= MAX_PAYLOAD_BYTES:
-            raise EncodeError(f"expected payload_bytes from 1 to {MAX_PAYLOAD_BYTES}, got {self.payload_bytes}")
-        if self.reads not in ("states", "text"):
-            raise EncodeError(f"expected a codec to read 'states' or 'text', got {self.reads!r}")
+            raise ConfigError(f"expected payload_bytes from 1 to {MAX_PAYLOAD_BYTES}, got {self.payload_bytes}")
+        if self.reads not in READS:
+            raise ConfigError(f"expected a codec to read {' or '.join(map(repr, READS))}, got {self.reads!r}")
         if self.prefixes and (sorted(set(self.prefixes)) != list(self.prefixes) or self.prefixes[0] < 1):
-            raise EncodeError(f"expected prefixes in ascending order from 1 byte, got {self.prefixes}")
+            raise ConfigError(f"expected prefixes in ascending order from 1 byte, got {self.prefixes}")
         if self.prefixes and self.prefixes[-1] != self.payload_bytes:
-            raise EncodeError(f"expected the last prefix to be payload_bytes={self.payload_bytes}, got {self.prefixes}")
+            raise ConfigError(f"expected the last prefix to be payload_bytes={self.payload_bytes}, got {self.prefixes}")
+
+    @property
+    def runs_sender(self) -> bool:
+        """True where the sender's model has to compute what the codec reads; otherwise a text is enough."""
+        return READS[self.reads]
 
     def length(self, payload_bytes: int | None) -> int:
-        """The payload length that a caller's ``payload_bytes`` means; None is the longest.
+        """Returns the payload length that a caller's ``payload_bytes`` means; None is the longest.
 
         Raises:
             EncodeError: the codec has no payload of that length.
@@ -53,13 +62,13 @@ class CodecSpec:
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """Whom a codec was trained for, and the digest of what training left in it."""
+    """The two models that a codec was trained for, and the digest of what training left in it."""
 
     sender: ModelIdentity
     receiver: ModelIdentity
     weights: str = ""
 
     def codec_id(self, spec: CodecSpec) -> bytes:
-        """The eight bytes that a message carries: spec, codec weights, sender and receiver in one digest."""
+        """Returns the eight bytes that a message carries: a digest of spec, codec weights, sender and receiver."""
         outside = json.dumps(asdict(spec), sort_keys=True).encode()
         return digest(outside, self.weights.encode(), self.sender.digest(), self.receiver.digest())[:CODEC_ID_BYTES]

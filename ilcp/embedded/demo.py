@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ilcp.codec.memory import Memory
+from ilcp.codec.memory import Memory, TextMemory
 from ilcp.codec.registry import codec_class
 from ilcp.embedded import Pair
 from ilcp.handoff import Receiver
@@ -86,7 +86,7 @@ def run(pair: Pair, *, documents: int = 12) -> Demo:
             Hop(
                 name,
                 len(asked),
-                _ask(pair.receiver, Memory(text=case.context), len(text_message), asked),
+                _ask(pair.receiver, TextMemory(case.context), len(text_message), asked),
                 _ask(pair.receiver, message, len(message), asked),
             )
         )

@@ -6,7 +6,8 @@
     bytes --Message.from_bytes--> payload --codec.decode--> Memory --Receiver.generate--> answer
 """
 
-from ilcp.handoff.receiver import Receiver, Score
+from ilcp.handoff.answers import Score
+from ilcp.handoff.receiver import Receiver
 from ilcp.handoff.sender import Sender
 
 __all__ = ["Receiver", "Score", "Sender"]

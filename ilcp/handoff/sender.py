@@ -7,7 +7,7 @@
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Literal
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ilcp.codec.context import Context
 from ilcp.codec.protocols import Codec
-from ilcp.errors import EncodeError
+from ilcp.errors import ConfigError, EncodeError
 from ilcp.identity import check_same
 from ilcp.message import Message, Seal
 from ilcp.message.keys import Key
@@ -33,7 +33,7 @@ PASS_TOKENS = 8192  # and tokens, padding included; a text that is longer is rea
 
 
 class Sender:
-    """One side of a hop: reads, compresses, and packs.
+    """The sending side of a hop: reads, compresses, and packs.
 
     Args:
         model: a transformers causal language model or encoder, with a peft adapter or without; it is put into
@@ -45,7 +45,7 @@ class Sender:
         ttl_s: how long a sealed message is valid, in seconds.
 
     Raises:
-        EncodeError: one of them is not what its name says, or the model's states cannot be captured.
+        ConfigError: one of them is not what its name says, or the model's states cannot be captured.
         IdentityError: the codec was trained for another sender; the text names the part that differs.
     """
 
@@ -68,7 +68,7 @@ class Sender:
         payload_bytes: int | None = None,
         literals: Literal["auto"] | Sequence[str] | None = None,
     ) -> bytes:
-        """The message for ``source``, as bytes.
+        """Returns the message for ``source``, as bytes.
 
         Args:
             source: a text; chat messages (``[{"role": ..., "content": ...}, ...]``); token ids, or what the tokenizer
@@ -95,7 +95,7 @@ class Sender:
         payload_bytes: int | None = None,
         literals: Literal["auto"] | None = None,
     ) -> list[bytes]:
-        """The messages for ``sources``, in their order; the states of one batch at a time are in memory.
+        """Returns the messages for ``sources``, in their order; the states of one batch at a time are in memory.
 
         Args:
             sources: each as in ``encode``; texts, messages and ids are read ``batch`` at a time.
@@ -106,6 +106,7 @@ class Sender:
 
         Raises:
             EncodeError: as in ``encode``; the text names the source by its index.
+            ConfigError: a batch of less than one source.
         """
         if literals not in (None, "auto"):
             got = type(literals).__name__
@@ -114,15 +115,13 @@ class Sender:
             )
         messages: list[bytes] = [b""] * len(sources)
         for index, context in self._contexts(sources, batch):
-            try:
+            with _named(index):
                 beside = () if literals is None else chosen(literals, _said(sources[index], context))
-            except EncodeError as error:
-                raise EncodeError(f"source {index}: {error}") from error
             messages[index] = self.pack(self.codec.encode(context, payload_bytes), beside)
         return messages
 
     def read(self, source: Any) -> Context:
-        """The context of whatever ``encode`` takes.
+        """Returns the context of whatever ``encode`` takes.
 
         Raises:
             EncodeError: the source is empty, or holds nothing that the codec reads.
@@ -132,23 +131,23 @@ class Sender:
         if isinstance(source, Capture):
             return self._read_capture(source)
         if not _is_text_or_ids(source):
-            if self.codec.spec.reads == "text":
+            if not self.codec.spec.runs_sender:
                 raise EncodeError(
                     f"expected a text, messages or token ids, because codec {self.codec.spec.name!r} reads text, "
                     f"got {type(source).__name__}"
                 )
             return Context(states=read_outputs(source, self.codec.layers))
         text, ids = self._prepared(source)
-        if self.codec.spec.reads == "text":
+        if not self.codec.spec.runs_sender:
             return Context(text=text)
         states, windows = read_ids(self.model, ids, self.codec.layers)
         return Context(text=text, states=states, windows=windows)
 
     def read_batch(self, sources: Sequence[Any], batch: int = BATCH) -> list[Context]:
-        """The contexts of ``sources``, in their order; see ``encode_batch``, which does not keep them all.
+        """Returns the contexts of ``sources``, in their order; see ``encode_batch``, which does not keep them all.
 
         Raises:
-            EncodeError: as in ``read``; the text names the source by its index.
+            EncodeError, ConfigError: as in ``encode_batch``.
         """
         contexts = dict(self._contexts(sources, batch))
         return [contexts[index] for index in range(len(sources))]
@@ -164,13 +163,14 @@ class Sender:
         must not serve others meanwhile, nor be compiled, and ``generate`` has to be called on it inside the ``with``.
 
         Raises:
-            EncodeError: the model's layers cannot be captured; inside the ``with``, for beam search and other ways to
-                generate that reorder rows or take tokens back, and for two calls at a time.
+            ConfigError: the model's layers cannot be captured.
+            EncodeError: inside the ``with``, for beam search and other ways to generate that reorder rows or take
+                tokens back, and for two calls at a time.
         """
         return recording(self.model, self.tokenizer, tuple(self.codec.layers))
 
     def pack(self, payload: bytes, literals: tuple[str, ...] = ()) -> bytes:
-        """A payload in its envelope, with literals beside it: bare, or sealed where this sender holds a key.
+        """Returns a payload in its envelope, with literals beside it: bare, or sealed where this sender holds a key.
 
         Raises:
             EncodeError: no message can carry the payload or the literals.
@@ -187,7 +187,7 @@ class Sender:
                 f"expected a capture of one row, got {len(rows)}: encode its rows one by one, as in "
                 "sender.encode(capture.rows[0]), or all with sender.encode_batch(capture.rows)"
             )
-        if self.codec.spec.reads == "text" and rows[0].text is None:
+        if not self.codec.spec.runs_sender and rows[0].text is None:
             raise EncodeError(
                 f"expected calls with input_ids, because codec {self.codec.spec.name!r} reads text, got embeddings: "
                 "encode the text itself"
@@ -195,31 +195,26 @@ class Sender:
         return rows[0]
 
     def _contexts(self, sources: Sequence[Any], batch: int) -> Iterator[tuple[int, Context]]:
-        """Each source's index and context, one pass at a time: shortest first; those that share no pass come before."""
+        """Yields each source's index and context: those that share no pass, then pass by pass, shortest first."""
         if isinstance(sources, str | bytes | Tensor | Mapping) or not isinstance(sources, Sequence):
             raise EncodeError(f"expected a list of sources, got {type(sources).__name__}: put one source into a list")
         if batch < 1:
-            raise EncodeError(f"expected a batch of at least 1 source, got {batch}")
+            raise ConfigError(f"expected a batch of at least 1 source, got {batch}")
+        shared = [self.codec.spec.runs_sender and _is_text_or_ids(source) for source in sources]
         prepared: dict[int, tuple[str | None, list[int]]] = {}
-        for index, source in enumerate(sources):
-            if self.codec.spec.reads == "text" or not _is_text_or_ids(source):
-                continue
-            try:
-                prepared[index] = self._prepared(source)
+        for index in (index for index, shares in enumerate(shared) if shares):
+            with _named(index):
+                prepared[index] = self._prepared(sources[index])
                 check_ids(self.model, prepared[index][1])
-            except EncodeError as error:
-                raise EncodeError(f"source {index}: {error}") from error
-        for index, source in enumerate(sources):
-            if index not in prepared:
-                try:
-                    context = self.read(source)
-                except EncodeError as error:
-                    raise EncodeError(f"source {index}: {error}") from error
-                yield index, context
+        for index in (index for index, shares in enumerate(shared) if not shares):
+            with _named(index):
+                context = self.read(sources[index])
+            yield index, context
         window = window_tokens(self.model)
-        order = sorted(prepared, key=lambda index: len(prepared[index][1]))
-        fitting = [index for index in order if len(prepared[index][1]) <= window]
-        for group in _passes(fitting, [len(prepared[index][1]) for index in fitting], batch):
+        lengths = {index: len(ids) for index, (_, ids) in prepared.items()}
+        order = sorted(prepared, key=lambda index: lengths[index])
+        fitting = [index for index in order if lengths[index] <= window]
+        for group in _passes(fitting, [lengths[index] for index in fitting], batch):
             rows = self._capture_rows([prepared[index][1] for index in group])
             for index, row in zip(group, rows, strict=True):
                 yield index, Context(text=prepared[index][0], states=row)
@@ -229,13 +224,13 @@ class Sender:
             yield index, Context(text=text, states=states, windows=windows)
 
     def _capture_rows(self, rows: Sequence[Sequence[int]]) -> list[Tensor]:
-        """States ``"layers tokens hidden"`` of each row, from one pass."""
+        """Returns states ``"layers tokens hidden"`` of each row, from one pass."""
         states = capture_batch(self.model, *padded_ids(rows, self.model.device), self.codec.layers)
         return [states[index, :, : len(row)] for index, row in enumerate(rows)]
 
     def _prepared(self, source: Any) -> tuple[str | None, list[int]]:
-        """The text of a source and its ids: what the codec does not need is None or empty."""
-        reads_text = self.codec.spec.reads == "text"
+        """Returns the text of a source and its ids: what the codec does not need is None or empty."""
+        reads_text = not self.codec.spec.runs_sender
         if isinstance(source, str):
             if not source.strip():
                 raise EncodeError("expected a text, got an empty one: there is nothing to hand off")
@@ -251,14 +246,23 @@ class Sender:
         return self.tokenizer.decode(ids, skip_special_tokens=True), ids
 
 
+@contextmanager
+def _named(index: int) -> Iterator[None]:
+    """Names the source by its index in whatever refuses it."""
+    try:
+        yield
+    except EncodeError as error:
+        raise EncodeError(f"source {index}: {error}") from error
+
+
 def _require_codec(codec: Any) -> None:
     if not (hasattr(codec, "spec") and hasattr(codec, "trained")):
         shown = repr(codec) if isinstance(codec, str) else type(codec).__name__
-        raise EncodeError(f"expected a codec, got {shown}: load it with ilcp.load(<its folder, or its id on the hub>)")
+        raise ConfigError(f"expected a codec, got {shown}: load it with ilcp.load(<its folder, or its id on the hub>)")
 
 
 def _passes(order: Sequence[int], lengths: Sequence[int], batch: int) -> Iterator[list[int]]:
-    """``order``, shortest first, in groups of at most ``batch`` sources and PASS_TOKENS tokens."""
+    """Yields ``order``, shortest first, in groups of at most ``batch`` sources and PASS_TOKENS tokens."""
     chosen: list[int] = []
     for index, tokens in zip(order, lengths, strict=True):
         if chosen and (len(chosen) == batch or (len(chosen) + 1) * tokens > PASS_TOKENS):
@@ -284,16 +288,16 @@ def _is_messages(source: Any) -> bool:
 
 
 def _said(source: Any, context: Context) -> str | None:
-    """What literals are picked from: of chat messages their own words, without what the template writes around."""
+    """Returns the text that literals are picked from: of chat messages their own words, without the template's."""
     if not _is_messages(source):
         return context.text
     return "\n".join(message["content"] for message in source if isinstance(message.get("content"), str))
 
 
 def _rendered(tokenizer: Any, messages: Sequence[Any]) -> str:
-    """Chat messages as the tokenizer's template writes them, with nothing begun behind the last.
+    """Returns chat messages as the tokenizer's template writes them, with nothing begun behind the last.
 
-    What a message may hold beside its role (parts, tool calls) is the template's to say.
+    The template decides what messages may hold beside their roles (parts, tool calls).
     """
     for index, message in enumerate(messages):
         found = message.get("role") if isinstance(message, Mapping) else message
@@ -322,7 +326,7 @@ def _says_something(message: Mapping[str, Any]) -> bool:
 
 
 def _one_row(source: Any) -> list[int]:
-    """The ids of one sequence; everything else that looks like a list is refused by name."""
+    """Returns the ids of one sequence; everything else that looks like a list is refused by name."""
     if isinstance(source, Mapping):
         if "input_ids" not in source:
             raise EncodeError("expected a list of messages, got one message: put it into a list, [{'role': ...}]")
@@ -347,7 +351,7 @@ def _one_row(source: Any) -> list[int]:
 
 
 def _unpadded(encoding: Mapping[str, Any]) -> list[int]:
-    """The ids that a tokenizer returned for one text, without its padding."""
+    """Returns the ids that a tokenizer made of one text, without its padding."""
     ids, mask = _one_row(encoding["input_ids"]), encoding.get("attention_mask")
     seen = [1] * len(ids) if mask is None else _one_row(mask)
     return [token for token, known in zip(ids, seen, strict=True) if known]

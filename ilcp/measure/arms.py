@@ -27,7 +27,7 @@ from functools import cached_property, partial
 from typing import Any
 
 from ilcp.codec.context import Context
-from ilcp.codec.memory import Memory
+from ilcp.codec.memory import Memory, TextMemory
 from ilcp.codec.protocols import Codec
 from ilcp.errors import ConfigError
 from ilcp.handoff import Receiver, Sender
@@ -165,7 +165,7 @@ def _noise(payloads: Sequence[bytes], seed: int) -> list[bytes]:
 def _plain(cases: Sequence[Case]) -> ArmInput:
     payloads = [case.context.encode() for case in cases]
     wires = [Message(NO_CODEC, payload).to_bytes() for payload in payloads]
-    return ArmInput([Memory(text=case.context) for case in cases], _sizes(payloads), _sizes(wires))
+    return ArmInput([TextMemory(case.context) for case in cases], _sizes(payloads), _sizes(wires))
 
 
 def _text(codec: Codec, payloads: Sequence[bytes]) -> ArmInput:

@@ -3,10 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ilcp.codec.memory import Memory
 from ilcp.errors import ConfigError
 from ilcp.handoff import Receiver
-from ilcp.identity import digest
 from ilcp.measure.figures import Measured
 
 __all__ = ["FanOut", "fan_out"]
@@ -33,17 +31,11 @@ def fan_out(
         raise ConfigError(f"expected at least 2 receivers and 2 questions, got {receivers} and {len(set(questions))}")
     alone = {question: receiver.generate(message, question, max_new_tokens=max_new_tokens) for question in questions}
     memory = receiver.decode(message)
-    before = _memory_digest(memory)
+    before = memory.digest()
     identical = unchanged = 0
     for _ in range(receivers):
         for question in questions:
             identical += receiver.generate(memory, question, max_new_tokens=max_new_tokens) == alone[question]
-            unchanged += _memory_digest(memory) == before
+            unchanged += memory.digest() == before
     n = receivers * len(questions)
     return FanOut(Measured(identical / n, "", n), Measured(unchanged / n, "", n))
-
-
-def _memory_digest(memory: Memory) -> bytes:
-    if memory.vectors is None:
-        return digest((memory.text or "").encode())
-    return digest(repr(tuple(memory.vectors.shape)).encode(), memory.vectors.cpu().numpy().tobytes())

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 
 from ilcp.codec.context import Context
-from ilcp.codec.memory import Memory
+from ilcp.codec.memory import TextMemory
 from ilcp.codec.protocols import Codec
 from ilcp.errors import ConfigError
 from ilcp.handoff import Receiver, Sender
@@ -122,8 +122,10 @@ class _TextChain:
         codec_id = self.codec.trained.codec_id(self.codec.spec)
         return Message(codec_id, self.codec.encode(Context(text=text), self.length)).to_bytes()
 
-    def _read(self, wire: bytes) -> Memory:
-        return self.codec.decode(Message.from_bytes(wire).payload)
+    def _read(self, wire: bytes) -> TextMemory:
+        memory = self.codec.decode(Message.from_bytes(wire).payload)
+        assert isinstance(memory, TextMemory)  # the chain is made of text codecs only
+        return memory
 
 
 def _rewrites(cases: Sequence[Case]) -> list[Rewrite]:

@@ -10,45 +10,16 @@
 
 import copy
 from dataclasses import dataclass
-from inspect import signature
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ilcp.errors import EncodeError
 from ilcp.handoff import Receiver
-from ilcp.models.forward import embed
+from ilcp.models.forward import Prefill, embed
 from ilcp.models.prompt import layout, text_ids
 
-__all__ = ["CachedText", "Prefill", "cache_text"]
-
-
-class Prefill:
-    """Logits ``"vocabulary"`` of a prompt's last position, as ``model`` computes them before the first new token."""
-
-    def __init__(self, model: Any):
-        self.model = model
-        last = "logits_to_keep" in signature(model.forward).parameters
-        self._options = {"use_cache": True, **({"logits_to_keep": 1} if last else {})}
-
-    def __call__(self, prompt: Tensor) -> Tensor:
-        """Of a cold ``prompt`` ``"tokens hidden"``."""
-        logits: Tensor = self.outputs(prompt).logits[0, -1]
-        return logits
-
-    @torch.no_grad()
-    def outputs(self, prompt: Tensor, cache: Any = None, cached_tokens: int = 0) -> Any:
-        """The model's own outputs for ``prompt``, which follows what is in ``cache``; the cache grows by it."""
-        total = cached_tokens + len(prompt)
-        places = torch.arange(cached_tokens, total, device=prompt.device)
-        return self.model(
-            inputs_embeds=prompt[None],
-            attention_mask=torch.ones(1, total, dtype=torch.long, device=prompt.device),
-            position_ids=places[None],
-            past_key_values=cache,
-            **self._options,
-        )
+__all__ = ["CachedText", "cache_text"]
 
 
 @dataclass(frozen=True)

@@ -21,12 +21,13 @@ from typing import Any
 import torch
 from rich.progress import track
 
-from ilcp.codec.memory import Memory
+from ilcp.codec.memory import Memory, TextMemory
 from ilcp.errors import ConfigError, EncodeError
 from ilcp.handoff import Receiver, Sender
 from ilcp.measure.flops import count_flops, eager_attention
-from ilcp.measure.prefill import Prefill, cache_text
+from ilcp.measure.prefill import cache_text
 from ilcp.message import Message
+from ilcp.models.forward import Prefill
 from ilcp.models.prompt import layout, text_ids
 from ilcp.models.reading import OVERLAP_SHARE, window_tokens
 
@@ -85,7 +86,7 @@ class Bench:
             cached = cache_text(self.receiver, context, self.question)
         except (ConfigError, EncodeError) as error:
             return str(error)
-        cold = int(self.prefill(self.receiver.prompt(Memory(text=context), self.question)).argmax())
+        cold = int(self.prefill(self.receiver.prompt(TextMemory(context), self.question)).argmax())
         warm = int(cached.first_logits(self.prefill, cached.copy()).argmax())
         return "" if warm == cold else f"expected first token {cold} as without a cache, got {warm}"
 
@@ -132,7 +133,7 @@ class Bench:
         codec, read = self.sender.codec, self.sender.read(context)
         data = codec.encode(read)
         memory = self.receiver.codec.decode(data)
-        text = self.receiver.prompt(Memory(text=context), self.question)
+        text = self.receiver.prompt(TextMemory(context), self.question)
         by_message = self.receiver.prompt(memory, self.question)
         with eager_attention(self.receiver.model):
             counted = {
@@ -174,8 +175,8 @@ class Bench:
         twin = as_many_tokens(receiver, context, self.question, len(by_message))
         prompts = {
             "message": by_message,
-            "text": receiver.prompt(Memory(text=context), self.question),
-            "as many tokens": receiver.prompt(Memory(text=twin), self.question),
+            "text": receiver.prompt(TextMemory(context), self.question),
+            "as many tokens": receiver.prompt(TextMemory(twin), self.question),
             "nothing": receiver.prompt(None, self.question),
         }
         steps: Steps = {

@@ -1,4 +1,5 @@
-"""One forward pass of the receiver over prompts with their answers: what scoring and training both run.
+"""The receiver's forward passes: over prompts with their answers, which scoring and training run, and up to the first
+new token, which pre-fills a cache; and the one check of what fits into a model's window.
 
 ::
 
@@ -14,31 +15,44 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ilcp.errors import EncodeError
+from ilcp.errors import ConfigError, EncodeError
+from ilcp.models.reading import window_tokens
 from ilcp.models.support import forward_takes
 
-__all__ = ["PADDING", "answer_logits", "answer_scores", "block_mask", "embed", "embedding_norm", "pad_left"]
+__all__ = [
+    "PADDING",
+    "Prefill",
+    "answer_logits",
+    "answer_scores",
+    "block_mask",
+    "embed",
+    "embedding_norm",
+    "has_room",
+    "pad_left",
+    "require_room",
+]
 
 PADDING = -1  # label of a position that is no answer's
 NORM_SAMPLE = 4096  # embeddings suffice for a mean norm; all of a large vocabulary would take gigabytes
 
 
 def embed(model: Any, ids: Sequence[int]) -> Tensor:
-    """Embeddings ``"tokens hidden"`` of token ids, as the model's embedding module gives them."""
+    """Returns embeddings ``"tokens hidden"`` of token ids, as the model's embedding module gives them."""
     vectors: Tensor = model.get_input_embeddings()(torch.tensor(ids, dtype=torch.long, device=model.device))
     return vectors
 
 
 @torch.no_grad()
 def embedding_norm(model: Any) -> float:
-    """The mean norm of the embeddings as the model reads them: some families scale inside their embedding module."""
+    """Returns the mean norm of the embeddings as the model reads them: some families scale them."""
     vocabulary = model.get_input_embeddings().num_embeddings
     sample = range(0, vocabulary, -(-vocabulary // NORM_SAMPLE))
     return float(embed(model, sample).float().norm(dim=-1).mean())
 
 
 def pad_left(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Rows ``"tokens hidden"`` of any length as ``"rows tokens hidden"``, all ending together, and their mask."""
+    """Returns rows ``"tokens hidden"`` of any length as ``"rows tokens hidden"``, all ending together, and their mask
+    ``"rows tokens"``."""
     longest = max(map(len, rows))
     embeds = torch.stack([F.pad(row, (0, 0, longest - len(row), 0)) for row in rows])
     lengths = torch.tensor([len(row) for row in rows], device=embeds.device)
@@ -46,22 +60,78 @@ def pad_left(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     return embeds, mask.long()
 
 
+def has_room(model: Any, prompt_tokens: int, answer_tokens: int = 1) -> bool:
+    """Checks that a prompt of so many tokens leaves room for an answer in the model's window."""
+    return prompt_tokens + answer_tokens <= window_tokens(model)
+
+
+def require_room(
+    model: Any,
+    prompt_tokens: int,
+    answer_tokens: int = 1,
+    *,
+    what: str = "a prompt and answer",
+    way_out: str = "shorten the text, or hand it off as a message",
+) -> None:
+    """Refuses a prompt that leaves no room for its answer in the model's window.
+
+    Args:
+        what: is to fit, in words, such as ``"the text and question of case 'a'"``.
+        way_out: says what to do.
+
+    Raises:
+        EncodeError: with the window and both numbers.
+    """
+    if not has_room(model, prompt_tokens, answer_tokens):
+        raise EncodeError(
+            f"expected {what} of at most {window_tokens(model)} tokens (the receiver's window), "
+            f"got {prompt_tokens} + {answer_tokens}: {way_out}"
+        )
+
+
+class Prefill:
+    """The pass of ``model`` over a prompt ``"tokens hidden"``, before its first new token."""
+
+    def __init__(self, model: Any):
+        self.model = model
+        self._options = {"use_cache": True, **({"logits_to_keep": 1} if forward_takes(model, "logits_to_keep") else {})}
+        self._takes_places = forward_takes(model, "position_ids")
+
+    def __call__(self, prompt: Tensor) -> Tensor:
+        """Returns the logits ``"vocabulary"`` of the last position of a cold ``prompt``."""
+        logits: Tensor = self.outputs(prompt).logits[0, -1]
+        return logits
+
+    @torch.no_grad()
+    def outputs(self, prompt: Tensor, cache: Any = None, cached_tokens: int = 0) -> Any:
+        """Returns the model's own outputs for ``prompt``, which follows what is in ``cache``; the cache grows by it."""
+        total = cached_tokens + len(prompt)
+        places = torch.arange(cached_tokens, total, device=prompt.device)
+        return self.model(
+            inputs_embeds=prompt[None],
+            attention_mask=torch.ones(1, total, dtype=torch.long, device=prompt.device),
+            past_key_values=cache,
+            **({"position_ids": places[None]} if self._takes_places else {}),
+            **self._options,
+        )
+
+
 def block_mask(model: Any, segment: Tensor, position: Tensor, dtype: torch.dtype) -> Tensor | dict[str, Tensor]:
-    """Additive mask ``"rows 1 query key"`` of sequences that hold several prompts with one beginning.
+    """Returns the additive mask ``"rows 1 query key"`` of sequences that hold several prompts with one beginning.
 
     Each token sees its own segment and what is common to all (segment -1), backwards; both arguments are
     ``"rows tokens"``, positions being those of each prompt alone. Layers with a sliding window see the last positions
     only, and a model that has both kinds of layers gets both masks, by kind.
 
     Raises:
-        EncodeError: the model has layers of another kind.
+        ConfigError: the model has layers of another kind.
     """
     config = model.config.get_text_config()
     window = getattr(config, "sliding_window", None)
     default = ("full_attention",) if window is None else ("sliding_attention",)
     kinds = set(getattr(config, "layer_types", None) or default)
     if not kinds <= {"full_attention", "sliding_attention"}:
-        raise EncodeError(
+        raise ConfigError(
             f"expected a receiver of full and sliding attention to train through, got layers of {sorted(kinds)}: "
             "take a family of SUPPORT.md"
         )
@@ -81,8 +151,8 @@ def block_mask(model: Any, segment: Tensor, position: Tensor, dtype: torch.dtype
 
 
 def answer_logits(model: Any, prompts: Sequence[Tensor], answers: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    """Float32 logits ``"rows answer vocabulary"`` that predict each answer after its embedded prompt, and the labels
-    ``"rows answer"``; shorter answers are padded on the left with ``PADDING``."""
+    """Returns float32 logits ``"rows answer vocabulary"`` that predict each answer after its embedded prompt
+    ``"tokens hidden"``, and the labels ``"rows answer"``; shorter answers are padded on the left with ``PADDING``."""
     pieces = [torch.cat([prompt, embed(model, ids)]) for prompt, ids in zip(prompts, answers, strict=True)]
     keep = max(map(len, answers))
     embeds, mask = pad_left(pieces)
@@ -97,9 +167,12 @@ def answer_logits(model: Any, prompts: Sequence[Tensor], answers: Sequence[Seque
 
 
 def answer_scores(logits: Tensor, labels: Tensor, ends: Sequence[int] = ()) -> list[tuple[list[float], bool]]:
-    """Per row, the log-likelihood of each token of the answer in nats, and whether greedy decoding gives exactly it.
+    """Returns for each row the log-likelihood of each token of its answer, and whether greedy decoding gives it.
 
-    Where an answer is closed by one of ``ends``, any other of them ends it as well.
+    Args:
+        logits: ``"rows answer vocabulary"``.
+        labels: ``"rows answer"``, padded as ``answer_logits`` pads them.
+        ends: where one of them ends an answer, any other of them ends it as well.
     """
     known = labels != PADDING
     losses = F.cross_entropy(logits.transpose(1, 2), labels.clamp(min=0), reduction="none")
@@ -107,5 +180,5 @@ def answer_scores(logits: Tensor, labels: Tensor, ends: Sequence[int] = ()) -> l
     right = (said == labels) | ~known
     right[:, -1] |= torch.isin(said[:, -1], any_end) & torch.isin(labels[:, -1], any_end)
     exact = right.all(1)
-    nats = [(-row[mine]).tolist() for row, mine in zip(losses, known, strict=True)]
-    return list(zip(nats, exact.tolist(), strict=True))
+    log_likelihoods = [(-row[own]).tolist() for row, own in zip(losses, known, strict=True)]
+    return list(zip(log_likelihoods, exact.tolist(), strict=True))

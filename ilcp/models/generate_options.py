@@ -1,4 +1,4 @@
-"""What may be asked of transformers' ``generate``, and what the model's own ``generation_config`` may not slip in.
+"""Options of transformers' ``generate``: what a caller may choose, and a ``generation_config`` may not.
 
 A receiver answers greedily, with one str, unless its caller says otherwise. How a model samples where its caller asks
 for sampling (``temperature``, ``top_p``) is the model's to say; that it samples, searches, penalises or stops is not.
@@ -7,7 +7,7 @@ for sampling (``temperature``, ``top_p``) is the model's to say; that it samples
 from collections.abc import Mapping, Sequence
 from typing import Any, SupportsIndex
 
-from ilcp.errors import EncodeError
+from ilcp.errors import ConfigError
 
 __all__ = ["before_stop", "check_count", "check_options", "end_ids", "neutral"]
 
@@ -48,7 +48,7 @@ NEUTRAL = {  # what a generation_config is overruled with
 
 
 def neutral(model: Any) -> dict[str, Any]:
-    """Options that undo what the model's ``generation_config`` would otherwise do to a plain greedy answer."""
+    """Returns options that undo what the model's ``generation_config`` would do to a plain greedy answer."""
     config = getattr(model, "generation_config", None)
     found = {name: getattr(config, name, None) for name in NEUTRAL}
     asked = {name for name, value in found.items() if value is not None and value != NEUTRAL[name]}
@@ -56,7 +56,7 @@ def neutral(model: Any) -> dict[str, Any]:
 
 
 def end_ids(model: Any) -> tuple[int, ...]:
-    """The tokens at which the model's ``generate`` ends an answer."""
+    """Returns the tokens at which the model's ``generate`` ends an answer."""
     ends = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     return () if ends is None else (int(ends),) if isinstance(ends, SupportsIndex) else tuple(map(int, ends))
 
@@ -65,34 +65,34 @@ def check_options(options: Mapping[str, Any], rows: int, *, cached: bool) -> Non
     """Refuses options that are not the caller's to choose.
 
     Raises:
-        EncodeError: with the names, and for each what to do instead.
+        ConfigError: with the names, and for each what to do instead.
     """
     decided = sorted(DECIDED.keys() & options.keys())
     if decided:
         reasons = "; ".join(f"{name}: {DECIDED[name]}" for name in decided)
-        raise EncodeError(f"expected options that are the caller's to choose, got {', '.join(decided)} ({reasons})")
+        raise ConfigError(f"expected options that are the caller's to choose, got {', '.join(decided)} ({reasons})")
     if cached and options.get("cache_implementation") is not None:
-        raise EncodeError(
+        raise ConfigError(
             f"expected either a cache or the kind of one, got cache= and "
             f"cache_implementation={options['cache_implementation']!r}: leave one of them out"
         )
     if options.get("streamer") is not None and rows > 1:
-        raise EncodeError(
+        raise ConfigError(
             f"expected one answer to stream, got {rows}: a streamer follows one; pass batch=1 or generate"
         )
 
 
 def check_count(name: str, count: Any) -> None:
-    """Refuses a number of things that is none.
+    """Refuses what is no count.
 
     Raises:
-        EncodeError: it is no whole number from 1.
+        ConfigError: it is no whole number from 1.
     """
     if not isinstance(count, SupportsIndex) or count.__index__() < 1:
-        raise EncodeError(f"expected {name} to be a whole number from 1, got {count!r}")
+        raise ConfigError(f"expected {name} to be a whole number from 1, got {count!r}")
 
 
 def before_stop(text: str, stop_strings: str | Sequence[str] | None) -> str:
-    """The text up to the first stop string."""
+    """Returns the text up to the first stop string."""
     stops = [stop_strings] if isinstance(stop_strings, str) else list(stop_strings or ())
     return text[: min((at for at in map(text.find, stops) if at >= 0), default=len(text))]

@@ -7,53 +7,90 @@ layer that was rounded, preallocated or summed up is refused by name.
 
 import copy
 from typing import Any
+from weakref import WeakKeyDictionary
 
-from ilcp.errors import EncodeError
+from torch import Tensor
 
-__all__ = ["copied", "require_cache"]
+from ilcp.errors import ConfigError
+from ilcp.identity import digest
+from ilcp.models.forward import Prefill
+
+__all__ = ["PrefixCaches", "require_cache"]
 
 ADMITTED = ("DynamicLayer", "DynamicSlidingWindowLayer")  # exactly these: their subclasses hold something else
+
+
+class PrefixCaches:
+    """Makes caches of prompts' beginnings, and knows its own again."""
+
+    def __init__(self) -> None:
+        self._beginnings: WeakKeyDictionary[Any, bytes] = WeakKeyDictionary()
+
+    def prefilled(self, model: Any, beginning: Tensor) -> Any:
+        """Returns a cache of the model's keys and values for the embedded tokens ``"tokens hidden"``.
+
+        Raises:
+            ConfigError: as ``require_cache``: now, and not at the first question.
+        """
+        cache = Prefill(model).outputs(beginning).past_key_values
+        require_cache(cache, model, len(beginning) + 1)
+        self._beginnings[cache] = _digest(beginning)
+        return cache
+
+    def copied(self, cache: Any, model: Any, prompt: Tensor, rows: int) -> Any:
+        """Returns a copy of a cache for ``rows`` beams that answer the prompt ``"tokens hidden"``.
+
+        Raises:
+            ConfigError: as ``require_cache``; or the cache was made here, and for another beginning than this prompt's.
+        """
+        require_cache(cache, model, len(prompt))
+        known = self._beginnings.get(cache)
+        if known is not None and known != _digest(prompt[: cache.get_seq_length()]):
+            raise ConfigError(
+                f"expected a cache of this prompt's first {cache.get_seq_length()} tokens, got one that was pre-filled "
+                "for another memory, another beginning of the chat, or that was written into since: pre-fill again"
+            )
+        own = copy.deepcopy(cache)
+        if rows > 1:
+            own.batch_repeat_interleave(rows)
+        return own
 
 
 def require_cache(cache: Any, model: Any, prompt_tokens: int) -> None:
     """Refuses what is no cache of the first tokens of one prompt of this model.
 
     Raises:
-        EncodeError: it is no cache of dynamic layers, was made for another model or a batch, holds gradients, or leaves
+        ConfigError: it is no cache of dynamic layers, was made for another model or a batch, holds gradients, or leaves
             no token of the prompt to read.
     """
     way_out = "make it with Receiver.prefill, or with a DynamicCache"
     layers = getattr(cache, "layers", None)
     if layers is None:
-        raise EncodeError(f"expected a transformers cache with layers, got {type(cache).__name__}: {way_out}")
+        raise ConfigError(f"expected a transformers cache with layers, got {type(cache).__name__}: {way_out}")
     unfit = sorted({type(layer).__name__ for layer in layers} - set(ADMITTED))
     if unfit:
-        raise EncodeError(f"expected a cache of {' or '.join(ADMITTED)} layers, got {', '.join(unfit)}: {way_out}")
+        raise ConfigError(f"expected a cache of {' or '.join(ADMITTED)} layers, got {', '.join(unfit)}: {way_out}")
     filled = [layer.keys for layer in layers if layer.get_seq_length()]
     expected = int(model.config.get_text_config().num_hidden_layers)
     if len(filled) != expected or len({layer.get_seq_length() for layer in layers}) != 1:
-        raise EncodeError(
+        raise ConfigError(
             f"expected a cache of {expected} layers with as many positions each, got {len(filled)} filled layers "
             f"of {sorted({layer.get_seq_length() for layer in layers})} positions: {way_out} of this model"
         )
     if filled[0].shape[0] != 1 or filled[0].dtype != model.dtype:
-        raise EncodeError(
+        raise ConfigError(
             f"expected a cache of one sequence in {model.dtype}, got {filled[0].shape[0]} in {filled[0].dtype}: "
             f"{way_out} of this model"
         )
     if any(keys.requires_grad for keys in filled):
-        raise EncodeError("expected a cache without gradients, got one with them: compute it under torch.no_grad()")
+        raise ConfigError("expected a cache without gradients, got one with them: compute it under torch.no_grad()")
     held = int(cache.get_seq_length())
     if held > prompt_tokens - 1:
-        raise EncodeError(
+        raise ConfigError(
             f"expected a cache of at most {prompt_tokens - 1} of the prompt's {prompt_tokens} tokens, got {held}: "
             "the last token has to be read to answer; the cache holds the first positions of this same prompt"
         )
 
 
-def copied(cache: Any, rows: int = 1) -> Any:
-    """A copy of a checked cache, repeated for ``rows`` beams."""
-    mine = copy.deepcopy(cache)
-    if rows > 1:
-        mine.batch_repeat_interleave(rows)
-    return mine
+def _digest(prompt: Tensor) -> bytes:
+    return digest(prompt.float().cpu().contiguous().numpy().tobytes())

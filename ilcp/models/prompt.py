@@ -21,9 +21,10 @@ what follows is cut as the continuation of a text, not as the beginning of one: 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import zip_longest
 from typing import Any
 
-from ilcp.errors import EncodeError
+from ilcp.errors import ConfigError, EncodeError
 
 __all__ = ["MEMORY_HERE", "Chat", "Layout", "answer_ids", "holds_control", "layout", "pieces", "text_ids"]
 
@@ -44,10 +45,10 @@ class Layout:
 
 
 def layout(tokenizer: Any, question: str | Chat, template: Mapping[str, Any] | None = None) -> Layout:
-    """The prompt around a memory.
+    """Returns the prompt around one memory.
 
     Raises:
-        EncodeError: as ``pieces``.
+        EncodeError, ConfigError: as ``pieces``.
     """
     return Layout(*pieces(tokenizer, question, [None], template))
 
@@ -55,19 +56,19 @@ def layout(tokenizer: Any, question: str | Chat, template: Mapping[str, Any] | N
 def text_ids(
     tokenizer: Any, context: str, question: str | Chat, template: Mapping[str, Any] | None = None
 ) -> tuple[int, ...]:
-    """Token ids of the prompt with ``context`` as text; an empty context is left out, with its gap.
+    """Returns token ids of the prompt with ``context`` as text; an empty context is left out, with its gap.
 
     Raises:
-        EncodeError: as ``pieces``.
+        EncodeError, ConfigError: as ``pieces``.
     """
     return pieces(tokenizer, question, [context], template)[0]
 
 
 def answer_ids(tokenizer: Any, answer: str, *, end: bool = True) -> tuple[int, ...]:
-    """Token ids of an answer, closed unless ``end`` is false.
+    """Returns token ids of an answer, and of the token that ends it unless ``end`` is false.
 
-    What closes it is what the chat template writes behind an assistant's message, if that begins with a special or
-    added token (Gemma's ``<end_of_turn>``, ChatML's ``<|im_end|>``), else the tokenizer's end-of-sequence token.
+    That is the token which the chat template writes behind an assistant's message, if it is a special or added one
+    (Gemma's ``<end_of_turn>``, ChatML's ``<|im_end|>``), else the tokenizer's end-of-sequence token.
     """
     template = str(getattr(tokenizer, "chat_template", None) or "")
     closing = _closing(tokenizer, template, tokenizer.eos_token_id) if end else None
@@ -79,8 +80,9 @@ def pieces(
     question: str | Chat,
     contexts: Sequence[str | None],
     template: Mapping[str, Any] | None = None,
+    lines: Sequence[str] = (),
 ) -> tuple[tuple[int, ...], ...]:
-    """Token ids before, between and after the memories of vectors: one more than there are of them.
+    """Returns token ids before, between and after the memories of vectors: one more than there are of them.
 
     Args:
         tokenizer: the receiver's.
@@ -88,14 +90,15 @@ def pieces(
         contexts: for each memory its text, or None where it is vectors. With no contexts at all, or an empty text,
             nothing stands at the marker.
         template: arguments for the chat template beside the messages, such as ``{"enable_thinking": False}``.
+        lines: for each memory the line of text that follows it, an empty line between; empty for none.
 
     Raises:
         EncodeError: the question is neither a text nor chat messages, there are not as many markers as memories, a text
-            holds a marker itself, there is no user's message or no chat template, or the template fails, or drops,
-            repeats or changes a message that holds a memory.
+            holds a marker itself, there is no user's message or no chat template, or the template refuses the messages.
+        ConfigError: the chat template drops, repeats or changes a message that holds a memory.
     """
     vectors = sum(context is None for context in contexts)
-    whole = _render(tokenizer, question, contexts, vectors, template or {})
+    whole = _render(tokenizer, question, _held(contexts, lines), vectors, template or {})
     if not vectors:
         return (_ids(tokenizer, whole),)
     parts = whole.split(MEMORY_HERE)
@@ -104,10 +107,22 @@ def pieces(
     return (opening, *(_continuation(tokenizer, part) for part in [*before[1:], parts[-1]]))
 
 
+def _held(contexts: Sequence[str | None], lines: Sequence[str]) -> list[str]:
+    """Returns the text that stands in each memory's place, with its line; vectors have a marker again."""
+    spoilt = [index for index, context in enumerate(contexts) if context is not None and MEMORY_HERE in context]
+    if spoilt:
+        raise EncodeError(
+            f"expected contexts that are text, got context {spoilt[0]} with ilcp.MEMORY_HERE in it: the marker "
+            "stands in the question only; take it out of the text"
+        )
+    pairs = zip_longest(contexts, lines[: len(contexts)], fillvalue="")
+    return [GAP.join(filter(None, (MEMORY_HERE if context is None else context, line))) for context, line in pairs]
+
+
 def _render(
-    tokenizer: Any, question: str | Chat, contexts: Sequence[str | None], vectors: int, template: Mapping[str, Any]
+    tokenizer: Any, question: str | Chat, held: Sequence[str], vectors: int, template: Mapping[str, Any]
 ) -> str:
-    """The prompt as text, a marker standing for each memory of vectors."""
+    """Returns the prompt as text, a marker standing for each memory of vectors."""
     chat = _messages(question)
     plain = not getattr(tokenizer, "chat_template", None)
     if plain and not isinstance(question, str):
@@ -115,20 +130,20 @@ def _render(
             "expected a question as text, because this tokenizer has no chat template, got chat messages: "
             "set tokenizer.chat_template, or ask in one text"
         )
-    holding = _place(chat, contexts)
+    holding = _place(chat, held)
     if plain:
         body: str = chat[0]["content"]
         return (tokenizer.bos_token or "") + body + ("\n" if question else "")
     text = _through_template(tokenizer, chat, template)
     if vectors and text.count(MEMORY_HERE) != vectors:
-        raise EncodeError(
+        raise ConfigError(
             f"expected the chat template to hold the user's message once, got {text.count(MEMORY_HERE)} places for "
             f"{vectors} memories: this template has no place for a memory; use one that keeps each message once"
         )
     changed = [message["content"] for message in holding if message["content"].strip() not in text] if vectors else []
     if changed:
         shown = changed[0].replace(MEMORY_HERE, "[memory]")
-        raise EncodeError(
+        raise ConfigError(
             f"expected the chat template to leave the message around the memory as it is, got {shown!r} changed: "
             "use a template that takes away no more than the spaces at its ends"
         )
@@ -136,7 +151,7 @@ def _render(
 
 
 def _messages(question: Any) -> list[dict[str, Any]]:
-    """The chat, as messages of our own to write into."""
+    """Returns the chat, as messages of our own to write into."""
     if isinstance(question, str):
         return [{"role": "user", "content": question}]
     if isinstance(question, Mapping):
@@ -156,20 +171,13 @@ def _messages(question: Any) -> list[dict[str, Any]]:
     return [dict(message) for message in question]
 
 
-def _place(chat: list[dict[str, Any]], contexts: Sequence[str | None]) -> list[dict[str, Any]]:
-    """Puts the contexts into the contents of ``chat``; returns the messages that hold one."""
-    spoilt = [index for index, context in enumerate(contexts) if context is not None and MEMORY_HERE in context]
-    if spoilt:
-        raise EncodeError(
-            f"expected contexts that are text, got context {spoilt[0]} with ilcp.MEMORY_HERE in it: the marker "
-            "stands in the question only; take it out of the text"
-        )
-    held = [MEMORY_HERE if context is None else context for context in contexts]
+def _place(chat: list[dict[str, Any]], held: Sequence[str]) -> list[dict[str, Any]]:
+    """Writes what each memory's place holds into the contents of ``chat``; returns the messages that hold one."""
     marked = [message for message in chat if MEMORY_HERE in _content(message)]
     markers = sum(_content(message).count(MEMORY_HERE) for message in marked)
-    if markers and contexts and markers != len(contexts):
+    if markers and held and markers != len(held):
         raise EncodeError(
-            f"expected as many markers as memories, got {markers} and {len(contexts)}: put ilcp.MEMORY_HERE "
+            f"expected as many markers as memories, got {markers} and {len(held)}: put ilcp.MEMORY_HERE "
             "once for each memory, or nowhere, so that all of them open the last user's message"
         )
     if markers:
@@ -189,13 +197,13 @@ def _place(chat: list[dict[str, Any]], contexts: Sequence[str | None]) -> list[d
 
 
 def _content(message: Mapping[str, Any]) -> str:
-    """The text of a message; parts that are no text (a tool's call, an image) hold no marker."""
+    """Returns the text of a message; parts that are no text (a tool's call, an image) hold no marker."""
     content = message.get("content")
     return content if isinstance(content, str) else ""
 
 
 def _through_template(tokenizer: Any, chat: Chat, template: Mapping[str, Any], *, asked: bool = True) -> str:
-    """The chat as text; the template opens an answer where one is ``asked`` for."""
+    """Returns the chat as text; the template opens an answer where one is ``asked`` for."""
     try:
         return str(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=asked, **template))
     except Exception as error:  # a template runs code of its author's: what it raises is of any kind
@@ -207,7 +215,7 @@ def _through_template(tokenizer: Any, chat: Chat, template: Mapping[str, Any], *
 
 @lru_cache(maxsize=8)  # rendering would be most of the work for every single answer
 def _closing(tokenizer: Any, chat_template: str, end: int | None) -> int | None:
-    """The token that ends an answer: the template's, or else ``end``."""
+    """Returns the token that ends an answer: the template's, or else ``end``."""
     if not chat_template:
         return end
     turn = [{"role": "user", "content": "x"}, {"role": "assistant", "content": MEMORY_HERE}]
@@ -221,7 +229,7 @@ def _closing(tokenizer: Any, chat_template: str, end: int | None) -> int | None:
 
 
 def holds_control(tokenizer: Any, text: str) -> bool:
-    """Whether ``text`` spells a token that steers the model, such as the end of a turn, rather than words."""
+    """Checks whether ``text`` spells a token that steers the model, such as the end of a turn, rather than words."""
     return not _control_ids(tokenizer).isdisjoint(_ids(tokenizer, text))
 
 
@@ -233,7 +241,7 @@ def _control_ids(tokenizer: Any) -> frozenset[int]:
 
 
 def _continuation(tokenizer: Any, text: str) -> tuple[int, ...]:
-    """Token ids of ``text`` where it goes on after another text, without the space that some tokenizers begin with."""
+    """Returns token ids of ``text`` behind another text, without the space that some tokenizers begin with."""
     if not text:
         return ()
     for anchor in ANCHORS:

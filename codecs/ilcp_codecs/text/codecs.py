@@ -17,9 +17,9 @@ from typing import Any, Self
 import zstandard
 
 from ilcp.codec.context import Context
-from ilcp.codec.memory import Memory
+from ilcp.codec.memory import Memory, TextMemory
 from ilcp.codec.spec import CodecSpec, Trained
-from ilcp.errors import DecodeError, EncodeError, IdentityError
+from ilcp.errors import ConfigError, DecodeError, EncodeError, IdentityError, StorageError
 from ilcp.evidence import Evidence
 from ilcp.identity import ANY, ModelIdentity
 from ilcp.message import MAX_PAYLOAD_BYTES
@@ -34,10 +34,11 @@ LEVEL = 19
 
 
 class TextCodec(ABC):
-    """What the text codecs share: text in, text out, any receiver; and any sender, but for a codec with a model."""
+    """A base for text codecs: text in, text out, any receiver; and any sender, but for a codec with a model."""
 
     name: str
     layers: tuple[int, ...] = ()
+    folder: Path | None = None
 
     def __init__(self, payload_bytes: int = MAX_PAYLOAD_BYTES, weights: str = "", sender: ModelIdentity = ANY):
         self.spec = CodecSpec(self.name, payload_bytes, "text")
@@ -45,7 +46,7 @@ class TextCodec(ABC):
         self.trained = Trained(sender, ANY, weights)
 
     def encode(self, context: Context, payload_bytes: int | None = None) -> bytes:
-        """The payload of a context's text.
+        """Returns the payload of a context's text.
 
         Raises:
             EncodeError: the context has no text, or none of it fits.
@@ -59,7 +60,7 @@ class TextCodec(ABC):
         return payload
 
     def decode(self, payload: bytes) -> Memory:
-        """The text that a payload stands for.
+        """Returns the text that a payload stands for.
 
         Raises:
             DecodeError: the payload is empty, too long, or no UTF-8.
@@ -67,22 +68,22 @@ class TextCodec(ABC):
         if not 1 <= len(payload) <= self.spec.payload_bytes:
             raise DecodeError(f"expected a payload of 1 to {self.spec.payload_bytes} bytes, got {len(payload)}")
         try:
-            return Memory(text=self._unpack(payload).decode("utf-8"))
+            return TextMemory(self._unpack(payload).decode("utf-8"))
         except UnicodeDecodeError as error:
             raise DecodeError(f"expected UTF-8 text, got {error.reason} at byte {error.start}") from error
 
     def save_files(self, folder: Path) -> dict[str, Any]:
-        """Nothing to write; returns the settings."""
+        """Writes nothing, since there are no settings."""
         return {}
 
     @classmethod
     def load_files(cls, folder: Path, spec: CodecSpec, trained: Trained, settings: Mapping[str, Any]) -> Self:
-        """The codec with that spec."""
+        """Returns the codec with that spec."""
         return cls(spec.payload_bytes)
 
     @abstractmethod
     def _pack(self, text: str, limit: int) -> bytes:
-        """At most ``limit`` bytes for ``text``; none at all where not even one character fits."""
+        """Returns at most ``limit`` bytes for ``text``; none at all where not even one character fits."""
 
     def _unpack(self, payload: bytes) -> bytes:
         return payload
@@ -144,16 +145,16 @@ class ZstdCodec(TextCodec):
 
     @classmethod
     def fit(cls, texts: Iterable[str], payload_bytes: int = MAX_PAYLOAD_BYTES) -> "ZstdCodec":
-        """A codec with a dictionary trained on ``texts``.
+        """Returns a codec with a dictionary trained on ``texts``.
 
         Raises:
-            EncodeError: the texts are too few or too short for a dictionary.
+            ConfigError: the texts are too few or too short for a dictionary.
         """
         samples: list[bytes | bytearray | memoryview] = [text.encode("utf-8") for text in texts]
         try:
             dictionary = zstandard.train_dictionary(DICTIONARY_BYTES, samples).as_bytes()
         except zstandard.ZstdError as error:
-            raise EncodeError(f"expected enough texts for a dictionary, got {len(samples)} ({error})") from error
+            raise ConfigError(f"expected enough texts for a dictionary, got {len(samples)} ({error})") from error
         return cls(payload_bytes, dictionary)
 
     def save_files(self, folder: Path) -> dict[str, Any]:
@@ -163,16 +164,16 @@ class ZstdCodec(TextCodec):
 
     @classmethod
     def load_files(cls, folder: Path, spec: CodecSpec, trained: Trained, settings: Mapping[str, Any]) -> Self:
-        """The codec with its dictionary.
+        """Returns the codec with its dictionary.
 
         Raises:
-            EncodeError: the dictionary is missing.
+            StorageError: the dictionary is missing.
             IdentityError: it is not the one that the codec was saved with.
         """
         try:
             codec = cls(spec.payload_bytes, (folder / DICTIONARY).read_bytes())
         except OSError as error:
-            raise EncodeError(f"expected the dictionary {folder / DICTIONARY}, got: {error}") from error
+            raise StorageError(f"expected the dictionary {folder / DICTIONARY}, got: {error}") from error
         if codec.trained.weights != trained.weights:
             raise IdentityError(
                 f"expected dictionary {trained.weights}, got {codec.trained.weights}: fetch the codec again"
@@ -181,10 +182,8 @@ class ZstdCodec(TextCodec):
 
     def _pack(self, text: str, limit: int) -> bytes:
         raw = text.encode("utf-8")
-        low, high = (
-            0,
-            min(len(raw), MAX_TEXT_BYTES),
-        )  # the frame grows with the text but for a byte or two: search, then step back
+        # The frame grows with the text but for a byte or two: search, then step back.
+        low, high = 0, min(len(raw), MAX_TEXT_BYTES)
         while low < high:
             middle = (low + high + 1) // 2
             low, high = (middle, high) if len(self._frame(raw, middle)) <= limit else (low, middle - 1)

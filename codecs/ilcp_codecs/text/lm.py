@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 from ilcp.codec.spec import CodecSpec, Trained
-from ilcp.errors import DecodeError, EncodeError
+from ilcp.errors import ConfigError, DecodeError, StorageError
 from ilcp.identity import check_same
 from ilcp.message import MAX_PAYLOAD_BYTES
 from ilcp.models.fingerprint import identify
@@ -48,7 +48,7 @@ CUT_OFF = "\ufffd"  # what a tokenizer makes of a character of which some bytes 
 
 
 class _Source:
-    """What may come next in a text: a mode, then tokens as the model expects them, or bytes.
+    """The probabilities of what comes next in a text: a mode, then tokens as the model expects them, or bytes.
 
     The model reads token by token, in the same calls wherever the tokens come from. When its window is full, it starts
     again from the latest half.
@@ -63,7 +63,7 @@ class _Source:
         self._even_tokens, self._even_bytes = np.full(size, 1 / size), np.full(256, 1 / 256)
 
     def __call__(self, latest: int | None) -> Probabilities:
-        """What may follow ``latest``; None asks for the mode."""
+        """Returns the probabilities of what follows ``latest``; None asks for the mode."""
         if latest is None:
             return MODES
         row = [latest] if self._symbols else self._start
@@ -85,7 +85,7 @@ class _Source:
         size = len(self._even_tokens)
         logits = (outputs.logits[0, -1, :size].double() * ROUND).round() / ROUND
         if not bool(torch.isfinite(logits).all()):
-            raise EncodeError("expected finite logits, got NaN or infinity: the language model's weights are damaged")
+            raise ConfigError("expected finite logits, got NaN or infinity: the language model's weights are damaged")
         probabilities: Probabilities = (1 - FLOOR) * logits.softmax(-1).cpu().numpy() + FLOOR / size
         return probabilities
 
@@ -99,7 +99,7 @@ class LmCodec(TextCodec):
         payload_bytes: the largest payload.
 
     Raises:
-        EncodeError: model and tokenizer do not belong together, or the prompt before a context fills the window.
+        ConfigError: model and tokenizer do not belong together, or the prompt before a context fills the window.
     """
 
     name = "text-lm"
@@ -114,17 +114,17 @@ class LmCodec(TextCodec):
         self._size = 1 + max(tokenizer.get_vocab().values())  # the model may have more logits
         smallest = 2 * len(self._start) + 4
         if window_tokens(model) < smallest:
-            raise EncodeError(
+            raise ConfigError(
                 f"expected a window of at least {smallest} tokens, because the prompt before a context has "
                 f"{len(self._start)}, got {window_tokens(model)}: take a model with a larger window"
             )
         self._latest: tuple[str, float, list[range_code.Path]] | None = None  # one text is often cut to several lengths
 
     def code_length_bits(self, text: str) -> float:
-        """The code length of the whole text in bits, with its open end; the payload has at most 4 bytes more.
+        """Returns the code length of the whole text in bits, with its open end; a payload has at most 4 bytes more.
 
         Raises:
-            EncodeError: the model's weights are damaged.
+            ConfigError: the model's weights are damaged.
         """
         whole = [path for path in self._paths(text, inf) if self._read(path.symbols) == text]
         return min(path.whole_bits for path in whole)
@@ -137,10 +137,10 @@ class LmCodec(TextCodec):
 
     @classmethod
     def load_files(cls, folder: Path, spec: CodecSpec, trained: Trained, settings: Mapping[str, Any]) -> Self:
-        """The codec with its language model, out of the folder alone.
+        """Returns the codec with its language model, out of the folder alone.
 
         Raises:
-            EncodeError: the model or its tokenizer is missing or damaged.
+            StorageError: the model or its tokenizer is missing or damaged.
             IdentityError: it is not the one that the codec was saved with.
         """
         from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -150,7 +150,7 @@ class LmCodec(TextCodec):
             model = AutoModelForCausalLM.from_pretrained(str(folder / FOLDER), dtype="auto", **here)
             tokenizer = AutoTokenizer.from_pretrained(str(folder / FOLDER), **here)
         except Exception as error:  # transformers, tokenizers and safetensors raise many kinds, all of which mean this
-            raise EncodeError(
+            raise StorageError(
                 f"expected a language model and its tokenizer in {folder / FOLDER}, got: {error}"
             ) from error
         check_same("language model", trained.sender, identify(model, tokenizer))
@@ -170,7 +170,7 @@ class LmCodec(TextCodec):
         return _Source(self._exact, self._start, self._size)
 
     def _read(self, symbols: Sequence[int]) -> str:
-        """The text that symbols stand for."""
+        """Returns the text that symbols stand for."""
         if not symbols:
             return ""
         mode, *rest = symbols
@@ -179,7 +179,7 @@ class LmCodec(TextCodec):
         return str(self.tokenizer.decode(rest, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
     def _ids(self, text: str) -> list[int]:
-        """The tokens of ``text``, up to where they no longer give it back."""
+        """Returns the tokens of ``text``, up to where they no longer give it back."""
         ids = list(self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
 
         def strays(count: int) -> bool:
@@ -188,7 +188,7 @@ class LmCodec(TextCodec):
         return ids[: bisect_left(range(1, len(ids) + 1), True, key=strays)] if strays(len(ids)) else ids
 
     def _paths(self, text: str, budget_bits: float) -> list[range_code.Path]:
-        """The ways to code ``text``, each up to the first symbol beyond the budget."""
+        """Returns the ways to code ``text``, each up to the first symbol beyond the budget."""
         if self._latest and self._latest[0] == text and self._latest[1] >= budget_bits:
             return self._latest[2]
         ways = [MODEL, *self._ids(text)], [BYTES, *text.encode("utf-8")]
@@ -198,7 +198,7 @@ class LmCodec(TextCodec):
         return paths
 
     def _head(self, text: str, path: range_code.Path, limit: int) -> tuple[int, bytes]:
-        """How many characters of ``text`` fit into ``limit`` bytes along ``path``, and their payload."""
+        """Returns how many characters of ``text`` fit into ``limit`` bytes along ``path``, and their payload."""
         for count in range(bisect_right(path.bits, 8 * limit) - 1, 1, -1):  # what has more bits cannot fit
             head = self._read(path.symbols[:count])
             payload = range_code.payload_of(path, count, limit) if head and text.startswith(head) else b""

@@ -31,7 +31,7 @@ Source = Callable[[int | None], Probabilities]  # given the latest symbol (None:
 
 @dataclass(frozen=True, slots=True)
 class _Step:
-    """A coder's table, and its edge nearest to the middle: where a payload leaves the symbol open."""
+    """A coder's table, and its edge nearest to the middle, at which a payload leaves the symbol open."""
 
     table: Any
     edge: int  # the symbol above it
@@ -53,7 +53,7 @@ class Path:
 
 
 def walk(symbols: Iterable[int], source: Source, budget_bits: float) -> Path:
-    """The path along ``symbols``, up to the first that exceeds the budget."""
+    """Returns the path along ``symbols``, up to the first that exceeds the budget."""
     expected = source(None)
     path = Path([], [0.0], [_step(expected)])
     for symbol in symbols:
@@ -67,7 +67,7 @@ def walk(symbols: Iterable[int], source: Source, budget_bits: float) -> Path:
 
 
 def payload_of(path: Path, count: int, limit: int) -> bytes:
-    """The shortest payload that decides the first ``count`` symbols and no more; none if it exceeds ``limit`` bytes."""
+    """Returns the shortest payload that decides the first ``count`` symbols, no more; empty beyond ``limit`` bytes."""
     encoder = constriction.stream.queue.RangeEncoder()
     for symbol, step in zip(path.symbols[:count], path.steps, strict=False):
         encoder.encode(symbol, step.table)
@@ -83,7 +83,7 @@ def payload_of(path: Path, count: int, limit: int) -> bytes:
 
 
 def decided(payload: bytes, source: Source) -> list[int]:
-    """The symbols that a payload decides."""
+    """Returns the symbols that a payload decides."""
     decoder = _Decoder(payload)
     symbols: list[int] = []
     symbol = decoder.next(_table(source(None)))
@@ -106,7 +106,7 @@ class _Decoder:
         ]
 
     def next(self, table: Any) -> int | None:
-        """The next symbol; None where the payload does not decide it, for good."""
+        """Returns the next symbol; None where the payload does not decide it, for good."""
         try:
             lowest, highest = (end.decode(table) for end in self._ends)
         except AssertionError:  # constriction's answer to bits that no encoder writes
@@ -116,10 +116,10 @@ class _Decoder:
 
 def _decides(payload: bytes, path: Path, count: int) -> bool:
     decoder = _Decoder(payload)
-    told = all(
+    given = all(
         symbol == decoder.next(step.table) for symbol, step in zip(path.symbols[:count], path.steps, strict=False)
     )
-    return told and decoder.next(path.steps[count].table) is None
+    return given and decoder.next(path.steps[count].table) is None
 
 
 def _step(probabilities: Probabilities) -> _Step:

@@ -2,7 +2,7 @@
 
 ::
 
-    slots "batch slots width" --linear (mu: one for all slots, or each its own)--> mu, log_var "batch slots dims"
+    slots "batch slots width" --linear (mu: one for all slots, or one per slot)--> mu, log_var "batch slots dims"
       mu --BatchNorm, no affine--> mu            scale, not rounding, is what a quantiser dies of
       training:  z = mu + exp(log_var / 2) * noise        inference: z = mu
       z --quantise, straight-through--> z_hat "batch slots dims", in [-1, 1]
@@ -27,23 +27,24 @@ CELL_SPAN = 1.5  # cells divide [-1.5, 1.5] evenly: 87 % of a unit normal, the o
 
 
 def quantise(z: Tensor, bits: int) -> Tensor:
-    """Codes 0 to ``2**bits - 1`` (int64) of ``z``, any shape."""
+    """Returns codes 0 to ``2**bits - 1`` (int64) of ``z`` ``"..."``, in its shape."""
     levels = 2**bits
     cells: Tensor = (z + CELL_SPAN) * (levels / (2 * CELL_SPAN))
     return cells.floor().clamp(0, levels - 1).long()
 
 
 def dequantise(codes: Tensor, bits: int) -> Tensor:
-    """The middle of each code's cell, scaled so that the outermost are -1 and 1."""
+    """Returns the middle of each code's cell, ``"..."`` as ``codes``, scaled so that the outermost are -1 and 1."""
     top = 2**bits - 1
     middles: Tensor = codes.float() * (2 / top) - 1
     return middles
 
 
 class SlotLinear(nn.Module):
-    """``"batch slots dims"`` from ``"batch slots width"``, by a matrix of each slot's own.
+    """A linear layer with a matrix per slot: ``"batch slots dims"`` from ``"batch slots width"``.
 
-    Two slots that read the same words say different things of them only if their codes are not made by one matrix.
+    Slots that read the same words can encode different things about them only if their codes come from different
+    matrices.
     """
 
     def __init__(self, config: VaeConfig):
@@ -64,14 +65,14 @@ class Bottleneck(nn.Module):
     def __init__(self, config: VaeConfig):
         super().__init__()
         self.config = config
-        self.to_mu = SlotLinear(config) if config.own_codes else nn.Linear(config.width, config.dims)
+        self.to_mu = SlotLinear(config) if config.per_slot_mu else nn.Linear(config.width, config.dims)
         self.to_log_var = nn.Linear(config.width, config.dims)
         nn.init.zeros_(self.to_log_var.weight)
         nn.init.constant_(self.to_log_var.bias, -3.0)  # start near the deterministic code
         self.norm = SyncedNorm(config.slots * config.dims, affine=False)
 
     def forward(self, slots: Tensor) -> tuple[Tensor, Tensor]:
-        """``z`` ``"batch slots dims"`` (a sample in training, mu otherwise) and ``rate_bits`` ``"batch"``."""
+        """Returns ``z`` ``"batch slots dims"`` (a sample in training, mu otherwise) and ``rate_bits`` ``"batch"``."""
         mu = self.norm(rearrange(self.to_mu(slots), "b s d -> b (s d)"))
         mu = rearrange(mu, "b (s d) -> b s d", s=self.config.slots)
         log_var = self.to_log_var(slots).clamp(*LOG_VAR_RANGE)
@@ -83,7 +84,7 @@ class Bottleneck(nn.Module):
         return mu + (0.5 * log_var).exp() * noise, rate_bits
 
     def z_hat(self, z: Tensor) -> Tensor:
-        """The quantised latent; its gradient is that of ``z`` where ``z`` is inside the cells, else zero."""
+        """Returns the quantised ``"batch slots dims"``; its gradient is that of ``z`` inside the cells, else 0."""
         exact = dequantise(quantise(z, self.config.bits), self.config.bits)
         inside = z.clamp(-CELL_SPAN, CELL_SPAN)
         return inside + (exact - inside).detach()

@@ -1,7 +1,7 @@
-"""The VAE codec as the seam wants it: context to bytes, bytes to memory; and the network that training sees."""
+"""The VAE codec behind the seam (context to bytes, bytes to memory), and the network that training sees."""
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +12,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ilcp.codec.context import Context
-from ilcp.codec.folder import HubCodec
-from ilcp.codec.memory import Memory
+from ilcp.codec.folder import CONFIG, HubCodec
+from ilcp.codec.memory import Memory, SoftPrompt
 from ilcp.codec.spec import CodecSpec, Trained
-from ilcp.errors import DecodeError, EncodeError, IdentityError
+from ilcp.errors import ConfigError, DecodeError, EncodeError, IdentityError, StorageError
 from ilcp.evidence import Evidence
 from ilcp.identity import ModelIdentity
 from ilcp.models.fingerprint import weights_digest
 from ilcp.nn.distributed import rank, shard_rng, world
 from ilcp_codecs.vae.bottleneck import Bottleneck, dequantise, quantise
-from ilcp_codecs.vae.config import VaeConfig
+from ilcp_codecs.vae.config import SETTINGS, VaeConfig
 from ilcp_codecs.vae.pooler import Pooler
 from ilcp_codecs.vae.projector import Projector
 
@@ -52,13 +52,13 @@ class VaeNetwork(nn.Module):
         self._masks = torch.stack([self.known(length) for length in config.prefixes])
 
     def calibrate(self, states: Tensor, mask: Tensor, memory: Tensor) -> None:
-        """Before training: fits the entry to samples of the sender's states, the exit to samples of memory."""
+        """Fits the entry to states ``"batch layers tokens hidden"``, the exit to memory ``"n slots hidden"``."""
         self.pooler.calibrate(states, mask)
         self.projector.match(memory)
 
     @torch.no_grad()
     def round_to_half(self) -> None:
-        """After training: every weight to the nearest that 16 bits hold, so that the file is half as large."""
+        """Rounds every weight to the nearest that 16 bits hold, so that the file is half as large."""
         for tensor in self.state_dict().values():
             if tensor.is_floating_point():
                 tensor.copy_(tensor.half())
@@ -74,7 +74,7 @@ class VaeNetwork(nn.Module):
         return self.projector(z_hat * self._random_prefix(len(z))), rate_bits
 
     def blank(self, count: int) -> Tensor:
-        """Memory ``"share slots hidden"`` of payloads that no sender made: zero bytes, and random bytes.
+        """Returns memory ``"share slots hidden"`` of payloads that no sender made: zero bytes, and random bytes.
 
         ``count`` is that of all processes; ``share`` is this one's.
         """
@@ -86,7 +86,7 @@ class VaeNetwork(nn.Module):
         return memory
 
     def known(self, payload_bytes: int) -> Tensor:
-        """Which dimensions a payload of that length carries, ``"slots dims"``, ones and zeros."""
+        """Returns ``"slots dims"``: 1 for each dimension that a payload of that length carries, 0 for the others."""
         c = self.config
         sent = torch.zeros(8 * c.payload_bytes)
         sent[c.order()[: 8 * payload_bytes]] = 1
@@ -116,15 +116,15 @@ class VaeCodec(HubCodec):
 
     @classmethod
     def settings(cls) -> tuple[str, ...]:
-        """What a recipe may set: the fields of ``VaeConfig`` that the models do not decide."""
-        return tuple(f.name for f in fields(VaeConfig) if f.name not in ("sender_hidden", "receiver_hidden"))
+        """Returns the fields of ``VaeConfig`` that the models do not decide, and the names that they had before."""
+        return SETTINGS
 
     @classmethod
     def untrained(cls, sender: Any, receiver: Any, settings: Mapping[str, Any]) -> VaeNetwork:
-        """A network for two models, to be calibrated and trained; without ``sender_layers`` it reads a few, far apart.
+        """Returns a network for two models; without ``sender_layers`` it reads a few layers, far apart.
 
         Raises:
-            EncodeError: the settings contradict each other.
+            ConfigError: the settings contradict each other.
         """
         count = sender.config.num_hidden_layers
         chosen = {round(step * count / (LAYERS - 1)) for step in range(LAYERS)}
@@ -133,14 +133,14 @@ class VaeCodec(HubCodec):
             "sender_hidden": sender.config.hidden_size,
             "receiver_hidden": receiver.get_input_embeddings().embedding_dim,
         }
-        config = VaeConfig.from_dict(values | dict(settings))
+        config = VaeConfig.from_dict(values | dict(settings), "[codec]")
         if max(config.sender_layers) > count:
-            raise EncodeError(f"expected sender_layers from 0 to {count} (the last state), got {config.sender_layers}")
+            raise ConfigError(f"expected sender_layers from 0 to {count} (the last state), got {config.sender_layers}")
         return VaeNetwork(config)
 
     @classmethod
     def from_network(cls, network: VaeNetwork, sender: ModelIdentity, receiver: ModelIdentity) -> "VaeCodec":
-        """A codec out of a trained network."""
+        """Returns the codec out of a trained network."""
         return cls(network, Trained(sender, receiver, weights_digest(network).hex()))
 
     @property
@@ -150,7 +150,7 @@ class VaeCodec(HubCodec):
 
     @torch.no_grad()
     def encode(self, context: Context, payload_bytes: int | None = None) -> bytes:
-        """The payload of a context's states; a shorter one is a prefix of the longer.
+        """Returns the payload of a context's states; a shorter one is a prefix of the longer.
 
         Raises:
             EncodeError: the context has no states, states of another sender, or NaN; or no payload of that length.
@@ -162,15 +162,16 @@ class VaeCodec(HubCodec):
 
     @torch.no_grad()
     def decode_unrounded(self, context: Context) -> Memory:
-        """The memory of the latent before it is quantised: what ``decode`` would give if rounding cost nothing.
+        """Returns the memory of the latent before it is quantised, which no payload holds: for measuring only.
 
-        For measuring only; no payload holds it.
+        Raises:
+            EncodeError: as ``encode``.
         """
-        return Memory(vectors=self.network.projector(self._latent(context)[None])[0])
+        return SoftPrompt(self.network.projector(self._latent(context)[None])[0])
 
     @torch.no_grad()
     def decode(self, payload: bytes) -> Memory:
-        """Memory of one vector per slot.
+        """Returns memory of one vector per slot.
 
         Raises:
             DecodeError: the payload has none of the codec's lengths, or the vectors are not finite.
@@ -183,10 +184,10 @@ class VaeCodec(HubCodec):
         planes[self._order[: 8 * len(payload)]] = np.unpackbits(np.frombuffer(payload, dtype=np.uint8))
         codes = planes.reshape(c.slots, c.dims, c.bits) @ (2 ** np.arange(c.bits - 1, -1, -1, dtype=np.uint8))
         z_hat = dequantise(torch.from_numpy(codes), c.bits) * self._known[len(payload)]
-        return Memory(vectors=self.network.projector(z_hat[None].to(self.network.projector.scale.device))[0])
+        return SoftPrompt(self.network.projector(z_hat[None].to(self.network.projector.scale.device))[0])
 
     def _latent(self, context: Context) -> Tensor:
-        """``"slots dims"``."""
+        """Returns the latent ``"slots dims"`` before it is quantised."""
         states = context.states
         expected = (len(self.config.sender_layers), self.config.sender_hidden)
         if states is None or (states.shape[0], states.shape[2]) != expected or states.shape[1] == 0:
@@ -202,21 +203,21 @@ class VaeCodec(HubCodec):
     def save_files(self, folder: Path) -> dict[str, Any]:
         """Writes the weights, in 16 bits where that loses nothing; returns the configuration."""
         save_file({name: _lean(tensor) for name, tensor in self.network.state_dict().items()}, folder / WEIGHTS)
-        return self.config.to_dict()
+        return asdict(self.config)
 
     @classmethod
     def load_files(cls, folder: Path, spec: CodecSpec, trained: Trained, settings: Mapping[str, Any]) -> "VaeCodec":
-        """The codec that ``save_files`` wrote.
+        """Returns the codec that ``save_files`` wrote.
 
         Raises:
-            EncodeError: the weights are missing, damaged, or of another shape.
+            StorageError: the weights are missing, damaged, or of another shape.
             IdentityError: the weights are not those the codec was saved with.
         """
-        network = VaeNetwork(VaeConfig.from_dict(dict(settings)))
+        network = VaeNetwork(VaeConfig.from_dict(settings, f"settings in {folder / CONFIG}", error=StorageError))
         try:
             network.load_state_dict(load_file(folder / WEIGHTS), strict=True)
         except Exception as error:  # safetensors and torch raise several kinds, all of which mean this
-            raise EncodeError(f"expected the codec's weights in {folder / WEIGHTS}, got: {error}") from error
+            raise StorageError(f"expected the codec's weights in {folder / WEIGHTS}, got: {error}") from error
         found = weights_digest(network).hex()
         if found != trained.weights:
             raise IdentityError(

@@ -1,11 +1,22 @@
 """The shape of a VAE codec: frozen, and it checks its own arithmetic."""
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from typing import Any
 
-from ilcp.errors import EncodeError
+from ilcp.errors import ConfigError, IlcpError
+from ilcp.records import read_record
 
-__all__ = ["VaeConfig"]
+__all__ = ["SETTINGS", "VaeConfig"]
+
+# Files of before say these; the field that each became.
+EARLIER = {
+    "nearness": "locality_bias",
+    "echo": "same_token_attention",
+    "own_codes": "per_slot_mu",
+    "urgent_slots": "priority_slots",
+    "urgent_dims": "priority_dims",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,7 +25,10 @@ class VaeConfig:
 
     ``slots * dims * bits`` is the payload in bits; ``prefixes`` (bytes, ascending) may cut it anywhere: a dimension
     that is not there whole counts as unknown. Bits are interleaved over the slots (see ``order``); the first
-    ``urgent_dims`` of the first ``urgent_slots`` come before all others.
+    ``priority_dims`` of the first ``priority_slots`` come before all others.
+
+    Raises:
+        ConfigError: numbers contradict each other; the text prints them.
     """
 
     sender_layers: tuple[int, ...]
@@ -28,38 +42,38 @@ class VaeConfig:
     heads: int = 6
     blocks: int = 2
     projector_width: int = 512
-    nearness: float = 1.0  # how strongly a query starts out reading its own stretch of the text; 0: never
-    echo: bool = False  # whether each token hears what stands beside the same word elsewhere
-    own_codes: bool = False  # whether each slot has a matrix of its own from what it read to its code
-    urgent_slots: int = 0
-    urgent_dims: int = 0
+    locality_bias: float = 1.0  # how strongly a query starts out reading its own stretch of the text; 0: never
+    same_token_attention: bool = False  # each token attends to what stands beside the same word elsewhere
+    per_slot_mu: bool = False  # each slot has a matrix of its own from what it read to its code
+    priority_slots: int = 0
+    priority_dims: int = 0
 
     def __post_init__(self) -> None:
         whole = (self.slots, self.dims, self.width, self.heads, self.blocks, self.projector_width)
         numbers = (*whole, *self.sender_layers, *self.prefixes)
         if not all(isinstance(number, int) for number in numbers) or min(whole) < 1:
-            raise EncodeError(
+            raise ConfigError(
                 "expected whole numbers from 1 for slots, dims, width, heads, blocks and projector_width, and whole "
                 f"numbers in sender_layers and prefixes, got {numbers}"
             )
         if self.bits not in (1, 2, 4):
-            raise EncodeError(f"expected 1, 2 or 4 bits per dimension, got {self.bits}")
+            raise ConfigError(f"expected 1, 2 or 4 bits per dimension, got {self.bits}")
         if not self.prefixes or sorted(set(self.prefixes)) != list(self.prefixes) or self.prefixes[0] < 1:
-            raise EncodeError(f"expected prefixes in ascending order from 1 byte, got {self.prefixes}")
+            raise ConfigError(f"expected prefixes in ascending order from 1 byte, got {self.prefixes}")
         if self.slots * self.dims * self.bits != 8 * self.payload_bytes:
-            raise EncodeError(
+            raise ConfigError(
                 f"expected slots x dims x bits to be 8 x {self.payload_bytes} bytes, "
                 f"got {self.slots} x {self.dims} x {self.bits} = {self.slots * self.dims * self.bits} bits"
             )
         if self.width % self.heads:
-            raise EncodeError(f"expected width to be a multiple of heads, got {self.width} and {self.heads}")
-        if not (0 <= self.urgent_slots <= self.slots and 0 <= self.urgent_dims <= self.dims):
-            raise EncodeError(
-                f"expected at most {self.slots} urgent_slots and {self.dims} urgent_dims, "
-                f"got {self.urgent_slots} and {self.urgent_dims}"
+            raise ConfigError(f"expected width to be a multiple of heads, got {self.width} and {self.heads}")
+        if not (0 <= self.priority_slots <= self.slots and 0 <= self.priority_dims <= self.dims):
+            raise ConfigError(
+                f"expected at most {self.slots} priority_slots and {self.dims} priority_dims, "
+                f"got {self.priority_slots} and {self.priority_dims}"
             )
         if not self.sender_layers or min(self.sender_layers) < 0:
-            raise EncodeError(f"expected the sender's layers to read, from 0, got {self.sender_layers}")
+            raise ConfigError(f"expected the sender's layers to read, from 0, got {self.sender_layers}")
 
     @property
     def payload_bytes(self) -> int:
@@ -67,27 +81,33 @@ class VaeConfig:
         return self.prefixes[-1]
 
     def order(self) -> list[int]:
-        """Where each bit of the payload comes from, numbered as in ``"(slots dims bits)"``."""
+        """Returns where each bit of the payload comes from, numbered as in ``"(slots dims bits)"``."""
 
         def turn(place: int) -> tuple[bool, int, int, int]:
             slot, dim, bit = place // (self.dims * self.bits), place // self.bits % self.dims, place % self.bits
-            return slot >= self.urgent_slots or dim >= self.urgent_dims, dim, bit, slot
+            return slot >= self.priority_slots or dim >= self.priority_dims, dim, bit, slot
 
         return sorted(range(8 * self.payload_bytes), key=turn)
 
     @classmethod
-    def from_dict(cls, record: dict[str, Any]) -> "VaeConfig":
-        """The configuration that ``to_dict`` wrote.
+    def from_dict(
+        cls, record: Mapping[str, Any], where: str = "a VaeConfig", *, error: type[IlcpError] = ConfigError
+    ) -> "VaeConfig":
+        """Returns the configuration that ``asdict`` wrote, now or under the names of before.
+
+        Args:
+            where: the record's place, for people.
+            error: what is raised.
 
         Raises:
-            EncodeError: a field is missing or unknown.
+            IlcpError: ``error``: a field is missing, unknown, or of another type.
+            ConfigError: the numbers contradict each other.
         """
-        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in record.items()}
-        try:
-            return cls(**values)
-        except TypeError as error:
-            raise EncodeError(f"expected the fields of a VaeConfig, got {sorted(record)}: {error}") from error
+        return read_record(cls, {EARLIER.get(name, name): value for name, value in record.items()}, where, error=error)
 
-    def to_dict(self) -> dict[str, Any]:
-        """All fields, as JSON takes them."""
-        return asdict(self)
+
+# What a recipe may set: all that the two models do not decide.
+SETTINGS = (
+    *(field.name for field in fields(VaeConfig) if field.name not in ("sender_hidden", "receiver_hidden")),
+    *EARLIER,
+)

@@ -4,7 +4,7 @@
 
     states "batch layers tokens hidden"
       --unit RMS per layer, concatenated, linear-->  x "batch tokens width"
-      --Echo (optional): what stands beside the same word elsewhere-->  x "batch tokens width"
+      --SameTokenAttention (optional): what stands beside the same word elsewhere-->  x "batch tokens width"
       --Mixer (twice): convolution over +-4 tokens, both ways-->  x "batch tokens width"
       --Block (blocks times): queries attend to x, then to each other, then an MLP-->  slots "batch slots width"
 
@@ -12,7 +12,8 @@ The mixer is there because the sender is causal: in "Mara owns the ticket" the s
 
 The entry starts as a whitening of the states: words of one kind share most of their state, and the small rest that
 tells them apart would be learned last. Where nothing says what each slot is about, the queries' attention starts with a
-bias towards one stretch of the text per slot (``config.nearness``, learned); otherwise all would read the same average.
+bias towards one stretch of the text per slot (``config.locality_bias``, learned); otherwise all would read the same
+average.
 """
 
 import torch
@@ -27,7 +28,7 @@ __all__ = ["Pooler"]
 
 REACH = 4  # tokens to either side that one mixer sees
 MIXERS = 2
-ECHO_SHARPNESS = 20.0  # at the start: another saying of the word weighs e10 times as much as hearing none
+SHARPNESS = 20.0  # at the start: another occurrence of the word weighs e10 times as much as none of the tokens
 JOINT_WIDTH = 4096  # of all layers together: where they are wider, each is whitened by itself, for it takes width cubed
 HIDDEN = -1e4  # bias of a padded token: finite, so that a row without tokens gives no NaN
 
@@ -39,13 +40,14 @@ class Pooler(nn.Module):
         super().__init__()
         self.enter = nn.Linear(len(config.sender_layers) * config.sender_hidden, config.width)
         self.mixers = nn.ModuleList(Mixer(config.width) for _ in range(MIXERS))
-        self.echo = Echo(config) if config.echo else None
+        # ``echo``, as ``nearness`` below, is part of the weights' names in files: it stays.
+        self.echo = SameTokenAttention(config) if config.same_token_attention else None
         self.queries = nn.Parameter(torch.randn(config.slots, config.width))
-        self.blocks = nn.ModuleList(Block(config.width, config.heads, config.nearness) for _ in range(config.blocks))
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.blocks))
         self.leave = nn.RMSNorm(config.width)
 
     def calibrate(self, states: Tensor, mask: Tensor) -> None:
-        """Starts the entry so that it hears every direction of the sender's states alike.
+        """Starts the entry as a whitening of states ``"batch layers tokens hidden"`` under a mask ``"batch tokens"``.
 
         Words of one kind share most of their state; without this, what tells them apart is learned last or never.
         """
@@ -78,7 +80,7 @@ class Pooler(nn.Module):
         return normed
 
     def _squared_distance(self, mask: Tensor) -> Tensor:
-        """``"batch slots tokens"``: how far each token is from the middle of each slot's stretch, in stretches."""
+        """Returns ``"batch slots tokens"``: each token's distance from the middle of a slot's stretch, in stretches."""
         slots, tokens = len(self.queries), mask.shape[1]
         stretch = rearrange(mask.sum(1) / slots, "batch -> batch 1 1").clamp(min=1e-6)
         middles = rearrange(torch.arange(slots, device=mask.device) + 0.5, "slots -> 1 slots 1") * stretch
@@ -87,7 +89,7 @@ class Pooler(nn.Module):
 
 
 def _unit(states: Tensor) -> Tensor:
-    """Each layer's state at unit RMS, side by side: ``"batch tokens (layers hidden)"``."""
+    """Returns each layer's state at unit RMS, side by side: ``"batch tokens (layers hidden)"``."""
     return rearrange(
         F.rms_norm(states.float(), states.shape[-1:]), "batch layers tokens hidden -> batch tokens (layers hidden)"
     )
@@ -109,19 +111,20 @@ class Mixer(nn.Module):
         return mixed
 
 
-class Echo(nn.Module):
-    """``x`` plus what stands around the same word elsewhere: "Hugo owns it. ... Hugo works from Cadiz."
+class SameTokenAttention(nn.Module):
+    """Adds to ``x`` ``"batch tokens width"`` what stands around the same word elsewhere: "Hugo owns it. ... Hugo works
+    from Cadiz."
 
     Each token attends to the tokens like it, or to none, by the cosine of their ``words`` (states of the first layer
     that is read, at unit RMS) after one matrix for both: were queries and keys apart, they would have to learn word by
-    word that a word is like itself. It starts silent.
+    word that a word is like itself. It starts as the identity.
     """
 
     def __init__(self, config: VaeConfig):
         super().__init__()
         width = config.width
         self.like = nn.Linear(config.sender_hidden, config.sender_hidden)
-        self.sharpness = nn.Parameter(torch.tensor(ECHO_SHARPNESS))
+        self.sharpness = nn.Parameter(torch.tensor(SHARPNESS))
         self.none = nn.Parameter(torch.tensor(0.5))  # how alike a token has to be
         self.around = nn.Conv1d(width, width, 2 * REACH + 1, padding=REACH, groups=width)
         self.out = nn.Linear(width, width)
@@ -144,17 +147,18 @@ class Echo(nn.Module):
         alike = alike.masked_fill(itself | ~mask.bool().unsqueeze(1), HIDDEN)
         weights = F.pad(alike, (0, 1)).softmax(-1)[..., :-1]  # the last is none of them
         around = self.around((x * mask.unsqueeze(-1)).transpose(1, 2)).transpose(1, 2)
-        heard: Tensor = x + self.out(weights @ around)
-        return heard
+        attended: Tensor = x + self.out(weights @ around)
+        return attended
 
 
 class Block(nn.Module):
     """Queries attend to the tokens, then to each other, then pass an MLP; each step is pre-normed and residual."""
 
-    def __init__(self, width: int, heads: int, nearness: float):
+    def __init__(self, config: VaeConfig):
         super().__init__()
+        width, heads = config.width, config.heads
         self.read = Attention(width, heads)
-        self.nearness = nn.Parameter(torch.full((heads,), nearness))
+        self.nearness = nn.Parameter(torch.full((heads,), config.locality_bias))
         self.confer = Attention(width, heads)
         self.norm = nn.RMSNorm(width)
         self.mlp = nn.Sequential(nn.Linear(width, 2 * width), nn.SiLU(), nn.Linear(2 * width, width))

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ilcp.errors import EncodeError
+from ilcp.errors import ConfigError
 from ilcp.nn.whitening import principal_axes
 from ilcp_codecs.vae.config import VaeConfig
 
@@ -45,15 +45,15 @@ class Projector(nn.Module):
 
     @torch.no_grad()
     def match(self, memory: Tensor) -> None:
-        """Starts where memory of this kind is: ``"n slots hidden"``, or ``"n 1 hidden"`` where all slots are alike.
+        """Starts from memory of this kind: ``"n slots hidden"``, or ``"n 1 hidden"`` where all slots are alike.
 
         Slots that are about no topic, behind those that are, start in the middle of them.
 
         Raises:
-            EncodeError: more topics than slots.
+            ConfigError: more topics than slots.
         """
         if memory.shape[1] > len(self.place):
-            raise EncodeError(f"expected memory of up to {len(self.place)} slots, one per topic, got {memory.shape[1]}")
+            raise ConfigError(f"expected memory of up to {len(self.place)} slots, one per topic, got {memory.shape[1]}")
         places = memory.mean(0)
         self.place.copy_(places.mean(0).expand_as(self.place))
         self.place[: len(places)] = places
@@ -63,5 +63,5 @@ class Projector(nn.Module):
     def forward(self, z_hat: Tensor) -> Tensor:
         h = self.enter(z_hat) + self.slot
         y = self.leave(F.silu(self.gate(h)) * self.value(h))
-        told = self.scale * torch.sigmoid(self.open(h)) * F.rms_norm(y, y.shape[-1:])
-        return self.place + told @ self.colour
+        said = self.scale * torch.sigmoid(self.open(h)) * F.rms_norm(y, y.shape[-1:])
+        return self.place + said @ self.colour

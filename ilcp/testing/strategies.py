@@ -1,17 +1,36 @@
-"""Hypothesis strategies for what ilcp takes and for what an attacker sends.
+"""Hypothesis strategies for what ilcp takes, and for what an attacker sends.
 
 Each strategy is a function, its result shrinks towards the smallest case, and nothing here reads a clock or a file.
-The tags of `hostile_bytes` are computed here from the specification, not with the code under test.
+The checks and MACs of ``hostile_bytes`` are computed here from the specification, not with the code under test.
 """
 
 import hashlib
 
-import msgpack
+import msgpack  # type: ignore[import-untyped]
+import torch
 import zstandard
 from hypothesis import strategies as st
 
+from ilcp.codec.context import Context
+from ilcp.codec.spec import CodecSpec
 from ilcp.message import Message, Seal
 from ilcp.message.format import MAX_EXPIRES_UNIX_S, MIN_EXPIRES_UNIX_S
+
+__all__ = [
+    "bare_messages",
+    "codec_ids",
+    "contexts",
+    "hostile_bytes",
+    "keys",
+    "literals",
+    "payloads",
+    "payloads_of",
+    "sealed_messages",
+    "seals",
+    "texts",
+    "with_check",
+    "with_mac",
+]
 
 # What most payloads hold is below this; the largest ones have tests of their own, which name their size.
 USUAL_PAYLOAD_BYTES = 300
@@ -28,6 +47,30 @@ def payloads(max_size: int = USUAL_PAYLOAD_BYTES) -> st.SearchStrategy[bytes]:
         st.binary(min_size=1, max_size=max_size),
         st.sampled_from([n for n in (1, 80, 255, 256, max_size) if n <= max_size]).map(bytes),
     )
+
+
+def payloads_of(spec: CodecSpec, max_size: int = USUAL_PAYLOAD_BYTES) -> st.SearchStrategy[bytes]:
+    """Any bytes of a length that a codec of this spec may be given, as damaged or hostile payloads are."""
+    lengths = spec.prefixes or range(1, min(spec.payload_bytes, max_size) + 1)
+    return st.sampled_from(lengths).flatmap(lambda n: st.binary(min_size=n, max_size=n))
+
+
+def texts(max_size: int = 200) -> st.SearchStrategy[str]:
+    """Any text that says something: one character that is no space, at least."""
+    return st.text(min_size=1, max_size=max_size).filter(str.strip)
+
+
+def contexts(layers: int = 0, hidden: int = 0, max_tokens: int = 12) -> st.SearchStrategy[Context]:
+    """Any context with a text; with ``layers`` and ``hidden`` also with states ``"layers tokens hidden"``, of any
+    size and sign."""
+    if not layers:
+        return st.builds(Context, text=texts())
+
+    def states(seed: int, tokens: int, scale: float) -> torch.Tensor:
+        return scale * torch.randn(layers, tokens, hidden, generator=torch.Generator().manual_seed(seed))
+
+    drawn = st.builds(states, st.integers(0, 2**32 - 1), st.integers(1, max_tokens), st.sampled_from([1.0, 1e-3, 1e3]))
+    return st.builds(Context, text=texts(), states=drawn)
 
 
 def keys() -> st.SearchStrategy[bytes]:
@@ -158,7 +201,7 @@ def _literals_fields() -> st.SearchStrategy[bytes]:
 
 
 def _str(data: bytes) -> bytes:
-    """A str of `data` in the shortest form, UTF-8 or not."""
+    """Returns a str of `data` in the shortest form, UTF-8 or not."""
     n = len(data)
     header = bytes([0xA0 | n]) if n < 32 else bytes([0xD9, n]) if n < 256 else b"\xda" + n.to_bytes(2, "big")
     return header + data
