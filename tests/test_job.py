@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 import ilcp
 from ilcp.cli import app
-from ilcp.errors import EncodeError, IdentityError, UnmeasuredError
+from ilcp.errors import ConfigError, IdentityError, UnmeasuredError
 from ilcp.message import describe
 from ilcp.training.log import read_log
 from ilcp.training.loop import CHECKPOINT
@@ -96,7 +96,7 @@ def test_a_trained_codec_is_a_proven_folder(home) -> None:
     names = {"model.safetensors", "config.json", "README.md", "curve.png", "log.jsonl"}
     assert names == {file.name for file in folder.iterdir()}
     record = json.loads((folder / "config.json").read_text())
-    assert {"spec", "trained", "training", "proof", "settings"} <= record.keys()
+    assert {"spec", "trained", "training", "evidence", "settings"} <= record.keys()
     assert 60 == record["training"]["steps"] == record["training"]["recipe"]["steps"]
     assert 3 == record["training"]["seed"]
     assert record["training"]["provenance"]["versions"]["torch"]
@@ -205,20 +205,20 @@ def test_two_processes_make_the_loss_of_one(home, tmp_path) -> None:
 
 def test_a_run_is_not_begun_twice_nor_gone_on_with_another_recipe(home, tmp_path) -> None:
     """A folder with a codec is refused, a checkpoint needs --resume, and then the same plan; differences are named."""
-    with pytest.raises(EncodeError, match="holds a codec already: choose another --out"):
+    with pytest.raises(ConfigError, match="holds a codec already: choose another --out"):
         ilcp.train(recipe(home), out=home.root / "codec")
     process = started("train", "--recipe", recipe(home), "--out", tmp_path / "codec")
     wait_for(tmp_path / "codec.run" / CHECKPOINT, process)
     process.kill()
     process.communicate()
-    with pytest.raises(EncodeError, match="pass --resume to go on"):
+    with pytest.raises(ConfigError, match="pass --resume to go on"):
         ilcp.train(recipe(home), out=tmp_path / "codec")
-    with pytest.raises(EncodeError, match=r"training.steps \(was 60, is 70\)"):
+    with pytest.raises(ConfigError, match=r"training.steps \(was 60, is 70\)"):
         ilcp.train(recipe(home, 70), out=tmp_path / "codec", resume=True)
-    with pytest.raises(EncodeError, match=r"codec.slots \(was 4, is 8\)"):
+    with pytest.raises(ConfigError, match=r"codec.slots \(was 4, is 8\)"):
         ilcp.train(recipe(home), out=tmp_path / "codec", resume=True, codec={"slots": 8, "dims": 8})
     other = write_cases(tmp_path / "other.jsonl", 320, start=5)
-    with pytest.raises(EncodeError, match=r"data \(was .*data digest \(was"):
+    with pytest.raises(ConfigError, match=r"data \(was .*data digest \(was"):
         ilcp.train(recipe(home), out=tmp_path / "codec", resume=True, data=other)
 
 
@@ -301,7 +301,7 @@ def test_weights_that_lack_a_tensor_are_refused(home, tmp_path) -> None:
     file = tmp_path / "codec" / "model.safetensors"
     tensors = load_file(file)
     save_file({name: value for name, value in tensors.items() if name != "projector.scale"}, file)
-    with pytest.raises(EncodeError, match=r"Missing key.*projector\.scale"):
+    with pytest.raises(ConfigError, match=r"Missing key.*projector\.scale"):
         ilcp.load(tmp_path / "codec")
     save_file(tensors | {"projector.scale": tensors["projector.scale"] * 2}, file)
     with pytest.raises(IdentityError, match="replaced or damaged"):
@@ -311,7 +311,7 @@ def test_weights_that_lack_a_tensor_are_refused(home, tmp_path) -> None:
 def test_a_codec_that_collapses_is_not_made(home, tmp_path) -> None:
     """Where the message says no more than another's half-way, the run stops with its figures; nothing is published."""
     file = recipe(home, 40, "rate_weight = 50.0\ncollapse_after = 0.5\n")
-    with pytest.raises(EncodeError, match=r"after 50% of the run, got a content gain of .*collapsed"):
+    with pytest.raises(ConfigError, match=r"after 50% of the run, got a content gain of .*collapsed"):
         ilcp.train(file, out=tmp_path / "codec")
     assert not (tmp_path / "codec").exists()
     assert (tmp_path / "codec.run" / "curve.png").exists()

@@ -62,7 +62,7 @@ def measure(
             asked.cases,
             task=asked.name,
             seed=seed,
-            closed=asked.closed,
+            closed=asked.answers_end,
             texts=texts,
             hops=hops,
             repetitions=repetitions,
