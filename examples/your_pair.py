@@ -13,7 +13,7 @@ from pathlib import Path
 
 import ilcp
 from ilcp.embedded import HERE
-from ilcp.tasks import case_files
+from ilcp.tasks import case_files, thin
 
 work = Path(sys.argv[1] if len(sys.argv) > 1 else tempfile.mkdtemp())
 steps = int(sys.argv[2]) if len(sys.argv) > 2 else 20
@@ -21,8 +21,9 @@ steps = int(sys.argv[2]) if len(sys.argv) > 2 else 20
 # 1. Cases: what the sender reads, what the receiver is asked, what it should answer.
 data = work / "cases.jsonl"
 with open(data, "w", encoding="utf-8") as file:
-    for case in case_files("train", seed=0, n=200, facts=4):
-        asked = [{"question": question.text, "answer": question.answer} for question in case.questions]
+    for number, case in enumerate(case_files("train", seed=0, n=160, facts=4)):
+        questions = thin(case, {"absent": 2}, number).questions  # two of those that the text does not answer
+        asked = [{"question": question.text, "answer": question.answer} for question in questions]
         file.write(json.dumps({"context": case.context, "questions": asked}) + "\n")
 
 # 2. The codec: trained, measured against its controls, saved with its card.

@@ -204,8 +204,8 @@ def test_what_answers_are_worth_adds_up_to_the_entropy() -> None:
 
 @given(payload_bytes=st.integers(1, 40), number=st.integers(0, 200))
 @settings(max_examples=60, deadline=None)
-def test_a_record_answers_what_fits_and_nothing_wrong(payload_bytes: int, number: int) -> None:
-    """A record of any length answers some of the questions, all of them rightly; the whole one answers all."""
+def test_a_fact_code_answers_what_fits_and_nothing_wrong(payload_bytes: int, number: int) -> None:
+    """A fact code of any length answers some of the questions, all of them rightly; the whole one answers all."""
     case = next(case_files("train", seed=9, n=1, start=number, facts=number % 21))
     payload = case.fact_code.encode(payload_bytes)
     answers = case.fact_code.answers(payload)
@@ -215,14 +215,14 @@ def test_a_record_answers_what_fits_and_nothing_wrong(payload_bytes: int, number
         assert {q.text for q in case.questions} == set(answers)
 
 
-def test_a_damaged_record_is_refused() -> None:
-    """Bytes beyond the last fact are no record."""
+def test_a_damaged_fact_code_is_refused() -> None:
+    """Bytes beyond the last fact are no fact code."""
     case = next(case_files("train", seed=9, n=1))
     with pytest.raises(DecodeError, match="beyond its last fact"):
         case.fact_code.answers(bytes([255]) * 40)
 
 
-def test_a_dossier_retold_says_its_facts_again() -> None:
+def test_a_rewritten_dossier_says_its_facts_again() -> None:
     """Notes written from the right answers state every look-up, office and code, each once, and a remark per hop."""
     case = next(case_files("train", seed=9, n=1))
     right = {question.text: question.answer for question in case.questions}

@@ -1,7 +1,8 @@
-"""The parts of ``ilcp train``: data, self-study, the states on disk, the plan, the terms of the loss, the clock."""
+"""The parts of ``ilcp train``: data, self-study, states on disk, configuration, the terms of the loss, the clock."""
 
 import json
 import random
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,19 +11,21 @@ import torch
 from transformers import BertConfig, BertModel
 
 import ilcp
-from ilcp.errors import ConfigError
+from ilcp.errors import ConfigError, IlcpError, MissingExtraError, StorageError
 from ilcp.message.literals import line as line_of
 from ilcp.models.fingerprint import identify
 from ilcp.models.loading import load_model
-from ilcp.nn.distributed import SyncedNorm
+from ilcp.nn.distributed import SyncedNorm, init_device
 from ilcp.tasks import Case, Question, read_jsonl
 from ilcp.training import Hyperparameters, Models, StateStore, fit
+from ilcp.training import job as job_module
 from ilcp.training import selfstudy as selfstudy_module
 from ilcp.training.batch import Batcher
 from ilcp.training.clock import Clock
 from ilcp.training.config import read_config
 from ilcp.training.data import Shuffled, merged, split
 from ilcp.training.estimate import estimate
+from ilcp.training.log import Log, draw_curve, read_log
 from ilcp.training.objective import Objective, calibrate
 from ilcp.training.reader import Reader
 from ilcp.training.selfstudy import SelfStudy, cut, study
@@ -128,10 +131,10 @@ def test_a_text_is_cut_between_words() -> None:
 
 def test_the_sender_writes_the_data_and_goes_on_where_it_was_stopped(models, tmp_path, monkeypatch) -> None:
     """Continuations in batches, each from its own seed: what was stopped and resumed is what was not."""
-    plan = SelfStudy(
+    settings = SelfStudy(
         kind="continuation", texts=12, tokens=40, context_characters=30, continuation_characters=20, batch=4
     )
-    whole = study(models, plan, tmp_path / "whole.jsonl", seed=1)
+    whole = study(models, settings, tmp_path / "whole.jsonl", seed=1)
     assert whole
     assert all(case.questions[0].text == "" and case.questions[0].answer for case in whole)
     write, calls = selfstudy_module._continuations, []
@@ -144,12 +147,12 @@ def test_the_sender_writes_the_data_and_goes_on_where_it_was_stopped(models, tmp
 
     monkeypatch.setattr(selfstudy_module, "_continuations", stopped)
     with pytest.raises(KeyboardInterrupt):
-        study(models, plan, tmp_path / "cut.jsonl", seed=1)
-    again = study(models, plan, tmp_path / "cut.jsonl", seed=1)
+        study(models, settings, tmp_path / "cut.jsonl", seed=1)
+    again = study(models, settings, tmp_path / "cut.jsonl", seed=1)
     assert [(c.context, c.questions) for c in whole] == [(c.context, c.questions) for c in again]
     assert 4 == len(calls)  # one, the one that was stopped, and the two that were left
     (tmp_path / "cut.batches").write_text("2")  # killed between the file and the number beside it
-    assert whole == study(models, plan, tmp_path / "cut.jsonl", seed=1)
+    assert whole == study(models, settings, tmp_path / "cut.jsonl", seed=1)
 
 
 def test_a_chat_model_writes_texts_and_questions_and_the_receiver_answers(models, tmp_path, monkeypatch) -> None:
@@ -228,22 +231,25 @@ def test_the_store_is_bounded_and_does_without_what_it_lacks(models, tmp_path, m
     assert Reader(models, LAYERS, hyperparameters(), broken).states(texts)[0].shape == fresh.shape
 
 
-# ---- the plan
+# ---- the configuration
 
 
-def test_a_recipe_file_and_options_make_one_plan(tmp_path) -> None:
+def test_a_recipe_file_and_options_make_one_configuration(tmp_path) -> None:
     """Options go before the file; tables are merged key by key."""
     file = tmp_path / "recipe.toml"
     file.write_text(
         'sender="a"\nreceiver="b"\nout="c"\nseed=4\n[self_study]\ntexts=9\n[training]\nsteps=7\n[codec]\nbits=2'
     )
-    plan = read_config(file, receiver="d", steps=8, codec={"slots": 2})
-    assert ("a", "d", Path("c"), 4) == (plan.sender, plan.receiver, plan.out, plan.seed)
-    assert 9 == plan.self_study.texts
-    assert {"bits": 2, "slots": 2} == dict(plan.codec)
-    assert (8, 4) == (plan.recipe(closed=True).steps, plan.recipe(closed=True).seed)
-    assert (False, 1) == (plan.recipe(closed=False).answers_end, plan.recipe(closed=False).questions)
-    assert Path("c.run") == plan.work
+    config = read_config(file, receiver="d", steps=8, codec={"slots": 2})
+    assert ("a", "d", Path("c"), 4) == (config.sender, config.receiver, config.out, config.seed)
+    assert 9 == config.self_study.texts
+    assert {"bits": 2, "slots": 2} == dict(config.codec)
+    assert (8, 4) == (config.hyperparameters(answers_end=True).steps, config.hyperparameters(answers_end=True).seed)
+    assert (False, 1) == (
+        config.hyperparameters(answers_end=False).answers_end,
+        config.hyperparameters(answers_end=False).questions,
+    )
+    assert Path("c.run") == config.work
 
 
 @pytest.mark.parametrize(
@@ -264,9 +270,9 @@ def test_a_recipe_file_and_options_make_one_plan(tmp_path) -> None:
         ('data="x"\nseed=-1', "seed to be 0 or more"),
         ('data="x"\nstates_gb=inf', "states_gb to be 0 or more, got inf"),
         ('data="x"\ntest_cases=3', "test_cases to be at least 16, got 3"),
-        ("data=3", "a path for 'data'|str | .*Path.* for 'data'"),
-        ('data="x"\n[training]\nbfloat16="false"', "bool | None for 'bfloat16'"),
-        ('data="x"\n[training]\nfree_bits=[1.0]', "for 'free_bits'"),
+        ("data=3", "a text in quotes for 'data' in .*, got 3"),
+        ('data="x"\n[training]\nbfloat16="false"', "true or false or nothing for 'bfloat16'"),
+        ('data="x"\n[training]\nfree_bits=[1.0]', "a list of length 2 for 'free_bits'"),
         ('data="x"\n[training]\nweight_decay=-1.0', "weight_decay to be 0 or more"),
         ('data="x"\n[training]\nper_kind={lookup=0}', "per_kind to be at least 1"),
         ('data="x"\n[training]\nnaming_steps=5\ntopics=["who"]', "needs a phrasebook"),
@@ -281,6 +287,44 @@ def test_a_recipe_that_cannot_be_is_refused(tmp_path, text: str, said: str) -> N
     file.write_text(head + text)
     with pytest.raises(ConfigError, match=said):
         read_config(file)
+
+
+def test_recipes_and_logs_of_before_still_load(tmp_path) -> None:
+    """A hyperparameter and the columns of a log are read under the names that they had, and drawn."""
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text('sender="a"\nreceiver="b"\nout="c"\ndata="d"\n[training]\nclose_answers=false')
+    assert read_config(recipe).hyperparameters(answers_end=True).answers_end is False
+    arms = {"none": -3.0, "foreign": -2.5, "message": -1.0, "text": -0.5}
+    old = {"step": 1, "loss": 2.0, "validation_nats": arms, "validation_exact": arms}
+    log = Log(tmp_path)
+    log.file.write_text(json.dumps(old) + "\n" + '{"step": 2, "cut')
+    new = {"none": -3.0, "mismatched": -2.5, "message": -1.0, "text": -0.5}
+    assert [{"step": 1, "loss": 2.0, "validation_log_likelihood": new, "validation_exact": new}] == read_log(log.file)
+    assert draw_curve(log.file).read_bytes().startswith(b"\x89PNG")
+    log.forget_after(1)
+    assert "foreign" not in log.file.read_text()
+
+
+def test_a_run_of_before_goes_on_and_a_damaged_record_of_it_is_named(tmp_path) -> None:
+    """What began a run is compared under today's names; a file that holds no such record is ours, and damaged."""
+    file = tmp_path / "plan.json"
+    file.write_text('{"sender": "a", "training": {"close_answers": true, "minutes": Infinity}}')
+    assert {"answers_end": True, "minutes": float("inf")} == job_module._kept(file)["training"]
+    for damaged in ("[]", "{", '{"training": 3}', "{}"):
+        file.write_text(damaged)
+        with pytest.raises(StorageError, match=r"expected the plan of a run in .*plan\.json, got: .*; remove"):
+            job_module._kept(file)
+
+
+def test_a_missing_package_comes_with_its_command(tmp_path, monkeypatch) -> None:
+    """TensorBoard, and accelerate where several processes were started: the text says how to get it."""
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(MissingExtraError, match=r"tensorboard to write event files.*pip install 'ilcp\[tensorboard\]'"):
+        Log(tmp_path, tensorboard=True)
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(MissingExtraError, match=r"accelerate for several processes.*pip install 'ilcp\[train\]'"):
+        init_device("cpu")
 
 
 def test_what_is_missing_is_named(tmp_path) -> None:
@@ -301,30 +345,30 @@ def test_models_that_cannot_be_used_are_refused_by_name(models, tmp_path) -> Non
     sender, receiver = save_models(models, tmp_path)
     data = write_cases(tmp_path / "cases.jsonl", 200)
     given = dict(sender=sender, receiver=receiver, data=data, out=tmp_path / "codec", steps=1)
-    with pytest.raises(ConfigError, match=r"a model's folder with a config.json, got .*/nowhere: no such file"):
+    with pytest.raises(IlcpError, match=r"a model's folder with a config.json, got .*/nowhere: no such file"):
         ilcp.train(**given | {"sender": f"{tmp_path}/nowhere"})
     bare = tmp_path / "bare"
     models.sender.save_pretrained(bare)
-    with pytest.raises(ConfigError, match=r"expected the model's tokenizer beside it in .*bare"):
+    with pytest.raises(IlcpError, match=r"expected the model's tokenizer beside it in .*bare"):
         ilcp.train(**given | {"sender": bare})
     make_tokenizer(340).save_pretrained(bare)
-    with pytest.raises(ConfigError, match="tokenizer of at most 300 tokens"):
+    with pytest.raises(IlcpError, match="tokenizer of at most 300 tokens"):
         ilcp.train(**given | {"sender": bare})
     encoder = tmp_path / "encoder"
     BertModel(
         BertConfig(vocab_size=320, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=32)
     ).save_pretrained(encoder)
     models.receiver_tokenizer.save_pretrained(encoder)
-    with pytest.raises(ConfigError, match="BertModel"):
+    with pytest.raises(IlcpError, match="BertModel"):
         ilcp.train(**given | {"receiver": encoder})
     assert isinstance(load_model(encoder, encoder=True)[0], BertModel)
     with pytest.raises(ConfigError, match=r"a key of \[codec\], got 'slot'; did you mean 'slots'"):
         ilcp.train(**given, codec={"slot": 3})
     with pytest.raises(ConfigError, match="expected a codec that learns, got 'text-plain'"):
         ilcp.train(**given, codec={"name": "text-plain"})
-    with pytest.raises(ConfigError, match="slots x dims x bits to be 8 x 80"):
+    with pytest.raises(IlcpError, match="slots x dims x bits to be 8 x 80"):
         ilcp.train(**given, codec={"slots": 3})
-    with pytest.raises(ConfigError, match="whole numbers from 1 for slots"):
+    with pytest.raises(IlcpError, match="whole numbers from 1 for slots"):
         ilcp.train(**given, codec={"heads": 0})
     with pytest.raises(ConfigError, match="a device of this machine such as 'cpu', got 'cuda:77'"):
         ilcp.train(**given, device="cuda:77")
@@ -370,8 +414,8 @@ def test_the_memory_is_asked_for_its_context_early_in_the_run(models) -> None:
     wanted = hyperparameters(reconstruction_weight=0.5, reconstruction_share=0.3, blank_share=0.0)
     objective = Objective(models, wanted, Reader(models, LAYERS, wanted))
     batch = Batcher(models, wanted).batch(cases(0, 8), random.Random(0))
-    assert 8 == len(batch.retold)
-    assert batch.retold[0].answer == tuple(models.receiver_tokenizer(batch.texts[0]).input_ids)
+    assert 8 == len(batch.reconstruction)
+    assert batch.reconstruction[0].answer == tuple(models.receiver_tokenizer(batch.texts[0]).input_ids)
     learner = network().train()
     early, late = (objective.terms(learner, batch, done=done) for done in (0.29, 0.31))
     assert "reconstruction" not in late
@@ -439,8 +483,8 @@ def test_the_clock_gives_every_part_its_time(models, tmp_path) -> None:
     assert {"sender": 1.0} == clock.shares()
 
 
-def test_a_need_beyond_the_disk_is_refused_before_the_start(models, tmp_path, monkeypatch) -> None:
-    """The estimate counts the states and the checkpoints; with less room than that nothing begins."""
+def test_a_need_beyond_the_machine_is_refused_before_the_start(models, tmp_path, monkeypatch) -> None:
+    """The estimate counts the states and the checkpoints; with less room or memory than that nothing begins."""
     texts = [case.context for case in cases(0, 20)]
     store = StateStore(tmp_path, models, LAYERS, hyperparameters(), 1 << 30)
     found = estimate(models, network(), store, texts, tmp_path, hyperparameters())
@@ -452,7 +496,12 @@ def test_a_need_beyond_the_disk_is_refused_before_the_start(models, tmp_path, mo
     assert "disk" in str(found)
     usage = type("Usage", (), {"free": found.checkpoint_bytes})
     monkeypatch.setattr("ilcp.training.estimate.shutil.disk_usage", lambda _: usage)
-    with pytest.raises(ConfigError, match=r"MB of disk free at .*, got"):
+    with pytest.raises(StorageError, match=r"MB of disk free at .*, got"):
+        estimate(models, network(), store, texts, tmp_path, hyperparameters())
+    monkeypatch.undo()
+    memory = type("Memory", (), {"available": found.training_bytes - 1})
+    monkeypatch.setattr("ilcp.training.estimate.psutil.virtual_memory", lambda: memory)
+    with pytest.raises(ConfigError, match=r"MB of memory free for the codec in training, got .*smaller codec"):
         estimate(models, network(), store, texts, tmp_path, hyperparameters())
 
 
@@ -472,7 +521,7 @@ def test_a_network_for_any_two_models_reads_a_few_layers_far_apart(models) -> No
     config = VaeCodec.untrained(deep, models.receiver, {}).config
     assert (0, 2, 5, 7, 10, 12) == config.sender_layers
     assert (32, 48, 80) == (config.sender_hidden, config.receiver_hidden, config.payload_bytes)
-    with pytest.raises(ConfigError, match=r"sender_layers from 0 to 2 \(the last state\), got \(0, 3\)"):
+    with pytest.raises(IlcpError, match=r"sender_layers from 0 to 2 \(the last state\), got \(0, 3\)"):
         VaeCodec.untrained(models.sender, models.receiver, {"sender_layers": (0, 3)})
 
 
