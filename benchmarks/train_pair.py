@@ -289,12 +289,11 @@ def main() -> None:
         if step % 500 == 499:
             print(f"  validation {accuracy(model, rows, 30)}", flush=True)
             save(model, tokenizer, args.out)
-    score = accuracy(model, rows, 200)
-    print(f"end: step {step} validation {score}")
+    print(f"end: step {step} validation {(score := accuracy(model, rows, 200))}")
     save(model, tokenizer, args.out)
     command = {name: str(value) for name, value in vars(args).items() if value is not None}
-    record = {"command": command, "validation": score, "steps": step + 1}
-    record["minutes"] = round((time.monotonic() - started) / 60, 1)
+    minutes = round((time.monotonic() - started) / 60, 1)
+    record = {"command": command, "validation": score, "steps": step + 1, "minutes": minutes}
     (args.out / "training.json").write_text(json.dumps(record, indent=2) + "\n")
 
 
