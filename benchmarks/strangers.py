@@ -1,4 +1,4 @@
-"""What a codec of ``examples/tinystories.toml`` is worth on real stories, which neither it nor anybody here trained on.
+"""The worth of a codec of ``examples/tinystories.toml`` on real stories, on which neither it nor anybody here trained.
 
     python benchmarks/strangers.py CODEC STORIES.jsonl --samples CODEC.run/self-study.jsonl --json REPORT.json
 
@@ -63,7 +63,7 @@ def main() -> None:
 
 
 def split(text: str, beginning: int, seen: int) -> Case | None:
-    """Beginning and continuation of a story, cut between words as in the training; None where it is too short."""
+    """Cuts a story between words into beginning and continuation, as in the training; None where it is too short."""
     halves = cut(text, beginning, SelfStudy().continuation_characters)
     if halves is None:
         return None

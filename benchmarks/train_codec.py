@@ -19,7 +19,7 @@ The last two taught it to stand beside literals; both used the phrasebook of the
         --alignment 1 --naming-steps 0 --alignment-steps 0 --literals 0.5 --people 0.3 --seed 12 --rate 6e-4 \\
         --minutes 25
 
-Everything that decides the run is an option; the recipe, the seed and the last validation go into the saved config.
+Everything that decides the run is an option; the hyperparameters and the last validation go into the saved config.
 """
 
 import argparse
@@ -27,7 +27,7 @@ import json
 import random
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -41,7 +41,7 @@ from ilcp.models.loading import load_model
 from ilcp.tasks import Case, case_files
 from ilcp.tasks.case_files import OFFICE, PRESENT, TOPICS, compose
 from ilcp.tasks.dossier import ATTRIBUTES, JOINS
-from ilcp.training import Hyperparameters, Models, Phrasebook, Result, calibrate, train, write_phrasebook
+from ilcp.training import Hyperparameters, Models, Phrasebook, Result, calibrate, fit, write_phrasebook
 from ilcp.training.batch import Batch, Batcher, frozen
 from ilcp.training.objective import alignment_loss, targets_of
 from ilcp.training.reader import Reader
@@ -72,6 +72,39 @@ kind comes out as noise.
 
 
 def main() -> None:
+    args = options()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(args.seed)
+
+    models = Models(*load_model(args.sender), *load_model(args.receiver))
+    network = VaeNetwork(config_of(models, args))
+    print(f"codec: {sum(p.numel() for p in network.parameters()) / 1e6:.2f} M parameters", flush=True)
+    hyperparameters = hyperparameters_of(args)
+    phrasebook = make_phrasebook(models, hyperparameters, args)
+    calibrate(network, models, list(case_files("train", args.seed, CALIBRATION_CASES)), hyperparameters, phrasebook)
+    began: list[str] = []  # the commands that made what this run goes on from
+    if args.start is not None:
+        earlier = go_on(network, args.start)
+        made = json.loads((args.start / "config.json").read_text(encoding="utf-8"))["training"]
+        began = [*made.get("began", ()), made["command"]]
+        if network.config != earlier.config:
+            cases = list(case_files("train", args.seed + 2, PROJECTOR_CASES))
+            fit_projector(network, models, hyperparameters, phrasebook, cases)
+        if network.config.same_token_attention and not earlier.config.same_token_attention:
+            lead_to_offices(network)
+
+    source = curriculum(network, hyperparameters, args)
+    validation = list(case_files("validation", args.seed, hyperparameters.validation_contexts))
+    result = fit(
+        network, models, source, validation, hyperparameters, args.out, phrasebook=phrasebook, resume=args.resume
+    )
+    print(f"{result.steps} steps, {result.minutes} minutes: {result.validation}")
+    if args.save:
+        save(network, models, hyperparameters, result, args, began)
+
+
+def options() -> argparse.Namespace:
+    """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="checkpoints and the log")
     parser.add_argument("--save", type=Path, help="the codec's folder, written at the end")
@@ -108,14 +141,12 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=kind, default=default)
     parser.add_argument("--plain", action="store_true", help="without echo, and with one matrix for all slots' codes")
     parser.add_argument("--phrasebook-steps", type=int, nargs=2, default=(400, 300), help="of its two parts")
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    torch.manual_seed(args.seed)
+    return parser.parse_args()
 
-    models = Models(*load_model(args.sender), *load_model(args.receiver))
-    network = VaeNetwork(config_of(models, args))
-    print(f"codec: {sum(p.numel() for p in network.parameters()) / 1e6:.2f} M parameters", flush=True)
-    recipe = Hyperparameters(
+
+def hyperparameters_of(args: argparse.Namespace) -> Hyperparameters:
+    """Returns the hyperparameters that the options ask for."""
+    return Hyperparameters(
         steps=args.steps,
         minutes=args.minutes,
         contexts=args.contexts,
@@ -134,14 +165,19 @@ def main() -> None:
         seed=args.seed,
     )
 
-    warm = recipe.naming_steps + recipe.alignment_steps
+
+def curriculum(
+    network: VaeNetwork, hyperparameters: Hyperparameters, args: argparse.Namespace
+) -> Callable[[int, int], list[Case]]:
+    """Returns the source of the training's cases, which also says how often the network trains whole payloads."""
+    warm = hyperparameters.naming_steps + hyperparameters.alignment_steps
 
     def source(start: int, n: int) -> list[Case]:
-        """Sentences, then lists of facts, then dossiers; a few questions per document ask for what it does not say."""
+        """Gives sentences, then lists of facts, then dossiers; a few questions ask for what a document does not say."""
         step = start // n
         network.full_share = 1.0 if step < warm else args.full_share  # whole payloads first, then prefixes as well
         rng = random.Random(f"curriculum {args.seed}/{start}")
-        if args.start is not None and step < recipe.naming_steps:
+        if args.start is not None and step < hyperparameters.naming_steps:
             return [weak_case(rng, args.weak) if args.weak else people_case(rng) for _ in range(FIRST_CASES)]
         for until, cases, most in CURRICULUM if args.start is None else ():
             if step < until:
@@ -149,24 +185,7 @@ def main() -> None:
         drawn = list(case_files("train", args.seed, n, start=start, facts=rng.choice(FACTS)))
         return [people_case(rng) if rng.random() < args.people else case for case in drawn]
 
-    phrasebook = make_phrasebook(models, recipe, args)
-    calibrate(network, models, list(case_files("train", args.seed, CALIBRATION_CASES)), recipe, phrasebook)
-    began: list[str] = []  # the commands that made what this run goes on from
-    if args.start is not None:
-        earlier = go_on(network, args.start)
-        made = json.loads((args.start / "config.json").read_text(encoding="utf-8"))["training"]
-        began = [*made.get("began", ()), made["command"]]
-        if network.config != earlier.config:
-            cases = list(case_files("train", args.seed + 2, PROJECTOR_CASES))
-            fit_projector(network, models, recipe, phrasebook, cases)
-        if network.config.same_token_attention and not earlier.config.same_token_attention:
-            lead_to_offices(network)
-
-    validation = list(case_files("validation", args.seed, recipe.validation_contexts))
-    result = train(network, models, source, validation, recipe, args.out, phrasebook=phrasebook, resume=args.resume)
-    print(f"{result.steps} steps, {result.minutes} minutes: {result.validation}")
-    if args.save:
-        save(network, models, recipe, result, args, began)
+    return source
 
 
 def go_on(network: VaeNetwork, folder: Path) -> VaeCodec:
@@ -183,7 +202,7 @@ def go_on(network: VaeNetwork, folder: Path) -> VaeCodec:
 
 @torch.no_grad()
 def lead_to_offices(network: VaeNetwork) -> None:
-    """The slots of offices start where those of their people read: from a name, the echo leads to the office."""
+    """Starts the slots of offices where those of their people read: from a name, the echo leads to the office."""
     queries = network.pooler.queries
     for role in JOINS:
         near = queries[TOPICS.index(role)]
@@ -191,18 +210,18 @@ def lead_to_offices(network: VaeNetwork) -> None:
 
 
 def fit_projector(
-    network: VaeNetwork, models: Models, recipe: Hyperparameters, phrasebook: Phrasebook, cases: list[Case]
+    network: VaeNetwork, models: Models, hyperparameters: Hyperparameters, phrasebook: Phrasebook, cases: list[Case]
 ) -> None:
-    """A new projector learns to read the codes of an encoder that is trained already."""
-    batcher, batches = Batcher(models, recipe), []
+    """Trains a new projector to read the codes of an encoder that is trained already."""
+    batcher, batches = Batcher(models, hyperparameters), []
     network.eval()
     with torch.no_grad(), frozen(models):
-        for first in range(0, len(cases), recipe.contexts):
-            batch = batcher.batch(cases[first : first + recipe.contexts], random.Random(0))
+        for first in range(0, len(cases), hyperparameters.contexts):
+            batch = batcher.batch(cases[first : first + hyperparameters.contexts], random.Random(0))
             batches.append((batch, network.bottleneck.z_hat(latents(network, models, batch.texts))))
-    optimizer = torch.optim.AdamW(network.projector.parameters(), lr=recipe.learning_rate)
+    optimizer = torch.optim.AdamW(network.projector.parameters(), lr=hyperparameters.learning_rate)
     for step in range(PROJECTOR_STEPS):
-        optimizer.param_groups[0]["lr"] = recipe.learning_rate * (1 - step / PROJECTOR_STEPS)
+        optimizer.param_groups[0]["lr"] = hyperparameters.learning_rate * (1 - step / PROJECTOR_STEPS)
         batch, z_hat = batches[step % len(batches)]
         loss = alignment_loss(targets_of(phrasebook, batch, network.projector(z_hat)))
         optimizer.zero_grad()
@@ -212,19 +231,19 @@ def fit_projector(
 
 
 def latents(network: VaeNetwork, models: Models, texts: Sequence[str]) -> Tensor:
-    """``"texts slots dims"``, before it is quantised."""
+    """Returns the latents ``"texts slots dims"`` of texts, before they are quantised."""
     states, mask = Reader(models, network.layers, Hyperparameters(steps=1, bfloat16=False)).states(texts)
     z: Tensor = network.bottleneck(network.pooler(states, mask))[0]
     return z
 
 
-def make_phrasebook(models: Models, recipe: Hyperparameters, args: argparse.Namespace) -> Phrasebook:
-    """The phrasebook of the run's folder, written first where there is none."""
+def make_phrasebook(models: Models, hyperparameters: Hyperparameters, args: argparse.Namespace) -> Phrasebook:
+    """Reads the phrasebook of the run's folder, which is written first where there is none."""
     file = args.out / "phrasebook.safetensors"
     if file.exists():
         return Phrasebook.load(file)
-    everything = replace(recipe, questions=ALL, per_kind={}, literals_share=0.0)
-    rare = replace(recipe, per_kind=RARE, literals_share=0.0)
+    everything = replace(hyperparameters, questions=ALL, per_kind={}, literals_share=0.0)
+    rare = replace(hyperparameters, per_kind=RARE, literals_share=0.0)
     draft = write_phrasebook(models, phrasebook_batches(models, everything, args, 0), everything)
     phrasebook = write_phrasebook(models, phrasebook_batches(models, rare, args, 1), rare, draft=draft)
     args.out.mkdir(parents=True, exist_ok=True)
@@ -232,34 +251,36 @@ def make_phrasebook(models: Models, recipe: Hyperparameters, args: argparse.Name
     return phrasebook
 
 
-def phrasebook_batches(models: Models, recipe: Hyperparameters, args: argparse.Namespace, part: int) -> list[Batch]:
-    """The batches of one of the two parts: first every question, then mostly those about joins and codes."""
-    batcher, batches = Batcher(models, recipe), []
+def phrasebook_batches(
+    models: Models, hyperparameters: Hyperparameters, args: argparse.Namespace, part: int
+) -> list[Batch]:
+    """Makes the batches of one of the two parts: first every question, then mostly those about joins and codes."""
+    batcher, batches = Batcher(models, hyperparameters), []
     for step in range(args.phrasebook_steps[part]):
         rng = random.Random(f"phrasebook {args.seed}/{part}/{step}")
-        first = (1000 * part + step) * recipe.contexts
-        cases = list(case_files("train", args.seed + 1, recipe.contexts, start=first, facts=rng.choice(FACTS)))
+        first = (1000 * part + step) * hyperparameters.contexts
+        cases = list(case_files("train", args.seed + 1, hyperparameters.contexts, start=first, facts=rng.choice(FACTS)))
         batches.append(batcher.batch(cases, rng))
     return batches
 
 
 def bare_case(rng: random.Random, facts: int) -> Case:
-    """So many facts in a sentence each, and nothing beside them."""
+    """Composes so many facts in a sentence each, and nothing beside them."""
     return compose("bare", rng, rng.sample(NAMES, facts), bare=True)
 
 
 def people_case(rng: random.Random) -> Case:
-    """People and their offices, of which none can be told without the name: what joins are learned from."""
+    """Composes people and their offices, of which none can be told without the name: joins are learned from them."""
     return compose("people", rng, rng.sample(list(JOINS), rng.randint(2, len(JOINS))), bare=True, share=1.0)
 
 
 def weak_case(rng: random.Random, weak: list[str]) -> Case:
-    """A few facts, and one of those that the codec still tells badly."""
+    """Composes a few facts, and one of those that the codec still tells badly."""
     return compose("weak", rng, sorted({rng.choice(weak), *rng.sample(NAMES, rng.randint(2, 6))}), bare=True)
 
 
 def config_of(models: Models, args: argparse.Namespace) -> VaeConfig:
-    """A payload of 80 bytes, whatever the number of slots and bits."""
+    """Configures a payload of 80 bytes, whatever the number of slots and bits."""
     return VaeConfig(
         sender_layers=tuple(range(models.sender.config.num_hidden_layers + 1)),
         sender_hidden=models.sender.config.hidden_size,
@@ -281,12 +302,12 @@ def config_of(models: Models, args: argparse.Namespace) -> VaeConfig:
 def save(
     network: VaeNetwork,
     models: Models,
-    recipe: Hyperparameters,
+    hyperparameters: Hyperparameters,
     result: Result,
     args: argparse.Namespace,
     began: list[str],
 ) -> None:
-    """The codec's folder: weights, config, card."""
+    """Writes the codec's folder: weights, config, card."""
     network.round_to_half()
     codec = VaeCodec.from_network(
         network,
@@ -306,14 +327,14 @@ def save(
         steps=result.steps,
         minutes=result.minutes,
         threads=args.threads,
-        contexts=recipe.validation_contexts,
-        questions=recipe.questions,
+        contexts=hyperparameters.validation_contexts,
+        questions=hyperparameters.questions,
         validation=result.validation,
     )
     training = {
         "command": command,
         "began": began,
-        "recipe": recipe.to_dict(),
+        "recipe": hyperparameters.to_dict(),
         "steps": result.steps,
         "minutes": result.minutes,
     }

@@ -51,7 +51,7 @@ IGNORE = -1_000_000
 
 
 def build_tokenizer(role: str) -> PreTrainedTokenizerFast:
-    """A metaspace BPE with byte fallback for the sender, a byte-level BPE for the receiver."""
+    """Trains a metaspace BPE with byte fallback for the sender, a byte-level BPE for the receiver."""
     if role == "receiver":
         tokenizer = Tokenizer(models.BPE())
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -123,7 +123,7 @@ class Rows:
         return next(case_files("train", self.seed, 1, start=self.drawn, facts=facts))
 
     def clash(self) -> tuple[list[int], list[int]]:
-        """A conversation about one or two pools whose attributes are all stated: only binding tells them apart.
+        """Draws a conversation about one or two pools whose attributes are all stated: only binding tells them apart.
 
         Half of them are about people, whose offices are the joins: the last thing that is learned.
         """
@@ -166,14 +166,14 @@ class Rows:
         return prompt + answer, [IGNORE] * len(prompt) + answer
 
     def repeated(self) -> tuple[list[int], list[int]]:
-        """Random values said twice: the second time each is predictable, by looking up what followed it before."""
+        """Draws random values said twice: the second time each is predictable, from what followed it before."""
         values = [self.rng.choice(POOLS[self.rng.choice(sorted(POOLS))]) for _ in range(self.rng.randint(4, 30))]
         half = [token for value in values for token in self.encode(value)]
         return half + half, [IGNORE] * len(half) + half
 
 
 def collate(rows: list[tuple[list[int], list[int]]], lm_weight: float) -> tuple[torch.Tensor, ...]:
-    """Right-padded ids, next-token labels and weights, ``rows tokens`` each; the length is rounded up to 32."""
+    """Collates rows into right-padded ids, next-token labels and weights, ``"rows tokens"`` each."""
     width = -(-max(len(ids) for ids, _ in rows) // 32) * 32
     ids_batch = torch.zeros(len(rows), width, dtype=torch.long)
     labels_batch = torch.full((len(rows), width), IGNORE)
@@ -201,7 +201,7 @@ def weighted_loss(model: LlamaForCausalLM, batch: tuple[torch.Tensor, ...]) -> t
 
 @torch.no_grad()
 def accuracy(model: LlamaForCausalLM, rows: Rows, n: int, seed: int = 5) -> dict[str, float]:
-    """Exact match by kind of single questions on validation documents, teacher-forced greedy (equal to greedy)."""
+    """Measures exact match by kind of single questions on validation documents, teacher-forced (equal to greedy)."""
     right: dict[str, list[float]] = {}
     model.eval()
     for case in case_files("validation", seed, n):
@@ -216,7 +216,7 @@ def accuracy(model: LlamaForCausalLM, rows: Rows, n: int, seed: int = 5) -> dict
 
 
 def build_optimizers(model: LlamaForCausalLM, name: str, rate: float) -> list[torch.optim.Optimizer]:
-    """AdamW for everything, or Muon for the matrices and AdamW for the rest (embedding, norms)."""
+    """Builds AdamW for everything, or Muon for the matrices and AdamW for the rest (embedding, norms)."""
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     if name == "adamw":
         return [torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=0.05)]
@@ -227,7 +227,8 @@ def build_optimizers(model: LlamaForCausalLM, name: str, rate: float) -> list[to
     ]
 
 
-def main() -> None:
+def options() -> argparse.Namespace:
+    """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("role", choices=sorted(SHAPES))
     parser.add_argument("--out", type=Path, required=True)
@@ -240,7 +241,11 @@ def main() -> None:
     parser.add_argument("--lm-weight", type=float, default=0.1)
     parser.add_argument("--minutes", type=float, default=1e9, help="the schedule ends here if it is sooner")
     parser.add_argument("--threads", type=int, default=1)
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = options()
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
 
@@ -284,18 +289,17 @@ def main() -> None:
         if step % 500 == 499:
             print(f"  validation {accuracy(model, rows, 30)}", flush=True)
             save(model, tokenizer, args.out)
-    score = accuracy(model, rows, 200)
-    print(f"end: step {step} validation {score}")
+    print(f"end: step {step} validation {(score := accuracy(model, rows, 200))}")
     save(model, tokenizer, args.out)
     command = {name: str(value) for name, value in vars(args).items() if value is not None}
-    record = {"command": command, "validation": score, "steps": step + 1}
-    record["minutes"] = round((time.monotonic() - started) / 60, 1)
+    minutes = round((time.monotonic() - started) / 60, 1)
+    record = {"command": command, "validation": score, "steps": step + 1, "minutes": minutes}
     (args.out / "training.json").write_text(json.dumps(record, indent=2) + "\n")
 
 
 def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Weights and tokenizer, in a form that transformers 4 reads as well: it knows neither the class name nor the list
-    of extra tokens that transformers 5 writes."""
+    """Saves weights and tokenizer in a form that transformers 4 reads as well: it knows neither the class name nor the
+    list of extra tokens that transformers 5 writes."""
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     file = folder / "tokenizer_config.json"
@@ -308,7 +312,7 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Pa
 
 
 def draw(rows: Rows, progress: float, args: argparse.Namespace) -> tuple[str, tuple[torch.Tensor, ...]]:
-    """One batch: random values said twice, short documents, or long ones."""
+    """Draws one batch: random values said twice, short documents, or long ones."""
     dice = rows.rng.random()
     if progress < LATER and dice < 0.25:
         return "twice", collate([rows.repeated() for _ in range(args.tokens // 100)], 1.0)

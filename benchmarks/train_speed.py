@@ -1,4 +1,4 @@
-"""Where the time of a training step goes, and how far it is from the receiver's own pass.
+"""The time of a training step by part, beside the receiver's own pass.
 
     python benchmarks/train_speed.py [--sizes tiny 30M 120M] [--device cuda] [--threads 1] [--json FILE]
 
@@ -7,7 +7,7 @@ Models of random weights, texts of random tokens: only time is measured, answers
 - the *bare* pass: the receiver, forward and backward to its input, over the sequences that training packs (memory and
   questions), everything else left out;
 - the *step* with cross-entropy alone, the sender's states on disk: what the codec adds to it;
-- the step of the default recipe, which also distils from the receiver reading the full text.
+- the step of the default hyperparameters, which also distils from the receiver reading the full text.
 
 Goals: the codec's own forward and backward under 20 % of a step, and a step within 1.3 times the bare pass.
 """
@@ -83,7 +83,7 @@ def main() -> None:
 
 
 def measured(name: str, device: torch.device, args: argparse.Namespace) -> dict[str, Any]:
-    """One line of the table."""
+    """Measures one line of the table."""
     torch.manual_seed(args.seed)
     models = pair(*SIZES[name], device)
     cases = [case(random.Random(f"{args.seed}/{number}"), number) for number in range(CONTEXTS)]
@@ -122,7 +122,7 @@ def measured(name: str, device: torch.device, args: argparse.Namespace) -> dict[
 
 
 def pair(hidden: int, layers: int, heads: int, device: torch.device) -> Models:
-    """Two models of that size, and one tokenizer of one token per word."""
+    """Makes two models of that size, and one tokenizer of one token per word."""
     vocabulary = {"<s>": 0, "</s>": 1} | {f"w{number}": number for number in range(2, WORDS)}
     tokenizer = Tokenizer(tokenizer_models.WordLevel(vocabulary, unk_token="<s>"))
     from tokenizers.pre_tokenizers import WhitespaceSplit
@@ -141,7 +141,7 @@ def pair(hidden: int, layers: int, heads: int, device: torch.device) -> Models:
 
 
 def case(rng: random.Random, number: int) -> Case:
-    """A document of random words, with questions about nothing."""
+    """Makes a document of random words, with questions about nothing."""
 
     def words(count: int) -> str:
         return " ".join(f"w{rng.randrange(2, WORDS)}" for _ in range(count))
@@ -151,13 +151,18 @@ def case(rng: random.Random, number: int) -> Case:
 
 
 def stepped(
-    network: Any, models: Models, cases: list[Case], recipe: Hyperparameters, store: StateStore, repetitions: int
+    network: Any,
+    models: Models,
+    cases: list[Case],
+    hyperparameters: Hyperparameters,
+    store: StateStore,
+    repetitions: int,
 ) -> tuple[float, dict[str, float]]:
-    """Median seconds of a whole step, and where they go."""
+    """Returns the median seconds of a whole step, and each part's share of them."""
     device = models.receiver.device
     clock = Clock(device)  # of every step: none says that it starts
-    objective = Objective(models, recipe, Reader(models, network.layers, recipe, store), clock=clock)
-    batcher, optimizer = Batcher(models, recipe), torch.optim.AdamW(network.parameters())
+    objective = Objective(models, hyperparameters, Reader(models, network.layers, hyperparameters, store), clock=clock)
+    batcher, optimizer = Batcher(models, hyperparameters), torch.optim.AdamW(network.parameters())
     network.train()
 
     def step() -> None:
@@ -174,9 +179,9 @@ def stepped(
     return timed(step, repetitions, device), clock.shares()
 
 
-def bare_pass(models: Models, network: Any, cases: list[Case], recipe: Hyperparameters) -> None:
-    """The receiver over the packed sequences, forward and back to the memory."""
-    batch = Batcher(models, recipe).batch(cases, random.Random(0))
+def bare_pass(models: Models, network: Any, cases: list[Case], hyperparameters: Hyperparameters) -> None:
+    """Runs the receiver over the packed sequences, forward and back to the memory."""
+    batch = Batcher(models, hyperparameters).batch(cases, random.Random(0))
     shape = len(cases), network.config.slots, network.config.receiver_hidden
     memory = (0.02 * torch.randn(shape, device=models.receiver.device)).requires_grad_()
     logits, labels = memory_logits(models, batch.rows, memory)
@@ -185,7 +190,7 @@ def bare_pass(models: Models, network: Any, cases: list[Case], recipe: Hyperpara
 
 
 def timed(work: Callable[[], None], repetitions: int, device: torch.device) -> float:
-    """The median of so many, after one that is not counted."""
+    """Returns the median of so many, after one that is not counted."""
     laps = []
     for number in range(repetitions + 1):
         started = time.perf_counter()
@@ -198,7 +203,7 @@ def timed(work: Callable[[], None], repetitions: int, device: torch.device) -> f
 
 
 def show(rows: list[dict[str, Any]]) -> None:
-    """The table."""
+    """Prints the table."""
     columns = ("receiver", "codec, parameters", "bare pass", "step", "of bare", "codec's", "default step", "codec's")
     table = Table(*columns, title="seconds, medians; states on disk")
     for row in rows:

@@ -40,7 +40,7 @@ from ilcp.tasks import Case
 from ilcp.tasks.case_files import KINDS, TOPICS, compose
 from ilcp.tasks.cases import thin
 from ilcp.tasks.load import PER_KIND as ASKED
-from ilcp.training import Hyperparameters, Models, Phrasebook, calibrate, train
+from ilcp.training import Hyperparameters, Models, Phrasebook, calibrate, fit
 from ilcp.training.log import LOG
 from ilcp_codecs.vae import VaeCodec, VaeConfig, VaeNetwork
 from ilcp_codecs.vae.bottleneck import dequantise, quantise
@@ -309,7 +309,7 @@ def trained_network(
             return [bare_case(rng, rng.randint(1, most)) for _ in range(count)]
         return documents("train", recipe.seed, start, n)
 
-    result = train(network, models, source, validation, recipe, folder, phrasebook=phrasebook, resume=True)
+    result = fit(network, models, source, validation, recipe, folder, phrasebook=phrasebook, resume=True)
     kept = ("step", "minutes", "naming", "alignment", "cross_entropy", "rate_bits", "recovery")
     log = map(json.loads, (folder / LOG).read_text(encoding="utf-8").splitlines())
     curve = [{name: line[name] for name in kept if name in line} for line in log]

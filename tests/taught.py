@@ -6,6 +6,8 @@ Small enough to train a codec between them within seconds; the receiver answers 
 import json
 import random
 from collections.abc import Sequence
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -20,13 +22,13 @@ WORDS = ("Mara", "Jonas", "Ilse", "Tomas")
 
 
 def cases(start: int, n: int) -> list[Case]:
-    """One-fact documents, each with a context of its own: who it is."""
+    """Makes one-fact documents, each with a context of its own: who it is."""
     chosen = [(number, random.Random(number).choice(WORDS)) for number in range(start, start + n)]
     return [Case(str(n), f"Note {n}: it was {word}.", (Question("Who?", word),)) for n, word in chosen]
 
 
 def write_cases(file: Path, n: int, start: int = 0) -> Path:
-    """The same as a JSONL file."""
+    """Writes the same as a JSONL file."""
     lines = (
         json.dumps({"context": case.context, "question": "Who?", "answer": case.questions[0].answer})
         for case in cases(start, n)
@@ -36,7 +38,12 @@ def write_cases(file: Path, n: int, start: int = 0) -> Path:
 
 
 def make_models() -> Models:
-    """The pair, the same at every call."""
+    """Makes the pair, the same at every call: the receiver is taught once per session."""
+    return deepcopy(_taught())
+
+
+@cache
+def _taught() -> Models:
     sender_tokenizer, receiver_tokenizer = make_tokenizer(300), make_tokenizer(320)
     sender, receiver = make_model(len(sender_tokenizer), 32, seed=1), make_model(len(receiver_tokenizer), 48, seed=2)
     models = Models(sender, sender_tokenizer, receiver, receiver_tokenizer)
@@ -45,7 +52,7 @@ def make_models() -> Models:
 
 
 def save_models(models: Models, folder: Path) -> tuple[Path, Path]:
-    """The folders of sender and receiver."""
+    """Saves both models, and returns the folders of sender and receiver."""
     sides = (
         ("sender", models.sender, models.sender_tokenizer),
         ("receiver", models.receiver, models.receiver_tokenizer),

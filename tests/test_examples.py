@@ -40,4 +40,4 @@ def test_a_corpus_is_encoded_in_two_goes(tmp_path) -> None:
 @pytest.mark.parametrize("recipe", sorted(EXAMPLES.glob("*.toml")), ids=lambda path: path.name)
 def test_every_recipe_can_be_read(recipe: Path) -> None:
     """No recipe beside the examples has a key that is unknown or contradicts another."""
-    assert read_config(recipe).recipe(closed=False).steps > 0
+    assert read_config(recipe).hyperparameters(answers_end=False).steps > 0

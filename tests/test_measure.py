@@ -147,9 +147,9 @@ def test_the_limits_are_limits(pair) -> None:
     assert all(answer is None for kind, answer in zip(report.items.kinds, report.arms["index"].answers, strict=True)
                if kind in ("lookup", "absent"))  # fmt: skip
     for case in CASES:
-        whole = case.record.encode(80)
+        whole = case.fact_code.encode(80)
         assert abs(8 * len(whole) - case.entropy_bits) <= 8
-        assert {q.text: q.answer for q in case.questions}.items() <= dict(case.record.answers(whole)).items()
+        assert {q.text: q.answer for q in case.questions}.items() <= dict(case.fact_code.answers(whole)).items()
 
 
 def test_text_of_equal_bytes_has_no_more_than_its_rival(pair) -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ilcp.errors import DecodeError, EncodeError
+from ilcp.errors import ConfigError, DecodeError
 from ilcp.tasks import UNKNOWN, case_files, read_jsonl, task, thin
 from ilcp.tasks.case_files import KINDS, PRESENT, TOPICS, compose
 from ilcp.tasks.dossier import ATTRIBUTES, DISTRACTORS, JOINS, POOLS
@@ -110,11 +110,11 @@ def _role_questions() -> set[str]:
 
 def test_bad_arguments_are_named() -> None:
     """A wrong split or number says what was expected and what came."""
-    with pytest.raises(EncodeError, match="train, validation, test, got 'dev'"):
+    with pytest.raises(ConfigError, match="train, validation, test, got 'dev'"):
         case_files("dev")
-    with pytest.raises(EncodeError, match="n=-1"):
+    with pytest.raises(ConfigError, match="n=-1"):
         case_files("test", n=-1)
-    with pytest.raises(EncodeError, match="0 to 20, got 21"):
+    with pytest.raises(ConfigError, match="0 to 20, got 21"):
         case_files("test", facts=21)
 
 
@@ -138,9 +138,9 @@ def test_jsonl_takes_several_questions_and_continuations(tmp_path) -> None:
     several, goes_on = read_jsonl(file)
     assert ("a", "k") == (several.id, several.questions[0].kind)
     assert ("", "upon a time") == (goes_on.questions[0].text, goes_on.questions[0].answer)
-    with pytest.raises(EncodeError, match="either questions or continuations"):
+    with pytest.raises(ConfigError, match="either questions or continuations"):
         task(str(file), n=2, seed=0)
-    with pytest.raises(EncodeError, match=r"at least n=3 cases in .*, got 2"):
+    with pytest.raises(ConfigError, match=r"at least n=3 cases in .*, got 2"):
         task(str(file), n=3, seed=0)
 
 
@@ -149,7 +149,7 @@ def test_a_repeated_id_names_both_lines(tmp_path) -> None:
     file = tmp_path / "cases.jsonl"
     line = json.dumps({"id": "a", "context": "x", "continuation": "y"}) + "\n"
     file.write_text(line + line)
-    with pytest.raises(EncodeError, match=r"cases\.jsonl:2: .*'a' as in line 1"):
+    with pytest.raises(ConfigError, match=r"cases\.jsonl:2: .*'a' as in line 1"):
         list(read_jsonl(file))
 
 
@@ -168,10 +168,10 @@ def test_a_repeated_id_names_both_lines(tmp_path) -> None:
     ],
 )
 def test_bad_lines_name_file_line_and_field(tmp_path, line: str, fragment: str) -> None:
-    """A damaged line is an EncodeError that names where it stands."""
+    """A damaged line is an ConfigError that names where it stands."""
     file = tmp_path / "cases.jsonl"
     file.write_text(line + "\n")
-    with pytest.raises(EncodeError, match=r"cases\.jsonl:1: ") as caught:
+    with pytest.raises(ConfigError, match=r"cases\.jsonl:1: ") as caught:
         list(read_jsonl(file))
     assert fragment in str(caught.value)
 
@@ -204,25 +204,25 @@ def test_what_answers_are_worth_adds_up_to_the_entropy() -> None:
 
 @given(payload_bytes=st.integers(1, 40), number=st.integers(0, 200))
 @settings(max_examples=60, deadline=None)
-def test_a_record_answers_what_fits_and_nothing_wrong(payload_bytes: int, number: int) -> None:
-    """A record of any length answers some of the questions, all of them rightly; the whole one answers all."""
+def test_a_fact_code_answers_what_fits_and_nothing_wrong(payload_bytes: int, number: int) -> None:
+    """A fact code of any length answers some of the questions, all of them rightly; the whole one answers all."""
     case = next(case_files("train", seed=9, n=1, start=number, facts=number % 21))
-    payload = case.record.encode(payload_bytes)
-    answers = case.record.answers(payload)
+    payload = case.fact_code.encode(payload_bytes)
+    answers = case.fact_code.answers(payload)
     assert 1 <= len(payload) <= payload_bytes
     assert all(answers[q.text] == q.answer for q in case.questions if q.text in answers)
     if payload_bytes >= math.ceil(case.entropy_bits / 8):
         assert {q.text for q in case.questions} == set(answers)
 
 
-def test_a_damaged_record_is_refused() -> None:
-    """Bytes beyond the last fact are no record."""
+def test_a_damaged_fact_code_is_refused() -> None:
+    """Bytes beyond the last fact are no fact code."""
     case = next(case_files("train", seed=9, n=1))
     with pytest.raises(DecodeError, match="beyond its last fact"):
-        case.record.answers(bytes([255]) * 40)
+        case.fact_code.answers(bytes([255]) * 40)
 
 
-def test_a_dossier_retold_says_its_facts_again() -> None:
+def test_a_rewritten_dossier_says_its_facts_again() -> None:
     """Notes written from the right answers state every look-up, office and code, each once, and a remark per hop."""
     case = next(case_files("train", seed=9, n=1))
     right = {question.text: question.answer for question in case.questions}

@@ -1,26 +1,23 @@
-"""The parts of ``ilcp train``: data, self-study, the states on disk, the plan, the terms of the loss, the clock."""
+"""The parts of ``ilcp train``: data, self-study, states on disk, the terms of the loss, the clock."""
 
 import json
 import random
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 from transformers import BertConfig, BertModel
 
 import ilcp
-from ilcp.errors import EncodeError
+from ilcp.errors import ConfigError, IlcpError, StorageError
 from ilcp.message.literals import line as line_of
 from ilcp.models.fingerprint import identify
-from ilcp.models.loading import load_model
 from ilcp.nn.distributed import SyncedNorm
 from ilcp.tasks import Case, Question, read_jsonl
-from ilcp.training import Hyperparameters, Models, StateStore, train
+from ilcp.training import Hyperparameters, Models, StateStore, fit
 from ilcp.training import selfstudy as selfstudy_module
 from ilcp.training.batch import Batcher
 from ilcp.training.clock import Clock
-from ilcp.training.config import read_config
 from ilcp.training.data import Shuffled, merged, split
 from ilcp.training.estimate import estimate
 from ilcp.training.objective import Objective, calibrate
@@ -28,7 +25,7 @@ from ilcp.training.reader import Reader
 from ilcp.training.selfstudy import SelfStudy, cut, study
 from ilcp_codecs.vae import VaeCodec, VaeConfig, VaeNetwork
 from tests.conftest import make_model, make_tokenizer
-from tests.taught import cases, make_models, write_cases
+from tests.taught import cases, make_models
 
 LAYERS = (0, 2)
 
@@ -46,7 +43,7 @@ def network() -> VaeNetwork:
     return VaeNetwork(config)
 
 
-def recipe(**changes) -> Hyperparameters:
+def hyperparameters(**changes) -> Hyperparameters:
     """A tiny run."""
     return Hyperparameters(**(dict(steps=10, questions=1, contexts=8, validation_contexts=8, bfloat16=False) | changes))
 
@@ -68,7 +65,7 @@ def test_an_epoch_gives_every_case_once_in_batches_of_like_length() -> None:
     width = {case.id: length for case, length in zip(found, lengths, strict=True)}
     spans = [max(width[c.id] for c in batch) - min(width[c.id] for c in batch) for batch in epochs[0]]
     assert sum(spans) / len(spans) < 200  # of 990, where batches drawn at random span 770
-    with pytest.raises(EncodeError, match="at least 8 cases for a batch, got 5"):
+    with pytest.raises(ConfigError, match="at least 8 cases for a batch, got 5"):
         Shuffled(found[:5], lengths[:5], 0)(0, 8)
 
 
@@ -82,7 +79,7 @@ def test_a_split_shares_no_context_and_few_cases_are_refused() -> None:
     assert (345, 30, 25) == (len(parts.training), len(parts.validation), len(parts.test))
     contexts = [{case.context for case in part} for part in (parts.training, parts.validation, parts.test)]
     assert 400 == len(contexts[0] | contexts[1] | contexts[2])
-    with pytest.raises(EncodeError, match=r"at least 160 cases with different contexts.*got 100"):
+    with pytest.raises(ConfigError, match=r"at least 160 cases with different contexts.*got 100"):
         split(together[:100], validation=10, test=10, seed=0)
 
 
@@ -109,7 +106,7 @@ def test_chat_logs_become_hand_offs(tmp_path) -> None:
         ({"messages": talk, "handoffs": [9]}, r"expected numbers from 1 to 3 in 'handoffs', got \[9\]"),
     ):
         file.write_text(json.dumps(wrong))
-        with pytest.raises(EncodeError, match=said):
+        with pytest.raises(ConfigError, match=said):
             list(read_jsonl(file))
 
 
@@ -128,10 +125,10 @@ def test_a_text_is_cut_between_words() -> None:
 
 def test_the_sender_writes_the_data_and_goes_on_where_it_was_stopped(models, tmp_path, monkeypatch) -> None:
     """Continuations in batches, each from its own seed: what was stopped and resumed is what was not."""
-    plan = SelfStudy(
+    settings = SelfStudy(
         kind="continuation", texts=12, tokens=40, context_characters=30, continuation_characters=20, batch=4
     )
-    whole = study(models, plan, tmp_path / "whole.jsonl", seed=1)
+    whole = study(models, settings, tmp_path / "whole.jsonl", seed=1)
     assert whole
     assert all(case.questions[0].text == "" and case.questions[0].answer for case in whole)
     write, calls = selfstudy_module._continuations, []
@@ -144,12 +141,12 @@ def test_the_sender_writes_the_data_and_goes_on_where_it_was_stopped(models, tmp
 
     monkeypatch.setattr(selfstudy_module, "_continuations", stopped)
     with pytest.raises(KeyboardInterrupt):
-        study(models, plan, tmp_path / "cut.jsonl", seed=1)
-    again = study(models, plan, tmp_path / "cut.jsonl", seed=1)
+        study(models, settings, tmp_path / "cut.jsonl", seed=1)
+    again = study(models, settings, tmp_path / "cut.jsonl", seed=1)
     assert [(c.context, c.questions) for c in whole] == [(c.context, c.questions) for c in again]
     assert 4 == len(calls)  # one, the one that was stopped, and the two that were left
     (tmp_path / "cut.batches").write_text("2")  # killed between the file and the number beside it
-    assert whole == study(models, plan, tmp_path / "cut.jsonl", seed=1)
+    assert whole == study(models, settings, tmp_path / "cut.jsonl", seed=1)
 
 
 def test_a_chat_model_writes_texts_and_questions_and_the_receiver_answers(models, tmp_path, monkeypatch) -> None:
@@ -175,10 +172,10 @@ def test_a_chat_model_writes_texts_and_questions_and_the_receiver_answers(models
 def test_an_encoder_cannot_write_its_own_data(models, tmp_path) -> None:
     """Self-study needs a sender that writes; questions need chat models."""
     bert = BertModel(BertConfig(vocab_size=300, hidden_size=32, num_hidden_layers=1, num_attention_heads=4))
-    with pytest.raises(EncodeError, match="an encoder has no text of its own; give --data"):
+    with pytest.raises(ConfigError, match="an encoder has no text of its own; give --data"):
         study(replace(models, sender=bert), SelfStudy(), tmp_path / "none.jsonl", seed=0)
     mute = replace(models, sender_tokenizer=make_tokenizer(300, template=None))
-    with pytest.raises(EncodeError, match="two chat models"):
+    with pytest.raises(ConfigError, match="two chat models"):
         study(mute, SelfStudy(kind="question"), tmp_path / "none.jsonl", seed=0)
 
 
@@ -188,26 +185,26 @@ def test_an_encoder_cannot_write_its_own_data(models, tmp_path) -> None:
 def test_states_are_computed_once_and_found_again(models, tmp_path, monkeypatch) -> None:
     """What the store gives equals what the sender computes; a second store of the same folder does not read again."""
     texts = [case.context for case in cases(0, 30)] + ["It was Mara. " * 100]  # the last one takes several windows
-    reader = Reader(models, LAYERS, recipe())
-    StateStore(tmp_path, models, LAYERS, recipe(), 1 << 30).fill(reader, texts)
-    store = StateStore(tmp_path, models, LAYERS, recipe(), 1 << 30)
+    reader = Reader(models, LAYERS, hyperparameters())
+    StateStore(tmp_path, models, LAYERS, hyperparameters(), 1 << 30).fill(reader, texts)
+    store = StateStore(tmp_path, models, LAYERS, hyperparameters(), 1 << 30)
     monkeypatch.setattr(Reader, "compute", lambda *_: pytest.fail("read again"))
     store.fill(reader, texts)
-    kept, mask = Reader(models, LAYERS, recipe(), store).states(texts)
+    kept, mask = Reader(models, LAYERS, hyperparameters(), store).states(texts)
     monkeypatch.undo()
     fresh, fresh_mask = reader.states(texts)
     assert torch.equal(fresh_mask, mask)
     assert torch.allclose(fresh * mask[:, None, :, None], kept * mask[:, None, :, None], atol=1e-5)
-    assert StateStore(tmp_path, models, (0, 1), recipe(), 1 << 30).folder != store.folder
+    assert StateStore(tmp_path, models, (0, 1), hyperparameters(), 1 << 30).folder != store.folder
     other = replace(models, sender=make_model(len(models.sender_tokenizer), 32, seed=9))
-    assert StateStore(tmp_path, other, LAYERS, recipe(), 1 << 30).folder != store.folder
+    assert StateStore(tmp_path, other, LAYERS, hyperparameters(), 1 << 30).folder != store.folder
 
 
 def test_the_store_is_bounded_and_does_without_what_it_lacks(models, tmp_path, monkeypatch) -> None:
     """No more bytes than the limit; what is not kept, or cannot be written, is computed when it is asked for."""
     texts = [case.context for case in cases(0, 40)]
-    store = StateStore(tmp_path, models, LAYERS, recipe(), 40_000)
-    reader = Reader(models, LAYERS, recipe(), store)
+    store = StateStore(tmp_path, models, LAYERS, hyperparameters(), 40_000)
+    reader = Reader(models, LAYERS, hyperparameters(), store)
     store.fill(reader, texts)
     assert 0 < sum(file.stat().st_size for file in store.folder.iterdir()) < 44_000  # 40 kB and the names
     assert store.bytes_of(texts) > 40_000
@@ -215,151 +212,17 @@ def test_the_store_is_bounded_and_does_without_what_it_lacks(models, tmp_path, m
     assert any(known)
     assert not all(known)
     mixed, mask = reader.states(texts)
-    fresh, _ = Reader(models, LAYERS, recipe()).states(texts)
+    fresh, _ = Reader(models, LAYERS, hyperparameters()).states(texts)
     assert torch.allclose(fresh * mask[:, None, :, None], mixed * mask[:, None, :, None], atol=1e-5)
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("ilcp.training.reader.save_file", full)
-    broken = StateStore(tmp_path / "full", models, LAYERS, recipe(), 1 << 30)
+    broken = StateStore(tmp_path / "full", models, LAYERS, hyperparameters(), 1 << 30)
     broken.fill(reader, texts)
     assert [] == list(broken.folder.iterdir())
-    assert Reader(models, LAYERS, recipe(), broken).states(texts)[0].shape == fresh.shape
-
-
-# ---- the plan
-
-
-def test_a_recipe_file_and_options_make_one_plan(tmp_path) -> None:
-    """Options go before the file; tables are merged key by key."""
-    file = tmp_path / "recipe.toml"
-    file.write_text(
-        'sender="a"\nreceiver="b"\nout="c"\nseed=4\n[self_study]\ntexts=9\n[training]\nsteps=7\n[codec]\nbits=2'
-    )
-    plan = read_config(file, receiver="d", steps=8, codec={"slots": 2})
-    assert ("a", "d", Path("c"), 4) == (plan.sender, plan.receiver, plan.out, plan.seed)
-    assert 9 == plan.self_study.texts
-    assert {"bits": 2, "slots": 2} == dict(plan.codec)
-    assert (8, 4) == (plan.recipe(closed=True).steps, plan.recipe(closed=True).seed)
-    assert (False, 1) == (plan.recipe(closed=False).close_answers, plan.recipe(closed=False).questions)
-    assert Path("c.run") == plan.work
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ('sender="a"\nreciever="b"', r"got 'reciever'; did you mean 'receiver'\?"),
-        ("[training]\nstep=3", r"a key of \[training\], got 'step'; did you mean 'steps'\?"),
-        ("[self_study]\ntext=3", r"a key of \[self_study\], got 'text'; did you mean 'texts'\?"),
-        ('data="x"\n[self_study]\n', "either data or self_study, got both"),
-        ("", "either data or self_study, got neither"),
-        ('data="x"\n[training]\nsteps="many"', "a whole number for 'steps'"),
-        ('data="x"\n[training]\nlearning_rate=true', "a number for 'learning_rate'"),
-        ('data="x"\n[training]\nblank_share=2', "blank_share from 0"),
-        ('data="x"\n[training]\nseed=2', "seed at the top"),
-        ('data="x"\n[training]\ncross_entropy_weight=0\nkl_weight=0', "nothing would be learned"),
-        ('data="x"\nadapter_rank=4', "adapt_receiver = true beside adapter_rank = 4"),
-        ('data="x"\ntoo_long="cut"', "'refuse' or 'skip'"),
-        ('data="x"\nseed=-1', "seed to be 0 or more"),
-        ('data="x"\nstates_gb=inf', "states_gb to be 0 or more, got inf"),
-        ('data="x"\ntest_cases=3', "test_cases to be at least 16, got 3"),
-        ("data=3", "a path for 'data'|str | .*Path.* for 'data'"),
-        ('data="x"\n[training]\nbfloat16="false"', "bool | None for 'bfloat16'"),
-        ('data="x"\n[training]\nfree_bits=[1.0]', "for 'free_bits'"),
-        ('data="x"\n[training]\nweight_decay=-1.0', "weight_decay to be 0 or more"),
-        ('data="x"\n[training]\nper_kind={lookup=0}', "per_kind to be at least 1"),
-        ('data="x"\n[training]\nnaming_steps=5\ntopics=["who"]', "needs a phrasebook"),
-        ('data="x"\ntraining=3', r"a table \[training\]"),
-        ("data=", "in TOML"),
-    ],
-)
-def test_a_recipe_that_cannot_be_is_refused(tmp_path, text: str, said: str) -> None:
-    """The text names the key, what it could have been, or what it contradicts."""
-    file = tmp_path / "recipe.toml"
-    head = "" if "reciever" in text else 'sender="a"\nreceiver="b"\nout="c"\n'
-    file.write_text(head + text)
-    with pytest.raises(EncodeError, match=said):
-        read_config(file)
-
-
-def test_what_is_missing_is_named(tmp_path) -> None:
-    """Both models and the folder are needed; a recipe that is not there is named."""
-    with pytest.raises(EncodeError, match="expected receiver, out in the recipe, got nothing"):
-        read_config(sender="a", self_study=True)
-    with pytest.raises(EncodeError, match=r"readable recipe, got .*none\.toml: no such file"):
-        read_config(tmp_path / "none.toml")
-
-
-# ---- models that cannot be used
-
-
-def test_models_that_cannot_be_used_are_refused_by_name(models, tmp_path) -> None:
-    """No folder, no tokenizer beside the model, another model's tokenizer, an encoder as receiver."""
-    from tests.taught import save_models
-
-    sender, receiver = save_models(models, tmp_path)
-    data = write_cases(tmp_path / "cases.jsonl", 200)
-    given = dict(sender=sender, receiver=receiver, data=data, out=tmp_path / "codec", steps=1)
-    with pytest.raises(EncodeError, match=r"a model's folder with a config.json, got .*/nowhere: no such file"):
-        ilcp.train(**given | {"sender": f"{tmp_path}/nowhere"})
-    bare = tmp_path / "bare"
-    models.sender.save_pretrained(bare)
-    with pytest.raises(EncodeError, match=r"expected the model's tokenizer beside it in .*bare"):
-        ilcp.train(**given | {"sender": bare})
-    make_tokenizer(340).save_pretrained(bare)
-    with pytest.raises(EncodeError, match="tokenizer of at most 300 tokens"):
-        ilcp.train(**given | {"sender": bare})
-    encoder = tmp_path / "encoder"
-    BertModel(
-        BertConfig(vocab_size=320, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=32)
-    ).save_pretrained(encoder)
-    models.receiver_tokenizer.save_pretrained(encoder)
-    with pytest.raises(EncodeError, match="BertModel"):
-        ilcp.train(**given | {"receiver": encoder})
-    assert isinstance(load_model(encoder, encoder=True)[0], BertModel)
-    with pytest.raises(EncodeError, match=r"a key of \[codec\], got 'slot'; did you mean 'slots'"):
-        ilcp.train(**given, codec={"slot": 3})
-    with pytest.raises(EncodeError, match="expected a codec that learns, got 'text-plain'"):
-        ilcp.train(**given, codec={"name": "text-plain"})
-    with pytest.raises(EncodeError, match="slots x dims x bits to be 8 x 80"):
-        ilcp.train(**given, codec={"slots": 3})
-    with pytest.raises(EncodeError, match="whole numbers from 1 for slots"):
-        ilcp.train(**given, codec={"heads": 0})
-    with pytest.raises(EncodeError, match="a device of this machine such as 'cpu', got 'cuda:77'"):
-        ilcp.train(**given, device="cuda:77")
-    with pytest.raises(EncodeError, match="a folder with a name of its own for --out"):
-        ilcp.train(**given | {"out": "."})
-    with pytest.raises(EncodeError, match=r"a readable file of cases, got .*none\.jsonl"):
-        ilcp.train(**given | {"data": tmp_path / "none.jsonl", "out": tmp_path / "other"})
-    assert not (tmp_path / "codec").exists()
-    assert not (tmp_path / "other.run").exists()
-
-
-def test_data_that_cannot_be_used_is_refused_by_line(models, tmp_path) -> None:
-    """A line that is no JSON, too few lines, two kinds of answers, a context over the receiver's window."""
-    from tests.taught import save_models
-
-    sender, receiver = save_models(models, tmp_path)
-    data = write_cases(tmp_path / "cases.jsonl", 200)
-    given = dict(sender=sender, receiver=receiver, data=data, out=tmp_path / "codec", steps=1)
-    lines = data.read_text().splitlines()
-    data.write_text("\n".join([*lines[:7], '{"context": ', *lines[7:]]))
-    with pytest.raises(EncodeError, match=r"cases.jsonl:8: expected one JSON object per line"):
-        ilcp.train(**given)
-    data.write_text("\n".join(lines[:20]))
-    with pytest.raises(EncodeError, match=r"at least 160 cases .*got 20"):
-        ilcp.train(**given)
-    data.write_text("\n".join([*lines, json.dumps({"context": "It was.", "continuation": "Mara."})]))
-    with pytest.raises(EncodeError, match="either questions or continuations, got both"):
-        ilcp.train(**given)
-    long = json.dumps({"id": "long", "context": "It was Mara. " * 99, "question": "Who?", "answer": "Mara"})
-    data.write_text("\n".join([*lines, long]))
-    with pytest.raises(EncodeError, match=r"case 'long' to fit into the receiver's window of 256 tokens, got \d+"):
-        ilcp.train(**given)
-    small = dict(slots=2, dims=8, prefixes=[2], width=32, heads=4, projector_width=32)
-    codec = ilcp.train(**given, too_long="skip", codec=small, training={"contexts": 8, "validate_every": 1})
-    assert 200 == sum(json.loads((codec.folder / "config.json").read_text())["training"]["cases"].values())
+    assert Reader(models, LAYERS, hyperparameters(), broken).states(texts)[0].shape == fresh.shape
 
 
 # ---- the loss and the loop
@@ -367,11 +230,11 @@ def test_data_that_cannot_be_used_is_refused_by_line(models, tmp_path) -> None:
 
 def test_the_memory_is_asked_for_its_context_early_in_the_run(models) -> None:
     """Reconstruction has its weight in the loss until its share of the run is over, and reaches the network."""
-    wanted = recipe(reconstruction_weight=0.5, reconstruction_share=0.3, blank_share=0.0)
+    wanted = hyperparameters(reconstruction_weight=0.5, reconstruction_share=0.3, blank_share=0.0)
     objective = Objective(models, wanted, Reader(models, LAYERS, wanted))
     batch = Batcher(models, wanted).batch(cases(0, 8), random.Random(0))
-    assert 8 == len(batch.retold)
-    assert batch.retold[0].answer == tuple(models.receiver_tokenizer(batch.texts[0]).input_ids)
+    assert 8 == len(batch.reconstruction)
+    assert batch.reconstruction[0].answer == tuple(models.receiver_tokenizer(batch.texts[0]).input_ids)
     learner = network().train()
     early, late = (objective.terms(learner, batch, done=done) for done in (0.29, 0.31))
     assert "reconstruction" not in late
@@ -383,7 +246,7 @@ def test_the_memory_is_asked_for_its_context_early_in_the_run(models) -> None:
 
 def test_a_share_of_the_memories_is_trained_with_its_literals_beside_it(models) -> None:
     """Their rows are the prompt that a receiver would read; payloads of no sender, and texts without any, have none."""
-    wanted = recipe(literals_share=0.5, blank_share=0.25, contexts=64)
+    wanted = hyperparameters(literals_share=0.5, blank_share=0.25, contexts=64)
     coded = [replace(case, context=f"{case.context} Ticket INC-{1000 + n}.") for n, case in enumerate(cases(0, 60))]
     batch = Batcher(models, wanted).batch([*coded, *cases(60, 4)], random.Random(0))
     codec = VaeCodec.from_network(
@@ -408,7 +271,7 @@ def test_a_share_of_the_memories_is_trained_with_its_literals_beside_it(models) 
 
 def test_rate_is_paid_above_what_is_free(models) -> None:
     """Free bits cost nothing; the allowance moves in a straight line over the run."""
-    wanted = recipe(rate_weight=0.01, free_bits=(10.0, 30.0), blank_share=0.0)
+    wanted = hyperparameters(rate_weight=0.01, free_bits=(10.0, 30.0), blank_share=0.0)
     objective = Objective(models, wanted, Reader(models, LAYERS, wanted))
     batch = Batcher(models, wanted).batch(cases(0, 8), random.Random(0))
     learner = network().train()
@@ -423,9 +286,9 @@ def test_rate_is_paid_above_what_is_free(models) -> None:
 
 def test_the_clock_gives_every_part_its_time(models, tmp_path) -> None:
     """Shares add up to one, TensorBoard and the curve are written, and a clock that is not on counts nothing."""
-    store = StateStore(tmp_path / "states", models, LAYERS, recipe(), 1 << 30)
-    wanted = recipe(validate_every=5)
-    result = train(network(), models, cases, cases(10_000, 8), wanted, tmp_path, store=store, tensorboard=True)
+    store = StateStore(tmp_path / "states", models, LAYERS, hyperparameters(), 1 << 30)
+    wanted = hyperparameters(validate_every=5)
+    result = fit(network(), models, cases, cases(10_000, 8), wanted, tmp_path, store=store, tensorboard=True)
     assert {"sender", "receiver", "codec"} == result.shares.keys()
     assert sum(result.shares.values()) == pytest.approx(1)
     assert all(share > 0.01 for share in result.shares.values())
@@ -439,11 +302,11 @@ def test_the_clock_gives_every_part_its_time(models, tmp_path) -> None:
     assert {"sender": 1.0} == clock.shares()
 
 
-def test_a_need_beyond_the_disk_is_refused_before_the_start(models, tmp_path, monkeypatch) -> None:
-    """The estimate counts the states and the checkpoints; with less room than that nothing begins."""
+def test_a_need_beyond_the_machine_is_refused_before_the_start(models, tmp_path, monkeypatch) -> None:
+    """The estimate counts the states and the checkpoints; with less room or memory than that nothing begins."""
     texts = [case.context for case in cases(0, 20)]
-    store = StateStore(tmp_path, models, LAYERS, recipe(), 1 << 30)
-    found = estimate(models, network(), store, texts, tmp_path, recipe())
+    store = StateStore(tmp_path, models, LAYERS, hyperparameters(), 1 << 30)
+    found = estimate(models, network(), store, texts, tmp_path, hyperparameters())
     tokens = sum(len(models.sender_tokenizer(text).input_ids) for text in texts)
     assert tokens * len(LAYERS) * 32 * 4 == found.states_bytes
     trained = sum(4 * parameter.numel() for parameter in network().parameters())
@@ -452,8 +315,13 @@ def test_a_need_beyond_the_disk_is_refused_before_the_start(models, tmp_path, mo
     assert "disk" in str(found)
     usage = type("Usage", (), {"free": found.checkpoint_bytes})
     monkeypatch.setattr("ilcp.training.estimate.shutil.disk_usage", lambda _: usage)
-    with pytest.raises(EncodeError, match=r"MB of disk free at .*, got"):
-        estimate(models, network(), store, texts, tmp_path, recipe())
+    with pytest.raises(StorageError, match=r"MB of disk free at .*, got"):
+        estimate(models, network(), store, texts, tmp_path, hyperparameters())
+    monkeypatch.undo()
+    memory = type("Memory", (), {"available": found.training_bytes - 1})
+    monkeypatch.setattr("ilcp.training.estimate.psutil.virtual_memory", lambda: memory)
+    with pytest.raises(ConfigError, match=r"MB of memory free for the codec in training, got .*smaller codec"):
+        estimate(models, network(), store, texts, tmp_path, hyperparameters())
 
 
 def test_a_norm_of_one_process_is_torchs_own() -> None:
@@ -472,7 +340,7 @@ def test_a_network_for_any_two_models_reads_a_few_layers_far_apart(models) -> No
     config = VaeCodec.untrained(deep, models.receiver, {}).config
     assert (0, 2, 5, 7, 10, 12) == config.sender_layers
     assert (32, 48, 80) == (config.sender_hidden, config.receiver_hidden, config.payload_bytes)
-    with pytest.raises(EncodeError, match=r"sender_layers from 0 to 2 \(the last state\), got \(0, 3\)"):
+    with pytest.raises(IlcpError, match=r"sender_layers from 0 to 2 \(the last state\), got \(0, 3\)"):
         VaeCodec.untrained(models.sender, models.receiver, {"sender_layers": (0, 3)})
 
 
@@ -488,7 +356,7 @@ def test_lines_that_json_alone_would_not_refuse_are_refused(tmp_path) -> None:
         ("[" * 200_000, "1: expected one JSON object per line"),
     ):
         file.write_text(line)
-        with pytest.raises(EncodeError, match=said):
+        with pytest.raises(ConfigError, match=said):
             list(read_jsonl(file))
     file.write_bytes('\ufeff{"context": "a\u2028b", "question": "?", "answer": "c"}\r\n'.encode())
     assert ["a\u2028b"] == [case.context for case in read_jsonl(file)]
@@ -516,7 +384,7 @@ def test_calibration_looks_at_a_bounded_sample(models, monkeypatch) -> None:
             seen.append((int(mask.sum()), len(memory)))
 
     monkeypatch.setattr("ilcp.training.objective.CALIBRATION_TOKENS", 100)
-    calibrate(Recorder(), models, cases(0, 40), recipe())
+    calibrate(Recorder(), models, cases(0, 40), hyperparameters())
     tokens, rows = seen[0]
     assert 50 < tokens <= 100
     assert 50 < rows <= 100

@@ -85,7 +85,7 @@ def _run(pair: "Pair", asked: "Task", *, keep: Path | None, **options: Any) -> "
     left = "nothing was kept: name a file with --json"
     if keep is not None:
         left = f"{keep} holds what was measured so far; the same command goes on with it"
-    named: dict[str, Any] = {"task": asked.name, "answers_end": asked.closed, "keep": keep, "progress": True}
+    named: dict[str, Any] = {"task": asked.name, "answers_end": asked.answers_end, "keep": keep, "progress": True}
     with interruptible(left):
         return run(pair.sender, pair.receiver, asked.cases, **named, **options)
 

@@ -1,7 +1,7 @@
 """``ilcp train``: a codec for two models of your own."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -35,32 +35,23 @@ def train(
     ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with what was stopped.")] = False,
 ) -> None:
-    """A codec for two models of your own: trained, measured against its controls, and saved as a folder.
+    """Trains a codec for two models of your own, measures it against its controls, and saves it as a folder.
 
     First the receiver has to answer from the full text; where it cannot, nothing can be learned, and this says so.
     Ctrl-C leaves a checkpoint in OUT.run; the same command with --resume goes on. On several devices:
     accelerate launch -m ilcp train, with the same options.
     """
-    changes: dict[str, Any] = dict(
-        sender=sender,
-        receiver=receiver,
-        data=data,
-        out=to,
-        steps=steps,
-        minutes=minutes,
-        dtype=dtype,
-        device=device,
-        seed=seed,
-        self_study=self_study or None,
-        adapt_receiver=adapt_receiver or None,
-        tensorboard=tensorboard or None,
-    )
+    changes = {name: value for name, value in locals().items() if value is not None and value is not False}
+    for name in ("recipe", "resume"):
+        changes.pop(name, None)
+    if to is not None:
+        changes["out"] = changes.pop("to")
     from ilcp.nn.distributed import is_main
     from ilcp.training.config import read_config
     from ilcp.training.job import train_codec
 
-    plan = read_config(recipe, **changes)
-    with interruptible(f"the same command with --resume goes on with what {plan.work} holds"):
-        codec = train_codec(plan, resume=resume)
+    config = read_config(recipe, **changes)
+    with interruptible(f"the same command with --resume goes on with what {config.work} holds"):
+        codec = train_codec(config, resume=resume)
     if is_main():
-        out.print(f"{plan.out}: {codec.evidence}", highlight=False, soft_wrap=True)
+        out.print(f"{config.out}: {codec.evidence}", highlight=False, soft_wrap=True)

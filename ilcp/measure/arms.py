@@ -102,7 +102,7 @@ def arm_specs(
     for length in lengths:
         for name in texts:
             yield ArmSpec(f"{name}-{length}", "text of equal bytes", partial(inputs.text, name, length), names[length])
-        if all(case.record is not None for case in cases):
+        if all(case.fact_code is not None for case in cases):
             yield ArmSpec(f"oracle-{length}", "limit", partial(_oracle, cases, length))
     if any(question.choices for case in cases for question in case.questions):
         yield ArmSpec("index", "limit", partial(_index, cases))
@@ -176,12 +176,12 @@ def _text(codec: Codec, payloads: Sequence[bytes]) -> ArmInput:
 
 
 def _oracle(cases: Sequence[Case], length: int) -> ArmInput:
-    payloads = [case.record.encode(length) for case in cases if case.record is not None]
+    payloads = [case.fact_code.encode(length) for case in cases if case.fact_code is not None]
     wires = [Message(NO_CODEC, payload).to_bytes() for payload in payloads]
     read = [
-        case.record.answers(Message.from_bytes(wire).payload)
+        case.fact_code.answers(Message.from_bytes(wire).payload)
         for case, wire in zip(cases, wires, strict=True)
-        if case.record is not None
+        if case.fact_code is not None
     ]
     return ArmInput([None] * len(cases), _sizes(payloads), _sizes(wires), read)
 

@@ -1,1 +1,1 @@
-"""What computing needs beside the models: devices, several processes, whitening."""
+"""The tools of computing beside the models: devices, several processes, whitening."""

@@ -4,8 +4,8 @@ Process ``rank`` of ``world`` takes every ``world``-th context of a batch. What 
 whole batch by every process alike, and each keeps its part; means are over the whole batch; gradients are averaged once
 per step. So the loss of a step does not depend on how many processes made it (a test compares two with one).
 
-``accelerate launch`` starts the processes and finds each its device; ``join`` lets one take its place among them.
-Without it everything here is what a single process does.
+``accelerate launch`` starts the processes and finds each its device; ``init_device`` lets one take its place among
+them. Without it everything here is what a single process does.
 """
 
 import os
@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ilcp.errors import EncodeError
+from ilcp.errors import MissingExtraError
 from ilcp.nn.device import usable_device
 
 __all__ = [
@@ -39,62 +39,61 @@ PATIENCE = timedelta(days=1)  # others wait while one measures; of one that died
 
 
 def init_device(device: str | None = None) -> torch.device:
-    """The device that this process computes on; joins the others where a launcher started several.
+    """Returns the device that this process computes on; joins the others where a launcher started several.
 
     Raises:
-        EncodeError: several processes were started and accelerate is not installed, or ``device`` is none of torch's.
+        MissingExtraError: several processes were started and accelerate is not installed.
+        ConfigError: ``device`` is none of torch's.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         try:
             from accelerate import PartialState
         except ImportError as error:
-            raise EncodeError(
-                "expected accelerate for several processes, got none: pip install 'ilcp[train]'"
-            ) from error
+            raise MissingExtraError.of("accelerate", "for several processes", "train") from error
         found: torch.device = PartialState(cpu=device == "cpu", timeout=PATIENCE).device
         return found
     return usable_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def world() -> int:
-    """How many processes there are."""
+    """Returns how many processes there are."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """Which of them this one is, from 0."""
+    """Returns which of them this one is, from 0."""
     return dist.get_rank() if world() > 1 else 0
 
 
 def is_main() -> bool:
-    """Whether this process is the one that writes files and speaks."""
+    """Says whether this process is the one that writes files and speaks."""
     return rank() == 0
 
 
 def shard(items: Sequence[T]) -> Sequence[T]:
-    """This process's part of what all have."""
+    """Returns this process's part of what all have."""
     return items[rank() :: world()]
 
 
 def shard_rng(count: int, draw: Callable[[int], Tensor]) -> Tensor:
-    """This process's ``count`` rows of what ``draw`` gives for all processes' rows together."""
+    """Returns this process's ``count`` rows of what ``draw`` gives for the rows of all processes together."""
     return draw(count * world())[rank() :: world()]
 
 
 def all_reduce(value: Tensor | float, device: Any = "cpu") -> Tensor:
-    """The sum over all processes; its gradient is that of every process's use of it."""
+    """Returns the sum over all processes; its gradient is that of every process's use of it."""
     tensor = value if isinstance(value, Tensor) else torch.tensor(float(value), device=device)
     summed: Tensor = tensor if world() == 1 else _Sum.apply(tensor)  # type: ignore[no-untyped-call]
     return summed
 
 
 def any_rank(said: bool, device: Any = "cpu") -> bool:
-    """Whether any process says so; all get the same answer."""
+    """Says whether it holds in any process; all get the same answer."""
     return bool(said) if world() == 1 else bool(all_reduce(float(said), device) > 0)
 
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """The mean over all processes in place of each process's own gradients, in one exchange."""
+    """Puts the mean over all processes in place of each process's own gradients, in one exchange."""
     if world() == 1:
         return
     learning = [parameter for parameter in parameters if parameter.requires_grad]

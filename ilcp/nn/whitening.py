@@ -1,4 +1,4 @@
-"""How vectors are spread: what whitening and colouring are made of."""
+"""The spread of vectors, from which whitening and colouring are made."""
 
 import torch
 from torch import Tensor
@@ -9,7 +9,10 @@ FLOOR = 1e-3  # of the largest variance: directions below it are noise
 
 
 def principal_axes(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Of ``"n width"``: mean ``"width"``, variances ``"width"`` (ascending, floored), directions ``"width width"``."""
+    """Returns the mean ``"width"``, variances ``"width"`` and directions ``"width width"`` of rows ``"n width"``.
+
+    The variances ascend, and none is below a floor.
+    """
     rows = rows.detach().float()
     middle = rows.mean(0)
     values, vectors = torch.linalg.eigh((rows - middle).T @ (rows - middle) / len(rows))
@@ -17,6 +20,9 @@ def principal_axes(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def whitening(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """``middle`` and ``matrix`` such that ``(rows - middle) @ matrix`` varies by one in every direction."""
+    """Returns ``middle`` ``"width"`` and ``matrix`` ``"width width"`` of rows ``"n width"``.
+
+    ``(rows - middle) @ matrix`` varies by one in every direction.
+    """
     middle, values, vectors = principal_axes(rows)
     return middle, vectors / values.sqrt() @ vectors.T

@@ -16,7 +16,7 @@ import math
 import random
 from collections.abc import Iterator, Sequence
 
-from ilcp.errors import EncodeError
+from ilcp.errors import ConfigError
 from ilcp.tasks.cases import Case, Question
 from ilcp.tasks.dossier import (
     ATTRIBUTES,
@@ -30,7 +30,7 @@ from ilcp.tasks.dossier import (
     Attribute,
 )
 from ilcp.tasks.fact_code import UNKNOWN, DossierFactCode
-from ilcp.tasks.rewrite import DossierRetelling, state
+from ilcp.tasks.rewrite import DossierRewrite, state
 
 __all__ = ["KINDS", "PRESENT", "SPLITS", "TOPICS", "UNKNOWN", "case_files", "compose"]
 
@@ -48,20 +48,20 @@ BARE_SHARE = 0.5
 def case_files(
     split: str = "train", seed: int = 0, n: int | None = None, *, start: int = 0, facts: int = PRESENT
 ) -> Iterator[Case]:
-    """Dossiers number ``start`` to ``start + n`` of a split and seed, without end where ``n`` is None.
+    """Yields dossiers ``start`` to ``start + n`` of a split and seed, without end where ``n`` is None.
 
     A case depends on split, seed, its number and ``facts`` (how many of the 20 attributes are stated) alone, so any
     part of a stream can be made again.
 
     Raises:
-        EncodeError: the split is none of train, validation, test, or a number is out of its range.
+        ConfigError: the split is none of train, validation, test, or a number is out of its range.
     """
     if split not in SPLITS:
-        raise EncodeError(f"expected split to be one of {', '.join(SPLITS)}, got {split!r}")
+        raise ConfigError(f"expected split to be one of {', '.join(SPLITS)}, got {split!r}")
     if start < 0 or (n is not None and n < 0):
-        raise EncodeError(f"expected start and n not to be negative, got start={start}, n={n}")
+        raise ConfigError(f"expected start and n not to be negative, got start={start}, n={n}")
     if not 0 <= facts <= len(ATTRIBUTES):
-        raise EncodeError(f"expected facts to be 0 to {len(ATTRIBUTES)}, got {facts}")
+        raise ConfigError(f"expected facts to be 0 to {len(ATTRIBUTES)}, got {facts}")
     stop = math.inf if n is None else start + n
     return _stream(f"{split}/{seed}", start, stop, facts)
 
@@ -78,7 +78,7 @@ def _stream(stream: str, start: int, stop: float, facts: int) -> Iterator[Case]:
 def compose(
     name: str, rng: random.Random, present: Sequence[str], *, bare: bool = False, share: float = BARE_SHARE
 ) -> Case:
-    """The dossier that states the attributes named in ``present``, and asks for all.
+    """Composes the dossier that states the attributes named in ``present``, and asks for all.
 
     ``bare``: no distractors, and only this ``share`` of the offices and codes. Training begins with such documents.
     """
@@ -93,9 +93,9 @@ def compose(
     context = _document(rng, values, offices, code, bare)
     questions = _questions(rng, values, offices, code)
     asks = tuple((question.text, question.kind, question.facts[0][0]) for question in questions)
-    record = None if bare else DossierFactCode(values, offices, code or "", asks)
+    fact_code = None if bare else DossierFactCode(values, offices, code or "", asks)
     entropy_bits = _entropy_bits(values, len(offices), code)
-    return Case(name, context, questions, entropy_bits, record, DossierRetelling(name, asks))
+    return Case(name, context, questions, entropy_bits, fact_code, DossierRewrite(name, asks))
 
 
 def _document(rng: random.Random, values: dict[str, str], offices: dict[str, str], code: str | None, bare: bool) -> str:

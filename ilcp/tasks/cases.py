@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from ilcp.errors import EncodeError
+from ilcp.errors import ConfigError
 
 __all__ = ["Case", "FactCode", "Question", "Rewrite", "read_jsonl", "thin"]
 
@@ -22,7 +22,7 @@ class Question:
 
     ``entropy_bits`` is what the answer adds to the entropy of the case, where the generator knows it, behind ``given``:
     the beginning of the answer that another question of the case asks for already. ``stands_for`` is how many
-    questions of the case this one was drawn from (see ``ilcp.measure.thin``).
+    questions of the case this one was drawn from (see ``thin``).
     """
 
     text: str
@@ -36,49 +36,49 @@ class Question:
 
 
 class FactCode(Protocol):
-    """The facts of a case in as few bytes as they need: the task's own entropy code."""
+    """An entropy code for the facts of a case: as few bytes as they need."""
 
     def encode(self, payload_bytes: int) -> bytes:
-        """As many of the facts as fit into so many bytes."""
+        """Encodes as many of the facts as fit into so many bytes."""
         ...
 
     def answers(self, payload: bytes) -> Mapping[str, str]:
-        """What those bytes answer, by question; a question whose facts did not fit is left out."""
+        """Returns what those bytes answer, by question; a question whose facts did not fit is left out."""
         ...
 
 
 class Rewrite(Protocol):
-    """How an agent who has answered questions about a case writes down what it knows, for the next agent to read."""
+    """An agent's rewriting of a case, for the next agent to read, from its answers to questions about it."""
 
     @property
     def questions(self) -> tuple[str, ...]:
-        """What the agent has to have answered."""
+        """The questions that the agent has to have answered."""
         ...
 
     def notes(self, answers: Mapping[str, str], hop: int) -> str:
-        """The answers as text, with what the agent at this hop has to say for itself."""
+        """Returns the answers as text, with the remark of the agent at this hop."""
         ...
 
     def remark(self, hop: int) -> str:
-        """What the agent at this hop has to say for itself."""
+        """Returns a sentence of the agent's own at this hop, beside the point."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A document and its questions; where the generator knows them, the entropy of its facts, their record, and how an
-    agent would retell them."""
+    """A document and its questions; where the generator knows them, the entropy and the code of its facts, and how an
+    agent rewrites it."""
 
     id: str
     context: str
     questions: tuple[Question, ...]
     entropy_bits: float | None = None
-    record: FactCode | None = None
+    fact_code: FactCode | None = None
     rewrite: Rewrite | None = None
 
 
 def thin(case: Case, per_kind: Mapping[str, int], number: int) -> Case:
-    """``case`` with at most so many questions of each kind, a different choice for each ``number``.
+    """Keeps at most so many questions of each kind, a different choice for each ``number``.
 
     Each question that is kept stands for those that are not.
     """
@@ -91,7 +91,7 @@ def thin(case: Case, per_kind: Mapping[str, int], number: int) -> Case:
 
 
 def read_jsonl(path: str | Path) -> Iterator[Case]:
-    """Cases from the lines of a file, in order; a line is a JSON object of one of four forms.
+    """Reads cases from the lines of a file, in order; a line is a JSON object of one of four forms.
 
     - ``{"context", "question", "answer", "choices"?, "kind"?, "topic"?}``: one question;
     - ``{"context", "questions": [{"question", "answer", "choices"?, "kind"?, "topic"?}, ...]}``: several;
@@ -104,20 +104,20 @@ def read_jsonl(path: str | Path) -> Iterator[Case]:
     ``"id"`` names the case; without it, its file and line do.
 
     Raises:
-        EncodeError: a line is no such object, or names an id again; the text names the file, the line and the field.
+        ConfigError: a line is no such object, or names an id again; the text names the file, the line and the field.
     """
     try:
         lines = Path(path).read_text(encoding="utf-8-sig").split("\n")  # a string in JSON may hold other line breaks
     except OSError as error:
-        raise EncodeError(f"expected a readable file of cases, got {path}: {error.strerror}") from error
+        raise ConfigError(f"expected a readable file of cases, got {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise EncodeError(f"expected UTF-8 text in {path}, got byte {error.object[error.start]:#04x}") from error
+        raise ConfigError(f"expected UTF-8 text in {path}, got byte {error.object[error.start]:#04x}") from error
     seen: dict[str, int] = {}
     for number, line in enumerate(lines, start=1):
         if line.strip():
             for case in _cases(line, f"{path}:{number}"):
                 if case.id in seen:
-                    raise EncodeError(
+                    raise ConfigError(
                         f"{path}:{number}: expected an id of its own, got {case.id!r} as in line {seen[case.id]}"
                     )
                 seen[case.id] = number
@@ -129,9 +129,9 @@ def _cases(line: str, where: str) -> list[Case]:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:  # a number of a thousand digits, a hundred thousand brackets
         because = getattr(error, "msg", str(error))
-        raise EncodeError(f"{where}: expected one JSON object per line, got {line[:60]!r} ({because})") from error
+        raise ConfigError(f"{where}: expected one JSON object per line, got {line[:60]!r} ({because})") from error
     if not isinstance(record, dict):
-        raise EncodeError(f"{where}: expected a JSON object, got {type(record).__name__}")
+        raise ConfigError(f"{where}: expected a JSON object, got {type(record).__name__}")
     if "messages" in record:
         return _handoffs(record, where)
     context = _text(record, "context", where)
@@ -139,7 +139,7 @@ def _cases(line: str, where: str) -> list[Case]:
         questions = [Question(text="", answer=_text(record, "continuation", where), kind="continuation")]
     elif "questions" in record:
         if not isinstance(record["questions"], list) or not record["questions"]:
-            raise EncodeError(f"{where}: expected a list of questions in 'questions', got {record['questions']!r}")
+            raise ConfigError(f"{where}: expected a list of questions in 'questions', got {record['questions']!r}")
         questions = [_question(entry, f"{where}: question {n}") for n, entry in enumerate(record["questions"], start=1)]
     else:
         questions = [_question(record, where)]
@@ -147,10 +147,10 @@ def _cases(line: str, where: str) -> list[Case]:
 
 
 def _handoffs(record: dict[str, Any], where: str) -> list[Case]:
-    """The hand-offs of a chat log."""
+    """Returns the hand-offs of a chat log as cases."""
     messages = record["messages"]
     if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
-        raise EncodeError(f"{where}: expected a list of objects in 'messages', got {str(messages)[:60]!r}")
+        raise ConfigError(f"{where}: expected a list of objects in 'messages', got {str(messages)[:60]!r}")
     contents = [_text(message, "content", f"{where}: message {n}") for n, message in enumerate(messages)]
     authors = [
         _text(message, "name" if message.get("name") else "role", f"{where}: message {n}")
@@ -159,9 +159,9 @@ def _handoffs(record: dict[str, Any], where: str) -> list[Case]:
     agents = [n for n, message in enumerate(messages) if message.get("role") not in ("user", "system")]
     found = record.get("handoffs", [n for n in agents if n and authors[n] != authors[n - 1]])
     if not isinstance(found, list) or not all(isinstance(n, int) and 0 < n < len(messages) for n in found):
-        raise EncodeError(f"{where}: expected numbers from 1 to {len(messages) - 1} in 'handoffs', got {found!r}")
+        raise ConfigError(f"{where}: expected numbers from 1 to {len(messages) - 1} in 'handoffs', got {found!r}")
     if not found:
-        raise EncodeError(f"{where}: expected a message of another agent than the one before, got none: say 'handoffs'")
+        raise ConfigError(f"{where}: expected a message of another agent than the one before, got none: say 'handoffs'")
     said = [f"{author}: {content}" for author, content in zip(authors, contents, strict=True)]
     return [
         Case(
@@ -175,10 +175,10 @@ def _handoffs(record: dict[str, Any], where: str) -> list[Case]:
 
 def _question(record: Any, where: str) -> Question:
     if not isinstance(record, dict):
-        raise EncodeError(f"{where}: expected a JSON object, got {type(record).__name__}")
+        raise ConfigError(f"{where}: expected a JSON object, got {type(record).__name__}")
     answer, choices = _text(record, "answer", where), record.get("choices")
     if choices is not None and not (isinstance(choices, list) and answer in choices):
-        raise EncodeError(f"{where}: expected 'choices' to be a list that holds the answer, got {choices!r}")
+        raise ConfigError(f"{where}: expected 'choices' to be a list that holds the answer, got {choices!r}")
     return Question(
         text=_text(record, "question", where),
         answer=answer,
@@ -191,9 +191,9 @@ def _question(record: Any, where: str) -> Question:
 def _text(record: dict[str, Any], field: str, where: str) -> str:
     value = record.get(field)
     if not isinstance(value, str) or not value.strip():
-        raise EncodeError(f"{where}: expected a non-empty string in {field!r}, got {value!r}")
+        raise ConfigError(f"{where}: expected a non-empty string in {field!r}, got {value!r}")
     if any("\ud800" <= character <= "\udfff" for character in value):
-        raise EncodeError(
+        raise ConfigError(
             f"{where}: expected text in {field!r}, got half of a surrogate pair: write the character whole"
         )
     return value

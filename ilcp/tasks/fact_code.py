@@ -1,7 +1,7 @@
-"""The shortest record of a dossier's facts: the task's own entropy code, the limit of what bytes can tell.
+"""The entropy code of a dossier's facts: the fewest bytes that can hold them, and so the limit of what bytes can tell.
 
 Every draw of a dossier is uniform, so its facts are digits of a number with mixed bases: which attributes are stated
-(one of 20 choose 17), each value (one of 40), each office (one of 40), each pair of the code (one of 240). A record of
+(one of 20 choose 17), each value (one of 40), each office (one of 40), each pair of the code (one of 240). A payload of
 N bytes holds the facts that fit, in that order.
 """
 
@@ -37,7 +37,7 @@ class DossierFactCode:
     asks: tuple[tuple[str, str, str], ...]  # question, kind, attribute
 
     def encode(self, payload_bytes: int) -> bytes:
-        """The facts that fit into so many bytes, at least one byte."""
+        """Encodes the facts that fit into so many bytes, at least one byte."""
         number, weight = 0, 1
         for base, digit in self._digits():
             if weight * base > 256**payload_bytes:
@@ -48,13 +48,13 @@ class DossierFactCode:
         return number.to_bytes(length, "little")
 
     def answers(self, payload: bytes) -> dict[str, str]:
-        """What a record of this dossier answers; a question whose facts did not fit is left out.
+        """Returns what a payload of this dossier answers; a question whose facts did not fit is left out.
 
         Raises:
-            DecodeError: the bytes are no such record.
+            DecodeError: the bytes are no such payload.
         """
-        told = _Told(payload, len(self.values))
-        found = {question: told.answer(kind, name) for question, kind, name in self.asks}
+        decoded = _Decoded(payload, len(self.values))
+        found = {question: decoded.answer(kind, name) for question, kind, name in self.asks}
         return {question: answer for question, answer in found.items() if answer is not None}
 
     def _digits(self) -> Iterator[tuple[int, int]]:
@@ -69,8 +69,8 @@ class DossierFactCode:
             yield len(PAIRS), PAIRS.index(self.code[place : place + 2])
 
 
-class _Told:
-    """A record's facts, read back from its bytes alone."""
+class _Decoded:
+    """The facts of a payload, read back from its bytes alone."""
 
     def __init__(self, payload: bytes, stated: int):
         self._number, self._room = int.from_bytes(payload, "little"), 256 ** len(payload)
@@ -87,11 +87,11 @@ class _Told:
             self.code = "" if None in pairs else "".join(map(str, pairs))
         if self._number:
             raise DecodeError(
-                "expected a record of this task, got bytes beyond its last fact: another case's or damaged"
+                "expected a fact code of this task, got bytes beyond its last fact: another case's or damaged"
             )
 
     def answer(self, kind: str, name: str) -> str | None:
-        """The answer to a question about an attribute; None where the record does not reach so far."""
+        """Returns the answer to a question about an attribute; None where the payload does not reach so far."""
         if kind == "code":
             return self.code or None
         if self.stated is not None and name not in self.stated:

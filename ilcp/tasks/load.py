@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
-from ilcp.errors import EncodeError
+from ilcp.errors import ConfigError
 from ilcp.tasks.case_files import case_files
 from ilcp.tasks.cases import Case, read_jsonl, thin
 
@@ -23,22 +23,22 @@ class Task:
 
     name: str
     cases: tuple[Case, ...]
-    closed: bool
+    answers_end: bool
     samples: Callable[[], Iterable[str]] = field(repr=False, default=tuple)
 
 
 def task(name: str, *, n: int | None, seed: int) -> Task:
-    """``n`` cases of ``"case-files"`` (test split of that seed), or the first ``n`` of a JSONL file.
+    """Loads ``n`` cases of ``"case-files"`` (test split of that seed), or the first ``n`` of a JSONL file.
 
     Without ``n``, 500 of them, or as many as the file has.
 
     Raises:
-        EncodeError: the file cannot be read, has fewer cases, or mixes questions and continuations.
+        ConfigError: the file cannot be read, has fewer cases, or mixes questions and continuations.
     """
     wanted = n
     n = USUAL if n is None else n
     if n < 2:
-        raise EncodeError(f"expected n to be at least 2 (another case's message is a control), got {n}")
+        raise ConfigError(f"expected n to be at least 2 (another case's message is a control), got {n}")
     if name == CASE_FILES:
         cases = [thin(case, PER_KIND, number) for number, case in enumerate(case_files("test", seed, n))]
         return Task(name, tuple(cases), True, lambda: (c.context for c in case_files("train", seed, SAMPLES)))
@@ -46,8 +46,8 @@ def task(name: str, *, n: int | None, seed: int) -> Task:
     least = 2 if wanted is None else n
     if len(cases) < least:
         way_out = "add cases" if wanted is None else "lower n"
-        raise EncodeError(f"expected at least n={least} cases in {name}, got {len(cases)}: {way_out}")
-    closed = {bool(question.text) for case in cases for question in case.questions}
-    if len(closed) > 1:
-        raise EncodeError(f"expected either questions or continuations in {name}, got both: measure them apart")
-    return Task(Path(name).name, tuple(cases), closed.pop())
+        raise ConfigError(f"expected at least n={least} cases in {name}, got {len(cases)}: {way_out}")
+    answers_end = {bool(question.text) for case in cases for question in case.questions}
+    if len(answers_end) > 1:
+        raise ConfigError(f"expected either questions or continuations in {name}, got both: measure them apart")
+    return Task(Path(name).name, tuple(cases), answers_end.pop())

@@ -1,4 +1,4 @@
-"""How an agent retells a dossier: in the words of its first sentences, with a remark of its own beside the point."""
+"""An agent's rewriting of a dossier: in the words of its first sentences, with a remark of its own beside the point."""
 
 import random
 from collections.abc import Mapping
@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from ilcp.tasks.dossier import ATTRIBUTES, CODE, DISTRACTORS, POOLS, SITE_SENTENCES
 from ilcp.tasks.fact_code import UNKNOWN
 
-__all__ = ["DossierRetelling", "state"]
+__all__ = ["DossierRewrite", "state"]
 
 SENTENCES = {attribute.name: attribute.sentences[0] for attribute in ATTRIBUTES}
 
 
 @dataclass(frozen=True, slots=True)
-class DossierRetelling:
-    """``asks`` holds every question of the dossier, with its kind and attribute (a role, for a join)."""
+class DossierRewrite:
+    """Notes for the next agent. ``asks`` holds every question, with its kind and attribute (a role, for a join)."""
 
     name: str
     asks: tuple[tuple[str, str, str], ...]
@@ -25,7 +25,7 @@ class DossierRetelling:
         return tuple(question for question, _, _ in self.asks)
 
     def notes(self, answers: Mapping[str, str], hop: int) -> str:
-        """The answers as a dossier, whatever they are; an office without its person cannot be stated."""
+        """Returns the answers as a dossier, whatever they are; an office without its person cannot be stated."""
         said: dict[str, None] = {}  # in order, and each sentence once
         for question, kind, attribute in self.asks:
             answer = answers[question]
@@ -39,12 +39,12 @@ class DossierRetelling:
         return " ".join([*said, self.remark(hop)])
 
     def remark(self, hop: int) -> str:
-        """One sentence beside the point, another at every hop."""
+        """Returns one sentence beside the point, another at every hop."""
         rng = random.Random(f"{self.name}, hop {hop}")
         return rng.choice(DISTRACTORS).format(**{pool: rng.choice(choices) for pool, choices in POOLS.items()})
 
 
 def state(sentence: str, value: str) -> str:
-    """The sentence with its value, beginning with a capital."""
+    """Returns the sentence with its value, beginning with a capital."""
     text = sentence.format(value)
     return text[:1].upper() + text[1:]

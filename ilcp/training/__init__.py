@@ -10,7 +10,7 @@ It knows a network only by ``Network``: states in, memory and a rate out.
 
 from ilcp.training.batch import Models
 from ilcp.training.hyperparameters import Hyperparameters
-from ilcp.training.loop import Result, train
+from ilcp.training.loop import Result, fit
 from ilcp.training.objective import Network, calibrate
 from ilcp.training.phrasebook import Phrasebook, write_phrasebook
 from ilcp.training.reader import StateStore
@@ -23,6 +23,6 @@ __all__ = [
     "Result",
     "StateStore",
     "calibrate",
-    "train",
+    "fit",
     "write_phrasebook",
 ]

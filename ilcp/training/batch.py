@@ -1,4 +1,4 @@
-"""From cases to what a step works on: texts for the sender, rows of token ids for the receiver.
+"""Batches of cases: texts for the sender, rows of token ids for the receiver.
 
 ::
 
@@ -7,14 +7,14 @@
 
 import random
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
-from ilcp.errors import EncodeError
+from ilcp.errors import ConfigError
 from ilcp.message.literals import auto, line
 from ilcp.models.prompt import Layout, answer_ids, layout, pieces, text_ids
 from ilcp.models.reading import window_tokens
@@ -22,9 +22,9 @@ from ilcp.nn.distributed import shard
 from ilcp.tasks.cases import Case, Question
 from ilcp.training.hyperparameters import Hyperparameters
 
-__all__ = ["Batch", "Batcher", "Models", "Row", "check_room", "frozen"]
+__all__ = ["Batch", "Batcher", "Models", "Row", "check_room", "frozen", "misfit"]
 
-RETELL = "Repeat the text above."  # what the receiver is asked where the memory has to give the whole context back
+REPEAT = "Repeat the text above."  # the question where the memory has to give the whole context back
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +42,14 @@ class Models:
     adapter: Any = None
 
     def adapted(self) -> list[nn.Parameter]:
-        """The receiver's parameters that are trained: the adapter's."""
+        """Returns the receiver's parameters that are trained: the adapter's."""
         if self.adapter is None:
             return []
         return [value for name, value in self.adapter.named_parameters() if "lora_" in name]
 
     @contextmanager
     def unadapted(self) -> Iterator[None]:
-        """The receiver as it was before: what sets the target must not follow what is trained."""
+        """Switches the adapter off: what sets the target must not follow what is trained."""
         if self.adapter is None:
             yield
             return
@@ -72,82 +72,82 @@ class Row:
 class Batch:
     """The texts of this process's contexts, and the rows that ask about them.
 
-    ``retold`` are the rows that ask for the beginning of the context itself, where the recipe wants them. ``told``
-    holds the words of all facts about a topic, by context and the topic's number. ``count`` is how many contexts all
-    processes have together.
+    ``reconstruction`` are the rows that ask for the beginning of the context itself, where the loss wants them.
+    ``facts`` holds the words of all facts about a topic, by context and the topic's number. ``count`` is how many
+    contexts all processes have together.
     """
 
     texts: tuple[str, ...]
     rows: tuple[Row, ...]
-    retold: tuple[Row, ...]
-    told: dict[tuple[int, int], frozenset[str]]
+    reconstruction: tuple[Row, ...]
+    facts: dict[tuple[int, int], frozenset[str]]
     count: int
 
 
 class Batcher:
     """Turns cases into batches; remembers the prompts of questions that come again."""
 
-    def __init__(self, models: Models, recipe: Hyperparameters):
+    def __init__(self, models: Models, hyperparameters: Hyperparameters):
         self.models = models
-        self.recipe = recipe
+        self.hyperparameters = hyperparameters
         self._layouts: dict[str, Layout] = {}
-        self._topics = {topic: number for number, topic in enumerate(recipe.topics)}
+        self._topics = {topic: number for number, topic in enumerate(hyperparameters.topics)}
 
     def batch(self, cases: Sequence[Case], rng: random.Random, *, whole: bool = False) -> Batch:
-        """A batch of cases, ``recipe.questions`` of each drawn at random, at most ``recipe.per_kind`` of a kind.
+        """Returns a batch of cases, ``questions`` of each drawn at random, at most ``per_kind`` of a kind.
 
         Of several processes each gets its part of the cases, unless it asks for the ``whole``.
 
         Raises:
-            EncodeError: a question has no answer.
+            ConfigError: a question has no answer.
         """
         asked = [self._asked(case, rng) for case in cases]  # of all cases, so that all processes draw alike
         drawn = list(zip(cases, asked, self._literals(cases, rng), strict=True))
         chosen = drawn if whole else list(shard(drawn))
         own = [case for case, _, _ in chosen]
         rows = [self._row(at, each, beside) for at, (_, questions, beside) in enumerate(chosen) for each in questions]
-        wanted = self.recipe.reconstruction_weight > 0
-        retold = [self._retold(at, case) for at, case in enumerate(own)] if wanted else []
-        return Batch(tuple(case.context for case in own), tuple(rows), tuple(retold), self._told(own), len(cases))
+        wanted = self.hyperparameters.reconstruction_weight > 0
+        repeated = [self._reconstruction(at, case) for at, case in enumerate(own)] if wanted else []
+        return Batch(tuple(case.context for case in own), tuple(rows), tuple(repeated), self._facts(own), len(cases))
 
     def _asked(self, case: Case, rng: random.Random) -> list[Question]:
-        left = dict(self.recipe.per_kind)
+        left = dict(self.hyperparameters.per_kind)
         chosen: list[Question] = []
         for question in rng.sample(case.questions, len(case.questions)):
-            if left.get(question.kind) != 0 and len(chosen) < self.recipe.questions:
+            if left.get(question.kind) != 0 and len(chosen) < self.hyperparameters.questions:
                 chosen.append(question)
                 left |= {question.kind: left[question.kind] - 1} if question.kind in left else {}
         return chosen
 
     def _literals(self, cases: Sequence[Case], rng: random.Random) -> list[str]:
-        """The line of literals beside each memory; empty for those without, and where the payload is no sender's."""
-        blanks, share = self.recipe.blanks(len(cases)), self.recipe.literals_share
+        """Returns the line of literals beside each memory; empty for those without, and for blank payloads."""
+        blanks, share = self.hyperparameters.blanks(len(cases)), self.hyperparameters.literals_share
         lines = []
         for index, case in enumerate(cases):
             literals = auto(case.context) if share and index >= blanks and rng.random() < share else ()
             lines.append(line(literals) if literals else "")
         return lines
 
-    def _told(self, cases: Sequence[Case]) -> dict[tuple[int, int], frozenset[str]]:
-        told: dict[tuple[int, int], frozenset[str]] = {}
+    def _facts(self, cases: Sequence[Case]) -> dict[tuple[int, int], frozenset[str]]:
+        facts: dict[tuple[int, int], frozenset[str]] = {}
         for index, case in enumerate(cases):
             for topic, words in (fact for question in case.questions for fact in question.facts):
                 if topic in self._topics:
                     key = index, self._topics[topic]
-                    told[key] = told.get(key, frozenset()) | frozenset(re.findall(r"\w+", words))
-        return told
+                    facts[key] = facts.get(key, frozenset()) | frozenset(re.findall(r"\w+", words))
+        return facts
 
     def _row(self, context: int, question: Question, beside: str) -> Row:
-        answer = answer_ids(self.models.receiver_tokenizer, question.answer, end=self.recipe.close_answers)
+        answer = answer_ids(self.models.receiver_tokenizer, question.answer, end=self.hyperparameters.answers_end)
         if not answer:
-            raise EncodeError(f"expected an answer to {question.text!r}, got an empty one")
+            raise ConfigError(f"expected an answer to {question.text!r}, got an empty one")
         place = self._layout(question.text, beside)
-        return Row(context, place.prefix, place.suffix, answer[: self.recipe.answer_tokens], question.text)
+        return Row(context, place.prefix, place.suffix, answer[: self.hyperparameters.answer_tokens], question.text)
 
-    def _retold(self, context: int, case: Case) -> Row:
-        told = answer_ids(self.models.receiver_tokenizer, case.context, end=False)
-        place = self._layout(RETELL)
-        return Row(context, place.prefix, place.suffix, told[: self.recipe.reconstruction_tokens], RETELL)
+    def _reconstruction(self, context: int, case: Case) -> Row:
+        ids = answer_ids(self.models.receiver_tokenizer, case.context, end=False)
+        place = self._layout(REPEAT)
+        return Row(context, place.prefix, place.suffix, ids[: self.hyperparameters.reconstruction_tokens], REPEAT)
 
     def _layout(self, question: str, beside: str = "") -> Layout:
         if beside:  # hardly ever the same again
@@ -157,30 +157,40 @@ class Batcher:
         return self._layouts[question]
 
 
-def check_room(models: Models, cases: Sequence[Case], recipe: Hyperparameters) -> None:
+def check_room(models: Models, cases: Iterable[Case], hyperparameters: Hyperparameters) -> None:
     """Refuses a case whose full text, question and answer are more than the receiver can read at once.
 
-    The full text is what the message is measured against, and what its distillation listens to.
-
     Raises:
-        EncodeError: with the case, the numbers, and what to do.
+        ConfigError: as ``misfit`` says.
+    """
+    for case in cases:
+        said = misfit(models, case, hyperparameters)
+        if said is not None:
+            raise ConfigError(said)
+
+
+def misfit(models: Models, case: Case, hyperparameters: Hyperparameters) -> str | None:
+    """Says by how much a case is beyond the receiver's window, and what to do; None where it fits.
+
+    The full text is what the message is measured against, and what its distillation listens to.
     """
     window, tokenizer = window_tokens(models.receiver), models.receiver_tokenizer
-    for case in cases:
-        for question in case.questions:
-            asked = len(text_ids(tokenizer, case.context, question.text))
-            answer = len(answer_ids(tokenizer, question.answer, end=recipe.close_answers)[: recipe.answer_tokens])
-            if asked + answer > window:
-                raise EncodeError(
-                    f"expected case {case.id!r} to fit into the receiver's window of {window} tokens, got {asked} for "
-                    f"the context and question and {answer} for the answer: the full text is what the message is "
-                    "measured against; shorten the context, or leave the case out"
-                )
+    for question in case.questions:
+        asked = len(text_ids(tokenizer, case.context, question.text))
+        ids = answer_ids(tokenizer, question.answer, end=hyperparameters.answers_end)
+        answer = len(ids[: hyperparameters.answer_tokens])
+        if asked + answer > window:
+            return (
+                f"expected case {case.id!r} to fit into the receiver's window of {window} tokens, got {asked} for "
+                f"the context and question and {answer} for the answer: the full text is what the message is "
+                "measured against; shorten the context, or leave the case out"
+            )
+    return None
 
 
 @contextmanager
 def frozen(models: Models) -> Iterator[None]:
-    """Both models in evaluation mode and without gradients, but for the adapter; afterwards all is as it was."""
+    """Puts both models into evaluation mode without gradients, but for the adapter; afterwards all is as it was."""
     learning = {id(parameter) for parameter in models.adapted()}
     parameters = [p for model in (models.sender, models.receiver) for p in model.parameters() if id(p) not in learning]
     wanted = [p.requires_grad for p in parameters]

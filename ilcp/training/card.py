@@ -57,19 +57,19 @@ ADAPTED = """
 
 
 def write_card(codec: Codec, made: Mapping[str, Any], report: Report) -> str:
-    """The card of a codec that was made so, and measured so."""
-    plan, cases = made["plan"], made["cases"]
-    adapted = plan["adapt_receiver"]
+    """Returns the card of a codec, from the record of its training and its report."""
+    config, cases = made["plan"], made["cases"]
+    adapted = config["adapt_receiver"]
     return (
         CARD.format(
-            sender=_name(plan["sender"]),
-            receiver=_name(plan["receiver"]),
+            sender=_name(config["sender"]),
+            receiver=_name(config["receiver"]),
             payload=codec.spec.payload_bytes,
             wire=round(report.arms["message"].sizes()["wire"].value),
             receiver_model="ilcp.adapt(model_b, codec)" if adapted else "model_b",
             verdict=report.verdict(),
             shares=", ".join(f"{part} {share:.0%}" for part, share in made["time_shares"].items()),
-            source="which the sender wrote itself" if plan["data"] is None else f"from {_name(plan['data'])}",
+            source="which the sender wrote itself" if config["data"] is None else f"from {_name(config['data'])}",
             adapted=ADAPTED if adapted else "",
             arms=_arms(report),
             **{name: made[name] for name in ("steps", "minutes", "processes", "tokens_per_s", "seed")},

@@ -1,4 +1,4 @@
-"""Where the time of a step goes: the sender, the receiver, or the codec between them."""
+"""The time of a step by part: the sender, the receiver, and the codec between them."""
 
 import time
 from collections import defaultdict
@@ -23,7 +23,7 @@ class Clock:
         self._reached = 0.0
 
     def starts(self, step: int) -> None:
-        """A step begins."""
+        """Begins a step."""
         self._on = not self._cuda or step % EVERY == 0
 
     @contextmanager
@@ -42,12 +42,12 @@ class Clock:
         self.seconds["codec"] += self._now() - self._reached
 
     def backward_reaches(self, memory: Tensor) -> None:
-        """The backward pass leaves the receiver when it reaches this tensor."""
+        """Ends the receiver's share of the backward pass where that reaches this tensor."""
         if memory.requires_grad:
             memory.register_hook(self._mark)
 
     def shares(self) -> dict[str, float]:
-        """Each part's share of the time that was counted."""
+        """Returns each part's share of the time that was counted."""
         total = sum(self.seconds.values())
         return {part: seconds / total for part, seconds in self.seconds.items()} if total else {}
 

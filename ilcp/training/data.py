@@ -4,7 +4,7 @@ import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from ilcp.errors import EncodeError
+from ilcp.errors import ConfigError
 from ilcp.tasks.cases import Case
 
 __all__ = ["Shuffled", "Split", "merged", "split"]
@@ -14,7 +14,7 @@ LEAST = 16  # cases of validation and of test each: fewer say nothing
 
 
 class Shuffled:
-    """A source for ``train``: the same batch for the same number, every case once per epoch.
+    """A source for ``fit``: the same batch for the same number, every case once per epoch.
 
     ``lengths`` (one per case, in any unit) decides which cases share a batch: padding is work for nothing. What does
     not fill a batch at the end of an epoch waits for another.
@@ -25,13 +25,13 @@ class Shuffled:
         self._order: tuple[tuple[int, int], list[list[int]]] | None = None
 
     def __call__(self, first: int, n: int) -> list[Case]:
-        """The ``n`` cases of batch ``first // n``.
+        """Returns the ``n`` cases of batch ``first // n``.
 
         Raises:
-            EncodeError: there are fewer than ``n`` cases.
+            ConfigError: there are fewer than ``n`` cases.
         """
         if len(self.cases) < n:
-            raise EncodeError(f"expected at least {n} cases for a batch, got {len(self.cases)}: lower contexts")
+            raise ConfigError(f"expected at least {n} cases for a batch, got {len(self.cases)}: lower contexts")
         batches = len(self.cases) // n
         epoch, number = divmod(first // n, batches)
         if self._order is None or self._order[0] != (epoch, n):
@@ -59,7 +59,7 @@ class Split:
 
 
 def merged(cases: Iterable[Case]) -> list[Case]:
-    """One case per context, with all questions about it, in the order of their first sight."""
+    """Merges cases into one per context, with all questions about it, in the order of their first sight."""
     groups: dict[str, list[Case]] = {}
     for case in cases:
         groups.setdefault(case.context, []).append(case)
@@ -70,15 +70,15 @@ def merged(cases: Iterable[Case]) -> list[Case]:
 
 
 def split(cases: Sequence[Case], *, validation: int, test: int, seed: int) -> Split:
-    """At most so many cases for validation and test, at most a tenth of all for each, drawn by seed.
+    """Splits off so many cases for validation and test, at most a tenth of all for each, drawn by seed.
 
     Raises:
-        EncodeError: there are too few cases to draw them from.
+        ConfigError: there are too few cases to draw them from.
     """
     order = random.Random(f"split {seed}").sample(cases, len(cases))
     sizes = [min(wanted, len(order) // 10) for wanted in (test, validation)]
     if min(sizes) < LEAST:
-        raise EncodeError(
+        raise ConfigError(
             f"expected at least {10 * LEAST} cases with different contexts (a tenth validates, a tenth tests), "
             f"got {len(order)}: add cases, or let the sender write them with --self-study"
         )

@@ -1,15 +1,15 @@
-"""What a training will take of disk and memory, computed before it starts."""
+"""The disk and memory that a training will take, computed before it starts."""
 
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
-from ilcp.errors import EncodeError
+from ilcp.errors import ConfigError, StorageError
 from ilcp.training.batch import Models
 from ilcp.training.hyperparameters import Hyperparameters
 from ilcp.training.reader import StateStore
@@ -43,12 +43,18 @@ class Estimate:
 
 
 def estimate(
-    models: Models, network: Any, store: StateStore, texts: Sequence[str], folder: Path, recipe: Hyperparameters
+    models: Models,
+    network: Any,
+    store: StateStore,
+    texts: Sequence[str],
+    folder: Path,
+    hyperparameters: Hyperparameters,
 ) -> Estimate:
-    """The need of a run whose states go to ``store`` and whose checkpoints to ``folder``.
+    """Computes the need of a run whose states go to ``store`` and whose checkpoints to ``folder``.
 
     Raises:
-        EncodeError: there is less disk or memory than that; the text has the numbers.
+        StorageError: there is less disk than that; the text has the numbers.
+        ConfigError: there is less memory than that.
     """
     learned = [*network.parameters(), *models.adapted()]
     trained = sum(p.numel() * p.element_size() for p in learned)
@@ -56,20 +62,20 @@ def estimate(
     both = {id(p): p for model in (models.sender, models.receiver) for p in model.parameters()}
     need = Estimate(
         states_bytes=min(store.bytes_of(texts), store.limit_bytes),
-        checkpoint_bytes=SAVED * trained + 2 * (whole - trained) + 2 * whole * (recipe.patience > 0),
+        checkpoint_bytes=SAVED * trained + 2 * (whole - trained) + 2 * whole * (hyperparameters.patience > 0),
         models_bytes=sum(p.numel() * p.element_size() for p in both.values()),
         training_bytes=COPIES * trained + whole - trained,
     )
     kept = sum(file.stat().st_size for file in store.folder.glob("*.safetensors"))  # of a run that goes on
     disk, free = need.states_bytes - kept + need.checkpoint_bytes, shutil.disk_usage(folder).free
     if disk > free:
-        raise EncodeError(
+        raise StorageError(
             f"expected {disk / MEGA:,.0f} MB of disk free at {folder}, got {free / MEGA:,.0f}: lower states_gb, or "
             "choose another --out"
         )
     memory, left = need.training_bytes, _free_memory(models.receiver.device)
     if memory > left:
-        raise EncodeError(
+        raise ConfigError(
             f"expected {memory / MEGA:,.0f} MB of memory free for the codec in training, got {left / MEGA:,.0f}: "
             "take a smaller codec, or another device"
         )
@@ -77,20 +83,7 @@ def estimate(
 
 
 def _free_memory(device: torch.device) -> int:
-    """Bytes; the models are loaded already."""
+    """Returns the bytes that are free on the device, the models being loaded already."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") + _cached()
-    except (OSError, ValueError):  # not every system tells
-        return 1 << 62
-
-
-def _cached() -> int:
-    """Bytes that the system gives back when they are wanted."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return 0
-    known = dict(line.split(":", 1) for line in lines)
-    return int(known.get("Cached", "0 kB").split()[0]) * 1024
+    return psutil.virtual_memory().available

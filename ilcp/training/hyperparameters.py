@@ -1,13 +1,14 @@
-"""What decides a training run: frozen, saved beside the weights it made."""
+"""The numbers that decide a training run: frozen, saved beside the weights they made."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ilcp.errors import EncodeError
+from ilcp.errors import ConfigError
 
-__all__ = ["Hyperparameters"]
+__all__ = ["Hyperparameters", "renamed"]
 
+RENAMED = {"close_answers": "answers_end"}  # in recipes and checkpoints of before
 WEIGHTS = (
     "cross_entropy_weight",
     "kl_weight",
@@ -46,7 +47,7 @@ class Hyperparameters:
     literals_share: float = (
         0.0  # of the contexts whose literals (``ilcp.message.literals.auto``) stand beside the memory
     )
-    close_answers: bool = True  # an answer ends with the end-of-sequence token; a continuation does not
+    answers_end: bool = True  # an answer ends with the end-of-sequence token; a continuation does not
     answer_tokens: int = 256  # what is beyond is not learned
     teacher_floor: float = 0.0  # exact match that the receiver must reach with the full text before training starts
     validate_every: int = 250
@@ -71,41 +72,46 @@ class Hyperparameters:
             ("warmup_steps", 0),
         ):
             if getattr(self, name) < least:
-                raise EncodeError(f"expected {name} to be at least {least}, got {getattr(self, name)}")
+                raise ConfigError(f"expected {name} to be at least {least}, got {getattr(self, name)}")
         for name in ("minutes", "learning_rate", "adapter_learning_rate", "checkpoint_minutes"):
             if not getattr(self, name) > 0:
-                raise EncodeError(f"expected {name} to be positive, got {getattr(self, name)}")
+                raise ConfigError(f"expected {name} to be positive, got {getattr(self, name)}")
         for name in ("reconstruction_share", "collapse_after", "literals_share"):
             if not 0 <= getattr(self, name) <= 1:
-                raise EncodeError(f"expected {name} from 0 to 1, got {getattr(self, name)}")
+                raise ConfigError(f"expected {name} from 0 to 1, got {getattr(self, name)}")
         for name in WEIGHTS:
             if not getattr(self, name) >= 0:
-                raise EncodeError(f"expected {name} to be 0 or more, got {getattr(self, name)}")
+                raise ConfigError(f"expected {name} to be 0 or more, got {getattr(self, name)}")
         if any(most < 1 for most in self.per_kind.values()):
-            raise EncodeError(f"expected per_kind to be at least 1 where a kind is named, got {dict(self.per_kind)}")
+            raise ConfigError(f"expected per_kind to be at least 1 where a kind is named, got {dict(self.per_kind)}")
         if not (self.cross_entropy_weight or self.kl_weight):
-            raise EncodeError(
+            raise ConfigError(
                 "expected cross_entropy_weight or kl_weight above 0, got 0 for both: nothing would be learned"
             )
         if (self.naming_steps or self.alignment_steps or self.alignment_weight) and not self.topics:
-            raise EncodeError("expected topics for naming_steps, alignment_steps or alignment_weight, got none")
+            raise ConfigError("expected topics for naming_steps, alignment_steps or alignment_weight, got none")
         if not 0 <= self.blank_share < 1:
-            raise EncodeError(f"expected blank_share from 0 to below 1, got {self.blank_share}")
+            raise ConfigError(f"expected blank_share from 0 to below 1, got {self.blank_share}")
 
     def free_bits_at(self, done: float) -> float:
-        """How many bits of rate cost nothing when the share ``done`` of the run is over."""
+        """Returns how many bits of rate cost nothing when the share ``done`` of the run is over."""
         start, end = self.free_bits
         return start + (end - start) * min(1.0, done)
 
     def blanks(self, contexts: int) -> int:
-        """How many of so many contexts, the first ones, get a payload that no sender made."""
+        """Returns how many of so many contexts, the first ones, get a payload that no sender made."""
         return round(self.blank_share * contexts)
 
     def reconstructs_at(self, done: float) -> bool:
-        """Whether the context is still asked back then."""
+        """Says whether the loss still holds the reconstruction of the context then."""
         return self.reconstruction_weight > 0 and done < self.reconstruction_share
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields as JSON takes them; an endless ``minutes`` is None."""
+        """Returns all fields as JSON takes them; an endless ``minutes`` is None."""
         record = asdict(self)
         return record | {"minutes": None if record["minutes"] == float("inf") else record["minutes"]}
+
+
+def renamed(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns hyperparameters under the names that they have now."""
+    return {RENAMED.get(name, name): value for name, value in record.items()}

@@ -5,20 +5,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ilcp.errors import EncodeError
-from ilcp.files import write_whole
+from ilcp.errors import MissingExtraError, StorageError
+from ilcp.files import replacing, write_whole
 
 __all__ = ["LOG", "Log", "draw_curve", "flat", "read_log"]
 
 LOG = "log.jsonl"
 CURVE = "curve.png"
+LABELS = {"mismatched": "another case's message", "none": "nothing"}
+RENAMED = {"validation_nats": "validation_log_likelihood", "foreign": "mismatched"}  # in logs of before
 
 
 class Log:
     """Appends to ``log.jsonl`` in a folder.
 
     Raises:
-        EncodeError: TensorBoard is wanted and not installed.
+        MissingExtraError: TensorBoard is wanted and not installed.
     """
 
     def __init__(self, folder: Path, *, tensorboard: bool = False):
@@ -28,21 +30,21 @@ class Log:
             try:
                 from torch.utils.tensorboard import SummaryWriter
             except ImportError as error:
-                raise EncodeError("expected tensorboard, got none: pip install 'ilcp[tensorboard]'") from error
+                raise MissingExtraError.of("tensorboard", "to write event files", "tensorboard") from error
             self._events = SummaryWriter(str(folder / "tensorboard"))
 
     def write(self, record: dict[str, Any]) -> None:
-        """One more line; the curve is drawn anew where matplotlib is installed.
+        """Appends one line, and draws the curve anew where matplotlib is installed.
 
         Raises:
-            EncodeError: the disk is full, or not to be written to.
+            StorageError: the disk is full, or not to be written to.
         """
         try:
             with open(self.file, "a", encoding="utf-8") as log:
                 log.write(json.dumps(record) + "\n")
             draw_curve(self.file)
         except OSError as error:
-            raise EncodeError(f"expected room for the log {self.file}, got: {error}; free space and resume") from error
+            raise StorageError(f"expected room for the log {self.file}, got: {error}; free space and resume") from error
         if self._events is not None:
             for name, value in flat(record, "/").items():
                 self._events.add_scalar(name, float(value), record["step"])
@@ -56,18 +58,25 @@ class Log:
 
 
 def read_log(file: Path) -> list[dict[str, Any]]:
-    """The lines of a log; one that was cut off while it was written is left out."""
+    """Reads the lines of a log; one that was cut off while it was written is left out."""
     records = []
     for line in file.read_text(encoding="utf-8").splitlines():
         try:
-            records.append(json.loads(line))
+            records.append(_renamed(json.loads(line)))
         except ValueError:
             continue
     return records
 
 
+def _renamed(record: dict[str, Any]) -> dict[str, Any]:
+    """Returns a line's tables and arms under the names that they have now."""
+    return {
+        RENAMED.get(name, name): _renamed(value) if isinstance(value, dict) else value for name, value in record.items()
+    }
+
+
 def draw_curve(file: Path) -> Path | None:
-    """The learning curve beside the log, as PNG; None where matplotlib is not installed."""
+    """Draws the learning curve beside the log, as PNG; returns None where matplotlib is not installed."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -76,9 +85,9 @@ def draw_curve(file: Path) -> Path | None:
     steps = [record["step"] for record in records]
     figure = Figure(figsize=(9, 3.2), layout="constrained")
     answers, rest = figure.subplots(1, 2)
-    for arm, style in (("text", "k.--"), ("message", "C0.-"), ("foreign", "C3.:"), ("none", "C7.:")):
-        values = [record["validation_nats"][arm] for record in records]
-        answers.plot(steps, values, style, label={"foreign": "another case's message", "none": "nothing"}.get(arm, arm))
+    for arm, style in (("text", "k.--"), ("message", "C0.-"), ("mismatched", "C3.:"), ("none", "C7.:")):
+        values = [record["validation_log_likelihood"][arm] for record in records]
+        answers.plot(steps, values, style, label=LABELS.get(arm, arm))
     answers.set(xlabel="step", ylabel="log-likelihood of the answer, nats", title="validation")
     answers.legend(fontsize=8)
     for name in ("loss", "cross_entropy", "kl", "reconstruction", "naming", "alignment"):
@@ -88,14 +97,13 @@ def draw_curve(file: Path) -> Path | None:
     rest.set(xlabel="step", ylabel="nats", title="training (running mean)")
     rest.legend(fontsize=8)
     picture = file.with_name(CURVE)
-    draft = picture.with_suffix(".draft")
-    figure.savefig(draft, dpi=110, format="png")
-    draft.replace(picture)
+    with replacing(picture) as draft:
+        figure.savefig(draft, dpi=110, format="png")
     return picture
 
 
 def flat(record: Mapping[str, Any], joint: str, before: str = "") -> dict[str, Any]:
-    """A table of tables as one, the names on the way to a value joined."""
+    """Flattens a table of tables into one, the names on the way to a value joined."""
     found: dict[str, Any] = {}
     for name, value in record.items():
         found |= flat(value, joint, f"{before}{name}{joint}") if isinstance(value, Mapping) else {before + name: value}

@@ -15,22 +15,22 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from safetensors import SafetensorError
 from torch import nn
 
-from ilcp.errors import EncodeError, Interrupted
+from ilcp.errors import ConfigError, Interrupted, StorageError, TrainingError
+from ilcp.files import replacing
 from ilcp.nn.distributed import all_reduce, any_rank, average_gradients, is_main, world
 from ilcp.tasks.cases import Case
 from ilcp.training.batch import Batch, Batcher, Models, frozen
 from ilcp.training.clock import Clock
-from ilcp.training.hyperparameters import Hyperparameters
+from ilcp.training.hyperparameters import Hyperparameters, renamed
 from ilcp.training.log import Log
 from ilcp.training.objective import Objective
 from ilcp.training.phrasebook import Phrasebook
 from ilcp.training.reader import Reader, StateStore
 from ilcp.training.validation import Validation, Validator
 
-__all__ = ["CHECKPOINT", "Result", "train"]
+__all__ = ["CHECKPOINT", "Result", "fit"]
 
 Source = Callable[[int, int], Sequence[Case]]  # (first number, how many) -> about so many; the same for the same two
 CHECKPOINT = "checkpoint.pt"
@@ -41,7 +41,7 @@ TWICE_S = 2.0  # a signal that comes by two ways within this time was meant once
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a run came to: steps made, minutes taken, the last validation, and where the time of a step went."""
+    """The outcome of a run: steps made, minutes taken, the last validation, and each part's share of a step's time."""
 
     steps: int
     minutes: float
@@ -50,12 +50,12 @@ class Result:
     tokens_per_s: float
 
 
-def train(
+def fit(
     network: nn.Module,
     models: Models,
     source: Source,
     validation: Sequence[Case],
-    recipe: Hyperparameters,
+    hyperparameters: Hyperparameters,
     folder: str | Path,
     *,
     phrasebook: Phrasebook | None = None,
@@ -68,30 +68,33 @@ def train(
     Args:
         source: see ``Source``; ``ilcp.training.data.Shuffled`` makes one of a list of cases.
         validation: cases that ``source`` never gives.
-        phrasebook: what the recipe's naming, alignment and topics refer to; without it they have no effect.
+        phrasebook: the aim of naming and alignment; without it they have no effect.
         store: keeps what the sender computed; None computes it anew each time.
         resume: goes on from the folder's checkpoint, if there is one. With a schedule in steps alone, and on one
             device, the weights become those of a run that was never stopped.
         tensorboard: writes its event files beside the log.
 
     Raises:
-        EncodeError: the receiver does not answer from the full text; or a checkpoint is there and ``resume`` is
-            false, or is of another recipe; or the loss is not finite; or the message still says nothing when the
-            recipe's ``collapse_after`` is reached; or the disk is full. The last checkpoint stays.
+        ConfigError: a checkpoint is there and ``resume`` is false, or is of other hyperparameters; a case does not fit
+            into the receiver's window; ``contexts`` cannot be shared by the processes; or there are too few cases.
+        TrainingError: the receiver does not answer from the full text, the loss is not finite, or the message still
+            says nothing when ``collapse_after`` is reached. The last checkpoint stays.
+        StorageError: the disk is full or not to be written to, or the checkpoint is damaged.
+        MissingExtraError: TensorBoard is wanted and not installed.
         Interrupted: Ctrl-C or SIGTERM, after a checkpoint; it is a ``KeyboardInterrupt``.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     log = Log(folder, tensorboard=tensorboard and is_main())
-    run = _Run(network, models, recipe, folder, phrasebook, store, log)
+    run = _Run(network, models, hyperparameters, folder, phrasebook, store, log)
     if (folder / CHECKPOINT).exists():
         if not resume:
-            raise EncodeError(
+            raise ConfigError(
                 f"expected a new folder, got {folder} with a checkpoint: pass resume=True, or choose another"
             )
         run.restore()
     with frozen(models):
-        validator = Validator(models, validation[: recipe.validation_contexts], recipe, run.reader)
+        validator = Validator(models, validation[: hyperparameters.validation_contexts], hyperparameters, run.reader)
         validator.require_teacher()
         with _deferred_signals() as interrupted:
             return run.go(source, validator, interrupted)
@@ -99,7 +102,7 @@ def train(
 
 @contextmanager
 def _deferred_signals() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C and SIGTERM wait for the end of the step, so that a checkpoint never holds half of one."""
+    """Lets Ctrl-C and SIGTERM wait for the end of the step, so that a checkpoint never holds half of one."""
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False  # only the main thread may handle signals
         return
@@ -125,33 +128,34 @@ class _Run:
         self,
         network: nn.Module,
         models: Models,
-        recipe: Hyperparameters,
+        hyperparameters: Hyperparameters,
         folder: Path,
         phrasebook: Phrasebook | None,
         store: StateStore | None,
         log: Log,
     ):
-        self.network, self.models, self.recipe, self.folder, self.log = network, models, recipe, folder, log
+        self.network, self.models, self.folder, self.log = network, models, folder, log
+        self.hyperparameters = hyperparameters
         self.step, self.seconds, self.tokens, self.stepping_s = 0, 0.0, 0, 0.0
         self.device = models.receiver.device
         self.console = Console(stderr=True, soft_wrap=True)  # one for both: what is said does not break the bar
         self.clock = Clock(self.device)
         learner: Any = network  # the loop needs a module; the readers, what Network says
-        self.reader = Reader(models, learner.layers, recipe, store)
-        self.objective = Objective(models, recipe, self.reader, phrasebook, self.clock)
+        self.reader = Reader(models, learner.layers, hyperparameters, store)
+        self.objective = Objective(models, hyperparameters, self.reader, phrasebook, self.clock)
         self.best: tuple[float, dict[str, Any]] | None = None
         self.stale = 0  # validations since the best
         self.last_loss = math.nan
-        torch.manual_seed(recipe.seed)
-        groups = [{"params": list(network.parameters()), "lr": recipe.learning_rate}]
+        torch.manual_seed(hyperparameters.seed)
+        groups = [{"params": list(network.parameters()), "lr": hyperparameters.learning_rate}]
         if models.adapter is not None:
-            groups.append({"params": models.adapted(), "lr": recipe.adapter_learning_rate})
+            groups.append({"params": models.adapted(), "lr": hyperparameters.adapter_learning_rate})
         self.rates = [float(group["lr"]) for group in groups]  # type: ignore[arg-type]
-        self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=recipe.weight_decay)
+        self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=hyperparameters.weight_decay)
         self._check_share()
 
     def go(self, source: Source, validator: Validator, interrupted: Callable[[], bool]) -> Result:
-        batcher = Batcher(self.models, self.recipe)
+        batcher = Batcher(self.models, self.hyperparameters)
         result = validator.measure(self.network)
         averages: dict[str, float] = {}
         started = saved = time.monotonic()
@@ -159,8 +163,8 @@ class _Run:
         with _progress(result, self.console) as (progress, bar):
             while self._done() < 1 and not self._stale():
                 started_step, read = time.monotonic(), self.reader.tokens
-                cases = source(self.step * self.recipe.contexts, self.recipe.contexts)
-                batch = batcher.batch(cases, random.Random(f"{self.recipe.seed}/{self.step}"))
+                cases = source(self.step * self.hyperparameters.contexts, self.hyperparameters.contexts)
+                batch = batcher.batch(cases, random.Random(f"{self.hyperparameters.seed}/{self.step}"))
                 new = self._update(batch)  # a term that is over leaves the log
                 averages = {name: MEMORY * averages.get(name, now) + (1 - MEMORY) * now for name, now in new.items()}
                 self.step += 1
@@ -169,20 +173,20 @@ class _Run:
                 self.seconds = before + self._same(time.monotonic() - started)
                 progress.update(bar, completed=self._done(), note=self._note(averages, result))
                 self._heed(interrupted)
-                if self.step % self.recipe.validate_every == 0 or self._done() >= 1:
+                if self.step % self.hyperparameters.validate_every == 0 or self._done() >= 1:
                     result, saved = validator.measure(self.network), time.monotonic()
                     self._judge(averages, result)
-                elif time.monotonic() - saved > 60 * self.recipe.checkpoint_minutes:
+                elif time.monotonic() - saved > 60 * self.hyperparameters.checkpoint_minutes:
                     self.save()
                     saved = time.monotonic()
         self._heed(interrupted)
-        if self.recipe.patience and self.best is not None:
+        if self.hyperparameters.patience and self.best is not None:
             self._put_back(self.best[1])
             result = validator.measure(self.network)
         return Result(self.step, round(self.seconds / 60, 2), result, self.clock.shares(), round(self._speed(), 1))
 
     def _update(self, batch: Batch) -> dict[str, float]:
-        torch.manual_seed(random.Random(f"noise {self.recipe.seed}/{self.step}").getrandbits(63))
+        torch.manual_seed(random.Random(f"noise {self.hyperparameters.seed}/{self.step}").getrandbits(63))
         self.clock.starts(self.step)
         self.network.train()
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
@@ -190,7 +194,9 @@ class _Run:
         learner: Any = self.network
         terms = self.objective.terms(learner, batch, self.step, self._done())
         if any_rank(not torch.isfinite(terms["loss"]), self.device):
-            raise EncodeError(f"expected a finite loss, got {terms['loss'].item()} at step {self.step}: lower the rate")
+            raise TrainingError(
+                f"expected a finite loss, got {terms['loss'].item()} at step {self.step}: lower the rate"
+            )
         self.optimizer.zero_grad(set_to_none=True)
         with self.clock.backward():
             terms["loss"].backward()
@@ -199,7 +205,7 @@ class _Run:
             average_gradients(learning)
             norm = torch.nn.utils.clip_grad_norm_(learning, 1.0)
             if not torch.isfinite(norm):
-                raise EncodeError(
+                raise TrainingError(
                     f"expected finite gradients, got norm {norm.item()} at step {self.step}: lower the rate"
                 )
             self.optimizer.step()
@@ -208,22 +214,22 @@ class _Run:
         return dict(zip(terms, values.tolist(), strict=True))
 
     def _heed(self, interrupted: Callable[[], bool]) -> None:
-        """Ends the run, with a checkpoint, where it was told to end."""
+        """Ends the run, with a checkpoint, where a signal asked for it."""
         if any_rank(interrupted(), self.device):
             self.save()
             raise Interrupted(f"stopped at step {self.step}; {self.folder} holds a checkpoint of it")
 
     def _stale(self) -> bool:
-        """Whether nothing has got better for so long that the run ends."""
-        return any_rank(0 < self.recipe.patience <= self.stale, self.device)
+        """Says whether nothing has got better for so long that the run ends."""
+        return any_rank(0 < self.hyperparameters.patience <= self.stale, self.device)
 
     def _judge(self, averages: dict[str, float], result: Validation) -> None:
         """Logs, and keeps a checkpoint.
 
         Raises:
-            EncodeError: nothing was learned when something should have been.
+            TrainingError: nothing was learned when something should have been.
         """
-        if self.recipe.patience:
+        if self.hyperparameters.patience:
             if self.best is None or result.recovery > self.best[0]:
                 self.best, self.stale = (result.recovery, self._weights()), 0
             else:
@@ -236,37 +242,39 @@ class _Run:
         if is_main():
             self.log.write(record | shares)
             self.console.print(f"step {self.step}: {result}", highlight=False)
-        if any_rank(self.recipe.collapse_after <= self._done() < 1 and result.gain_low <= 0, self.device):
-            raise EncodeError(
-                f"expected the message to say more than another case's after {self.recipe.collapse_after:.0%} of the "
-                f"run, got a content gain of {result.gain_nats:.4f} nats, lower end {result.gain_low:.4f}, at step "
-                f"{self.step}: the codec has collapsed; see {self.log.file}, try a lower rate_weight, a "
-                "reconstruction_weight above 0, more questions per context or a smaller learning_rate"
+        if any_rank(self.hyperparameters.collapse_after <= self._done() < 1 and result.gain_low <= 0, self.device):
+            raise TrainingError(
+                f"expected the message to say more than another case's after "
+                f"{self.hyperparameters.collapse_after:.0%} of the run, got a content gain of {result.gain_nats:.4f} "
+                f"nats, lower end {result.gain_low:.4f}, at step {self.step}: the codec has collapsed; see "
+                f"{self.log.file}, try a lower rate_weight, a reconstruction_weight above 0, more questions per "
+                "context or a smaller learning_rate"
             )
 
     def _check_share(self) -> None:
-        """Every process needs a context whose message is its sender's."""
-        contexts, blanks = self.recipe.contexts, round(self.recipe.blank_share * self.recipe.contexts)
+        """Refuses a batch in which a process has no context whose message is its sender's."""
+        contexts = self.hyperparameters.contexts
+        blanks = self.hyperparameters.blanks(contexts)
         if contexts % world() or contexts - blanks < world():
-            raise EncodeError(
+            raise ConfigError(
                 f"expected contexts to be a multiple of the {world()} processes, and one for each beside the "
                 f"{blanks} blank ones, got {contexts}: change contexts or blank_share"
             )
 
     def _done(self) -> float:
-        return max(self.step / self.recipe.steps, self.seconds / 60 / self.recipe.minutes)
+        return max(self.step / self.hyperparameters.steps, self.seconds / 60 / self.hyperparameters.minutes)
 
     def _rate(self) -> float:
-        warm = min(1.0, (self.step + 1) / max(1, self.recipe.warmup_steps))
+        warm = min(1.0, (self.step + 1) / max(1, self.hyperparameters.warmup_steps))
         cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, self._done())))
         return warm * (FINAL_RATE + (1 - FINAL_RATE) * cosine)
 
     def _same(self, seconds: float) -> float:
-        """The mean over processes: all must agree when a run is over."""
+        """Returns the mean over processes: all must agree when a run is over."""
         return float(all_reduce(seconds, self.device)) / world() if world() > 1 else seconds
 
     def _speed(self) -> float:
-        """Tokens of contexts and questions per second that this process trains on, validation left out."""
+        """Returns the tokens per second of contexts and questions that this process trains on, validation left out."""
         return self.tokens / self.stepping_s if self.stepping_s else 0.0
 
     def _note(self, averages: dict[str, float], result: Validation) -> str:
@@ -274,7 +282,7 @@ class _Run:
         return f"loss {averages['loss']:.3f}, recovery {result.recovery:.3f}, {bits:.0f} bits"
 
     def _weights(self) -> dict[str, Any]:
-        """A copy of all that is trained, by owner."""
+        """Returns a copy of all that is trained, by owner."""
         adapted = [parameter.detach().clone() for parameter in self.models.adapted()]
         return {"network": {k: v.clone() for k, v in self.network.state_dict().items()}, "adapter": adapted}
 
@@ -288,13 +296,12 @@ class _Run:
         """Writes the checkpoint whole or not at all; the one before stays until then.
 
         Raises:
-            EncodeError: the disk is full, or not to be written to.
+            StorageError: the disk is full, or not to be written to.
         """
         if not is_main():
             return
-        draft = self.folder / (CHECKPOINT + ".draft")
         state = {
-            "recipe": self.recipe.to_dict(),
+            "recipe": self.hyperparameters.to_dict(),
             "step": self.step,
             "seconds": self.seconds,
             "weights": self._weights(),
@@ -305,36 +312,36 @@ class _Run:
             "tokens": self.tokens,
             "stepping_s": self.stepping_s,
         }
+        file = self.folder / CHECKPOINT
         try:
-            torch.save(state, draft)
-            draft.replace(self.folder / CHECKPOINT)
-        except (OSError, RuntimeError, SafetensorError) as error:  # torch wraps a full disk into a RuntimeError
-            draft.unlink(missing_ok=True)
-            kept = "the checkpoint before stays" if (self.folder / CHECKPOINT).exists() else "none was there before"
-            raise EncodeError(
-                f"expected room for a checkpoint in {self.folder}, got: {error}; {kept}: free space, then resume"
+            with replacing(file, durable=True) as draft:
+                torch.save(state, draft)
+        except (StorageError, RuntimeError) as error:  # torch wraps a full disk into a RuntimeError
+            kept = "the checkpoint before stays" if file.exists() else "none was there before"
+            raise StorageError(
+                f"expected room for a checkpoint in {self.folder}, got: {error.__cause__ or error}; {kept}: free "
+                "space, then resume"
             ) from error
 
     def restore(self) -> None:
         """Takes up the checkpoint.
 
         Raises:
-            EncodeError: it is of another recipe, or damaged.
+            ConfigError: it is of other hyperparameters.
+            StorageError: it is damaged.
         """
         file = self.folder / CHECKPOINT
         try:
             state = torch.load(file, weights_only=True, map_location=self.device)
+            before = renamed(state["recipe"])
         except Exception as error:  # pickle, zip and torch raise many kinds, all of which mean this
-            raise EncodeError(f"expected a checkpoint in {file}, got a damaged file: {error}") from error
-        differs = {
-            name: (state["recipe"].get(name), value)
-            for name, value in self.recipe.to_dict().items()
-            if state["recipe"].get(name) != value
-        }
+            raise StorageError(f"expected a checkpoint in {file}, got a damaged file: {error}") from error
+        now = self.hyperparameters.to_dict()
+        differs = {name: (before.get(name), value) for name, value in now.items() if before.get(name) != value}
         if differs:
-            raise EncodeError(
-                f"expected the recipe of the checkpoint in {self.folder}, got a difference in "
-                + "; ".join(f"{name} (was {was!r}, is {now!r})" for name, (was, now) in differs.items())
+            raise ConfigError(
+                f"expected the hyperparameters of the checkpoint in {self.folder}, got a difference in "
+                + "; ".join(f"{name} (was {was!r}, is {value!r})" for name, (was, value) in differs.items())
             )
         self.step, self.seconds, self.best, self.stale = (state[k] for k in ("step", "seconds", "best", "stale"))
         self.clock.seconds.update(state["spent"])

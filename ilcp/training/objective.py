@@ -7,7 +7,7 @@
          + reconstruction_weight * cross-entropy of the context itself given the memory, in the first part of the run
          + rate_weight * the bits of rate above what is free
          + alignment_weight * the share of the phrasebook's memory that is missing from the network's
-         + blank_share * KL(receiver with nothing || receiver with a payload no sender made), on so many contexts
+         + blank_share * KL(receiver with nothing || receiver with a blank payload), on so many contexts
 
 Every mean is over what all processes have together; see ``ilcp.nn.distributed``.
 """
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ilcp.errors import EncodeError
+from ilcp.errors import ConfigError
 from ilcp.models.forward import PADDING, embed
 from ilcp.nn.distributed import all_reduce, rank, world
 from ilcp.nn.whitening import whitening
@@ -43,20 +43,23 @@ __all__ = ["Network", "Objective", "Targets", "alignment_loss", "calibrate", "na
 
 
 class Network(Protocol):
-    """What the loop asks of a learned codec's ``nn.Module``."""
+    """A learned codec's ``nn.Module``, as the loop needs it."""
 
     layers: tuple[int, ...]
 
     def __call__(self, states: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Memory ``"batch memory hidden"`` and ``rate_bits`` ``"batch"`` from ``"batch layers tokens hidden"``."""
+        """Turns states ``"batch layers tokens hidden"`` into memory ``"batch memory hidden"`` and a rate ``"batch"``.
+
+        The mask is ``"batch tokens"``; the rate is in bits.
+        """
         ...
 
     def calibrate(self, states: Tensor, mask: Tensor, memory: Tensor) -> None:
-        """Before training: fits the network to samples of states and of memory, ``"n slots hidden"``."""
+        """Fits the network, untrained yet, to samples of states and of memory, ``"n slots hidden"``."""
         ...
 
     def blank(self, count: int) -> Tensor:
-        """Memory ``"share memory hidden"`` of payloads that no sender made: this process's share of ``count``."""
+        """Returns memory ``"share memory hidden"`` of blank payloads: this process's share of ``count``."""
         ...
 
 
@@ -65,10 +68,10 @@ def calibrate(
     network: Network,
     models: Models,
     cases: Sequence[Case],
-    recipe: Hyperparameters,
+    hyperparameters: Hyperparameters,
     phrasebook: "Phrasebook | None" = None,
 ) -> None:
-    """Fits an untrained network to how the sender's states of these cases are spread, and the memory it should make.
+    """Fits an untrained network to the spread of the sender's states of these cases and of the memory it should make.
 
     That memory is the phrasebook's; without one, the receiver's embeddings stand in for it.
     """
@@ -76,8 +79,8 @@ def calibrate(
     for case in cases:  # as many as are read in one pass without filling the memory of a large model
         tokens += len(models.sender_tokenizer(case.context, verbose=False).input_ids)
         few += [case] if tokens <= CALIBRATION_TOKENS or not few else []
-    batch = Batcher(models, recipe).batch(few, random.Random(0), whole=True)
-    states, mask = Reader(models, network.layers, recipe).states(batch.texts)
+    batch = Batcher(models, hyperparameters).batch(few, random.Random(0), whole=True)
+    states, mask = Reader(models, network.layers, hyperparameters).states(batch.texts)
     vocabulary = models.receiver.get_input_embeddings().num_embeddings
     sample = range(0, vocabulary, -(-vocabulary // CALIBRATION_TOKENS))
     stand_in = embed(models.receiver, sample).float().unsqueeze(1)
@@ -90,50 +93,50 @@ class Objective:
     def __init__(
         self,
         models: Models,
-        recipe: Hyperparameters,
+        hyperparameters: Hyperparameters,
         reader: Reader,
         phrasebook: "Phrasebook | None" = None,
         clock: Clock | None = None,
     ):
-        self.models, self.recipe, self.reader, self.phrasebook = models, recipe, reader, phrasebook
+        self.models, self.hyperparameters, self.reader, self.phrasebook = models, hyperparameters, reader, phrasebook
         self.clock = clock or Clock()
 
     def terms(self, network: Network, batch: Batch, step: int = 0, done: float = 0.0) -> dict[str, Tensor]:
-        """At ``step`` of a run of which the share ``done`` is over."""
-        if self.phrasebook and step < self.recipe.naming_steps + self.recipe.alignment_steps:
+        """Computes the terms at ``step`` of a run of which the share ``done`` is over."""
+        if self.phrasebook and step < self.hyperparameters.naming_steps + self.hyperparameters.alignment_steps:
             return self._warmup(network, batch, self.phrasebook, step)
         memory, rate_bits = self.memory(network, batch)
-        blanks = self.recipe.blanks(batch.count)
-        silent = [row for row in batch.rows if self._number(row) < blanks]
-        told = [row for row in batch.rows if self._number(row) >= blanks]
+        blanks = self.hyperparameters.blanks(batch.count)
+        unsent = [row for row in batch.rows if self._number(row) < blanks]
+        sent = [row for row in batch.rows if self._number(row) >= blanks]
         terms = {"rate_bits": self._mean(rate_bits.sum(), len(rate_bits))}
         weights = {"rate_bits": 0.0}
-        if self.recipe.rate_weight:
-            terms["paid_bits"] = (all_reduce(terms["rate_bits"]) / world() - self.recipe.free_bits_at(done)).clamp(
-                min=0
-            )
-            weights["paid_bits"] = self.recipe.rate_weight
+        if self.hyperparameters.rate_weight:
+            terms["paid_bits"] = (
+                all_reduce(terms["rate_bits"]) / world() - self.hyperparameters.free_bits_at(done)
+            ).clamp(min=0)
+            weights["paid_bits"] = self.hyperparameters.rate_weight
         blank = network.blank(blanks) if blanks else None
-        with self.clock("receiver"), precision(self.models.receiver.device, self.recipe):
-            terms |= self._answers(batch, told, memory)
-            if self.recipe.reconstructs_at(done):
-                retold = [row for row in batch.retold if self._number(row) >= blanks]
-                terms["reconstruction"] = self._cross_entropy(retold, memory)
+        with self.clock("receiver"), precision(self.models.receiver.device, self.hyperparameters):
+            terms |= self._answers(batch, sent, memory)
+            if self.hyperparameters.reconstructs_at(done):
+                rows = [row for row in batch.reconstruction if self._number(row) >= blanks]
+                terms["reconstruction"] = self._cross_entropy(rows, memory)
             if blank is not None:
-                terms["blank"] = self._blank(blank, silent)
-        if self.recipe.alignment_weight and self.phrasebook is not None:
+                terms["blank"] = self._blank(blank, unsent)
+        if self.hyperparameters.alignment_weight and self.phrasebook is not None:
             terms["alignment"] = alignment_loss(targets_of(self.phrasebook, batch, memory))
         weights |= {
-            "cross_entropy": self.recipe.cross_entropy_weight,
-            "alignment": self.recipe.alignment_weight,
-            "reconstruction": self.recipe.reconstruction_weight,
-            "blank": self.recipe.blank_share,
-            "kl": self.recipe.kl_weight,
+            "cross_entropy": self.hyperparameters.cross_entropy_weight,
+            "alignment": self.hyperparameters.alignment_weight,
+            "reconstruction": self.hyperparameters.reconstruction_weight,
+            "blank": self.hyperparameters.blank_share,
+            "kl": self.hyperparameters.kl_weight,
         }
         return terms | {"loss": torch.stack([weights[name] * term for name, term in terms.items()]).sum()}
 
     def memory(self, network: Network, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Memory ``"contexts memory hidden"`` and its rate ``"contexts"``; the sender's pass takes no gradient."""
+        """Returns memory ``"contexts memory hidden"`` and its rate ``"contexts"``; the sender takes no gradient."""
         with self.clock("sender"):
             states, mask = self.reader.states(batch.texts)
         with self.clock("codec"):
@@ -142,18 +145,18 @@ class Objective:
         return memory, rate_bits
 
     def _warmup(self, network: Network, batch: Batch, phrasebook: "Phrasebook", step: int) -> dict[str, Tensor]:
-        """Before the receiver is asked anything; see ``naming_loss`` and ``alignment_loss``."""
+        """Computes ``naming_loss`` and ``alignment_loss``, before the receiver is asked anything."""
         memory, _ = self.memory(network, batch)
         targets = targets_of(phrasebook, batch, memory)
         terms = {"naming": naming_loss(targets), "alignment": alignment_loss(targets)}
-        return terms | {"loss": terms["naming" if step < self.recipe.naming_steps else "alignment"]}
+        return terms | {"loss": terms["naming" if step < self.hyperparameters.naming_steps else "alignment"]}
 
     def _answers(self, batch: Batch, rows: Sequence[Row], memory: Tensor) -> dict[str, Tensor]:
         logits, labels = memory_logits(self.models, rows, memory)
         known = labels != PADDING
         losses = F.cross_entropy(logits[known], labels[known], reduction="sum")
         terms = {"cross_entropy": self._mean(losses, int(known.sum()))}
-        if self.recipe.kl_weight:
+        if self.hyperparameters.kl_weight:
             first = {row.context: index for index, row in reversed(list(enumerate(rows)))}
             chosen = list(first.values())
             with torch.no_grad(), self.models.unadapted():
@@ -168,7 +171,7 @@ class Objective:
         return self._mean(F.cross_entropy(logits[known], labels[known], reduction="sum"), int(known.sum()))
 
     def _blank(self, memory: Tensor, rows: Sequence[Row]) -> Tensor:
-        """What a payload says that no sender made: as little as nothing does."""
+        """Computes the KL that pushes blank payloads towards the no-message answer."""
         if not rows:  # all of them are other processes'
             return self._mean(0.0 * memory.sum(), 0)
         logits, labels = memory_logits(self.models, rows, memory)
@@ -177,20 +180,21 @@ class Objective:
         return self._mean(*_kl(target, logits, labels))
 
     def _number(self, row: Row) -> int:
-        """Of the row's context, among those of all processes."""
+        """Returns the number of the row's context among those of all processes."""
         return rank() + row.context * world()
 
     def _mean(self, summed: Tensor, count: int) -> Tensor:
-        """This process's part of a mean over all processes' items: the average of the parts is the mean."""
+        """Returns this process's part of a mean over all processes' items: the average of the parts is the mean."""
         return summed * (world() / all_reduce(float(count), summed.device).clamp(min=1))
 
 
 @dataclass(frozen=True, slots=True)
 class Targets:
-    """What the memory vectors of a batch should be, after whitening by how the phrasebook's memory is spread.
+    """The memory vectors of a batch and their aims, whitened by the spread of the phrasebook's vectors.
 
-    ``held`` and ``wanted`` are ``"told hidden"``, of the same contexts and topics and less the topic's place; ``words``
-    is ``"words hidden"``, every word that could be said; ``said`` is ``"told words"``, a distribution over them.
+    ``held`` and ``wanted`` are ``"facts hidden"``, of the same contexts and topics and less the topic's place;
+    ``words`` is ``"words hidden"``, every word that could be said; ``said`` is ``"facts words"``, a distribution over
+    them.
     """
 
     held: Tensor
@@ -200,14 +204,14 @@ class Targets:
 
 
 def targets_of(phrasebook: "Phrasebook", batch: Batch, memory: Tensor) -> Targets:
-    """The aims of a batch.
+    """Returns the aims of a batch, whose memory is ``"contexts memory hidden"``.
 
     Raises:
-        EncodeError: no question of the batch is about one of the recipe's topics.
+        ConfigError: no question of the batch is about one of the topics.
     """
-    keys = [key for key, words in batch.told.items() if words <= phrasebook.words.keys()]
+    keys = [key for key, words in batch.facts.items() if words <= phrasebook.words.keys()]
     if not keys:
-        raise EncodeError("expected questions about the recipe's topics, got none: give Question.facts, Recipe.topics")
+        raise ConfigError("expected questions about the recipe's topics, got none: give Question.facts and topics")
     said = phrasebook.said(batch, keys)
     _, matrix = whitening(phrasebook.vectors)
     contexts, topics = map(list, zip(*keys, strict=True))
@@ -221,7 +225,7 @@ def targets_of(phrasebook: "Phrasebook", batch: Batch, memory: Tensor) -> Target
 
 
 def naming_loss(targets: Targets) -> Tensor:
-    """KL, in nats, from the words of the answers to what a memory vector looks like among all words (cosine).
+    """Computes the KL, in nats, from the words of the answers to a memory vector's likeness to all words (cosine).
 
     It starts the learning, since it tells values of one kind apart at once. A squared error does not: that of a value
     is mostly that of its kind.
@@ -231,12 +235,12 @@ def naming_loss(targets: Targets) -> Tensor:
 
 
 def alignment_loss(targets: Targets) -> Tensor:
-    """The share of the phrasebook's memory that is missing from the network's: squared error over mean square."""
+    """Computes the share of the phrasebook's memory that the network's lacks: squared error over mean square."""
     return (targets.held - targets.wanted).square().sum() / targets.wanted.square().sum().clamp(min=1e-6)
 
 
 def _kl(target: Tensor, logits: Tensor, labels: Tensor) -> tuple[Tensor, int]:
-    """The summed divergence over all tokens of answers, in nats, and how many there are."""
+    """Returns the divergence summed over all tokens of answers, in nats, and how many there are."""
     known = labels != PADDING
     wanted = F.log_softmax(target[known], dim=-1)
     summed = F.kl_div(F.log_softmax(logits[known], dim=-1), wanted, log_target=True, reduction="sum")

@@ -1,4 +1,4 @@
-"""The receiver's pass in training: what it says to every question, given memory or given text.
+"""The receiver's pass in training: its logits for every answer, given memory or given text.
 
 All questions of a context run in one sequence behind its one memory, and behind what all of them begin with (literals):
 each sees these and itself, at the positions it would have alone, so the result is that of separate prompts at a
@@ -25,7 +25,7 @@ __all__ = ["memory_logits", "text_logits"]
 
 
 def memory_logits(models: Models, rows: Sequence[Row], memory: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits ``"rows answer vocabulary"`` and labels ``"rows answer"``, given the memory of each row's context.
+    """Returns logits ``"rows answer vocabulary"`` and labels ``"rows answer"``, given each row's context as memory.
 
     ``memory`` is ``"contexts memory hidden"``; rows of one context share one sequence.
     """
@@ -61,7 +61,7 @@ class _Packed(NamedTuple):
 
 
 def _packed(rows: Sequence[Row], start: int) -> _Packed:
-    """The rows' sequences, in which ``start`` places stand before the ids."""
+    """Packs the rows into sequences in which ``start`` places stand before the ids."""
     contexts = sorted({row.context for row in rows})
     common = {context: _common([row.suffix for row in rows if row.context == context]) for context in contexts}
     own = [(row.suffix + row.answer)[len(common[row.context]) :] for row in rows]
@@ -89,14 +89,14 @@ def _packed(rows: Sequence[Row], start: int) -> _Packed:
 
 
 def _common(suffixes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
-    """What all of them begin with; at least one token of each is left."""
+    """Returns what all of them begin with; at least one token of each is left."""
     shortest = min(suffixes, key=len)
     same = (len({suffix[at] for suffix in suffixes}) == 1 for at in range(len(shortest) - 1))
     return shortest[: sum(takewhile(bool, same))]
 
 
 def text_logits(models: Models, rows: Sequence[Row], contexts: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """As ``memory_logits``, given one context per row as text; an empty one is no context."""
+    """Returns the same as ``memory_logits``, given one context per row as text; an empty one is no context."""
     prompts = [
         embed(models.receiver, text_ids(models.receiver_tokenizer, context, row.question))
         for row, context in zip(rows, contexts, strict=True)

@@ -1,4 +1,4 @@
-"""The phrasebook: what a memory vector has to be for the frozen receiver to answer from it.
+"""The phrasebook: the memory vectors from which the frozen receiver answers, one set of words per topic.
 
 ::
 
@@ -20,7 +20,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from ilcp.errors import EncodeError
+from ilcp.errors import ConfigError
+from ilcp.files import replacing
 from ilcp.models.forward import PADDING, embed
 from ilcp.models.prompt import answer_ids
 from ilcp.training.batch import Batch, Models, frozen
@@ -42,26 +43,31 @@ class Phrasebook:
     places: Tensor
 
     def memory(self, batch: Batch) -> Tensor:
-        """The memory ``"contexts topics hidden"`` that says what the batch's answers say."""
+        """Returns the memory ``"contexts topics hidden"`` that says what the batch's answers say."""
         keys = [(context, topic) for context in range(len(batch.texts)) for topic in range(len(self.places))]
-        told: Tensor = (self.said(batch, keys) @ self.vectors).unflatten(0, (-1, len(self.places)))
-        return self.places + told
+        facts: Tensor = (self.said(batch, keys) @ self.vectors).unflatten(0, (-1, len(self.places)))
+        return self.places + facts
 
     def said(self, batch: Batch, keys: Sequence[tuple[int, int]]) -> Tensor:
-        """``"keys words"``: one where the answers about that context and topic have the word, else zero."""
+        """Returns ``"keys words"``: one where the answers about that context and topic have the word, else zero."""
         said = torch.zeros(len(keys), len(self.words), device=self.vectors.device)
         for line, key in zip(said, keys, strict=True):
-            line[[self.words[word] for word in batch.told.get(key, ()) if word in self.words]] = 1
+            line[[self.words[word] for word in batch.facts.get(key, ()) if word in self.words]] = 1
         return said
 
     def save(self, file: Path) -> None:
-        """Writes everything into one safetensors file."""
+        """Writes everything into one safetensors file.
+
+        Raises:
+            StorageError: the disk is full, or not to be written to.
+        """
         order = sorted(self.words, key=lambda word: self.words[word])
-        save_file({"vectors": self.vectors, "places": self.places}, file, metadata={"words": "\n".join(order)})
+        with replacing(file) as draft:
+            save_file({"vectors": self.vectors, "places": self.places}, draft, metadata={"words": "\n".join(order)})
 
     @classmethod
     def load(cls, file: Path) -> "Phrasebook":
-        """The phrasebook that ``save`` wrote."""
+        """Reads the phrasebook that ``save`` wrote."""
         with safe_open(file, "pt") as opened:
             words = opened.metadata()["words"].split("\n")
             vectors, places = opened.get_tensor("vectors"), opened.get_tensor("places")
@@ -69,14 +75,14 @@ class Phrasebook:
 
 
 def write_phrasebook(
-    models: Models, batches: Sequence[Batch], recipe: Hyperparameters, *, draft: Phrasebook | None = None
+    models: Models, batches: Sequence[Batch], hyperparameters: Hyperparameters, *, draft: Phrasebook | None = None
 ) -> Phrasebook:
     """Trains the phrasebook on the batches, one step each; ``draft`` is one of the same words to go on from.
 
     Raises:
-        EncodeError: no question of the batches has a topic of the recipe.
+        ConfigError: no question of the batches is about one of the topics.
     """
-    book = _fresh(models, batches, recipe) if draft is None else draft
+    book = _fresh(models, batches, hyperparameters) if draft is None else draft
     book = Phrasebook(book.words, book.vectors.clone().requires_grad_(True), book.places.clone().requires_grad_(True))
     embedding = _embedding(models)
     rate = RATE * float(embedding.square().mean().sqrt())
@@ -84,7 +90,7 @@ def write_phrasebook(
     with frozen(models):
         for step, batch in enumerate(batches):
             optimizer.param_groups[0]["lr"] = rate * min(1.0, 2 * (1 - step / len(batches)))
-            with precision(models.receiver.device, recipe):
+            with precision(models.receiver.device, hyperparameters):
                 logits, labels = memory_logits(models, batch.rows, book.memory(batch))
                 loss = F.cross_entropy(logits[labels != PADDING], labels[labels != PADDING])
             optimizer.zero_grad()
@@ -97,17 +103,17 @@ def write_phrasebook(
     return Phrasebook(book.words, book.vectors.detach(), book.places.detach())
 
 
-def _fresh(models: Models, batches: Sequence[Batch], recipe: Hyperparameters) -> Phrasebook:
-    """Every word of the batches as the mean of its tokens' embeddings, all places zero."""
-    words = sorted({word for batch in batches for told in batch.told.values() for word in told})
+def _fresh(models: Models, batches: Sequence[Batch], hyperparameters: Hyperparameters) -> Phrasebook:
+    """Starts a phrasebook: every word of the batches is the mean of its tokens' embeddings, every place is zero."""
+    words = sorted({word for batch in batches for words in batch.facts.values() for word in words})
     if not words:
-        raise EncodeError("expected questions about the recipe's topics, got none: give Question.facts, Recipe.topics")
+        raise ConfigError("expected questions about the recipe's topics, got none: give Question.facts and topics")
     embedding = _embedding(models)
     vectors = [embedding[list(answer_ids(models.receiver_tokenizer, word, end=False))].mean(0) for word in words]
-    places = torch.zeros(len(recipe.topics), embedding.shape[1], device=embedding.device)
+    places = torch.zeros(len(hyperparameters.topics), embedding.shape[1], device=embedding.device)
     return Phrasebook({word: number for number, word in enumerate(words)}, torch.stack(vectors), places)
 
 
 def _embedding(models: Models) -> Tensor:
-    """``"vocabulary hidden"``, as the receiver's own embedding module gives it: some scale their rows."""
+    """Returns ``"vocabulary hidden"`` as the receiver's own embedding module gives it: some scale their rows."""
     return embed(models.receiver, range(models.receiver.get_input_embeddings().num_embeddings)).detach().float()

@@ -1,4 +1,4 @@
-"""What the sender has computed when it has read a text: once, where there is a store to keep it in.
+"""The sender's states of texts: computed once, where there is a store to keep them in.
 
 ::
 
@@ -8,8 +8,7 @@ A shard holds the states of one fixed group of texts, whatever else is read, and
 was killed goes on with the shards that are there, and computes the same numbers as one that was not.
 """
 
-import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
+from ilcp.errors import StorageError
+from ilcp.files import replacing
 from ilcp.identity import digest
 from ilcp.models.fingerprint import identify
 from ilcp.models.reading import capture_batch, padded_ids, read_ids, window_tokens
@@ -40,13 +41,13 @@ class Reader:
     """Reads texts with the sender, or looks up what it computed before."""
 
     def __init__(
-        self, models: Models, layers: Sequence[int], recipe: Hyperparameters, store: "StateStore | None" = None
+        self, models: Models, layers: Sequence[int], hyperparameters: Hyperparameters, store: "StateStore | None" = None
     ):
-        self.models, self.layers, self.recipe, self.store = models, tuple(layers), recipe, store
+        self.models, self.layers, self.hyperparameters, self.store = models, tuple(layers), hyperparameters, store
         self.tokens = 0  # of the texts that were asked for, in this process
 
     def states(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """States ``"texts layers tokens hidden"``, padded on the right, and their mask ``"texts tokens"``."""
+        """Returns states ``"texts layers tokens hidden"``, padded on the right, and their mask ``"texts tokens"``."""
         if self.store is None:
             return self.compute(texts)
         known = {text: self.store.get(text) for text in texts}
@@ -62,11 +63,11 @@ class Reader:
         return _padded([found.to(device) for text in texts if (found := known[text]) is not None])
 
     def compute(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """As ``states``, by a pass of the sender; a text beyond its window is read in windows."""
+        """Computes ``states`` by a pass of the sender; a text beyond its window is read in windows."""
         sender = self.models.sender
         encoded = [self.models.sender_tokenizer(text, verbose=False).input_ids for text in texts]
         self.tokens += sum(map(len, encoded))
-        with precision(self.models.receiver.device, self.recipe):
+        with precision(self.models.receiver.device, self.hyperparameters):
             if max(map(len, encoded)) > window_tokens(sender):
                 return _padded([read_ids(sender, ids, self.layers)[0] for ids in encoded])
             ids, mask = padded_ids(encoded, sender.device)
@@ -88,10 +89,15 @@ class StateStore:
     """
 
     def __init__(
-        self, folder: str | Path, models: Models, layers: Sequence[int], recipe: Hyperparameters, limit_bytes: int
+        self,
+        folder: str | Path,
+        models: Models,
+        layers: Sequence[int],
+        hyperparameters: Hyperparameters,
+        limit_bytes: int,
     ):
         identity = asdict(identify(models.sender, models.sender_tokenizer))
-        halved = in_bfloat16(models.receiver.device, recipe)
+        halved = in_bfloat16(models.receiver.device, hyperparameters)
         key = digest(repr((FORMAT, sorted(identity.items()), tuple(layers), halved)).encode()).hex()
         self.folder = Path(folder) / key
         self.limit_bytes = limit_bytes
@@ -116,15 +122,16 @@ class StateStore:
             lengths = mask.sum(1).long().tolist()
             rows = zip(group, states.cpu(), lengths, strict=True)
             try:
-                self._write(path, {_name(text): row[:, :length].contiguous() for text, row, length in rows})
-            except (OSError, SafetensorError) as error:
+                with replacing(path) as draft:
+                    save_file({_name(text): row[:, :length].contiguous() for text, row, length in rows}, draft)
+            except (StorageError, SafetensorError) as error:
                 said = f"the sender's states are no longer kept in {self.folder}: {error}"
                 Console(stderr=True, soft_wrap=True).print(said, highlight=False)
                 break
         all_reduce(0.0, reader.models.sender.device)  # no process looks up before all have written
 
     def get(self, text: str) -> Tensor | None:
-        """States ``"layers tokens hidden"`` of a text; None where they are not kept."""
+        """Returns states ``"layers tokens hidden"`` of a text; None where they are not kept."""
         name = _name(text)
         path = self._where.get(name)
         if path is None or not (path in self._open or path.exists()):
@@ -135,7 +142,7 @@ class StateStore:
         return states
 
     def bytes_of(self, texts: Iterable[str]) -> int:
-        """How much the states of these texts would take: a ``computed`` figure, tokens x layers x width x item size."""
+        """Computes how much the states of these texts would take: tokens x layers x width x item size."""
         tokens = sum(length for length, _ in self._measured(texts))
         return tokens * self._token_bytes
 
@@ -143,7 +150,7 @@ class StateStore:
         return sorted((len(self._tokenizer(t, verbose=False).input_ids), t) for t in dict.fromkeys(texts))
 
     def _groups(self, texts: Iterable[str]) -> list[tuple[Path, list[str]]]:
-        """Texts of like length together, as many as the limit allows."""
+        """Groups texts of like length, as many as the limit allows."""
         groups: list[list[str]] = [[]]
         spent = 0
         for length, text in self._measured(texts):
@@ -155,14 +162,6 @@ class StateStore:
             groups[-1].append(text)
         named = ((self.folder / f"{digest(*map(str.encode, group)).hex()}.safetensors", group) for group in groups)
         return [(path, group) for path, group in named if group]
-
-    def _write(self, path: Path, tensors: Mapping[str, Tensor]) -> None:
-        draft = path.with_suffix(f".draft{os.getpid()}")
-        try:
-            save_file(dict(tensors), draft)
-            draft.replace(path)
-        finally:
-            draft.unlink(missing_ok=True)
 
 
 def _name(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Training data without any: the sender writes texts, and the receiver that reads them in full says what to learn.
+"""Self-study, training without data: the sender writes texts, and the receiver that reads them in full is the teacher.
 
 ::
 
@@ -6,7 +6,7 @@
     questions       sender (a chat model) writes a text, then questions about it; the receiver answers from the text
 
 Both give cases like those of a data file, written to one as they come: a run that was stopped goes on with it. Neither
-needs labels: what the receiver says with the full text is the target (``Recipe.kl_weight``).
+needs labels: what the receiver says with the full text is the target (``Hyperparameters.kl_weight``).
 """
 
 import json
@@ -20,7 +20,7 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
-from ilcp.errors import EncodeError
+from ilcp.errors import ConfigError
 from ilcp.files import write_whole
 from ilcp.models.forward import embed, pad_left
 from ilcp.models.prompt import text_ids
@@ -48,7 +48,7 @@ ANSWER_TOKENS = 32
 
 @dataclass(frozen=True, slots=True)
 class SelfStudy:
-    """What the sender is to write. ``kind`` "auto" is questions where both models have a chat template."""
+    """The texts that the sender is to write. ``kind`` "auto" is questions where both models have a chat template."""
 
     kind: Literal["auto", "continuation", "question"] = "auto"
     texts: int = 4000
@@ -62,20 +62,24 @@ class SelfStudy:
 
     def __post_init__(self) -> None:
         if self.kind not in ("auto", "continuation", "question"):
-            raise EncodeError(
+            raise ConfigError(
                 f"expected the kind of self-study to be auto, continuation or question, got {self.kind!r}"
             )
         for name in ("texts", "tokens", "context_characters", "continuation_characters", "questions", "batch"):
             if getattr(self, name) < 1:
-                raise EncodeError(f"expected {name} of self_study to be at least 1, got {getattr(self, name)}")
+                raise ConfigError(f"expected {name} of self_study to be at least 1, got {getattr(self, name)}")
         if not self.temperature > 0:
-            raise EncodeError(f"expected temperature of self_study to be positive, got {self.temperature}")
+            raise ConfigError(f"expected temperature of self_study to be positive, got {self.temperature}")
 
     def asks(self, models: Models) -> bool:
-        """Whether the sender writes questions."""
+        """Says whether the sender writes questions.
+
+        Raises:
+            ConfigError: questions are settings of a model that has no chat template.
+        """
         chats = all(getattr(t, "chat_template", None) for t in (models.sender_tokenizer, models.receiver_tokenizer))
         if self.kind == "question" and not chats:
-            raise EncodeError(
+            raise ConfigError(
                 "expected two chat models for self-study with questions, got one without a chat template: "
                 "choose kind = 'continuation'"
             )
@@ -83,7 +87,7 @@ class SelfStudy:
 
 
 def cut(text: str, context_characters: int, continuation_characters: int) -> tuple[str, str] | None:
-    """The beginning of a text and what follows it, cut between words; None where the text is too short for both."""
+    """Cuts a text between words into its beginning and what follows; returns None where it is too short for both."""
     text = " ".join(text.split())
     at = text.rfind(" ", 0, context_characters)
     end = text.rfind(" ", 0, at + continuation_characters)
@@ -92,74 +96,79 @@ def cut(text: str, context_characters: int, continuation_characters: int) -> tup
     return text[:at], text[at + 1 : end]
 
 
-def study(models: Models, plan: SelfStudy, file: Path, *, seed: int, progress: bool = False) -> list[Case]:
-    """The cases that the sender writes, kept in ``file`` as they come.
+def study(models: Models, settings: SelfStudy, file: Path, *, seed: int, progress: bool = False) -> list[Case]:
+    """Lets the sender write cases, which are kept in ``file`` as they come.
 
     Raises:
-        EncodeError: the sender cannot write (an encoder), has no token to begin with, or writes nothing of use.
+        ConfigError: the sender cannot write (an encoder), has no token to begin with, or writes nothing of use.
+        StorageError: the disk is full, or not to be written to.
     """
     if not hasattr(models.sender, "generate") or models.sender.get_output_embeddings() is None:
-        raise EncodeError(
+        raise ConfigError(
             f"expected a sender that writes, got {type(models.sender).__name__}: an encoder has no text of its own; "
             "give --data"
         )
     if is_main():
-        _write(models, plan, file, seed, progress)
+        _write(models, settings, file, seed, progress)
     all_reduce(0.0, models.sender.device)  # the others wait for the file
     cases = list(read_jsonl(file)) if file.stat().st_size else []
     if not cases:
-        raise EncodeError(
-            f"expected texts that can be cut into context and continuation, got none from {plan.texts}: raise tokens, "
-            "lower context_characters, or give prompts"
+        raise ConfigError(
+            f"expected texts that can be cut into context and continuation, got none from {settings.texts}: "
+            "raise tokens, lower context_characters, or give prompts"
         )
     return cases
 
 
-def _write(models: Models, plan: SelfStudy, file: Path, seed: int, progress: bool) -> None:
-    """Batch by batch, each from its own seed; the number of the last one that is in the file stands beside it."""
+def _write(models: Models, settings: SelfStudy, file: Path, seed: int, progress: bool) -> None:
+    """Writes batch by batch, each from its own seed; the number of those in the file stands beside it."""
     done = file.with_suffix(".batches")
     start = int(done.read_text()) if done.exists() else 0
     written = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
     lines = [line for line in written if int(json.loads(line)["id"].split(".")[0]) < start]  # no batch is there twice
-    batches = -(-plan.texts // plan.batch)
-    write: Callable[..., Iterator[dict[str, Any]]] = _questions if plan.asks(models) else _continuations
+    batches = -(-settings.texts // settings.batch)
+    write: Callable[..., Iterator[dict[str, Any]]] = _questions if settings.asks(models) else _continuations
     shown = range(start, batches)
     for number in track(shown, "the sender writes", console=Console(stderr=True), disable=not progress, transient=True):
         torch.manual_seed(random.Random(f"self-study {seed}/{number}").getrandbits(63))
-        count = min(plan.batch, plan.texts - number * plan.batch)
-        for at, record in enumerate(write(models, plan, random.Random(f"{seed}/{number}"), count)):
+        count = min(settings.batch, settings.texts - number * settings.batch)
+        for at, record in enumerate(write(models, settings, random.Random(f"{seed}/{number}"), count)):
             lines.append(json.dumps({"id": f"{number}.{at}", **record}))
         write_whole(file, "\n".join(lines) + "\n" if lines else "")
         write_whole(done, str(number + 1))
 
 
-def _continuations(models: Models, plan: SelfStudy, rng: random.Random, count: int) -> Iterator[dict[str, Any]]:
+def _continuations(models: Models, settings: SelfStudy, rng: random.Random, count: int) -> Iterator[dict[str, Any]]:
     tokenizer = models.sender_tokenizer
     start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-    begins = [rng.choice(plan.prompts) if plan.prompts else "" for _ in range(count)]
+    begins = [rng.choice(settings.prompts) if settings.prompts else "" for _ in range(count)]
     prompts = [[start] * (start is not None) + _ids(tokenizer, begin) for begin in begins]
     if not all(prompts):
-        raise EncodeError("expected a sender with a token to begin with, got neither bos nor eos: give prompts")
-    written = _generate(models.sender, tokenizer, prompts, plan.tokens, plan.temperature)
+        raise ConfigError("expected a sender with a token to begin with, got neither bos nor eos: give prompts")
+    written = _generate(models.sender, tokenizer, prompts, settings.tokens, settings.temperature)
     for begin, text in zip(begins, written, strict=True):
-        halves = cut(begin + text, plan.context_characters, plan.continuation_characters)
+        halves = cut(begin + text, settings.context_characters, settings.continuation_characters)
         if halves is not None:
             yield dict(zip(("context", "continuation"), halves, strict=True))
 
 
-def _questions(models: Models, plan: SelfStudy, rng: random.Random, count: int) -> Iterator[dict[str, Any]]:
+def _questions(models: Models, settings: SelfStudy, rng: random.Random, count: int) -> Iterator[dict[str, Any]]:
     sender, tokenizer = models.sender, models.sender_tokenizer
 
-    def told(asked: Sequence[str], tokens: int) -> list[str]:
+    def written(asked: Sequence[str], tokens: int) -> list[str]:
         prompts = [list(text_ids(tokenizer, "", text)) for text in asked]
-        return _generate(sender, tokenizer, prompts, tokens, plan.temperature)
+        return _generate(sender, tokenizer, prompts, tokens, settings.temperature)
 
-    subjects = [rng.choice(plan.prompts or SUBJECTS) for _ in range(count)]
-    texts = told([WRITE.format(subject=subject, words=plan.tokens // 2) for subject in subjects], plan.tokens)
-    listed = told([ASK.format(context=text, questions=plan.questions) for text in texts], 24 * plan.questions)
+    subjects = [rng.choice(settings.prompts or SUBJECTS) for _ in range(count)]
+    texts = written(
+        [WRITE.format(subject=subject, words=settings.tokens // 2) for subject in subjects], settings.tokens
+    )
+    listed = written(
+        [ASK.format(context=text, questions=settings.questions) for text in texts], 24 * settings.questions
+    )
     for text, lines in zip(texts, listed, strict=True):
         asked = [line.strip(" -*0123456789.)\t") for line in lines.splitlines() if line.strip().endswith("?")]
-        asked = list(dict.fromkeys(asked))[: plan.questions]
+        asked = list(dict.fromkeys(asked))[: settings.questions]
         if not text.strip() or not asked:
             continue
         prompts = [list(text_ids(models.receiver_tokenizer, text, question)) for question in asked]
@@ -175,7 +184,7 @@ def _questions(models: Models, plan: SelfStudy, rng: random.Random, count: int) 
 def _generate(
     model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], tokens: int, temperature: float | None
 ) -> list[str]:
-    """What the model goes on with after each prompt; greedy where there is no temperature."""
+    """Returns what the model goes on with after each prompt; greedy where there is no temperature."""
     embeds, mask = pad_left([embed(model, prompt) for prompt in prompts])
     how = {"do_sample": False} if temperature is None else {"do_sample": True, "temperature": temperature, "top_k": 0}
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
