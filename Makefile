@@ -22,8 +22,9 @@ help: ## this list
 demo: $(READY) ## one hand-off with the embedded pair, with its controls
 	$(BIN)/ilcp demo
 
+# A process per core, each on one thread: what shares fixtures stays in one process.
 test: $(READY) ## the tests (ARGS="-k name" passes options on)
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadfile $(ARGS)
 
 test-4: $(READY_4) ## what touches models, under transformers 4 (ARGS as above)
 	$(BIN_4)/python -m pytest $(TESTS_4) $(ARGS)

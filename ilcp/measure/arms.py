@@ -24,11 +24,10 @@ import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import Any
 
 from ilcp.codec.context import Context
 from ilcp.codec.memory import Memory, TextMemory
-from ilcp.codec.protocols import Codec
+from ilcp.codec.protocols import Codec, is_trainable
 from ilcp.errors import ConfigError
 from ilcp.handoff import Receiver, Sender
 from ilcp.message import CODEC_ID_BYTES, Message, literals
@@ -96,8 +95,9 @@ def arm_specs(
     yield ArmSpec("mismatched", "control", partial(inputs.message, longest, shift=1))  # contexts differ, see ``check``
     yield ArmSpec("zero", "control", lambda: inputs.across([bytes(len(one)) for one in inputs.payloads(longest)]))
     yield ArmSpec("random", "control", lambda: inputs.across(_noise(inputs.payloads(longest), seed)))
-    unrounded: Any = getattr(sender.codec, "decode_unrounded", None)
-    if unrounded is not None:
+    codec = sender.codec
+    if is_trainable(codec):
+        unrounded = codec.decode_unrounded
         yield ArmSpec("continuous", "limit", lambda: ArmInput([unrounded(one) for one in inputs.contexts]))
     for length in lengths:
         for name in texts:

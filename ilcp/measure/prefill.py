@@ -32,7 +32,7 @@ class CachedText:
     rest: Tensor
 
     def copy(self) -> Any:
-        """A copy of the cache, for one pass."""
+        """Copies the cache, for one pass."""
         return copy.deepcopy(self.cache)
 
     def first_logits(self, prefill: Prefill, cache: Any) -> Tensor:
@@ -42,7 +42,7 @@ class CachedText:
 
 
 def cache_text(receiver: Receiver, context: str, question: str) -> CachedText:
-    """The prompt's tokens as far as they belong to ``context`` alone, pre-filled: what a server's prefix cache holds.
+    """Pre-fills the prompt's tokens as far as they belong to ``context`` alone: what a server's prefix cache holds.
 
     Raises:
         EncodeError: no token of the prompt belongs to the context alone, or the model keeps no such cache.

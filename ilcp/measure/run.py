@@ -20,8 +20,8 @@ from ilcp.measure.hops import hop_specs
 from ilcp.measure.items import Items
 from ilcp.measure.report import Report, plain
 from ilcp.measure.scoring import SPARE_TOKENS, Scorer
+from ilcp.models.forward import require_room
 from ilcp.models.prompt import answer_ids, text_ids
-from ilcp.models.reading import window_tokens
 from ilcp.tasks.cases import Case
 
 __all__ = ["check", "equal_texts", "run"]
@@ -171,7 +171,6 @@ def check(cases: Sequence[Case], receiver: Receiver) -> None:
         raise ConfigError(f"expected at least two cases (another case's message is a control), got {len(cases)}")
     seen: set[str] = set()
     contexts: dict[str, str] = {}
-    window = window_tokens(receiver.model)
     for case in cases:
         if case.id in seen:
             raise ConfigError(f"expected every case to have an id of its own, got {case.id!r} twice")
@@ -185,13 +184,13 @@ def check(cases: Sequence[Case], receiver: Receiver) -> None:
         if not case.questions:
             raise ConfigError(f"expected questions about case {case.id!r}, got none")
         for question in case.questions:
-            ids = len(text_ids(receiver.tokenizer, case.context, question.text))
-            room = len(answer_ids(receiver.tokenizer, question.answer)) + SPARE_TOKENS
-            if ids + room > window:
-                raise EncodeError(
-                    f"expected case {case.id!r} to fit into the receiver's window of {window} tokens, got {ids} tokens "
-                    f"and {room} for the answer: the full text is the arm that all others are compared with; cut it"
-                )
+            require_room(
+                receiver.model,
+                len(text_ids(receiver.tokenizer, case.context, question.text)),
+                len(answer_ids(receiver.tokenizer, question.answer)) + SPARE_TOKENS,
+                what=f"case {case.id!r}",
+                way_out="the full text is the arm that all others are compared with; cut it",
+            )
 
 
 def _lengths(sender: Sender, lengths: Sequence[int] | None) -> list[int]:

@@ -27,7 +27,7 @@ from ilcp.handoff import Receiver, Sender
 from ilcp.measure.flops import count_flops, eager_attention
 from ilcp.measure.prefill import cache_text
 from ilcp.message import Message
-from ilcp.models.forward import Prefill
+from ilcp.models.forward import Prefill, has_room
 from ilcp.models.prompt import layout, text_ids
 from ilcp.models.reading import OVERLAP_SHARE, window_tokens
 
@@ -52,7 +52,7 @@ def torch_threads(threads: int) -> Iterator[None]:
 
 def fits(receiver: Receiver, context: str, question: str) -> bool:
     """Tells whether the prompt leaves room for one new token."""
-    return len(text_ids(receiver.tokenizer, context, question)) < window_tokens(receiver.model)
+    return has_room(receiver.model, len(text_ids(receiver.tokenizer, context, question)))
 
 
 def as_many_tokens(receiver: Receiver, context: str, question: str, tokens: int) -> str:

@@ -16,6 +16,7 @@ from torch import nn
 
 from ilcp.errors import ConfigError
 from ilcp.message.literals import auto, line
+from ilcp.models.forward import has_room
 from ilcp.models.prompt import Layout, answer_ids, layout, pieces, text_ids
 from ilcp.models.reading import window_tokens
 from ilcp.nn.distributed import shard
@@ -174,16 +175,16 @@ def misfit(models: Models, case: Case, hyperparameters: Hyperparameters) -> str 
 
     The full text is what the message is measured against, and what its distillation listens to.
     """
-    window, tokenizer = window_tokens(models.receiver), models.receiver_tokenizer
+    tokenizer = models.receiver_tokenizer
     for question in case.questions:
         asked = len(text_ids(tokenizer, case.context, question.text))
         ids = answer_ids(tokenizer, question.answer, end=hyperparameters.answers_end)
         answer = len(ids[: hyperparameters.answer_tokens])
-        if asked + answer > window:
+        if not has_room(models.receiver, asked, answer):
             return (
-                f"expected case {case.id!r} to fit into the receiver's window of {window} tokens, got {asked} for "
-                f"the context and question and {answer} for the answer: the full text is what the message is "
-                "measured against; shorten the context, or leave the case out"
+                f"expected case {case.id!r} to fit into the receiver's window of {window_tokens(models.receiver)} "
+                f"tokens, got {asked} for the context and question and {answer} for the answer: the full text is what "
+                "the message is measured against; shorten the context, or leave the case out"
             )
     return None
 

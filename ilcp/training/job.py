@@ -22,7 +22,7 @@ import torch
 from rich.console import Console
 
 from ilcp.codec.folder import ADAPTER, CONFIG, load, save
-from ilcp.codec.protocols import Codec
+from ilcp.codec.protocols import Codec, is_trainable
 from ilcp.codec.registry import codec_class
 from ilcp.errors import ConfigError, StorageError
 from ilcp.files import write_whole
@@ -124,8 +124,7 @@ def train_codec(config: TrainingConfig, *, resume: bool = False) -> Codec:
     hyperparameters = replace(config.hyperparameters(answers_end=answers_end), bfloat16=halved)
     job = _Job(config, hyperparameters, models, _fitting(config, models, cases, hyperparameters))
     result = _train(job, network, resume)
-    if hasattr(network, "round_to_half"):
-        network.round_to_half()
+    network.round_to_half()
     receiver = identify(models.receiver, models.receiver_tokenizer)
     codec: Codec = method.from_network(network.cpu(), identities[0], receiver)
     if is_main():
@@ -157,7 +156,7 @@ def _method(config: TrainingConfig) -> Any:
     """
     name = config.codec.get("name", "vae")
     method = codec_class(name)
-    if not hasattr(method, "untrained"):
+    if not is_trainable(method):
         raise ConfigError(f"expected a codec that learns, got {name!r}, which has nothing to train: use it as it is")
     refuse_unknown(_settings(config), method.settings(), "[codec]")
     return method

@@ -62,6 +62,10 @@ class Network(Protocol):
         """Returns memory ``"share memory hidden"`` of blank payloads: this process's share of ``count``."""
         ...
 
+    def round_to_half(self) -> None:
+        """Rounds the trained weights to the half precision in which they are saved."""
+        ...
+
 
 @torch.no_grad()
 def calibrate(

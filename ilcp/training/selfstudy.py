@@ -22,7 +22,7 @@ from rich.progress import track
 
 from ilcp.errors import ConfigError
 from ilcp.files import write_whole
-from ilcp.models.forward import embed, pad_left
+from ilcp.models.forward import embed, has_room, pad_left
 from ilcp.models.prompt import text_ids
 from ilcp.models.reading import window_tokens
 from ilcp.nn.distributed import all_reduce, is_main
@@ -172,7 +172,7 @@ def _questions(models: Models, settings: SelfStudy, rng: random.Random, count: i
         if not text.strip() or not asked:
             continue
         prompts = [list(text_ids(models.receiver_tokenizer, text, question)) for question in asked]
-        if max(map(len, prompts)) + ANSWER_TOKENS > window_tokens(models.receiver):
+        if not has_room(models.receiver, max(map(len, prompts)), ANSWER_TOKENS):
             continue
         answers = _generate(models.receiver, models.receiver_tokenizer, prompts, ANSWER_TOKENS, None)
         known = [{"question": q, "answer": a.strip()} for q, a in zip(asked, answers, strict=True) if a.strip()]

@@ -23,7 +23,7 @@ __all__ = [
 ]
 
 
-class AddressError(TransportError, ConfigError):
+class AddressError(ConfigError, TransportError):
     """An address, a name, an id or a setting that no transport takes: mend the argument."""
 
 
@@ -43,7 +43,7 @@ class FullError(TransportError):
         self.retry_after_s = retry_after_s
 
 
-class CorruptError(TransportError, StorageError):
+class CorruptError(StorageError, TransportError):
     """The spool's file is damaged, or is no spool."""
 
 
