@@ -289,11 +289,17 @@ def main() -> None:
         if step % 500 == 499:
             print(f"  validation {accuracy(model, rows, 30)}", flush=True)
             save(model, tokenizer, args.out)
-    print(f"end: step {step} validation {(score := accuracy(model, rows, 200))}")
+    score = accuracy(model, rows, 200)
+    print(f"end: step {step} validation {score}")
     save(model, tokenizer, args.out)
+    note(args, score, step + 1, started)
+
+
+def note(args: argparse.Namespace, score: dict[str, float], steps: int, started: float) -> None:
+    """Writes beside the model how it was made."""
     command = {name: str(value) for name, value in vars(args).items() if value is not None}
     minutes = round((time.monotonic() - started) / 60, 1)
-    record = {"command": command, "validation": score, "steps": step + 1, "minutes": minutes}
+    record = {"command": command, "validation": score, "steps": steps, "minutes": minutes}
     (args.out / "training.json").write_text(json.dumps(record, indent=2) + "\n")
 
 
