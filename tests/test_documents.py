@@ -28,7 +28,6 @@ README = ROOT / "README.md"
 PAGES = (README, *sorted((ROOT / "docs").rglob("*.md")))
 SHELL = ("export", ".", "cd")  # commands of the shell itself
 GROUPS = ("ilcp.codecs",)  # of entry points: neither a module nor a name in one
-COMING = ("ilcp.testing",)  # named before it is there
 DOCTESTED = (
     "ilcp",
     "ilcp.message.keys",
@@ -170,7 +169,7 @@ def test_the_names_of_the_pages_exist() -> None:
     """Every dotted name of ilcp in a page is a module, or an attribute of one: none is stale."""
     for page in PAGES:
         for name in sorted(set(re.findall(r"`(ilcp(?:\.[A-Za-z_]\w*)+)", page.read_text(encoding="utf-8")))):
-            assert exists(name) or name in (*COMING, *GROUPS), f"{name_of(page)} names {name}, which does not exist"
+            assert exists(name) or name in GROUPS, f"{name_of(page)} names {name}, which does not exist"
     assert not exists("ilcp.measure.thin")
 
 

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 import ilcp
 from ilcp.cli import app
-from ilcp.errors import ConfigError, IdentityError, IlcpError, TrainingError, UnmeasuredError
+from ilcp.errors import ConfigError, IdentityError, StorageError, TrainingError, UnmeasuredError
 from ilcp.message import describe
 from ilcp.training.log import read_log
 from ilcp.training.loop import CHECKPOINT
@@ -316,7 +316,7 @@ def test_weights_that_lack_a_tensor_are_refused(home, tmp_path) -> None:
     file = tmp_path / "codec" / "model.safetensors"
     tensors = load_file(file)
     save_file({name: value for name, value in tensors.items() if name != "projector.scale"}, file)
-    with pytest.raises(IlcpError, match=r"Missing key.*projector\.scale"):
+    with pytest.raises(StorageError, match=r"Missing key.*projector\.scale"):
         ilcp.load(tmp_path / "codec")
     save_file(tensors | {"projector.scale": tensors["projector.scale"] * 2}, file)
     with pytest.raises(IdentityError, match="replaced or damaged"):

@@ -8,7 +8,7 @@ import pytest
 from transformers import BertConfig, BertModel
 
 import ilcp
-from ilcp.errors import ConfigError, IlcpError, MissingExtraError, StorageError
+from ilcp.errors import ConfigError, MissingExtraError, StorageError
 from ilcp.models.loading import load_model
 from ilcp.nn.distributed import init_device
 from ilcp.training import Models
@@ -136,30 +136,30 @@ def test_models_that_cannot_be_used_are_refused_by_name(models, tmp_path) -> Non
     sender, receiver = save_models(models, tmp_path)
     data = write_cases(tmp_path / "cases.jsonl", 200)
     given = dict(sender=sender, receiver=receiver, data=data, out=tmp_path / "codec", steps=1)
-    with pytest.raises(IlcpError, match=r"a model's folder with a config.json, got .*/nowhere: no such file"):
+    with pytest.raises(ConfigError, match=r"a model's folder with a config.json, got .*/nowhere: no such file"):
         ilcp.train(**given | {"sender": f"{tmp_path}/nowhere"})
     bare = tmp_path / "bare"
     models.sender.save_pretrained(bare)
-    with pytest.raises(IlcpError, match=r"expected the model's tokenizer beside it in .*bare"):
+    with pytest.raises(ConfigError, match=r"expected the model's tokenizer beside it in .*bare"):
         ilcp.train(**given | {"sender": bare})
     make_tokenizer(340).save_pretrained(bare)
-    with pytest.raises(IlcpError, match="tokenizer of at most 300 tokens"):
+    with pytest.raises(ConfigError, match="tokenizer of at most 300 tokens"):
         ilcp.train(**given | {"sender": bare})
     encoder = tmp_path / "encoder"
     BertModel(
         BertConfig(vocab_size=320, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=32)
     ).save_pretrained(encoder)
     models.receiver_tokenizer.save_pretrained(encoder)
-    with pytest.raises(IlcpError, match="BertModel"):
+    with pytest.raises(ConfigError, match="BertModel"):
         ilcp.train(**given | {"receiver": encoder})
     assert isinstance(load_model(encoder, encoder=True)[0], BertModel)
     with pytest.raises(ConfigError, match=r"a key of \[codec\], got 'slot'; did you mean 'slots'"):
         ilcp.train(**given, codec={"slot": 3})
     with pytest.raises(ConfigError, match="expected a codec that learns, got 'text-plain'"):
         ilcp.train(**given, codec={"name": "text-plain"})
-    with pytest.raises(IlcpError, match="slots x dims x bits to be 8 x 80"):
+    with pytest.raises(ConfigError, match="slots x dims x bits to be 8 x 80"):
         ilcp.train(**given, codec={"slots": 3})
-    with pytest.raises(IlcpError, match="whole numbers from 1 for slots"):
+    with pytest.raises(ConfigError, match="whole numbers from 1 for slots"):
         ilcp.train(**given, codec={"heads": 0})
     with pytest.raises(ConfigError, match="a device of this machine such as 'cpu', got 'cuda:77'"):
         ilcp.train(**given, device="cuda:77")

@@ -9,7 +9,7 @@ import torch
 from transformers import BertConfig, BertModel
 
 import ilcp
-from ilcp.errors import ConfigError, IlcpError, StorageError
+from ilcp.errors import ConfigError, StorageError
 from ilcp.message.literals import line as line_of
 from ilcp.models.fingerprint import identify
 from ilcp.nn.distributed import SyncedNorm
@@ -340,7 +340,7 @@ def test_a_network_for_any_two_models_reads_a_few_layers_far_apart(models) -> No
     config = VaeCodec.untrained(deep, models.receiver, {}).config
     assert (0, 2, 5, 7, 10, 12) == config.sender_layers
     assert (32, 48, 80) == (config.sender_hidden, config.receiver_hidden, config.payload_bytes)
-    with pytest.raises(IlcpError, match=r"sender_layers from 0 to 2 \(the last state\), got \(0, 3\)"):
+    with pytest.raises(ConfigError, match=r"sender_layers from 0 to 2 \(the last state\), got \(0, 3\)"):
         VaeCodec.untrained(models.sender, models.receiver, {"sender_layers": (0, 3)})
 
 
