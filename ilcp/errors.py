@@ -66,7 +66,7 @@ class MissingExtraError(IlcpError, ImportError):
 
     @classmethod
     def of(cls, package: str, purpose: str, extra: str) -> Self:
-        """Makes the error for ``package``, which ``ilcp[extra]`` brings, where it is needed ``purpose`` ("to draw plots")."""
+        """Makes the error for ``package``, needed ``purpose`` ("to draw plots"), which ``ilcp[extra]`` brings."""
         return cls(f"expected {package} {purpose}, got no such package: pip install 'ilcp[{extra}]'")
 
 
