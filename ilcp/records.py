@@ -72,12 +72,15 @@ def refuse_unknown(
 
 
 def _refuse_unknown_below(hint: Any, value: Any, where: str, error: type[IlcpError]) -> None:
-    """Refuses unknown keys of a dataclass's record, and of every record in it."""
+    """Refuses unknown keys of a dataclass's record, and of every record in it, in lists and in tables."""
     kind = next((part for part in _alternatives(hint) if is_dataclass(part)), None)
     if kind is not None and isinstance(value, Mapping):
         refuse_unknown(value, (field.name for field in fields(kind)), where, error=error)
         for name, inner in value.items():
             _refuse_unknown_below(_below(kind, name), inner, f"{name} in {where}", error)
+    elif isinstance(value, Mapping):
+        for name, inner in value.items():
+            _refuse_unknown_below(_below(hint, None), inner, f"{name} in {where}", error)
     elif isinstance(value, list | tuple):
         for place, inner in enumerate(value):
             _refuse_unknown_below(_below(hint, place), inner, f"[{place}] in {where}", error)
@@ -98,10 +101,13 @@ def _sentence(wrong: str, kind: Any, record: Any, where: str) -> str:
     said, path = (found["said"], found["path"] or "") if found else (wrong, "")
     hint, value = kind, record
     for step in _STEP.finditer(path):
-        place = step["name"] or (None if step["index"] == "..." else int(step["index"]))
-        hint = _below(hint, place)
-        if place is not None:
-            value = value[place]
+        if step["index"] == "...":  # of a table whose key msgspec does not name
+            hint = _below(hint, None)
+            key = next((name for name, inner in value.items() if not _fits(inner, hint)), None)
+            path, value = path.replace("[...]", f".{key}", 1), value[key]
+            continue
+        place = step["name"] or int(step["index"])
+        hint, value = _below(hint, place), value[place]
     if said.startswith("Object missing required field"):
         required = [f.name for f in fields(_record_kind(hint)) if f.default is f.default_factory is MISSING]
         names = ", ".join(repr(name) for name in required if name not in value)
@@ -110,6 +116,14 @@ def _sentence(wrong: str, kind: Any, record: Any, where: str) -> str:
     if said.startswith(("Expected", "Invalid enum value")):
         return f"expected {_words(hint)}{place_of}, got {value!r}"
     return f"expected another value{place_of}, got {value!r}: {said}"
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    try:
+        msgspec.convert(value, hint, dec_hook=_made_of)
+    except msgspec.ValidationError:
+        return False
+    return True
 
 
 def _record_kind(hint: Any) -> Any:

@@ -181,7 +181,7 @@ def test_a_batch_names_what_is_wrong_with_it(llama) -> None:
     for single in ("a text", torch.tensor([5, 6]), MESSAGES[0]):
         with pytest.raises(EncodeError, match=r"expected a list of sources.*put one source into a list"):
             llama.encode_batch(single)
-    with pytest.raises(EncodeError, match="at least 1 source, got 0"):
+    with pytest.raises(ConfigError, match="at least 1 source, got 0"):
         llama.read_batch(TEXTS, batch=0)
     for bad, fragment in ((" ", "empty"), ([99_999], "does not belong"), ([{"role": "user"}], "empty ones")):
         with pytest.raises(EncodeError, match=f"source 1: .*{fragment}"):

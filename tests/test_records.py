@@ -40,6 +40,8 @@ class Run:
     studies: tuple[Study, ...] = ()
     codec: Mapping[str, Any] = field(default_factory=dict)
     means: Mapping[str, float] = field(default_factory=dict)
+    named: Mapping[str, Study] = field(default_factory=dict)
+    samples: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -110,7 +112,11 @@ def test_a_record_becomes_its_dataclass() -> None:
         ({"study": {}}, "expected 'contexts' in study of the recipe, got nothing"),
         ({"studies": [{"contexts": 1}, {"contexts": []}]}, "expected a whole number for 'studies[1].contexts' in"),
         ({"codec": 3}, "expected a table for 'codec' in the recipe, got 3"),
-        ({"means": {"a": "x"}}, "expected a number for 'means[...]' in the recipe, got {'a': 'x'}"),
+        ({"means": {"b": 1, "a": "x"}}, "expected a number for 'means.a' in the recipe, got 'x'"),
+        ({"samples": {"b": [1], "a": [1, "x"]}}, "expected a number for 'samples.a[1]' in the recipe, got 'x'"),
+        ({"samples": {"a": 1}}, "expected a list for 'samples.a' in the recipe, got 1"),
+        ({"named": {"a": {}}}, "expected 'contexts' in named.a of the recipe, got nothing"),
+        ({"named": {"a": {"contexts": 1, "topic": 1}}}, "expected a key of a in named in the recipe, got 'topic'; did"),
         ({"step": 1}, "expected a key of the recipe, got 'step'; did you mean 'steps'? Known: band, codec,"),
         ({"zzz": 1}, "expected a key of the recipe, got 'zzz'. Known: band, codec,"),
         ({"study": {"contexts": 1, "topic": 1}}, "expected a key of study in the recipe, got 'topic'; did you mean"),

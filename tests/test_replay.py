@@ -20,7 +20,6 @@ from ilcp.errors import (
     AuthenticationError,
     ConfigError,
     DecodeError,
-    EncodeError,
     ExpiredError,
     ReplayCacheError,
     ReplayError,
@@ -324,7 +323,7 @@ def test_a_receiver_decodes_a_sealed_message_once(small: Any) -> None:
         with pytest.raises(ReplayError):
             call(message)
     assert end.decode(sender.encode("Mara owns the ticket."))  # another id
-    with pytest.raises(EncodeError, match="expected a key beside the replay cache, got none"):
+    with pytest.raises(ConfigError, match="expected a key beside the replay cache, got none"):
         Receiver(*models, replay=ReplayCache(), allow_unmeasured=True)
 
 
@@ -346,7 +345,7 @@ def test_what_a_receiver_refuses_does_not_use_up_its_id(small: Any) -> None:
     nonsense = Message(genuine.codec_id, payload[:-1], seal(7)).to_bytes(KEY)  # no length that the codec has
     with pytest.raises(DecodeError):
         end.decode(nonsense)
-    with pytest.raises(EncodeError, match="max_new_tokens"):
+    with pytest.raises(ConfigError, match="max_new_tokens"):
         end.generate(genuine.to_bytes(KEY), "Who?", max_new_tokens=0)
     assert 0 == len(cache)
     assert end.decode(genuine.to_bytes(KEY))
@@ -355,7 +354,7 @@ def test_what_a_receiver_refuses_does_not_use_up_its_id(small: Any) -> None:
     assert 0 == len(cache)
     assert end.decode(genuine.to_bytes(KEY))
     end.key = None
-    with pytest.raises(EncodeError, match="expected a key beside the replay cache"):
+    with pytest.raises(ConfigError, match="expected a key beside the replay cache"):
         end.decode(genuine.to_bytes(KEY))
 
 
@@ -385,5 +384,5 @@ def test_the_embedded_pair_takes_ring_and_cache() -> None:
     assert pair.receiver.decode(message)
     with pytest.raises(ReplayError):
         pair.receiver.decode(message)
-    with pytest.raises(EncodeError, match="expected a key beside the replay cache"):
+    with pytest.raises(ConfigError, match="expected a key beside the replay cache"):
         ilcp.load_pair(replay=ReplayCache())

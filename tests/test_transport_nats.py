@@ -251,7 +251,7 @@ def test_a_lease_is_never_longer_than_the_servers(server: Server, monkeypatch: p
         assert 0.3 < delivery.until_s - time.time() < 0.75
         while (again := c.receive(1)) is None:
             pass
-        assert 2 == again.attempt
+        assert again.attempt > 1  # on a slow machine a hand-out may end on the way
         assert delivery.until_s <= time.time()
 
 
