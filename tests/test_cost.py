@@ -9,7 +9,7 @@ import torch
 
 import ilcp
 from ilcp.codec.memory import TextMemory
-from ilcp.errors import ConfigError, EncodeError
+from ilcp.errors import ConfigError
 from ilcp.measure.cost import CACHED, Cost, Point, break_even, cost
 from ilcp.measure.fanout import fan_out
 from ilcp.measure.figures import Computed, Measured
@@ -148,7 +148,7 @@ def test_what_cannot_be_measured_is_refused(small) -> None:
         cost(*pair, CONTEXTS, question=QUESTION, threads=0)
     with pytest.raises(ConfigError, match="and a question"):
         cost(*pair, CONTEXTS, question=" ")
-    with pytest.raises(EncodeError, match="window of 256 tokens, got 1 of which none does"):
+    with pytest.raises(ConfigError, match="window of 256 tokens, got 1 of which none does"):
         cost(*pair, [LONG], question=QUESTION)
     with pytest.raises(ConfigError, match="expected a table in a cost"):
         Cost.from_dict([])

@@ -148,7 +148,7 @@ def test_shorter_prefixes_make_shorter_messages(small) -> None:
     """``payload_bytes`` shortens the message byte by byte, and an unknown length names the known ones."""
     sizes = {n: len(small.sender.encode(SHORT, payload_bytes=n)) for n in (2, 4, 8, 16)}
     assert {2: 22, 4: 24, 8: 28, 16: 36} == sizes
-    with pytest.raises(EncodeError, match="2, 4, 8, 16 for codec 'vae', got 3"):
+    with pytest.raises(ConfigError, match="2, 4, 8, 16 for codec 'vae', got 3"):
         small.sender.encode(SHORT, payload_bytes=3)
 
 
@@ -239,8 +239,14 @@ def test_prompts_that_do_not_fit_or_say_nothing_are_refused(small) -> None:
         small.receiver.generate(None, QUESTION, context=long)
     with pytest.raises(ConfigError, match="got both"):
         small.receiver.generate(small.sender.encode(SHORT), QUESTION, context=SHORT)
-    with pytest.raises(EncodeError, match="got str"):
+    with pytest.raises(ConfigError, match="got str"):
         small.receiver.generate("a message", QUESTION)
+    with pytest.raises(ConfigError, match="expected a context as a str or several in a list, got int"):
+        small.receiver.generate(None, QUESTION, context=5)
+    with pytest.raises(ConfigError, match="expected the text of a memory as a str, got int"):
+        small.receiver.generate(None, QUESTION, context=[5])
+    with pytest.raises(ConfigError, match="expected memory vectors as a tensor 'memory hidden', got list"):
+        SoftPrompt([[1.0]])  # type: ignore[arg-type]
 
 
 def test_a_window_is_checked_with_its_answer(small) -> None:

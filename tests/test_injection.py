@@ -287,7 +287,7 @@ def test_chats_without_a_place_are_refused(llama) -> None:
     plain = make_tokenizer(300, template=None)
     with pytest.raises(EncodeError, match=r"no chat template, got chat messages: set tokenizer\.chat_template"):
         receiver_of("llama", tokenizer=plain).generate(memory, CHAT)
-    with pytest.raises(EncodeError, match="got str"):
+    with pytest.raises(ConfigError, match="got str"):
         llama.generate([memory, "a text"], QUESTION)
     with pytest.raises(DecodeError, match="width 31"):
         llama.generate([memory, SoftPrompt(torch.zeros(1, 31))], QUESTION)

@@ -185,7 +185,7 @@ def test_a_batch_picks_for_each_source(small: Any) -> None:
     one_by_one = [small.receiver.decode(small.sender.encode(text, literals="auto")).literals for text in texts]
     together = [small.receiver.decode(wire).literals for wire in small.sender.encode_batch(texts, literals="auto")]
     assert [LITERALS, (), ("K9Z8", "/etc/hosts")] == one_by_one == together
-    with pytest.raises(EncodeError, match="expected literals as 'auto' or None for a batch, got list"):
+    with pytest.raises(ConfigError, match="expected literals as 'auto' or None for a batch, got list"):
         small.sender.encode_batch(texts, literals=["J3X4P2"])
     states = Context(states=small.sender.read(TEXT).states)
     with pytest.raises(EncodeError, match="source 1: expected a text for literals='auto'"):

@@ -27,7 +27,10 @@ from ilcp.transport import (
     Choice,
     Connection,
     CorruptError,
+    DiskFullError,
+    FullError,
     LeaseLostError,
+    NotWritableError,
     Settings,
     UnreachableError,
     choose,
@@ -105,12 +108,33 @@ def test_the_private_names_of_nats_py_exist() -> None:
 
 
 def test_an_error_of_two_blames_is_caught_by_both() -> None:
-    """A wrong address is the caller's mistake, and a damaged spool the disk's, as well as errors of a transport."""
+    """A wrong address is the caller's mistake, a bad or full disk the disk's, as well as errors of a transport."""
     assert issubclass(AddressError, TransportError)
     assert issubclass(AddressError, ConfigError)
     assert issubclass(AddressError, ValueError)
-    assert issubclass(CorruptError, TransportError)
-    assert issubclass(CorruptError, StorageError)
+    for kind, parent in (
+        (CorruptError, TransportError),
+        (DiskFullError, FullError),
+        (NotWritableError, UnreachableError),
+    ):
+        assert issubclass(kind, parent)
+        assert issubclass(kind, StorageError)
+
+
+def test_a_spool_that_cannot_be_made_is_the_disks_fault(tmp_path: Path) -> None:
+    """Below a file there is no folder: the error is the storage's, and says where."""
+    (tmp_path / "file").write_text("no folder")
+    said = pytest.raises(NotWritableError, match=r"expected a folder that can be made, got .*file/spool")
+    with said, connect(f"spool://{tmp_path}/file/spool"):
+        pass
+
+
+def test_capabilities_of_the_wrong_type_are_the_callers_mistake() -> None:
+    """What no receiver can say is refused where it is written."""
+    with pytest.raises(ConfigError, match="16 hex digits each, got 'x'"):
+        Capabilities(("x",))
+    with pytest.raises(ConfigError, match=r"versions of 1 to 255, got \(0,\)"):
+        Capabilities((), versions=(0,))
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,16 @@ from types import SimpleNamespace
 import pytest
 
 from ilcp.message import MAX_MESSAGE_BYTES
-from ilcp.transport import Capabilities, CorruptError, FullError, LeaseLostError, Settings, UnreachableError, connect
+from ilcp.transport import (
+    Capabilities,
+    CorruptError,
+    DiskFullError,
+    FullError,
+    LeaseLostError,
+    Settings,
+    UnreachableError,
+    connect,
+)
 from ilcp.transport.spool import FILE
 from ilcp.transport.store import RESERVE_BYTES, SCHEMA, Store
 from tests.transport_model import BARE, Clock
@@ -164,7 +173,7 @@ def test_a_full_disk_says_so_and_keeps_what_it_has(tmp_path: Path) -> None:
             store.put("planner", str(number), bytes(4000))
             kept.append(number)
 
-    with pytest.raises(FullError, match="expected room on the disk"):
+    with pytest.raises(DiskFullError, match="expected room on the disk"):
         fill()
     assert kept
     for number in kept:
@@ -184,7 +193,9 @@ def test_what_acknowledgements_need_of_the_disk_is_left_to_them(
     monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_bavail=left, f_frsize=1))
     store.put("planner", "a", bytes(5000))
     left = RESERVE_BYTES + 39_999
-    with pytest.raises(FullError, match=rf"room on the disk for 40000 bytes .*got {left}, of which {RESERVE_BYTES}"):
+    with pytest.raises(
+        DiskFullError, match=rf"room on the disk for 40000 bytes .*got {left}, of which {RESERVE_BYTES}"
+    ):
         store.put("planner", "b", bytes(40_000))
     left = 0
     assert not store.put("planner", "a", BARE)

@@ -12,7 +12,7 @@ from typing import Any, Self, final
 import torch
 from torch import Tensor
 
-from ilcp.errors import DecodeError
+from ilcp.errors import ConfigError, DecodeError
 from ilcp.identity import digest
 from ilcp.message.literals import check_literals
 
@@ -90,11 +90,14 @@ class SoftPrompt(Memory):
 
     Raises:
         DecodeError: the vectors have another shape, or are not finite.
+        ConfigError: they are no tensor.
     """
 
     __slots__ = ()
 
     def __init__(self, vectors: Tensor, literals: tuple[str, ...] = ()):
+        if not isinstance(vectors, Tensor):
+            raise ConfigError(f"expected memory vectors as a tensor 'memory hidden', got {type(vectors).__name__}")
         if vectors.ndim != 2:
             raise DecodeError(f"expected memory vectors 'memory hidden', got shape {tuple(vectors.shape)}")
         if not bool(torch.isfinite(vectors).all()):
@@ -146,11 +149,16 @@ class TextMemory(Memory):
 
     >>> TextMemory("The ticket is owned by Mara.").text
     'The ticket is owned by Mara.'
+
+    Raises:
+        ConfigError: the text is no str.
     """
 
     __slots__ = ()
 
     def __init__(self, text: str, literals: tuple[str, ...] = ()):
+        if not isinstance(text, str):
+            raise ConfigError(f"expected the text of a memory as a str, got {type(text).__name__}")
         super().__init__(text, literals)
 
     @property

@@ -36,7 +36,8 @@ class Codec(Protocol):
         """Returns the payload, at most ``payload_bytes`` long (None: the codec's own length).
 
         Raises:
-            EncodeError: the context has nothing that this codec reads, or there is no payload of that length.
+            EncodeError: the context has nothing that this codec reads.
+            ConfigError: there is no payload of that length, or a model that the codec itself runs is damaged.
         """
         ...
 
@@ -45,6 +46,7 @@ class Codec(Protocol):
 
         Raises:
             DecodeError: the payload has another length, or does not decode.
+            ConfigError: a model that the codec itself runs is damaged.
         """
         ...
 

@@ -3,11 +3,11 @@
 import json
 from dataclasses import asdict, dataclass
 
-from ilcp.errors import ConfigError, EncodeError
+from ilcp.errors import ConfigError
 from ilcp.identity import ModelIdentity, digest
 from ilcp.message import CODEC_ID_BYTES, MAX_PAYLOAD_BYTES
 
-__all__ = ["CodecSpec", "Trained"]
+__all__ = ["READS", "CodecSpec", "Trained"]
 
 READS = {"states": True, "text": False}  # what a codec may read, and whether the sender's model has to run for it
 
@@ -47,14 +47,14 @@ class CodecSpec:
         """Returns the payload length that a caller's ``payload_bytes`` means; None is the longest.
 
         Raises:
-            EncodeError: the codec has no payload of that length.
+            ConfigError: the codec has no payload of that length.
         """
         if payload_bytes is None:
             return self.payload_bytes
         allowed = self.prefixes or range(1, self.payload_bytes + 1)
         if payload_bytes not in allowed:
             shown = ", ".join(map(str, self.prefixes)) or f"1 to {self.payload_bytes}"
-            raise EncodeError(
+            raise ConfigError(
                 f"expected payload_bytes to be one of {shown} for codec {self.name!r}, got {payload_bytes}"
             )
         return payload_bytes

@@ -268,6 +268,8 @@ class Receiver:
         if message is not None and context is not None:
             raise ConfigError("expected a message or a context, got both: pass None as the message to read the context")
         if context is not None:
+            if not isinstance(context, Sequence):
+                raise ConfigError(f"expected a context as a str or several in a list, got {type(context).__name__}")
             return tuple(TextMemory(text) for text in ([context] if isinstance(context, str) else context))
         if message is None:
             return ()
@@ -279,7 +281,7 @@ class Receiver:
         if message is None or isinstance(message, Memory):
             return message
         if not isinstance(message, bytes | bytearray | memoryview):
-            raise EncodeError(
+            raise ConfigError(
                 f"expected message bytes, a Memory, a sequence of them or None, got {type(message).__name__}"
             )
         return self.decode(bytes(message))

@@ -80,8 +80,8 @@ class Sender:
                 there are none. They need not occur in the source. Each costs its bytes and about one more.
 
         Raises:
-            EncodeError: there is nothing to encode, no payload of that length, no message for those literals, or
-                "auto" without a text.
+            EncodeError: there is nothing to encode, no message for those literals, or "auto" without a text.
+            ConfigError: there is no payload of that length.
         """
         given = () if literals is None or literals == "auto" else chosen(literals, None)  # refused before anything runs
         context = self.read(source)
@@ -106,11 +106,12 @@ class Sender:
 
         Raises:
             EncodeError: as in ``encode``; the text names the source by its index.
-            ConfigError: a batch of less than one source.
+            ConfigError: a batch of less than one source, literals that are not picked from each, or no payload of that
+                length.
         """
         if literals not in (None, "auto"):
             got = type(literals).__name__
-            raise EncodeError(
+            raise ConfigError(
                 f"expected literals as 'auto' or None for a batch, got {got}: encode the sources one by one"
             )
         messages: list[bytes] = [b""] * len(sources)

@@ -11,7 +11,8 @@ from typing import Any, Self
 
 import numpy as np
 
-from ilcp.errors import ConfigError, EncodeError
+from ilcp.codec.spec import READS
+from ilcp.errors import ConfigError
 from ilcp.handoff import Receiver, Sender
 from ilcp.measure.figures import Computed, Measured
 from ilcp.measure.flops import model_sizes, prefill_flops
@@ -140,7 +141,7 @@ class Cost:
     def _extra(self) -> Computed:
         """Returns what the sender pays beyond what it computes anyway: the passage it reads."""
         read, encode = self._median("sender reads"), self._median("codec encodes")
-        if self.reads == "text":
+        if not READS.get(self.reads, True):
             return Computed(read + encode, "ms", "reading + encode", {"reading": read, "encode": encode})
         anyway = self._median("sender reads, no hidden states")
         inputs = {"reading": read, "encode": encode, "anyway": anyway}
@@ -304,7 +305,7 @@ def _fitting(receiver: Receiver, contexts: Sequence[str], question: str, n: int,
         raise ConfigError(f"expected at least one thread and a question, got {threads} and {question!r}")
     fitting = [context for context in contexts if context.strip() and fits(receiver, context, question)]
     if not fitting:
-        raise EncodeError(
+        raise ConfigError(
             f"expected a context that fits the receiver's window of {window_tokens(receiver.model)} tokens, "
             f"got {len(contexts)} of which none does: cut them"
         )

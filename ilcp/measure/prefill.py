@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ilcp.errors import EncodeError
+from ilcp.errors import ConfigError, EncodeError
 from ilcp.handoff import Receiver
 from ilcp.models.forward import Prefill, embed
 from ilcp.models.prompt import layout, text_ids
@@ -36,7 +36,7 @@ class CachedText:
         return copy.deepcopy(self.cache)
 
     def first_logits(self, prefill: Prefill, cache: Any) -> Tensor:
-        """Logits ``"vocabulary"`` of the whole prompt from a ``copy`` of the cache and the rest of its tokens."""
+        """Computes logits ``"vocabulary"`` of the whole prompt from a ``copy`` of the cache and the other tokens."""
         logits: Tensor = prefill.outputs(self.rest, cache, self.tokens).logits[0, -1]
         return logits
 
@@ -45,7 +45,8 @@ def cache_text(receiver: Receiver, context: str, question: str) -> CachedText:
     """Pre-fills the prompt's tokens as far as they belong to ``context`` alone: what a server's prefix cache holds.
 
     Raises:
-        EncodeError: no token of the prompt belongs to the context alone, or the model keeps no such cache.
+        EncodeError: no token of the prompt belongs to the context alone.
+        ConfigError: the model keeps no such cache.
     """
     whole = text_ids(receiver.tokenizer, context, question)
     alone = layout(receiver.tokenizer, question).prefix + tuple(
@@ -58,5 +59,5 @@ def cache_text(receiver: Receiver, context: str, question: str) -> CachedText:
     prompt = embed(receiver.model, whole).detach()
     cache = getattr(Prefill(receiver.model).outputs(prompt[:tokens]), "past_key_values", None)
     if cache is None:
-        raise EncodeError(f"expected past_key_values, got none: {type(receiver.model).__name__} keeps no prefix cache")
+        raise ConfigError(f"expected past_key_values, got none: {type(receiver.model).__name__} keeps no prefix cache")
     return CachedText(cache, tokens, prompt[tokens:])

@@ -164,8 +164,8 @@ def check(cases: Sequence[Case], receiver: Receiver) -> None:
     """Refuses cases that cannot be measured.
 
     Raises:
-        ConfigError: fewer than two cases, one without questions, or a case or context that comes twice.
-        EncodeError: a context over the receiver's window.
+        ConfigError: fewer than two cases, one without questions or over the receiver's window, or a case or context
+            that comes twice.
     """
     if len(cases) < 2:
         raise ConfigError(f"expected at least two cases (another case's message is a control), got {len(cases)}")
@@ -190,6 +190,7 @@ def check(cases: Sequence[Case], receiver: Receiver) -> None:
                 len(answer_ids(receiver.tokenizer, question.answer)) + SPARE_TOKENS,
                 what=f"case {case.id!r}",
                 way_out="the full text is the arm that all others are compared with; cut it",
+                error=ConfigError,
             )
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ilcp.errors import ConfigError, EncodeError
+from ilcp.errors import ConfigError, EncodeError, IlcpError
 from ilcp.models.reading import window_tokens
 from ilcp.models.support import forward_takes
 
@@ -72,18 +72,20 @@ def require_room(
     *,
     what: str = "a prompt and answer",
     way_out: str = "shorten the text, or hand it off as a message",
+    error: type[IlcpError] = EncodeError,
 ) -> None:
     """Refuses a prompt that leaves no room for its answer in the model's window.
 
     Args:
         what: is to fit, in words, such as ``"the text and question of case 'a'"``.
         way_out: says what to do.
+        error: what is raised.
 
     Raises:
-        EncodeError: with the window and both numbers.
+        IlcpError: ``error``, with the window and both numbers.
     """
     if not has_room(model, prompt_tokens, answer_tokens):
-        raise EncodeError(
+        raise error(
             f"expected {what} of at most {window_tokens(model)} tokens (the receiver's window), "
             f"got {prompt_tokens} + {answer_tokens}: {way_out}"
         )

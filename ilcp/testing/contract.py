@@ -28,7 +28,7 @@ from ilcp.codec.memory import Memory, SoftPrompt
 from ilcp.codec.protocols import Codec, is_trainable
 from ilcp.codec.registry import codec_class, codec_names
 from ilcp.codec.spec import CodecSpec, Trained
-from ilcp.errors import DecodeError, EncodeError
+from ilcp.errors import ConfigError, DecodeError, EncodeError
 from ilcp.identity import ANY
 from ilcp.testing.strategies import contexts, payloads_of
 
@@ -145,7 +145,7 @@ class CodecContract:
         if tested.spec.prefixes:
             lengths |= {length + 1 for length in tested.spec.prefixes} - set(tested.spec.prefixes)
         for length in sorted(lengths):
-            with pytest.raises(EncodeError):
+            with pytest.raises(ConfigError):
                 tested.encode(known, length)
             with pytest.raises(DecodeError):
                 tested.decode(bytes(length))

@@ -17,7 +17,7 @@ from ilcp.errors import DecodeError
 from ilcp.message import CODEC_ID_BYTES
 from ilcp.message.format import VERSION
 from ilcp.transport.backend import MAX_CAPABILITIES_BYTES
-from ilcp.transport.errors import CapabilityError
+from ilcp.transport.errors import AddressError, CapabilityError
 
 __all__ = ["Capabilities", "Choice", "choose"]
 
@@ -26,10 +26,10 @@ _CODEC_ID = re.compile(rf"[0-9a-f]{{{2 * CODEC_ID_BYTES}}}")
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What a receiver reads: codec ids in hex, message versions, whether it wants seals, whether text will do.
+    """A receiver's needs: the codec ids (hex) and message versions it reads, whether it wants seals or takes text.
 
     Raises:
-        CapabilityError: a field of the wrong type, or an id that is none.
+        AddressError: a field of the wrong type, or an id that is none.
     """
 
     codec_ids: tuple[str, ...]
@@ -44,11 +44,11 @@ class Capabilities:
         object.__setattr__(self, "versions", versions)
         for one in ids:
             if not isinstance(one, str) or not _CODEC_ID.fullmatch(one):
-                raise CapabilityError(f"expected codec_ids of 16 hex digits each, got {one!r}")
+                raise AddressError(f"expected codec_ids of 16 hex digits each, got {one!r}")
         if not all(type(v) is int and 0 < v < 256 for v in versions):
-            raise CapabilityError(f"expected versions of 1 to 255, got {versions!r}")
+            raise AddressError(f"expected versions of 1 to 255, got {versions!r}")
         if flags != {bool}:
-            raise CapabilityError(f"expected sealed and text as booleans, got {self.sealed!r} and {self.text!r}")
+            raise AddressError(f"expected sealed and text as booleans, got {self.sealed!r} and {self.text!r}")
 
     def to_bytes(self) -> bytes:
         """Writes them as JSON.
@@ -76,14 +76,14 @@ class Capabilities:
             if not isinstance(known["codec_ids"], list) or not isinstance(known["versions"], list):
                 raise TypeError("codec_ids and versions are lists")
             return cls(**known)
-        except (CapabilityError, KeyError, RecursionError, TypeError, ValueError) as error:
+        except (KeyError, RecursionError, TypeError, ValueError) as error:
             said = f"{type(error).__name__}: {error}"
             raise DecodeError(f"expected a receiver's capabilities as JSON, got something else: {said}") from error
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """How to send: with the codec of that id, or as text where ``codec_id`` is None; ``why`` says it in words.
+    """A way of sending: with the codec of that id, or as text where ``codec_id`` is None; ``why`` says it in words.
 
     Text goes as the message of a text codec (`text-plain`), whose own codec id shows what it is; a receiver that takes
     text holds that codec beside the others.

@@ -1,10 +1,12 @@
 """What can go wrong on the way. Each is a ``TransportError``, and none means that a message was half delivered.
 
-Two of them have a second parent in `ilcp.errors`, whose blame is theirs too: who handles wrong arguments, or damaged
-files, of the whole library in one place meets them there.
+Some have a second parent in `ilcp.errors`, whose blame is theirs too: who handles wrong arguments, or the disk, of the
+whole library in one place meets them there.
 
-    AddressError   also a ``ConfigError``: the caller's argument
-    CorruptError   also a ``StorageError``: the file on the disk
+    AddressError       also a ``ConfigError``: the caller's argument
+    CorruptError       also a ``StorageError``: the file on the disk
+    DiskFullError      also a ``StorageError``: there is no room on it
+    NotWritableError   also a ``StorageError``: its permissions
 
 A message that is no bytes, empty or over the limit is an ``EncodeError`` as everywhere: mend the message.
 """
@@ -15,8 +17,10 @@ __all__ = [
     "AddressError",
     "CapabilityError",
     "CorruptError",
+    "DiskFullError",
     "FullError",
     "LeaseLostError",
+    "NotWritableError",
     "ProtocolError",
     "RefusedError",
     "UnreachableError",
@@ -41,6 +45,14 @@ class FullError(TransportError):
     def __init__(self, text: str, *, retry_after_s: float | None = None) -> None:
         super().__init__(text)
         self.retry_after_s = retry_after_s
+
+
+class DiskFullError(StorageError, FullError):
+    """The spool's disk has no room for a message: free some."""
+
+
+class NotWritableError(StorageError, UnreachableError):
+    """The spool's folder or file cannot be made or written: mend its permissions, or choose another place."""
 
 
 class CorruptError(StorageError, TransportError):

@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 from urllib.parse import SplitResult, unquote
 
 from ilcp.transport.backend import CLOSED_MEANWHILE, Lease, Settings
-from ilcp.transport.errors import AddressError, LeaseLostError, UnreachableError
+from ilcp.transport.errors import AddressError, LeaseLostError, NotWritableError, UnreachableError
 from ilcp.transport.store import Store
 
 __all__ = [
@@ -162,12 +162,12 @@ def spool_file(folder: Path) -> Path:
     """Names the file of the spool in ``folder``, which is made if need be.
 
     Raises:
-        UnreachableError: it cannot be made.
+        NotWritableError: it cannot be made.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:
-        raise UnreachableError(f"expected a folder that can be made, got {folder}: {error.strerror}") from error
+        raise NotWritableError(f"expected a folder that can be made, got {folder}: {error.strerror}") from error
     return folder / FILE
 
 

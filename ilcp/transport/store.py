@@ -30,7 +30,14 @@ from typing import Any
 
 from ilcp.errors import TransportError
 from ilcp.transport.backend import Lease, is_name
-from ilcp.transport.errors import CorruptError, FullError, LeaseLostError, UnreachableError
+from ilcp.transport.errors import (
+    CorruptError,
+    DiskFullError,
+    FullError,
+    LeaseLostError,
+    NotWritableError,
+    UnreachableError,
+)
 
 __all__ = ["Store"]
 
@@ -209,7 +216,7 @@ class Store:
         room = disk.f_bavail * disk.f_frsize + pages * page_bytes
         if room < RESERVE_BYTES + more:
             left = f"got {room}, of which {RESERVE_BYTES} are for acknowledgements; free some"
-            raise FullError(f"expected room on the disk for {more} bytes in {self._path}, {left}")
+            raise DiskFullError(f"expected room on the disk for {more} bytes in {self._path}, {left}")
 
     def _forget(self, now: float) -> None:
         """Drops the ids that need no longer be remembered."""
@@ -293,11 +300,11 @@ class Store:
         if isinstance(error, sqlite3.ProgrammingError):
             return UnreachableError(f"expected an open spool {where} connect again")
         if code == sqlite3.SQLITE_FULL:
-            return FullError(f"expected room on the disk {where}; free some")
+            return DiskFullError(f"expected room on the disk {where}; free some")
         if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
             return UnreachableError(f"expected a turn within {BUSY_S:g} s {where}; who holds it?")
         if code in NOT_WRITABLE:
-            return UnreachableError(f"expected a spool that can be written {where}")
+            return NotWritableError(f"expected a spool that can be written {where}")
         return CorruptError(f"expected a sound spool {where}; move the file away and start a new one")
 
 

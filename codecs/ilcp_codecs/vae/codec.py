@@ -153,7 +153,8 @@ class VaeCodec(HubCodec):
         """Returns the payload of a context's states; a shorter one is a prefix of the longer.
 
         Raises:
-            EncodeError: the context has no states, states of another sender, or NaN; or no payload of that length.
+            EncodeError: the context has no states, states of another sender, or NaN.
+            ConfigError: there is no payload of that length.
         """
         length = self.spec.length(payload_bytes)
         codes = quantise(self._latent(context), self.config.bits).cpu().numpy().astype(np.uint8)
