@@ -128,7 +128,7 @@ def options() -> argparse.Namespace:
         ("people", float, 0.0),
         ("slots", int, 32),
         ("bits", int, 1),
-        ("urgent-bits", int, 8),
+        ("priority-bits", int, 8),
         ("width", int, 192),
         ("blocks", int, 3),
         ("projector", int, 192),
@@ -139,7 +139,9 @@ def options() -> argparse.Namespace:
         ("teacher-floor", float, 0.75),
     ):
         parser.add_argument(f"--{name}", type=kind, default=default)
-    parser.add_argument("--plain", action="store_true", help="without echo, and with one matrix for all slots' codes")
+    parser.add_argument(
+        "--plain", action="store_true", help="without same-token attention, and with one matrix for all slots' codes"
+    )
     parser.add_argument("--phrasebook-steps", type=int, nargs=2, default=(400, 300), help="of its two parts")
     return parser.parse_args()
 
@@ -189,7 +191,7 @@ def curriculum(
 
 
 def go_on(network: VaeNetwork, folder: Path) -> VaeCodec:
-    """Takes the encoder of an earlier codec, which may be without echo and own codes; all of it, if it is alike."""
+    """Takes the encoder of an earlier codec, which may lack same-token attention and a matrix per slot."""
     earlier = ilcp.load(folder)
     if not isinstance(earlier, VaeCodec):
         raise SystemExit(f"expected a VAE codec in {folder}, got {earlier.spec.name!r}")
@@ -202,7 +204,7 @@ def go_on(network: VaeNetwork, folder: Path) -> VaeCodec:
 
 @torch.no_grad()
 def lead_to_offices(network: VaeNetwork) -> None:
-    """Starts the slots of offices where those of their people read: from a name, the echo leads to the office."""
+    """Starts the slots of offices where those of their people read: same-token attention leads on from a name."""
     queries = network.pooler.queries
     for role in JOINS:
         near = queries[TOPICS.index(role)]
@@ -291,8 +293,8 @@ def config_of(models: Models, args: argparse.Namespace) -> VaeConfig:
         width=args.width,
         blocks=args.blocks,
         projector_width=args.projector,
-        priority_slots=len(NAMES) if args.urgent_bits else 0,
-        priority_dims=args.urgent_bits // args.bits,
+        priority_slots=len(NAMES) if args.priority_bits else 0,
+        priority_dims=args.priority_bits // args.bits,
         locality_bias=0.0,
         same_token_attention=not args.plain,
         per_slot_mu=not args.plain,

@@ -246,15 +246,17 @@ def main() -> None:
     torch.set_num_threads(1)
 
     models = Models(*load_model(HERE / "sender"), *load_model(HERE / "receiver"))
-    recipe = recipe_of(args)
-    phrasebook = Phrasebook.load(args.phrasebook) if args.phrasebook else make_phrasebook(models, recipe, args)
+    hyperparameters = hyperparameters_of(args)
+    phrasebook = Phrasebook.load(args.phrasebook) if args.phrasebook else make_phrasebook(models, hyperparameters, args)
     cases = [thin(case, ASKED, i) for i, case in enumerate(documents("test", args.test_seed, 0, args.documents))]
     trained: dict[str, tuple[VaeNetwork, dict[str, Any]]] = {}
     record: dict[str, Any] = {"variants": [], "task": TASK, "seed": args.seed, "n_documents": args.documents}
     for variant in [v for v in VARIANTS if v.name in args.only]:
         key = variant.trained_as or variant.name
         if key not in trained:
-            trained[key] = trained_network(variant, models, recipe, phrasebook, args.out / key.replace(", ", "-"))
+            trained[key] = trained_network(
+                variant, models, hyperparameters, phrasebook, args.out / key.replace(", ", "-")
+            )
         network, training = trained[key]
         codec = codec_of(variant, network, models, args.seed)
         sender = Sender(models.sender, models.sender_tokenizer, codec)
@@ -268,8 +270,8 @@ def main() -> None:
         print(row_of(line), flush=True)
 
 
-def recipe_of(args: argparse.Namespace) -> Hyperparameters:
-    """Returns the shipped codec's recipe, cut short."""
+def hyperparameters_of(args: argparse.Namespace) -> Hyperparameters:
+    """Returns the shipped codec's hyperparameters, cut short."""
     shipped = dict(contexts=16, questions=14, per_kind=PER_KIND, learning_rate=2e-3, alignment_weight=2.0)
     warmup = dict(naming_steps=NAMING_STEPS, alignment_steps=ALIGNMENT_STEPS, topics=TOPICS)
     budget = dict(steps=args.steps, minutes=args.minutes, validate_every=150, validation_contexts=24, seed=args.seed)
@@ -291,25 +293,25 @@ def documents(split: str, seed: int, start: int, n: int) -> list[Case]:
 
 
 def trained_network(
-    variant: Variant, models: Models, recipe: Hyperparameters, phrasebook: Phrasebook, folder: Path
+    variant: Variant, models: Models, hyperparameters: Hyperparameters, phrasebook: Phrasebook, folder: Path
 ) -> tuple[VaeNetwork, dict[str, Any]]:
     """Returns the variant's network after training, and the training's record: steps, minutes and the curve."""
-    torch.manual_seed(recipe.seed)
+    torch.manual_seed(hyperparameters.seed)
     network = variant.network(config_of(models))
     network.full_share = 1.0
-    recipe = replace(recipe, rate_weight=RATE_WEIGHT * network.continuous)
-    calibrate(network, models, documents("train", recipe.seed, 0, 64), recipe, phrasebook)
-    validation = documents("validation", recipe.seed, 0, recipe.validation_contexts)
+    hyperparameters = replace(hyperparameters, rate_weight=RATE_WEIGHT * network.continuous)
+    calibrate(network, models, documents("train", hyperparameters.seed, 0, 64), hyperparameters, phrasebook)
+    validation = documents("validation", hyperparameters.seed, 0, hyperparameters.validation_contexts)
 
     def source(start: int, n: int) -> list[Case]:
         """Returns the same cases for all variants: single sentences first."""
         until, count, most = FIRST
-        rng = random.Random(f"variants {recipe.seed}/{start}")
+        rng = random.Random(f"variants {hyperparameters.seed}/{start}")
         if start // n < until:
             return [bare_case(rng, rng.randint(1, most)) for _ in range(count)]
-        return documents("train", recipe.seed, start, n)
+        return documents("train", hyperparameters.seed, start, n)
 
-    result = fit(network, models, source, validation, recipe, folder, phrasebook=phrasebook, resume=True)
+    result = fit(network, models, source, validation, hyperparameters, folder, phrasebook=phrasebook, resume=True)
     kept = ("step", "minutes", "naming", "alignment", "cross_entropy", "rate_bits", "recovery")
     log = map(json.loads, (folder / LOG).read_text(encoding="utf-8").splitlines())
     curve = [{name: line[name] for name in kept if name in line} for line in log]

@@ -304,8 +304,8 @@ def test_plain_never_cuts() -> None:
         PlainCodec(5).encode(Context(text="abcdef"))
 
 
-def test_damaged_weights_and_foreign_folders_are_refused(small, tmp_path) -> None:
-    """A replaced weight, a missing file, a wrong format and a foreign folder each get a named error."""
+def test_damaged_weights_and_mismatched_folders_are_refused(small, tmp_path) -> None:
+    """A replaced weight, a missing file, a wrong format and another codec's folder each get a named error."""
     folder = tmp_path / "codec"
     ilcp.save(small.codec, folder, card="")
     weights = bytearray((folder / "model.safetensors").read_bytes())

@@ -195,9 +195,9 @@ def test_another_checkpoint_of_the_same_configuration_is_refused(small) -> None:
 def test_another_tokenizer_template_or_dtype_is_refused_by_name(small) -> None:
     """The text names the part that differs: tokenizer, chat template or dtype."""
     receiver = small.receiver
-    foreign = make_tokenizer(280)
+    another = make_tokenizer(280)
     with pytest.raises(IdentityError, match="differs in tokenizer"):
-        Receiver(receiver.model, foreign, small.codec)
+        Receiver(receiver.model, another, small.codec)
     template = make_tokenizer(320, template="{{ messages[0]['content'] }}")
     with pytest.raises(IdentityError, match="differs in chat template"):
         Receiver(receiver.model, template, small.codec)

@@ -439,7 +439,7 @@ def test_caches_that_are_not_this_prompts_are_refused(llama) -> None:
         return model(inputs_embeds=rows, use_cache=True).past_key_values
 
     prompt = llama.prompt(memory, QUESTION)
-    own, foreign = llama.prefill(memory), llama.prefill(spelled(llama, OTHER))
+    own, mismatched = llama.prefill(memory), llama.prefill(spelled(llama, OTHER))
     touched = llama.prefill(memory)
     touched.update(*(torch.zeros(1, 2, 1, 8),) * 2, 0)
     touched.update(*(torch.zeros(1, 2, 1, 8),) * 2, 1)
@@ -452,7 +452,7 @@ def test_caches_that_are_not_this_prompts_are_refused(llama) -> None:
     static = StaticCache(config=llama.model.config, max_cache_len=64)
     refused = [
         (whole, rf"at most {len(prompt) - 1} of the prompt's {len(prompt)} tokens, got {len(prompt)}"),
-        (foreign, "pre-filled for another memory"),
+        (mismatched, "pre-filled for another memory"),
         (touched, "pre-filled for another memory, another beginning of the chat, or that was written into since"),
         (batch, "of one sequence in torch.float32, got 2 in torch.float32"),
         (half, "got 1 in torch.bfloat16"),

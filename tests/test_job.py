@@ -349,4 +349,4 @@ def test_an_unproven_codec_says_so(home, tmp_path) -> None:
     ilcp.train(recipe(home, 1), out=tmp_path / "codec")
     with pytest.raises(UnmeasuredError, match="content gain"):
         ilcp.load_pair(tmp_path / "codec")
-    assert "NOT PROVEN" in (tmp_path / "codec" / "README.md").read_text()
+    assert "CARRIES NOTHING" in (tmp_path / "codec" / "README.md").read_text()

@@ -96,11 +96,11 @@ def test_a_codec_that_sends_the_text_recovers_one(perfect) -> None:
 
 
 def test_a_codec_that_says_nothing_recovers_zero(pair) -> None:
-    """The same words for every case: recovery near that of nothing, content gain exactly zero, and not proven."""
+    """The same words for every case: recovery near that of nothing, a content gain of zero, and the verdict."""
     report = measured(pair, Known({case.context: "Coffee ran out early." for case in CASES}), arms=MAIN)
     assert report.recovery("message").value < 0.15
     assert 0.0 == report.content_gain().value == report.content_gain(of="log_likelihood").value
-    assert report.verdict().startswith("NOT PROVEN")
+    assert report.verdict().startswith("CARRIES NOTHING")
     assert not report.evidence().holds
 
 
@@ -385,7 +385,7 @@ def test_continuations_are_judged_by_log_likelihood(pair) -> None:
 
 
 def test_hops_forward_the_very_bytes_and_reencode_anew(pair) -> None:
-    """A forwarded message answers as it did; a codec that sends the text loses nothing but what cannot be retold."""
+    """A forwarded message answers as it did; a codec that sends the text loses nothing but what cannot be rewritten."""
     arms = ("message", *(f"{chain}-{hop}" for chain in ("forwarded", "reencoded") for hop in (1, 2)))
     report = run(pair.sender, pair.receiver, CASES[:3], task="hops", texts={}, repetitions=0, hops=2, arms=arms)
     for hop in (1, 2):

@@ -103,7 +103,7 @@ def test_a_run_of_before_goes_on_and_a_damaged_record_of_it_is_named(tmp_path) -
     assert {"answers_end": True, "minutes": float("inf")} == job_module._kept(file)["training"]
     for damaged in ("[]", "{", '{"training": 3}', "{}"):
         file.write_text(damaged)
-        with pytest.raises(StorageError, match=r"expected the plan of a run in .*plan\.json, got: .*; remove"):
+        with pytest.raises(StorageError, match=r"expected the configuration of a run in .*plan\.json, got: .*; remove"):
             job_module._kept(file)
 
 

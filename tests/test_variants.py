@@ -142,7 +142,7 @@ def test_a_range_code_costs_no_content(record) -> None:
 
 
 @torch.no_grad()
-def test_a_training_goes_on_from_an_encoder_without_echo_and_own_codes(monkeypatch, small, tmp_path) -> None:
+def test_a_training_goes_on_from_an_encoder_without_its_later_parts(monkeypatch, small, tmp_path) -> None:
     """Taken over into a network that has both, it makes the same latent: what is new is silent, or a copy."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     train_codec = importlib.import_module("train_codec")

@@ -37,7 +37,7 @@ def measure(
     png: Annotated[Path | None, typer.Option(help="A folder for the plots; needs ilcp\\[plots].")] = None,
     attach: Annotated[bool, typer.Option("--attach", help="Write the result into the codec's folder.")] = False,
 ) -> None:
-    """Measure what a codec's message is worth, against everything that it must beat, on any pair of models.
+    """Measures what a codec's message is worth, against everything that it must beat, on any pair of models.
 
     Every question is asked with the full text, with the message at each length, with nothing, with another case's
     message, with text of as many bytes, and more; every figure stands beside its interval. Ctrl-C leaves what was
@@ -66,7 +66,7 @@ def compare(
     after: Annotated[Path, typer.Argument(help="Another report of the same questions.")],
     as_json: Annotated[bool, typer.Option("--json", help="The same as JSON, on standard output.")] = False,
 ) -> None:
-    """Say what changed between two reports, with intervals, and how many single answers flipped (churn)."""
+    """Says what changed between two reports, with intervals, and how many single answers flipped (churn)."""
     with busy("making all figures of both reports anew"):
         import ilcp
 

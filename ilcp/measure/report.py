@@ -160,7 +160,7 @@ class Report:
             return "INCOMPLETE: the run was interrupted; the same command goes on with it."
         gain, control = self.content_gain(), self.strongest(CONTROLS)
         if gain.low is None or gain.low <= 0:
-            return f"NOT PROVEN: the message does no better than another case's message; content gain {gain}."
+            return f"CARRIES NOTHING: the message does no better than another case's message; content gain {gain}."
         assert control is not None  # "none" is always run
         over = self.difference("message", control)
         if over.low is None or over.low <= 0:

@@ -55,7 +55,7 @@ __all__ = ["train", "train_codec"]
 VALIDATION = 64  # cases by which the learning is watched, at most
 CALIBRATION = 64
 TEXTS = ("head", "tail", "zstd")  # an LM codes text in minutes per case where the LM is large: ilcp measure adds it
-PLAN, STUDY, STATES = "config.json", "self-study.jsonl", "states"  # in the run's folder
+KEPT, STUDY, STATES = "plan.json", "self-study.jsonl", "states"  # in the run's folder, named as ever
 HALVED = "in bfloat16"
 GIGA = 1e9
 
@@ -215,7 +215,7 @@ def _same_config(config: TrainingConfig, identities: Sequence[ModelIdentity], de
     names = dict(zip(("sender identity", "receiver identity"), map(asdict, identities), strict=True))
     data = None if config.data is None else _digest(config.data)
     record = json.loads(json.dumps(config.to_dict() | names | {"data digest": data}, default=str))
-    file, halved = config.work / PLAN, False
+    file, halved = config.work / KEPT, False
     if is_main():
         begun = file.exists() and any((config.work / name).exists() for name in (CHECKPOINT, STUDY))
         before = _kept(file) if begun else {}
@@ -239,7 +239,9 @@ def _kept(file: Path) -> dict[str, Any]:
         record = msgspec.convert(json.loads(file.read_text(encoding="utf-8")), dict[str, Any])
         return record | {"training": renamed(msgspec.convert(record.get("training"), dict[str, Any]))}
     except (OSError, ValueError, msgspec.MsgspecError) as error:
-        raise StorageError(f"expected the plan of a run in {file}, got: {error}; remove {file.parent}") from error
+        raise StorageError(
+            f"expected the configuration of a run in {file}, got: {error}; remove {file.parent}"
+        ) from error
 
 
 def _digest(file: Path) -> str:

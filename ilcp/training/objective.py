@@ -215,7 +215,7 @@ def targets_of(phrasebook: "Phrasebook", batch: Batch, memory: Tensor) -> Target
     """
     keys = [key for key, words in batch.facts.items() if words <= phrasebook.words.keys()]
     if not keys:
-        raise ConfigError("expected questions about the recipe's topics, got none: give Question.facts and topics")
+        raise ConfigError("expected questions about Hyperparameters.topics, got none: give Question.facts and topics")
     said = phrasebook.said(batch, keys)
     _, matrix = whitening(phrasebook.vectors)
     contexts, topics = map(list, zip(*keys, strict=True))

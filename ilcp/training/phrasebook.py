@@ -107,7 +107,7 @@ def _fresh(models: Models, batches: Sequence[Batch], hyperparameters: Hyperparam
     """Starts a phrasebook: every word of the batches is the mean of its tokens' embeddings, every place is zero."""
     words = sorted({word for batch in batches for words in batch.facts.values() for word in words})
     if not words:
-        raise ConfigError("expected questions about the recipe's topics, got none: give Question.facts and topics")
+        raise ConfigError("expected questions about Hyperparameters.topics, got none: give Question.facts and topics")
     embedding = _embedding(models)
     vectors = [embedding[list(answer_ids(models.receiver_tokenizer, word, end=False))].mean(0) for word in words]
     places = torch.zeros(len(hyperparameters.topics), embedding.shape[1], device=embedding.device)

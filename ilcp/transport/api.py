@@ -1,4 +1,4 @@
-"""What the HTTP endpoint and its client agree on: paths, headers, limits. Neither imports the other.
+"""The agreement of the HTTP endpoint and its client: paths, headers, limits. Neither imports the other.
 
     POST /v1/{name}                  body: a message; Ilcp-Handoff-Id optional     201 kept, 200 was there; JSON
     POST /v1/{name}/receive          ?lease_s= &wait_s=                            200 a message and its lease, 204 none

@@ -74,7 +74,7 @@ class _Metrics:
 
 
 class _Places:
-    """How many requests of a kind may be in work; None: any number."""
+    """Limits how many requests of a kind may be in work; None: any number."""
 
     def __init__(self, most: int | None) -> None:
         self.most, self.taken = most, 0

@@ -1,4 +1,6 @@
-"""What a receiver can read, and how a sender chooses by it. Nothing is ever sent in a lesser way than was asked for.
+"""The capabilities that a receiver announces, and a sender's choice by them.
+
+Nothing is ever sent in a lesser way than was asked for.
 
 >>> planner = Capabilities(codec_ids=("00112233445566aa",), text=True)
 >>> choose(["00112233445566aa"], planner)

@@ -1,4 +1,4 @@
-"""What a connection does, over any ``Backend``; `ilcp.transport.sync` calls it for programs without a loop."""
+"""The calls of a connection, over any ``Backend``; `ilcp.transport.sync` calls it for programs without a loop."""
 
 import time
 from typing import Any, Literal, NamedTuple
@@ -46,7 +46,7 @@ class AsyncDelivery:
 
     @property
     def message(self) -> bytes:
-        """What was sent."""
+        """The message that was sent."""
         return self._lease.message
 
     @property
@@ -56,7 +56,7 @@ class AsyncDelivery:
 
     @property
     def attempt(self) -> int:
-        """How often the message was handed out, this time counted in."""
+        """The number of times that the message was handed out, this time counted in."""
         return self._lease.attempt
 
     @property

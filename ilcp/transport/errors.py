@@ -1,4 +1,4 @@
-"""What can go wrong on the way. Each is a ``TransportError``, and none means that a message was half delivered.
+"""The errors of the way. Each is a ``TransportError``, and none means that a message was half delivered.
 
 Some have a second parent in `ilcp.errors`, whose blame is theirs too: who handles wrong arguments, or the disk, of the
 whole library in one place meets them there.

@@ -1,4 +1,4 @@
-"""What ``ilcp serve`` runs: uvicorn, with the endpoint in front of a spool, until SIGINT or SIGTERM.
+"""The server behind ``ilcp serve``: uvicorn, with the endpoint in front of a spool, until SIGINT or SIGTERM.
 
 uvicorn waits for the rest of a request's head without end: where strangers can reach it, put a proxy in front of it.
 """
