@@ -45,7 +45,10 @@ __all__ = ["Network", "Objective", "Targets", "alignment_loss", "calibrate", "na
 class Network(Protocol):
     """A learned codec's ``nn.Module``, as the loop needs it."""
 
-    layers: tuple[int, ...]
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The sender's layers whose states it takes, as ``Codec.layers``."""
+        ...
 
     def __call__(self, states: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Turns states ``"batch layers tokens hidden"`` into memory ``"batch memory hidden"`` and a rate ``"batch"``.
