@@ -76,7 +76,7 @@ def measured(pair: Pair, cases: Any, args: argparse.Namespace, name: str, **opti
 
 def capacity(pair: Pair, args: argparse.Namespace) -> None:
     """Measures recovery and delivered bits as the documents' entropy grows, at every length of the payload."""
-    points = []
+    points: list[dict[str, Any]] = []
     for facts in FACTS:
         keep = args.out / f"capacity-{facts}.json"
         cases = tuple(case_files("test", args.seed, args.fewer, facts=facts))

@@ -34,6 +34,7 @@ import random
 import shutil
 import tempfile
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ from peer_avp_report import (
 )
 from peer_avp_worker import ANSWER_TOKENS, Client, PeerError, attempt, digest, flip, perturb, timed
 
-from ilcp import Message, Receiver, embedded
+from ilcp import Message, Receiver, SoftPrompt, embedded
 from ilcp.embedded import Pair, load_pair
 from ilcp.measure import provenance
 from ilcp.message import Seal, describe
@@ -182,6 +183,7 @@ def ilcp_fan_out(pair: Pair, text: str, questions: list[str]) -> dict[str, Any]:
     """Returns what the worker's ``fan_out`` gives, by ilcp."""
     receiver, message = pair.receiver, pair.sender.encode(text)
     memory = receiver.decode(message)
+    assert isinstance(memory, SoftPrompt)
 
     def held() -> str:
         return digest(message + memory.vectors.numpy().tobytes())
@@ -242,9 +244,13 @@ def ilcp_forge(receiver: Receiver, message: bytes, question: str, seed: int) -> 
     def take(data: bytes, key: bytes | None = None) -> dict[str, Any]:
         keyed = Receiver(receiver.model, receiver.tokenizer, receiver.codec, key=key)
         memory = keyed.decode(data)
+        assert isinstance(memory, SoftPrompt)
         return {"answer": answer(keyed, memory, question), "finite": bool(torch.isfinite(memory.vectors).all())}
 
-    bare = [attempt(lambda one=one: take(replace(original, payload=one).to_bytes())) for one in payloads]
+    def take_payload(payload: bytes) -> dict[str, Any]:
+        return take(replace(original, payload=payload).to_bytes())
+
+    bare = [attempt(partial(take_payload, payload)) for payload in payloads]
     held, unknown = (bytes([number]) * 16 for number in (1, 2))
     sealed = replace(original, seal=Seal.fresh(ttl_s=3600))
     forged = replace(sealed, payload=payloads[-1]).to_bytes(unknown)

@@ -25,6 +25,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -105,9 +106,12 @@ class Peer:
                 "other weights in another folder": _connector(other),
                 "the same weights in another folder": _connector(equal),
             }
+
+        def answer_bytes(receiver: Any) -> str:
+            return _answer(receiver, question, _from_bytes(data))
+
         return {
-            name: attempt(lambda r=receiver: _answer(r, question, _from_bytes(data)))
-            | {"handshake": _handshake(connector, receiver)}
+            name: attempt(partial(answer_bytes, receiver)) | {"handshake": _handshake(connector, receiver)}
             for name, receiver in receivers.items()
         }
 
@@ -137,10 +141,13 @@ class Peer:
         shape = message.payload[: KVCacheHeader().header_size]
         floats = np.frombuffer(message.payload[len(shape) :], dtype=np.float32)
         forged = {"NaN": np.full_like(floats, np.nan), "scaled": floats * np.float32(factor)}
+
+        def answer_bytes(data: bytes) -> str:
+            return _answer(connector, question, _from_bytes(data))
+
         results = {}
         for name, values in forged.items():
-            data = encode(shape + values.tobytes(), message.metadata)
-            results[name] = attempt(lambda d=data: _answer(connector, question, _from_bytes(d)))
+            results[name] = attempt(partial(answer_bytes, encode(shape + values.tobytes(), message.metadata)))
         return {"forged": results, "to_bytes takes": list(inspect.signature(AVPContext.to_bytes).parameters)[1:]}
 
     def cross_wire(self, steps: int, text: str, question: str) -> dict[str, Any]:
@@ -189,7 +196,7 @@ def digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def attempt(work: Callable[[], str]) -> dict[str, Any]:
+def attempt(work: Callable[[], object]) -> dict[str, Any]:
     """Returns the answer, or the first line of the refusal."""
     try:
         return {"accepted": True, "answer": work()}

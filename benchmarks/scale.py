@@ -162,13 +162,15 @@ def measure(document: Document, repetitions: int) -> Record:
     peaks = {step: machine.peak_bytes(work) for step, work in document.steps().items()}
     started, busy = time.perf_counter(), time.process_time()
     samples = document.samples(repetitions)
+    states = document.read.states
+    assert states is not None
     raw = {
         "samples": samples,
         "peak_bytes": peaks,
         "prompt_tokens": document.prompt_tokens(),
         "bytes": {
             "message on the wire": len(document.message),
-            "captured states": document.read.states.nbytes,
+            "captured states": states.nbytes,
             "memory vectors": document.memory.vectors.nbytes,
         },
         "processor_share": (time.process_time() - busy) / (time.perf_counter() - started),
@@ -237,7 +239,7 @@ def show(record: Record, console: Console) -> None:
     for pair in dict.fromkeys((run["sender"], run["receiver"]) for run in record["runs"]):
         found = [run for run in record["runs"] if (run["sender"], run["receiver"]) == pair]
         made = {f"{run['tokens']:,} tokens": run["figures"] for run in found if "figures" in run}
-        names = next(iter(made.values()), {})
+        names: dict[str, Any] = next(iter(made.values()), {})
         for title, units in (("time", ("ms",)), ("bytes", ("B",)), ("counts and ratios", ("tokens", ""))):
             table = Table("", *made, title=f"{pair[0]} to {pair[1]}: {title}")
             for name in (name for name, figure in names.items() if figure["unit"] in units):

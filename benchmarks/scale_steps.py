@@ -12,6 +12,7 @@ import time
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen2Config
 
-from ilcp.codec.memory import TextMemory
+from ilcp.codec.memory import SoftPrompt, TextMemory
 from ilcp.errors import ConfigError
 from ilcp.handoff import Receiver, Sender
 from ilcp.measure import Measured
@@ -197,8 +198,12 @@ class Hop:
         made = {name: make_model(SIZES[name], machine, seed + place) for place, name in enumerate(dict.fromkeys(sizes))}
         self.about = {}
         identities = {}
+
+        def hash_weights(name: str) -> None:
+            identities[name] = identify(made[name], tokenizer)
+
         for name, model in made.items():
-            hashing_ms = machine.milliseconds(lambda m=model, n=name: identities.update({n: identify(m, tokenizer)}))
+            hashing_ms = machine.milliseconds(partial(hash_weights, name))
             self.about[name] = about(SIZES[name], model, hashing_ms) | {"identity": asdict(identities[name])}
         torch.manual_seed(seed)
         sending, receiving = self.sizes
@@ -224,7 +229,9 @@ class Document:
         self.read = self.sender.read(self.ids)
         self.payload = self.sender.codec.encode(self.read)
         self.message = self.sender.pack(self.payload)
-        self.memory = self.receiver.decode(self.message)
+        memory = self.receiver.decode(self.message)
+        assert isinstance(memory, SoftPrompt)
+        self.memory = memory
         self.prompt_ids = text_ids(self.receiver.tokenizer, " ".join(words), self.question)
         self.twin = TextMemory(" ".join(words[place % tokens] for place in range(self.memory.shape[0])))
         self.cached = cache_text(self.receiver, " ".join(words), self.question)

@@ -8,6 +8,7 @@ import argparse
 import json
 import re
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -329,7 +330,7 @@ def pair() -> str:
     return table(["model (validation, exact match)", *KINDS, "minutes of training"], rows)
 
 
-TABLES = {
+TABLES: dict[str, Callable[[], str]] = {
     "figures": figures,
     "arms": arms,
     "literals": literals,

@@ -104,6 +104,11 @@ class MeanPooler(Pooler):
 class GaussianCodec(VaeCodec):
     """mu, rounded after training to the nearest of its dimension's cells (``network.cells`` ``"slots dims cells"``)."""
 
+    @property
+    def cells(self) -> Tensor:
+        """The cells ``"slots dims cells"`` that ``fit`` made."""
+        return self.network.get_buffer("cells")
+
     @staticmethod
     def fit(network: VaeNetwork, z: Tensor) -> VaeNetwork:
         """Returns the network with cells of least squared error on ``z`` ``"n slots dims"`` (Lloyd's rounds)."""
@@ -119,7 +124,7 @@ class GaussianCodec(VaeCodec):
     def encode(self, context: Context, payload_bytes: int | None = None) -> bytes:
         """Encodes as the shipped codec does, with the cells of this one."""
         self.spec.length(payload_bytes)
-        codes = (self._latent(context).unsqueeze(-1) - self.network.cells).abs().argmin(-1)
+        codes = (self._latent(context).unsqueeze(-1) - self.cells).abs().argmin(-1)
         planes = np.unpackbits(codes.numpy().astype(np.uint8)[..., None], axis=-1)
         return np.packbits(planes[..., -self.config.bits :]).tobytes()
 
@@ -131,7 +136,7 @@ class GaussianCodec(VaeCodec):
             raise DecodeError(f"expected a payload of {c.payload_bytes} bytes, got {len(payload)}")
         planes = np.unpackbits(np.frombuffer(payload, dtype=np.uint8)).reshape(c.slots, c.dims, c.bits)
         codes = torch.from_numpy(planes @ 2 ** np.arange(c.bits - 1, -1, -1))
-        z_hat = self.network.cells.gather(-1, codes.unsqueeze(-1)).squeeze(-1)
+        z_hat = self.cells.gather(-1, codes.unsqueeze(-1)).squeeze(-1)
         return SoftPrompt(self.network.projector(z_hat[None])[0])
 
 
@@ -141,7 +146,8 @@ class EntropyCodec(VaeCodec):
     def __init__(self, network: VaeNetwork, trained: Any):
         super().__init__(network, trained)
         self.spec = CodecSpec("vae-entropy", LONGEST_BYTES, "states")
-        self._expected = constriction.stream.model.Bernoulli(perfect=False), network.chances.flatten().numpy()
+        chances = network.get_buffer("chances").flatten().numpy()
+        self._expected = constriction.stream.model.Bernoulli(perfect=False), chances
 
     @staticmethod
     def fit(network: VaeNetwork, z: Tensor) -> VaeNetwork:
@@ -273,15 +279,15 @@ def main() -> None:
 def hyperparameters_of(args: argparse.Namespace) -> Hyperparameters:
     """Returns the shipped codec's hyperparameters, cut short."""
     shipped = dict(contexts=16, questions=14, per_kind=PER_KIND, learning_rate=2e-3, alignment_weight=2.0)
-    warmup = dict(naming_steps=NAMING_STEPS, alignment_steps=ALIGNMENT_STEPS, topics=TOPICS)
+    warmup: dict[str, Any] = dict(naming_steps=NAMING_STEPS, alignment_steps=ALIGNMENT_STEPS, topics=TOPICS)
     budget = dict(steps=args.steps, minutes=args.minutes, validate_every=150, validation_contexts=24, seed=args.seed)
-    return Hyperparameters(**(shipped | warmup | budget))
+    return Hyperparameters(**(warmup | shipped | budget))
 
 
 def config_of(models: Models) -> VaeConfig:
     """Returns the shipped codec's shape, without prefixes, same-token attention and mu per slot."""
     sender, receiver = models.sender.config, models.receiver.config
-    shape = dict(slots=32, dims=20, prefixes=(80,), blocks=3, projector_width=384, locality_bias=0.0)
+    shape: dict[str, Any] = dict(slots=32, dims=20, prefixes=(80,), blocks=3, projector_width=384, locality_bias=0.0)
     return VaeConfig(tuple(range(sender.num_hidden_layers + 1)), sender.hidden_size, receiver.hidden_size, **shape)
 
 

@@ -29,7 +29,8 @@ def main() -> None:
     print(f"messages of {len(messages[0])} and {len(messages[1])} bytes, decoded to {kinds[0]} and {kinds[1]}\n")
 
     asked = [q.text for q in first.questions if q.text in {other.text for other in second.questions}]
-    one, other, both = (receiver.answers([(source, text) for text in asked]) for source in (*messages, messages))
+    sources: list[bytes | list[bytes]] = [*messages, messages]
+    one, other, both = (receiver.answers([(source, text) for text in asked]) for source in sources)
     print(f"{'question':44}{'message':16}{'text':16}both")
     for row in zip(asked, one, other, both, strict=True):
         print(f"{row[0]:44}{row[1]:16}{row[2]:16}{row[3]}")
