@@ -49,8 +49,9 @@ style: $(READY) ## ruff: rules and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types: $(READY) ## mypy, strict
+types: $(READY) ## mypy: the library strictly, the rest with its bodies
 	$(BIN)/mypy
+	$(BIN)/mypy --config-file tests/mypy.ini
 
 bench: $(READY) ## the figures of the README, measured again
 	$(BIN)/python benchmarks/embedded.py

@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerFast
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from ilcp.tasks import case_files
+from tests.helpers import train_tokenizer
 
 CLOSE = "{% endfor %}{% if add_generation_prompt %}"
 
@@ -73,12 +73,7 @@ def tokenizer_of(kind: str, template: str | None) -> Any:
         scheme = kind.split()[1]
         tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme)
         tokenizer.decoder = decoders.Sequence([decoders.Replace(BAR, " "), decoders.Fuse()])
-    trainer = trainers.BpeTrainer(
-        vocab_size=400, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False, max_token_length=12
-    )
-    lines = (line for case in case_files("train", 0, 10) for line in case.context.split(". "))
-    tokenizer.train_from_iterator(lines, trainer)
     tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="</s>", chat_template=template
-    )
+    lines = (line for case in case_files("train", 0, 10) for line in case.context.split(". "))
+    options = dict(vocab_size=400, special_tokens=SPECIAL, initial_alphabet=alphabet, max_token_length=12)
+    return train_tokenizer(tokenizer, lines, template, **options)

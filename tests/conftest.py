@@ -1,60 +1,19 @@
-"""Fixtures of all tests: a small untrained pair, and the embedded one. Nothing is downloaded."""
+"""Fixtures of all tests: a small untrained pair, a taught one, and the embedded one. Nothing is downloaded."""
 
 from types import SimpleNamespace
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import ilcp
 from ilcp.embedded import Pair
 from ilcp.models.fingerprint import identify
-from ilcp.tasks import case_files
+from ilcp.training import Models
 from ilcp_codecs.vae import VaeCodec, VaeConfig, VaeNetwork
+from tests.helpers import make_model, make_tokenizer
+from tests.taught import make_models
 
 torch.set_num_threads(1)  # a second thread gains nothing for such models, and beside another process loses tenfold
-TEMPLATE = (
-    "{% for message in messages %}<|user|>{{ message['content'] }}{% endfor %}"
-    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
-)
-
-
-def make_tokenizer(vocabulary: int = 300, template: str | None = TEMPLATE) -> PreTrainedTokenizerFast:
-    """Trains a byte-level tokenizer on a few dossiers."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary,
-        special_tokens=["<s>", "</s>", "<|user|>", "<|assistant|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator((case.context for case in case_files("train", 0, 20)), trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="</s>", chat_template=template
-    )
-
-
-def make_model(
-    vocabulary: int, hidden: int = 32, layers: int = 2, window: int = 256, seed: int = 0
-) -> LlamaForCausalLM:
-    """Makes a small random Llama."""
-    torch.manual_seed(seed)
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=vocabulary,
-            hidden_size=hidden,
-            intermediate_size=2 * hidden,
-            num_hidden_layers=layers,
-            num_attention_heads=4,
-            max_position_embeddings=window,
-            bos_token_id=0,
-            eos_token_id=1,
-            pad_token_id=1,
-        )
-    ).eval()
 
 
 @pytest.fixture(scope="session")
@@ -81,3 +40,9 @@ def small() -> SimpleNamespace:
 def pair() -> Pair:
     """The embedded pair."""
     return ilcp.load_pair()
+
+
+@pytest.fixture(scope="module")
+def models() -> Models:
+    """A random sender, and a receiver taught to copy the one name that stands in its prompt."""
+    return make_models()

@@ -1,6 +1,6 @@
 """Tiny random models of the families that people use: one table for every test that goes through all of them.
 
-Nothing is downloaded, and importing this needs no transformers. The ids are those of ``tests.conftest.make_tokenizer``:
+Nothing is downloaded, and importing this needs no transformers. The ids are those of ``tests.helpers.make_tokenizer``:
 0 begins, 1 ends and pads.
 """
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from copy import deepcopy
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,7 +17,8 @@ from ilcp.tasks import Case, Question
 from ilcp.training import Hyperparameters, Models
 from ilcp.training.batch import Batcher
 from ilcp.training.packed import text_logits
-from tests.conftest import make_model, make_tokenizer
+from ilcp_codecs.vae import VaeConfig, VaeNetwork
+from tests.helpers import make_model, make_tokenizer
 
 WORDS = ("Mara", "Jonas", "Ilse", "Tomas")
 
@@ -49,6 +51,19 @@ def _taught() -> Models:
     models = Models(sender, sender_tokenizer, receiver, receiver_tokenizer)
     _teach(models)
     return models
+
+
+def make_network(layers: tuple[int, ...] = (0, 1, 2)) -> VaeNetwork:
+    """Makes a small codec between them, the same at every call."""
+    torch.manual_seed(0)
+    config = VaeConfig(layers, 32, 48, slots=4, dims=8, prefixes=(2, 4), width=32, heads=4, projector_width=64)
+    return VaeNetwork(config)
+
+
+def make_hyperparameters(**changes: Any) -> Hyperparameters:
+    """Makes those of a tiny run."""
+    tiny = dict(steps=10, questions=1, contexts=8, validation_contexts=8, bfloat16=False)
+    return Hyperparameters(**(tiny | changes))
 
 
 def save_models(models: Models, folder: Path) -> tuple[Path, Path]:

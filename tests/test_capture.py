@@ -5,7 +5,6 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
-from pathlib import Path
 from threading import Event, Thread
 from types import SimpleNamespace
 from typing import Any
@@ -26,15 +25,12 @@ from transformers import (
 from ilcp import Sender
 from ilcp.codec.context import Context
 from ilcp.errors import ConfigError, EncodeError
-from ilcp.identity import ANY
 from ilcp.models.capture import STEP
-from ilcp.models.fingerprint import identify
 from ilcp.models.reading import backbone, capture_batch, read_ids, read_outputs, window_tokens
 from ilcp.tasks import case_files
 from ilcp_codecs.text import PlainCodec
-from ilcp_codecs.vae import VaeCodec, VaeConfig, VaeNetwork
-from tests.conftest import make_model, make_tokenizer
 from tests.families import FAMILIES, SLIDING_TOKENS, build
+from tests.helpers import EXAMPLES, make_model, make_tokenizer, present, sender_of
 
 CASES = list(case_files("validation", 5, 4, facts=2))
 TEXTS = [CASES[0].context, CASES[1].context[:40], CASES[2].context[:90], CASES[3].context[:41]]
@@ -42,20 +38,12 @@ MESSAGES = [{"role": "user", "content": TEXTS[2]}, {"role": "assistant", "conten
 LAYERS = (0, 1, 2)
 DTYPES = (torch.float32, torch.bfloat16)
 GENERATORS = [family for family, known in FAMILIES.items() if known.receiver]
-EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "capture_generate.py"
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
     """One tokenizer for all families; tests that pad on the left take a copy."""
     return make_tokenizer(300)
-
-
-def sender_of(model: Any, tokenizer: Any, layers: tuple[int, ...] = LAYERS) -> Sender:
-    """A sender with an untrained codec of its own."""
-    torch.manual_seed(3)
-    config = VaeConfig(layers, 32, 48, slots=8, dims=16, prefixes=(4, 16), width=32, heads=4, projector_width=32)
-    return Sender(model, tokenizer, VaeCodec.from_network(VaeNetwork(config), identify(model, tokenizer), ANY))
 
 
 @pytest.fixture(scope="module")
@@ -575,7 +563,7 @@ def test_captures_inside_each_other_see_the_same(llama) -> None:
     ids = torch.tensor([[5, 6, 7]])
     with llama.capture() as outer, other.capture() as inner:
         llama.model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=3, min_new_tokens=3)
-    assert torch.equal(llama.read(outer).states[1:], other.read(inner).states)
+    assert torch.equal(present(llama.read(outer).states)[1:], present(other.read(inner).states))
     for sender, mismatched in ((llama, inner), (other, outer)):
         with pytest.raises(EncodeError, match="got another's"):
             sender.encode(mismatched)
@@ -730,16 +718,16 @@ def test_an_adapted_model_is_read_with_its_adapter(tokenizer, family: str) -> No
     sender = sender_of(model, tokenizer)
     with torch.no_grad():
         outputs = model(torch.tensor([ids]), output_hidden_states=True)
-    context = sender.read(TEXTS[0])
+    states = present(sender.read(TEXTS[0]).states)
     with sender.capture() as capture:
         if family == "bert":
             model(input_ids=torch.tensor([ids]))
         else:
             model.generate(input_ids=torch.tensor([ids]), max_new_tokens=1)
     assert backbone(model) is plain.base_model
-    assert torch.equal(torch.stack([outputs.hidden_states[layer][0] for layer in LAYERS]), context.states)
-    assert close(context.states, sender.read(capture).states)
-    assert not close(before, context.states)
+    assert torch.equal(torch.stack([outputs.hidden_states[layer][0] for layer in LAYERS]), states)
+    assert close(states, present(sender.read(capture).states))
+    assert not close(before, states)
     assert 0 == hooks_of(model)
 
 
@@ -843,5 +831,5 @@ def test_outputs_are_copied_once(llama) -> None:
 
 def test_the_example_runs(capsys) -> None:
     """``examples/capture_generate.py`` runs offline, and the receiver answers what it says it answers."""
-    runpy.run_path(str(EXAMPLE), run_name="__main__")
+    runpy.run_path(str(EXAMPLES / "capture_generate.py"), run_name="__main__")
     assert "100 bytes" in capsys.readouterr().out

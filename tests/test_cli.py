@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -23,6 +22,7 @@ from ilcp.cli.exit_codes import ERROR_CODES, OTHER_CODES, exit_code
 from ilcp.errors import IlcpError
 from ilcp.message import MAX_MESSAGE_BYTES
 from ilcp.tasks import case_files
+from tests.helpers import wait_for
 
 ILCP = [sys.executable, "-m", "ilcp"]
 CASE = next(iter(case_files("test", 21, 1)))
@@ -247,7 +247,7 @@ def tasks(tmp_path: Path) -> Path:
     lines = []
     for case in case_files("validation", 21, 2, facts=4):
         asked = [question for question in case.questions if question.kind == "lookup"][:8]
-        questions = [{"question": q.text, "answer": q.answer, "choices": list(q.choices)} for q in asked]
+        questions = [{"question": q.text, "answer": q.answer, "choices": list(q.choices or ())} for q in asked]
         lines.append(json.dumps({"context": case.context, "questions": questions}))
     (tmp_path / "cases.jsonl").write_text("\n".join(lines), encoding="utf-8")
     return tmp_path / "cases.jsonl"
@@ -286,9 +286,7 @@ def test_an_interrupted_measurement_says_what_is_left(tasks, tmp_path) -> None:
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # whoever runs the tests may ignore it
     )
     try:
-        deadline = time.monotonic() + 100
-        while not kept.exists() and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.05)
+        wait_for(kept, process)
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=60)
     finally:

@@ -29,6 +29,7 @@ from ilcp_codecs.text.codecs import MAX_TEXT_BYTES
 from ilcp_codecs.vae import VaeCodec, VaeConfig, VaeNetwork
 from ilcp_codecs.vae.bottleneck import Bottleneck, dequantise, quantise
 from ilcp_codecs.vae.pooler import SameTokenAttention
+from tests.helpers import present, text_of, vectors_of
 
 GOLDEN = Path(__file__).parent / "golden"
 DOCUMENT = next(iter(case_files("validation", 0, 1))).context
@@ -135,7 +136,7 @@ def test_payload_and_training_agree_on_the_latent(bits: int, small, context) -> 
     codec = VaeCodec.from_network(network, small.codec.trained.sender, small.codec.trained.receiver)
     with torch.no_grad():
         memory, _ = network(context.states[None], torch.ones(1, context.tokens))
-    assert torch.allclose(memory[0], codec.decode(codec.encode(context)).vectors, atol=1e-6)
+    assert torch.allclose(memory[0], vectors_of(codec.decode(codec.encode(context))), atol=1e-6)
 
 
 @given(bits=st.sampled_from([1, 2, 4]), values=st.lists(st.floats(-9, 9), min_size=1, max_size=20))
@@ -155,7 +156,7 @@ def test_the_straight_through_gradient_reaches_the_encoder(small) -> None:
     memory, rate_bits = network(torch.randn(4, 3, 10, 32), torch.ones(4, 10))
     (memory.square().mean() * torch.randn(())).backward()
     assert rate_bits.shape == (4,)
-    assert network.pooler.queries.grad.abs().sum() > 0
+    assert present(network.pooler.queries.grad).abs().sum() > 0
 
 
 def test_padding_does_not_change_the_latent(small, context) -> None:
@@ -165,7 +166,7 @@ def test_padding_does_not_change_the_latent(small, context) -> None:
     mask = torch.ones(1, padded.shape[2])
     mask[:, -7:] = 0
     attending = VaeNetwork(replace(small.codec.config, same_token_attention=True)).eval()
-    torch.nn.init.eye_(attending.pooler.echo.out.weight)
+    torch.nn.init.eye_(present(attending.pooler.echo).out.weight)
     for network in (small.codec.network, attending):
         with torch.no_grad():
             alone, _ = network.bottleneck(network.pooler(states, torch.ones(1, states.shape[2])))
@@ -197,7 +198,7 @@ def test_same_token_attention_knows_words_by_the_first_layer(small) -> None:
     """Its words are the first layer's states at unit RMS, whatever the layers above say."""
     network = VaeNetwork(replace(small.codec.config, same_token_attention=True)).eval()
     seen: list[torch.Tensor] = []
-    network.pooler.echo.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    present(network.pooler.echo).register_forward_pre_hook(lambda _, given: seen.append(given[0]))
     states, mask = torch.randn(2, len(network.layers), 30, network.config.sender_hidden), torch.ones(2, 30)
     network.pooler(states, mask)
     torch.testing.assert_close(seen[0], torch.nn.functional.rms_norm(states[:, 0], states.shape[-1:]))
@@ -210,8 +211,9 @@ def test_two_slots_that_read_the_same_differ_by_a_mu_of_their_own() -> None:
     same = torch.randn(1, 1, 48).expand(1, config.slots, 48)
     assert torch.equal(linear(same)[0, 0], linear(same)[0, 1])  # one matrix at the start
     linear(same)[0, 0].sum().backward()
-    assert linear.weight.grad[0].abs().max() > 0
-    assert linear.weight.grad[1:].abs().max() == 0
+    gradient = present(linear.weight.grad)
+    assert gradient[0].abs().max() > 0
+    assert gradient[1:].abs().max() == 0
 
 
 def test_a_configuration_of_before_is_read_under_its_earlier_names() -> None:
@@ -234,6 +236,7 @@ def test_a_codecs_folder_of_before_loads_with_the_same_weights_names(tmp_path) -
     shutil.copyfile(GOLDEN / "codec-config.json", tmp_path / "codec" / "config.json")
     codec = ilcp.load(tmp_path / "codec")
     assert "167afcc98521e789" == codec.trained.codec_id(codec.spec).hex()
+    assert isinstance(codec, VaeCodec)
     names = set(codec.network.state_dict())
     assert {"pooler.echo.like.weight", "pooler.blocks.0.nearness", "bottleneck.to_mu.weight"} <= names
     ilcp.save(codec, tmp_path / "again")
@@ -270,8 +273,8 @@ def test_configurations_check_their_arithmetic() -> None:
 def test_head_and_tail_cut_between_characters(text: str, length: int) -> None:
     """Cut text is valid UTF-8, a beginning or an end of the text, and as long as fits."""
     raw = text.encode()
-    head = HeadCodec().decode(HeadCodec().encode(Context(text=text), length)).text
-    tail = TailCodec().decode(TailCodec().encode(Context(text=text), length)).text
+    head = text_of(HeadCodec().decode(HeadCodec().encode(Context(text=text), length)))
+    tail = text_of(TailCodec().decode(TailCodec().encode(Context(text=text), length)))
     assert text.startswith(head)
     assert text.endswith(tail)
     assert min(len(raw), length) - 3 <= len(head.encode()) <= length
@@ -351,7 +354,7 @@ def test_rounded_weights_take_half_the_bytes_and_change_little(small, context, t
     again = ilcp.load(tmp_path / "rounded")
     assert codec.encode(context) == again.encode(context)
     payload = small.codec.encode(context)
-    before, after = small.codec.decode(payload).vectors, codec.decode(payload).vectors
+    before, after = (vectors_of(each.decode(payload)) for each in (small.codec, codec))
     assert torch.allclose(before, after, atol=2e-3)
 
 

@@ -2,7 +2,9 @@
 
 import json
 from dataclasses import asdict, replace
+from functools import partial
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +22,7 @@ from ilcp.models.forward import Prefill
 from ilcp.models.prompt import text_ids
 from ilcp.tasks import case_files
 from ilcp_codecs.text import HeadCodec
-from tests.conftest import make_model
+from tests.helpers import make_model, noting, present
 
 CONTEXTS = [case.context for case in case_files("validation", 3, 3, facts=2)]
 LONG = " ".join(case.context for case in case_files("validation", 1, 3))
@@ -29,17 +31,13 @@ OTHER = "Who owns the ticket?"
 KEY = b"k" * 32
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """The steps are short: a second thread would wait for the first."""
-    with torch_threads(1):
-        yield
-
-
 class Watching(ilcp.Receiver):
     """A receiver that notes with how many threads it is asked."""
 
-    def decode(self, message):
+    threads_seen: set[int]
+
+    def decode(self, message: bytes) -> ilcp.Memory:
+        """Notes, and decodes."""
         self.threads_seen.add(torch.get_num_threads())
         return super().decode(message)
 
@@ -211,8 +209,7 @@ def test_reading_plainly_takes_the_windows_of_reading(small, monkeypatch) -> Non
     bench = Bench(small.sender, small.receiver, QUESTION)
     body = small.sender.model.base_model
     rows: list[torch.Tensor] = []
-    forward = body.forward
-    monkeypatch.setattr(body, "forward", lambda *a, **k: rows.append(k["input_ids"]) or forward(*a, **k))
+    monkeypatch.setattr(body, "forward", noting(body.forward, rows, lambda *_, input_ids, **__: input_ids))
     for text in (CONTEXTS[0], LONG, LONG[: len(LONG) // 2]):
         rows.clear()
         windows = small.sender.read(text).windows
@@ -276,18 +273,18 @@ def test_the_counter_sees_attention_and_leaves_it_as_it_was() -> None:
     model = make_model(300, hidden=64, layers=3)
     before, sizes, prefill = model.config._attn_implementation, model_sizes(model), Prefill(model)
     with eager_attention(model):
-        once, twice = (count_flops(lambda t=t: prefill(torch.randn(t, 64))) for t in (32, 64))
+        once, twice = (count_flops(partial(prefill, torch.randn(t, 64))) for t in (32, 64))
     assert "eager" != before == model.config._attn_implementation
     assert 4 * sizes["layers"] * sizes["width"] * 2 * 32**2 == twice - 2 * once + 2 * sizes["head"]
 
 
 def test_break_even_is_where_the_lines_cross() -> None:
     """Linear between two lengths; the last crossing counts; absent where the longest document loses."""
-    assert 96.0 == break_even([(32, -5.0), (64, -1.0), (128, 1.0)]).value
-    assert 48.0 == break_even([(32, -1.0), (64, 1.0), (128, 9.0)]).value
-    assert 64.0 == break_even([(32, -1.0), (64, 0.0), (128, 2.0)]).value
-    assert 224.0 == break_even([(32, -1.0), (64, 2.0), (128, -3.0), (256, 1.0)]).value
-    assert 32 == break_even([(32, 0.5), (64, 1.0)]).value
+    assert 96.0 == present(break_even([(32, -5.0), (64, -1.0), (128, 1.0)])).value
+    assert 48.0 == present(break_even([(32, -1.0), (64, 1.0), (128, 9.0)])).value
+    assert 64.0 == present(break_even([(32, -1.0), (64, 0.0), (128, 2.0)])).value
+    assert 224.0 == present(break_even([(32, -1.0), (64, 2.0), (128, -3.0), (256, 1.0)])).value
+    assert 32 == present(break_even([(32, 0.5), (64, 1.0)])).value
     assert break_even([(32, -2.0), (64, -1.0)]) is None
     assert break_even([(32, 2.0), (64, 0.0)]) is None
     assert break_even([]) is None
@@ -343,14 +340,12 @@ def test_fan_out_of_the_embedded_pair_is_safe(pair) -> None:
 
 def test_fan_out_finds_memory_that_wears_and_answers_that_differ() -> None:
     """A memory that calls change, and answers that change without it, each show in their own share."""
-    fine, worn, moody = (
-        fan_out(receiver, b"", [QUESTION, OTHER], receivers=4)
-        for receiver in (Worn(), Worn(wear=1.0), Worn(moody=True))
-    )
+    receivers: tuple[Any, ...] = (Worn(), Worn(wear=1.0), Worn(moody=True))
+    fine, worn, moody = (fan_out(receiver, b"", [QUESTION, OTHER], receivers=4) for receiver in receivers)
     assert (1.0, 1.0) == (fine.identical.value, fine.unchanged.value)
     assert (1 / 8, 0.0) == (worn.identical.value, worn.unchanged.value)
     assert (0.0, 1.0) == (moody.identical.value, moody.unchanged.value)
     with pytest.raises(ConfigError, match="at least 2 receivers and 2 questions, got 1 and 2"):
-        fan_out(Worn(), b"", [QUESTION, OTHER], receivers=1)
+        fan_out(receivers[0], b"", [QUESTION, OTHER], receivers=1)
     with pytest.raises(ConfigError, match="got 8 and 1"):
-        fan_out(Worn(), b"", [QUESTION, QUESTION])
+        fan_out(receivers[0], b"", [QUESTION, QUESTION])

@@ -7,7 +7,6 @@ import importlib.util
 import json
 import re
 import shlex
-import subprocess
 import sys
 import tomllib
 from itertools import takewhile
@@ -22,8 +21,8 @@ import typer
 import ilcp
 from ilcp.cli import app
 from ilcp.measure import load_report
+from tests.helpers import ROOT, run_python
 
-ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 PAGES = (README, *sorted((ROOT / "docs").rglob("*.md")))
 SHELL = ("export", ".", "cd")  # commands of the shell itself
@@ -113,7 +112,7 @@ def test_docstring_examples_run(name: str) -> None:
 def test_the_readme_example_runs() -> None:
     """The README's first Python block runs as it stands, alone, and prints what its last comment says."""
     block = next(code for language, _, code in fences(README) if language == "python")
-    done = subprocess.run([sys.executable, "-c", block], capture_output=True, text=True, timeout=120, check=False)
+    done = run_python("-c", block)
     assert 0 == done.returncode, done.stderr
     assert block.rpartition("# ")[2] == done.stdout
     assert "100 Brno unknown" == done.stdout.strip()
@@ -242,7 +241,7 @@ def test_two_processes_hand_on(tmp_path: Path) -> None:
     receiver, sender = (block.replace("spool:///tmp/handoffs", f"spool://{tmp_path}") for block in blocks)
     said = []
     for block in (sender, receiver):
-        done = subprocess.run([sys.executable, "-c", block], capture_output=True, text=True, timeout=120, check=False)
+        done = run_python("-c", block)
         assert 0 == done.returncode, done.stderr
         said.append(done.stdout.strip())
     assert ["", "Brno"] == said
@@ -252,9 +251,7 @@ def test_two_processes_hand_on(tmp_path: Path) -> None:
 
 def test_tables_equal_their_results() -> None:
     """No figure in a table differs from the committed JSON it was made from."""
-    done = subprocess.run(
-        [sys.executable, "benchmarks/tables.py", "--check"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    done = run_python("benchmarks/tables.py", "--check", cwd=ROOT)
     assert 0 == done.returncode, done.stderr
 
 

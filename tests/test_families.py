@@ -33,8 +33,8 @@ from ilcp.training.batch import Models, Row, frozen
 from ilcp.training.packed import memory_logits
 from ilcp_codecs.text import PlainCodec
 from ilcp_codecs.vae import VaeCodec, VaeConfig, VaeNetwork
-from tests.conftest import make_model, make_tokenizer
 from tests.families import FAMILIES, SLIDING_TOKENS, build
+from tests.helpers import make_model, make_tokenizer, present
 from tests.support_matrix import COLUMNS, DTYPES, HEAD, families_of
 
 DOCUMENTS = (
@@ -113,7 +113,7 @@ def test_sender(family: str, dtype: torch.dtype) -> None:
     with torch.no_grad():
         outputs = model(input_ids=ids, attention_mask=torch.ones_like(ids), output_hidden_states=True)
     expected = torch.stack([states[0] for states in outputs.hidden_states]).float()
-    assert torch.allclose(expected, sender.read(DOCUMENTS[2]).states.float(), atol=1e-4)
+    assert torch.allclose(expected, present(sender.read(DOCUMENTS[2]).states).float(), atol=1e-4)
     messages = {sender.encode(source) for source in (DOCUMENTS[2], ids, outputs)}
     assert 1 == len(messages)
     assert messages != {sender.encode(DOCUMENTS[0])}
@@ -243,6 +243,8 @@ def test_the_mask_of_packed_prompts_lies_where_they_lie() -> None:
     segment, position = torch.tensor([[-1, -1, 0, 1]]), torch.tensor([[0, 1, 2, 2]])
     here = block_mask(build("gemma2", 300), segment, position, torch.bfloat16)
     there = block_mask(build("gemma2", 300), segment.to("meta"), position.to("meta"), torch.bfloat16)
+    assert isinstance(here, dict)
+    assert isinstance(there, dict)
     for kind, mask in here.items():
         assert mask.device == segment.device
         assert there[kind].is_meta

@@ -4,9 +4,8 @@
 """
 
 import contextlib
+import copy
 import json
-import subprocess
-import sys
 import time
 import tracemalloc
 from collections.abc import Callable
@@ -25,9 +24,9 @@ from ilcp.errors import AuthenticationError, DecodeError, ExpiredError
 from ilcp.handoff import Receiver
 from ilcp.message import MAX_MESSAGE_BYTES, Message
 from ilcp.testing.strategies import bare_messages, hostile_bytes, sealed_messages, with_check, with_mac
+from tests.helpers import ROOT, run_python, vectors_of
 from tests.second_decoder import Refused, decode
 
-ROOT = Path(__file__).parent.parent
 VECTORS = json.loads((ROOT / "tests" / "golden" / "v1" / "vectors.json").read_text(encoding="utf-8"))
 KEY = bytes(range(0x40, 0x60))
 NOW = 1893455999
@@ -170,18 +169,11 @@ def test_zstd_takes_no_more_than_stated() -> None:
     assert zstandard.estimate_decompression_context_size() <= ZSTD_BYTES
 
 
-class Doctored:
-    """A codec whose weights say one thing and whose memory is another: what a poisoned or damaged codec gives."""
-
-    def __init__(self, codec: Any, make: Callable[[], Memory]):
-        self.codec, self.make = codec, make
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.codec, name)
-
-    def decode(self, payload: bytes) -> Memory:
-        """Whatever it was made to give."""
-        return self.make()
+def doctored(codec: Any, make: Callable[[], Memory]) -> Any:
+    """Returns a codec whose weights say one thing and whose memory is another, as a poisoned or damaged one gives."""
+    found = copy.copy(codec)
+    found.decode = lambda _: make()
+    return found
 
 
 def _vectors(value: float, hidden: int = 48) -> Callable[[], Memory]:
@@ -205,7 +197,7 @@ def test_a_payload_that_authenticates_but_decodes_to_nonsense_is_refused(
     """NaN, infinity, another width and norms out of the band are refused where the message is decoded."""
     sender = small.sender
     end = Receiver(
-        small.receiver.model, small.receiver.tokenizer, Doctored(small.codec, make), key=KEY, allow_unmeasured=True
+        small.receiver.model, small.receiver.tokenizer, doctored(small.codec, make), key=KEY, allow_unmeasured=True
     )
     sealed = type(sender)(sender.model, sender.tokenizer, small.codec, key=KEY).encode("Mara owns the ticket.")
     with pytest.raises(DecodeError) as caught:
@@ -218,9 +210,9 @@ def test_norms_just_inside_the_band_are_let_through(small: Any) -> None:
     norm = small.receiver._embedding_norm
     inside = 0.99 * NORM_BAND * norm / 48**0.5
     end = Receiver(
-        small.receiver.model, small.receiver.tokenizer, Doctored(small.codec, _vectors(inside)), allow_unmeasured=True
+        small.receiver.model, small.receiver.tokenizer, doctored(small.codec, _vectors(inside)), allow_unmeasured=True
     )
-    assert torch.equal(torch.full((2, 48), inside), end.decode(small.sender.encode("Mara owns it.")).vectors)
+    assert torch.equal(torch.full((2, 48), inside), vectors_of(end.decode(small.sender.encode("Mara owns it."))))
 
 
 @settings(max_examples=100, deadline=None, derandomize=True, database=None)
@@ -243,14 +235,8 @@ def test_any_payload_decodes_within_the_band_or_is_refused(small: Any, payload: 
 def test_the_fuzzer_runs_over_its_corpus(target: str, tmp_path: Path) -> None:
     """Each target takes its committed corpus and a few hundred inputs more without a finding, and counts them."""
     pytest.importorskip("atheris", reason="atheris is not installed: it has wheels for some Pythons only")
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "fuzz" / "run.py"), "--target", target, "--inputs", "300"]
-        + ["--json", str(tmp_path / "fuzz.json")],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
+    options = ("--target", target, "--inputs", 300, "--json", tmp_path / "fuzz.json")
+    done = run_python(ROOT / "fuzz" / "run.py", *options, timeout_s=300)
     assert 0 == done.returncode, done.stderr[-2000:]
     assert f"{target}: 300 inputs, no finding" in done.stdout
     found = json.loads((tmp_path / "fuzz.json").read_text(encoding="utf-8"))

@@ -13,7 +13,7 @@ from ilcp.identity import ANY, ModelIdentity, check_same
 from ilcp.models import fingerprint
 from ilcp.models.adapter import adapt, new_adapter
 from ilcp.models.fingerprint import identify, weights_digest
-from tests.conftest import make_model, make_tokenizer
+from tests.helpers import make_model, make_tokenizer
 
 
 def test_the_digest_is_of_the_weights_and_nothing_else(tmp_path) -> None:

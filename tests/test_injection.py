@@ -20,14 +20,14 @@ from ilcp.models.forward import embed
 from ilcp.models.prompt import MEMORY_HERE, answer_ids, layout, pieces, text_ids
 from ilcp_codecs.text import PlainCodec
 from tests.chat_templates import CHAT_TEMPLATES, CLOSINGS, KINDS, tokenizer_of
-from tests.conftest import make_tokenizer
 from tests.families import build
+from tests.helpers import make_tokenizer, text_of
 
 DOCUMENT = "The ticket is owned by Mara. The affected region is Bergen."
 OTHER = "Jonas saw it first, in Oslo."
 QUESTION = "Which region is affected?"
 TOKENIZER = make_tokenizer(300)
-WAYS = {
+WAYS: dict[str, dict[str, Any]] = {
     "greedy": {},
     "sampling": dict(do_sample=True, temperature=0.8, top_p=0.9),
     "beams": dict(num_beams=3),
@@ -194,7 +194,8 @@ def test_the_models_own_generation_config_changes_no_answer(leak) -> None:
     """Without any option the answer is the greedy one, and one str, whatever the model's configuration asks for; what
     the caller asks for is done as without that configuration."""
     receiver = receiver_of("llama")
-    memory, ways = spelled(receiver), ({}, dict(num_beams=3), dict(stop_strings=["e"]))
+    memory = spelled(receiver)
+    ways: tuple[dict[str, Any], ...] = ({}, dict(num_beams=3), dict(stop_strings=["e"]))
     expected = [receiver.generate(memory, QUESTION, max_new_tokens=8, **way) for way in ways]
     for name, value in leak.items():
         setattr(receiver.model.generation_config, name, value)
@@ -329,7 +330,7 @@ def test_whatever_a_template_raises_is_an_encode_error(mistake: str) -> None:
 
 def test_tool_calls_need_no_content(llama) -> None:
     """A message that calls a tool may lack a content, as chat templates allow."""
-    turns = [{"role": "assistant", "tool_calls": []}, {"role": "user", "content": QUESTION}]
+    turns: list[dict[str, Any]] = [{"role": "assistant", "tool_calls": []}, {"role": "user", "content": QUESTION}]
     assert QUESTION in TOKENIZER.decode(pieces(TOKENIZER, turns, [None])[1])
 
 
@@ -348,7 +349,13 @@ def test_a_marker_in_a_memorys_own_text_is_refused(llama) -> None:
 
 def test_what_is_no_codec_is_refused(llama) -> None:
     """A name, a path or nothing in place of a codec is named, with how to load one."""
-    for codec, shown in (("my-codec", "'my-codec'"), (None, "None"), ([llama.codec, "b"], "'b'"), (5, "int")):
+    wrong: tuple[tuple[Any, str], ...] = (
+        ("my-codec", "'my-codec'"),
+        (None, "None"),
+        ([llama.codec, "b"], "'b'"),
+        (5, "int"),
+    )
+    for codec, shown in wrong:
         with pytest.raises(ConfigError, match=rf"expected a codec, got {shown}: load it with ilcp\.load"):
             Receiver(llama.model, TOKENIZER, codec, allow_unmeasured=True)
 
@@ -358,7 +365,7 @@ class Named(PlainCodec):
 
     def decode(self, payload: bytes) -> Memory:
         """The payload's text behind the identity."""
-        return TextMemory(f"{self.trained.weights}: {super().decode(payload).text}")
+        return TextMemory(f"{self.trained.weights}: {text_of(super().decode(payload))}")
 
 
 def test_several_codecs_serve_one_receiver() -> None:
@@ -369,7 +376,7 @@ def test_several_codecs_serve_one_receiver() -> None:
     receiver = Receiver(model, TOKENIZER, codecs, allow_unmeasured=True)
     assert (codecs[0], tuple(codecs)) == (receiver.codec, receiver.codecs)
     messages = [Message(number, payload).to_bytes() for number, payload in zip(ids, (b"Mara", b"Oslo"), strict=True)]
-    assert ["a: Mara", "b: Oslo"] == [receiver.decode(message).text for message in messages]
+    assert ["a: Mara", "b: Oslo"] == [text_of(receiver.decode(message)) for message in messages]
     assert receiver.generate(messages, "Who?") == receiver.generate(None, "Who?", context=["a: Mara", "b: Oslo"])
     with pytest.raises(
         IdentityError, match=rf"{ids[0].hex()} \(text-plain\) or {ids[1].hex()} \(text-plain\), got one"
@@ -411,7 +418,7 @@ def test_any_cache_of_the_prompts_beginning_is_taken(receiver) -> None:
 
 def test_a_prefill_copies_nothing(llama, monkeypatch) -> None:
     """What was computed for the caller is checked as it is; a copy is made where an answer writes into it."""
-    copies = []
+    copies: list[Any] = []
     monkeypatch.setattr("ilcp.models.prefix_cache.copy.deepcopy", copies.append)
     llama.prefill(spelled(llama))
     assert [] == copies

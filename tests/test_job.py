@@ -1,13 +1,11 @@
 """From two folders of weights to a measured codec: the command, what it leaves, how it is stopped and goes on."""
 
 import json
-import os
 import resource
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,10 +16,12 @@ from typer.testing import CliRunner
 
 import ilcp
 from ilcp.cli import app
+from ilcp.codec import HubCodec
 from ilcp.errors import ConfigError, IdentityError, StorageError, TrainingError, UnmeasuredError
 from ilcp.message import describe
 from ilcp.training.log import read_log
 from ilcp.training.loop import CHECKPOINT
+from tests.helpers import environment, noting, present, run_python, wait_for
 from tests.taught import cases, make_models, save_models, write_cases
 
 RECIPE = """
@@ -66,28 +66,10 @@ def recipe(home: SimpleNamespace, steps: int = 40, more: str = "", name: str = "
     return file
 
 
-def command(*words: object, launcher: tuple[str, ...] = ()) -> list[str]:
-    """``ilcp`` as a process of its own."""
-    return [sys.executable, *launcher, "-m", "ilcp", *map(str, words)]
-
-
-def environment() -> dict[str, str]:
-    """One thread each: two processes share two cores here."""
-    return os.environ | {"OMP_NUM_THREADS": "1"}
-
-
-def started(*words: object) -> subprocess.Popen:
-    """The command, running."""
-    return subprocess.Popen(command(*words), env=environment(), stderr=subprocess.PIPE, text=True)
-
-
-def wait_for(file: Path, process: subprocess.Popen) -> None:
-    """Until the file is there, or the process is not."""
-    deadline = time.monotonic() + 90
-    while not file.exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert process.poll() is None, process.stderr.read()
-    assert file.exists()
+def started(*words: object) -> subprocess.Popen[str]:
+    """``ilcp`` as a process of its own, running."""
+    line = [sys.executable, "-m", "ilcp", *map(str, words)]
+    return subprocess.Popen(line, env=environment(), stderr=subprocess.PIPE, text=True)
 
 
 def test_a_trained_codec_is_a_proven_folder(home) -> None:
@@ -201,8 +183,8 @@ def test_two_processes_make_the_loss_of_one(home, tmp_path) -> None:
     file.write_text(text.replace("learning_rate = 6e-3", "learning_rate = 3e-3"))
     ilcp.train(file, out=tmp_path / "one", device="cpu")
     launcher = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--mixed_precision=no")
-    words = command("train", "--recipe", file, "--out", tmp_path / "two", "--device", "cpu", launcher=launcher)
-    done = subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=240)
+    words = ("-m", "ilcp", "train", "--recipe", file, "--out", tmp_path / "two", "--device", "cpu")
+    done = run_python(*launcher, *words, timeout_s=240)
     assert (tmp_path / "two.run" / "log.jsonl").exists(), done.stderr
     logs = {name: read_log(tmp_path / f"{name}.run" / "log.jsonl") for name in ("one", "two")}
     assert 12 == len(logs["one"]) == len(logs["two"])
@@ -241,18 +223,16 @@ def test_a_full_disk_leaves_nothing_half_written(home, tmp_path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
 
     few = recipe(home, 3, name="three.toml")
-    words = command("train", "--recipe", few, "--out", tmp_path / "codec")
-    full = subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=120, preexec_fn=small_files)
+    words = ("-m", "ilcp", "train", "--recipe", few, "--out", tmp_path / "codec")
+    full = run_python(*words, preexec_fn=small_files)
     assert full.returncode not in (0, 1)  # a code of its own, and no traceback
     assert "expected room for a checkpoint" in full.stderr
     assert "free space, then resume" in full.stderr
     left = [file for file in tmp_path.rglob("*") if "draft" in file.name or file.name == CHECKPOINT]
     assert [] == left
     assert not (tmp_path / "codec").exists()
-    assert (
-        3
-        == json.loads((ilcp.train(few, out=tmp_path / "codec").folder / "config.json").read_text())["training"]["steps"]
-    )
+    ilcp.train(few, out=tmp_path / "codec")
+    assert 3 == json.loads((tmp_path / "codec" / "config.json").read_text())["training"]["steps"]
 
 
 def test_an_adapted_receiver_is_part_of_the_codec(home, tmp_path) -> None:
@@ -275,6 +255,7 @@ def test_an_adapted_receiver_is_part_of_the_codec(home, tmp_path) -> None:
     untouched = make_models()
     assert fresh.receiver_tokenizer.vocab == untouched.receiver_tokenizer.vocab
     assert codec.trained.receiver.weights == home.codec.trained.receiver.weights
+    assert isinstance(codec, HubCodec)
     codec.save_pretrained(tmp_path / "copy")
     again = ilcp.load_pair(tmp_path / "copy", sender=home.sender, receiver=home.receiver, allow_unmeasured=True)
     assert pair.receiver.generate(message, "Who?") == again.receiver.generate(message, "Who?")
@@ -299,8 +280,9 @@ def test_a_codec_goes_to_the_hub_and_back(home, tmp_path, monkeypatch) -> None:
     assert {file.name for file in (home.root / "codec").iterdir()} == {file.name for file in published.iterdir()}
     for name in ("README.md", "model.safetensors", "config.json"):
         assert (home.root / "codec" / name).read_bytes() == (published / name).read_bytes()
-    asked = []
-    monkeypatch.setattr(codec_module, "snapshot_download", lambda name, **_: asked.append(name) or str(published))
+    asked: list[str] = []
+    fetch = noting(lambda *_, **__: str(published), asked, lambda name, **_: name)
+    monkeypatch.setattr(codec_module, "snapshot_download", fetch)
     fetched = ilcp.load("me/my-codec")
     assert ["me/my-codec"] == asked
     assert home.codec.evidence == fetched.evidence
@@ -341,7 +323,7 @@ def test_a_run_that_gets_no_better_ends_early_with_its_best(home, tmp_path) -> N
     log = read_log(tmp_path / "codec.run" / "log.jsonl")
     assert log[-1]["step"] < 400
     assert max(record["recovery"] for record in log) > log[-1]["recovery"]
-    assert codec.evidence.holds
+    assert present(codec.evidence).holds
 
 
 def test_an_unproven_codec_says_so(home, tmp_path) -> None:

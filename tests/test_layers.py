@@ -5,8 +5,6 @@ Each check stands beside a test that the check can fail.
 
 import ast
 import re
-import subprocess
-import sys
 import sysconfig
 from collections.abc import Iterable, Iterator
 from importlib import import_module
@@ -16,7 +14,8 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests.helpers import ROOT, run_python
+
 CORE = ROOT / "ilcp"
 CODECS = ROOT / "codecs"
 
@@ -51,7 +50,7 @@ def loaded_after(statement: str) -> set[str]:
     """The names of all modules that a fresh interpreter has loaded once it has run the statement."""
     code = f"{statement}\nimport sys\nprint(*sys.modules, sep='\\n')"
     # Isolated: neither the working folder nor PYTHONPATH may lend a module to the check.
-    run = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, check=False, timeout=120)
+    run = run_python("-I", "-c", code)
     assert run.returncode == 0, run.stderr
     return set(run.stdout.split())
 
@@ -94,7 +93,8 @@ def spec_of_codecs(folder: Path) -> str:
     """Where an import of `codecs` would find its file if the folder came first on the path."""
     # Asks the path, not sys.modules: the interpreter has loaded the standard module long before.
     code = "import importlib.machinery as m; print(m.PathFinder.find_spec('codecs').origin)"
-    run = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True)
+    run = run_python("-c", code, cwd=folder)
+    assert 0 == run.returncode, run.stderr
     return run.stdout.strip()
 
 

@@ -1,6 +1,7 @@
 """Literals: what ``auto`` picks, what they cost on the wire, and where the receiver reads them."""
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -104,7 +105,8 @@ def test_literals_cost_their_bytes_and_one_each(small: Any) -> None:
     plain = small.sender.encode(TEXT)
     assert len(plain) + 1 + len("J3X4P2") == len(small.sender.encode(TEXT, literals=["J3X4P2"]))
     assert len(plain) + 1 + len("J3X4P2\n2024-05-17") == len(small.sender.encode(TEXT, literals="auto"))
-    for nothing in (None, [], ()):
+    nothings: tuple[Any, ...] = (None, [], ())
+    for nothing in nothings:
         assert plain == small.sender.encode(TEXT, literals=nothing)
     assert plain == small.sender.encode(TEXT)
 
@@ -207,7 +209,7 @@ def test_sealed_literals_are_covered_by_the_mac_and_not_shown(small: Any) -> Non
 # --- where the receiver reads them --------------------------------------------------------------------------------
 
 
-def rows(receiver: Receiver, memories: Any, question: Any, contexts: list[str | None]) -> torch.Tensor:
+def rows(receiver: Receiver, memories: Any, question: Any, contexts: Sequence[str | None]) -> torch.Tensor:
     """The prompt as it should be: the pieces of that layout with each memory's vectors between."""
     held = [memory.vectors for memory in memories if isinstance(memory, SoftPrompt)]
     texts = [embed(receiver.model, ids) for ids in pieces(receiver.tokenizer, question, contexts)]

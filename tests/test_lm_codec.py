@@ -15,7 +15,7 @@ from ilcp.errors import ConfigError, DecodeError, EncodeError, IdentityError, St
 from ilcp.models.loading import load_model
 from ilcp.tasks import case_files
 from ilcp_codecs.text import LmCodec, ZstdCodec, lm, range_code
-from tests.conftest import make_model, make_tokenizer
+from tests.helpers import make_model, make_tokenizer, text_of
 
 DOSSIERS = [case.context for case in case_files("test", 7, 2)]
 ODD = [
@@ -33,15 +33,6 @@ ODD = [
     "\u202eright to left",
     "\U0010ffff\ue000",
 ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """A step of a small model is too little for two threads: on a busy machine they mostly wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -75,14 +66,14 @@ def test_any_text_comes_back_in_the_bytes_that_the_model_says(text: str, random_
 def test_what_the_tokenizer_loses_comes_back(text: str, random_lm, trained_lm) -> None:
     """Texts that a tokenizer changes come back, be it byte-level or with a space that it adds and strips."""
     for codec in (random_lm, trained_lm):
-        assert text == codec.decode(encode(codec, text)).text
+        assert text == text_of(codec.decode(encode(codec, text)))
 
 
 @pytest.mark.parametrize("text", DOSSIERS)
 def test_a_dossier_comes_back_in_the_bytes_that_the_model_says(text: str, trained_lm) -> None:
     """A dossier decodes to itself, and its payload is within 4 bytes of the code length of the trained model."""
     payload = encode(trained_lm, text)
-    assert text == trained_lm.decode(payload).text
+    assert text == text_of(trained_lm.decode(payload))
     assert abs(len(payload) - trained_lm.code_length_bits(text) / 8) <= 4
 
 
@@ -102,7 +93,7 @@ def test_the_code_length_is_that_of_the_model(trained_lm) -> None:
 def test_the_head_is_the_longest_that_fits(text: str, length: int, trained_lm) -> None:
     """At N bytes the text decodes to a beginning of itself, and one token more does not fit into N bytes."""
     payload = encode(trained_lm, text, length)
-    head = trained_lm.decode(payload).text
+    head = text_of(trained_lm.decode(payload))
     assert len(payload) <= length
     assert text.startswith(head)
     ids = trained_lm.tokenizer(text, add_special_tokens=False).input_ids
@@ -158,9 +149,9 @@ def test_the_model_is_asked_a_bounded_number_of_times(small, monkeypatch) -> Non
     codec, steps = LmCodec(small.sender.model, small.sender.tokenizer), []
     monkeypatch.setattr(lm, "MAX_TOKENS", 8)
     codec._exact.register_forward_hook(lambda *_: steps.append(1))
-    assert codec.decode(bytes(range(100))).text
+    assert text_of(codec.decode(bytes(range(100))))
     assert 8 == len(steps)
-    assert DOSSIERS[0][:100] == codec.decode(encode(codec, DOSSIERS[0][:100])).text
+    assert DOSSIERS[0][:100] == text_of(codec.decode(encode(codec, DOSSIERS[0][:100])))
 
 
 @pytest.mark.parametrize("template", [None, "{{ bos_token }}{{ messages[0]['content'] }}"])
@@ -172,7 +163,7 @@ def test_texts_longer_than_the_window_come_back(template: str | None, bos: str |
     codec, held = LmCodec(make_model(len(tokenizer), window=16), tokenizer), []
     codec._exact.register_forward_hook(lambda *call: held.append(call[-1].past_key_values.get_seq_length()))
     text = DOSSIERS[0][:100]
-    assert text == codec.decode(encode(codec, text)).text
+    assert text == text_of(codec.decode(encode(codec, text)))
     assert 16 == max(held)
 
 
@@ -193,7 +184,7 @@ def test_it_is_saved_with_its_model(random_lm, tmp_path) -> None:
     ilcp.save(random_lm, tmp_path / "codec", card="")
     again = ilcp.load(tmp_path / "codec")
     assert random_lm.trained.codec_id(random_lm.spec) == again.trained.codec_id(again.spec)
-    assert text == again.decode(encode(random_lm, text)).text
+    assert text == text_of(again.decode(encode(random_lm, text)))
     ilcp.Sender(random_lm.model, random_lm.tokenizer, again)
     with pytest.raises(IdentityError, match="not trained for this sender: it differs in weights"):
         ilcp.Sender(make_model(300, seed=9), random_lm.tokenizer, again)
@@ -206,7 +197,7 @@ def test_threads_and_memory_do_not_change_a_payload(trained_lm, tmp_path) -> Non
     shifted = ilcp.load(tmp_path / "codec")
     torch.set_num_threads(2)
     try:
-        assert trained_lm.decode(payload).text == shifted.decode(payload).text
+        assert text_of(trained_lm.decode(payload)) == text_of(shifted.decode(payload))
     finally:
         torch.set_num_threads(1)
 

@@ -499,7 +499,7 @@ def accepted_vectors() -> list[dict[str, object]]:
 
 def refused_vectors() -> list[dict[str, object]]:
     """What must be refused, and by which error; an expired message and a bit of every golden message among it."""
-    rows = [
+    rows: list[dict[str, object]] = [
         {"name": name, "hex": wire.hex(), "key": key and key.hex(), "now_unix_s": NOW, "refusal": error.__name__}
         for name, (wire, key, error, _) in HOSTILE.items()
         if len(wire) < 5000

@@ -9,7 +9,7 @@ import sys
 from dataclasses import replace
 from html import unescape
 from html.parser import HTMLParser
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -25,6 +25,7 @@ from ilcp.measure.page import page
 from ilcp.measure.plots import plots, save_plots
 from ilcp.measure.report import Report
 from ilcp.measure.table import show, shown
+from tests.helpers import present
 
 KINDS = ("lookup", "join", "absent", "code")
 DOCUMENTS, QUESTIONS = 12, 8
@@ -69,7 +70,8 @@ def make_arm(
 
 def make_arms(answers_end: bool, hops: int, only: tuple[str, ...] = ()) -> dict[str, Arm]:
     """Every arm of a run, or those named, as good as in a run of the embedded pair."""
-    told = [("text", "text", 0.93, 1100, None), ("none", "control", 0.12, 0, None)]
+    told: list[tuple[str, str, float, int, str | None]] = [("text", "text", 0.93, 1100, None)]
+    told.append(("none", "control", 0.12, 0, None))
     for length, skill in zip(LENGTHS, (0.78, 0.6, 0.42, 0.3), strict=True):
         name = "message" if length == LENGTHS[0] else f"message-{length}"
         told.append((name, "message", skill, length, None))
@@ -131,7 +133,7 @@ def make_cost() -> Cost:
 
 def make_report(*, answers_end: bool = True, hops: int = 3, with_cost: bool = True, **changed) -> Report:
     """A finished report; ``changed`` fields stand in the place of its own."""
-    fields = dict(
+    fields: dict[str, Any] = dict(
         task="dossier test",
         seed=11,
         answers_end=answers_end,
@@ -202,7 +204,8 @@ def shown_page(report) -> str:
 def drawn_by(figure) -> dict[str, tuple[list[float], list[float]]]:
     """The points of each line of a plot by the line's label."""
     (axes,) = figure.axes
-    return {line.get_label(): tuple(map(list, line.get_data())) for line in axes.lines}
+    points = {line.get_label(): line.get_data() for line in axes.lines}
+    return {label: (list(x), list(y)) for label, (x, y) in points.items()}
 
 
 def test_a_page_needs_nothing_but_itself(shown_page) -> None:
@@ -328,7 +331,7 @@ def test_a_page_is_the_same_every_time() -> None:
 def test_recovery_is_drawn_at_the_bytes_that_crossed(answers_end) -> None:
     """Each curve's points are its arms' mean wire bytes and their recovery; the intervals are the report's."""
     report = make_report(answers_end=answers_end, hops=0, with_cost=False)
-    figure = plots(report)["recovery"]
+    figure: Any = plots(report)["recovery"]
     drawn = drawn_by(figure)
     told = {"message": [f"message-{n}" for n in (10, 20, 40)] + ["message"]}
     told |= {name: [f"{name}-{n}" for n in (10, 20, 40, 80)] for name in ("head", "tail", "zstd", "lm", "oracle")}
@@ -336,12 +339,12 @@ def test_recovery_is_drawn_at_the_bytes_that_crossed(answers_end) -> None:
     assert {*told, "none", "continuous"} == set(drawn)
     for name, arms in told.items():
         assert [report.arms[arm].sizes()["wire"].value for arm in arms] == drawn[name][0]
-        assert [report.recovery(arm).value for arm in arms] == drawn[name][1]
+        assert [present(report.recovery(arm)).value for arm in arms] == drawn[name][1]
     for name in ("none", "continuous"):
-        assert {report.recovery(name).value} == set(drawn[name][1])
+        assert {present(report.recovery(name)).value} == set(drawn[name][1])
     bars = {tuple(map(tuple, segment)) for bars in figure.axes[0].collections for segment in bars.get_segments()}
     for arm in ("message", "lm-20", "mismatched"):
-        x, found = report.arms[arm].sizes()["wire"].value, report.recovery(arm)
+        x, found = report.arms[arm].sizes()["wire"].value, present(report.recovery(arm))
         assert ((x, found.low), (x, found.high)) in bars
 
 
@@ -429,9 +432,9 @@ def test_what_lies_outside_a_plot_is_named_with_its_value(report) -> None:
 
 def lines_of(report: Report, width: int = 100) -> list[str]:
     """What the terminal shows."""
-    console = Console(file=io.StringIO(), width=width, color_system=None)
-    show(report, console)
-    return console.file.getvalue().splitlines()
+    shown = io.StringIO()
+    show(report, Console(file=shown, width=width, color_system=None))
+    return shown.getvalue().splitlines()
 
 
 def test_the_terminal_shows_the_verdict_first_and_fits_100_columns(report) -> None:

@@ -1,8 +1,5 @@
 """The benchmark beside `avp`: what it does where avp is not installed, and what its committed result holds."""
 
-import importlib
-import json
-import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -12,36 +9,33 @@ import pytest
 from ilcp.embedded import Pair
 from ilcp.measure import Measured
 from ilcp.tasks import case_files
+from tests.helpers import BENCHMARKS, committed_result, load_script, run_python
 
-BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 COLUMNS = ("ilcp", "avp", "avp_0", "avp_receiver", "avp_receiver_0", "avp_cross")
 
 
-@pytest.fixture
-def benchmark(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+@pytest.fixture(scope="module")
+def benchmark() -> ModuleType:
     """The script, as a module."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    return importlib.import_module("peer_avp")
+    return load_script("peer_avp")
 
 
-@pytest.fixture
-def report(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+@pytest.fixture(scope="module")
+def report() -> ModuleType:
     """What makes its figures, as a module."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    return importlib.import_module("peer_avp_report")
+    return load_script("peer_avp_report")
 
 
 @pytest.fixture
 def record() -> dict:
     """The committed result."""
-    return json.loads((BENCHMARKS / "results" / "peer-avp.json").read_text(encoding="utf-8"))
+    return committed_result("peer-avp")
 
 
 def test_without_avp_it_says_how_to_get_it(tmp_path: Path) -> None:
     """Where the named interpreter does not exist, the script says how to make one, ends well and writes nothing."""
     file = tmp_path / "result.json"
-    command = [sys.executable, BENCHMARKS / "peer_avp.py", "--avp-python", "/nonexistent", "--json", file]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = run_python(BENCHMARKS / "peer_avp.py", "--avp-python", "/nonexistent", "--json", file)
     assert 0 == done.returncode, done.stderr
     assert "no interpreter with avp at /nonexistent" in done.stdout
     assert "pip install -c constraints.txt torch==2.13.0 transformers avp==0.6.2" in done.stdout

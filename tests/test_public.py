@@ -3,12 +3,11 @@
 ``tests/public_names.txt`` lists them. After a change that is meant: ``python -m tests.test_public``.
 """
 
-import subprocess
-import sys
 from importlib import import_module
 from pathlib import Path
 
 import ilcp
+from tests.helpers import run_python
 
 NAMES = Path(__file__).with_name("public_names.txt")
 MODULES = (
@@ -51,7 +50,7 @@ def test_rooms_and_names_are_reachable_after_a_plain_import() -> None:
     """``import ilcp`` is enough for each name of ``ilcp``, and for the rooms that the documentation names."""
     rooms = ["measure", "message", "tasks", "training", "transport"]
     code = f"import ilcp\nfor name in {[*rooms, *ilcp.__all__]!r}: getattr(ilcp, name)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    done = run_python("-c", code)
     assert 0 == done.returncode, done.stderr
 
 

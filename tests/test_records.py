@@ -186,7 +186,8 @@ def test_an_identity_is_read_with_its_types_checked() -> None:
     ):
         with pytest.raises(IdentityError, match=expected):
             ModelIdentity.from_dict({**IDENTITY, **change})
-    for record in ({"weights": "w"}, {}, [], None):
+    wrong: tuple[Any, ...] = ({"weights": "w"}, {}, [], None)
+    for record in wrong:
         with pytest.raises(IdentityError, match=r"expected (identity fields|a table in the model's identity)"):
             ModelIdentity.from_dict(record)
 
@@ -203,6 +204,7 @@ def test_evidence_is_read_with_its_types_checked() -> None:
     ):
         with pytest.raises(UnmeasuredError, match=expected):
             Evidence.from_dict({**EVIDENCE, **change})
-    for record in ({"low": 1}, [], None):
+    wrong: tuple[Any, ...] = ({"low": 1}, [], None)
+    for record in wrong:
         with pytest.raises(UnmeasuredError, match=r"the evidence, got .*: measure again"):
             Evidence.from_dict(record)

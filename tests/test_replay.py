@@ -286,9 +286,13 @@ def test_a_full_disk_lets_nothing_in_and_the_cache_recovers(tmp_path: Path) -> N
     with ReplayCache(tmp_path / "replay.sqlite") as cache:
         pages = cache._database.execute("PRAGMA page_count").fetchone()[0]
         cache._database.execute(f"PRAGMA max_page_count = {pages}")
-        numbers = iter(range(2000))
+
+        def fill() -> None:
+            for number in range(2000):
+                cache.admit(KEY, seal(number), now_unix_s=NOW)
+
         with pytest.raises(ReplayCacheError, match="full"):
-            all(cache.admit(KEY, seal(number), now_unix_s=NOW) is None for number in numbers)
+            fill()
         entries = len(cache)
         cache._database.execute("PRAGMA max_page_count = 1000000")
         cache.admit(KEY, seal(entries), now_unix_s=NOW)

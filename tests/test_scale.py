@@ -1,11 +1,9 @@
 """The benchmark at real sizes: what its file holds, what it refuses, and that it counts what it says."""
 
-import importlib
 import json
 import math
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
@@ -14,8 +12,8 @@ import torch
 
 from ilcp.measure import Computed, Measured
 from ilcp.measure.figures import figure_from_dict
+from tests.helpers import load_script, noting, present
 
-BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 LENGTHS = (8, 64, 512)  # the last does not fit the test size's window of 256
 TINY = ("--size", "tiny", "--device", "cpu", "--dtype", "float32")
 Script = Callable[..., dict]
@@ -24,9 +22,7 @@ Script = Callable[..., dict]
 @pytest.fixture(scope="module")
 def modules() -> SimpleNamespace:
     """The script and its steps, as modules."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(BENCHMARKS))
-        return SimpleNamespace(scale=importlib.import_module("scale"), steps=importlib.import_module("scale_steps"))
+    return SimpleNamespace(scale=load_script("scale"), steps=load_script("scale_steps"))
 
 
 @pytest.fixture(scope="module")
@@ -66,8 +62,10 @@ def test_every_step_of_every_length_is_there(record, modules) -> None:
     for run in record["runs"][:2]:
         found = figures_of(run)
         for step in modules.steps.STEPS:
-            assert (7, "ms") == (found[step].n, found[step].unit)
-            assert 0 < found[step].low <= found[step].value <= found[step].high
+            time = found[step]
+            assert isinstance(time, Measured)
+            assert (7, "ms") == (time.n, time.unit)
+            assert 0 < present(time.low) <= time.value <= present(time.high)
             assert (found[f"{step}, peak"].value > 0) == (not step.startswith("wire")), step
         for prompt in modules.steps.PROMPTS:
             assert f"tokens, {prompt}" in found
@@ -260,9 +258,8 @@ def test_reading_plainly_reads_the_very_document(modules, monkeypatch) -> None:
     assert all(
         weight.requires_grad for weight in document.receiver.model.parameters()
     )  # as from_pretrained leaves them
-    body, rows = document.sender.model.base_model, []
-    forward = body.forward
-    monkeypatch.setattr(body, "forward", lambda *a, **k: rows.append(k["input_ids"]) or forward(*a, **k))
+    body, rows = document.sender.model.base_model, list[torch.Tensor]()
+    monkeypatch.setattr(body, "forward", noting(body.forward, rows, lambda *_, input_ids, **__: input_ids))
     steps = document.steps()
     steps["sender reads"]()
     steps["sender reads and captures"]()

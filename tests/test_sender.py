@@ -14,8 +14,7 @@ from ilcp.handoff import sender as module
 from ilcp.models.reading import capture_batch, read_ids, window_tokens
 from ilcp.models.support import require_sender
 from ilcp_codecs.text import PlainCodec
-from tests.conftest import make_model, make_tokenizer
-from tests.test_capture import sender_of
+from tests.helpers import make_model, make_tokenizer, noting, present, sender_of
 
 TINY = dict(
     vocab_size=300, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, pad_token_id=1
@@ -72,14 +71,16 @@ def test_a_model_with_eyes_is_read_by_its_language_model() -> None:
         out = sender.model.generate(ids, max_new_tokens=3, min_new_tokens=3, do_sample=False)
     context = sender.read(capture)
     assert TOKENIZER.decode(out[0, :-1], skip_special_tokens=True) == context.text
-    assert torch.allclose(read_ids(sender.model, out[0, :-1].tolist(), (0, 1, 2))[0], context.states, atol=1e-4)
+    expected, _ = read_ids(sender.model, out[0, :-1].tolist(), (0, 1, 2))
+    assert torch.allclose(expected, present(context.states), atol=1e-4)
 
 
 def test_wrong_objects_are_refused_in_a_sentence(sender: Sender) -> None:
     """A path for a model, a name for a codec, weights that are elsewhere, and sources of the wrong shape."""
     with pytest.raises(ConfigError, match="loaded transformers model as sender, got str"):
         Sender("path", TOKENIZER, PlainCodec())
-    for codec in ("my-codec", None):
+    wrong: tuple[Any, ...] = ("my-codec", None)
+    for codec in wrong:
         with pytest.raises(ConfigError, match=r"expected a codec, got .*ilcp\.load"):
             Sender(sender.model, TOKENIZER, codec)
     with pytest.raises(ConfigError, match="offloaded"):
@@ -119,7 +120,6 @@ def test_a_pass_is_bounded_by_tokens_and_sources_are_read_lazily(sender: Sender,
     assert [[0, 1], [2], [3]] == list(module._passes(range(4), [2, 4, 5, 9], 8))
     sources = [sender.model(torch.tensor([[5, 6]]), output_hidden_states=True) for _ in range(3)]
     read: list[Any] = []
-    whole = sender.read
-    monkeypatch.setattr(sender, "read", lambda source: read.append(source) or whole(source))
+    monkeypatch.setattr(sender, "read", noting(sender.read, read, lambda source: source))
     next(iter(sender._contexts(sources, 8)))
     assert 1 == len(read)

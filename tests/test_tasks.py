@@ -13,6 +13,7 @@ from ilcp.errors import ConfigError, DecodeError
 from ilcp.tasks import UNKNOWN, case_files, read_jsonl, task, thin
 from ilcp.tasks.case_files import KINDS, PRESENT, TOPICS, compose
 from ilcp.tasks.dossier import ATTRIBUTES, DISTRACTORS, JOINS, POOLS
+from tests.helpers import present
 
 
 def test_the_same_numbers_give_the_same_cases() -> None:
@@ -195,10 +196,10 @@ def test_answers_are_facts_about_topics() -> None:
 def test_what_answers_are_worth_adds_up_to_the_entropy() -> None:
     """No bit of a dossier is asked for twice, also where one person has two roles, and thinning keeps the sum."""
     for number, case in enumerate(case_files("train", seed=3, n=60)):
-        assert case.entropy_bits == pytest.approx(sum(q.entropy_bits for q in case.questions))
+        assert case.entropy_bits == pytest.approx(sum(present(q.entropy_bits) for q in case.questions))
         assert all(q.answer.startswith(q.given) for q in case.questions)
         kept = thin(case, {"lookup": 3, "absent": 1}, number)
-        worth = sum(q.entropy_bits * q.stands_for for q in kept.questions)
+        worth = sum(present(q.entropy_bits) * q.stands_for for q in kept.questions)
         assert case.entropy_bits == pytest.approx(worth)
 
 
@@ -207,11 +208,12 @@ def test_what_answers_are_worth_adds_up_to_the_entropy() -> None:
 def test_a_fact_code_answers_what_fits_and_nothing_wrong(payload_bytes: int, number: int) -> None:
     """A fact code of any length answers some of the questions, all of them rightly; the whole one answers all."""
     case = next(case_files("train", seed=9, n=1, start=number, facts=number % 21))
-    payload = case.fact_code.encode(payload_bytes)
-    answers = case.fact_code.answers(payload)
+    fact_code = present(case.fact_code)
+    payload = fact_code.encode(payload_bytes)
+    answers = fact_code.answers(payload)
     assert 1 <= len(payload) <= payload_bytes
     assert all(answers[q.text] == q.answer for q in case.questions if q.text in answers)
-    if payload_bytes >= math.ceil(case.entropy_bits / 8):
+    if payload_bytes >= math.ceil(present(case.entropy_bits) / 8):
         assert {q.text for q in case.questions} == set(answers)
 
 
@@ -219,20 +221,21 @@ def test_a_damaged_fact_code_is_refused() -> None:
     """Bytes beyond the last fact are no fact code."""
     case = next(case_files("train", seed=9, n=1))
     with pytest.raises(DecodeError, match="beyond its last fact"):
-        case.fact_code.answers(bytes([255]) * 40)
+        present(case.fact_code).answers(bytes([255]) * 40)
 
 
 def test_a_rewritten_dossier_says_its_facts_again() -> None:
     """Notes written from the right answers state every look-up, office and code, each once, and a remark per hop."""
     case = next(case_files("train", seed=9, n=1))
     right = {question.text: question.answer for question in case.questions}
-    notes = case.rewrite.notes(right, 2)
+    rewrite = present(case.rewrite)
+    notes = rewrite.notes(right, 2)
     for question in case.questions:
         if question.kind != "absent":
             assert all(notes.lower().count(words.lower()) for _, words in question.facts)
-    assert notes.endswith(case.rewrite.remark(2))
-    assert case.rewrite.remark(1) == case.rewrite.remark(1)
-    nothing = case.rewrite.notes(dict.fromkeys(right, "unknown"), 1)
+    assert notes.endswith(rewrite.remark(2))
+    assert rewrite.remark(1) == rewrite.remark(1)
+    nothing = rewrite.notes(dict.fromkeys(right, "unknown"), 1)
     assert nothing.count(".") <= 2  # a code that is "unknown", and the remark
 
 

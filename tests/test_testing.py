@@ -2,12 +2,12 @@
 
 import os
 import subprocess
-import sys
 import tomllib
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-EXAMPLE = ROOT / "examples" / "your_codec"
+from tests.helpers import EXAMPLES, environment, run_python
+
+EXAMPLE = EXAMPLES / "your_codec"
 BROKEN = '''
 import random
 
@@ -82,12 +82,9 @@ FOUND = (
 
 def run_pytest(file: Path, *path: Path) -> subprocess.CompletedProcess[str]:
     """Pytest over one file, in a process of its own, with these folders on the import path."""
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, path)), "OMP_NUM_THREADS": "1"}
-    options = ["-q", "-p", "no:cacheprovider", "--rootdir", str(file.parent), "-rfE", "--tb=no"]
-    command = [sys.executable, "-m", "pytest", *options, str(file)]
-    return subprocess.run(
-        command, cwd=file.parent, env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
+    options = ["-q", "-p", "no:cacheprovider", "--rootdir", file.parent, "-rfE", "--tb=no"]
+    found = environment(PYTHONPATH=os.pathsep.join(map(str, path)))
+    return run_python("-m", "pytest", *options, file, timeout_s=300, cwd=file.parent, env=found)
 
 
 def test_the_contract_finds_what_breaks_it(tmp_path) -> None:
@@ -120,5 +117,6 @@ def test_a_missing_extra_is_named_with_the_command_that_brings_it() -> None:
         "from ilcp.errors import MissingExtraError\n"
         "try:\n    import ilcp.testing\nexcept MissingExtraError as error:\n    print(error)"
     )
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    said = run_python("-c", code)
+    assert 0 == said.returncode, said.stderr
     assert "expected hypothesis to test a codec, got no such package: pip install 'ilcp[testing]'\n" == said.stdout

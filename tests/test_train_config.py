@@ -11,18 +11,11 @@ import ilcp
 from ilcp.errors import ConfigError, MissingExtraError, StorageError
 from ilcp.models.loading import load_model
 from ilcp.nn.distributed import init_device
-from ilcp.training import Models
 from ilcp.training import job as job_module
 from ilcp.training.config import read_config
 from ilcp.training.log import Log, draw_curve, read_log
-from tests.conftest import make_tokenizer
-from tests.taught import make_models, write_cases
-
-
-@pytest.fixture(scope="module")
-def models() -> Models:
-    """The taught pair."""
-    return make_models()
+from tests.helpers import make_tokenizer, present
+from tests.taught import write_cases
 
 
 def test_a_recipe_file_and_options_make_one_configuration(tmp_path) -> None:
@@ -33,7 +26,7 @@ def test_a_recipe_file_and_options_make_one_configuration(tmp_path) -> None:
     )
     config = read_config(file, receiver="d", steps=8, codec={"slots": 2})
     assert ("a", "d", Path("c"), 4) == (config.sender, config.receiver, config.out, config.seed)
-    assert 9 == config.self_study.texts
+    assert 9 == present(config.self_study).texts
     assert {"bits": 2, "slots": 2} == dict(config.codec)
     assert (8, 4) == (config.hyperparameters(answers_end=True).steps, config.hyperparameters(answers_end=True).seed)
     assert (False, 1) == (
@@ -91,7 +84,7 @@ def test_recipes_and_logs_of_before_still_load(tmp_path) -> None:
     log.file.write_text(json.dumps(old) + "\n" + '{"step": 2, "cut')
     new = {"none": -3.0, "mismatched": -2.5, "message": -1.0, "text": -0.5}
     assert [{"step": 1, "loss": 2.0, "validation_log_likelihood": new, "validation_exact": new}] == read_log(log.file)
-    assert draw_curve(log.file).read_bytes().startswith(b"\x89PNG")
+    assert present(draw_curve(log.file)).read_bytes().startswith(b"\x89PNG")
     log.forget_after(1)
     assert "foreign" not in log.file.read_text()
 
@@ -194,4 +187,4 @@ def test_data_that_cannot_be_used_is_refused_by_line(models, tmp_path) -> None:
         ilcp.train(**given)
     small = dict(slots=2, dims=8, prefixes=[2], width=32, heads=4, projector_width=32)
     codec = ilcp.train(**given, too_long="skip", codec=small, training={"contexts": 8, "validate_every": 1})
-    assert 200 == sum(json.loads((codec.folder / "config.json").read_text())["training"]["cases"].values())
+    assert 200 == sum(json.loads((present(codec.folder) / "config.json").read_text())["training"]["cases"].values())

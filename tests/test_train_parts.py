@@ -3,6 +3,7 @@
 import json
 import random
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from ilcp.message.literals import line as line_of
 from ilcp.models.fingerprint import identify
 from ilcp.nn.distributed import SyncedNorm
 from ilcp.tasks import Case, Question, read_jsonl
-from ilcp.training import Hyperparameters, Models, StateStore, fit
+from ilcp.training import StateStore, fit
 from ilcp.training import selfstudy as selfstudy_module
 from ilcp.training.batch import Batcher
 from ilcp.training.clock import Clock
@@ -23,29 +24,13 @@ from ilcp.training.estimate import estimate
 from ilcp.training.objective import Objective, calibrate
 from ilcp.training.reader import Reader
 from ilcp.training.selfstudy import SelfStudy, cut, study
-from ilcp_codecs.vae import VaeCodec, VaeConfig, VaeNetwork
-from tests.conftest import make_model, make_tokenizer
-from tests.taught import cases, make_models
+from ilcp_codecs.vae import VaeCodec
+from tests.helpers import make_model, make_tokenizer, noting, present
+from tests.taught import cases, make_hyperparameters, make_network
 
 LAYERS = (0, 2)
-
-
-@pytest.fixture(scope="module")
-def models() -> Models:
-    """The taught pair."""
-    return make_models()
-
-
-def network() -> VaeNetwork:
-    """A small codec, the same at every call."""
-    torch.manual_seed(0)
-    config = VaeConfig(LAYERS, 32, 48, slots=4, dims=8, prefixes=(2, 4), width=32, heads=4, projector_width=64)
-    return VaeNetwork(config)
-
-
-def hyperparameters(**changes) -> Hyperparameters:
-    """A tiny run."""
-    return Hyperparameters(**(dict(steps=10, questions=1, contexts=8, validation_contexts=8, bfloat16=False) | changes))
+network = partial(make_network, LAYERS)
+hyperparameters = make_hyperparameters
 
 
 # ---- data
@@ -116,7 +101,7 @@ def test_chat_logs_become_hand_offs(tmp_path) -> None:
 def test_a_text_is_cut_between_words() -> None:
     """Context and continuation are whole words of the text in a row; a text too short for both is none."""
     text = " ".join(f"word{number}" for number in range(60))
-    context, continuation = cut(text, 100, 50)
+    context, continuation = present(cut(text, 100, 50))
     assert text.startswith(f"{context} {continuation} ")
     assert len(context) <= 100
     assert len(continuation) <= 50
@@ -241,7 +226,7 @@ def test_the_memory_is_asked_for_its_context_early_in_the_run(models) -> None:
     parts = early["cross_entropy"] + 0.5 * early["reconstruction"]
     assert early["loss"].item() == pytest.approx(parts.item(), rel=1e-6)
     early["reconstruction"].backward()
-    assert learner.projector.leave.weight.grad.abs().sum() > 0
+    assert present(learner.projector.leave.weight.grad).abs().sum() > 0
 
 
 def test_a_share_of_the_memories_is_trained_with_its_literals_beside_it(models) -> None:
@@ -375,16 +360,12 @@ def test_saving_leaves_other_folders_alone(tmp_path, small) -> None:
 
 def test_calibration_looks_at_a_bounded_sample(models, monkeypatch) -> None:
     """Of the contexts as many as the limit allows, of the receiver's vocabulary as many rows: large models fit."""
-    seen = []
-
-    class Recorder:
-        layers = LAYERS
-
-        def calibrate(self, states: torch.Tensor, mask: torch.Tensor, memory: torch.Tensor) -> None:
-            seen.append((int(mask.sum()), len(memory)))
-
+    seen: list[tuple[int, int]] = []
+    learner = network()
+    note = noting(lambda *_: None, seen, lambda states, mask, memory: (int(mask.sum()), len(memory)))
+    monkeypatch.setattr(learner, "calibrate", note)
     monkeypatch.setattr("ilcp.training.objective.CALIBRATION_TOKENS", 100)
-    calibrate(Recorder(), models, cases(0, 40), hyperparameters())
+    calibrate(learner, models, cases(0, 40), hyperparameters())
     tokens, rows = seen[0]
     assert 50 < tokens <= 100
     assert 50 < rows <= 100

@@ -5,6 +5,7 @@ import os
 import random
 import signal
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -21,37 +22,20 @@ from ilcp.training.packed import memory_logits
 from ilcp.training.reader import Reader
 from ilcp.training.validation import Validator
 from ilcp_codecs.vae import VaeConfig, VaeNetwork
-from tests.conftest import make_model
-from tests.taught import WORDS, cases, make_models
+from tests.helpers import make_model
+from tests.taught import WORDS, cases, make_hyperparameters, make_network
 
-
-@pytest.fixture(scope="module")
-def models() -> Models:
-    """A random sender, and a receiver taught to copy the one name that stands in its prompt."""
-    return make_models()
-
-
-def hyperparameters(**changes) -> Hyperparameters:
-    """A tiny run."""
-    values = dict(
-        steps=60,
-        contexts=16,
-        questions=1,
-        learning_rate=3e-3,
-        warmup_steps=5,
-        validate_every=20,
-        validation_contexts=16,
-        bfloat16=False,
-        seed=4,
-    )
-    return Hyperparameters(**(values | changes))
-
-
-def network() -> VaeNetwork:
-    """A small codec, the same at every call."""
-    torch.manual_seed(0)
-    config = VaeConfig((0, 1, 2), 32, 48, slots=4, dims=8, prefixes=(2, 4), width=32, heads=4, projector_width=64)
-    return VaeNetwork(config)
+network = make_network
+hyperparameters = partial(
+    make_hyperparameters,
+    steps=60,
+    contexts=16,
+    learning_rate=3e-3,
+    warmup_steps=5,
+    validate_every=20,
+    validation_contexts=16,
+    seed=4,
+)
 
 
 def objective(models: Models, wanted: Hyperparameters) -> Objective:

@@ -6,7 +6,6 @@ import inspect
 import json
 import logging
 import ssl
-import subprocess
 import sys
 import threading
 import time
@@ -38,16 +37,11 @@ from ilcp.transport import (
     connect_async,
     telemetry,
 )
+from tests.helpers import run_python
 from tests.transport_model import BARE, KINDS, SEALED, Kind, free_port
 
 THIRD_PARTY = {"torch", "transformers", "httpx", "starlette", "uvicorn", "nats", "prometheus_client", "anyio"}
 THIRD_PARTY |= {"opentelemetry"}
-
-
-def python(code: str, *words: object) -> subprocess.CompletedProcess[str]:
-    """Runs the code in a fresh interpreter."""
-    run = [sys.executable, "-I", "-c", code, *map(str, words)]
-    return subprocess.run(run, capture_output=True, text=True, check=False, timeout=120)
 
 
 @pytest.fixture(params=KINDS, ids=lambda kind: kind.name)
@@ -70,7 +64,7 @@ def end(request: pytest.FixtureRequest) -> Iterator[Connection]:
 )
 def test_each_library_is_loaded_only_for_its_scheme(statement: str, loaded: set[str]) -> None:
     """The package loads no torch and no third-party library; a scheme loads its own."""
-    done = python(f"{statement}\nimport sys\nprint(*sys.modules, sep='\\n')")
+    done = run_python("-I", "-c", f"{statement}\nimport sys\nprint(*sys.modules, sep='\\n')")
     assert 0 == done.returncode, done.stderr
     assert loaded == THIRD_PARTY & set(done.stdout.split())
 
@@ -437,7 +431,7 @@ def test_spans_have_the_id_and_never_the_message(monkeypatch: pytest.MonkeyPatch
     trace = pytest.importorskip("opentelemetry.trace")
     seen = []
 
-    class Tracer(trace.NoOpTracer):  # type: ignore[misc, name-defined]
+    class Tracer(trace.NoOpTracer):  # type: ignore[name-defined]
         def start_as_current_span(self, name: str, **more: Any) -> Any:
             seen.append((name, more["attributes"]))
             return super().start_as_current_span(name)

@@ -2,8 +2,6 @@
 
 import asyncio
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -27,10 +25,10 @@ from ilcp.transport.backend import Lease
 from ilcp.transport.portal import connected_by_portal
 from ilcp.transport.spool import StoreBackend
 from ilcp.transport.store import Store
+from tests.helpers import ROOT, run_python
 from tests.transport_model import BARE, Clock
 
 Opened = Callable[..., AbstractContextManager[Connection]]
-ROOT = Path(__file__).resolve().parent.parent
 SPOKEN_OF = "expected an open connection of this process, got one that is closed or from before a fork"
 
 
@@ -74,8 +72,7 @@ with {opened.format(url="sys.argv[1]")} as c:
         c.send(b"y", to="planner")
         assert c.receive(1).message == b"y"
 """
-    words = [sys.executable, "-c", code, f"spool://{tmp_path}"]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=30, check=False, cwd=ROOT)
+    done = run_python("-c", code, f"spool://{tmp_path}", timeout_s=30, cwd=ROOT)
     assert (0, "") == (done.returncode, done.stderr)
     assert done.stdout.startswith(SPOKEN_OF)
 

@@ -1,27 +1,13 @@
 """The examples of transports run as a reader would run them: two processes, and an answer on the other side."""
 
-import importlib
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from ilcp.tasks import case_files
+from tests.helpers import EXAMPLES, load_script, run_example
 from tests.transport_model import NEEDS_NATS, nats_server
-
-EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
-
-
-def said_by(name: str, word: object) -> str:
-    """Returns what an example prints, run in a process of its own."""
-    line = [sys.executable, str(EXAMPLES / name), str(word)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    run = subprocess.run(line, capture_output=True, text=True, timeout=300, check=False, env=environment)
-    assert 0 == run.returncode, run.stderr
-    return run.stdout
 
 
 def check(said: str) -> None:
@@ -34,13 +20,10 @@ def check(said: str) -> None:
     assert answers == re.findall(r"receiver: \w+-(\d): Which region is affected\? (\w+)", said)
 
 
-def test_two_processes_share_a_spool(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_two_processes_share_a_spool(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Sender and receiver, each its own process, with a folder between; again in it, they see new hand-offs only."""
-    check(said_by("two_processes.py", tmp_path))
-    monkeypatch.syspath_prepend(EXAMPLES)
-    again = importlib.import_module("two_processes")  # here, because two more processes would load all of it again
+    check(run_example("two_processes.py", tmp_path))
+    again = load_script("two_processes", EXAMPLES)  # here, because two more processes would load all of it again
     again.send(f"spool://{tmp_path}")
     again.receive(f"spool://{tmp_path}")
     check(capsys.readouterr().out)
@@ -50,4 +33,4 @@ def test_two_processes_share_a_spool(
 def test_two_processes_over_nats(example: str) -> None:
     """The same over a NATS server."""
     with nats_server() as url:
-        check(said_by(example, url))
+        check(run_example(example, url))

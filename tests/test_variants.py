@@ -1,10 +1,7 @@
 """The designs that the codec is compared with: their shapes, their bytes, and what the committed result holds."""
 
-import importlib
-import json
 import random
 from dataclasses import replace
-from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -17,17 +14,16 @@ from ilcp.measure import Measured
 from ilcp.models.fingerprint import identify
 from ilcp.training import Models
 from ilcp_codecs.vae import VaeNetwork
+from tests.helpers import committed_result, load_script
 
-BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 NAMES = ("slots, 1 bit", "slots, 2 bits", "slots, 4 bits", "flat", "mean pooling", "Gaussian", "entropy-coded")
 LEARNED = NAMES[:6]  # the last shares a network with the first
 
 
-@pytest.fixture
-def benchmark(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+@pytest.fixture(scope="module")
+def benchmark() -> ModuleType:
     """The script, as a module."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    return importlib.import_module("variants")
+    return load_script("variants")
 
 
 @pytest.fixture
@@ -39,14 +35,14 @@ def models(pair: Pair) -> Models:
 @pytest.fixture
 def record() -> dict:
     """The committed result."""
-    return json.loads((BENCHMARKS / "results" / "variants.json").read_text(encoding="utf-8"))
+    return committed_result("variants")
 
 
-def network_of(benchmark: ModuleType, models: Models, name: str) -> torch.nn.Module:
+def network_of(benchmark: ModuleType, models: Models, name: str) -> VaeNetwork:
     """The untrained network of a design, after one batch of noise has set its norm."""
     torch.manual_seed(0)
     variant = {variant.name: variant for variant in benchmark.VARIANTS}[name]
-    network = variant.network(benchmark.config_of(models))
+    network: VaeNetwork = variant.network(benchmark.config_of(models))
     network.projector.match(0.05 * torch.randn(8, 30, models.receiver.config.hidden_size))
     network.train()(torch.randn(8, 4, 40, models.sender.config.hidden_size), torch.ones(8, 40))
     return network.eval()
@@ -104,8 +100,9 @@ def test_known_chances_make_the_payload_shorter(benchmark, models) -> None:
     """Bits that are mostly zero take fewer than 80 bytes, and fair ones no more than a byte beside them."""
     network = network_of(benchmark, models, "slots, 1 bit")
     ends = 2 * [identify(models.sender, models.sender_tokenizer)]
-    context = Context(states=torch.randn(4, 40, models.sender.config.hidden_size))
-    own = network.bottleneck(network.pooler(context.states[None], torch.ones(1, 40)))[0]
+    states = torch.randn(4, 40, models.sender.config.hidden_size)
+    context = Context(states=states)
+    own = network.bottleneck(network.pooler(states[None], torch.ones(1, 40)))[0]
     sizes = {}
     for name, z in (("its own", own.expand(9, -1, -1)), ("fair", torch.cat([own, -own]))):
         codec = benchmark.EntropyCodec.from_network(benchmark.EntropyCodec.fit(network, z), *ends)
@@ -144,8 +141,7 @@ def test_a_range_code_costs_no_content(record) -> None:
 @torch.no_grad()
 def test_a_training_goes_on_from_an_encoder_without_its_later_parts(monkeypatch, small, tmp_path) -> None:
     """Taken over into a network that has both, it makes the same latent: what is new is silent, or a copy."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    train_codec = importlib.import_module("train_codec")
+    train_codec = load_script("train_codec")
     ilcp.save(small.codec, tmp_path / "first", card="# The first\n")
     network = VaeNetwork(
         replace(small.codec.config, same_token_attention=True, per_slot_mu=True, projector_width=24)
@@ -158,8 +154,7 @@ def test_a_training_goes_on_from_an_encoder_without_its_later_parts(monkeypatch,
 
 def test_documents_that_begin_a_training_state_what_they_are_for(monkeypatch) -> None:
     """People come with all their offices, and a weak attribute is in each document that is about it."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    train_codec = importlib.import_module("train_codec")
+    train_codec = load_script("train_codec")
     people = train_codec.people_case(random.Random(1))
     kinds = [question.kind for question in people.questions]
     assert 2 <= kinds.count("join") == kinds.count("lookup") <= 4
@@ -169,7 +164,7 @@ def test_documents_that_begin_a_training_state_what_they_are_for(monkeypatch) ->
 
 def test_slots_of_offices_start_where_their_people_are_read(benchmark, models) -> None:
     """The query of each office is next to its own person's, and to nobody else's."""
-    train_codec = importlib.import_module("train_codec")
+    train_codec = load_script("train_codec")
     network = VaeNetwork(replace(benchmark.config_of(models), same_token_attention=True))
     train_codec.lead_to_offices(network)
     queries, roles = network.pooler.queries.detach(), list(train_codec.JOINS)
