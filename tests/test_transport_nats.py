@@ -6,7 +6,6 @@ import contextlib
 import gc
 import json
 import logging
-import signal
 import ssl
 import subprocess
 import sys
@@ -38,6 +37,7 @@ from ilcp.transport.nats_client import STREAM, SUBJECT, connected
 from tests.transport_model import (
     NATS_SERVER,
     NEEDS_NATS,
+    NatsServer,
     RealClock,
     certificate,
     free_port,
@@ -49,29 +49,10 @@ from tests.transport_model import (
 pytestmark = NEEDS_NATS
 
 
-class Server:
-    """A server that can be killed and started again on its port and folder."""
-
-    def __init__(self, folder: Path, *options: str) -> None:
-        self.port = free_port()
-        self.url = f"nats://127.0.0.1:{self.port}"
-        self._words = [str(NATS_SERVER), "-a", "127.0.0.1", "-p", str(self.port), *options]
-        self._words += ["-js", "-sd", str(folder)]
-        self.start()
-
-    def start(self) -> None:
-        self._process = subprocess.Popen(self._words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        wait_for_port(self.port)
-
-    def kill(self) -> None:
-        self._process.send_signal(signal.SIGKILL)
-        self._process.wait()
-
-
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
+def server(tmp_path: Path) -> Iterator[NatsServer]:
     """Runs a server of the test's own."""
-    running = Server(tmp_path)
+    running = NatsServer(tmp_path)
     yield running
     running.kill()
 
@@ -94,7 +75,7 @@ def waiting(url: str) -> int:
     return int(by_another(url, lambda stream: stream.stream_info(STREAM)).state.messages)
 
 
-def test_what_was_acknowledged_stays_so_when_the_server_is_killed(server: Server) -> None:
+def test_what_was_acknowledged_stays_so_when_the_server_is_killed(server: NatsServer) -> None:
     """After kill -9 and a new start, a message that is sent again under a settled id is not handed out again."""
     with connect(server.url, name="planner") as c:
         c.send(b"x", to="planner", handoff_id="done")
@@ -114,7 +95,7 @@ def test_what_was_acknowledged_stays_so_when_the_server_is_killed(server: Server
         assert c.receive(0.5) is None
 
 
-def test_a_server_that_is_away_is_said_and_found_again(server: Server) -> None:
+def test_a_server_that_is_away_is_said_and_found_again(server: NatsServer) -> None:
     """While the server is down a send fails by name and may be repeated; a waiting receiver goes on by itself."""
     with connect(server.url, name="planner", settings=Settings(timeout_s=1)) as c:
         assert c.receive() is None
@@ -132,7 +113,7 @@ def test_a_server_that_is_away_is_said_and_found_again(server: Server) -> None:
         assert c.receive(0.5) is None
 
 
-def test_a_dead_server_is_no_empty_queue(server: Server) -> None:
+def test_a_dead_server_is_no_empty_queue(server: NatsServer) -> None:
     """Who does not wait is told within the timeout, who waits when the time is over; only a server says that there is
     nothing. How soon the client hears of the death is the machine's affair."""
     settings = Settings(timeout_s=0.7)
@@ -146,7 +127,7 @@ def test_a_dead_server_is_no_empty_queue(server: Server) -> None:
             assert wait_s <= time.monotonic() - start < wait_s + settings.timeout_s + 2
 
 
-def test_a_receive_outlasts_a_server_that_comes_back(server: Server) -> None:
+def test_a_receive_outlasts_a_server_that_comes_back(server: NatsServer) -> None:
     """A server that dies under a waiting receiver, and is started again, hands out to it what comes then."""
 
     def again() -> None:
@@ -168,7 +149,7 @@ def test_a_receive_outlasts_a_server_that_comes_back(server: Server) -> None:
 
 @pytest.mark.parametrize("wait_first_s", [0.0, 0.1])
 def test_a_consumer_that_was_removed_is_made_again(
-    server: Server, wait_first_s: float, monkeypatch: pytest.MonkeyPatch
+    server: NatsServer, wait_first_s: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A message comes although somebody removed the consumer, before the receive or while it waits."""
 
@@ -203,7 +184,7 @@ NO_HANDOFFS = {
 
 
 @pytest.mark.parametrize("what", NO_HANDOFFS)
-def test_what_is_no_hand_off_is_removed(server: Server, caplog: pytest.LogCaptureFixture, what: str) -> None:
+def test_what_is_no_hand_off_is_removed(server: NatsServer, caplog: pytest.LogCaptureFixture, what: str) -> None:
     """What others put into the stream is removed and logged, and the receiver gets the hand-off behind it."""
     headers, body = NO_HANDOFFS[what]
     with connect(server.url, name="planner") as c, caplog.at_level(logging.INFO, "ilcp.transport"):
@@ -219,7 +200,7 @@ def test_what_is_no_hand_off_is_removed(server: Server, caplog: pytest.LogCaptur
         assert ("a", b"x") == (delivery.handoff_id, delivery.message)
 
 
-def test_a_hand_off_may_have_a_status_of_its_own(server: Server) -> None:
+def test_a_hand_off_may_have_a_status_of_its_own(server: NatsServer) -> None:
     """A header of its sender's is not taken for the server's word that there is nothing."""
     with connect(server.url, name="planner") as c:
         headers = {"Nats-Msg-Id": "planner.x", "Status": "404"}
@@ -240,7 +221,7 @@ def slow_look_up(monkeypatch: pytest.MonkeyPatch, *times_s: float) -> None:
     monkeypatch.setattr(NatsBackend, "_is_settled", slow)
 
 
-def test_a_lease_is_never_longer_than_the_servers(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lease_is_never_longer_than_the_servers(server: NatsServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Time that passes between the server's hand-out and ours is the lease's, also for who had waited for long."""
     with connect(server.url, name="planner", settings=Settings(lease_s=1)) as c:
         thread = threading.Timer(0.6, c.send, (b"x",), {"to": "planner", "handoff_id": "a"})
@@ -255,7 +236,7 @@ def test_a_lease_is_never_longer_than_the_servers(server: Server, monkeypatch: p
         assert delivery.until_s <= time.time()
 
 
-def test_a_lease_that_ended_on_the_way_is_not_given(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lease_that_ended_on_the_way_is_not_given(server: NatsServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """A message that came too late is somebody else's: who waits gets it anew, who does not is told."""
     with connect(server.url, name="planner", settings=Settings(lease_s=0.5)) as c:
         c.send(b"x", to="planner", handoff_id="a")
@@ -270,7 +251,7 @@ def test_a_lease_that_ended_on_the_way_is_not_given(server: Server, monkeypatch:
         assert 0 == waiting(server.url)
 
 
-def test_an_acknowledgement_outlives_its_lease(server: Server) -> None:
+def test_an_acknowledgement_outlives_its_lease(server: NatsServer) -> None:
     """What would forget an acknowledgement too early is refused, in our settings and in the bucket that is there."""
     with pytest.raises(AddressError, match=r"2 times lease_s 60 or longer, got dedup_s 119"):
         connect(server.url, settings=Settings(dedup_s=119)).__enter__()
@@ -286,7 +267,7 @@ def test_an_acknowledgement_outlives_its_lease(server: Server) -> None:
     assert 10 == by_another(server.url, lambda stream: stream.stream_info(f"KV_{SETTLED}")).config.max_age
 
 
-def test_an_id_that_waits_is_kept_once_however_long(server: Server) -> None:
+def test_an_id_that_waits_is_kept_once_however_long(server: NatsServer) -> None:
     """After ``dedup_s`` a message that nobody has received is still known, and so is one that is held."""
     with connect(server.url, name="planner", settings=Settings(lease_s=0.3, dedup_s=0.6)) as c:
         assert not c.send(b"x", to="planner", handoff_id="a").duplicate
@@ -301,7 +282,7 @@ def test_an_id_that_waits_is_kept_once_however_long(server: Server) -> None:
         assert not c.send(b"x", to="critic", handoff_id="a").duplicate
 
 
-def test_a_stream_of_that_name_that_is_not_ours(server: Server) -> None:
+def test_a_stream_of_that_name_that_is_not_ours(server: NatsServer) -> None:
     """A stream with other subjects is refused by name."""
     config = api.StreamConfig(name=STREAM, subjects=[f"{SUBJECT}.*"])
     by_another(server.url, lambda stream: stream.add_stream(config))
@@ -310,7 +291,7 @@ def test_a_stream_of_that_name_that_is_not_ours(server: Server) -> None:
 
 
 @pytest.mark.parametrize("lease_s", [4.1, 0.3, 1 / 3])
-def test_a_lease_is_itself(server: Server, lease_s: float) -> None:
+def test_a_lease_is_itself(server: NatsServer, lease_s: float) -> None:
     """A second receiver with the same lease is no other one, whatever becomes of it in nanoseconds."""
     for _ in range(2):
         with connect(server.url, name="planner", settings=Settings(lease_s=lease_s)) as c:
@@ -318,7 +299,7 @@ def test_a_lease_is_itself(server: Server, lease_s: float) -> None:
 
 
 @pytest.mark.parametrize("more", ["/a", "?a", "#a"])
-def test_an_address_is_a_host_and_a_port(server: Server, more: str) -> None:
+def test_an_address_is_a_host_and_a_port(server: NatsServer, more: str) -> None:
     """What else stands in an address would have no effect, so it is refused."""
     with pytest.raises(AddressError, match="expected nats://host:port, got"):
         asyncio.run(open_nats(urlsplit(server.url + more), Settings()))
@@ -328,7 +309,7 @@ class ToldError(Exception):
     """An error that can be looked for."""
 
 
-def test_a_connection_keeps_one_error(server: Server) -> None:
+def test_a_connection_keeps_one_error(server: NatsServer) -> None:
     """What nats-py tells of a connection is kept for a message only, and not for as long as it lives."""
 
     async def alive() -> list[bool]:
@@ -345,7 +326,7 @@ def test_a_connection_keeps_one_error(server: Server) -> None:
     assert [True, False, False] == asyncio.run(alive())
 
 
-def test_another_lease_for_the_same_name_is_refused(server: Server) -> None:
+def test_another_lease_for_the_same_name_is_refused(server: NatsServer) -> None:
     """A name has one lease; a receiver that wants another is told which one holds."""
     with connect(server.url, name="planner", settings=Settings(lease_s=7)) as c:
         assert c.receive() is None
@@ -356,7 +337,7 @@ def test_another_lease_for_the_same_name_is_refused(server: Server) -> None:
         c.receive()
 
 
-def test_a_full_stream_says_so(server: Server) -> None:
+def test_a_full_stream_says_so(server: NatsServer) -> None:
     """What does not fit into the stream is refused by name."""
     with connect(server.url, settings=Settings(max_bytes=MAX_MESSAGE_BYTES)) as c:
         c.send(bytes(40_000), to="planner")
@@ -366,7 +347,7 @@ def test_a_full_stream_says_so(server: Server) -> None:
 
 def test_another_token_is_refused(tmp_path: Path) -> None:
     """A server with a token lets nobody in without it, and says so at once."""
-    server = Server(tmp_path, "--auth", "correct")
+    server = NatsServer(tmp_path, "--auth", "correct")
     try:
         for token in (None, "wrong"):
             with pytest.raises(RefusedError, match="expected entry to the NATS server"):
@@ -481,7 +462,7 @@ def test_credentials_let_in_whom_the_account_signed(tmp_path: Path) -> None:
                 connect(url, settings=Settings(credentials=credentials)).__enter__()
 
 
-def test_credentials_that_are_none(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_credentials_that_are_none(server: NatsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file that is not there, one that holds something else, and nothing to read them with, are each told."""
 
     def refused(error: type[Exception], said: str, file: Path) -> None:

@@ -164,18 +164,35 @@ def nats(settings: Settings) -> Iterator[Door]:
 @contextmanager
 def nats_server(*options: str, folder: Path | None = None, port: int | None = None) -> Iterator[str]:
     """Runs a server, and gives its address."""
-    assert NATS_SERVER is not None
-    port = port or free_port()
     with contextlib.ExitStack() as stack:
         home = folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        words = [NATS_SERVER, "-js", "-a", "127.0.0.1", "-p", str(port), "-sd", str(home), *options]
-        server = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        server = NatsServer(home, *options, port=port)
+        stack.callback(server.kill)
+        yield server.url
+
+
+class NatsServer:
+    """A server that can be killed and started again on its port and folder."""
+
+    def __init__(self, folder: Path, *options: str, port: int | None = None) -> None:
+        self.port = port or free_port()
+        self.url = f"nats://127.0.0.1:{self.port}"
+        self._words = [str(NATS_SERVER), "-js", "-a", "127.0.0.1", "-p", str(self.port), "-sd", str(folder), *options]
+        self.start()
+
+    def start(self) -> None:
+        """Starts it, and returns once it listens."""
+        self._process = subprocess.Popen(self._words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
-            wait_for_port(port)
-            yield f"nats://127.0.0.1:{port}"
-        finally:
-            server.kill()
-            server.wait()
+            wait_for_port(self.port)
+        except AssertionError:
+            self.kill()
+            raise
+
+    def kill(self) -> None:
+        """Ends it as kill -9 does."""
+        self._process.kill()
+        self._process.wait()
 
 
 def needs_openssl(test: T) -> T:
