@@ -130,7 +130,8 @@ def full_disk() -> Row:
 
 def allow_pages(c: Connection, most: int) -> None:
     """Stops SQLite at so many pages, as a disk would."""
-    c._inner._backend._store._db.execute(f"PRAGMA max_page_count = {most}")  # type: ignore[attr-defined]
+    backend: Any = c._inner._backend
+    backend._store._db.execute(f"PRAGMA max_page_count = {most}")
 
 
 @contextmanager

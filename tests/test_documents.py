@@ -80,7 +80,8 @@ def check_command(words: list[str]) -> None:
 
 def check_ilcp(words: list[str]) -> None:
     """Refuses a subcommand, or an option of it, that ilcp does not have."""
-    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    group: Any = typer.main.get_command(app)
+    commands = group.commands
     assert words[0] in commands, f"ilcp has no command {words[0]}"
     known = {option for parameter in commands[words[0]].params for option in parameter.opts}
     asked = {word for word in words if word.startswith("--")}

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
@@ -44,14 +45,12 @@ class Served:
 
 
 @contextlib.contextmanager
-def served(
-    max_at_once: int = 256, max_receivers: int = 256, max_bytes: int = 64 << 20, **tls: object
-) -> Iterator[Served]:
+def served(max_at_once: int = 256, max_receivers: int = 256, max_bytes: int = 64 << 20, **tls: Any) -> Iterator[Served]:
     """uvicorn in a thread, on a free port, in front of a store in memory."""
     port, loop = free_port(), asyncio.new_event_loop()
     backend = loop.run_until_complete(open_memory(urlsplit(f"memory://http-{port}"), Settings(max_bytes=max_bytes)))
     app = endpoint(backend, token=TOKEN, max_at_once=max_at_once, max_receivers=max_receivers)
-    config = uvicorn.Config(app, port=port, log_config=None, lifespan="off", timeout_graceful_shutdown=1, **tls)  # type: ignore[arg-type]
+    config = uvicorn.Config(app, port=port, log_config=None, lifespan="off", timeout_graceful_shutdown=1, **tls)
     server = uvicorn.Server(config)
 
     def work() -> None:
@@ -79,10 +78,10 @@ def server() -> Iterator[Served]:
         yield running
 
 
-def ask(server: Served, method: str, path: str, **more: object) -> httpx.Response:
+def ask(server: Served, method: str, path: str, **more: Any) -> httpx.Response:
     """Makes one request, with the right token unless other headers are given."""
-    headers = {**GOOD, **more.pop("headers", {})}  # type: ignore[dict-item]
-    return httpx.request(method, server.url + path, headers=headers, **more)  # type: ignore[arg-type]
+    headers = {**GOOD, **more.pop("headers", {})}
+    return httpx.request(method, server.url + path, headers=headers, **more)
 
 
 def once(asked: Callable[[], httpx.Response], status: int) -> httpx.Response:

@@ -192,7 +192,7 @@ def test_what_is_no_hand_off_is_removed(server: NatsServer, caplog: pytest.LogCa
         assert 1 == waiting(server.url)
         assert c.receive() is None
         assert 0 == waiting(server.url)
-        assert [("dropped: not a hand-off", "planner")] == [(r.getMessage(), r.queue) for r in caplog.records]  # type: ignore[attr-defined]
+        assert [("dropped: not a hand-off", "planner")] == [(r.getMessage(), vars(r)["queue"]) for r in caplog.records]
         by_another(server.url, lambda stream: stream.publish(f"{SUBJECT}.planner.x", body, headers={"Status": "503"}))
         c.send(b"x", to="planner", handoff_id="a")
         delivery = c.receive()

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -27,9 +28,10 @@ from ilcp.transport.store import RESERVE_BYTES, SCHEMA, Store
 from tests.transport_model import BARE, Clock
 
 
-def make_store(path: object, clock: Clock, **more: object) -> Store:
+def make_store(path: object, clock: Clock, **more: Any) -> Store:
     """Makes a store with small settings."""
-    return Store(str(path), **{"clock": clock, "dedup_s": 60.0, "max_bytes": 1 << 20, "power_safe": False} | more)  # type: ignore[arg-type]
+    options: dict[str, Any] = dict(clock=clock, dedup_s=60.0, max_bytes=1 << 20, power_safe=False)
+    return Store(str(path), **(options | more))
 
 
 def test_two_receivers_share_one_spool(tmp_path: Path) -> None:
