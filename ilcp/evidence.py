@@ -40,7 +40,8 @@ class Evidence:
         return self.low is not None and self.low > 0
 
     def __str__(self) -> str:
-        interval = "without an interval" if self.low is None else f"[{self.low:.3f}, {self.high:.3f}]"
+        known = self.low is not None and self.high is not None
+        interval = f"[{self.low:.3f}, {self.high:.3f}]" if known else "without an interval"
         arms = ", ".join(f"{name} {value:.3f}" for name, value in self.arms.items())
         return f"content gain {self.content_gain:.3f} {interval} ({self.unit}: {arms}) on {self.task}, n={self.n}"
 

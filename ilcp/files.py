@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from secrets import token_hex
 
+from safetensors import SafetensorError  # loads no torch
+
 from ilcp.errors import StorageError
 
 __all__ = ["replacing", "write_whole"]
@@ -31,7 +33,7 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
     Raises:
         StorageError: the disk is full, or not to be written to; nothing is left behind, and what was there stays.
     """
-    draft = path.with_name(f".{path.name}.{token_hex(8)}.draft")
+    draft = path.with_name(f".{token_hex(8)}.draft")  # a name of any length has room for it
     try:
         draft.touch(exist_ok=False)  # follows no link
         try:
@@ -43,7 +45,7 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
                 _sync(path.parent)
         finally:
             draft.unlink(missing_ok=True)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # the second wraps a full disk
         raise StorageError(f"expected room for {path}, got: {error}; free space, or choose another place") from error
 
 

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, fields
 from hashlib import blake2b
 from typing import Any
 
-from ilcp.errors import IdentityError
+from ilcp.errors import IdentityError, IlcpError
 from ilcp.records import read_record
 
 __all__ = ["ANY", "ModelIdentity", "check_same", "digest", "digest_all"]
@@ -28,16 +28,22 @@ class ModelIdentity:
     adapters: str = ""
 
     @classmethod
-    def from_dict(cls, record: Any) -> "ModelIdentity":
+    def from_dict(
+        cls, record: Any, where: str = "the model's identity", *, error: type[IlcpError] = IdentityError
+    ) -> "ModelIdentity":
         """Reads the identity that ``asdict`` wrote.
 
+        Args:
+            where: the record's place, for people.
+            error: what is raised.
+
         Raises:
-            IdentityError: a field is missing, unknown or no text.
+            IlcpError: ``error``: a field is missing, unknown or no text.
         """
         expected = {field.name for field in fields(cls)}
         if isinstance(record, Mapping) and not expected <= set(record):
-            raise IdentityError(f"expected identity fields {sorted(expected)}, got {sorted(record)}")
-        return read_record(cls, record, "the model's identity", error=IdentityError)
+            raise error(f"expected identity fields {sorted(expected)} in {where}, got {sorted(record)}")
+        return read_record(cls, record, where, error=error)
 
     def digest(self) -> bytes:
         """Returns the digest of all fields, 16 bytes."""

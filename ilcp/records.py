@@ -35,14 +35,14 @@ def read_record(kind: type[T], record: Any, where: str, *, error: type[IlcpError
     """Makes the dataclass ``kind`` of a record of TOML or JSON: lists become tuples where it says so, texts paths.
 
     Args:
-        kind: a dataclass; its ``__post_init__`` may raise errors of ilcp's, which pass.
+        kind: a dataclass; of what its ``__post_init__`` raises, a ConfigError becomes ``error``, others pass.
         record: a mapping of its fields, which may hold mappings for dataclasses below it.
         where: the place, for people, such as ``"[training]"`` or a file's name.
         error: what is raised.
 
     Raises:
-        IlcpError: ``error``, where a key is unknown or missing, or a value is of another type; the text names the key,
-            what was expected and what came.
+        IlcpError: ``error``, where a key is unknown or missing, a value is of another type, or values contradict each
+            other; the text names the key, what was expected and what came.
     """
     if isinstance(record, Mapping):
         record = {str(name): value for name, value in record.items()}
@@ -50,8 +50,12 @@ def read_record(kind: type[T], record: Any, where: str, *, error: type[IlcpError
     try:
         return msgspec.convert(record, kind, dec_hook=_made_of)
     except msgspec.ValidationError as wrong:
-        if isinstance(wrong.__cause__, IlcpError):
-            raise wrong.__cause__ from None
+        cause = wrong.__cause__
+        if isinstance(cause, ConfigError) and not issubclass(ConfigError, error):
+            path = _SAID.fullmatch(str(wrong))["path"]  # type: ignore[index]
+            raise error(f"{cause}: {path} in {where}" if path else f"{cause}: {where}") from None
+        if isinstance(cause, IlcpError):
+            raise cause from None
         raise error(_sentence(str(wrong), kind, record, where)) from None
 
 

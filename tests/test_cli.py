@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -19,6 +20,7 @@ import ilcp
 from ilcp import errors
 from ilcp.cli import app, main
 from ilcp.cli.exit_codes import ERROR_CODES, OTHER_CODES, exit_code
+from ilcp.embedded import HERE
 from ilcp.errors import IlcpError
 from ilcp.message import MAX_MESSAGE_BYTES
 from ilcp.tasks import case_files
@@ -239,6 +241,62 @@ def test_encode_names_the_files_that_fail_and_goes_on(run: Run, tmp_path: Path) 
     done = run("encode", str(good), "--out", str(good / "messages"))
     assert STORAGE == done.returncode
     assert "expected a folder for the messages" in done.stderr
+
+
+def test_encode_passes_over_what_cannot_be_written(run: Run, tmp_path: Path) -> None:
+    """A name that is too long with its suffix is a failure of that file alone; a long one that fits is none."""
+    long, longer, good = (tmp_path / name for name in ("n" * 250, "m" * 252, "good.txt"))
+    for file in (long, longer, good):
+        file.write_text(CASE.context, encoding="utf-8")
+    done = run("encode", str(longer), str(long), str(good), "--out", str(tmp_path / "messages"))
+    assert (STORAGE, "2 encoded, 0 were there, 1 failed\n") == (done.returncode, done.stdout)
+    assert f"ilcp: {longer}: expected" in done.stderr
+
+
+def test_encode_knows_a_sealed_message_that_is_there(run: Run, tmp_path: Path, pair) -> None:
+    """Its payload's length is read without its key, so the run goes on, whatever length is asked for."""
+    sealed = ilcp.Sender(pair.sender.model, pair.sender.tokenizer, pair.sender.codec, key=b"k" * 32)
+    files = [tmp_path / "sealed.txt", tmp_path / "good.txt"]
+    for file in files:
+        file.write_text(CASE.context, encoding="utf-8")
+    (tmp_path / "sealed.txt.ilcp").write_bytes(sealed.encode(CASE.context, payload_bytes=40))
+    words = ("encode", *map(str, files), "--out", str(tmp_path), "--bytes")
+    done = run(*words, "40")
+    assert (0, "1 encoded, 1 were there, 0 failed\n") == (done.returncode, done.stdout), done.stderr
+    done = run(*words, "20")
+    assert (0, "2 encoded, 0 were there, 0 failed\n") == (done.returncode, done.stdout), done.stderr
+
+
+def test_the_place_of_a_model_is_asked_for_only_where_that_would_help(run: Run, tmp_path: Path) -> None:
+    """Neither a device that is not there nor a damaged plan is mended by another place of the model."""
+    shutil.copytree(HERE / "codec", tmp_path / "codec")
+    config = tmp_path / "codec" / "config.json"
+    record = json.loads(config.read_text(encoding="utf-8"))
+
+    def plan(training: object) -> None:
+        config.write_text(json.dumps(record | {"training": training}), encoding="utf-8")
+
+    plan({"plan": {"receiver": str(tmp_path / "nowhere"), "dtype": "float32"}})
+    with pytest.raises(errors.ConfigError, match="say where it is with receiver="):
+        ilcp.load_pair(tmp_path / "codec")
+    with pytest.raises(errors.ConfigError, match="expected a device of this machine") as caught:
+        ilcp.load_pair(tmp_path / "codec", device="cuda:99")
+    assert "receiver=" not in str(caught.value)
+    damages: list[Any] = [
+        {"plan": []},
+        {"plan": {"sender": 7}},
+        {"plan": {"receiver": []}},
+        {"plan": {"dtype": "x"}},
+        [1],
+    ]
+    for damaged in damages:
+        plan(damaged)
+        with pytest.raises(errors.StorageError, match=r"config\.json") as named:
+            ilcp.load_pair(tmp_path / "codec")
+        assert "receiver=" not in str(named.value)
+    for none in (None, {}, {"plan": None}, {"plan": {"sender": None}}):
+        plan(none)
+        assert ilcp.load_pair(tmp_path / "codec")
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 
 import ilcp
 from ilcp.codec.context import Context
+from ilcp.codec.folder import attach_evidence
 from ilcp.codec.protocols import is_trainable
 from ilcp.codec.registry import codec_class, codec_names
 from ilcp.codec.spec import CodecSpec
@@ -30,6 +32,7 @@ from ilcp_codecs.vae import VaeCodec, VaeConfig, VaeNetwork
 from ilcp_codecs.vae.bottleneck import Bottleneck, dequantise, quantise
 from ilcp_codecs.vae.pooler import SameTokenAttention
 from tests.helpers import present, text_of, vectors_of
+from tests.spoiled import spoiled
 
 GOLDEN = Path(__file__).parent / "golden"
 DOCUMENT = next(iter(case_files("validation", 0, 1))).context
@@ -379,3 +382,106 @@ def test_calibration_whitens_the_entry_and_colours_the_exit(small) -> None:
     assert told.square().mean().sqrt().item() == pytest.approx(0.3, rel=0.2)
     with pytest.raises(ConfigError, match="up to 8 slots, one per topic"):
         network.projector.match(embedding.reshape(100, 9, -1))
+
+
+def _damage(folder: Path, **changes: Any) -> None:
+    """Changes keys of a codec's config.json."""
+    config = folder / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text(encoding="utf-8")) | changes), encoding="utf-8")
+
+
+def test_a_damaged_config_gives_a_codec_or_a_named_error(tmp_path) -> None:
+    """Whatever stands in the place of a key: the error names the file, and is the folder's, never Python's own.
+
+    A codec that nobody has installed is the one ``ConfigError``: no byte is wrong, a package is missing.
+    """
+    folder = tmp_path / "codec"
+    shutil.copytree(HERE / "codec", folder)
+    config = folder / "config.json"
+    record = json.loads(config.read_text(encoding="utf-8"))
+    record["training"] = {"plan": {"sender": "a"}}
+    for path, damaged in spoiled(record):
+        config.write_text(json.dumps(damaged), encoding="utf-8")
+        try:
+            ilcp.load(folder)
+            continue
+        except (StorageError, IdentityError, ConfigError) as error:
+            kind, said = type(error), str(error)
+        except Exception as error:
+            raise AssertionError(f"{path}: {error!r}") from error
+        assert str(folder) in said, path
+        assert kind is not IdentityError or re.match("expected codec weights|expected the codec spec", said), path
+        assert kind is not ConfigError or "installed codecs" in said, path
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"settings": []}, r"a table for 'settings' in .*config\.json, got \[\]"),
+        ({"settings": None}, r"a table for 'settings' in .*config\.json, got None"),
+        ({"trained": {"receiver": {}, "weights": ""}}, r"expected 'sender' in trained of .*config\.json, got nothing"),
+        ({"training": "x"}, r"a table or nothing for 'training' in .*config\.json, got 'x'"),
+        ({"evidence": {"low": 1}}, r"config\.json: expected .* in the evidence, got nothing: measure again"),
+    ],
+)
+def test_the_text_names_the_damaged_key_of_a_config(tmp_path, changes, said) -> None:
+    """File, key, what was expected and what came."""
+    shutil.copytree(HERE / "codec", tmp_path / "codec")
+    _damage(tmp_path / "codec", **changes)
+    with pytest.raises(StorageError, match=said):
+        ilcp.load(tmp_path / "codec")
+
+
+def test_numbers_of_a_config_that_contradict_each_other_are_damage(tmp_path) -> None:
+    """They are no argument of the caller's; the text says them, and where they stand."""
+    shutil.copytree(HERE / "codec", tmp_path / "codec")
+    record = json.loads((tmp_path / "codec" / "config.json").read_text(encoding="utf-8"))
+    for key, change, said in (
+        ("settings", {"heads": 7}, "width to be a multiple of heads, got 192 and 7: settings in .*config.json"),
+        ("settings", {"sender_hidden": -1}, "whole numbers from 1 for .*sender_hidden"),
+        ("spec", {"payload_bytes": 0}, "payload_bytes from 1 to 65535, got 0: spec in .*config.json"),
+    ):
+        _damage(tmp_path / "codec", **{**record, key: record[key] | change})
+        with pytest.raises(StorageError, match=said):
+            ilcp.load(tmp_path / "codec")
+    (tmp_path / "codec" / "config.json").write_text("[" * 100_000, encoding="utf-8")
+    with pytest.raises(StorageError, match="expected JSON in"):
+        ilcp.load(tmp_path / "codec")
+
+
+def test_damaged_evidence_is_mended_by_measuring_again(tmp_path) -> None:
+    """Who measures loads the codec without it; attaching new evidence makes the folder whole, card and all."""
+    folder = tmp_path / "codec"
+    shutil.copytree(HERE / "codec", folder)
+    held = present(ilcp.load(folder).evidence)
+    _damage(folder, proof=None, evidence={"low": "x"})
+    with pytest.raises(StorageError, match="measure again"):
+        ilcp.load_pair(folder)
+    assert ilcp.load_pair(folder, allow_unmeasured=True).sender.codec.evidence is None
+    (folder / "README.md").write_bytes(b"\xff")
+    with pytest.raises(StorageError, match=r"expected a card as text in .*README\.md"):
+        attach_evidence(folder, held)
+    (folder / "README.md").unlink()
+    attach_evidence(folder, held)
+    assert held == ilcp.load(folder).evidence
+    assert held == ilcp.load_pair(folder, allow_unmeasured=True).sender.codec.evidence
+
+
+def test_a_codec_cannot_be_saved_in_place_of_a_file_and_its_name_may_be_long(small, tmp_path) -> None:
+    """A file in the folder's place is a StorageError; a folder's name may take what the file system gives."""
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match="expected room for a codec"):
+        ilcp.save(small.codec, tmp_path / "file")
+    ilcp.save(small.codec, tmp_path / ("n" * 255))
+    assert {"file", "n" * 255} == {path.name for path in tmp_path.iterdir()}
+
+
+def test_a_damaged_dictionary_is_not_the_codecs(zstd, tmp_path) -> None:
+    """Whatever stands in the dictionary's file: it is not the one that the codec was saved with."""
+    ilcp.save(zstd, tmp_path / "codec")
+    file = tmp_path / "codec" / "dictionary.zstd"
+    whole = file.read_bytes()
+    for damaged in (b"", b"junk", whole[:9], whole[:500], whole[:8] + bytes(4) + whole[12:]):
+        file.write_bytes(damaged)
+        with pytest.raises(IdentityError, match="expected dictionary"):
+            ilcp.load(tmp_path / "codec")

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
 from ilcp import files
 from ilcp.errors import StorageError
@@ -53,7 +54,7 @@ def test_a_link_in_a_drafts_place_is_not_followed(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(files, "token_hex", lambda n: "guessed")
     for target in (other, tmp_path / "nowhere"):
         other.write_text("somebody else's")
-        link = tmp_path / ".file.guessed.draft"
+        link = tmp_path / ".guessed.draft"
         link.symlink_to(target)
         with pytest.raises(StorageError, match="File exists"):
             write_whole(path, "secret")
@@ -91,6 +92,19 @@ def test_an_error_of_the_writer_leaves_the_old_content_and_no_draft(tmp_path: Pa
             raise error
     assert "old" == path.read_text()
     assert [path] == list(tmp_path.iterdir())
+
+
+def test_a_name_may_be_as_long_as_the_file_system_takes(tmp_path: Path) -> None:
+    """The draft costs the name nothing."""
+    write_whole(tmp_path / ("n" * 255), "x")
+    assert ["n" * 255] == [path.name for path in tmp_path.iterdir()]
+
+
+def test_safetensors_full_disk_is_one_too(tmp_path: Path) -> None:
+    """What safetensors raises where there is no room is a StorageError, and no draft stays."""
+    with pytest.raises(StorageError, match=r"expected room for .*file, got: I/O error"), replacing(tmp_path / "file"):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+    assert [] == list(tmp_path.iterdir())
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:

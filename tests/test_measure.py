@@ -39,6 +39,7 @@ from ilcp.measure.report import plain
 from ilcp.tasks import Case, Question, case_files, thin
 from ilcp_codecs.text import HeadCodec
 from tests.helpers import noting, present
+from tests.spoiled import spoiled
 
 PER_KIND = {"lookup": 2, "join": 1, "absent": 1, "code": 1}
 CASES = [thin(case, PER_KIND, number) for number, case in enumerate(case_files("validation", 5, 12, facts=8))]
@@ -243,6 +244,50 @@ def test_a_report_of_the_version_before_is_checked_like_any_other() -> None:
         spoil(record)
         with pytest.raises(ConfigError, match="expected"):
             Report.from_dict(record)
+
+
+def test_a_damaged_report_is_refused_or_compares(monkeypatch) -> None:
+    """Whatever stands in the place of a column: a ConfigError, or a report of which every figure can be made."""
+    monkeypatch.setattr("ilcp.measure.bootstrap.DRAWS", 3)
+    monkeypatch.setattr("ilcp.measure.report._check_same", lambda *_: None)  # else nothing damaged would go further
+    record = json.loads(OLD_REPORT.read_text(encoding="utf-8"))
+    whole = Report.from_dict(record)
+    arms = {name: record["arms"][name] for name in ("none", "message", "other")}
+    record |= {"arms": arms, "figures": {"arms": {"other": {}}}}
+    for path, damaged in spoiled(record, whole=("samples", "versions", "models")):
+        try:
+            found = Report.from_dict(damaged)
+            compare(whole, replace(found, complete=True))
+            found.to_dict()
+            found.evidence()
+        except (ConfigError, UnmeasuredError):
+            continue
+        except Exception as error:
+            raise AssertionError(f"{path}: {error!r}") from error
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda r: r["items"]["kinds"].pop(), "expected 12 kinds, one per question, got 11"),
+        (lambda r: r["items"]["golds"].append("x"), "expected 12 golds, one per question, got 13"),
+        (lambda r: r["items"]["documents"].__setitem__(0, 6), "expected documents numbered from 0 to 5"),
+        (lambda r: r["items"]["cases"].pop(), "expected 6 cases, one per document, got 5"),
+        (lambda r: r.update(seed=-1), "expected a seed from 0, got -1"),
+        (lambda r: r.update(codec={}), "expected 'codec_id' in the report's codec"),
+        (lambda r: r.update(provenance={}), "expected 'commit' in the report's provenance"),
+        (lambda r: r["arms"]["text"]["answers"].pop(), "expected 12 answers in arm 'text', one per question, got 11"),
+        (lambda r: r["arms"]["text"]["wire_bytes"].pop(), "expected 6 wire_bytes in arm 'text'"),
+        (lambda r: r["arms"]["text"]["payload_bytes"].__setitem__(0, 0), "expected payload_bytes from 1"),
+    ],
+)
+def test_a_damaged_column_is_named(spoil, said, tmp_path) -> None:
+    """The text names the file, the column, how many entries were expected and how many came."""
+    record = json.loads(OLD_REPORT.read_text(encoding="utf-8"))
+    spoil(record)
+    (tmp_path / "report.json").write_text(json.dumps(record), encoding="utf-8")
+    with pytest.raises(ConfigError, match=rf"report\.json: {said}"):
+        load_report(tmp_path / "report.json")
 
 
 def test_a_report_that_cannot_be_written_is_a_storage_error(perfect, tmp_path) -> None:

@@ -162,6 +162,14 @@ def test_the_caller_chooses_the_error_and_a_records_own_errors_pass() -> None:
     refuse_unknown([], [], "x")
 
 
+def test_numbers_that_contradict_each_other_are_blamed_as_the_caller_chose() -> None:
+    """What a dataclass calls a ConfigError is damage where it stands in a file of ours, and the text says where."""
+    with pytest.raises(StorageError, match=r"^expected steps to be 1 or more, got 0: run in config\.json$"):
+        read_record(Run, {**LEAST, "steps": 0}, "run in config.json", error=StorageError)
+    with pytest.raises(EncodeError, match=r"got 13$"):
+        read_record(Run, {**LEAST, "steps": 13}, "run in config.json", error=StorageError)
+
+
 IDENTITY = {"weights": "w", "tokenizer": "t", "chat_template": "", "dtype": "float32", "adapters": ""}
 EVIDENCE = {
     "codec_id": "00",

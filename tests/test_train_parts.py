@@ -2,11 +2,16 @@
 
 import json
 import random
+from copy import copy
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from transformers import BertConfig, BertModel
 
 import ilcp
@@ -15,7 +20,8 @@ from ilcp.message.literals import line as line_of
 from ilcp.models.fingerprint import identify
 from ilcp.nn.distributed import SyncedNorm
 from ilcp.tasks import Case, Question, read_jsonl
-from ilcp.training import StateStore, fit
+from ilcp.training import Phrasebook, StateStore, fit
+from ilcp.training import job as job_module
 from ilcp.training import selfstudy as selfstudy_module
 from ilcp.training.batch import Batcher
 from ilcp.training.clock import Clock
@@ -154,6 +160,16 @@ def test_a_chat_model_writes_texts_and_questions_and_the_receiver_answers(models
     assert "The disk of Mara was full." == found[0].context
 
 
+def test_damaged_cases_of_a_self_study_are_named(models, tmp_path) -> None:
+    """What a run that was stopped left, and cannot be gone on with: the text says what to remove."""
+    file, done = tmp_path / "cases.jsonl", tmp_path / "cases.batches"
+    for lines, batches in (("", "x"), ("{", "1"), ("{}", "1"), ('{"id": 7}', "1"), ("[]", "1"), ('{"id": "x"}', "1")):
+        file.write_text(lines)
+        done.write_text(batches)
+        with pytest.raises(StorageError, match=r"expected a run's own cases in .*jsonl, got: .*batches"):
+            study(models, SelfStudy(texts=4), file, seed=1)
+
+
 def test_an_encoder_cannot_write_its_own_data(models, tmp_path) -> None:
     """Self-study needs a sender that writes; questions need chat models."""
     bert = BertModel(BertConfig(vocab_size=300, hidden_size=32, num_hidden_layers=1, num_attention_heads=4))
@@ -208,6 +224,39 @@ def test_the_store_is_bounded_and_does_without_what_it_lacks(models, tmp_path, m
     broken.fill(reader, texts)
     assert [] == list(broken.folder.iterdir())
     assert Reader(models, LAYERS, hyperparameters(), broken).states(texts)[0].shape == fresh.shape
+
+
+def test_a_store_without_a_folder_or_with_a_damaged_shard_does_without(models, tmp_path) -> None:
+    """Where the folder cannot be made, or a shard cannot be read back, the sender computes what is asked for."""
+    texts = [case.context for case in cases(0, 4)]
+    fresh, _ = Reader(models, LAYERS, hyperparameters()).states(texts)
+    (tmp_path / "file").touch()
+    store = StateStore(tmp_path / "file" / "states", models, LAYERS, hyperparameters(), 1 << 30)
+    reader = Reader(models, LAYERS, hyperparameters(), store)
+    store.fill(reader, texts)
+    assert torch.equal(fresh, reader.states(texts)[0])
+    store = StateStore(tmp_path, models, LAYERS, hyperparameters(), 1 << 30)
+    reader = Reader(models, LAYERS, hyperparameters(), store)
+    store.fill(reader, texts)
+    for shard in store.folder.iterdir():
+        shard.write_bytes(b"junk")
+    assert torch.equal(fresh, reader.states(texts)[0])
+
+
+def test_a_phrasebook_that_cannot_be_kept_or_read_is_a_storage_error(tmp_path) -> None:
+    """No room, no such file, another file, words and vectors that are not as many: each text names the file."""
+    book = Phrasebook({"a": 0, "b": 1}, torch.ones(2, 3), torch.ones(1, 3))
+    file = tmp_path / "book"
+    book.save(file)
+    assert book.words == Phrasebook.load(file).words
+    with pytest.raises(StorageError, match="expected room for"):
+        book.save(tmp_path / "nowhere" / "book")
+    save_file({"vectors": torch.ones(2, 3)}, tmp_path / "none")
+    save_file({"vectors": torch.ones(2, 3), "places": torch.ones(1, 3)}, tmp_path / "more", metadata={"words": "a"})
+    (tmp_path / "junk").write_bytes(b"junk")
+    for name in ("nowhere", "none", "more", "junk"):
+        with pytest.raises(StorageError, match=f"expected a phrasebook in .*{name}, got"):
+            Phrasebook.load(tmp_path / name)
 
 
 # ---- the loss and the loop
@@ -356,6 +405,41 @@ def test_saving_leaves_other_folders_alone(tmp_path, small) -> None:
     assert "all of it" == mine.read_text()
     assert small.codec.trained == ilcp.load(tmp_path / "codec").trained
     assert {"codec", "codec.draft"} == {folder.name for folder in tmp_path.iterdir()}
+
+
+def test_a_disk_that_fills_up_as_a_codec_is_finished_is_a_storage_error(small, tmp_path, monkeypatch) -> None:
+    """What comes beside weights and card, the log and the adapter, needs room too."""
+    work = tmp_path / "work"
+    work.mkdir()
+    (work / "log.jsonl").touch()
+    result: Any = SimpleNamespace(steps=1, minutes=1.0, tokens_per_s=1.0, shares={})
+    report: Any = SimpleNamespace(provenance={}, evidence=lambda: None, verdict=str)
+    job: Any = SimpleNamespace(
+        config=SimpleNamespace(work=work, out=tmp_path / "codec", seed=1, to_dict=dict),
+        hyperparameters=SimpleNamespace(to_dict=dict),
+        cases=SimpleNamespace(training=(), validation=(), test=()),
+        models=SimpleNamespace(adapter="an adapter"),
+    )
+    monkeypatch.setattr(job_module, "write_card", lambda *_: "# A card")
+
+    def full(error: Exception):
+        def write(*_):
+            raise error
+
+        return write
+
+    room = OSError(28, "No space left on device")
+    for owner, name, error in (
+        (job_module, "save_adapter", SafetensorError("I/O error: No space left on device")),
+        (job_module, "save_adapter", room),
+        (job_module.shutil, "copyfile", room),
+    ):
+        monkeypatch.setattr(owner, name, full(error))
+        with pytest.raises(
+            StorageError, match=r"expected room for the codec in .*, got: .*No space left.*; free space"
+        ):
+            job_module._finish(job, copy(small.codec), result, report)
+    assert not (tmp_path / "codec").exists()
 
 
 def test_calibration_looks_at_a_bounded_sample(models, monkeypatch) -> None:

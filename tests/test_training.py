@@ -131,6 +131,38 @@ def test_a_checkpoint_of_before_goes_on_and_a_damaged_one_is_named(models, tmp_p
         fit(network(), models, cases, cases(10_000, 16), wanted, tmp_path, resume=True)
 
 
+def test_a_checkpoint_that_lacks_something_is_damaged(models, tmp_path) -> None:
+    """A key that is gone or another thing, weights or moments of another shape: all is named before the run goes on."""
+    wanted = hyperparameters(steps=2, patience=2, validate_every=1)
+    fit(network(), models, cases, cases(10_000, 16), wanted, tmp_path)
+    file = tmp_path / CHECKPOINT
+    state = torch.load(file, weights_only=True)
+
+    def reshaped(tensors: dict) -> dict:
+        return {
+            name: tensor[..., :1] if torch.is_tensor(tensor) and tensor.dim() else tensor
+            for name, tensor in tensors.items()
+        }
+
+    weights = state["weights"] | {"network": reshaped(state["weights"]["network"])}
+    optimizer = state["optimizer"] | {"state": {n: reshaped(held) for n, held in state["optimizer"]["state"].items()}}
+    assert state["best"] is not None
+    damaged = [{name: value for name, value in state.items() if name != gone} for gone in state]
+    damaged += [state | {name: "x"} for name in state] + [[1], None]
+    damaged += [state | {"weights": weights}, state | {"optimizer": optimizer}, state | {"best": (1.0, weights)}]
+    for each in damaged:
+        torch.save(each, file)
+        with pytest.raises(StorageError, match=r"expected a checkpoint in .*, got a damaged file"):
+            fit(network(), models, cases, cases(10_000, 16), wanted, tmp_path, resume=True)
+
+
+def test_a_run_below_a_file_is_a_storage_error(models, tmp_path) -> None:
+    """A folder that cannot be made is the disk's fault, and named."""
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match=r"expected a folder for the run, got .*file/run"):
+        fit(network(), models, cases, cases(10_000, 16), hyperparameters(steps=1), tmp_path / "file" / "run")
+
+
 def test_asking_everything_twice_makes_no_surer(models, small_run) -> None:
     """The interval of the gain is over documents, as a report's: questions about one document are not independent."""
     lows = []

@@ -10,9 +10,9 @@ from rich.progress import track
 
 from ilcp.cli.common import EMBEDDED, DeviceOption, SenderOption, busy, err, interruptible, out, read_text
 from ilcp.cli.exit_codes import exit_code
-from ilcp.errors import ConfigError, DecodeError, EncodeError, StorageError
+from ilcp.errors import ConfigError, DecodeError, EncodeError, IlcpError, StorageError
 from ilcp.files import write_whole
-from ilcp.message import Message, describe
+from ilcp.message import describe
 
 __all__ = ["encode"]
 
@@ -31,7 +31,7 @@ def encode(
 ) -> None:
     """Makes one message of every file. One that is there and newer than its text is left: run a stopped run again.
 
-    A file that cannot be encoded is named and passed over; the exit code is then that of the first such file.
+    A file that cannot be encoded or kept is named and passed over; the exit code is then that of the first such file.
     """
     twice = [name for name, count in Counter(file.name for file in files).items() if count > 1]
     if twice:
@@ -47,7 +47,7 @@ def encode(
     except OSError as error:
         raise StorageError(f"expected a folder for the messages, got {to}: {(error.strerror or '').lower()}") from error
     done = made = 0
-    failures: list[EncodeError | ConfigError] = []
+    failures: list[IlcpError] = []
     with interruptible("the same command goes on with the files that are left"):
         for file in track(files, "encoding", console=err, disable=not err.is_terminal, transient=True):
             target = to / (file.name + SUFFIX)
@@ -58,7 +58,7 @@ def encode(
                     continue
                 write_whole(target, reader.encode(text, payload_bytes=payload_bytes))
                 made += 1
-            except (EncodeError, ConfigError) as error:
+            except (EncodeError, ConfigError, StorageError) as error:
                 failures.append(error)
                 err.print(
                     f"[bold red]ilcp:[/] {escape(str(file))}: {escape(str(error))}", highlight=False, soft_wrap=True
@@ -73,17 +73,20 @@ def _is_there(target: Path, source: Path, codec_id: str, payload_bytes: int | No
 
     Raises:
         ConfigError: something else does.
+        StorageError: it cannot be read.
     """
-    if not target.exists():
-        return False
     try:
-        data = target.read_bytes()
-        found = describe(data)
-    except (DecodeError, OSError) as error:
+        found = describe(target.read_bytes())
+        since = target.stat().st_mtime_ns >= source.stat().st_mtime_ns
+    except FileNotFoundError:
+        return False
+    except DecodeError as error:
         raise ConfigError(f"expected a message in {target}, got something else: {error}; move it away") from error
+    except OSError as error:
+        raise StorageError(f"expected a readable message in {target}, got: {error}; choose another --out") from error
     if found.codec_id != codec_id:
         raise ConfigError(
             f"expected a message of codec {codec_id} in {target}, got one of {found.codec_id}: choose another --out"
         )
-    same = payload_bytes is None or len(Message.from_bytes(data).payload) == payload_bytes
-    return same and target.stat().st_mtime_ns >= source.stat().st_mtime_ns
+    length = next(part.size_bytes for part in found.parts if part.name == "payload")  # of a sealed one too
+    return since and payload_bytes in (None, length)

@@ -9,7 +9,7 @@ import json
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any, Self
@@ -26,7 +26,17 @@ from ilcp.files import write_whole
 from ilcp.identity import ModelIdentity
 from ilcp.records import read_record
 
-__all__ = ["ADAPTER", "HubCodec", "attach_evidence", "folder_of", "load", "measured", "save"]
+__all__ = [
+    "ADAPTER",
+    "HubCodec",
+    "attach_evidence",
+    "folder_of",
+    "load",
+    "load_to_measure",
+    "measured",
+    "save",
+    "training_of",
+]
 
 FORMAT = 1  # of config.json; another number is refused
 MEASURED = "## Measured, with its controls"
@@ -34,6 +44,25 @@ CONFIG, CARD = "config.json", "README.md"
 ADAPTER = "receiver-adapter"  # the folder of the receiver's low-rank weights
 EXTRAS = ("*.png", "*.jsonl")  # what a card refers to
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+# What a codec's own ``load_files`` may raise of settings that it did not write.
+NOT_ITS_SETTINGS = (ConfigError, LookupError, TypeError, AttributeError, ValueError, ArithmeticError)
+
+
+@dataclass(frozen=True, slots=True)
+class _Models:
+    sender: dict[str, Any]
+    receiver: dict[str, Any]
+    weights: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Saved:
+    """A ``config.json``, but for its evidence, which may be damaged where it is measured anew."""
+
+    spec: CodecSpec
+    settings: dict[str, Any]
+    trained: _Models
+    training: dict[str, Any] | None = None
 
 
 class HubCodec(ModelHubMixin):
@@ -79,23 +108,17 @@ def save(
     Files of the same names are replaced one by one, each whole.
 
     Raises:
-        ConfigError: the folder holds something else already.
-        StorageError: it cannot be written.
+        ConfigError: the folder holds something else already, or the one that the codec came from is gone.
+        StorageError: it cannot be written, or the one that the codec came from is damaged.
     """
     folder = Path(folder).absolute()
-    if folder.exists() and any(folder.iterdir()) and not (folder / CONFIG).exists():
-        raise ConfigError(f"expected an empty folder or a codec's, got {folder} with other files in it: choose another")
     before = codec.folder
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
-    except OSError as error:
-        raise StorageError(f"expected room for a codec beside {folder}, got: {error}; choose another place") from error
+    if before is not None and training is None:
+        training = training_of(before)
+    draft = _draft_beside(folder)
     try:
         if before is not None:
             _copy(before, draft)
-            old = json.loads((before / CONFIG).read_text(encoding="utf-8"))
-            training = old.get("training") if training is None else training
         record = {
             "format": FORMAT,
             "codec_id": codec.trained.codec_id(codec.spec).hex(),
@@ -122,6 +145,18 @@ def save(
         shutil.rmtree(draft, ignore_errors=True)
 
 
+def _draft_beside(folder: Path) -> Path:
+    """Makes a folder that takes the codec until it is whole; raises as ``save``."""
+    try:
+        taken = folder.exists() and any(folder.iterdir()) and not (folder / CONFIG).exists()
+        if not taken:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            return Path(mkdtemp(prefix=".", suffix=".draft", dir=folder.parent))
+    except OSError as error:
+        raise StorageError(f"expected room for a codec beside {folder}, got: {error}; choose another place") from error
+    raise ConfigError(f"expected an empty folder or a codec's, got {folder} with other files in it: choose another")
+
+
 def _copy(before: Path, folder: Path) -> None:
     """Copies what a codec's folder holds beside weights and configuration."""
     for file in (before / CARD, *(file for kind in EXTRAS for file in before.glob(kind))):
@@ -139,28 +174,71 @@ def load(source: str | Path, **hub: Any) -> Codec:
         hub: ``revision``, ``token``, ``cache_dir``, ``force_download``, ``local_files_only`` for the latter.
 
     Raises:
-        ConfigError: there is no codec's folder of that name, or it cannot be fetched.
+        ConfigError: there is no codec's folder of that name, it cannot be fetched, or its codec is not installed.
         StorageError: a file in it is damaged, or of another format.
         IdentityError: the weights are not those that the codec was saved with.
     """
+    codec = load_to_measure(source, **hub)
+    if codec.evidence is None:
+        config = folder_of(codec) / CONFIG
+        try:
+            _evidence(_record(source, config))
+        except UnmeasuredError as error:
+            raise StorageError(f"{config}: {error}") from None
+    return codec
+
+
+def load_to_measure(source: str | Path, **hub: Any) -> Codec:
+    """Returns the codec as ``load`` does, but takes damaged evidence for none: measuring again mends it.
+
+    Raises:
+        ConfigError, StorageError, IdentityError: as ``load``.
+    """
     folder = _fetched(source, hub)
-    record = _record(source, folder / CONFIG)
+    config = folder / CONFIG
+    record = _record(source, config)
+    saved = _saved(record, config)
+    sender, receiver = (
+        ModelIdentity.from_dict(getattr(saved.trained, side), f"trained.{side} in {config}", error=StorageError)
+        for side in ("sender", "receiver")
+    )
     try:
-        spec = read_record(CodecSpec, record["spec"], f"spec in {folder / CONFIG}", error=StorageError)
-        trained = Trained(
-            sender=ModelIdentity.from_dict(record["trained"]["sender"]),
-            receiver=ModelIdentity.from_dict(record["trained"]["receiver"]),
-            weights=record["trained"]["weights"],
+        method = codec_class(saved.spec.name)
+    except ConfigError as error:
+        raise ConfigError(f"{error}: install the package of the codec that {config} names") from error
+    try:
+        codec: Codec = method.load_files(
+            folder, saved.spec, Trained(sender, receiver, saved.trained.weights), saved.settings
         )
-        settings = record["settings"]
-    except (KeyError, TypeError) as error:
-        expected = "expected the fields spec, trained and settings"
-        raise StorageError(f"{expected} in {folder / CONFIG}, got {error!r}") from error
-    codec: Codec = codec_class(spec.name).load_files(folder, spec, trained, settings)
-    found = record.get("evidence", record.get("proof"))  # its name until it was renamed
-    codec.evidence = None if found is None else Evidence.from_dict(found)
+    except NOT_ITS_SETTINGS as error:
+        raise StorageError(
+            f"expected settings of codec {saved.spec.name!r} in {config}, got {type(error).__name__}: {error}"
+        ) from error
+    try:
+        codec.evidence = _evidence(record)
+    except UnmeasuredError:
+        codec.evidence = None
     codec.folder = folder
     return codec
+
+
+def training_of(folder: Path) -> dict[str, Any]:
+    """Returns how the codec in ``folder`` was trained, in the words that ``save`` was given; empty without any.
+
+    Raises:
+        ConfigError, StorageError: as ``load``.
+    """
+    return _saved(_record(folder, folder / CONFIG), folder / CONFIG).training or {}
+
+
+def _saved(record: Mapping[str, Any], config: Path) -> _Saved:
+    known = {field.name: record[field.name] for field in fields(_Saved) if field.name in record}
+    return read_record(_Saved, known, str(config), error=StorageError)
+
+
+def _evidence(record: Mapping[str, Any]) -> Evidence | None:
+    found = record.get("evidence", record.get("proof"))  # its name until it was renamed
+    return None if found is None else Evidence.from_dict(found)
 
 
 def _record(source: str | Path, config: Path) -> dict[str, Any]:
@@ -170,7 +248,7 @@ def _record(source: str | Path, config: Path) -> dict[str, Any]:
     except OSError as error:
         because = (error.strerror or "unreadable").lower()
         raise ConfigError(f"expected a codec's folder with a config.json, got {source}: {because}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise StorageError(f"expected JSON in {config}, got something else: {error}") from error
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         found = record.get("format") if isinstance(record, dict) else type(record).__name__
@@ -211,17 +289,22 @@ def measured(evidence: Evidence) -> str:
 def attach_evidence(folder: str | Path, evidence: Evidence) -> None:
     """Writes what was measured of the codec in ``folder`` into its ``config.json`` and its card.
 
+    Evidence that was there before may be damaged.
+
     Raises:
         ConfigError, StorageError, IdentityError: as ``load``.
         UnmeasuredError: the evidence is another codec's.
     """
     config, card = Path(folder) / CONFIG, Path(folder) / CARD
-    found = load(folder)
+    found = load_to_measure(folder)
     codec_id = found.trained.codec_id(found.spec).hex()
     if evidence.codec_id != codec_id:
         raise UnmeasuredError(f"expected the evidence of codec {codec_id} in {folder}, got that of {evidence.codec_id}")
-    record = json.loads(config.read_text(encoding="utf-8")) | {"evidence": asdict(evidence)}
+    try:
+        before = card.read_text(encoding="utf-8").split(MEASURED)[0].rstrip() if card.exists() else ""
+    except (OSError, ValueError) as error:
+        raise StorageError(f"expected a card as text in {card}, got: {error}") from error
+    record = _record(folder, config) | {"evidence": asdict(evidence)}
     record.pop("proof", None)
     write_whole(config, json.dumps(record, indent=2) + "\n")
-    before = card.read_text(encoding="utf-8").split(MEASURED)[0].rstrip() if card.exists() else ""
     write_whole(card, f"{before}\n\n{measured(evidence)}")

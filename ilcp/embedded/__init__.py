@@ -5,19 +5,20 @@ The embedded pair is a small sender, a small receiver and a trained codec, loade
 ``benchmarks/train_pair.py`` and ``benchmarks/train_codec.py`` made the files; each folder records seed, time and score.
 """
 
-import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from ilcp.codec.folder import CONFIG, folder_of, load
+from ilcp.codec.folder import CONFIG, folder_of, load, load_to_measure, training_of
 from ilcp.codec.protocols import Codec
-from ilcp.errors import ConfigError
+from ilcp.errors import ConfigError, StorageError
 from ilcp.handoff import Receiver, Sender
 from ilcp.message.keys import Key
 from ilcp.message.replay import ReplayCache
 from ilcp.models.adapter import adapt
-from ilcp.models.loading import load_model
+from ilcp.models.loading import DTYPES, load_model
+from ilcp.nn.device import usable_device
+from ilcp.records import read_record
 
 __all__ = ["HERE", "Pair", "load_pair", "load_sender"]
 
@@ -31,6 +32,15 @@ class Pair:
     sender: Sender
     receiver: Receiver
     path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """The models that a codec was trained with by ``ilcp train``."""
+
+    sender: str | None = None
+    receiver: str | None = None
+    dtype: str = "float32"
 
 
 def load_pair(
@@ -51,7 +61,7 @@ def load_pair(
             ``ilcp train``, or else for the embedded ones. A receiver that was adapted gets its adapter.
         key: 16 to 64 bytes, or an ``ilcp.KeyRing``; messages are then sealed (127 bytes) and bare ones refused.
         replay: lets the receiver decode each sealed message once; needs a key.
-        allow_unmeasured: takes a codec whose content gain was not measured, or is not above zero.
+        allow_unmeasured: takes a codec whose content gain was not measured, or is not above zero, or is damaged.
         device: of both models; the codec stays on the CPU.
 
     Raises:
@@ -61,7 +71,7 @@ def load_pair(
         StorageError: a file of the codec's folder is damaged.
         UnmeasuredError: the codec's content gain was not measured, or is not above zero.
     """
-    method = load(HERE / "codec" if codec is None else codec)
+    method = (load_to_measure if allow_unmeasured else load)(HERE / "codec" if codec is None else codec)
     model, tokenizer = _model(method, "receiver", receiver, device)
     return Pair(
         Sender(*_model(method, "sender", sender, device), method, key=key),
@@ -88,11 +98,24 @@ def load_sender(
 
 def _model(codec: Codec, side: str, given: str | Path | None, device: str) -> tuple[Any, Any]:
     """Loads the model of one side: the one given, the one that the codec's training names, or the embedded one."""
-    plan = json.loads((folder_of(codec) / CONFIG).read_text(encoding="utf-8")).get("training", {}).get("plan", {})
-    source = given or plan.get(side) or HERE / side
+    plan = _plan(folder_of(codec))
+    named = getattr(plan, side)
+    usable_device(device)  # before what another place of the model might mend
     try:
-        return load_model(source, dtype=plan.get("dtype", "float32"), device=device, encoder=True)
+        return load_model(given or named or HERE / side, dtype=plan.dtype, device=device, encoder=True)
     except ConfigError as error:
-        if given or side not in plan:
+        if given or not named:
             raise
         raise ConfigError(f"{error}; the codec names it as its {side}: say where it is with {side}=") from error
+
+
+def _plan(folder: Path) -> _Plan:
+    """Reads the models that a codec's training names; none where it names none."""
+    where = f"training.plan in {folder / CONFIG}"
+    record = training_of(folder).get("plan")
+    if isinstance(record, dict):  # the plan holds the rest of the recipe too
+        record = {field.name: record[field.name] for field in fields(_Plan) if field.name in record}
+    plan = read_record(_Plan, {} if record is None else record, where, error=StorageError)
+    if plan.dtype not in DTYPES:
+        raise StorageError(f"expected a dtype of {', '.join(DTYPES)} in {where}, got {plan.dtype!r}")
+    return plan

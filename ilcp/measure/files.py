@@ -20,7 +20,7 @@ def load_report(path: str | Path) -> Report:
         record = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"expected a readable report, got {path}: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"expected a report as JSON, got something else in {path}: {error}") from error
     try:
         return Report.from_dict(record)

@@ -36,6 +36,17 @@ class Items:
     worth_bits: tuple[float | None, ...]
     stands_for: tuple[float, ...]
 
+    def __post_init__(self) -> None:
+        for name in ("kinds", "questions", "golds", "worth_bits", "stands_for"):
+            if len(getattr(self, name)) != len(self):
+                raise ConfigError(f"expected {len(self)} {name}, one per question, got {len(getattr(self, name))}")
+        n = len(self.entropy_bits)
+        if len(self.cases) != n:
+            raise ConfigError(f"expected {n} cases, one per document, got {len(self.cases)}")
+        if not n or set(self.documents) != set(range(n)):
+            shown = ", ".join(map(str, sorted(set(self.documents))[:9])) or "none"
+            raise ConfigError(f"expected documents numbered from 0 to {n - 1}, each with a question, got {shown}")
+
     def __len__(self) -> int:
         return len(self.documents)
 

@@ -36,6 +36,7 @@ ALL = "all"  # in the place of a kind: every question
 PER_QUESTION = "index"  # the arm whose bytes are those of one question, not of a document
 CONTROLS = ("none", "zero", "random", "mismatched")
 SAME = 1e-6  # relative: what two versions of a numerics library may differ by
+DAMAGED = (LookupError, TypeError, AttributeError, ValueError, ArithmeticError)  # what damaged columns bring about
 Figures = dict[str, Any]
 
 
@@ -62,11 +63,23 @@ class Report:
     format: int = field(default=FORMAT)
 
     def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise ConfigError(f"expected a seed from 0, got {self.seed}")
         for arm in self.arms.values():
-            if len(arm.nats) != len(self.items):
+            self._check_lengths(arm)
+
+    def _check_lengths(self, arm: Arm) -> None:
+        for column in (arm.nats, arm.new_nats, arm.answers if self.answers_end else arm.nats):
+            if len(column) != len(self.items):
                 raise ConfigError(
-                    f"expected {len(self.items)} answers in arm {arm.name!r}, one per question, got {len(arm.nats)}"
+                    f"expected {len(self.items)} answers in arm {arm.name!r}, one per question, got {len(column)}"
                 )
+        for name in ("payload_bytes", "wire_bytes"):
+            sizes = getattr(arm, name)
+            if len(sizes) != (self.n if arm.payload_bytes or arm.wire_bytes else 0):
+                raise ConfigError(f"expected {self.n} {name} in arm {arm.name!r}, one per document, got {len(sizes)}")
+            if min(sizes, default=1) < 1:
+                raise ConfigError(f"expected {name} from 1 in arm {arm.name!r}, got {min(sizes)}")
 
     @property
     def n(self) -> int:
@@ -253,12 +266,25 @@ class Report:
             columns["arms"] = {name: Arm.from_dict(arm, f"arm {name!r}") for name, arm in columns["arms"].items()}
             columns["cost"] = None if columns["cost"] is None else Cost.from_dict(columns["cost"])
             figures = columns.pop("figures")
-        except (KeyError, IndexError, TypeError, AttributeError) as error:
+        except ConfigError:
+            raise
+        except DAMAGED as error:
             raise ConfigError(f"expected the fields of a report, got {error!r}: the file is damaged") from error
         columns.pop("verdict", None)  # for people; it follows from the rest
         report = read_record(cls, columns, "the report")
-        if report.complete:
-            _check_same(plain(report.figures()), figures, "figures")
+        for where, name in (("codec", "codec_id"), ("provenance", "commit")):
+            value = getattr(report, where).get(name)
+            if not isinstance(value, str):
+                raise ConfigError(f"expected {name!r} in the report's {where}, got {value!r}")
+        if not report.complete:
+            return report
+        try:
+            made = plain(report.figures())
+        except ConfigError:
+            raise
+        except DAMAGED as error:
+            raise ConfigError(f"expected answers and samples that give figures, got {error!r}: damaged") from error
+        _check_same(made, figures, "figures")
         return report
 
     def _scores_of(self, arm: str, kind: str) -> Figures:

@@ -20,6 +20,7 @@ from typing import Any
 import msgspec
 import torch
 from rich.console import Console
+from safetensors import SafetensorError
 
 from ilcp.codec.folder import ADAPTER, CONFIG, load, save
 from ilcp.codec.protocols import Codec, is_trainable
@@ -317,11 +318,14 @@ def _finish(job: _Job, codec: Codec, result: Result, report: Report) -> None:
     draft = job.config.work / "codec"
     shutil.rmtree(draft, ignore_errors=True)
     save(codec, draft, card=write_card(codec, made, report), training=made)
-    for name in (CURVE, LOG):
-        if (job.config.work / name).exists():
-            shutil.copyfile(job.config.work / name, draft / name)
-    if job.models.adapter is not None:
-        save_adapter(job.models.adapter, draft / ADAPTER)
+    try:
+        for name in (CURVE, LOG):
+            if (job.config.work / name).exists():
+                shutil.copyfile(job.config.work / name, draft / name)
+        if job.models.adapter is not None:
+            save_adapter(job.models.adapter, draft / ADAPTER)
+    except (OSError, SafetensorError) as error:
+        raise StorageError(f"expected room for the codec in {draft}, got: {error}; free space, then resume") from error
     try:
         if job.config.out.is_dir():
             job.config.out.rmdir()  # it was empty: that was seen to at the start

@@ -83,8 +83,7 @@ def fit(
         MissingExtraError: TensorBoard is wanted and not installed.
         Interrupted: Ctrl-C or SIGTERM, after a checkpoint; it is a ``KeyboardInterrupt``.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = _made(Path(folder))
     log = Log(folder, tensorboard=tensorboard and is_main())
     run = _Run(network, models, hyperparameters, folder, phrasebook, store, log)
     if (folder / CHECKPOINT).exists():
@@ -98,6 +97,14 @@ def fit(
         validator.require_teacher()
         with _deferred_signals() as interrupted:
             return run.go(source, validator, interrupted)
+
+
+def _made(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"expected a folder for the run, got {folder}: {error}; choose another place") from error
+    return folder
 
 
 @contextmanager
@@ -333,9 +340,16 @@ class _Run:
         file = self.folder / CHECKPOINT
         try:
             state = torch.load(file, weights_only=True, map_location=self.device)
-            before = renamed(state["recipe"])
+            self._check_same(renamed(state["recipe"]))
+            self._take(state)
+        except ConfigError:
+            raise
         except Exception as error:  # pickle, zip and torch raise many kinds, all of which mean this
-            raise StorageError(f"expected a checkpoint in {file}, got a damaged file: {error}") from error
+            raise StorageError(f"expected a checkpoint in {file}, got a damaged file: {error!r}") from error
+        if is_main():
+            self.log.forget_after(self.step)
+
+    def _check_same(self, before: dict[str, Any]) -> None:
         now = self.hyperparameters.to_dict()
         differs = {name: (before.get(name), value) for name, value in now.items() if before.get(name) != value}
         if differs:
@@ -343,13 +357,21 @@ class _Run:
                 f"expected the hyperparameters of the checkpoint in {self.folder}, got a difference in "
                 + "; ".join(f"{name} (was {was!r}, is {value!r})" for name, (was, value) in differs.items())
             )
-        self.step, self.seconds, self.best, self.stale = (state[k] for k in ("step", "seconds", "best", "stale"))
-        self.clock.seconds.update(state["spent"])
-        self.tokens, self.stepping_s = state["tokens"], state["stepping_s"]
+
+    def _take(self, state: dict[str, Any]) -> None:
+        self.step, self.stale, self.tokens = (int(state[name]) for name in ("step", "stale", "tokens"))
+        self.seconds, self.stepping_s = float(state["seconds"]), float(state["stepping_s"])
+        self.clock.seconds.update({part: float(seconds) for part, seconds in state["spent"].items()})
+        if state["best"] is not None:
+            recovery, best = state["best"]
+            self._put_back(best)  # a damaged one is found now, not when the run ends
+            self.best = float(recovery), best
         self._put_back(state["weights"])
         self.optimizer.load_state_dict(state["optimizer"])
-        if is_main():
-            self.log.forget_after(self.step)
+        for parameter, held in self.optimizer.state.items():
+            shapes = {moment.shape for moment in held.values() if moment.dim()}
+            if shapes - {parameter.shape}:
+                raise ValueError(f"moments of shape {shapes} for {parameter.shape}")
 
 
 @contextmanager

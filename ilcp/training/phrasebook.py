@@ -15,12 +15,12 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from ilcp.errors import ConfigError
+from ilcp.errors import ConfigError, StorageError
 from ilcp.files import replacing
 from ilcp.models.forward import PADDING, embed
 from ilcp.models.prompt import answer_ids
@@ -67,10 +67,19 @@ class Phrasebook:
 
     @classmethod
     def load(cls, file: Path) -> "Phrasebook":
-        """Reads the phrasebook that ``save`` wrote."""
-        with safe_open(file, "pt") as opened:
-            words = opened.metadata()["words"].split("\n")
-            vectors, places = opened.get_tensor("vectors"), opened.get_tensor("places")
+        """Reads the phrasebook that ``save`` wrote.
+
+        Raises:
+            StorageError: the file is missing or damaged.
+        """
+        try:
+            with safe_open(file, "pt") as opened:
+                words = (opened.metadata() or {})["words"].split("\n")
+                vectors, places = opened.get_tensor("vectors"), opened.get_tensor("places")
+        except (OSError, KeyError, SafetensorError) as error:
+            raise StorageError(f"expected a phrasebook in {file}, got: {error}") from error
+        if len(words) != len(vectors):
+            raise StorageError(f"expected a phrasebook in {file}, got {len(words)} words and {len(vectors)} vectors")
         return cls({word: number for number, word in enumerate(words)}, vectors, places)
 
 

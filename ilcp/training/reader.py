@@ -111,7 +111,6 @@ class StateStore:
 
         A disk that fills up is no reason to stop: what is not here is computed when it is asked for.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
         groups = self._groups(texts)
         for path, group in groups:
             self._where |= dict.fromkeys(map(_name, group), path)
@@ -122,9 +121,10 @@ class StateStore:
             lengths = mask.sum(1).long().tolist()
             rows = zip(group, states.cpu(), lengths, strict=True)
             try:
+                self.folder.mkdir(parents=True, exist_ok=True)
                 with replacing(path) as draft:
                     save_file({_name(text): row[:, :length].contiguous() for text, row, length in rows}, draft)
-            except (StorageError, SafetensorError) as error:
+            except (StorageError, OSError) as error:
                 said = f"the sender's states are no longer kept in {self.folder}: {error}"
                 Console(stderr=True, soft_wrap=True).print(said, highlight=False)
                 break
@@ -134,11 +134,14 @@ class StateStore:
         """Returns states ``"layers tokens hidden"`` of a text; None where they are not kept."""
         name = _name(text)
         path = self._where.get(name)
-        if path is None or not (path in self._open or path.exists()):
+        if path is None:
             return None
-        if path not in self._open:
-            self._open[path] = safe_open(path, "pt").__enter__()  # type: ignore[no-untyped-call]
-        states: Tensor = self._open[path].get_tensor(name)
+        try:
+            if path not in self._open:
+                self._open[path] = safe_open(path, "pt").__enter__()  # type: ignore[no-untyped-call]
+            states: Tensor = self._open[path].get_tensor(name)
+        except (OSError, SafetensorError):  # never written, or damaged since
+            return None
         return states
 
     def bytes_of(self, texts: Iterable[str]) -> int:

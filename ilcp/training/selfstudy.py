@@ -20,7 +20,7 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
-from ilcp.errors import ConfigError
+from ilcp.errors import ConfigError, StorageError
 from ilcp.files import write_whole
 from ilcp.models.forward import embed, has_room, pad_left
 from ilcp.models.prompt import text_ids
@@ -101,7 +101,7 @@ def study(models: Models, settings: SelfStudy, file: Path, *, seed: int, progres
 
     Raises:
         ConfigError: the sender cannot write (an encoder), has no token to begin with, or writes nothing of use.
-        StorageError: the disk is full, or not to be written to.
+        StorageError: the disk is full, or not to be written to, or what a run left in ``file`` is damaged.
     """
     if not hasattr(models.sender, "generate") or models.sender.get_output_embeddings() is None:
         raise ConfigError(
@@ -123,9 +123,12 @@ def study(models: Models, settings: SelfStudy, file: Path, *, seed: int, progres
 def _write(models: Models, settings: SelfStudy, file: Path, seed: int, progress: bool) -> None:
     """Writes batch by batch, each from its own seed; the number of those in the file stands beside it."""
     done = file.with_suffix(".batches")
-    start = int(done.read_text()) if done.exists() else 0
-    written = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
-    lines = [line for line in written if int(json.loads(line)["id"].split(".")[0]) < start]  # no batch is there twice
+    try:
+        start = int(done.read_text()) if done.exists() else 0
+        written = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+        lines = [each for each in written if int(json.loads(each)["id"].split(".")[0]) < start]  # no batch twice
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise StorageError(f"expected a run's own cases in {file}, got: {error!r}; remove it, and {done}") from error
     batches = -(-settings.texts // settings.batch)
     write: Callable[..., Iterator[dict[str, Any]]] = _questions if settings.asks(models) else _continuations
     shown = range(start, batches)

@@ -127,7 +127,7 @@ class ZstdCodec(TextCodec):
     name = "text-zstd"
 
     def __init__(self, payload_bytes: int = MAX_PAYLOAD_BYTES, dictionary: bytes = b""):
-        super().__init__(payload_bytes, blake2b(dictionary, digest_size=16).hexdigest())
+        super().__init__(payload_bytes, _dictionary_digest(dictionary))
         self.dictionary = dictionary
         trained = zstandard.ZstdCompressionDict(dictionary) if dictionary else None
         parameters = zstandard.ZstdCompressionParameters.from_level(
@@ -171,14 +171,13 @@ class ZstdCodec(TextCodec):
             IdentityError: it is not the one that the codec was saved with.
         """
         try:
-            codec = cls(spec.payload_bytes, (folder / DICTIONARY).read_bytes())
+            dictionary = (folder / DICTIONARY).read_bytes()
         except OSError as error:
             raise StorageError(f"expected the dictionary {folder / DICTIONARY}, got: {error}") from error
-        if codec.trained.weights != trained.weights:
-            raise IdentityError(
-                f"expected dictionary {trained.weights}, got {codec.trained.weights}: fetch the codec again"
-            )
-        return codec
+        found = _dictionary_digest(dictionary)
+        if found != trained.weights:  # before zstd reads it
+            raise IdentityError(f"expected dictionary {trained.weights}, got {found}: fetch the codec again")
+        return cls(spec.payload_bytes, dictionary)
 
     def _pack(self, text: str, limit: int) -> bytes:
         raw = text.encode("utf-8")
@@ -208,3 +207,7 @@ class ZstdCodec(TextCodec):
                 f"expected one whole zstd frame, got {len(payload)} bytes that are truncated or go on behind it"
             )
         return text
+
+
+def _dictionary_digest(dictionary: bytes) -> str:
+    return blake2b(dictionary, digest_size=16).hexdigest()

@@ -9,6 +9,7 @@ from ilcp.records import read_record
 
 __all__ = ["SETTINGS", "VaeConfig"]
 
+MOST_BIAS = 1e4  # attention to one's own stretch of the text alone: more is no other, and float32 has an end
 # Files of before say these; the field that each became.
 EARLIER = {
     "nearness": "locality_bias",
@@ -49,13 +50,16 @@ class VaeConfig:
     priority_dims: int = 0
 
     def __post_init__(self) -> None:
-        whole = (self.slots, self.dims, self.width, self.heads, self.blocks, self.projector_width)
+        shape = (self.slots, self.dims, self.width, self.heads, self.blocks, self.projector_width)
+        whole = (*shape, self.sender_hidden, self.receiver_hidden)
         numbers = (*whole, *self.sender_layers, *self.prefixes)
         if not all(isinstance(number, int) for number in numbers) or min(whole) < 1:
             raise ConfigError(
-                "expected whole numbers from 1 for slots, dims, width, heads, blocks and projector_width, and whole "
-                f"numbers in sender_layers and prefixes, got {numbers}"
+                "expected whole numbers from 1 for slots, dims, width, heads, blocks, projector_width, sender_hidden "
+                f"and receiver_hidden, and whole numbers in sender_layers and prefixes, got {numbers}"
             )
+        if not abs(self.locality_bias) <= MOST_BIAS:
+            raise ConfigError(f"expected a locality_bias of at most {MOST_BIAS:g}, got {self.locality_bias}")
         if self.bits not in (1, 2, 4):
             raise ConfigError(f"expected 1, 2 or 4 bits per dimension, got {self.bits}")
         if not self.prefixes or sorted(set(self.prefixes)) != list(self.prefixes) or self.prefixes[0] < 1:
@@ -100,8 +104,7 @@ class VaeConfig:
             error: what is raised.
 
         Raises:
-            IlcpError: ``error``: a field is missing, unknown, or of another type.
-            ConfigError: the numbers contradict each other.
+            IlcpError: ``error``: a field is missing, unknown or of another type, or the numbers contradict each other.
         """
         return read_record(cls, {EARLIER.get(name, name): value for name, value in record.items()}, where, error=error)
 
