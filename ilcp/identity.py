@@ -14,7 +14,7 @@ from typing import Any
 from ilcp.errors import IdentityError, IlcpError
 from ilcp.records import read_record
 
-__all__ = ["ANY", "ModelIdentity", "check_same", "digest", "digest_all"]
+__all__ = ["ANY", "ModelIdentity", "digest", "digest_all", "require_same"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ def digest_all(parts: Iterable[bytes]) -> bytes:
     return hasher.digest()
 
 
-def check_same(side: str, expected: ModelIdentity, actual: ModelIdentity) -> None:
+def require_same(side: str, expected: ModelIdentity, actual: ModelIdentity) -> None:
     """Refuses ``actual`` where it is not what the codec was trained for.
 
     Raises:

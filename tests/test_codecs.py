@@ -310,6 +310,13 @@ def test_plain_never_cuts() -> None:
         PlainCodec(5).encode(Context(text="abcdef"))
 
 
+@pytest.mark.parametrize("nothing", [None, 3])
+def test_what_is_no_folder_is_refused_by_name(nothing: Any) -> None:
+    """Neither a path nor an id: the sentence says what was expected."""
+    with pytest.raises(ConfigError, match=r"expected a codec's folder or its id on a hub, got (NoneType|int)"):
+        ilcp.load(nothing)
+
+
 def test_damaged_weights_and_mismatched_folders_are_refused(small, tmp_path) -> None:
     """A replaced weight, a missing file, a wrong format and another codec's folder each get a named error."""
     folder = tmp_path / "codec"

@@ -9,7 +9,7 @@ import torch
 
 from ilcp.codec.folder import ADAPTER
 from ilcp.errors import ConfigError, IdentityError, MissingExtraError, StorageError
-from ilcp.identity import ANY, ModelIdentity, check_same
+from ilcp.identity import ANY, ModelIdentity, require_same
 from ilcp.models import fingerprint
 from ilcp.models.adapter import adapt, new_adapter
 from ilcp.models.fingerprint import identify, weights_digest
@@ -47,14 +47,14 @@ def test_using_a_tokenizer_does_not_change_its_identity() -> None:
 
 def test_any_fits_every_model() -> None:
     """A text codec's identity refuses nobody."""
-    check_same("receiver", ANY, ModelIdentity(weights="w"))
+    require_same("receiver", ANY, ModelIdentity(weights="w"))
 
 
 def test_every_differing_part_is_named() -> None:
     """The error lists each part with what was expected and what came."""
     expected = ModelIdentity("w", "t", "c", "full", "")
     with pytest.raises(IdentityError, match=r"tokenizer \(expected t, got x\); adapters \(expected none, got lora\)"):
-        check_same("sender", expected, ModelIdentity("w", "x", "c", "full", "lora"))
+        require_same("sender", expected, ModelIdentity("w", "x", "c", "full", "lora"))
 
 
 def test_a_damaged_identity_record_is_refused() -> None:
@@ -120,7 +120,7 @@ def test_an_embedding_that_scales_is_another_model(monkeypatch) -> None:
     monkeypatch.setattr(look_up, "forward", lambda ids: 8 * torch.nn.Embedding.forward(look_up, ids))
     assert weights_digest(plain) == weights_digest(scaling)
     with pytest.raises(IdentityError, match="differs in weights"):
-        check_same("receiver", identify(plain, tokenizer), identify(scaling, tokenizer))
+        require_same("receiver", identify(plain, tokenizer), identify(scaling, tokenizer))
 
 
 def test_a_low_rank_adapter_is_named_beside_the_weights_under_it() -> None:

@@ -98,6 +98,12 @@ def test_a_codec_that_sends_the_text_recovers_one(perfect) -> None:
     assert perfect.verdict().startswith("The message carries content")
 
 
+def test_two_ends_that_are_swapped_are_refused_by_name(pair) -> None:
+    """A receiver where the sender belongs is named before anything is measured."""
+    with pytest.raises(ConfigError, match=r"expected an ilcp.Sender as sender, got Receiver"):
+        run(pair.receiver, pair.sender, CASES, task="x")
+
+
 def test_a_codec_that_says_nothing_recovers_zero(pair) -> None:
     """The same words for every case: recovery near that of nothing, a content gain of zero, and the verdict."""
     report = measured(pair, Known({case.context: "Coffee ran out early." for case in CASES}), arms=MAIN)
@@ -196,7 +202,7 @@ def test_a_report_goes_through_json_and_nothing_can_be_typed_into_it(perfect, tm
     with pytest.raises(ConfigError, match=r"at figures / arms / message / lookup / exact / value.*got 0\.999"):
         load_report(file)
     file.write_text(json.dumps(record | {"format": 99}))
-    with pytest.raises(ConfigError, match="report of format 1 or 2, got 99"):
+    with pytest.raises(ConfigError, match="of format 1 or 2, got 99"):
         load_report(file)
     file.write_text("{")
     with pytest.raises(ConfigError, match="as JSON"):

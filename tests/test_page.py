@@ -19,6 +19,7 @@ from rich.console import Console
 
 from ilcp.errors import MissingExtraError, StorageError
 from ilcp.measure.cost import CACHED, POINT_STEPS, PROMPTS, STEPS, Cost, Point
+from ilcp.measure.drawing import sheet
 from ilcp.measure.figures import Citation, Computed, Measured
 from ilcp.measure.items import Arm, Items
 from ilcp.measure.page import page
@@ -415,6 +416,15 @@ def test_a_plots_legend_names_every_series(report, name) -> None:
     (legend,) = figure.legends
     labels = [text.get_text() for text in legend.get_texts()]
     assert len([one for one in drawn_by(figure) if not one.startswith("_")]) == len(labels) == len(set(labels))
+
+
+def test_what_stands_below_a_plots_title_is_inside_the_picture() -> None:
+    """A long note is folded: none of it ends outside the picture, and the axes keep their width."""
+    figure, axes = sheet("A title", "of log-likelihood (nats); n=300 questions about 300 documents; " * 3, 4.0, named=2)
+    figure.draw_without_rendering()
+    (note,) = axes.texts
+    assert note.get_window_extent().x1 <= figure.bbox.x1
+    assert axes.bbox.x1 > 0.95 * figure.bbox.x1
 
 
 def test_what_lies_outside_a_plot_is_named_with_its_value(report) -> None:

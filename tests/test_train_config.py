@@ -122,6 +122,12 @@ def test_what_is_missing_is_named(tmp_path) -> None:
 # ---- models that cannot be used
 
 
+def test_a_model_in_place_of_its_folder_is_refused_by_name() -> None:
+    """Training loads the models itself: an object, as ``Sender`` takes it, gets a sentence that says what to give."""
+    with pytest.raises(ConfigError, match="expected sender as a folder or a hub id, got object: save it with"):
+        read_config(sender=object(), receiver="b", data="d", out="c")
+
+
 def test_models_that_cannot_be_used_are_refused_by_name(models, tmp_path) -> None:
     """No folder, no tokenizer beside the model, another model's tokenizer, an encoder as receiver."""
     from tests.taught import save_models

@@ -269,6 +269,8 @@ def folder_of(codec: Codec) -> Path:
 
 def _fetched(source: str | Path, hub: Mapping[str, Any]) -> Path:
     """Returns the folder itself, or the local copy of what the hub has under that id."""
+    if not isinstance(source, str | Path):
+        raise ConfigError(f"expected a codec's folder or its id on a hub, got {type(source).__name__}")
     if isinstance(source, Path) or Path(source).exists() or not HUB_ID.fullmatch(source):
         return Path(source)
     try:

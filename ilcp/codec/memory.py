@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ilcp.errors import ConfigError, DecodeError
 from ilcp.identity import digest
-from ilcp.message.literals import check_literals
+from ilcp.message.literals import require_literals
 
 __all__ = ["Memory", "SoftPrompt", "TextMemory"]
 
@@ -40,7 +40,7 @@ class Memory(ABC):
 
     def __init__(self, held: Any, literals: tuple[str, ...]):
         self._held = held
-        self._literals = check_literals(literals)
+        self._literals = require_literals(literals)
 
     @property
     def literals(self) -> tuple[str, ...]:

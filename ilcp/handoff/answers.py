@@ -57,7 +57,7 @@ def answered(
     """Returns the model's answer to each prompt ``"tokens hidden"``.
 
     Args:
-        options: for transformers' ``generate``, as ``check_options`` lets them pass; without any the answer is greedy.
+        options: for transformers' ``generate``, as ``require_options`` lets pass; without any the answer is greedy.
         cache: keys and values of the first tokens of the one prompt, which this call writes into.
 
     Raises:

@@ -23,14 +23,14 @@ from ilcp.codec.protocols import Codec
 from ilcp.errors import ConfigError, DecodeError, EncodeError, MismatchedCodecError
 from ilcp.evidence import require_evidence
 from ilcp.handoff.answers import Score, answered, require_prompt, scored
-from ilcp.identity import check_same
+from ilcp.identity import require_same
 from ilcp.message import verified
 from ilcp.message.keys import Key
 from ilcp.message.literals import line
 from ilcp.message.replay import ReplayCache
 from ilcp.models.fingerprint import identify
 from ilcp.models.forward import embed, embedding_norm
-from ilcp.models.generate_options import check_count, check_options
+from ilcp.models.generate_options import require_count, require_options
 from ilcp.models.prefix_cache import PrefixCaches
 from ilcp.models.prompt import MEMORY_HERE, Chat, holds_control, pieces
 from ilcp.models.support import require_receiver, require_tokenizer
@@ -82,7 +82,7 @@ class Receiver:
         self.codecs = _codecs(codec)
         identity = identify(model, tokenizer)
         for each in self.codecs:
-            check_same("receiver", each.trained.receiver, identity)
+            require_same("receiver", each.trained.receiver, identity)
             if not allow_unmeasured:
                 require_evidence(each.evidence, each.trained.codec_id(each.spec).hex())
         self.model = model.eval()
@@ -160,8 +160,8 @@ class Receiver:
                 transformers, the cache is not this prompt's, or the chat template has no place for a memory.
             DecodeError, IdentityError: as ``decode``.
         """
-        check_count("max_new_tokens", max_new_tokens)
-        check_options(options, 1, cached=cache is not None)
+        require_count("max_new_tokens", max_new_tokens)
+        require_options(options, 1, cached=cache is not None)
         prompt = self.prompt(self._memories(message, context), question)
         if cache is not None:
             cache = self._caches.copied(cache, self.model, prompt, options.get("num_beams") or 1)
@@ -199,7 +199,7 @@ class Receiver:
             ConfigError: the batch is no count, or the chat template has no place for a memory.
             DecodeError, IdentityError: as ``decode``.
         """
-        check_count("batch", batch)
+        require_count("batch", batch)
         scores: list[Score] = []
         for start in range(0, len(items), batch):
             part = items[start : start + batch]
@@ -224,9 +224,9 @@ class Receiver:
             EncodeError, ConfigError, DecodeError, IdentityError: as ``generate``; a streamer follows one answer only,
                 and a cache is one prompt's.
         """
-        check_count("batch", batch)
-        check_count("max_new_tokens", max_new_tokens)
-        check_options(options, min(batch, len(items)), cached=False)
+        require_count("batch", batch)
+        require_count("max_new_tokens", max_new_tokens)
+        require_options(options, min(batch, len(items)), cached=False)
         found: list[str] = []
         for start in range(0, len(items), batch):
             prompts = [self.prompt(self._memories(m, None), question) for m, question in items[start : start + batch]]

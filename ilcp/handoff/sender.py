@@ -16,13 +16,13 @@ from torch import Tensor
 from ilcp.codec.context import Context
 from ilcp.codec.protocols import Codec
 from ilcp.errors import ConfigError, EncodeError
-from ilcp.identity import check_same
+from ilcp.identity import require_same
 from ilcp.message import Message, Seal
 from ilcp.message.keys import Key
 from ilcp.message.literals import chosen
 from ilcp.models.capture import Capture, recording
 from ilcp.models.fingerprint import identify
-from ilcp.models.reading import capture_batch, check_ids, padded_ids, read_ids, read_outputs, window_tokens
+from ilcp.models.reading import capture_batch, padded_ids, read_ids, read_outputs, require_ids, window_tokens
 from ilcp.models.support import require_sender, require_tokenizer
 
 __all__ = ["Sender"]
@@ -53,7 +53,7 @@ class Sender:
         require_tokenizer(tokenizer, "sender")
         require_sender(model)
         _require_codec(codec)
-        check_same("sender", codec.trained.sender, identify(model, tokenizer))
+        require_same("sender", codec.trained.sender, identify(model, tokenizer))
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.codec = codec
@@ -206,7 +206,7 @@ class Sender:
         for index in (index for index, shares in enumerate(shared) if shares):
             with _named(index):
                 prepared[index] = self._prepared(sources[index])
-                check_ids(self.model, prepared[index][1])
+                require_ids(self.model, prepared[index][1])
         for index in (index for index, shares in enumerate(shared) if not shares):
             with _named(index):
                 context = self.read(sources[index])
@@ -243,7 +243,7 @@ class Sender:
         ids = _one_row(source)
         if not reads_text:
             return None, ids
-        check_ids(self.model, ids)
+        require_ids(self.model, ids)
         return self.tokenizer.decode(ids, skip_special_tokens=True), ids
 
 

@@ -92,7 +92,7 @@ def arm_specs(
             yield ArmSpec(f"literals-{length}", "literals", partial(inputs.message, length, own_literals=True))
         mismatched = partial(inputs.message, longest, shift=1, own_literals=True)
         yield ArmSpec("literals-mismatched", "control", mismatched)
-    yield ArmSpec("mismatched", "control", partial(inputs.message, longest, shift=1))  # contexts differ, see ``check``
+    yield ArmSpec("mismatched", "control", partial(inputs.message, longest, shift=1))  # contexts differ
     yield ArmSpec("zero", "control", lambda: inputs.across([bytes(len(one)) for one in inputs.payloads(longest)]))
     yield ArmSpec("random", "control", lambda: inputs.across(_noise(inputs.payloads(longest), seed)))
     codec = sender.codec

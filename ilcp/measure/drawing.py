@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -38,6 +39,7 @@ __all__ = [
 WIDTH = 6.4  # inches
 SMALL, USUAL, LARGE = 11.0, 11.5, 14.0  # points; a phone shows them at about six tenths
 SHORT = 22  # characters of a label
+NOTE = 70  # characters of a line below the title
 COLUMNS = 2  # of a legend
 LINE = 0.2  # inches of height that one line of a legend takes
 GREY = "#595959"
@@ -144,10 +146,12 @@ def sheet(title: str, note: str, height: float, *, named: int) -> "tuple[Figure,
     """Makes an empty plot below its title, with room for a legend of so many names."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(WIDTH, height + LINE * -(-named // COLUMNS)), layout="constrained")
+    lines = wrap(note, NOTE)
+    figure = Figure(figsize=(WIDTH, height + LINE * (-(-named // COLUMNS) + len(lines) - 1)), layout="constrained")
     axes = figure.add_subplot()
-    axes.set_title(title, loc="left", size=LARGE, weight="bold", pad=24)
-    axes.annotate(note, (0, 1), (0, 8), xycoords="axes fraction", textcoords="offset points", size=SMALL, color=GREY)
+    axes.set_title(title, loc="left", size=LARGE, weight="bold", pad=8 + 16 * len(lines))
+    said: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points", "size": SMALL, "color": GREY}
+    axes.annotate("\n".join(lines), (0, 1), (0, 8), **said).set_in_layout(False)  # it takes no width from the axes
     return figure, axes
 
 

@@ -258,8 +258,8 @@ class Report:
         found = record.get("format") if isinstance(record, dict) else type(record).__name__
         if found not in FORMATS:
             raise ConfigError(
-                f"expected a report of format {' or '.join(map(str, FORMATS))}, got {found!r}: "
-                "measure again with this version"
+                f"expected a report of ilcp measure, of format {' or '.join(map(str, FORMATS))}, got {found!r}: "
+                "name another file, or measure again with this version"
             )
         try:
             columns = translated(record)
@@ -269,7 +269,9 @@ class Report:
         except ConfigError:
             raise
         except DAMAGED as error:
-            raise ConfigError(f"expected the fields of a report, got {error!r}: the file is damaged") from error
+            raise ConfigError(
+                f"expected the fields of a report, got {error!r}: it is no report of ilcp measure, or damaged"
+            ) from error
         columns.pop("verdict", None)  # for people; it follows from the rest
         report = read_record(cls, columns, "the report")
         for where, name in (("codec", "codec_id"), ("provenance", "commit")):

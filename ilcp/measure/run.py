@@ -24,7 +24,7 @@ from ilcp.models.forward import require_room
 from ilcp.models.prompt import answer_ids, text_ids
 from ilcp.tasks.cases import Case
 
-__all__ = ["check", "equal_texts", "run"]
+__all__ = ["equal_texts", "require_cases", "run"]
 
 MAX_LENGTH = 1000  # bytes: a codec without prefixes is measured at its own length up to here
 REPETITIONS = 60
@@ -64,11 +64,12 @@ def run(
         progress: shows a bar on standard error.
 
     Raises:
-        ConfigError: too few cases, a case named twice, an unknown arm or length, or ``keep`` holds another run.
-        EncodeError: a case does not fit into the receiver's window.
+        ConfigError: too few cases, a case named twice or over the receiver's window, an unknown arm or length, or
+            ``keep`` holds another run.
         StorageError: ``keep`` cannot be written.
     """
-    check(cases, receiver)
+    _require_ends(sender, receiver)
+    require_cases(cases, receiver)
     lengths = _lengths(sender, lengths)
     specs = _specs(sender, receiver, cases, lengths, equal_texts(sender) if texts is None else texts, seed, hops, arms)
     draft = unfinished(keep)
@@ -160,7 +161,7 @@ def equal_texts(sender: Sender, samples: Iterable[str] = ()) -> dict[str, Codec]
     }
 
 
-def check(cases: Sequence[Case], receiver: Receiver) -> None:
+def require_cases(cases: Sequence[Case], receiver: Receiver) -> None:
     """Refuses cases that cannot be measured.
 
     Raises:
@@ -192,6 +193,12 @@ def check(cases: Sequence[Case], receiver: Receiver) -> None:
                 way_out="the full text is the arm that all others are compared with; cut it",
                 error=ConfigError,
             )
+
+
+def _require_ends(sender: object, receiver: object) -> None:
+    for side, kind, given in (("sender", Sender, sender), ("receiver", Receiver, receiver)):
+        if not isinstance(given, kind):
+            raise ConfigError(f"expected an ilcp.{kind.__name__} as {side}, got {type(given).__name__}")
 
 
 def _lengths(sender: Sender, lengths: Sequence[int] | None) -> list[int]:

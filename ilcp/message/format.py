@@ -18,7 +18,7 @@ import msgspec
 from ilcp.errors import AuthenticationError, ConfigError, DecodeError, EncodeError, ExpiredError
 from ilcp.message.checks import MAX_UNIX_S, require_bytes, require_int, require_now
 from ilcp.message.keys import Key, keys_of, sealing_key
-from ilcp.message.literals import MAX_LITERALS_BYTES, check_literals, from_field, split, to_field
+from ilcp.message.literals import MAX_LITERALS_BYTES, from_field, require_literals, split, to_field
 
 __all__ = ["Description", "Message", "Part", "Seal", "describe", "verified"]
 
@@ -106,7 +106,7 @@ class Message(msgspec.Struct, frozen=True):
             raise EncodeError(f"expected seal as Seal or None, got {type(self.seal).__name__}")
         require_int("version", self.version, VERSION, VERSION)
         if self.literals != ():
-            check_literals(self.literals)
+            require_literals(self.literals)
 
     def to_bytes(self, key: Key | None = None) -> bytes:
         """Returns the message's bytes; `key` (or a ring's current one) is needed where, and only where, it is sealed.

@@ -26,10 +26,10 @@ __all__ = [
     "KINDS",
     "MAX_LITERALS_BYTES",
     "auto",
-    "check_literals",
     "chosen",
     "from_field",
     "line",
+    "require_literals",
     "split",
     "to_field",
 ]
@@ -96,7 +96,7 @@ def _tokens(text: str) -> Iterator[str]:
             yield from _SPLIT_WORD.split(token)
 
 
-def check_literals(literals: object) -> tuple[str, ...]:
+def require_literals(literals: object) -> tuple[str, ...]:
     """Returns the literals, if a message can carry them.
 
     Raises:
@@ -135,7 +135,7 @@ def chosen(literals: Iterable[str] | str, text: str | None) -> tuple[str, ...]:
     """
     if not isinstance(literals, str):
         try:
-            return check_literals(tuple(dict.fromkeys(literals)))
+            return require_literals(tuple(dict.fromkeys(literals)))
         except TypeError:
             got = type(literals).__name__
             raise EncodeError(f"expected literals as 'auto' or a list of str, got {got}") from None
@@ -188,7 +188,7 @@ def split(field: bytes) -> tuple[bool, bytes]:
 
 
 def from_field(field: bytes) -> tuple[str, ...]:
-    """Returns the strings that a field holds, decompressed to at most 1024 bytes; ``check_literals`` judges them.
+    """Returns the strings that a field holds, decompressed to at most 1024 bytes; ``require_literals`` judges them.
 
     Raises:
         DecodeError: as ``split``; no UTF-8, a frame of another kind, size or length than the specification allows, or

@@ -9,7 +9,7 @@ from typing import Any, SupportsIndex
 
 from ilcp.errors import ConfigError
 
-__all__ = ["before_stop", "check_count", "check_options", "end_ids", "neutral"]
+__all__ = ["before_stop", "end_ids", "neutral", "require_count", "require_options"]
 
 _PROMPT = "the prompt is made from the message and the question"
 _ONE = "the answer is one str"
@@ -61,7 +61,7 @@ def end_ids(model: Any) -> tuple[int, ...]:
     return () if ends is None else (int(ends),) if isinstance(ends, SupportsIndex) else tuple(map(int, ends))
 
 
-def check_options(options: Mapping[str, Any], rows: int, *, cached: bool) -> None:
+def require_options(options: Mapping[str, Any], rows: int, *, cached: bool) -> None:
     """Refuses options that are not the caller's to choose.
 
     Raises:
@@ -82,7 +82,7 @@ def check_options(options: Mapping[str, Any], rows: int, *, cached: bool) -> Non
         )
 
 
-def check_count(name: str, count: Any) -> None:
+def require_count(name: str, count: Any) -> None:
     """Refuses what is no count.
 
     Raises:

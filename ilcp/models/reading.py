@@ -27,11 +27,11 @@ __all__ = [
     "Writer",
     "backbone",
     "capture_batch",
-    "check_ids",
     "padded_ids",
     "read_ids",
     "read_outputs",
     "reading_part",
+    "require_ids",
     "tapped",
     "window_tokens",
 ]
@@ -216,13 +216,13 @@ def read_ids(model: Any, ids: Sequence[int], layers: Sequence[int]) -> tuple[Ten
         ConfigError: the model has no such layer.
         EncodeError: there are no ids, or one is not in the model's vocabulary.
     """
-    check_ids(model, ids)
+    require_ids(model, ids)
     places = _windows(len(ids), window_tokens(model))
     row = torch.tensor([ids], device=model.device)
     return _capture(model, row, torch.ones_like(row), layers, places)[0], len(places)
 
 
-def check_ids(model: Any, ids: Sequence[int]) -> None:
+def require_ids(model: Any, ids: Sequence[int]) -> None:
     """Refuses ids that ``model`` cannot read.
 
     Raises:

@@ -23,7 +23,7 @@ from ilcp.nn.distributed import shard
 from ilcp.tasks.cases import Case, Question
 from ilcp.training.hyperparameters import Hyperparameters
 
-__all__ = ["Batch", "Batcher", "Models", "Row", "check_room", "frozen", "misfit"]
+__all__ = ["Batch", "Batcher", "Models", "Row", "frozen", "misfit", "require_fitting"]
 
 REPEAT = "Repeat the text above."  # the question where the memory has to give the whole context back
 
@@ -158,7 +158,7 @@ class Batcher:
         return self._layouts[question]
 
 
-def check_room(models: Models, cases: Iterable[Case], hyperparameters: Hyperparameters) -> None:
+def require_fitting(models: Models, cases: Iterable[Case], hyperparameters: Hyperparameters) -> None:
     """Refuses a case whose full text, question and answer are more than the receiver can read at once.
 
     Raises:

@@ -142,6 +142,12 @@ def read_config(recipe: Path | None = None, **changes: Any) -> TrainingConfig:
     ]
     if missing:
         raise ConfigError(f"expected {', '.join(missing)} in {where}, got nothing: every training needs them")
+    for name in ("sender", "receiver"):
+        if not isinstance(record[name], str | Path):
+            raise ConfigError(
+                f"expected {name} as a folder or a hub id, got {type(record[name]).__name__}: save it with "
+                "save_pretrained, and name the folder"
+            )
     models = {name: str(record[name]) for name in ("sender", "receiver")}
     return read_record(TrainingConfig, record | models, where)
 

@@ -37,7 +37,7 @@ from ilcp.models.support import require_receiver, require_sender
 from ilcp.nn.distributed import all_reduce, any_rank, init_device, is_main, same_everywhere, world
 from ilcp.records import refuse_unknown
 from ilcp.tasks.cases import Case, read_jsonl
-from ilcp.training.batch import Models, check_room, frozen, misfit
+from ilcp.training.batch import Models, frozen, misfit, require_fitting
 from ilcp.training.card import write_card
 from ilcp.training.config import TrainingConfig, read_config
 from ilcp.training.data import Shuffled, Split, merged, split
@@ -198,7 +198,7 @@ def _answers_end(cases: Sequence[Case]) -> bool:
 def _fitting(config: TrainingConfig, models: Models, cases: Sequence[Case], hyperparameters: Hyperparameters) -> Split:
     """Splits the cases that the receiver can read in full into three parts."""
     if config.too_long == "refuse":
-        check_room(models, cases, hyperparameters)
+        require_fitting(models, cases, hyperparameters)
         kept = cases
     else:
         kept = [case for case in cases if misfit(models, case, hyperparameters) is None]

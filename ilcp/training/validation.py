@@ -19,7 +19,7 @@ from ilcp.errors import TrainingError
 from ilcp.measure.bootstrap import Bootstrap
 from ilcp.models.forward import answer_scores
 from ilcp.tasks.cases import Case
-from ilcp.training.batch import Batcher, Models, Row, check_room
+from ilcp.training.batch import Batcher, Models, Row, require_fitting
 from ilcp.training.hyperparameters import Hyperparameters
 from ilcp.training.packed import memory_logits, text_logits
 from ilcp.training.precision import precision
@@ -83,7 +83,7 @@ class Validator:
     """
 
     def __init__(self, models: Models, cases: Sequence[Case], hyperparameters: Hyperparameters, reader: Reader):
-        check_room(models, cases, hyperparameters)
+        require_fitting(models, cases, hyperparameters)
         self.models, self.hyperparameters, self.reader = models, hyperparameters, reader
         alone = replace(hyperparameters, literals_share=0.0)  # what the latent says by itself is what is watched
         self.batch = Batcher(models, alone).batch(

@@ -27,7 +27,7 @@ import torch
 
 from ilcp.codec.spec import CodecSpec, Trained
 from ilcp.errors import ConfigError, DecodeError, StorageError
-from ilcp.identity import check_same
+from ilcp.identity import require_same
 from ilcp.message import MAX_PAYLOAD_BYTES
 from ilcp.models.fingerprint import identify
 from ilcp.models.prompt import layout
@@ -153,7 +153,7 @@ class LmCodec(TextCodec):
             raise StorageError(
                 f"expected a language model and its tokenizer in {folder / FOLDER}, got: {error}"
             ) from error
-        check_same("language model", trained.sender, identify(model, tokenizer))
+        require_same("language model", trained.sender, identify(model, tokenizer))
         return cls(model, tokenizer, spec.payload_bytes)
 
     def _pack(self, text: str, limit: int) -> bytes:
