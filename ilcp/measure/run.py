@@ -64,8 +64,7 @@ def run(
         progress: shows a bar on standard error.
 
     Raises:
-        ConfigError: too few cases, a case named twice or over the receiver's window, an unknown arm or length, or
-            ``keep`` holds another run.
+        ConfigError: an argument or a case is not as above, or ``keep`` holds another run.
         StorageError: ``keep`` cannot be written.
     """
     _require_ends(sender, receiver)
