@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -77,6 +78,8 @@ def refuse_unknown(
 
 def _refuse_unknown_below(hint: Any, value: Any, where: str, error: type[IlcpError]) -> None:
     """Refuses unknown keys of a dataclass's record, and of every record in it, in lists and in tables."""
+    if not _holds_records(hint):
+        return
     kind = next((part for part in _alternatives(hint) if is_dataclass(part)), None)
     if kind is not None and isinstance(value, Mapping):
         refuse_unknown(value, (field.name for field in fields(kind)), where, error=error)
@@ -88,6 +91,13 @@ def _refuse_unknown_below(hint: Any, value: Any, where: str, error: type[IlcpErr
     elif isinstance(value, list | tuple):
         for place, inner in enumerate(value):
             _refuse_unknown_below(_below(hint, place), inner, f"[{place}] in {where}", error)
+
+
+@cache
+def _holds_records(hint: Any) -> bool:
+    """Says whether a value of this type may be a record, or have one in it."""
+    parts = _alternatives(hint)
+    return any(is_dataclass(part) or any(map(_holds_records, get_args(part))) for part in parts)
 
 
 def _made_of(kind: Any, value: Any) -> Any:
@@ -138,12 +148,17 @@ def _alternatives(hint: Any) -> Sequence[Any]:
     return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
 
 
+@cache
+def _hints(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind)
+
+
 def _below(hint: Any, place: str | int | None) -> Any:
     """Returns the type of a dataclass's field, of a list's item, or (None) of a table's values."""
     for part in _alternatives(hint):
         inner = get_args(part)
         if isinstance(place, str) and is_dataclass(part):
-            return get_type_hints(part)[place]
+            return _hints(part)[place]
         if place is None and len(inner) == 2:
             return inner[1]
         if isinstance(place, int) and inner and get_origin(part) not in (dict, Mapping):

@@ -397,15 +397,16 @@ def _damage(folder: Path, **changes: Any) -> None:
     config.write_text(json.dumps(json.loads(config.read_text(encoding="utf-8")) | changes), encoding="utf-8")
 
 
-def test_a_damaged_config_gives_a_codec_or_a_named_error(tmp_path) -> None:
+def test_a_damaged_config_gives_a_codec_or_a_named_error(small, tmp_path) -> None:
     """Whatever stands in the place of a key: the error names the file, and is the folder's, never Python's own.
 
     A codec that nobody has installed is the one ``ConfigError``: no byte is wrong, a package is missing.
     """
     folder = tmp_path / "codec"
-    shutil.copytree(HERE / "codec", folder)
+    ilcp.save(small.codec, folder)
     config = folder / "config.json"
     record = json.loads(config.read_text(encoding="utf-8"))
+    record["evidence"] = json.loads((HERE / "codec" / "config.json").read_text(encoding="utf-8"))["proof"]
     record["training"] = {"plan": {"sender": "a"}}
     for path, damaged in spoiled(record):
         config.write_text(json.dumps(damaged), encoding="utf-8")
