@@ -158,7 +158,8 @@ def _below(hint: Any, place: str | int | None) -> Any:
     for part in _alternatives(hint):
         inner = get_args(part)
         if isinstance(place, str) and is_dataclass(part):
-            return _hints(part)[place]
+            known: Any = part
+            return _hints(known)[place]
         if place is None and len(inner) == 2:
             return inner[1]
         if isinstance(place, int) and inner and get_origin(part) not in (dict, Mapping):

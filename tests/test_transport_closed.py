@@ -22,19 +22,13 @@ from ilcp.transport import (
     spool,
 )
 from ilcp.transport.backend import Lease
-from ilcp.transport.portal import connected_by_portal
 from ilcp.transport.spool import StoreBackend
 from ilcp.transport.store import Store
 from tests.helpers import ROOT, run_python
-from tests.transport_model import BARE, Clock
+from tests.transport_model import BARE, Clock, by_portal
 
 Opened = Callable[..., AbstractContextManager[Connection]]
 SPOKEN_OF = "expected an open connection of this process, got one that is closed or from before a fork"
-
-
-def by_portal(url: str, *, name: str | None = None) -> AbstractContextManager[Connection]:
-    """Connects as ``http`` and ``nats`` do it, through an event loop in another thread, to whatever the address is."""
-    return connected_by_portal(connect_async(url, name=name))
 
 
 both_ways = pytest.mark.parametrize("opened", [connect, by_portal])
@@ -58,7 +52,7 @@ def test_a_fork_cannot_use_its_parents_connection(tmp_path: Path, opened: str) -
     code = f"""
 import os, signal, sys
 from ilcp.transport import AddressError, connect
-from tests.test_transport_closed import by_portal
+from tests.transport_model import by_portal
 with {opened.format(url="sys.argv[1]")} as c:
     child = os.fork()
     if not child:

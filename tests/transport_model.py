@@ -19,8 +19,9 @@ from typing import TypeVar
 import pytest
 
 from ilcp.message import Message, Seal
-from ilcp.transport import Connection, Settings, connect
+from ilcp.transport import Connection, Settings, connect, connect_async
 from ilcp.transport.connection import AsyncConnection
+from ilcp.transport.portal import connected_by_portal
 
 SEALED = Message(bytes(8), b"payload", Seal(b"\x01" * 8, 2**31)).to_bytes(bytes(16))
 BARE = Message(bytes(8), b"payload").to_bytes()
@@ -109,6 +110,11 @@ class Kind:
     keeps_order: bool = True
 
 
+def by_portal(url: str, *, name: str | None = None) -> AbstractContextManager[Connection]:
+    """Connects as ``http`` and ``nats`` do it, through an event loop in another thread, to whatever the address is."""
+    return connected_by_portal(connect_async(url, name=name))
+
+
 @contextmanager
 def memory(settings: Settings) -> Iterator[Door]:
     """Opens a name of its own; one connection stays open, because the store ends with the last."""
@@ -135,7 +141,6 @@ def http(settings: Settings) -> Iterator[Door]:
 
     from ilcp.transport.app import endpoint
     from ilcp.transport.http import HttpBackend, client_for
-    from ilcp.transport.portal import connected_by_portal
     from ilcp.transport.spool import open_memory
 
     store = asyncio.run(open_memory(urlsplit(f"memory://{next(_NUMBERS)}"), settings))
