@@ -121,7 +121,7 @@ def test_the_demo_as_json_has_its_keys(run: Run, monkeypatch) -> None:
     """The demo's JSON holds four hops with both ways, the controls, and where the figures come from."""
     from ilcp.embedded import demo
 
-    monkeypatch.setattr(demo, "run", partial(demo.run, documents=2))
+    monkeypatch.setattr(demo, "run_demo", partial(demo.run_demo, documents=2))
     done = run("demo", "--json")
     assert 0 == done.returncode, done.stderr
     result = json.loads(done.stdout)

@@ -35,15 +35,15 @@ def demo(
             "expected --document and --ask together, got one of them: ilcp demo --document FILE --ask '...'"
         )
     with busy("loading the embedded pair"):
-        from ilcp.embedded import demo as demonstration
         from ilcp.embedded import load_pair
+        from ilcp.embedded.demo import run_demo
 
         pair = load_pair()
     if document is not None:
         _own_document(pair, read_text(document), ask or [], as_json)
         return
     with busy("asking every hop by text and by message, then the controls"):
-        result = demonstration.run(pair)
+        result = run_demo(pair)
     if as_json:
         typer.echo(json.dumps(result.to_dict(), indent=2))
     else:

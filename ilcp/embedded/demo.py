@@ -10,16 +10,15 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ilcp import measure
 from ilcp.codec.memory import Memory, TextMemory
 from ilcp.codec.registry import codec_class
 from ilcp.embedded import Pair
 from ilcp.handoff import Receiver
-from ilcp.measure import provenance
-from ilcp.measure import run as measure
 from ilcp.message import Message
 from ilcp.tasks import Question, case_files
 
-__all__ = ["HOPS", "Demo", "Hop", "Run", "hop_of", "run"]
+__all__ = ["HOPS", "Demo", "Hop", "Run", "hop_of", "run_demo"]
 
 HOPS: dict[str, tuple[str, ...]] = {  # words by which each hop knows its questions; the last also takes joins and codes
     "router": ("region", "went down", "outage hit", "alarm", "reported", "minutes"),
@@ -68,7 +67,7 @@ class Demo:
         return asdict(self)
 
 
-def run(pair: Pair, *, documents: int = 12) -> Demo:
+def run_demo(pair: Pair, *, documents: int = 12) -> Demo:
     """Runs the pipeline on one test document, and the controls on ``documents`` of them."""
     cases = list(case_files("test", SEED, documents))
     case = cases[0]
@@ -90,7 +89,7 @@ def run(pair: Pair, *, documents: int = 12) -> Demo:
                 _ask(pair.receiver, message, len(message), asked),
             )
         )
-    report = measure(
+    report = measure.run(
         pair.sender,
         pair.receiver,
         cases,
@@ -102,7 +101,7 @@ def run(pair: Pair, *, documents: int = 12) -> Demo:
         repetitions=0,
     )
     controls = {arm: {kind: asdict(report.mean(arm, kind, of="exact")) for kind in report.kinds} for arm in ARMS}
-    where = provenance(
+    where = measure.provenance(
         sender=asdict(pair.sender.codec.trained.sender), receiver=asdict(pair.receiver.codec.trained.receiver)
     )
     return Demo(case.id, len(message), encode_ms, tuple(hops), controls, documents, where)
