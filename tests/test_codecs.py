@@ -229,6 +229,8 @@ def test_a_configuration_of_before_is_read_under_its_earlier_names() -> None:
     assert set(record) <= {*VaeCodec.settings(), "sender_hidden", "receiver_hidden"}  # a recipe may say them too
     with pytest.raises(ConfigError, match="a key of a VaeConfig, got 'slot'; did you mean 'slots'"):
         VaeConfig.from_dict(record | {"slot": 3})
+    with pytest.raises(ConfigError, match="one name for each number in a VaeConfig, got echo and same_token_attention"):
+        VaeConfig.from_dict(record | {"same_token_attention": False})
     with pytest.raises(StorageError, match=r"a whole number for 'dims' in settings of x, got 'many'"):
         VaeConfig.from_dict(record | {"dims": "many"}, "settings of x", error=StorageError)
 

@@ -13,13 +13,17 @@ NAMES = Path(__file__).with_name("public_names.txt")
 MODULES = (
     "ilcp",
     "ilcp.codec",
+    "ilcp.embedded",
     "ilcp.errors",
     "ilcp.handoff",
     "ilcp.measure",
     "ilcp.message",
     "ilcp.tasks",
+    "ilcp.testing",
     "ilcp.training",
     "ilcp.transport",
+    "ilcp_codecs.text",
+    "ilcp_codecs.vae",
 )
 
 

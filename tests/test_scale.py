@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from ilcp.measure import Computed, Measured
-from ilcp.measure.figures import figure_from_dict
 from tests.helpers import load_script, noting, present
 
 LENGTHS = (8, 64, 512)  # the last does not fit the test size's window of 256
@@ -53,7 +52,8 @@ def scale(modules: SimpleNamespace) -> ModuleType:
 
 def figures_of(run: dict) -> dict[str, Measured | Computed]:
     """The figures of one length."""
-    return {name: figure_from_dict(figure) for name, figure in run["figures"].items()}
+    kinds = {name: Measured if "n" in figure else Computed for name, figure in run["figures"].items()}
+    return {name: kind(**run["figures"][name]) for name, kind in kinds.items()}
 
 
 def test_every_step_of_every_length_is_there(record, modules) -> None:

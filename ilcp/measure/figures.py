@@ -16,7 +16,7 @@ import psutil
 
 from ilcp.errors import ConfigError
 
-__all__ = ["Citation", "Computed", "Measured", "figure_from_dict", "provenance"]
+__all__ = ["Citation", "Computed", "Measured", "provenance"]
 
 PACKAGES = ("ilcp", "torch", "transformers", "tokenizers", "numpy", "zstandard", "constriction")
 
@@ -62,20 +62,6 @@ class Citation:
         for name, value in asdict(self).items():
             if not value.strip():
                 raise ConfigError(f"expected a citation with text, source and setting, got no {name}")
-
-
-def figure_from_dict(record: Mapping[str, Any]) -> Measured | Computed:
-    """Returns the figure that ``dataclasses.asdict`` made a record of.
-
-    Raises:
-        ConfigError: it is neither kind: nothing says what it was measured over, or computed from.
-    """
-    for kind in (Measured, Computed):
-        try:
-            return kind(**record)
-        except TypeError:
-            continue
-    raise ConfigError(f"expected a figure that was measured (value, unit, n) or computed (formula), got {dict(record)}")
 
 
 def provenance(**models: Any) -> dict[str, Any]:

@@ -104,8 +104,12 @@ class VaeConfig:
             error: what is raised.
 
         Raises:
-            IlcpError: ``error``: a field is missing, unknown or of another type, or the numbers contradict each other.
+            IlcpError: ``error``: a field is missing, unknown, given twice or of another type, or the numbers contradict
+                each other.
         """
+        twice = [f"{old} and {new}" for old, new in EARLIER.items() if old in record and new in record]
+        if twice:
+            raise error(f"expected one name for each number in {where}, got {', '.join(twice)}: keep the latter")
         return read_record(cls, {EARLIER.get(name, name): value for name, value in record.items()}, where, error=error)
 
 
