@@ -319,6 +319,12 @@ def test_what_is_no_folder_is_refused_by_name(nothing: Any) -> None:
         ilcp.load(nothing)
 
 
+def test_whoever_may_read_the_config_may_read_the_weights(small, tmp_path) -> None:
+    """A codec on a shared disk loads for colleagues: no file of its folder is closed to who can read another."""
+    ilcp.save(small.codec, tmp_path / "codec", card="A card")
+    assert 1 == len({file.stat().st_mode for file in (tmp_path / "codec").iterdir()})
+
+
 def test_damaged_weights_and_mismatched_folders_are_refused(small, tmp_path) -> None:
     """A replaced weight, a missing file, a wrong format and another codec's folder each get a named error."""
     folder = tmp_path / "codec"

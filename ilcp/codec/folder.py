@@ -132,8 +132,11 @@ def save(
         if card is not None:
             (draft / CARD).write_text(card, encoding="utf-8")
         folder.mkdir(parents=True, exist_ok=True)
+        mode = (draft / CONFIG).stat().st_mode
         for file in sorted(draft.iterdir()):
             target = folder / file.name
+            if file.is_file():
+                file.chmod(mode)  # safetensors writes for its owner only
             if target.is_dir():
                 shutil.rmtree(target)
             file.replace(target)
