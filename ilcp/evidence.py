@@ -6,13 +6,16 @@ unless its caller says ``allow_unmeasured=True``. ``ilcp measure --attach`` writ
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ilcp.errors import ConfigError, UnmeasuredError
 from ilcp.records import read_record
 
-__all__ = ["Evidence", "require_evidence"]
+__all__ = ["EARLIER_ARMS", "Evidence", "require_evidence"]
+
+# What reports and evidence of before call an arm; the name that it has.
+EARLIER_ARMS = {"other": "mismatched", "literals-other": "literals-mismatched"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +56,10 @@ class Evidence:
             UnmeasuredError: a field is missing, unknown or of another type.
         """
         try:
-            return read_record(cls, record, "the evidence")
+            found = read_record(cls, record, "the evidence")
         except ConfigError as error:
             raise UnmeasuredError(f"{error}: measure again") from None
+        return replace(found, arms={EARLIER_ARMS.get(name, name): value for name, value in found.arms.items()})
 
 
 def require_evidence(evidence: Evidence | None, codec_id: str) -> None:

@@ -1,7 +1,7 @@
 """Records of TOML and JSON become dataclasses, or a sentence that says what is wrong with them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -198,6 +198,13 @@ def test_an_identity_is_read_with_its_types_checked() -> None:
     for record in wrong:
         with pytest.raises(IdentityError, match=r"expected (identity fields|a table in the model's identity)"):
             ModelIdentity.from_dict(record)
+
+
+def test_evidence_of_before_is_read_in_the_words_of_today() -> None:
+    """An arm that was renamed has its new name, whatever wrote the evidence."""
+    held = Evidence("ab", "a task", 9, 1, "exact match", 0.5, 0.4, 0.6, {"message": 0.9, "mismatched": 0.4}, "abc")
+    assert held == Evidence.from_dict(asdict(replace(held, arms={"message": 0.9, "other": 0.4})))
+    assert held == Evidence.from_dict(asdict(held))
 
 
 def test_evidence_is_read_with_its_types_checked() -> None:

@@ -3,11 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
+from ilcp.evidence import EARLIER_ARMS
+
 __all__ = ["FORMAT", "FORMATS", "translated"]
 
 FORMAT = 2
 FORMATS = (1, FORMAT)  # that are read
-ARMS = {"other": "mismatched", "literals-other": "literals-mismatched"}
 METRICS = {"nats": "log_likelihood", "recovery, nats": "recovery, log_likelihood"}
 
 
@@ -21,7 +22,7 @@ def translated(record: Mapping[str, Any]) -> dict[str, Any]:
         return found
     found["format"] = FORMAT
     found["answers_end"] = found.pop("closed")
-    arms = {ARMS.get(name, name): arm for name, arm in found["arms"].items()}
+    arms = {EARLIER_ARMS.get(name, name): arm for name, arm in found["arms"].items()}
     found["arms"] = {name: {**arm, "name": name} for name, arm in arms.items()}
     found["notes"] = [_note(note) for note in found["notes"]]
     found["figures"] = _figures(found["figures"])
@@ -30,14 +31,14 @@ def translated(record: Mapping[str, Any]) -> dict[str, Any]:
 
 def _note(note: str) -> str:
     name, colon, rest = note.partition(": ")
-    return ARMS.get(name, name) + colon + rest
+    return EARLIER_ARMS.get(name, name) + colon + rest
 
 
 def _figures(figures: Mapping[str, Any]) -> dict[str, Any]:
     found = dict(figures)
     for table in ("arms", "bytes", "delivered", "churn", "bits per byte"):
         if table in found:
-            found[table] = {ARMS.get(arm, arm): value for arm, value in found[table].items()}
+            found[table] = {EARLIER_ARMS.get(arm, arm): value for arm, value in found[table].items()}
     if "arms" in found:
         found["arms"] = {arm: _metrics(kinds) for arm, kinds in found["arms"].items()}
     if "content gain" in found:

@@ -143,8 +143,9 @@ class Capture:
         """Refuses the step of a ``generate`` that is not watched: which of its tokens end a row would not be known."""
         if not self._is_generating():
             raise EncodeError(
-                "expected calls of the model that belong to `with sender.capture()`, got a step of a `generate` that "
-                "was taken from it before: call model.generate itself inside the `with`"
+                "expected calls of the model that belong to `with sender.capture()`, got prepare_inputs_for_generation "
+                "outside of its `generate`, as from one that was taken from it before: call model.generate itself "
+                "inside the `with`, or make the inputs of a step of your own without it"
             )
 
     def _check_single(self, call: ForwardCall) -> None:
