@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -71,6 +72,20 @@ with {opened.format(url="sys.argv[1]")} as c:
     assert done.stdout.startswith(SPOKEN_OF)
 
 
+@pytest.mark.parametrize("wrong", [None, "", "2", -1.0, float("nan")])
+def test_a_time_that_is_none_is_refused(wrong: Any) -> None:
+    """Nothing passes for no time at all but zero."""
+    with connect("memory://times", name="planner") as c:
+        c.send(BARE, to="planner")
+        with pytest.raises(AddressError, match="timeout_s"):
+            c.receive(wrong)
+        delivery = c.receive(0)
+        assert delivery is not None
+        with pytest.raises(AddressError, match="delay_s"):
+            delivery.nack(wrong)
+        delivery.nack(0)
+
+
 @both_ways
 def test_a_thread_that_waits_is_told_when_another_closes(tmp_path: Path, opened: Opened) -> None:
     """Leaving the with ends a receive that waits in another thread, by a name that says it, and takes no message."""
@@ -125,6 +140,35 @@ def interrupt_after(monkeypatch: pytest.MonkeyPatch) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Store, "_transaction", interrupted)
+
+
+@pytest.mark.parametrize("url", ["memory://interrupted", "spool://{folder}"])
+@pytest.mark.parametrize("place", ["_begin", "_named_errors"])
+def test_an_interrupt_at_a_transactions_beginning_leaves_none_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str, place: str
+) -> None:
+    """Ctrl-C on the line behind BEGIN, or behind a COMMIT, breaks nothing: the next call works, also another's."""
+    address = url.format(folder=tmp_path)
+    with connect(address, name="planner") as c, connect(address, name="planner") as other:
+        c.send(BARE, to="planner", handoff_id="a")
+        real = getattr(Store, place)
+
+        def begin(self: Store) -> None:
+            real(self)
+            raise KeyboardInterrupt
+
+        @contextmanager
+        def named(self: Store) -> Iterator[None]:
+            with real(self):
+                yield
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(Store, place, begin if place == "_begin" else named)
+        with pytest.raises(KeyboardInterrupt):
+            c.send(BARE, to="planner", handoff_id="b")
+        monkeypatch.setattr(Store, place, real)
+        other.send(BARE, to="planner", handoff_id="c")
+        assert c.receive() is not None
 
 
 def test_an_interrupt_takes_no_message_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

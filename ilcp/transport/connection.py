@@ -81,7 +81,7 @@ class AsyncDelivery:
             AddressError: a delay that is negative or longer than any lease.
             TransportError: the other side cannot be reached; the lease runs out by itself.
         """
-        await self._settle("nack", checked_s("delay_s", delay_s, MAX_LEASE_S) if delay_s else 0.0)
+        await self._settle("nack", 0.0 if delay_s == 0 else checked_s("delay_s", delay_s, MAX_LEASE_S))
 
     async def _settle(self, how: Literal["ack", "nack"], retry_in_s: float | None) -> None:
         if self._settled == how:
@@ -144,7 +144,7 @@ class AsyncConnection:
             TransportError: the other side cannot be reached, or does not want to.
         """
         name = self._own_name()
-        wait_s = checked_s("timeout_s", timeout_s, MAX_LEASE_S) if timeout_s else 0.0
+        wait_s = 0.0 if timeout_s == 0 else checked_s("timeout_s", timeout_s, MAX_LEASE_S)
         lease = await self._backend.take(name, self._settings.lease_s, wait_s)
         if lease is None:
             return None

@@ -62,7 +62,7 @@ class StoreBackend:
         return await self._call(self._store.put, name, handoff_id, message)
 
     async def take(self, name: str, lease_s: float, wait_s: float) -> Lease | None:
-        """See ``Backend``. A call that is interrupted gives back what it has taken."""
+        """See ``Backend``. An interrupt in the store gives back what was taken; a later one does not."""
         end, pause = time.monotonic() + wait_s, POLL_S
         while True:
             lease = await self._take_now(name, lease_s)

@@ -259,8 +259,6 @@ class Store:
     def _begin(self) -> None:
         """Waits for its turn in short steps: SQLite's own waiting grows to 100 ms, when a turn takes 5."""
         until = time.monotonic() + BUSY_S
-        if self._db.in_transaction:  # one that Ctrl-C broke off between its beginning and its first statement
-            self._db.execute("ROLLBACK")
         while True:
             try:
                 self._db.execute("PRAGMA busy_timeout = 0").close()
@@ -276,9 +274,11 @@ class Store:
     @contextmanager
     def _transaction(self, sync: str) -> Iterator[None]:
         with self._named_errors():
-            self._db.execute(f"PRAGMA synchronous = {sync}")
-            self._begin()
-            try:
+            try:  # from here on: an interrupt may come on any line, also between BEGIN and the next
+                if self._db.in_transaction:  # an interrupt came while this very guard was ending one
+                    self._db.execute("ROLLBACK")
+                self._db.execute(f"PRAGMA synchronous = {sync}")
+                self._begin()
                 yield
                 self._db.execute("COMMIT")
             except BaseException:
@@ -298,7 +298,7 @@ class Store:
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
         where = f"in {self._path}, got: {error}"
         if isinstance(error, sqlite3.ProgrammingError):
-            return UnreachableError(f"expected an open spool {where} connect again")
+            return UnreachableError(f"expected an open spool {where}; connect again")
         if code == sqlite3.SQLITE_FULL:
             return DiskFullError(f"expected room on the disk {where}; free some")
         if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
