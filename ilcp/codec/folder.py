@@ -9,6 +9,7 @@ import json
 import re
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from tempfile import mkdtemp
@@ -181,13 +182,11 @@ def load(source: str | Path, **hub: Any) -> Codec:
         StorageError: a file in it is damaged, or of another format.
         IdentityError: the weights are not those that the codec was saved with.
     """
-    codec = load_to_measure(source, **hub)
-    if codec.evidence is None:
-        config = folder_of(codec) / CONFIG
-        try:
-            _evidence(_record(source, config))
-        except UnmeasuredError as error:
-            raise StorageError(f"{config}: {error}") from None
+    codec, record = _loaded(source, hub)
+    try:
+        codec.evidence = _evidence(record)
+    except UnmeasuredError as error:
+        raise StorageError(f"{folder_of(codec) / CONFIG}: {error}") from None
     return codec
 
 
@@ -197,6 +196,14 @@ def load_to_measure(source: str | Path, **hub: Any) -> Codec:
     Raises:
         ConfigError, StorageError, IdentityError: as ``load``.
     """
+    codec, record = _loaded(source, hub)
+    with suppress(UnmeasuredError):
+        codec.evidence = _evidence(record)
+    return codec
+
+
+def _loaded(source: str | Path, hub: Mapping[str, Any]) -> tuple[Codec, dict[str, Any]]:
+    """Returns the codec, without evidence as yet, and what its ``config.json`` holds; raises as ``load``."""
     folder = _fetched(source, hub)
     config = folder / CONFIG
     record = _record(source, config)
@@ -217,12 +224,8 @@ def load_to_measure(source: str | Path, **hub: Any) -> Codec:
         raise StorageError(
             f"expected settings of codec {saved.spec.name!r} in {config}, got {type(error).__name__}: {error}"
         ) from error
-    try:
-        codec.evidence = _evidence(record)
-    except UnmeasuredError:
-        codec.evidence = None
-    codec.folder = folder
-    return codec
+    codec.evidence, codec.folder = None, folder
+    return codec, record
 
 
 def training_of(folder: Path) -> dict[str, Any]:
