@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 import ilcp
-from ilcp import errors
+from ilcp import errors, transport
 from ilcp.cli import app, main
 from ilcp.cli.exit_codes import ERROR_CODES, OTHER_CODES, exit_code
 from ilcp.embedded import HERE
@@ -92,6 +92,13 @@ def test_each_error_has_an_exit_code_of_its_own() -> None:
 
 def _listed(kind: type) -> type[IlcpError]:
     return kind if kind in ERROR_CODES else _listed(kind.__bases__[0])
+
+
+def test_an_error_of_two_blames_exits_as_the_one_to_mend() -> None:
+    """A wrong address is wrong use, and a full, closed or damaged disk is the storage's: not the way's."""
+    assert ERROR_CODES[errors.ConfigError][0] == exit_code(transport.AddressError("x"))
+    for kind in (transport.CorruptError, transport.DiskFullError, transport.NotWritableError):
+        assert ERROR_CODES[errors.StorageError][0] == exit_code(kind("x"))
 
 
 def test_the_help_lists_every_exit_code(run: Run) -> None:
