@@ -32,9 +32,9 @@ from ilcp.message import MAX_PAYLOAD_BYTES
 from ilcp.models.fingerprint import identify
 from ilcp.models.prompt import layout
 from ilcp.models.reading import window_tokens
-from ilcp_codecs.text import range_code
+from ilcp_codecs import range_code
+from ilcp_codecs.range_code import Probabilities
 from ilcp_codecs.text.codecs import TextCodec
-from ilcp_codecs.text.range_code import Probabilities
 
 __all__ = ["LmCodec"]
 

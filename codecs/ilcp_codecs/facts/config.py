@@ -1,0 +1,93 @@
+"""The shape of a facts codec: frozen, and it checks its own arithmetic."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from ilcp.errors import ConfigError, IlcpError
+from ilcp.message import MAX_PAYLOAD_BYTES
+from ilcp.records import read_record
+
+__all__ = ["FOUND", "SETTINGS", "FactsConfig"]
+
+MOST_TOPICS = 4096  # a payload that nobody made may name them all, and each may take value_tokens + 1 memory vectors
+FOUND = ("topics", "questions", "words")  # what the training cases decide
+
+
+@dataclass(frozen=True, slots=True)
+class FactsConfig:
+    """Every number that decides a shape, a bit or a byte.
+
+    ``topics`` are what a fact may be about, ``questions`` a question about each of them. Its value is spelled with
+    up to ``value_tokens`` of the ``words`` tokens of the receiver that the codec knows. A fact takes ``whole_dims``
+    bits for its value as a whole and ``token_dims`` for each token of it; shorter payloads hold fewer of them.
+
+    Raises:
+        ConfigError: numbers contradict each other; the text prints them.
+    """
+
+    sender_layers: tuple[int, ...]
+    sender_hidden: int
+    receiver_hidden: int
+    topics: tuple[str, ...]
+    questions: tuple[str, ...]
+    words: int
+    payload_bytes: int = 320
+    whole_dims: int = 16
+    token_dims: int = 12
+    value_tokens: int = 8
+    width: int = 192
+    heads: int = 6
+    blocks: int = 2
+    speller_width: int = 384
+
+    def __post_init__(self) -> None:
+        whole = (
+            *(
+                self.sender_hidden,
+                self.receiver_hidden,
+                self.words,
+                self.whole_dims,
+                self.token_dims,
+                self.value_tokens,
+            ),
+            *(self.width, self.heads, self.blocks, self.speller_width),
+        )
+        if min(whole) < 1:
+            raise ConfigError(
+                "expected whole numbers from 1 for sender_hidden, receiver_hidden, words, whole_dims, token_dims, "
+                f"value_tokens, width, heads, blocks and speller_width, got {whole}"
+            )
+        if not 1 <= self.payload_bytes <= MAX_PAYLOAD_BYTES:
+            raise ConfigError(f"expected payload_bytes from 1 to {MAX_PAYLOAD_BYTES}, got {self.payload_bytes}")
+        if self.width % self.heads:
+            raise ConfigError(f"expected width to be a multiple of heads, got {self.width} and {self.heads}")
+        if not 1 <= len(self.topics) <= MOST_TOPICS or len(set(self.topics)) != len(self.topics):
+            raise ConfigError(f"expected 1 to {MOST_TOPICS} different topics, got {len(self.topics)}")
+        if len(self.questions) != len(self.topics):
+            raise ConfigError(
+                f"expected a question for each of {len(self.topics)} topics, got {len(self.questions)} questions"
+            )
+        if not self.sender_layers or min(self.sender_layers) < 0:
+            raise ConfigError(f"expected the sender's layers to read, from 0, got {self.sender_layers}")
+
+    @classmethod
+    def from_dict(
+        cls, record: Mapping[str, Any], where: str = "a FactsConfig", *, error: type[IlcpError] = ConfigError
+    ) -> "FactsConfig":
+        """Returns the configuration that ``asdict`` wrote.
+
+        Args:
+            where: the record's place, for people.
+            error: what is raised.
+
+        Raises:
+            IlcpError: ``error``: a field is missing, unknown or of another type, or the numbers contradict each other.
+        """
+        return read_record(cls, record, where, error=error)
+
+
+# What a recipe may set: all that neither the two models nor the cases decide.
+SETTINGS = tuple(
+    field.name for field in fields(FactsConfig) if field.name not in ("sender_hidden", "receiver_hidden", *FOUND)
+)
