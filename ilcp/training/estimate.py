@@ -18,6 +18,7 @@ __all__ = ["Estimate", "estimate"]
 
 COPIES = 4  # of what is trained: weights, gradients, and AdamW's two moments
 SAVED = 3 * 2  # weights and moments in a checkpoint, and two checkpoints while the new one is written
+TUNED = 4  # the adapter in the first stage's checkpoint, which stays: weights, moments, and the best weights
 MEGA = 1e6
 
 
@@ -56,15 +57,19 @@ def estimate(
         StorageError: there is less disk than that; the text has the numbers.
         ConfigError: there is less memory than that.
     """
-    learned = [*network.parameters(), *models.adapted()]
+    adapted = models.adapted()
+    learned, tuned = [*network.parameters(), *adapted], sum(p.numel() * p.element_size() for p in adapted)
     trained = sum(p.numel() * p.element_size() for p in learned)
     whole = trained + sum(b.numel() * b.element_size() for b in network.buffers())
     both = {id(p): p for model in (models.sender, models.receiver) for p in model.parameters()}
     need = Estimate(
         states_bytes=min(store.bytes_of(texts), store.limit_bytes),
-        checkpoint_bytes=SAVED * trained + 2 * (whole - trained) + 2 * whole * (hyperparameters.patience > 0),
+        checkpoint_bytes=SAVED * trained
+        + 2 * (whole - trained)
+        + 2 * whole * (hyperparameters.patience > 0)
+        + TUNED * tuned * (hyperparameters.reader_share > 0),
         models_bytes=sum(p.numel() * p.element_size() for p in both.values()),
-        training_bytes=COPIES * trained + whole - trained,
+        training_bytes=COPIES * trained + whole - trained + tuned,  # the adapter once more, which sets the targets
     )
     kept = sum(file.stat().st_size for file in store.folder.glob("*.safetensors"))  # of a run that goes on
     disk, free = need.states_bytes - kept + need.checkpoint_bytes, shutil.disk_usage(folder).free

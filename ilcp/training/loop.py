@@ -2,13 +2,12 @@
 
 import math
 import random
-import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +27,16 @@ from ilcp.training.log import Log
 from ilcp.training.objective import Objective
 from ilcp.training.phrasebook import Phrasebook
 from ilcp.training.reader import Reader, StateStore
+from ilcp.training.signals import deferred_signals
 from ilcp.training.validation import Validation, Validator
 
-__all__ = ["CHECKPOINT", "Result", "fit"]
+__all__ = ["CHECKPOINT", "Result", "Run", "Source", "fit"]
 
 Source = Callable[[int, int], Sequence[Case]]  # (first number, how many) -> about so many; the same for the same two
 CHECKPOINT = "checkpoint.pt"
 FINAL_RATE = 0.02  # of the learning rate, where the cosine ends
 MEMORY = 0.98  # of the running means that are logged
-TWICE_S = 2.0  # a signal that comes by two ways within this time was meant once
+JUDGED = {"teacher_floor"}  # before the first step, and not again: another value does not make it another run
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ def fit(
     network: nn.Module,
     models: Models,
     source: Source,
-    validation: Sequence[Case],
+    validation: Sequence[Case] | Validator,
     hyperparameters: Hyperparameters,
     folder: str | Path,
     *,
@@ -65,9 +65,11 @@ def fit(
 ) -> Result:
     """Trains ``network`` in place, between the frozen models; checkpoints and a log go to ``folder``.
 
+    An adapter's weights as they come set the targets to the end: ``ilcp.training.tune`` makes them read first.
+
     Args:
         source: see ``Source``; ``ilcp.training.data.Shuffled`` makes one of a list of cases.
-        validation: cases that ``source`` never gives.
+        validation: cases that ``source`` never gives, or a validator of them that has read them already.
         phrasebook: the aim of naming and alignment; without it they have no effect.
         store: keeps what the sender computed; None computes it anew each time.
         resume: goes on from the folder's checkpoint, if there is one. With a schedule in steps alone, and on one
@@ -83,52 +85,27 @@ def fit(
         MissingExtraError: TensorBoard is wanted and not installed.
         Interrupted: Ctrl-C or SIGTERM, after a checkpoint; it is a ``KeyboardInterrupt``.
     """
-    folder = _made(Path(folder))
+    folder = Path(folder)
     log = Log(folder, tensorboard=tensorboard and is_main())
-    run = _Run(network, models, hyperparameters, folder, phrasebook, store, log)
-    if (folder / CHECKPOINT).exists():
-        if not resume:
-            raise ConfigError(
-                f"expected a new folder, got {folder} with a checkpoint: pass resume=True, or choose another"
-            )
-        run.restore()
+    models = models.with_teacher()
+    run = Run(network, models, hyperparameters, folder, phrasebook, store, log)
+    resumed = run.resumed(resume)
     with frozen(models):
-        validator = Validator(models, validation[: hyperparameters.validation_contexts], hyperparameters, run.reader)
-        validator.require_teacher()
-        with _deferred_signals() as interrupted:
-            return run.go(source, validator, interrupted)
+        if isinstance(validation, Validator):
+            validator = validation
+        else:
+            few = validation[: hyperparameters.validation_contexts]
+            validator = Validator(models, few, hyperparameters, run.reader)
+            with models.teaching():
+                validator.read()
+            run.say(validator.said())
+        if not resumed:
+            validator.require_teacher()
+        with deferred_signals() as interrupted:
+            return run.go(source, partial(validator.measure, network), interrupted)
 
 
-def _made(folder: Path) -> Path:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StorageError(f"expected a folder for the run, got {folder}: {error}; choose another place") from error
-    return folder
-
-
-@contextmanager
-def _deferred_signals() -> Iterator[Callable[[], bool]]:
-    """Lets Ctrl-C and SIGTERM wait for the end of the step, so that a checkpoint never holds half of one."""
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False  # only the main thread may handle signals
-        return
-    seen: list[float] = []
-
-    def hear(number: int, _: Any) -> None:
-        if seen and time.monotonic() - seen[0] > TWICE_S:
-            raise KeyboardInterrupt  # said again: at once
-        seen.append(time.monotonic())
-
-    before = {number: signal.signal(number, hear) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: bool(seen)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-class _Run:
+class Run:
     """The state of one run: everything that a checkpoint holds."""
 
     def __init__(
@@ -155,15 +132,21 @@ class _Run:
         self.last_loss = math.nan
         torch.manual_seed(hyperparameters.seed)
         groups = [{"params": list(network.parameters()), "lr": hyperparameters.learning_rate}]
-        if models.adapter is not None:
-            groups.append({"params": models.adapted(), "lr": hyperparameters.adapter_learning_rate})
+        self.adapted = models.adapted()
+        if self.adapted:
+            groups.append({"params": self.adapted, "lr": hyperparameters.adapter_learning_rate})
         self.rates = [float(group["lr"]) for group in groups]  # type: ignore[arg-type]
         self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=hyperparameters.weight_decay)
         self._check_share()
 
-    def go(self, source: Source, validator: Validator, interrupted: Callable[[], bool]) -> Result:
+    def go(self, source: Source, measure: Callable[[], Validation], interrupted: Callable[[], bool]) -> Result:
+        """Runs to the end of the schedule, or until nothing has got better for long.
+
+        Raises:
+            TrainingError, StorageError, Interrupted: as ``fit``.
+        """
         batcher = Batcher(self.models, self.hyperparameters)
-        result = validator.measure(self.network)
+        result = measure()
         averages: dict[str, float] = {}
         started = saved = time.monotonic()
         before = self.seconds
@@ -181,15 +164,15 @@ class _Run:
                 progress.update(bar, completed=self._done(), note=self._note(averages, result))
                 self._heed(interrupted)
                 if self.step % self.hyperparameters.validate_every == 0 or self._done() >= 1:
-                    result, saved = validator.measure(self.network), time.monotonic()
+                    result, saved = measure(), time.monotonic()
                     self._judge(averages, result)
                 elif time.monotonic() - saved > 60 * self.hyperparameters.checkpoint_minutes:
                     self.save()
                     saved = time.monotonic()
         self._heed(interrupted)
         if self.hyperparameters.patience and self.best is not None:
-            self._put_back(self.best[1])
-            result = validator.measure(self.network)
+            self.keep_best()
+            result = measure()
         return Result(self.step, round(self.seconds / 60, 2), result, self.clock.shares(), round(self._speed(), 1))
 
     def _update(self, batch: Batch) -> dict[str, float]:
@@ -198,6 +181,8 @@ class _Run:
         self.network.train()
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * self._rate()
+        for parameter in self.adapted:
+            parameter.requires_grad_(self.hyperparameters.adapts_at(self._done()))
         learner: Any = self.network
         terms = self.objective.terms(learner, batch, self.step, self._done())
         if any_rank(not torch.isfinite(terms["loss"]), self.device):
@@ -237,8 +222,8 @@ class _Run:
             TrainingError: nothing was learned when something should have been.
         """
         if self.hyperparameters.patience:
-            if self.best is None or result.recovery > self.best[0]:
-                self.best, self.stale = (result.recovery, self._weights()), 0
+            if self.best is None or result.score[1] > self.best[0]:
+                self.best, self.stale = (result.score[1], self.weights()), 0
             else:
                 self.stale += 1
         record = {"step": self.step, "minutes": round(self.seconds / 60, 2), "tokens_per_s": round(self._speed(), 1)}
@@ -248,7 +233,7 @@ class _Run:
         self.save()
         if is_main():
             self.log.write(record | shares)
-            self.console.print(f"step {self.step}: {result}", highlight=False)
+            self.say(f"step {self.step}: {result}")
         if any_rank(self.hyperparameters.collapse_after <= self._done() < 1 and result.gain_low <= 0, self.device):
             raise TrainingError(
                 f"expected the message to say more than another case's after "
@@ -285,18 +270,28 @@ class _Run:
         return self.tokens / self.stepping_s if self.stepping_s else 0.0
 
     def _note(self, averages: dict[str, float], result: Validation) -> str:
-        bits = averages.get("rate_bits", 0.0)
-        return f"loss {averages['loss']:.3f}, recovery {result.recovery:.3f}, {bits:.0f} bits"
+        bits = f", {averages['rate_bits']:.0f} bits" if "rate_bits" in averages else ""
+        return f"loss {averages['loss']:.3f}, {_scored(result)}{bits}"
 
-    def _weights(self) -> dict[str, Any]:
+    def say(self, text: str) -> None:
+        """Prints a line, once for all processes."""
+        if is_main():
+            self.console.print(text, highlight=False)
+
+    def weights(self) -> dict[str, Any]:
         """Returns a copy of all that is trained, by owner."""
-        adapted = [parameter.detach().clone() for parameter in self.models.adapted()]
+        adapted = [parameter.detach().clone() for parameter in self.adapted]
         return {"network": {k: v.clone() for k, v in self.network.state_dict().items()}, "adapter": adapted}
+
+    def keep_best(self) -> None:
+        """Takes up the best weights that were found, where any were kept."""
+        if self.best is not None:
+            self._put_back(self.best[1])
 
     @torch.no_grad()
     def _put_back(self, weights: dict[str, Any]) -> None:
         self.network.load_state_dict(weights["network"])
-        for parameter, value in zip(self.models.adapted(), weights["adapter"], strict=True):
+        for parameter, value in zip(self.adapted, weights["adapter"], strict=True):
             parameter.copy_(value)
 
     def save(self) -> None:
@@ -311,7 +306,7 @@ class _Run:
             "recipe": self.hyperparameters.to_dict(),
             "step": self.step,
             "seconds": self.seconds,
-            "weights": self._weights(),
+            "weights": self.weights(),
             "optimizer": self.optimizer.state_dict(),
             "best": self.best,
             "stale": self.stale,
@@ -330,14 +325,20 @@ class _Run:
                 "space, then resume"
             ) from error
 
-    def restore(self) -> None:
-        """Takes up the checkpoint.
+    def resumed(self, resume: bool) -> bool:
+        """Takes up the checkpoint, if there is one, and says whether there is.
 
         Raises:
-            ConfigError: it is of other hyperparameters.
+            ConfigError: there is one, and ``resume`` is false; or it is of other hyperparameters.
             StorageError: it is damaged.
         """
         file = self.folder / CHECKPOINT
+        if not file.exists():
+            return False
+        if not resume:
+            raise ConfigError(
+                f"expected a new folder, got {self.folder} with a checkpoint: pass resume=True, or choose another"
+            )
         try:
             state = torch.load(file, weights_only=True, map_location=self.device)
             self._check_same(renamed(state["recipe"]))
@@ -348,10 +349,11 @@ class _Run:
             raise StorageError(f"expected a checkpoint in {file}, got a damaged file: {error!r}") from error
         if is_main():
             self.log.forget_after(self.step)
+        return True
 
     def _check_same(self, before: dict[str, Any]) -> None:
-        now = self.hyperparameters.to_dict()
-        differs = {name: (before.get(name), value) for name, value in now.items() if before.get(name) != value}
+        now = {name: value for name, value in self.hyperparameters.to_dict().items() if name not in JUDGED}
+        differs = {name: (before[name], now[name]) for name in now.keys() & before if before[name] != now[name]}
         if differs:
             raise ConfigError(
                 f"expected the hyperparameters of the checkpoint in {self.folder}, got a difference in "
@@ -385,4 +387,8 @@ def _progress(result: Validation, console: Console) -> Iterator[tuple[Progress, 
         disable=not (sys.stderr.isatty() and is_main()),
     )
     with shown:
-        yield shown, shown.add_task("training", total=1.0, note=f"recovery {result.recovery:.3f}")
+        yield shown, shown.add_task("training", total=1.0, note=_scored(result))
+
+
+def _scored(result: Validation) -> str:
+    return "{} {:.3f}".format(*result.score)
