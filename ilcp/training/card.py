@@ -36,9 +36,9 @@ answer = receiver.generate(message, question)
 ## How it was made
 
 {steps} steps in {minutes} minutes on {processes} process(es), {tokens_per_s} tokens/s; of the time, {shares}.
-{training} cases to learn from, {validation} to watch the learning by, {test} to measure, {source}. Seed {seed}.{tuned} The
+{training} cases to learn from, {validation} to watch the learning by, {test} to measure, {source}. Seed {seed}. The
 whole recipe, versions and identities are in `config.json`; the learning curve is `log.jsonl`, drawn in `curve.png`
-where matplotlib was installed.
+where matplotlib was installed.{tuned}
 
 ## Limits
 
@@ -92,9 +92,9 @@ def _tuned(made: Mapping[str, Any]) -> str:
         for when in ("before", "after")
     }
     return (
-        f" Before all that, the receiver was tuned to read the full text, {brought['steps']} steps in "
-        f"{brought['minutes']} minutes: from {figures['before']}, to {figures['after']} (n = {brought['questions']} "
-        "questions of the cases to watch by)."
+        f"\n\nBefore that the receiver was tuned to read the full text, {brought['steps']} steps in "
+        f"{brought['minutes']} minutes. On the {brought['questions']} questions of the cases to watch by it gave "
+        f"{figures['before']} before, and {figures['after']} after it: what follows is the codec's part."
     )
 
 

@@ -3,7 +3,8 @@
 ::
 
     config --> models --> cases (a file, or written by the sender) --> training, validation, test
-         --> tune, where the receiver is adapted --> states on disk --> fit --> codec --> measured on the test cases, with every control --> folder
+         --> tune, where the receiver is adapted --> states on disk --> fit --> codec
+         --> measured on the test cases, with every control --> folder
 
 A run keeps its checkpoint, its log and the sender's states in ``<out>.run``, beside the codec's folder, which appears
 when all is done. A run that was stopped goes on with ``resume``.

@@ -1,4 +1,4 @@
-"""Signals that wait for the end of a step."""
+"""Ctrl-C and SIGTERM that wait for the end of a step."""
 
 import signal
 import threading
@@ -14,7 +14,7 @@ TWICE_S = 2.0  # a signal that comes by two ways within this time was meant once
 
 @contextmanager
 def deferred_signals() -> Iterator[Callable[[], bool]]:
-    """Lets Ctrl-C and SIGTERM wait, so that a checkpoint never holds half a step; gives whether one came so far."""
+    """Lets Ctrl-C and SIGTERM wait for the end of the step, so that a checkpoint never holds half of one."""
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False  # only the main thread may handle signals
         return
