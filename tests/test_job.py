@@ -22,6 +22,7 @@ from ilcp.cli import app
 from ilcp.codec import HubCodec
 from ilcp.errors import ConfigError, IdentityError, Interrupted, StorageError, TrainingError, UnmeasuredError
 from ilcp.message import describe
+from ilcp.training import job as job_module
 from ilcp.training.log import read_log
 from ilcp.training.loop import CHECKPOINT
 from ilcp.training.tuning import _TextObjective
@@ -242,9 +243,9 @@ def test_a_full_disk_leaves_nothing_half_written(home, tmp_path) -> None:
 def test_an_adapted_receiver_is_part_of_the_codec(home, tmp_path, capsys) -> None:
     """A LoRA is trained along, saved beside the codec, loaded with it; the receiver without it is refused by name."""
     codec = ilcp.train(recipe(home, 20), out=tmp_path / "codec", adapt_receiver=True, adapter_rank=2)
-    assert re.search(
-        r"before it is tuned, the receiver answers .* exact .* from the full text", capsys.readouterr().err
-    )
+    said = capsys.readouterr().err
+    assert re.search(r"before it is tuned, the receiver answers .* exact .* from the full text", said)
+    assert 2 == said.count("from another case's")
     made = json.loads((tmp_path / "codec" / "config.json").read_text())["training"]["reader"]
     assert (4, {"exact", "log_likelihood"}) == (made["steps"], made["after"].keys())
     assert {"step": 0, "reader": made} == read_log(tmp_path / "codec" / "log.jsonl")[0]
@@ -275,15 +276,19 @@ def test_an_adapted_receiver_is_part_of_the_codec(home, tmp_path, capsys) -> Non
 
 
 def test_a_receivers_first_stage_goes_on_where_it_was_stopped(home, tmp_path, monkeypatch) -> None:
-    """A run that ended in it is not begun anew, needs --resume, and comes to what an undisturbed one comes to."""
+    """A run that ended in it is not begun anew, needs --resume, and gives the codec the undisturbed receiver."""
     more = "reader_share = 0.9"
-    stage, calls = _TextObjective.terms, []
+    stage, calls, readers = _TextObjective.terms, [], []
 
     def stopped(*args) -> dict[str, torch.Tensor]:
         calls.append(args)
         if len(calls) == 3:
             os.kill(os.getpid(), signal.SIGTERM)
         return stage(*args)
+
+    def halted(_, models, *args, **options) -> None:
+        readers.append([parameter.detach().clone() for parameter in models.adapted()])
+        raise Interrupted("enough")
 
     monkeypatch.setattr(_TextObjective, "terms", stopped)
     options: dict[str, Any] = {"out": tmp_path / "codec", "adapt_receiver": True, "adapter_rank": 2}
@@ -293,10 +298,12 @@ def test_a_receivers_first_stage_goes_on_where_it_was_stopped(home, tmp_path, mo
         ilcp.train(recipe(home, 6, more), **options)
     with pytest.raises(ConfigError, match=r"training.steps \(was 6, is 7\)"):
         ilcp.train(recipe(home, 7, more), **options, resume=True)
-    resumed = ilcp.train(recipe(home, 6, more), **options, resume=True)
-    assert 5 == len(calls)
-    whole = ilcp.train(recipe(home, 6, more), **options | {"out": tmp_path / "whole"})
-    assert whole.trained == resumed.trained
+    monkeypatch.setattr(job_module, "fit", halted)
+    for out, resume in (("codec", True), ("whole", False)):
+        with pytest.raises(Interrupted, match="enough"):
+            ilcp.train(recipe(home, 6, more), **options | {"out": tmp_path / out}, resume=resume)
+    assert 10 == len(calls)
+    assert all(torch.equal(one, other) for one, other in zip(*readers, strict=True))
 
 
 def test_a_codec_goes_to_the_hub_and_back(home, tmp_path, monkeypatch) -> None:
