@@ -2,19 +2,13 @@
 
 import math
 import random
-import signal
-import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
 
 from ilcp.errors import ConfigError, Interrupted, StorageError, TrainingError
@@ -26,8 +20,11 @@ from ilcp.training.clock import Clock
 from ilcp.training.hyperparameters import Hyperparameters, renamed
 from ilcp.training.log import Log
 from ilcp.training.objective import Objective
+from ilcp.training.pace import StepPace, voice
 from ilcp.training.phrasebook import Phrasebook
 from ilcp.training.reader import Reader, StateStore
+from ilcp.training.result import Result
+from ilcp.training.signals import deferred_signals
 from ilcp.training.validation import Validation, Validator
 
 __all__ = ["CHECKPOINT", "Result", "fit"]
@@ -36,18 +33,6 @@ Source = Callable[[int, int], Sequence[Case]]  # (first number, how many) -> abo
 CHECKPOINT = "checkpoint.pt"
 FINAL_RATE = 0.02  # of the learning rate, where the cosine ends
 MEMORY = 0.98  # of the running means that are logged
-TWICE_S = 2.0  # a signal that comes by two ways within this time was meant once
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """The outcome of a run: steps made, minutes taken, the last validation, and each part's share of a step's time."""
-
-    steps: int
-    minutes: float
-    validation: Validation
-    shares: dict[str, float]
-    tokens_per_s: float
 
 
 def fit(
@@ -62,6 +47,7 @@ def fit(
     store: StateStore | None = None,
     resume: bool = False,
     tensorboard: bool = False,
+    announced_bytes: int | None = None,
 ) -> Result:
     """Trains ``network`` in place, between the frozen models; checkpoints and a log go to ``folder``.
 
@@ -73,6 +59,7 @@ def fit(
         resume: goes on from the folder's checkpoint, if there is one. With a schedule in steps alone, and on one
             device, the weights become those of a run that was never stopped.
         tensorboard: writes its event files beside the log.
+        announced_bytes: of memory, by ``ilcp.training.estimate``; a run that takes half as much again says so.
 
     Raises:
         ConfigError: a checkpoint is there and ``resume`` is false, or is of other hyperparameters; a case does not fit
@@ -95,8 +82,8 @@ def fit(
     with frozen(models):
         validator = Validator(models, validation[: hyperparameters.validation_contexts], hyperparameters, run.reader)
         validator.require_teacher()
-        with _deferred_signals() as interrupted:
-            return run.go(source, validator, interrupted)
+        with deferred_signals() as interrupted:
+            return run.go(source, validator, interrupted, announced_bytes)
 
 
 def _made(folder: Path) -> Path:
@@ -105,27 +92,6 @@ def _made(folder: Path) -> Path:
     except OSError as error:
         raise StorageError(f"expected a folder for the run, got {folder}: {error}; choose another place") from error
     return folder
-
-
-@contextmanager
-def _deferred_signals() -> Iterator[Callable[[], bool]]:
-    """Lets Ctrl-C and SIGTERM wait for the end of the step, so that a checkpoint never holds half of one."""
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False  # only the main thread may handle signals
-        return
-    seen: list[float] = []
-
-    def hear(number: int, _: Any) -> None:
-        if seen and time.monotonic() - seen[0] > TWICE_S:
-            raise KeyboardInterrupt  # said again: at once
-        seen.append(time.monotonic())
-
-    before = {number: signal.signal(number, hear) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: bool(seen)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 class _Run:
@@ -161,13 +127,17 @@ class _Run:
         self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=hyperparameters.weight_decay)
         self._check_share()
 
-    def go(self, source: Source, validator: Validator, interrupted: Callable[[], bool]) -> Result:
+    def go(
+        self, source: Source, validator: Validator, interrupted: Callable[[], bool], announced_bytes: int | None
+    ) -> Result:
         batcher = Batcher(self.models, self.hyperparameters)
         result = validator.measure(self.network)
         averages: dict[str, float] = {}
+        batch: Batch | None = None
         started = saved = time.monotonic()
         before = self.seconds
-        with _progress(result, self.console) as (progress, bar):
+        pace = self._pace(announced_bytes)
+        with voice(self.console, "training") as tell:
             while self._done() < 1 and not self._stale():
                 started_step, read = time.monotonic(), self.reader.tokens
                 cases = source(self.step * self.hyperparameters.contexts, self.hyperparameters.contexts)
@@ -178,7 +148,9 @@ class _Run:
                 self.tokens += self.reader.tokens - read + sum(len(row.suffix + row.answer) for row in batch.rows)
                 self.stepping_s += time.monotonic() - started_step
                 self.seconds = before + self._same(time.monotonic() - started)
-                progress.update(bar, completed=self._done(), note=self._note(averages, result))
+                pace.made(self.step, self.stepping_s)
+                tell(self._done(), pace.line(self.seconds, self._note(averages, result)))
+                self._say(pace.excess())
                 self._heed(interrupted)
                 if self.step % self.hyperparameters.validate_every == 0 or self._done() >= 1:
                     result, saved = validator.measure(self.network), time.monotonic()
@@ -190,7 +162,39 @@ class _Run:
         if self.hyperparameters.patience and self.best is not None:
             self._put_back(self.best[1])
             result = validator.measure(self.network)
-        return Result(self.step, round(self.seconds / 60, 2), result, self.clock.shares(), round(self._speed(), 1))
+        return self._finished(result, pace, batch)
+
+    def _pace(self, announced_bytes: int | None) -> StepPace:
+        wanted = self.hyperparameters
+        warmup = wanted.naming_steps + wanted.alignment_steps if self.objective.phrasebook else 0
+        pace = StepPace(wanted, self.device, warmup=warmup, announced_bytes=announced_bytes)
+        pace.begin(self.step, self.stepping_s)
+        return pace
+
+    def _finished(self, validation: Validation, pace: StepPace, batch: Batch | None) -> Result:
+        """Returns the outcome, and says what bounds a step, ``batch`` being the last one."""
+        alone_s = 0.0 if batch is None else self._receiver_pass_s(batch)
+        shares, speed = self.clock.shares(), round(self._speed(), 1)
+        result = Result(
+            self.step, round(self.seconds / 60, 2), validation, shares, speed, round(pace.step_s, 4), round(alone_s, 4)
+        )
+        self._say(result.bound())
+        return result
+
+    def _receiver_pass_s(self, batch: Batch) -> float:
+        """Returns the seconds of the receiver's pass alone, the better of two."""
+        with torch.no_grad():
+            memory, _ = self.network(*self.reader.states(batch.texts))
+        laps = []
+        for _ in range(2):
+            started = time.monotonic()
+            self.objective.receiver_pass(batch, memory)
+            laps.append(time.monotonic() - started)
+        return min(laps)
+
+    def _say(self, text: str) -> None:
+        if text and is_main():
+            self.console.print(text, highlight=False)
 
     def _update(self, batch: Batch) -> dict[str, float]:
         torch.manual_seed(random.Random(f"noise {self.hyperparameters.seed}/{self.step}").getrandbits(63))
@@ -248,7 +252,7 @@ class _Run:
         self.save()
         if is_main():
             self.log.write(record | shares)
-            self.console.print(f"step {self.step}: {result}", highlight=False)
+        self._say(f"step {self.step}: {result}")
         if any_rank(self.hyperparameters.collapse_after <= self._done() < 1 and result.gain_low <= 0, self.device):
             raise TrainingError(
                 f"expected the message to say more than another case's after "
@@ -286,7 +290,7 @@ class _Run:
 
     def _note(self, averages: dict[str, float], result: Validation) -> str:
         bits = averages.get("rate_bits", 0.0)
-        return f"loss {averages['loss']:.3f}, recovery {result.recovery:.3f}, {bits:.0f} bits"
+        return f"loss {averages['loss']:.3f} · recovery {result.recovery:.3f} · {bits:.0f} bits"
 
     def _weights(self) -> dict[str, Any]:
         """Returns a copy of all that is trained, by owner."""
@@ -372,17 +376,3 @@ class _Run:
             shapes = {moment.shape for moment in held.values() if moment.dim()}
             if shapes - {parameter.shape}:
                 raise ValueError(f"moments of shape {shapes} for {parameter.shape}")
-
-
-@contextmanager
-def _progress(result: Validation, console: Console) -> Iterator[tuple[Progress, Any]]:
-    shown = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f} % {task.fields[note]}"),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not (sys.stderr.isatty() and is_main()),
-    )
-    with shown:
-        yield shown, shown.add_task("training", total=1.0, note=f"recovery {result.recovery:.3f}")
