@@ -24,9 +24,7 @@ def train(
     minutes: Annotated[float | None, typer.Option(help="Of training, if they are over before the steps.")] = None,
     adapt_receiver: Annotated[
         bool,
-        typer.Option(
-            "--adapt-receiver", help="Tune the receiver by a LoRA: to read first, later along; needs ilcp\\[train]."
-        ),
+        typer.Option("--adapt-receiver", help="Tune the receiver (LoRA), to read first; needs ilcp\\[train]."),
     ] = False,
     dtype: Annotated[str | None, typer.Option(help="Of both models: float32, bfloat16 or float16.")] = None,
     device: Annotated[

@@ -260,15 +260,16 @@ def _train(job: _Job, network: Any, resume: bool) -> Result:
     texts = [case.context for case in (*cases.training, *cases.validation)]
     store = StateStore(config.work / STATES, models, network.layers, job.hyperparameters, int(config.states_gb * GIGA))
     _say(f"{len(cases.training)} cases to learn from, {len(cases.validation)} to watch, {len(cases.test)} to measure")
-    if is_main():
-        _say(str(estimate(models, network, store, texts, config.work, job.hyperparameters)))
+    need = estimate(models, network, store, texts, config.work, job.hyperparameters) if is_main() else None
+    _say(str(need))
     reader = Reader(models, network.layers, job.hyperparameters, store)
-    source = Shuffled(cases.training, [len(case.context) for case in cases.training], config.seed)
+    lengths = [len(models.sender_tokenizer(case.context, verbose=False).input_ids) for case in cases.training]
+    source = Shuffled(cases.training, lengths, config.seed)
     validator = _teacher(job, source, reader, resume)  # before the sender reads everything
     if not (config.work / CHECKPOINT).exists():
         calibrate(network, models, (cases.training + cases.validation)[:CALIBRATION], job.hyperparameters)
         same_everywhere(network)
-    store.fill(reader, texts, progress=_shows())
+    store.fill(reader, texts)
     return fit(
         network,
         models,
@@ -279,6 +280,7 @@ def _train(job: _Job, network: Any, resume: bool) -> Result:
         store=store,
         resume=resume,
         tensorboard=config.tensorboard,
+        announced_bytes=None if need is None else need.memory_bytes,
     )
 
 
@@ -345,6 +347,8 @@ def _finish(job: _Job, codec: Codec, result: Result, report: Report) -> None:
         "minutes": result.minutes,
         "tokens_per_s": result.tokens_per_s,
         "time_shares": {part: round(share, 3) for part, share in result.shares.items()},
+        "step_s": result.step_s,
+        "receiver_pass_s": result.receiver_pass_s,
         "provenance": report.provenance,
     }
     made |= {"reader": brought} if (brought := tuned(job.config.work)) else {}

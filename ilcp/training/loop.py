@@ -2,52 +2,37 @@
 
 import math
 import random
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
 
 from ilcp.errors import ConfigError, Interrupted, StorageError, TrainingError
-from ilcp.files import replacing
 from ilcp.nn.distributed import all_reduce, any_rank, average_gradients, is_main, world
 from ilcp.tasks.cases import Case
 from ilcp.training.batch import Batch, Batcher, Models, frozen
+from ilcp.training.checkpoint import CHECKPOINT, require_same, write_checkpoint
 from ilcp.training.clock import Clock
 from ilcp.training.hyperparameters import Hyperparameters, renamed
 from ilcp.training.log import Log
 from ilcp.training.objective import Objective
+from ilcp.training.pace import StepPace, voice
 from ilcp.training.phrasebook import Phrasebook
 from ilcp.training.reader import Reader, StateStore
+from ilcp.training.result import Result
 from ilcp.training.signals import deferred_signals
 from ilcp.training.validation import Validation, Validator
 
 __all__ = ["CHECKPOINT", "Result", "Run", "Source", "fit"]
 
 Source = Callable[[int, int], Sequence[Case]]  # (first number, how many) -> about so many; the same for the same two
-CHECKPOINT = "checkpoint.pt"
 FINAL_RATE = 0.02  # of the learning rate, where the cosine ends
 MEMORY = 0.98  # of the running means that are logged
-JUDGED = {"teacher_floor"}  # before the first step, and not again: another value does not make it another run
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """The outcome of a run: steps made, minutes taken, the last validation, and each part's share of a step's time."""
-
-    steps: int
-    minutes: float
-    validation: Validation
-    shares: dict[str, float]
-    tokens_per_s: float
 
 
 def fit(
@@ -62,6 +47,7 @@ def fit(
     store: StateStore | None = None,
     resume: bool = False,
     tensorboard: bool = False,
+    announced_bytes: int | None = None,
 ) -> Result:
     """Trains ``network`` in place, between the frozen models; checkpoints and a log go to ``folder``.
 
@@ -75,6 +61,7 @@ def fit(
         resume: goes on from the folder's checkpoint, if there is one. With a schedule in steps alone, and on one
             device, the weights become those of a run that was never stopped.
         tensorboard: writes its event files beside the log.
+        announced_bytes: of memory, by ``ilcp.training.estimate``; a run that takes half as much again says so.
 
     Raises:
         ConfigError: a checkpoint is there and ``resume`` is false, or is of other hyperparameters; a case does not fit
@@ -102,11 +89,13 @@ def fit(
         if not resumed:
             validator.require_teacher()
         with deferred_signals() as interrupted:
-            return run.go(source, partial(validator.measure, network), interrupted)
+            return run.go(source, partial(validator.measure, network), interrupted, announced_bytes)
 
 
 class Run:
     """The state of one run: everything that a checkpoint holds."""
+
+    what = "training"  # in words
 
     def __init__(
         self,
@@ -139,7 +128,13 @@ class Run:
         self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=hyperparameters.weight_decay)
         self._check_share()
 
-    def go(self, source: Source, measure: Callable[[], Validation], interrupted: Callable[[], bool]) -> Result:
+    def go(
+        self,
+        source: Source,
+        measure: Callable[[], Validation],
+        interrupted: Callable[[], bool],
+        announced_bytes: int | None = None,
+    ) -> Result:
         """Runs to the end of the schedule, or until nothing has got better for long.
 
         Raises:
@@ -148,9 +143,11 @@ class Run:
         batcher = Batcher(self.models, self.hyperparameters)
         result = measure()
         averages: dict[str, float] = {}
+        batch: Batch | None = None
         started = saved = time.monotonic()
         before = self.seconds
-        with _progress(result, self.console) as (progress, bar):
+        pace = self._pace(announced_bytes)
+        with voice(self.console, self.what) as tell:
             while self._done() < 1 and not self._stale():
                 started_step, read = time.monotonic(), self.reader.tokens
                 cases = source(self.step * self.hyperparameters.contexts, self.hyperparameters.contexts)
@@ -161,7 +158,9 @@ class Run:
                 self.tokens += self.reader.tokens - read + sum(len(row.suffix + row.answer) for row in batch.rows)
                 self.stepping_s += time.monotonic() - started_step
                 self.seconds = before + self._same(time.monotonic() - started)
-                progress.update(bar, completed=self._done(), note=self._note(averages, result))
+                pace.made(self.step, self.stepping_s)
+                tell(self._done(), pace.line(self.seconds, self._note(averages, result)))
+                self.say(pace.excess())
                 self._heed(interrupted)
                 if self.step % self.hyperparameters.validate_every == 0 or self._done() >= 1:
                     result, saved = measure(), time.monotonic()
@@ -173,7 +172,40 @@ class Run:
         if self.hyperparameters.patience and self.best is not None:
             self.keep_best()
             result = measure()
-        return Result(self.step, round(self.seconds / 60, 2), result, self.clock.shares(), round(self._speed(), 1))
+        return self._finished(result, pace, batch)
+
+    def _pace(self, announced_bytes: int | None) -> StepPace:
+        wanted = self.hyperparameters
+        warmup = wanted.naming_steps + wanted.alignment_steps if self.objective.phrasebook else 0
+        pace = StepPace(wanted, self.device, warmup=warmup, announced_bytes=announced_bytes)
+        pace.begin(self.step, self.stepping_s)
+        return pace
+
+    def _finished(self, validation: Validation, pace: StepPace, batch: Batch | None) -> Result:
+        """Returns the outcome, and says what bounds a step, ``batch`` being the last one."""
+        alone_s = 0.0 if batch is None else self._receiver_pass_s(batch)
+        shares, speed = self.clock.shares(), round(self._speed(), 1)
+        result = Result(
+            self.step, round(self.seconds / 60, 2), validation, shares, speed, round(pace.step_s, 4), round(alone_s, 4)
+        )
+        self.say(result.bound())
+        return result
+
+    def _receiver_pass_s(self, batch: Batch) -> float:
+        """Returns the seconds of the receiver's pass alone, the better of two."""
+        with torch.no_grad():
+            memory, _ = self.network(*self.reader.states(batch.texts))
+        laps = []
+        for _ in range(2):
+            started = time.monotonic()
+            self.objective.receiver_pass(batch, memory)
+            laps.append(time.monotonic() - started)
+        return min(laps)
+
+    def say(self, text: str) -> None:
+        """Prints a line, once for all processes."""
+        if text and is_main():
+            self.console.print(text, highlight=False)
 
     def _update(self, batch: Batch) -> dict[str, float]:
         torch.manual_seed(random.Random(f"noise {self.hyperparameters.seed}/{self.step}").getrandbits(63))
@@ -233,7 +265,7 @@ class Run:
         self.save()
         if is_main():
             self.log.write(record | shares)
-            self.say(f"step {self.step}: {result}")
+        self.say(f"step {self.step}: {result}")
         if any_rank(self.hyperparameters.collapse_after <= self._done() < 1 and result.gain_low <= 0, self.device):
             raise TrainingError(
                 f"expected the message to say more than another case's after "
@@ -270,13 +302,8 @@ class Run:
         return self.tokens / self.stepping_s if self.stepping_s else 0.0
 
     def _note(self, averages: dict[str, float], result: Validation) -> str:
-        bits = f", {averages['rate_bits']:.0f} bits" if "rate_bits" in averages else ""
-        return f"loss {averages['loss']:.3f}, {_scored(result)}{bits}"
-
-    def say(self, text: str) -> None:
-        """Prints a line, once for all processes."""
-        if is_main():
-            self.console.print(text, highlight=False)
+        bits = f" · {averages['rate_bits']:.0f} bits" if "rate_bits" in averages else ""
+        return f"loss {averages['loss']:.3f} · {'{} {:.3f}'.format(*result.score)}{bits}"
 
     def weights(self) -> dict[str, Any]:
         """Returns a copy of all that is trained, by owner."""
@@ -314,16 +341,7 @@ class Run:
             "tokens": self.tokens,
             "stepping_s": self.stepping_s,
         }
-        file = self.folder / CHECKPOINT
-        try:
-            with replacing(file, durable=True) as draft:
-                torch.save(state, draft)
-        except (StorageError, RuntimeError) as error:  # torch wraps a full disk into a RuntimeError
-            kept = "the checkpoint before stays" if file.exists() else "none was there before"
-            raise StorageError(
-                f"expected room for a checkpoint in {self.folder}, got: {error.__cause__ or error}; {kept}: free "
-                "space, then resume"
-            ) from error
+        write_checkpoint(self.folder, state)
 
     def resumed(self, resume: bool) -> bool:
         """Takes up the checkpoint, if there is one, and says whether there is.
@@ -341,7 +359,7 @@ class Run:
             )
         try:
             state = torch.load(file, weights_only=True, map_location=self.device)
-            self._check_same(renamed(state["recipe"]))
+            require_same(renamed(state["recipe"]), self.hyperparameters, self.folder)
             self._take(state)
         except ConfigError:
             raise
@@ -350,15 +368,6 @@ class Run:
         if is_main():
             self.log.forget_after(self.step)
         return True
-
-    def _check_same(self, before: dict[str, Any]) -> None:
-        now = {name: value for name, value in self.hyperparameters.to_dict().items() if name not in JUDGED}
-        differs = {name: (before[name], now[name]) for name in now.keys() & before if before[name] != now[name]}
-        if differs:
-            raise ConfigError(
-                f"expected the hyperparameters of the checkpoint in {self.folder}, got a difference in "
-                + "; ".join(f"{name} (was {was!r}, is {value!r})" for name, (was, value) in differs.items())
-            )
 
     def _take(self, state: dict[str, Any]) -> None:
         self.step, self.stale, self.tokens = (int(state[name]) for name in ("step", "stale", "tokens"))
@@ -374,21 +383,3 @@ class Run:
             shapes = {moment.shape for moment in held.values() if moment.dim()}
             if shapes - {parameter.shape}:
                 raise ValueError(f"moments of shape {shapes} for {parameter.shape}")
-
-
-@contextmanager
-def _progress(result: Validation, console: Console) -> Iterator[tuple[Progress, Any]]:
-    shown = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f} % {task.fields[note]}"),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not (sys.stderr.isatty() and is_main()),
-    )
-    with shown:
-        yield shown, shown.add_task("training", total=1.0, note=_scored(result))
-
-
-def _scored(result: Validation) -> str:
-    return "{} {:.3f}".format(*result.score)

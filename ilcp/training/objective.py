@@ -162,6 +162,13 @@ class Objective:
         """Computes the cross-entropy of the answers given the full text."""
         return self._cross_entropy(*text_logits(self.models, rows, [batch.texts[row.context] for row in rows]))
 
+    def receiver_pass(self, batch: Batch, memory: Tensor) -> None:
+        """Runs the receiver alone over a batch's rows, forward and back to the memory: no step could do with less."""
+        memory = memory.detach().requires_grad_()
+        with precision(self.models.receiver.device, self.hyperparameters):
+            loss = self._cross_entropy(*memory_logits(self.models, batch.rows, memory))
+        torch.autograd.grad(loss, memory)[0].sum().item()  # which waits for a GPU
+
     def _warmup(self, network: Network, batch: Batch, phrasebook: "Phrasebook", step: int) -> dict[str, Tensor]:
         """Computes ``naming_loss`` and ``alignment_loss``, before the receiver is asked anything."""
         memory, _ = self.memory(network, batch)
