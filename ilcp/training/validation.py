@@ -86,7 +86,7 @@ class Validation:
 
 
 class Validator:
-    """Measures networks on one fixed set of questions; the two ends are measured once, by ``read``.
+    """Measures networks on one fixed set of questions; the two ends are those of the last ``read``.
 
     Raises:
         ConfigError: a case does not fit into the receiver's window.
@@ -156,7 +156,9 @@ class Validator:
 
     @torch.no_grad()
     def measure(self, network: nn.Module) -> Validation:
-        """Measures the network in every arm, after ``read``, and leaves it in evaluation mode."""
+        """Measures the network in every arm, and leaves it in evaluation mode."""
+        if not self._ends:
+            self.read()
         network.eval()
         texts = self.batch.texts
         parts = [texts[start : start + READ] for start in range(0, len(texts), READ)]
