@@ -1,8 +1,9 @@
 """The time of a training step by part, beside the receiver's own pass.
 
-    python benchmarks/train_speed.py [--sizes tiny 30M 120M] [--device cuda] [--threads 1] [--json FILE]
+    python benchmarks/train_speed.py [--sizes tiny 30M SmolLM2-135M] [--device cuda] [--threads 1] [--json FILE]
 
-Models of random weights, texts of random tokens: only time is measured, answers mean nothing. Of each size:
+Models of random weights, texts of random tokens: only time is measured, answers mean nothing. ``SmolLM2-135M`` has that
+model's shape, vocabulary and precision, and the batch of a training on conversations. Of each size:
 
 - the *bare* pass: the receiver, forward and backward to its input, over the sequences that training packs (memory and
   questions), everything else left out;
@@ -18,6 +19,8 @@ import random
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -25,32 +28,47 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers import models as tokenizer_models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from ilcp.measure import provenance
-from ilcp.models.forward import PADDING
 from ilcp.nn.distributed import init_device
 from ilcp.tasks import Case, Question
 from ilcp.training import Hyperparameters, Models, StateStore, calibrate
 from ilcp.training.batch import Batcher, frozen
 from ilcp.training.clock import Clock
 from ilcp.training.objective import Objective
-from ilcp.training.packed import memory_logits
-from ilcp.training.precision import precision
 from ilcp.training.reader import Reader
 from ilcp_codecs.vae import VaeCodec
 
-WORDS = 4096
-SIZES = {  # hidden, layers, heads
-    "tiny": (128, 2, 4),
-    "30M": (512, 8, 8),
-    "120M": (768, 14, 12),
-    "0.5B": (1280, 22, 20),
+QUESTION_WORDS, ANSWER_WORDS = 10, 3
+
+
+@dataclass(frozen=True)
+class Size:
+    """The shape of both models, and the batch that is trained on: a word is a token."""
+
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int | None = None
+    inner: int | None = None  # None: three times hidden
+    words: int = 4096
+    tied: bool = False
+    dtype: str = "float32"
+    contexts: int = 16
+    questions: int = 8
+    context_words: int = 200
+
+
+SIZES = {
+    "tiny": Size(128, 2, 4),
+    "30M": Size(512, 8, 8),
+    "120M": Size(768, 14, 12),
+    "SmolLM2-135M": Size(576, 30, 9, 3, 1536, 49_152, True, "bfloat16", contexts=6, questions=4, context_words=250),
+    "0.5B": Size(1280, 22, 20),
 }
-CONTEXTS, QUESTIONS = 16, 8
-CONTEXT_WORDS, QUESTION_WORDS, ANSWER_WORDS = 200, 10, 3
 HERE = Path(__file__).parent
 
 
@@ -69,13 +87,11 @@ def main() -> None:
     rows = [measured(name, device, args) for name in args.sizes]
     record = {
         "what": "seconds of a training step; random weights and tokens, so only times are measured",
-        "contexts": CONTEXTS,
-        "questions": QUESTIONS,
         "n": args.repetitions,
         "seed": args.seed,
         "threads": args.threads,
         "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
-        "provenance": provenance(sizes={name: SIZES[name] for name in args.sizes}),
+        "provenance": provenance(sizes={name: asdict(SIZES[name]) for name in args.sizes}),
         "rows": rows,
     }
     args.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
@@ -84,24 +100,25 @@ def main() -> None:
 
 def measured(name: str, device: torch.device, args: argparse.Namespace) -> dict[str, Any]:
     """Measures one line of the table."""
+    size = SIZES[name]
     torch.manual_seed(args.seed)
-    models = pair(*SIZES[name], device)
-    cases = [case(random.Random(f"{args.seed}/{number}"), number) for number in range(CONTEXTS)]
-    plain = Hyperparameters(
-        steps=1000, contexts=CONTEXTS, questions=QUESTIONS, blank_share=0.0, bfloat16=device.type == "cuda"
-    )
-    full = Hyperparameters(
-        steps=1000, contexts=CONTEXTS, questions=QUESTIONS, kl_weight=0.5, bfloat16=device.type == "cuda"
-    )
+    models = pair(size, device)
+    cases = [case(size, random.Random(f"{args.seed}/{number}"), number) for number in range(size.contexts)]
+    halved = device.type == "cuda" and size.dtype == "float32"  # by autocast
+    recipe = partial(Hyperparameters, steps=1000, contexts=size.contexts, questions=size.questions, bfloat16=halved)
+    plain, full = recipe(blank_share=0.0), recipe(kl_weight=0.5)
     network = VaeCodec.untrained(models.sender, models.receiver, {}).to(device)
     calibrate(network, models, cases, plain)
     with tempfile.TemporaryDirectory() as folder, frozen(models):
         store = StateStore(folder, models, network.layers, plain, 1 << 40)
         store.fill(Reader(models, network.layers, plain), [c.context for c in cases])
+        batch = Batcher(models, plain).batch(cases, random.Random(0))
+        alone = Objective(models, plain, Reader(models, network.layers, plain, store))
         step, shares = stepped(network, models, cases, plain, store, args.repetitions)
         default, default_shares = stepped(network, models, cases, full, store, args.repetitions)
-        with precision(device, plain):
-            bare = timed(lambda: bare_pass(models, network, cases, plain), args.repetitions, device)
+        with torch.no_grad():
+            memory, _ = alone.memory(network, batch)
+        bare = timed(lambda: alone.receiver_pass(batch, memory), args.repetitions, device)
         compiled = None
         if args.compile:
             network.compile(dynamic=True)
@@ -109,6 +126,8 @@ def measured(name: str, device: torch.device, args: argparse.Namespace) -> dict[
     receiver = sum(p.numel() for p in models.receiver.parameters())
     return {
         "size": name,
+        "contexts": size.contexts,
+        "questions": size.questions,
         "receiver_parameters": receiver,
         "codec_parameters": sum(p.numel() for p in network.parameters()),
         "bare_s": bare,
@@ -121,33 +140,34 @@ def measured(name: str, device: torch.device, args: argparse.Namespace) -> dict[
     }
 
 
-def pair(hidden: int, layers: int, heads: int, device: torch.device) -> Models:
+def pair(size: Size, device: torch.device) -> Models:
     """Makes two models of that size, and one tokenizer of one token per word."""
-    vocabulary = {"<s>": 0, "</s>": 1} | {f"w{number}": number for number in range(2, WORDS)}
+    vocabulary = {"<s>": 0, "</s>": 1} | {f"w{number}": number for number in range(2, size.words)}
     tokenizer = Tokenizer(tokenizer_models.WordLevel(vocabulary, unk_token="<s>"))
-    from tokenizers.pre_tokenizers import WhitespaceSplit
-
-    tokenizer.pre_tokenizer = WhitespaceSplit()
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="</s>")
     config = LlamaConfig(
-        vocab_size=WORDS,
-        hidden_size=hidden,
-        intermediate_size=3 * hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
+        vocab_size=size.words,
+        hidden_size=size.hidden,
+        intermediate_size=size.inner or 3 * size.hidden,
+        num_hidden_layers=size.layers,
+        num_attention_heads=size.heads,
+        num_key_value_heads=size.kv_heads,
+        tie_word_embeddings=size.tied,
         max_position_embeddings=2048,
     )
-    return Models(LlamaForCausalLM(config).to(device), fast, LlamaForCausalLM(config).to(device), fast)
+    sender, receiver = (LlamaForCausalLM(config).to(device=device, dtype=getattr(torch, size.dtype)) for _ in range(2))
+    return Models(sender, fast, receiver, fast)
 
 
-def case(rng: random.Random, number: int) -> Case:
+def case(size: Size, rng: random.Random, number: int) -> Case:
     """Makes a document of random words, with questions about nothing."""
 
     def words(count: int) -> str:
-        return " ".join(f"w{rng.randrange(2, WORDS)}" for _ in range(count))
+        return " ".join(f"w{rng.randrange(2, size.words)}" for _ in range(count))
 
-    asked = tuple(Question(words(QUESTION_WORDS), words(ANSWER_WORDS)) for _ in range(QUESTIONS))
-    return Case(str(number), words(CONTEXT_WORDS), asked)
+    asked = tuple(Question(words(QUESTION_WORDS), words(ANSWER_WORDS)) for _ in range(size.questions))
+    return Case(str(number), words(size.context_words), asked)
 
 
 def stepped(
@@ -177,16 +197,6 @@ def stepped(
     step()  # the first one allocates
     clock.seconds.clear()
     return timed(step, repetitions, device), clock.shares()
-
-
-def bare_pass(models: Models, network: Any, cases: list[Case], hyperparameters: Hyperparameters) -> None:
-    """Runs the receiver over the packed sequences, forward and back to the memory."""
-    batch = Batcher(models, hyperparameters).batch(cases, random.Random(0))
-    shape = len(cases), network.config.slots, network.config.receiver_hidden
-    memory = (0.02 * torch.randn(shape, device=models.receiver.device)).requires_grad_()
-    logits, labels = memory_logits(models, batch.rows, memory)
-    known = labels != PADDING
-    torch.nn.functional.cross_entropy(logits[known], labels[known]).backward()
 
 
 def timed(work: Callable[[], None], repetitions: int, device: torch.device) -> float:

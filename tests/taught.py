@@ -7,12 +7,14 @@ import json
 import random
 from collections.abc import Sequence
 from copy import deepcopy
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ilcp.models.adapter import new_adapter
 from ilcp.tasks import Case, Question
 from ilcp.training import Hyperparameters, Models
 from ilcp.training.batch import Batcher
@@ -42,6 +44,18 @@ def write_cases(file: Path, n: int, start: int = 0) -> Path:
 def make_models() -> Models:
     """Makes the pair, the same at every call: the receiver is taught once per session."""
     return deepcopy(_taught())
+
+
+def make_blurred(noise: float = 0.08) -> Models:
+    """Makes the same pair with noise on the receiver, which then answers nothing right, and an adapter around it."""
+    models = make_models()
+    torch.manual_seed(5)
+    with torch.no_grad():
+        for parameter in models.receiver.model.layers.parameters():
+            parameter.add_(noise * torch.randn_like(parameter))
+    torch.manual_seed(0)
+    adapter = new_adapter(models.receiver, 4)
+    return replace(models, receiver=adapter.get_base_model(), adapter=adapter)
 
 
 @cache

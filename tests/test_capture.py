@@ -5,7 +5,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
-from threading import Event, Thread
+from threading import Event, Thread, get_ident
 from types import SimpleNamespace
 from typing import Any
 
@@ -26,7 +26,7 @@ from ilcp import Sender
 from ilcp.codec.context import Context
 from ilcp.errors import ConfigError, EncodeError
 from ilcp.models.capture import STEP
-from ilcp.models.reading import backbone, capture_batch, read_ids, read_outputs, window_tokens
+from ilcp.models.reading import _blocks, backbone, capture_batch, read_ids, read_outputs, window_tokens
 from ilcp.tasks import case_files
 from ilcp_codecs.text import PlainCodec
 from tests.families import FAMILIES, SLIDING_TOKENS, build
@@ -106,6 +106,78 @@ def test_layers_are_transformers_hidden_states(of_family, family: str, dtype: to
     assert not states.requires_grad
     assert torch.equal(torch.stack([outputs.hidden_states[layer] for layer in (2, 0, 1)], dim=1), states)
     assert torch.equal(outputs.last_hidden_state, states[:, 0])
+
+
+def blocks_run(model: torch.nn.Module) -> list[int]:
+    """A list that the number of each block joins when it has run."""
+    ran: list[int] = []
+    for number, block in enumerate(_blocks(backbone(model))):
+        block.register_forward_hook(lambda *_, number=number: ran.append(number))
+    return ran
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_pass_ends_with_the_uppermost_layer_that_is_read(tokenizer, family: str) -> None:
+    """The blocks above it are never run, in no window; what is read has the very bits of a whole pass."""
+    sender = sender_of(build(family, len(tokenizer), layers=4), tokenizer)
+    ran = blocks_run(sender.model)
+    batch = rows_of(sender, TEXTS[:2], "right")
+    with torch.no_grad():
+        outputs = backbone(sender.model)(batch.ids, attention_mask=batch.mask, output_hidden_states=True)
+    for layers, blocks in (((2, 0), [0, 1]), ((0,), []), ((3, 3), [0, 1, 2]), ((1, 4), [0, 1, 2, 3])):
+        ran.clear()
+        states = capture_batch(sender.model, batch.ids, batch.mask, layers)
+        assert torch.equal(torch.stack([outputs.hidden_states[layer] for layer in layers], dim=1), states)
+        assert blocks == ran
+    ran.clear()
+    _, windows = read_ids(sender.model, [5, 6, 7] * 200, (0, 2))
+    assert windows > 1
+    assert [0, 1] * windows == ran
+
+
+def test_who_waits_for_the_end_of_a_pass_gets_it(tokenizer) -> None:
+    """A capture, somebody's hook and a configuration that reports are why a pass runs to its end; no hook remains."""
+    sender = sender_of(build("llama", len(tokenizer), layers=4), tokenizer)
+    ran, before = blocks_run(sender.model), hooks_of(sender.model)
+    with sender.capture() as capture:
+        read = sender.read(TEXTS[0])
+    assert torch.equal(present(read.states), present(capture.rows[0].states))
+    heard = []
+    handle = backbone(sender.model).register_forward_hook(lambda *_: heard.append(1))
+    sender.read(TEXTS[0])
+    handle.remove()
+    assert [1] == heard
+    sender.model.set_attn_implementation("eager")  # which a model needs that reports its attention
+    for name in ("output_hidden_states", "output_attentions"):
+        setattr(sender.model.config, name, True)
+        ran.clear()
+        sender.read(TEXTS[0])
+        setattr(sender.model.config, name, False)
+        assert [0, 1, 2, 3] == ran
+    ran.clear()
+    sender.read(TEXTS[0])
+    assert [0, 1] == ran
+    assert before == hooks_of(sender.model)
+
+
+def test_another_threads_call_is_neither_cut_short_nor_read(tokenizer) -> None:
+    """While one thread reads with a model, another's pass of it runs to its end and leaves nothing in what is read."""
+    sender = sender_of(build("llama", len(tokenizer), layers=4), tokenizer)
+    model, mine, answers = sender.model, get_ident(), []
+    ids = torch.tensor([[9, 8, 7]])
+    expected, alone = model(ids).logits, present(sender.read(TEXTS[0]).states)
+
+    def meanwhile(*_: Any) -> None:
+        if get_ident() == mine:
+            thread = Thread(target=lambda: answers.append(model(ids).logits))
+            thread.start()
+            thread.join()
+
+    handle = _blocks(backbone(model))[1].register_forward_hook(meanwhile)
+    assert torch.equal(alone, present(sender.read(TEXTS[0]).states))
+    handle.remove()
+    assert 1 == len(answers)
+    assert torch.equal(expected, answers[0])
 
 
 @pytest.mark.parametrize("attention", ["default", "eager"])

@@ -20,6 +20,7 @@ from ilcp.measure.prefill import CachedText, cache_text
 from ilcp.measure.timing import Bench, as_many_tokens, torch_threads
 from ilcp.models.forward import Prefill
 from ilcp.models.prompt import text_ids
+from ilcp.models.reading import read_ids
 from ilcp.tasks import case_files
 from ilcp_codecs.text import HeadCodec
 from tests.helpers import make_model, noting, present
@@ -211,9 +212,10 @@ def test_reading_plainly_takes_the_windows_of_reading(small, monkeypatch) -> Non
     rows: list[torch.Tensor] = []
     monkeypatch.setattr(body, "forward", noting(body.forward, rows, lambda *_, input_ids, **__: input_ids))
     for text in (CONTEXTS[0], LONG, LONG[: len(LONG) // 2]):
+        steps, _ = bench._steps(text, False)
         rows.clear()
         windows = small.sender.read(text).windows
-        bench._read_plainly(text)
+        steps["sender reads, no hidden states"]()
         assert 2 * windows == len(rows)
         assert all(torch.equal(read, plain) for read, plain in zip(rows[:windows], rows[windows:], strict=True))
 
@@ -276,6 +278,15 @@ def test_the_counter_sees_attention_and_leaves_it_as_it_was() -> None:
         once, twice = (count_flops(partial(prefill, torch.randn(t, 64))) for t in (32, 64))
     assert "eager" != before == model.config._attn_implementation
     assert 4 * sizes["layers"] * sizes["width"] * 2 * 32**2 == twice - 2 * once + 2 * sizes["head"]
+
+
+def test_the_counter_counts_no_block_above_those_that_are_read() -> None:
+    """A reading up to the middle has the operations of the blocks below it, and what is counted next is whole."""
+    model, ids = make_model(300, hidden=64, layers=4), list(range(40))
+    with eager_attention(model):
+        none, half, whole, again = (count_flops(partial(read_ids, model, ids, (0, k))) for k in (0, 2, 4, 4))
+    assert 2 * (half - none) == whole - none > 0
+    assert whole == again
 
 
 def test_break_even_is_where_the_lines_cross() -> None:

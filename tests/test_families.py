@@ -30,7 +30,7 @@ from ilcp.models.forward import PADDING, answer_logits, block_mask, embed, embed
 from ilcp.models.prompt import layout, text_ids
 from ilcp.models.support import ENCODERS, TESTED, require_receiver, require_sender
 from ilcp.training.batch import Models, Row, frozen
-from ilcp.training.packed import memory_logits
+from ilcp.training.packed import memory_logits, text_logits
 from ilcp_codecs.text import PlainCodec
 from ilcp_codecs.vae import VaeCodec, VaeConfig, VaeNetwork
 from tests.families import FAMILIES, SLIDING_TOKENS, build
@@ -165,27 +165,38 @@ def test_generate(family: str, dtype: torch.dtype) -> None:
 @both
 @decoders
 def test_packed_training(family: str, dtype: torch.dtype) -> None:
-    """Many questions behind one memory in one sequence have the logits of separate prompts, in training's attention
-    and in the model's own."""
+    """Many questions behind one memory, or behind one text, in one sequence have the logits of separate prompts, in
+    training's attention and in the model's own."""
     model = build(family, len(TOKENIZER), dtype)
     models = Models(make_model(300), TOKENIZER, model, TOKENIZER)
     generator = torch.Generator().manual_seed(0)
     memory = torch.randn(2, 3, 32, generator=generator) * embedding_norm(model) / 32**0.5
-    places = [layout(TOKENIZER, question) for question in (*QUESTIONS, "Is it?")]
+    asked = (*QUESTIONS, "Is it?")
+    places = [layout(TOKENIZER, question) for question in asked]
     rows = [
-        Row(context, place.prefix, place.suffix, answer, "")
-        for context, place, answer in zip((0, 0, 1, 0), places, ((5, 6, 7), (8,), (9, 10), (11, 12)), strict=True)
+        Row(context, place.prefix, place.suffix, answer, question)
+        for context, place, answer, question in zip(
+            (0, 0, 1, 0), places, ((5, 6, 7), (8,), (9, 10), (11, 12)), asked, strict=True
+        )
     ]
+    texts = [DOCUMENTS[row.context] for row in rows]  # of different length
     assert sum(len(row.suffix + row.answer) for row in rows if row.context == 0) > 2 * SLIDING_TOKENS
 
     def both_ways() -> None:
-        packed, labels = memory_logits(models, rows, memory)
-        for index, row in enumerate(rows):
-            parts = [embed(model, row.prefix), memory[row.context].to(dtype), embed(model, row.suffix)]
-            alone, answer = answer_logits(model, [torch.cat(parts)], [row.answer])
-            known = labels[index] != PADDING
-            assert torch.equal(answer[0], labels[index][known])
-            assert torch.allclose(alone[0], packed[index][known], atol=1e-4 if dtype == torch.float32 else 0.1)
+        by_memory = [
+            torch.cat([embed(model, row.prefix), memory[row.context].to(dtype), embed(model, row.suffix)])
+            for row in rows
+        ]
+        by_text = [embed(model, text_ids(TOKENIZER, text, row.question)) for text, row in zip(texts, rows, strict=True)]
+        for (packed, labels), prompts in (
+            (memory_logits(models, rows, memory), by_memory),
+            (text_logits(models, rows, texts), by_text),
+        ):
+            for index, (row, prompt) in enumerate(zip(rows, prompts, strict=True)):
+                alone, answer = answer_logits(model, [prompt], [row.answer])
+                known = labels[index] != PADDING
+                assert torch.equal(answer[0], labels[index][known])
+                assert torch.allclose(alone[0], packed[index][known], atol=1e-4 if dtype == torch.float32 else 0.1)
 
     with torch.no_grad():
         both_ways()

@@ -1,6 +1,8 @@
 """From two folders of weights to a measured codec: the command, what it leaves, how it is stopped and goes on."""
 
 import json
+import os
+import re
 import resource
 import shutil
 import signal
@@ -8,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -17,10 +20,12 @@ from typer.testing import CliRunner
 import ilcp
 from ilcp.cli import app
 from ilcp.codec import HubCodec
-from ilcp.errors import ConfigError, IdentityError, StorageError, TrainingError, UnmeasuredError
+from ilcp.errors import ConfigError, IdentityError, Interrupted, StorageError, TrainingError, UnmeasuredError
 from ilcp.message import describe
+from ilcp.training import job as job_module
 from ilcp.training.log import read_log
 from ilcp.training.loop import CHECKPOINT
+from ilcp.training.tuning import _TextObjective
 from tests.helpers import environment, noting, present, run_python, wait_for
 from tests.taught import cases, make_models, save_models, write_cases
 
@@ -235,14 +240,23 @@ def test_a_full_disk_leaves_nothing_half_written(home, tmp_path) -> None:
     assert 3 == json.loads((tmp_path / "codec" / "config.json").read_text())["training"]["steps"]
 
 
-def test_an_adapted_receiver_is_part_of_the_codec(home, tmp_path) -> None:
+def test_an_adapted_receiver_is_part_of_the_codec(home, tmp_path, capsys) -> None:
     """A LoRA is trained along, saved beside the codec, loaded with it; the receiver without it is refused by name."""
     codec = ilcp.train(recipe(home, 20), out=tmp_path / "codec", adapt_receiver=True, adapter_rank=2)
+    said = capsys.readouterr().err
+    assert re.search(r"before it is tuned, the receiver answers .* exact .* from the full text", said)
+    assert 2 == said.count("from another case's")
+    made = json.loads((tmp_path / "codec" / "config.json").read_text())["training"]["reader"]
+    assert (4, {"exact", "log_likelihood"}) == (made["steps"], made["after"].keys())
+    assert {"step": 0, "reader": made} == read_log(tmp_path / "codec" / "log.jsonl")[0]
+    card = (tmp_path / "codec" / "README.md").read_text()
+    assert f"{made['after']['exact']:.3f} exact, {made['after']['log_likelihood']:.2f} nats an answer after it" in card
     assert {"adapter_config.json", "adapter_model.safetensors"} == {
         file.name for file in (tmp_path / "codec" / "receiver-adapter").iterdir()
     }
     tensors = load_file(tmp_path / "codec" / "receiver-adapter" / "adapter_model.safetensors")
     assert any(value.abs().max() > 0 for name, value in tensors.items() if "lora_B" in name)
+    assert {torch.float16} == {value.dtype for value in tensors.values()}
     assert str(home.root) not in (tmp_path / "codec" / "receiver-adapter" / "adapter_config.json").read_text()
     fresh = make_models()
     with pytest.raises(IdentityError, match="differs in adapters"):
@@ -259,6 +273,37 @@ def test_an_adapted_receiver_is_part_of_the_codec(home, tmp_path) -> None:
     codec.save_pretrained(tmp_path / "copy")
     again = ilcp.load_pair(tmp_path / "copy", sender=home.sender, receiver=home.receiver, allow_unmeasured=True)
     assert pair.receiver.generate(message, "Who?") == again.receiver.generate(message, "Who?")
+
+
+def test_a_receivers_first_stage_goes_on_where_it_was_stopped(home, tmp_path, monkeypatch) -> None:
+    """A run that ended in it is not begun anew, needs --resume, and gives the codec the undisturbed receiver."""
+    more = "reader_share = 0.9"
+    stage, calls, readers = _TextObjective.terms, [], []
+
+    def stopped(*args) -> dict[str, torch.Tensor]:
+        calls.append(args)
+        if len(calls) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return stage(*args)
+
+    def halted(_, models, *args, **options) -> None:
+        readers.append([parameter.detach().clone() for parameter in models.adapted()])
+        raise Interrupted("enough")
+
+    monkeypatch.setattr(_TextObjective, "terms", stopped)
+    options: dict[str, Any] = {"out": tmp_path / "codec", "adapt_receiver": True, "adapter_rank": 2}
+    with pytest.raises(Interrupted, match=r"stopped at step 3; .*codec\.run/reader holds a checkpoint"):
+        ilcp.train(recipe(home, 6, more), **options)
+    with pytest.raises(ConfigError, match="pass --resume to go on"):
+        ilcp.train(recipe(home, 6, more), **options)
+    with pytest.raises(ConfigError, match=r"training.steps \(was 6, is 7\)"):
+        ilcp.train(recipe(home, 7, more), **options, resume=True)
+    monkeypatch.setattr(job_module, "fit", halted)
+    for out, resume in (("codec", True), ("whole", False)):
+        with pytest.raises(Interrupted, match="enough"):
+            ilcp.train(recipe(home, 6, more), **options | {"out": tmp_path / out}, resume=resume)
+    assert 10 == len(calls)
+    assert all(torch.equal(one, other) for one, other in zip(*readers, strict=True))
 
 
 def test_a_codec_goes_to_the_hub_and_back(home, tmp_path, monkeypatch) -> None:

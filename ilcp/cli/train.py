@@ -23,7 +23,8 @@ def train(
     steps: Annotated[int | None, typer.Option(help="Of training.")] = None,
     minutes: Annotated[float | None, typer.Option(help="Of training, if they are over before the steps.")] = None,
     adapt_receiver: Annotated[
-        bool, typer.Option("--adapt-receiver", help="Train a LoRA of the receiver along; needs ilcp\\[train].")
+        bool,
+        typer.Option("--adapt-receiver", help="Tune the receiver (LoRA), to read first; needs ilcp\\[train]."),
     ] = False,
     dtype: Annotated[str | None, typer.Option(help="Of both models: float32, bfloat16 or float16.")] = None,
     device: Annotated[
@@ -37,7 +38,8 @@ def train(
 ) -> None:
     """Trains a codec for two models of your own, measures it against its controls, and saves it as a folder.
 
-    First the receiver has to answer from the full text; where it cannot, nothing can be learned, and this says so.
+    First the receiver has to answer from the full text; where it cannot, nothing can be learned, and this says so:
+    --adapt-receiver tunes it.
     Ctrl-C leaves a checkpoint in OUT.run; the same command with --resume goes on. On several devices:
     accelerate launch -m ilcp train, with the same options.
     """

@@ -2,7 +2,7 @@
 
 Per repetition, interleaved, in an order drawn anew each time::
 
-    sender     reads (with and without hidden states)  -->  codec encodes  -->  wire out
+    sender     reads (with and without hidden states, as far up as the codec does)  -->  codec encodes  -->  wire out
     receiver   wire in  -->  codec decodes  -->  first token: by message, memory, text, as many tokens, nothing
                the same prompts through the bare forward pass ("prefill"), and behind the document's prefix cache
 
@@ -16,7 +16,6 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
 
 import torch
 from rich.progress import track
@@ -29,7 +28,7 @@ from ilcp.measure.prefill import cache_text
 from ilcp.message import Message
 from ilcp.models.forward import Prefill, has_room
 from ilcp.models.prompt import layout, text_ids
-from ilcp.models.reading import OVERLAP_SHARE, window_tokens
+from ilcp.models.reading import run_ids, window_tokens
 
 __all__ = ["Bench", "as_many_tokens", "fits", "torch_threads"]
 
@@ -168,6 +167,7 @@ class Bench:
         """Returns every step on ``context``, independent of the others' results; and the tokens of each prompt."""
         sender, receiver, codec = self.sender, self.receiver, self.receiver.codec
         read = sender.read(context)
+        ids = sender.tokenizer(context, verbose=False).input_ids
         data = sender.codec.encode(read)
         message = sender.pack(data)
         memory = receiver.decode(message)
@@ -181,7 +181,7 @@ class Bench:
         }
         steps: Steps = {
             "sender reads": lambda: sender.read(context),
-            "sender reads, no hidden states": lambda: self._read_plainly(context),
+            "sender reads, no hidden states": lambda: run_ids(sender.model, ids, codec.layers),
             "codec encodes": lambda: sender.codec.encode(read),
             "wire out": lambda: sender.pack(data),
             "wire out, in a row": lambda: sender.pack(data),
@@ -219,18 +219,6 @@ class Bench:
 
     def _first(self, message: bytes | Memory | None, context: str | None = None) -> str:
         return self.receiver.generate(message, self.question, context=context, max_new_tokens=1)
-
-    @torch.no_grad()
-    def _read_plainly(self, text: str) -> None:
-        """Computes what the sender computes anyway: the same windows as ``Sender.read``, without hidden states."""
-        model = self.sender.model
-        body: Any = getattr(model, "base_model", model)
-        ids = self.sender.tokenizer(text, verbose=False).input_ids
-        window = window_tokens(model)
-        step = window - window // OVERLAP_SHARE
-        for start in range(0, max(len(ids) - window, 0) + step, step):
-            row = torch.tensor([ids[start : start + window]], device=model.device)
-            body(input_ids=row, attention_mask=torch.ones_like(row))
 
     def _document(self, contexts: Sequence[str], tokens: int) -> str:
         """Makes a text of ``tokens`` receiver's tokens, or a few less: cut out of the contexts, one after the other."""

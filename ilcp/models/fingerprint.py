@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from ilcp.errors import ConfigError, StorageError
 from ilcp.files import write_whole
 from ilcp.identity import ModelIdentity, digest, digest_all
-from ilcp.models.adapter import unwrapped
+from ilcp.models.adapter import LOW_RANK, unwrapped
 
 __all__ = ["identify", "weights_digest"]
 
 SLICE = 1 << 24  # elements
 CACHE_FROM_BYTES = 64 << 20  # under 64 MiB hashing takes less than 0.1 s and needs no cache
-LOW_RANK, WRAPPED = ".lora_", ".base_layer."  # what peft calls the weights it adds, and those it adds them to
+WRAPPED = ".base_layer."  # what peft calls the weights that it adds others to
 SCALED = b"embeddings are scaled where they are looked up"
 DTYPE_CLASSES = {"float32": "full", "float64": "full", "bfloat16": "half", "float16": "half"}
 

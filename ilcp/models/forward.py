@@ -20,19 +20,23 @@ from ilcp.models.reading import window_tokens
 from ilcp.models.support import forward_takes
 
 __all__ = [
+    "COMMON",
     "PADDING",
     "Prefill",
     "answer_logits",
     "answer_scores",
+    "attention_kinds",
     "block_mask",
     "embed",
     "embedding_norm",
     "has_room",
+    "left_padded",
     "pad_left",
     "require_room",
 ]
 
 PADDING = -1  # label of a position that is no answer's
+COMMON = -1  # segment of what all prompts of a sequence begin with
 NORM_SAMPLE = 4096  # embeddings suffice for a mean norm; all of a large vocabulary would take gigabytes
 
 
@@ -58,6 +62,12 @@ def pad_left(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     lengths = torch.tensor([len(row) for row in rows], device=embeds.device)
     mask = torch.arange(longest, device=embeds.device) >= (longest - lengths).unsqueeze(1)
     return embeds, mask.long()
+
+
+def left_padded(rows: Sequence[Sequence[int]]) -> Tensor:
+    """Returns rows of ids as ``"rows longest"``, padded on the left with ``PADDING``."""
+    longest = max(map(len, rows))
+    return torch.tensor([[PADDING] * (longest - len(row)) + list(row) for row in rows])
 
 
 def has_room(model: Any, prompt_tokens: int, answer_tokens: int = 1) -> bool:
@@ -118,30 +128,31 @@ class Prefill:
         )
 
 
-def block_mask(model: Any, segment: Tensor, position: Tensor, dtype: torch.dtype) -> Tensor | dict[str, Tensor]:
+def block_mask(
+    model: Any, segment: Tensor, position: Tensor, dtype: torch.dtype, queries: int | None = None
+) -> Tensor | dict[str, Tensor]:
     """Returns the additive mask ``"rows 1 query key"`` of sequences that hold several prompts with one beginning.
 
-    Each token sees its own segment and what is common to all (segment -1), backwards; both arguments are
-    ``"rows tokens"``, positions being those of each prompt alone. Layers with a sliding window see the last positions
-    only, and a model that has both kinds of layers gets both masks, by kind.
+    Each token sees its own segment and what is ``COMMON`` to all, backwards; both arguments are ``"rows tokens"``,
+    positions being those of each prompt alone. Only the last ``queries`` tokens ask, where that is given. Layers with a
+    sliding window see the last positions only, and a model that has both kinds of layers gets both masks, by kind.
 
     Raises:
         ConfigError: the model has layers of another kind.
     """
-    config = model.config.get_text_config()
-    window = getattr(config, "sliding_window", None)
-    default = ("full_attention",) if window is None else ("sliding_attention",)
-    kinds = set(getattr(config, "layer_types", None) or default)
+    kinds = attention_kinds(model)
     if not kinds <= {"full_attention", "sliding_attention"}:
         raise ConfigError(
             f"expected a receiver of full and sliding attention to train through, got layers of {sorted(kinds)}: "
             "take a family of SUPPORT.md"
         )
-    same = segment.unsqueeze(2) == segment.unsqueeze(1)
-    full = (same | (segment == -1).unsqueeze(1)).tril()
+    earlier = 0 if queries is None else segment.shape[1] - queries
+    same = segment[:, earlier:].unsqueeze(2) == segment.unsqueeze(1)
+    full = (same | (segment == COMMON).unsqueeze(1)).tril(earlier)
     seen = {"full_attention": full}
     if "sliding_attention" in kinds:
-        seen["sliding_attention"] = full & (position.unsqueeze(2) - position.unsqueeze(1) < int(window or 0))
+        window = int(getattr(model.config.get_text_config(), "sliding_window", None) or 0)
+        seen["sliding_attention"] = full & (position[:, earlier:].unsqueeze(2) - position.unsqueeze(1) < window)
     lowest = torch.finfo(dtype).min
     masks = {
         kind: torch.zeros(seen[kind].shape, dtype=dtype, device=segment.device)
@@ -150,6 +161,13 @@ def block_mask(model: Any, segment: Tensor, position: Tensor, dtype: torch.dtype
         for kind in sorted(kinds)
     }
     return masks if len(masks) > 1 else next(iter(masks.values()))
+
+
+def attention_kinds(model: Any) -> set[str]:
+    """Returns the kinds of the model's layers, by its configuration."""
+    config = model.config.get_text_config()
+    default = ("full_attention",) if getattr(config, "sliding_window", None) is None else ("sliding_attention",)
+    return set(getattr(config, "layer_types", None) or default)
 
 
 def answer_logits(model: Any, prompts: Sequence[Tensor], answers: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
@@ -162,10 +180,7 @@ def answer_logits(model: Any, prompts: Sequence[Tensor], answers: Sequence[Seque
     wanted = {"logits_to_keep": keep + 1, "position_ids": positions, "use_cache": False}
     taken = {name: value for name, value in wanted.items() if forward_takes(model, name)}
     outputs = model(inputs_embeds=embeds, attention_mask=mask, **taken)
-    labels = torch.full((len(pieces), keep), PADDING)
-    for row, ids in enumerate(answers):
-        labels[row, keep - len(ids) :] = torch.tensor(ids)
-    return outputs.logits[:, -(keep + 1) : -1].float(), labels.to(embeds.device)
+    return outputs.logits[:, -(keep + 1) : -1].float(), left_padded(answers).to(embeds.device)
 
 
 def answer_scores(logits: Tensor, labels: Tensor, ends: Sequence[int] = ()) -> list[tuple[list[float], bool]]:

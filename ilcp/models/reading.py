@@ -6,16 +6,18 @@ Capture, with shapes::
 
 Layers count as transformers' ``hidden_states`` do: 0 is what enters the first block, k what enters block k, and the
 last is ``last_hidden_state``. Only the layers asked for are kept, each written straight into the result; no logits are
-computed. ``ilcp.models.capture`` uses the same hooks to record calls that somebody else makes.
+computed. Where the last is not among them, a pass ends with the uppermost: the blocks above it are never run.
+``ilcp.models.capture`` uses the same hooks to record calls that somebody else makes, which run to their end.
 
 A text longer than the model's window is read in overlapping windows; of each overlap the later window keeps the second
 half, so that every token is captured once and (but for the first tokens of the text) with at least that much context.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from inspect import signature
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -32,6 +34,7 @@ __all__ = [
     "read_outputs",
     "reading_part",
     "require_ids",
+    "run_ids",
     "tapped",
     "window_tokens",
 ]
@@ -128,9 +131,14 @@ def _leaving(sink: Callable[[int, Tensor], None], place: int, _: Any, __: Any, o
     sink(place, outputs[0] if isinstance(outputs, tuple) else outputs.last_hidden_state)
 
 
+def _depth(base: Any) -> int:
+    """Returns how many blocks the configuration says; 0 where it does not."""
+    return int(getattr(getattr(base, "config", None), "num_hidden_layers", None) or 0)
+
+
 def _blocks(base: Any) -> list[nn.Module]:
     """Finds the blocks in their order: the one outermost list of modules that is as long as the model is deep."""
-    depth = getattr(getattr(base, "config", None), "num_hidden_layers", None)
+    depth = _depth(base)
     found = [module for module in base.modules() if isinstance(module, nn.ModuleList) and len(module) == depth]
     inner = {id(module) for outer in found for module in outer.modules() if module is not outer}
     outermost = [module for module in found if id(module) not in inner]
@@ -249,22 +257,67 @@ def _windows(tokens: int, window: int) -> list[tuple[int, int, int]]:
     return places
 
 
-@torch.no_grad()
+def run_ids(model: Any, ids: Sequence[int], layers: Sequence[int]) -> None:
+    """Runs the passes of ``read_ids`` as far up as it does, and keeps nothing: what reading costs without capture."""
+    row = torch.tensor([ids], device=model.device)
+    _run(model, row, torch.ones_like(row), layers, _windows(len(ids), window_tokens(model)), lambda *_: None)
+
+
 def _capture(
     model: Any, ids: Tensor, mask: Tensor, layers: Sequence[int], places: Sequence[tuple[int, int, int]]
 ) -> Tensor:
+    write = Writer(len(layers), len(ids), places)
+    _run(model, ids, mask, layers, places, write)
+    return write.states()
+
+
+class _AllRead(Exception):
+    """Leaves a pass whose states are all there."""
+
+
+@torch.no_grad()
+def _run(
+    model: Any,
+    ids: Tensor,
+    mask: Tensor,
+    layers: Sequence[int],
+    places: Sequence[tuple[int, int, int]],
+    sink: Callable[[int, Tensor], None],
+) -> None:
+    """Runs the backbone over each window, up to the uppermost of ``layers``; ``sink`` gets what it computes there."""
     base = backbone(model)
     accepted = signature(base.forward).parameters
     options: dict[str, Any] = {"use_cache": False} if "use_cache" in accepted else {}
     window = window_tokens(model) if len(places) > 1 else ids.shape[1]
-    write = Writer(len(layers), len(ids), places)
-    with tapped(model, layers, write):
+    thread, stops, heard = get_ident(), _may_stop(model, base, layers), 0
+
+    def hear(place: int, state: Tensor) -> None:
+        nonlocal heard
+        if get_ident() != thread:  # somebody else's call of the same model
+            return
+        sink(place, state)
+        heard += 1
+        if stops and heard % len(layers) == 0:
+            raise _AllRead
+
+    with tapped(model, layers, hear):
         for start, _, _ in places:
             seen = mask[:, start : start + window]
             if "position_ids" in accepted and not bool(seen[:, 0].all()):  # no plain forward derives them from the mask
                 options["position_ids"] = (seen.long().cumsum(1) - 1).clamp(min=0) + _first_position(base)
-            base(input_ids=ids[:, start : start + window], attention_mask=seen, **options)
-    return write.states()
+            with suppress(_AllRead):
+                base(input_ids=ids[:, start : start + window], attention_mask=seen, **options)
+
+
+def _may_stop(model: Any, base: Any, layers: Sequence[int]) -> bool:
+    """Says whether a pass may end below its last state, because nobody else waits for its end.
+
+    Others' hooks do, such as those of a capture; so does transformers 4, which patches the blocks of a model that is
+    configured to report, and puts them back when all have run.
+    """
+    heard = any(part._forward_hooks or part._forward_pre_hooks for part in (base, reading_part(model)))
+    reports = any(getattr(base.config, f"output_{what}", False) for what in ("hidden_states", "attentions"))
+    return max(layers, default=0) < _depth(base) and not heard and not reports
 
 
 @torch.no_grad()

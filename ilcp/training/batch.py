@@ -9,13 +9,15 @@ import random
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from ilcp.errors import ConfigError
 from ilcp.message.literals import auto, line
+from ilcp.models.adapter import LOW_RANK
 from ilcp.models.forward import has_room
 from ilcp.models.prompt import Layout, answer_ids, layout, pieces, text_ids
 from ilcp.models.reading import window_tokens
@@ -32,8 +34,8 @@ REPEAT = "Repeat the text above."  # the question where the memory has to give t
 class Models:
     """The frozen pair that a codec is trained between.
 
-    ``adapter`` is the peft model around ``receiver``, whose low-rank weights are trained along with the codec; None
-    leaves the receiver as it is.
+    ``adapter`` is the peft model around ``receiver``, whose low-rank weights are trained, first to read text, later
+    along with the codec; None leaves the receiver as it is. ``teacher`` are those weights as the first left them.
     """
 
     sender: Any
@@ -41,21 +43,38 @@ class Models:
     receiver: Any
     receiver_tokenizer: Any
     adapter: Any = None
+    teacher: tuple[Tensor, ...] = ()
 
     def adapted(self) -> list[nn.Parameter]:
         """Returns the receiver's parameters that are trained: the adapter's."""
         if self.adapter is None:
             return []
-        return [value for name, value in self.adapter.named_parameters() if "lora_" in name]
+        return [value for name, value in self.adapter.named_parameters() if LOW_RANK in name]
+
+    def with_teacher(self) -> "Models":
+        """Returns the same models, which remember the adapter's weights of now."""
+        return replace(self, teacher=tuple(parameter.detach().clone() for parameter in self.adapted()))
 
     @contextmanager
-    def unadapted(self) -> Iterator[None]:
-        """Switches the adapter off: what sets the target must not follow what is trained."""
-        if self.adapter is None:
+    def teaching(self) -> Iterator[None]:
+        """Puts the teacher's weights into the adapter for a while: a target must not follow what is trained.
+
+        No gradient may be taken inside.
+        """
+        learned = self.adapted() if self.teacher else []
+        now = [parameter.data for parameter in learned]
+        try:
+            _put(learned, self.teacher)
             yield
-            return
-        with self.adapter.disable_adapter():
-            yield
+        finally:
+            _put(learned, now)
+
+
+def _put(parameters: Sequence[nn.Parameter], weights: Sequence[Tensor]) -> None:
+    """Exchanges the weights without a copy, and without a trace in a graph that was begun with others."""
+    for parameter, weight in zip(parameters, weights, strict=True):
+        parameter.data = weight
+    torch.clear_autocast_cache()  # which knows parameters, not what is in them
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,7 +38,7 @@ answer = receiver.generate(message, question)
 {steps} steps in {minutes} minutes on {processes} process(es), {tokens_per_s} tokens/s; of the time, {shares}.
 {training} cases to learn from, {validation} to watch the learning by, {test} to measure, {source}. Seed {seed}. The
 whole recipe, versions and identities are in `config.json`; the learning curve is `log.jsonl`, drawn in `curve.png`
-where matplotlib was installed.
+where matplotlib was installed.{tuned}
 
 ## Limits
 
@@ -71,12 +71,30 @@ def write_card(codec: Codec, made: Mapping[str, Any], report: Report) -> str:
             shares=", ".join(f"{part} {share:.0%}" for part, share in made["time_shares"].items()),
             source="which the sender wrote itself" if config["data"] is None else f"from {_name(config['data'])}",
             adapted=ADAPTED if adapted else "",
+            tuned=_tuned(made),
             arms=_arms(report),
             **{name: made[name] for name in ("steps", "minutes", "processes", "tokens_per_s", "seed")},
             **{name: cases[name] for name in ("training", "validation", "test")},
         )
         + "\n"
         + measured(report.evidence())
+    )
+
+
+def _tuned(made: Mapping[str, Any]) -> str:
+    """Says what the receiver's first stage brought by itself; nothing where there was none."""
+    brought = made.get("reader")
+    if brought is None:
+        return ""
+    figures = {
+        when: (f"{brought[when]['exact']:.3f} exact, " if made["recipe"]["answers_end"] else "")
+        + f"{brought[when]['log_likelihood']:.2f} nats an answer"
+        for when in ("before", "after")
+    }
+    return (
+        f"\n\nBefore that the receiver was tuned to read the full text, {brought['steps']} steps in "
+        f"{brought['minutes']} minutes. On the {brought['questions']} questions of the cases to watch by it gave "
+        f"{figures['before']} before, and {figures['after']} after it: what follows is the codec's part."
     )
 
 

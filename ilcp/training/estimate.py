@@ -12,28 +12,43 @@ import torch
 from ilcp.errors import ConfigError, StorageError
 from ilcp.training.batch import Models
 from ilcp.training.hyperparameters import Hyperparameters
+from ilcp.training.pace import held_bytes
 from ilcp.training.reader import StateStore
 
 __all__ = ["Estimate", "estimate"]
 
 COPIES = 4  # of what is trained: weights, gradients, and AdamW's two moments
 SAVED = 3 * 2  # weights and moments in a checkpoint, and two checkpoints while the new one is written
+TUNED = 4  # the adapter in the first stage's checkpoint, which stays: weights, moments, and the best weights
 MEGA = 1e6
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """Bytes, all computed: numbers of elements times their size. What a step's activations take is not among them."""
+    """Bytes, computed: numbers of elements times their size. What a step's activations take is not among them.
+
+    ``program_bytes`` are measured: what the process holds already beside the models.
+    """
 
     states_bytes: int
     checkpoint_bytes: int
     models_bytes: int
     training_bytes: int
+    program_bytes: int = 0
+
+    @property
+    def memory_bytes(self) -> int:
+        """All of the memory."""
+        return self.models_bytes + self.training_bytes + self.program_bytes
 
     def __str__(self) -> str:
         parts = {
             "disk": {"the sender's states": self.states_bytes, "checkpoints": self.checkpoint_bytes},
-            "memory": {"both models": self.models_bytes, "the codec in training": self.training_bytes},
+            "memory": {
+                "both models": self.models_bytes,
+                "the codec in training": self.training_bytes,
+                "the program": self.program_bytes,
+            },
         }
         shown = [
             f"{place} {sum(of.values()) / MEGA:,.0f} MB ({', '.join(f'{n} {b / MEGA:,.0f}' for n, b in of.items())})"
@@ -56,15 +71,21 @@ def estimate(
         StorageError: there is less disk than that; the text has the numbers.
         ConfigError: there is less memory than that.
     """
-    learned = [*network.parameters(), *models.adapted()]
+    adapted = models.adapted()
+    learned, tuned = [*network.parameters(), *adapted], sum(p.numel() * p.element_size() for p in adapted)
     trained = sum(p.numel() * p.element_size() for p in learned)
     whole = trained + sum(b.numel() * b.element_size() for b in network.buffers())
     both = {id(p): p for model in (models.sender, models.receiver) for p in model.parameters()}
+    models_bytes = sum(p.numel() * p.element_size() for p in both.values())
     need = Estimate(
         states_bytes=min(store.bytes_of(texts), store.limit_bytes),
-        checkpoint_bytes=SAVED * trained + 2 * (whole - trained) + 2 * whole * (hyperparameters.patience > 0),
-        models_bytes=sum(p.numel() * p.element_size() for p in both.values()),
-        training_bytes=COPIES * trained + whole - trained,
+        checkpoint_bytes=SAVED * trained
+        + 2 * (whole - trained)
+        + 2 * whole * (hyperparameters.patience > 0)
+        + TUNED * tuned * (hyperparameters.reader_share > 0),
+        models_bytes=models_bytes,
+        training_bytes=COPIES * trained + whole - trained + tuned,  # the adapter once more, which sets the targets
+        program_bytes=max(0, held_bytes(models.receiver.device) - models_bytes),
     )
     kept = sum(file.stat().st_size for file in store.folder.glob("*.safetensors"))  # of a run that goes on
     disk, free = need.states_bytes - kept + need.checkpoint_bytes, shutil.disk_usage(folder).free

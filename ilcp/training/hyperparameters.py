@@ -15,6 +15,7 @@ WEIGHTS = (
     "reconstruction_weight",
     "alignment_weight",
     "rate_weight",
+    "reader_weight",
     "weight_decay",
 )
 
@@ -49,13 +50,20 @@ class Hyperparameters:
     )
     answers_end: bool = True  # an answer ends with the end-of-sequence token; a continuation does not
     answer_tokens: int = 256  # what is beyond is not learned
-    teacher_floor: float = 0.0  # exact match that the receiver must reach with the full text before training starts
+    teacher_floor: float = 0.3  # exact match that the receiver must reach with the full text before the codec is
+    # trained, and after a first stage; of continuations, which nobody gives word for word, it asks nothing
     validate_every: int = 250
     validation_contexts: int = 32
     patience: int = 0  # validations without a better recovery until the run ends with the best weights; 0: never
     collapse_after: float = 1.0  # share of the run after which the message has to say more than another case's
     checkpoint_minutes: float = 10.0
-    adapter_learning_rate: float = 1e-4  # of a receiver that is adapted
+    reader_share: float = 0.2  # a receiver that is adapted learns to read the full text first: at most this share of
+    # ``minutes``, and as many steps as this share of ``steps``, beside them; it ends sooner where it gets no better
+    reader_contexts: int = 4  # per step of that first stage
+    reader_learning_rate: float = 5e-4
+    adapter_after: float = 0.5  # share of the run after which the adapter is trained along with the codec; 1: never
+    adapter_learning_rate: float = 1e-4  # from then on
+    reader_weight: float = 0.5  # of the cross-entropy behind the full text, from then on: it goes on reading
     bfloat16: bool | None = None  # autocast of the models' passes, not of the weights; None: where it is faster
     seed: int = 0
 
@@ -63,6 +71,7 @@ class Hyperparameters:
         for name, least in (
             ("steps", 1),
             ("contexts", 2),
+            ("reader_contexts", 1),
             ("questions", 1),
             ("validate_every", 1),
             ("validation_contexts", 2),
@@ -73,10 +82,11 @@ class Hyperparameters:
         ):
             if getattr(self, name) < least:
                 raise ConfigError(f"expected {name} to be at least {least}, got {getattr(self, name)}")
-        for name in ("minutes", "learning_rate", "adapter_learning_rate", "checkpoint_minutes"):
+        rates = ("learning_rate", "reader_learning_rate", "adapter_learning_rate")
+        for name in ("minutes", *rates, "checkpoint_minutes"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"expected {name} to be positive, got {getattr(self, name)}")
-        for name in ("reconstruction_share", "collapse_after", "literals_share"):
+        for name in ("reconstruction_share", "collapse_after", "literals_share", "adapter_after"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"expected {name} from 0 to 1, got {getattr(self, name)}")
         for name in WEIGHTS:
@@ -90,8 +100,9 @@ class Hyperparameters:
             )
         if (self.naming_steps or self.alignment_steps or self.alignment_weight) and not self.topics:
             raise ConfigError("expected topics for naming_steps, alignment_steps or alignment_weight, got none")
-        if not 0 <= self.blank_share < 1:
-            raise ConfigError(f"expected blank_share from 0 to below 1, got {self.blank_share}")
+        for name in ("blank_share", "reader_share"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"expected {name} from 0 to below 1, got {getattr(self, name)}")
 
     def free_bits_at(self, done: float) -> float:
         """Returns how many bits of rate cost nothing when the share ``done`` of the run is over."""
@@ -101,6 +112,10 @@ class Hyperparameters:
     def blanks(self, contexts: int) -> int:
         """Returns how many of so many contexts, the first ones, get a payload that no sender made."""
         return round(self.blank_share * contexts)
+
+    def adapts_at(self, done: float) -> bool:
+        """Says whether the adapter, if there is one, is trained along then."""
+        return self.adapter_after <= done < 1
 
     def reconstructs_at(self, done: float) -> bool:
         """Says whether the loss still holds the reconstruction of the context then."""

@@ -3,7 +3,8 @@
 ::
 
     config --> models --> cases (a file, or written by the sender) --> training, validation, test
-         --> states on disk --> fit --> codec --> measured on the test cases, with every control --> folder
+         --> tune, where the receiver is adapted --> states on disk --> fit --> codec
+         --> measured on the test cases, with every control --> folder
 
 A run keeps its checkpoint, its log and the sender's states in ``<out>.run``, beside the codec's folder, which appears
 when all is done. A run that was stopped goes on with ``resume``.
@@ -30,7 +31,7 @@ from ilcp.files import write_whole
 from ilcp.handoff import Receiver, Sender
 from ilcp.identity import ModelIdentity, digest
 from ilcp.measure import Report, equal_texts, run
-from ilcp.models.adapter import new_adapter, save_adapter
+from ilcp.models.adapter import new_adapter, round_to_half, save_adapter
 from ilcp.models.fingerprint import identify
 from ilcp.models.loading import load_model
 from ilcp.models.support import require_receiver, require_sender
@@ -43,12 +44,13 @@ from ilcp.training.config import TrainingConfig, read_config
 from ilcp.training.data import Shuffled, Split, merged, split
 from ilcp.training.estimate import estimate
 from ilcp.training.hyperparameters import Hyperparameters, renamed
-from ilcp.training.log import CURVE, LOG, flat
+from ilcp.training.log import CURVE, LOG, Log, flat
 from ilcp.training.loop import CHECKPOINT, Result, fit
 from ilcp.training.objective import calibrate
 from ilcp.training.precision import in_bfloat16
 from ilcp.training.reader import Reader, StateStore
 from ilcp.training.selfstudy import study
+from ilcp.training.tuning import FOLDER, tune, tuned
 from ilcp.training.validation import Validator
 
 __all__ = ["train", "train_codec"]
@@ -57,6 +59,7 @@ VALIDATION = 64  # cases by which the learning is watched, at most
 CALIBRATION = 64
 TEXTS = ("head", "tail", "zstd")  # an LM codes text in minutes per case where the LM is large: ilcp measure adds it
 KEPT, STUDY, STATES = "plan.json", "self-study.jsonl", "states"  # in the run's folder, named as ever
+CHECKPOINTS = (CHECKPOINT, f"{FOLDER}/{CHECKPOINT}")  # of the codec, and of the receiver's first stage
 HALVED = "in bfloat16"
 GIGA = 1e9
 
@@ -112,11 +115,10 @@ def train_codec(config: TrainingConfig, *, resume: bool = False) -> Codec:
         config.work.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StorageError(f"expected room for the run in {config.work}, got: {error}; choose another --out") from error
-    with models.unadapted():
-        identities = (
-            identify(models.sender, models.sender_tokenizer),
-            identify(models.receiver, models.receiver_tokenizer),
-        )
+    identities = (
+        identify(models.sender, models.sender_tokenizer),
+        identify(models.receiver, models.receiver_tokenizer),
+    )
     torch.manual_seed(config.seed)
     network = method.untrained(models.sender, models.receiver, _settings(config)).to(device)
     halved = _same_config(config, identities, device)
@@ -126,6 +128,7 @@ def train_codec(config: TrainingConfig, *, resume: bool = False) -> Codec:
     job = _Job(config, hyperparameters, models, _fitting(config, models, cases, hyperparameters))
     result = _train(job, network, resume)
     network.round_to_half()
+    round_to_half(models.adapted())
     receiver = identify(models.receiver, models.receiver_tokenizer)
     codec: Codec = method.from_network(network.cpu(), identities[0], receiver)
     if is_main():
@@ -142,7 +145,7 @@ def _refuse_taken(config: TrainingConfig, resume: bool) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         holds = "holds a codec already" if (out / CONFIG).exists() else "is not empty"
         raise ConfigError(f"expected a new folder for the codec, got {out}, which {holds}: choose another --out")
-    if (config.work / CHECKPOINT).exists() and not resume:
+    if any((config.work / name).exists() for name in CHECKPOINTS) and not resume:
         raise ConfigError(
             f"expected no run in {config.work}, got one with a checkpoint: pass --resume to go on with it, remove it, "
             "or choose another --out"
@@ -218,7 +221,7 @@ def _same_config(config: TrainingConfig, identities: Sequence[ModelIdentity], de
     record = json.loads(json.dumps(config.to_dict() | names | {"data digest": data}, default=str))
     file, halved = config.work / KEPT, False
     if is_main():
-        begun = file.exists() and any((config.work / name).exists() for name in (CHECKPOINT, STUDY))
+        begun = file.exists() and any((config.work / name).exists() for name in (*CHECKPOINTS, STUDY))
         before = _kept(file) if begun else {}
         halved = bool(before.pop(HALVED, in_bfloat16(device, config.hyperparameters(answers_end=True))))
         now, old = flat(record, "."), flat(before, ".")
@@ -257,27 +260,60 @@ def _train(job: _Job, network: Any, resume: bool) -> Result:
     texts = [case.context for case in (*cases.training, *cases.validation)]
     store = StateStore(config.work / STATES, models, network.layers, job.hyperparameters, int(config.states_gb * GIGA))
     _say(f"{len(cases.training)} cases to learn from, {len(cases.validation)} to watch, {len(cases.test)} to measure")
-    if is_main():
-        _say(str(estimate(models, network, store, texts, config.work, job.hyperparameters)))
-    reader = Reader(models, network.layers, job.hyperparameters)
+    need = estimate(models, network, store, texts, config.work, job.hyperparameters) if is_main() else None
+    _say(str(need))
+    reader = Reader(models, network.layers, job.hyperparameters, store)
+    lengths = [len(models.sender_tokenizer(case.context, verbose=False).input_ids) for case in cases.training]
+    source = Shuffled(cases.training, lengths, config.seed)
+    validator = _teacher(job, source, reader, resume)  # before the sender reads everything
     if not (config.work / CHECKPOINT).exists():
-        with frozen(models):  # before the sender reads everything
-            Validator(models, cases.validation, job.hyperparameters, reader).require_teacher()
         calibrate(network, models, (cases.training + cases.validation)[:CALIBRATION], job.hyperparameters)
         same_everywhere(network)
-    store.fill(reader, texts, progress=_shows())
-    lengths = [len(case.context) for case in cases.training]
+    store.fill(reader, texts)
     return fit(
         network,
         models,
-        Shuffled(cases.training, lengths, config.seed),
-        cases.validation,
-        job.hyperparameters,
+        source,
+        validator,
+        _left(job),
         config.work,
         store=store,
         resume=resume,
         tensorboard=config.tensorboard,
+        announced_bytes=None if need is None else need.memory_bytes,
     )
+
+
+def _teacher(job: _Job, source: Shuffled, reader: Reader, resume: bool) -> Validator:
+    """Returns a validator that has heard the receiver read the full text, tuned for it where it is adapted.
+
+    Raises:
+        TrainingError: it reads too badly to teach a codec anything.
+    """
+    models, wanted, work = job.models, job.hyperparameters, job.config.work
+    validator = Validator(models, job.cases.validation[: wanted.validation_contexts], wanted, reader)
+    begun = (work / CHECKPOINT).exists()
+    if models.adapter is not None and wanted.reader_share and (not begun or tuned(work)):
+        brought = tune(models, source, validator, wanted, work, resume=resume)
+        if not begun and is_main():
+            log = Log(work)
+            log.forget_after(-1)  # a run that ended here said so already
+            log.write({"step": 0, "reader": brought})
+    else:
+        with frozen(models):
+            validator.read()
+    _say(validator.said())
+    if not begun:
+        validator.require_teacher()
+    return validator
+
+
+def _left(job: _Job) -> Hyperparameters:
+    """Returns the hyperparameters with the minutes that the first stage left; it never has more than its share."""
+    wanted, brought = job.hyperparameters, tuned(job.config.work)
+    if brought is None or wanted.minutes == float("inf"):
+        return wanted
+    return replace(wanted, minutes=wanted.minutes - min(brought["minutes"], wanted.reader_share * wanted.minutes))
 
 
 def _measure(job: _Job, codec: Codec) -> Report:
@@ -311,8 +347,11 @@ def _finish(job: _Job, codec: Codec, result: Result, report: Report) -> None:
         "minutes": result.minutes,
         "tokens_per_s": result.tokens_per_s,
         "time_shares": {part: round(share, 3) for part, share in result.shares.items()},
+        "step_s": result.step_s,
+        "receiver_pass_s": result.receiver_pass_s,
         "provenance": report.provenance,
     }
+    made |= {"reader": brought} if (brought := tuned(job.config.work)) else {}
     made = json.loads(json.dumps(made, default=str))
     codec.evidence = report.evidence()
     draft = job.config.work / "codec"

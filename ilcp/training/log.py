@@ -17,13 +17,18 @@ RENAMED = {"validation_nats": "validation_log_likelihood", "foreign": "mismatche
 
 
 class Log:
-    """Appends to ``log.jsonl`` in a folder.
+    """Appends to ``log.jsonl`` in the folder of a run, which is made where there is none.
 
     Raises:
+        StorageError: it cannot be made.
         MissingExtraError: TensorBoard is wanted and not installed.
     """
 
     def __init__(self, folder: Path, *, tensorboard: bool = False):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StorageError(f"expected a folder for the run, got {folder}: {error}; choose another place") from error
         self.file = folder / LOG
         self._events: Any = None
         if tensorboard:
@@ -81,21 +86,24 @@ def draw_curve(file: Path) -> Path | None:
         from matplotlib.figure import Figure
     except ImportError:
         return None
-    records = read_log(file)
+    records = [record for record in read_log(file) if "validation_log_likelihood" in record]
     steps = [record["step"] for record in records]
     figure = Figure(figsize=(9, 3.2), layout="constrained")
     answers, rest = figure.subplots(1, 2)
     for arm, style in (("text", "k.--"), ("message", "C0.-"), ("mismatched", "C3.:"), ("none", "C7.:")):
-        values = [record["validation_log_likelihood"][arm] for record in records]
-        answers.plot(steps, values, style, label=LABELS.get(arm, arm))
+        values = [record["validation_log_likelihood"].get(arm) for record in records]
+        if any(value is not None for value in values):  # a stage that has no message has fewer arms
+            answers.plot(steps, values, style, label=LABELS.get(arm, arm))
     answers.set(xlabel="step", ylabel="log-likelihood of the answer, nats", title="validation")
-    answers.legend(fontsize=8)
-    for name in ("loss", "cross_entropy", "kl", "reconstruction", "naming", "alignment"):
+    if records:
+        answers.legend(fontsize=8)
+    for name in ("loss", "cross_entropy", "kl", "reconstruction", "naming", "alignment", "reading"):
         known = [(record["step"], record[name]) for record in records if name in record]
         if known:
             rest.plot(*zip(*known, strict=True), ".-", label=name.replace("_", " "))
     rest.set(xlabel="step", ylabel="nats", title="training (running mean)")
-    rest.legend(fontsize=8)
+    if records:
+        rest.legend(fontsize=8)
     picture = file.with_name(CURVE)
     with replacing(picture) as draft:
         figure.savefig(draft, dpi=110, format="png")

@@ -2,59 +2,44 @@
 
 import math
 import random
-import signal
-import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
 
 from ilcp.errors import ConfigError, Interrupted, StorageError, TrainingError
-from ilcp.files import replacing
 from ilcp.nn.distributed import all_reduce, any_rank, average_gradients, is_main, world
 from ilcp.tasks.cases import Case
 from ilcp.training.batch import Batch, Batcher, Models, frozen
+from ilcp.training.checkpoint import CHECKPOINT, require_same, write_checkpoint
 from ilcp.training.clock import Clock
 from ilcp.training.hyperparameters import Hyperparameters, renamed
 from ilcp.training.log import Log
 from ilcp.training.objective import Objective
+from ilcp.training.pace import StepPace, voice
 from ilcp.training.phrasebook import Phrasebook
 from ilcp.training.reader import Reader, StateStore
+from ilcp.training.result import Result
+from ilcp.training.signals import deferred_signals
 from ilcp.training.validation import Validation, Validator
 
-__all__ = ["CHECKPOINT", "Result", "fit"]
+__all__ = ["CHECKPOINT", "Result", "Run", "Source", "fit"]
 
 Source = Callable[[int, int], Sequence[Case]]  # (first number, how many) -> about so many; the same for the same two
-CHECKPOINT = "checkpoint.pt"
 FINAL_RATE = 0.02  # of the learning rate, where the cosine ends
 MEMORY = 0.98  # of the running means that are logged
-TWICE_S = 2.0  # a signal that comes by two ways within this time was meant once
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """The outcome of a run: steps made, minutes taken, the last validation, and each part's share of a step's time."""
-
-    steps: int
-    minutes: float
-    validation: Validation
-    shares: dict[str, float]
-    tokens_per_s: float
 
 
 def fit(
     network: nn.Module,
     models: Models,
     source: Source,
-    validation: Sequence[Case],
+    validation: Sequence[Case] | Validator,
     hyperparameters: Hyperparameters,
     folder: str | Path,
     *,
@@ -62,17 +47,21 @@ def fit(
     store: StateStore | None = None,
     resume: bool = False,
     tensorboard: bool = False,
+    announced_bytes: int | None = None,
 ) -> Result:
     """Trains ``network`` in place, between the frozen models; checkpoints and a log go to ``folder``.
 
+    An adapter's weights as they come set the targets to the end: ``ilcp.training.tune`` makes them read first.
+
     Args:
         source: see ``Source``; ``ilcp.training.data.Shuffled`` makes one of a list of cases.
-        validation: cases that ``source`` never gives.
+        validation: cases that ``source`` never gives, or a validator of them that has read them already.
         phrasebook: the aim of naming and alignment; without it they have no effect.
         store: keeps what the sender computed; None computes it anew each time.
         resume: goes on from the folder's checkpoint, if there is one. With a schedule in steps alone, and on one
             device, the weights become those of a run that was never stopped.
         tensorboard: writes its event files beside the log.
+        announced_bytes: of memory, by ``ilcp.training.estimate``; a run that takes half as much again says so.
 
     Raises:
         ConfigError: a checkpoint is there and ``resume`` is false, or is of other hyperparameters; a case does not fit
@@ -83,53 +72,30 @@ def fit(
         MissingExtraError: TensorBoard is wanted and not installed.
         Interrupted: Ctrl-C or SIGTERM, after a checkpoint; it is a ``KeyboardInterrupt``.
     """
-    folder = _made(Path(folder))
+    folder = Path(folder)
     log = Log(folder, tensorboard=tensorboard and is_main())
-    run = _Run(network, models, hyperparameters, folder, phrasebook, store, log)
-    if (folder / CHECKPOINT).exists():
-        if not resume:
-            raise ConfigError(
-                f"expected a new folder, got {folder} with a checkpoint: pass resume=True, or choose another"
-            )
-        run.restore()
+    models = models.with_teacher()
+    run = Run(network, models, hyperparameters, folder, phrasebook, store, log)
+    resumed = run.resumed(resume)
     with frozen(models):
-        validator = Validator(models, validation[: hyperparameters.validation_contexts], hyperparameters, run.reader)
-        validator.require_teacher()
-        with _deferred_signals() as interrupted:
-            return run.go(source, validator, interrupted)
+        if isinstance(validation, Validator):
+            validator = validation
+        else:
+            few = validation[: hyperparameters.validation_contexts]
+            validator = Validator(models, few, hyperparameters, run.reader)
+            with models.teaching():
+                validator.read()
+            run.say(validator.said())
+        if not resumed:
+            validator.require_teacher()
+        with deferred_signals() as interrupted:
+            return run.go(source, partial(validator.measure, network), interrupted, announced_bytes)
 
 
-def _made(folder: Path) -> Path:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StorageError(f"expected a folder for the run, got {folder}: {error}; choose another place") from error
-    return folder
-
-
-@contextmanager
-def _deferred_signals() -> Iterator[Callable[[], bool]]:
-    """Lets Ctrl-C and SIGTERM wait for the end of the step, so that a checkpoint never holds half of one."""
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False  # only the main thread may handle signals
-        return
-    seen: list[float] = []
-
-    def hear(number: int, _: Any) -> None:
-        if seen and time.monotonic() - seen[0] > TWICE_S:
-            raise KeyboardInterrupt  # said again: at once
-        seen.append(time.monotonic())
-
-    before = {number: signal.signal(number, hear) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: bool(seen)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-class _Run:
+class Run:
     """The state of one run: everything that a checkpoint holds."""
+
+    what = "training"  # in words
 
     def __init__(
         self,
@@ -155,19 +121,33 @@ class _Run:
         self.last_loss = math.nan
         torch.manual_seed(hyperparameters.seed)
         groups = [{"params": list(network.parameters()), "lr": hyperparameters.learning_rate}]
-        if models.adapter is not None:
-            groups.append({"params": models.adapted(), "lr": hyperparameters.adapter_learning_rate})
+        self.adapted = models.adapted()
+        if self.adapted:
+            groups.append({"params": self.adapted, "lr": hyperparameters.adapter_learning_rate})
         self.rates = [float(group["lr"]) for group in groups]  # type: ignore[arg-type]
         self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=hyperparameters.weight_decay)
         self._check_share()
 
-    def go(self, source: Source, validator: Validator, interrupted: Callable[[], bool]) -> Result:
+    def go(
+        self,
+        source: Source,
+        measure: Callable[[], Validation],
+        interrupted: Callable[[], bool],
+        announced_bytes: int | None = None,
+    ) -> Result:
+        """Runs to the end of the schedule, or until nothing has got better for long.
+
+        Raises:
+            TrainingError, StorageError, Interrupted: as ``fit``.
+        """
         batcher = Batcher(self.models, self.hyperparameters)
-        result = validator.measure(self.network)
+        result = measure()
         averages: dict[str, float] = {}
+        batch: Batch | None = None
         started = saved = time.monotonic()
         before = self.seconds
-        with _progress(result, self.console) as (progress, bar):
+        pace = self._pace(announced_bytes)
+        with voice(self.console, self.what) as tell:
             while self._done() < 1 and not self._stale():
                 started_step, read = time.monotonic(), self.reader.tokens
                 cases = source(self.step * self.hyperparameters.contexts, self.hyperparameters.contexts)
@@ -178,19 +158,54 @@ class _Run:
                 self.tokens += self.reader.tokens - read + sum(len(row.suffix + row.answer) for row in batch.rows)
                 self.stepping_s += time.monotonic() - started_step
                 self.seconds = before + self._same(time.monotonic() - started)
-                progress.update(bar, completed=self._done(), note=self._note(averages, result))
+                pace.made(self.step, self.stepping_s)
+                tell(self._done(), pace.line(self.seconds, self._note(averages, result)))
+                self.say(pace.excess())
                 self._heed(interrupted)
                 if self.step % self.hyperparameters.validate_every == 0 or self._done() >= 1:
-                    result, saved = validator.measure(self.network), time.monotonic()
+                    result, saved = measure(), time.monotonic()
                     self._judge(averages, result)
                 elif time.monotonic() - saved > 60 * self.hyperparameters.checkpoint_minutes:
                     self.save()
                     saved = time.monotonic()
         self._heed(interrupted)
         if self.hyperparameters.patience and self.best is not None:
-            self._put_back(self.best[1])
-            result = validator.measure(self.network)
-        return Result(self.step, round(self.seconds / 60, 2), result, self.clock.shares(), round(self._speed(), 1))
+            self.keep_best()
+            result = measure()
+        return self._finished(result, pace, batch)
+
+    def _pace(self, announced_bytes: int | None) -> StepPace:
+        wanted = self.hyperparameters
+        warmup = wanted.naming_steps + wanted.alignment_steps if self.objective.phrasebook else 0
+        pace = StepPace(wanted, self.device, warmup=warmup, announced_bytes=announced_bytes)
+        pace.begin(self.step, self.stepping_s)
+        return pace
+
+    def _finished(self, validation: Validation, pace: StepPace, batch: Batch | None) -> Result:
+        """Returns the outcome, and says what bounds a step, ``batch`` being the last one."""
+        alone_s = 0.0 if batch is None else self._receiver_pass_s(batch)
+        shares, speed = self.clock.shares(), round(self._speed(), 1)
+        result = Result(
+            self.step, round(self.seconds / 60, 2), validation, shares, speed, round(pace.step_s, 4), round(alone_s, 4)
+        )
+        self.say(result.bound())
+        return result
+
+    def _receiver_pass_s(self, batch: Batch) -> float:
+        """Returns the seconds of the receiver's pass alone, the better of two."""
+        with torch.no_grad():
+            memory, _ = self.network(*self.reader.states(batch.texts))
+        laps = []
+        for _ in range(2):
+            started = time.monotonic()
+            self.objective.receiver_pass(batch, memory)
+            laps.append(time.monotonic() - started)
+        return min(laps)
+
+    def say(self, text: str) -> None:
+        """Prints a line, once for all processes."""
+        if text and is_main():
+            self.console.print(text, highlight=False)
 
     def _update(self, batch: Batch) -> dict[str, float]:
         torch.manual_seed(random.Random(f"noise {self.hyperparameters.seed}/{self.step}").getrandbits(63))
@@ -198,6 +213,8 @@ class _Run:
         self.network.train()
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * self._rate()
+        for parameter in self.adapted:
+            parameter.requires_grad_(self.hyperparameters.adapts_at(self._done()))
         learner: Any = self.network
         terms = self.objective.terms(learner, batch, self.step, self._done())
         if any_rank(not torch.isfinite(terms["loss"]), self.device):
@@ -237,8 +254,8 @@ class _Run:
             TrainingError: nothing was learned when something should have been.
         """
         if self.hyperparameters.patience:
-            if self.best is None or result.recovery > self.best[0]:
-                self.best, self.stale = (result.recovery, self._weights()), 0
+            if self.best is None or result.score[1] > self.best[0]:
+                self.best, self.stale = (result.score[1], self.weights()), 0
             else:
                 self.stale += 1
         record = {"step": self.step, "minutes": round(self.seconds / 60, 2), "tokens_per_s": round(self._speed(), 1)}
@@ -248,7 +265,7 @@ class _Run:
         self.save()
         if is_main():
             self.log.write(record | shares)
-            self.console.print(f"step {self.step}: {result}", highlight=False)
+        self.say(f"step {self.step}: {result}")
         if any_rank(self.hyperparameters.collapse_after <= self._done() < 1 and result.gain_low <= 0, self.device):
             raise TrainingError(
                 f"expected the message to say more than another case's after "
@@ -285,18 +302,23 @@ class _Run:
         return self.tokens / self.stepping_s if self.stepping_s else 0.0
 
     def _note(self, averages: dict[str, float], result: Validation) -> str:
-        bits = averages.get("rate_bits", 0.0)
-        return f"loss {averages['loss']:.3f}, recovery {result.recovery:.3f}, {bits:.0f} bits"
+        bits = f" · {averages['rate_bits']:.0f} bits" if "rate_bits" in averages else ""
+        return f"loss {averages['loss']:.3f} · {'{} {:.3f}'.format(*result.score)}{bits}"
 
-    def _weights(self) -> dict[str, Any]:
+    def weights(self) -> dict[str, Any]:
         """Returns a copy of all that is trained, by owner."""
-        adapted = [parameter.detach().clone() for parameter in self.models.adapted()]
+        adapted = [parameter.detach().clone() for parameter in self.adapted]
         return {"network": {k: v.clone() for k, v in self.network.state_dict().items()}, "adapter": adapted}
+
+    def keep_best(self) -> None:
+        """Takes up the best weights that were found, where any were kept."""
+        if self.best is not None:
+            self._put_back(self.best[1])
 
     @torch.no_grad()
     def _put_back(self, weights: dict[str, Any]) -> None:
         self.network.load_state_dict(weights["network"])
-        for parameter, value in zip(self.models.adapted(), weights["adapter"], strict=True):
+        for parameter, value in zip(self.adapted, weights["adapter"], strict=True):
             parameter.copy_(value)
 
     def save(self) -> None:
@@ -311,7 +333,7 @@ class _Run:
             "recipe": self.hyperparameters.to_dict(),
             "step": self.step,
             "seconds": self.seconds,
-            "weights": self._weights(),
+            "weights": self.weights(),
             "optimizer": self.optimizer.state_dict(),
             "best": self.best,
             "stale": self.stale,
@@ -319,28 +341,25 @@ class _Run:
             "tokens": self.tokens,
             "stepping_s": self.stepping_s,
         }
-        file = self.folder / CHECKPOINT
-        try:
-            with replacing(file, durable=True) as draft:
-                torch.save(state, draft)
-        except (StorageError, RuntimeError) as error:  # torch wraps a full disk into a RuntimeError
-            kept = "the checkpoint before stays" if file.exists() else "none was there before"
-            raise StorageError(
-                f"expected room for a checkpoint in {self.folder}, got: {error.__cause__ or error}; {kept}: free "
-                "space, then resume"
-            ) from error
+        write_checkpoint(self.folder, state)
 
-    def restore(self) -> None:
-        """Takes up the checkpoint.
+    def resumed(self, resume: bool) -> bool:
+        """Takes up the checkpoint, if there is one, and says whether there is.
 
         Raises:
-            ConfigError: it is of other hyperparameters.
+            ConfigError: there is one, and ``resume`` is false; or it is of other hyperparameters.
             StorageError: it is damaged.
         """
         file = self.folder / CHECKPOINT
+        if not file.exists():
+            return False
+        if not resume:
+            raise ConfigError(
+                f"expected a new folder, got {self.folder} with a checkpoint: pass resume=True, or choose another"
+            )
         try:
             state = torch.load(file, weights_only=True, map_location=self.device)
-            self._check_same(renamed(state["recipe"]))
+            require_same(renamed(state["recipe"]), self.hyperparameters, self.folder)
             self._take(state)
         except ConfigError:
             raise
@@ -348,15 +367,7 @@ class _Run:
             raise StorageError(f"expected a checkpoint in {file}, got a damaged file: {error!r}") from error
         if is_main():
             self.log.forget_after(self.step)
-
-    def _check_same(self, before: dict[str, Any]) -> None:
-        now = self.hyperparameters.to_dict()
-        differs = {name: (before.get(name), value) for name, value in now.items() if before.get(name) != value}
-        if differs:
-            raise ConfigError(
-                f"expected the hyperparameters of the checkpoint in {self.folder}, got a difference in "
-                + "; ".join(f"{name} (was {was!r}, is {value!r})" for name, (was, value) in differs.items())
-            )
+        return True
 
     def _take(self, state: dict[str, Any]) -> None:
         self.step, self.stale, self.tokens = (int(state[name]) for name in ("step", "stale", "tokens"))
@@ -372,17 +383,3 @@ class _Run:
             shapes = {moment.shape for moment in held.values() if moment.dim()}
             if shapes - {parameter.shape}:
                 raise ValueError(f"moments of shape {shapes} for {parameter.shape}")
-
-
-@contextmanager
-def _progress(result: Validation, console: Console) -> Iterator[tuple[Progress, Any]]:
-    shown = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f} % {task.fields[note]}"),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not (sys.stderr.isatty() and is_main()),
-    )
-    with shown:
-        yield shown, shown.add_task("training", total=1.0, note=f"recovery {result.recovery:.3f}")

@@ -8,6 +8,10 @@
          + rate_weight * the bits of rate above what is free
          + alignment_weight * the share of the phrasebook's memory that is missing from the network's
          + blank_share * KL(receiver with nothing || receiver with a blank payload), on so many contexts
+         + reader_weight * cross-entropy of one context's answers given its text, while the adapter is trained
+
+What the receiver says with the full text, or with nothing, is what it said when the codec's training began
+(``Models.teacher``), whatever its adapter has learned since.
 
 Every mean is over what all processes have together; see ``ilcp.nn.distributed``.
 """
@@ -128,9 +132,11 @@ class Objective:
             terms |= self._answers(batch, sent, memory)
             if self.hyperparameters.reconstructs_at(done):
                 rows = [row for row in batch.reconstruction if self._number(row) >= blanks]
-                terms["reconstruction"] = self._cross_entropy(rows, memory)
+                terms["reconstruction"] = self._cross_entropy(*memory_logits(self.models, rows, memory))
             if blank is not None:
                 terms["blank"] = self._blank(blank, unsent)
+            if self.models.adapter is not None and self.hyperparameters.adapts_at(done):
+                terms["reading"] = self.reading(batch, [r for r in batch.rows if r.context == batch.rows[0].context])
         if self.hyperparameters.alignment_weight and self.phrasebook is not None:
             terms["alignment"] = alignment_loss(targets_of(self.phrasebook, batch, memory))
         weights |= {
@@ -139,6 +145,7 @@ class Objective:
             "reconstruction": self.hyperparameters.reconstruction_weight,
             "blank": self.hyperparameters.blank_share,
             "kl": self.hyperparameters.kl_weight,
+            "reading": self.hyperparameters.reader_weight,
         }
         return terms | {"loss": torch.stack([weights[name] * term for name, term in terms.items()]).sum()}
 
@@ -151,6 +158,17 @@ class Objective:
         self.clock.backward_reaches(memory)
         return memory, rate_bits
 
+    def reading(self, batch: Batch, rows: Sequence[Row]) -> Tensor:
+        """Computes the cross-entropy of the answers given the full text."""
+        return self._cross_entropy(*text_logits(self.models, rows, [batch.texts[row.context] for row in rows]))
+
+    def receiver_pass(self, batch: Batch, memory: Tensor) -> None:
+        """Runs the receiver alone over a batch's rows, forward and back to the memory: no step could do with less."""
+        memory = memory.detach().requires_grad_()
+        with precision(self.models.receiver.device, self.hyperparameters):
+            loss = self._cross_entropy(*memory_logits(self.models, batch.rows, memory))
+        torch.autograd.grad(loss, memory)[0].sum().item()  # which waits for a GPU
+
     def _warmup(self, network: Network, batch: Batch, phrasebook: "Phrasebook", step: int) -> dict[str, Tensor]:
         """Computes ``naming_loss`` and ``alignment_loss``, before the receiver is asked anything."""
         memory, _ = self.memory(network, batch)
@@ -160,20 +178,17 @@ class Objective:
 
     def _answers(self, batch: Batch, rows: Sequence[Row], memory: Tensor) -> dict[str, Tensor]:
         logits, labels = memory_logits(self.models, rows, memory)
-        known = labels != PADDING
-        losses = F.cross_entropy(logits[known], labels[known], reduction="sum")
-        terms = {"cross_entropy": self._mean(losses, int(known.sum()))}
+        terms = {"cross_entropy": self._cross_entropy(logits, labels)}
         if self.hyperparameters.kl_weight:
             first = {row.context: index for index, row in reversed(list(enumerate(rows)))}
             chosen = list(first.values())
-            with torch.no_grad(), self.models.unadapted():
+            with torch.no_grad(), self.models.teaching():
                 texts = [batch.texts[context] for context in first]
                 target, own = text_logits(self.models, [rows[index] for index in chosen], texts)
             terms["kl"] = self._mean(*_kl(target, logits[chosen, -own.shape[1] :], own))
         return terms
 
-    def _cross_entropy(self, rows: Sequence[Row], memory: Tensor) -> Tensor:
-        logits, labels = memory_logits(self.models, rows, memory)
+    def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
         known = labels != PADDING
         return self._mean(F.cross_entropy(logits[known], labels[known], reduction="sum"), int(known.sum()))
 
@@ -182,7 +197,7 @@ class Objective:
         if not rows:  # all of them are other processes'
             return self._mean(0.0 * memory.sum(), 0)
         logits, labels = memory_logits(self.models, rows, memory)
-        with torch.no_grad(), self.models.unadapted():
+        with torch.no_grad(), self.models.teaching():
             target, _ = text_logits(self.models, rows, [""] * len(rows))
         return self._mean(*_kl(target, logits, labels))
 

@@ -26,6 +26,7 @@ from ilcp.models.forward import PADDING, embed
 from ilcp.models.prompt import answer_ids
 from ilcp.training.batch import Batch, Models, frozen
 from ilcp.training.hyperparameters import Hyperparameters
+from ilcp.training.pace import Pace, seconds_text, voice
 from ilcp.training.packed import memory_logits
 from ilcp.training.precision import precision
 
@@ -96,7 +97,8 @@ def write_phrasebook(
     embedding = _embedding(models)
     rate = RATE * float(embedding.square().mean().sqrt())
     optimizer = torch.optim.Adam([book.vectors, book.places], lr=rate)
-    with frozen(models):
+    console, pace = Console(stderr=True, soft_wrap=True), Pace(len(batches))
+    with frozen(models), voice(console, "phrasebook") as tell:
         for step, batch in enumerate(batches):
             optimizer.param_groups[0]["lr"] = rate * min(1.0, 2 * (1 - step / len(batches)))
             with precision(models.receiver.device, hyperparameters):
@@ -105,10 +107,9 @@ def write_phrasebook(
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            if step % 50 == 49:
-                right = ((logits.argmax(-1) == labels) | (labels == PADDING)).all(-1).float().mean()
-                said = f"phrasebook step {step + 1}: {loss.item():.3f} nats a token, {right.item():.3f} exact"
-                Console(stderr=True, soft_wrap=True).print(said, highlight=False)
+            right = ((logits.argmax(-1) == labels) | (labels == PADDING)).all(-1).float().mean()
+            note = f"{loss.item():.3f} nats a token · {right.item():.3f} exact"
+            tell((step + 1) / len(batches), _said(pace, step + 1, note))
     return Phrasebook(book.words, book.vectors.detach(), book.places.detach())
 
 
@@ -121,6 +122,11 @@ def _fresh(models: Models, batches: Sequence[Batch], hyperparameters: Hyperparam
     vectors = [embedding[list(answer_ids(models.receiver_tokenizer, word, end=False))].mean(0) for word in words]
     places = torch.zeros(len(hyperparameters.topics), embedding.shape[1], device=embedding.device)
     return Phrasebook({word: number for number, word in enumerate(words)}, torch.stack(vectors), places)
+
+
+def _said(pace: Pace, made: int, note: str) -> str:
+    steps = f"phrasebook step {made:,} of {pace.total:,} · {seconds_text(pace.each_s(made))} a step"
+    return f"{steps} · {pace.ends(made)} · {note}"
 
 
 def _embedding(models: Models) -> Tensor:

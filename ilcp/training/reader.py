@@ -5,7 +5,8 @@
     texts --StateStore.fill--> shards of states on disk --Reader.states--> states "texts layers tokens hidden", mask
 
 A shard holds the states of one fixed group of texts, whatever else is read, and appears whole or not at all: a run that
-was killed goes on with the shards that are there, and computes the same numbers as one that was not.
+was killed goes on with the shards that are there, and computes the same numbers as one that was not. It holds them in
+two bytes a number: float32 is rounded to bfloat16, which keeps its range and about three digits.
 """
 
 from collections.abc import Iterable, Sequence
@@ -15,7 +16,6 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import track
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -29,12 +29,13 @@ from ilcp.models.reading import capture_batch, padded_ids, read_ids, window_toke
 from ilcp.nn.distributed import all_reduce, shard
 from ilcp.training.batch import Models
 from ilcp.training.hyperparameters import Hyperparameters
+from ilcp.training.pace import Pace, bytes_text, peak_bytes, voice
 from ilcp.training.precision import in_bfloat16, precision
 
 __all__ = ["Reader", "StateStore"]
 
 SHARD_TOKENS = 8192  # of a shard and a forward pass, padding counted: up to a gigabyte of a large sender
-FORMAT = 1  # of the shards: another number is another folder
+FORMAT = 2  # of the shards: another number is another folder
 
 
 class Reader:
@@ -59,8 +60,10 @@ class Reader:
             rows = zip(missing, states, mask.sum(1).long().tolist(), strict=True)
             known |= {text: row[:, :length] for text, row, length in rows}
         self.tokens += sum(found.shape[1] for text, found in known.items() if found is not None and text not in missing)
-        device = self.models.sender.device
-        return _padded([found.to(device) for text in texts if (found := known[text]) is not None])
+        sender = self.models.sender
+        return _padded(
+            [found.to(sender.device).to(sender.dtype) for text in texts if (found := known[text]) is not None]
+        )
 
     def compute(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Computes ``states`` by a pass of the sender; a text beyond its window is read in windows."""
@@ -102,36 +105,45 @@ class StateStore:
         self.folder = Path(folder) / key
         self.limit_bytes = limit_bytes
         self._tokenizer = models.sender_tokenizer
-        self._token_bytes: int = len(layers) * models.sender.config.hidden_size * models.sender.dtype.itemsize
+        dtype = models.sender.dtype
+        self._dtype = torch.bfloat16 if dtype.itemsize > torch.bfloat16.itemsize else dtype
+        self._token_bytes: int = len(layers) * models.sender.config.hidden_size * self._dtype.itemsize
         self._where: dict[str, Path] = {}
         self._open: dict[Path, Any] = {}
 
-    def fill(self, reader: Reader, texts: Iterable[str], *, progress: bool = False) -> None:
+    def fill(self, reader: Reader, texts: Iterable[str]) -> None:
         """Computes and keeps the states of these texts, shard by shard, until the limit; what is there is not read.
 
         A disk that fills up is no reason to stop: what is not here is computed when it is asked for.
         """
         groups = self._groups(texts)
-        for path, group in groups:
+        for path, group, _ in groups:
             self._where |= dict.fromkeys(map(_name, group), path)
-        todo = [(path, group) for path, group in shard(groups) if not path.exists()]
-        shown = track(todo, "the sender reads", console=Console(stderr=True), disable=not progress, transient=True)
-        for path, group in shown:
-            states, mask = reader.compute(group)
-            lengths = mask.sum(1).long().tolist()
-            rows = zip(group, states.cpu(), lengths, strict=True)
-            try:
-                self.folder.mkdir(parents=True, exist_ok=True)
-                with replacing(path) as draft:
-                    save_file({_name(text): row[:, :length].contiguous() for text, row, length in rows}, draft)
-            except (StorageError, OSError) as error:
-                said = f"the sender's states are no longer kept in {self.folder}: {error}"
-                Console(stderr=True, soft_wrap=True).print(said, highlight=False)
-                break
-        all_reduce(0.0, reader.models.sender.device)  # no process looks up before all have written
+        todo = [each for each in shard(groups) if not each[0].exists()]
+        console, device = Console(stderr=True, soft_wrap=True), reader.models.sender.device
+        pace = Pace(sum(tokens for _, _, tokens in todo))
+        done = 0
+        with voice(console, "the sender reads") as tell:
+            for path, group, tokens in todo:
+                try:
+                    self._write(path, group, *reader.compute(group))
+                except (StorageError, OSError) as error:
+                    said = f"the sender's states are no longer kept in {self.folder}: {error}"
+                    console.print(said, highlight=False)
+                    break
+                done += tokens
+                tell(done / pace.total, _reading(pace, done, device))
+        all_reduce(0.0, device)  # no process looks up before all have written
+
+    def _write(self, path: Path, group: Sequence[str], states: Tensor, mask: Tensor) -> None:
+        lengths = mask.sum(1).long().tolist()
+        rows = zip(group, states.to(self._dtype).cpu(), lengths, strict=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as draft:
+            save_file({_name(text): row[:, :length].contiguous() for text, row, length in rows}, draft)
 
     def get(self, text: str) -> Tensor | None:
-        """Returns states ``"layers tokens hidden"`` of a text; None where they are not kept."""
+        """Returns states ``"layers tokens hidden"`` of a text, as they are kept; None where they are not."""
         name = _name(text)
         path = self._where.get(name)
         if path is None:
@@ -152,9 +164,9 @@ class StateStore:
     def _measured(self, texts: Iterable[str]) -> list[tuple[int, str]]:
         return sorted((len(self._tokenizer(t, verbose=False).input_ids), t) for t in dict.fromkeys(texts))
 
-    def _groups(self, texts: Iterable[str]) -> list[tuple[Path, list[str]]]:
-        """Groups texts of like length, as many as the limit allows."""
-        groups: list[list[str]] = [[]]
+    def _groups(self, texts: Iterable[str]) -> list[tuple[Path, list[str], int]]:
+        """Groups texts of like length, as many as the limit allows; beside each group, how many tokens it has."""
+        groups: list[list[tuple[int, str]]] = [[]]
         spent = 0
         for length, text in self._measured(texts):
             spent += length * self._token_bytes
@@ -162,9 +174,16 @@ class StateStore:
                 break
             if (len(groups[-1]) + 1) * length > SHARD_TOKENS and groups[-1]:
                 groups.append([])
-            groups[-1].append(text)
-        named = ((self.folder / f"{digest(*map(str.encode, group)).hex()}.safetensors", group) for group in groups)
-        return [(path, group) for path, group in named if group]
+            groups[-1].append((length, text))
+        return [(self._path(group), [text for _, text in group], sum(n for n, _ in group)) for group in groups if group]
+
+    def _path(self, group: Sequence[tuple[int, str]]) -> Path:
+        return self.folder / f"{digest(*(text.encode() for _, text in group)).hex()}.safetensors"
+
+
+def _reading(pace: Pace, done: int, device: torch.device) -> str:
+    tokens = f"the sender reads · {done:,} of {pace.total:,} tokens · {1 / max(1e-9, pace.each_s(done)):,.0f} tokens/s"
+    return f"{tokens} · {pace.ends(done)} · peak {bytes_text(peak_bytes(device))}"
 
 
 def _name(text: str) -> str:

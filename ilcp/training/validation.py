@@ -7,7 +7,7 @@ full precision, before there is a codec, a payload or a message.
 
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -25,10 +25,11 @@ from ilcp.training.packed import memory_logits, text_logits
 from ilcp.training.precision import precision
 from ilcp.training.reader import Reader
 
-__all__ = ["Validation", "Validator"]
+__all__ = ["READING", "Validation", "Validator"]
 
 CHUNK = 16  # rows per forward pass of the receiver: each may be a whole document
 READ = 8  # documents per pass of the sender and the codec
+READING = ("none", "mismatched", "text")  # the arms of the receiver by itself, without a message
 LEAST_GAIN_NATS = 0.1  # per answer: below it the full text says next to nothing to the receiver, and nothing can be won
 
 
@@ -44,14 +45,16 @@ class _Scores:
 class Validation:
     """Mean log-likelihood of the answers in nats, and exact match, of each arm.
 
-    The arms are ``none``, ``mismatched`` (another case's message), ``message`` and ``text``. ``gain_nats`` is the
-    content gain, the message minus the mismatched one, and ``gain_low`` the lower end of its 95 % interval.
+    The arms are ``none``, ``mismatched`` (another case's message), ``message`` and ``text``, or, of the receiver by
+    itself, those of ``READING``, where another case's text is the mismatched one. ``gain_nats`` is the content gain,
+    the message (or the text) minus the mismatched one, and ``gain_low`` the lower end of its 95 % interval; NaN where
+    one of the two was not asked for.
     """
 
     log_likelihood: dict[str, float]
     exact: dict[str, float]
-    gain_nats: float
-    gain_low: float
+    gain_nats: float = math.nan
+    gain_low: float = math.nan
 
     @property
     def recovery(self) -> float:
@@ -59,28 +62,37 @@ class Validation:
         gain = self.log_likelihood["text"] - self.log_likelihood["none"]
         return (self.log_likelihood["message"] - self.log_likelihood["none"]) / gain
 
+    @property
+    def score(self) -> tuple[str, float]:
+        """What a run is to raise, and its name: the recovery, or without a message how well the text is read."""
+        told = "message" in self.exact
+        return ("recovery", self.recovery) if told else ("nats from the text", self.log_likelihood["text"])
+
     def to_dict(self) -> dict[str, Any]:
-        """Returns both tables, the gain and the recovery, rounded."""
+        """Returns both tables, the gain and the recovery, rounded; without what was not asked for."""
         record = asdict(self)
         tables = {
             f"validation_{of}": {k: round(v, 4) for k, v in record[of].items()} for of in ("log_likelihood", "exact")
         }
-        figures = {"recovery": self.recovery, "gain_nats": self.gain_nats, "gain_low": self.gain_low}
+        figures = {"recovery": self.recovery} if "message" in self.exact else {}
+        figures |= {name: record[name] for name in ("gain_nats", "gain_low") if not math.isnan(record[name])}
         return tables | {name: round(value, 4) for name, value in figures.items()}
 
     def __str__(self) -> str:
         shown = ", ".join(
             f"{arm} {self.log_likelihood[arm]:.3f} nats {self.exact[arm]:.3f} exact" for arm in self.log_likelihood
         )
-        return f"{shown}; recovery {self.recovery:.3f}"
+        return shown + (f"; recovery {self.recovery:.3f}" if "message" in self.exact else "")
 
 
 class Validator:
-    """Measures networks on one fixed set of questions; the two ends are measured once, on the receiver as it was.
+    """Measures networks on one fixed set of questions; the two ends are those of the last ``read``.
 
     Raises:
         ConfigError: a case does not fit into the receiver's window.
     """
+
+    reading: Validation  # of the receiver, as it stood at the last ``read``
 
     def __init__(self, models: Models, cases: Sequence[Case], hyperparameters: Hyperparameters, reader: Reader):
         require_fitting(models, cases, hyperparameters)
@@ -90,52 +102,82 @@ class Validator:
             cases, random.Random(f"validation {hyperparameters.seed}"), whole=True
         )
         self._draws = Bootstrap([row.context for row in self.batch.rows], seed=hyperparameters.seed)
-        texts = [self.batch.texts[row.context] for row in self.batch.rows]
-        with models.unadapted():
-            self.text = self._text(texts)
-            self.none = self._text([""] * len(texts))
+        self._ends: dict[str, _Scores] = {}
+
+    def read(self, arms: Collection[str] = READING) -> Validation:
+        """Measures the receiver by itself as it stands now; these are the ends that ``measure`` compares with."""
+        texts = {
+            "none": [""] * len(self.batch.rows),
+            "mismatched": [self.batch.texts[row.context - 1] for row in self.batch.rows],
+            "text": [self.batch.texts[row.context] for row in self.batch.rows],
+        }
+        scores = {arm: self._text(texts[arm]) for arm in READING if arm in arms}
+        self._ends |= scores
+        found = self._validation(scores, "text")
+        if scores.keys() == set(READING):
+            self.reading = found
+        return found
+
+    def said(self) -> str:
+        """Says, in a sentence, how the receiver answered at the last ``read``."""
+        words = {"text": "from the full text", "mismatched": "from another case's", "none": "from nothing"}
+        exact, nats = self.reading.exact, self.reading.log_likelihood
+        if not self.hyperparameters.answers_end:  # nobody goes on word for word as a text does
+            shown = ", ".join(f"{nats[arm]:.2f} nats {how}" for arm, how in words.items())
+            return (
+                f"the receiver goes on with {shown} (n = {len(self.batch.rows)}); exact match says nothing of "
+                "continuations: teacher_floor does not apply"
+            )
+        shown = ", ".join(f"{exact[arm]:.3f} exact ({nats[arm]:.2f} nats) {how}" for arm, how in words.items())
+        return f"the receiver answers {shown} (n = {len(self.batch.rows)})"
 
     def require_teacher(self) -> None:
-        """Refuses a receiver that does not profit from what the full text says.
+        """Refuses a receiver that did not profit, at the last ``read``, from what the full text says.
 
         Raises:
-            TrainingError: with the figures.
+            TrainingError: with the figures, and what to do.
         """
-        with self.models.unadapted():
-            mismatched = self._text([self.batch.texts[row.context - 1] for row in self.batch.rows])
-        questions, exact = len(self.batch.rows), _mean(self.text.exact)
-        _, low = self._gain(self.text, mismatched)
-        if low <= LEAST_GAIN_NATS:
+        floor, exact = self.hyperparameters.teacher_floor, self.reading.exact["text"]
+        nats, n = self.reading.log_likelihood, len(self.batch.rows)
+        tuned = self.models.adapter is not None
+        better = "tune it longer (reader_share) or on more cases" if tuned else "tune it to read (--adapt-receiver)"
+        if self.reading.gain_low <= LEAST_GAIN_NATS:
             raise TrainingError(
                 "expected the receiver to answer better with the full text than with another case's, got "
-                f"{_mean(self.text.log_likelihood):.3f} against {_mean(mismatched.log_likelihood):.3f} nats per answer "
-                f"over {questions} questions: train or choose a better receiver first"
+                f"{nats['text']:.3f} against {nats['mismatched']:.3f} nats per answer over {n} questions: {better}, or "
+                "choose another receiver"
             )
-        if exact < self.hyperparameters.teacher_floor:
+        if self.hyperparameters.answers_end and exact < floor:
             raise TrainingError(
-                f"expected the receiver with the full text to reach {self.hyperparameters.teacher_floor} exact match, "
-                f"got {exact:.3f} over {questions} questions: train or choose a better receiver first"
+                f"expected the receiver with the full text to reach {floor} exact match (teacher_floor), got "
+                f"{exact:.3f} over {n} questions: {better}, choose a receiver that reads better, or set "
+                "teacher_floor = 0 to train through it all the same"
             )
 
     @torch.no_grad()
     def measure(self, network: nn.Module) -> Validation:
         """Measures the network in every arm, and leaves it in evaluation mode."""
+        if not self._ends:
+            self.read()
         network.eval()
         texts = self.batch.texts
         parts = [texts[start : start + READ] for start in range(0, len(texts), READ)]
         memory = torch.cat([network(*self.reader.states(part))[0] for part in parts])
         arms = {
-            "none": self.none,
+            "none": self._ends["none"],
             "mismatched": self._memory(memory.roll(1, dims=0)),
             "message": self._memory(memory),
-            "text": self.text,
+            "text": self._ends["text"],
         }
-        gain, low = self._gain(arms["message"], arms["mismatched"])
+        return self._validation(arms, "message")
+
+    def _validation(self, arms: Mapping[str, _Scores], told: str) -> Validation:
+        """Returns the means of all arms, and what the one that is ``told`` the case gains over the mismatched one."""
+        gain = self._gain(arms[told], arms["mismatched"]) if {told, "mismatched"} <= arms.keys() else ()
         return Validation(
             {arm: _mean(scores.log_likelihood) for arm, scores in arms.items()},
             {arm: _mean(scores.exact) for arm, scores in arms.items()},
-            gain,
-            low,
+            *gain,
         )
 
     def _gain(self, ours: _Scores, others: _Scores) -> tuple[float, float]:
