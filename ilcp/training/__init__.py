@@ -14,6 +14,7 @@ from ilcp.training.loop import Result, fit
 from ilcp.training.objective import Network, calibrate
 from ilcp.training.phrasebook import Phrasebook, write_phrasebook
 from ilcp.training.reader import StateStore
+from ilcp.training.topics import with_topics
 
 __all__ = [
     "Hyperparameters",
@@ -24,5 +25,6 @@ __all__ = [
     "StateStore",
     "calibrate",
     "fit",
+    "with_topics",
     "write_phrasebook",
 ]
