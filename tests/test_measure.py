@@ -190,6 +190,77 @@ def test_joins_count_their_new_part_only(perfect) -> None:
     assert all(arm.new_nats[index] == arm.nats[index] for index in lookups)
 
 
+def test_any_accepted_spelling_is_right(pair, tmp_path) -> None:
+    """Exact match and F1 take the best spelling, also of stored answers; the log-likelihood stays that of one."""
+    options: dict[str, Any] = dict(arms=(*MAIN, "index"))
+    plain_one = measured(pair, Known(shifted(0)), FEW, **options)
+    other = [
+        replace(
+            case, questions=tuple(replace(q, answer="Nobody", answers=("Nobody", q.answer)) for q in case.questions)
+        )
+        for case in FEW
+    ]
+    report = measured(pair, Known(shifted(0)), other, **options)
+    for arm in report.arms:
+        was, now = (np.array(one.arms[arm].scores("exact", one.items)) for one in (plain_one, report))
+        assert was.tolist() == now.tolist(), arm
+        assert (report.arms[arm].scores("f1", report.items) >= now).all()
+    assert report.mean("text").value > 0.5 > 0.0 == report.churn("text", "text").value
+    assert report.mean("text", of="log_likelihood").value < plain_one.mean("text", of="log_likelihood").value - 1
+    assert {0.0} == set(report.arms["index"].nats)
+    save_report(report, tmp_path / "report.json")
+    assert report == load_report(tmp_path / "report.json")
+    assert [q.answer for case in FEW for q in case.questions] == [also for (also,) in report.items.alternatives]
+    assert "alternatives" not in plain_one.to_dict()["items"]
+    with pytest.raises(ConfigError, match="expected 10 alternatives, one per question, got 1"):
+        replace(report.items, alternatives=(("x",),))
+
+
+def judged(right: dict[str, str], kinds: str) -> Report:
+    """A report of arms that answer rightly where there is a 1: documents apart by blanks, a letter per question."""
+    documents = kinds.split()
+    asked = [(number, kind) for number, letters in enumerate(documents) for kind in letters]
+    n = len(asked)
+    items = Items(
+        cases=tuple(f"case {number}" for number in range(len(documents))),
+        entropy_bits=(None,) * len(documents),
+        documents=tuple(number for number, _ in asked),
+        kinds=tuple(kind for _, kind in asked),
+        questions=("?",) * n,
+        golds=("yes",) * n,
+        worth_bits=(None,) * n,
+        stands_for=(1.0,) * n,
+    )
+    arms = {
+        name: Arm(name, "message", tuple(None if one == "1" else "no" for one in found if one != " "), nats, nats)
+        for nats in ((-1.0,) * n,)
+        for name, found in right.items()
+    }
+    return Report("t", 0, True, {"codec_id": "ab"}, items, arms, {"commit": "c"})
+
+
+def test_joint_is_the_share_of_cases_that_are_all_right(tmp_path) -> None:
+    """A case counts where all its questions are right, of a kind or of all, and without any of the kind not at all."""
+    report = judged({"message": "110 11 10 1", "mismatched": "110 01 10 0"}, "ssa sa ss a")
+    assert ("exact", "joint", "f1", "log_likelihood") == report.metrics
+    joint = {kind: report.mean("message", kind, of="joint") for kind in ("all", "s", "a")}
+    assert {"all": (0.5, 4), "s": (2 / 3, 3), "a": (2 / 3, 3)} == {k: (one.value, one.n) for k, one in joint.items()}
+    assert (0.5, 4) == (report.content_gain(of="joint").value, report.content_gain(of="joint").n)
+    assert 1 / 3 == pytest.approx(report.content_gain("s", of="joint").value)
+    alone = Bootstrap(range(4), seed=0).of(lambda x: x, np.array([0.0, 1.0, 0.0, 1.0]))
+    assert alone == joint["all"]
+    assert report.figures()["arms"]["message"]["a"]["joint"] == joint["a"]
+    assert ("exact", "f1", "log_likelihood") == judged({"message": "101"}, "s s a").metrics
+    record = json.loads(json.dumps(report.to_dict()))
+    assert report == Report.from_dict(record)
+    record["figures"]["arms"]["message"]["all"]["joint"]["value"] = 0.75
+    with pytest.raises(ConfigError, match=r"at figures / arms / message / all / joint / value.*got 0\.75"):
+        Report.from_dict(record)
+    record["figures"] = {"arms": {"message": {"colour": 1}}}
+    with pytest.raises(ConfigError, match="at figures / arms / message, because"):
+        Report.from_dict(record)
+
+
 def test_a_report_goes_through_json_and_nothing_can_be_typed_into_it(perfect, tmp_path) -> None:
     """The file gives the same report; a figure that its answers do not give is refused, and so is another version."""
     file = tmp_path / "report.json"

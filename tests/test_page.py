@@ -243,6 +243,31 @@ def test_a_page_begins_with_the_verdict_and_ends_with_the_provenance(report, sho
         assert note in text
 
 
+def test_joint_is_shown_where_cases_have_several_questions(report, shown_page) -> None:
+    """The page has a table of it and its content gain, the terminal a column that goes with one question each."""
+    text = unescape(shown_page)
+    assert "<summary>joint exact match</summary>" in text
+    assert f"<td>{shown(report.content_gain(of='joint'))[0]}<small>" in text
+
+    def printed_of(one: Report) -> str:
+        console = Console(file=io.StringIO(), width=100)
+        show(one, console)
+        return console.file.getvalue()
+
+    printed = printed_of(report)
+    head = next(line for line in printed.splitlines() if "wire" in line)
+    assert "joint" in head.split()
+    assert f"{report.mean('text', of='joint').value:.3f}" in printed
+    alone = replace(
+        report.items,
+        cases=tuple(map(str, range(len(report.items)))),
+        entropy_bits=(None,) * len(report.items),
+        documents=tuple(range(len(report.items))),
+    )
+    arms = {name: replace(arm, payload_bytes=(), wire_bytes=()) for name, arm in report.arms.items()}
+    assert "joint" not in printed_of(replace(report, items=alone, arms=arms))
+
+
 def test_every_figure_of_a_page_says_what_it_is(report, shown_page) -> None:
     """Value, interval, unit and origin stand beside each other, measured or computed."""
     text = unescape(shown_page)

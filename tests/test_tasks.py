@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ilcp.errors import ConfigError, DecodeError
-from ilcp.tasks import UNKNOWN, case_files, read_jsonl, task, thin
+from ilcp.tasks import UNKNOWN, Question, case_files, read_jsonl, task, thin
 from ilcp.tasks.case_files import KINDS, PRESENT, TOPICS, compose
 from ilcp.tasks.dossier import ATTRIBUTES, DISTRACTORS, JOINS, POOLS
 from tests.helpers import present
@@ -145,6 +145,49 @@ def test_jsonl_takes_several_questions_and_continuations(tmp_path) -> None:
         task(str(file), n=3, seed=0)
 
 
+def test_any_of_several_spellings_is_right(tmp_path) -> None:
+    """A line of conversations is read as it is: all spellings are kept, and what nobody asked for is ignored."""
+    file = tmp_path / "cases.jsonl"
+    record = {
+        "id": "test/1",
+        "context": "user: A table for seven pm, please.\nassistant: Booked: 19:00.",
+        "questions": [
+            {"question": "Time", "answers": ["seven pm", "19:00"], "kind": "said", "topic": "Restaurants.time"},
+            {"question": "Seats", "answers": ["not said"], "kind": "absent", "topic": "Restaurants.seats"},
+            {"question": "Hour", "answer": "seven pm", "answers": ["19:00", "seven pm"]},
+            {"question": "Clock", "answers": ["7 pm", "19:00"], "choices": ["7 pm", "8 pm"]},
+        ],
+        "services_seen_in_training": True,
+    }
+    file.write_text(json.dumps(record) + "\n")
+    time, seats, hour, clock = next(read_jsonl(file)).questions
+    assert (("seven pm", "19:00"), "19:00") == (time.answers, time.answer)
+    assert ((("Restaurants.time", "19:00"),), True) == (time.facts, time.said)
+    assert (("not said",), "not said", False) == (seats.answers, seats.answer, seats.said)
+    assert (("19:00", "seven pm"), "seven pm") == (hour.answers, hour.answer)
+    assert ("19:00", ("7 pm", "8 pm")) == (clock.answer, clock.choices)
+    assert ("Mara",) == Question("Who?", "Mara").answers
+
+
+@pytest.mark.parametrize(
+    ("answers", "context", "trained"),
+    [
+        (["New York", "NY"], "In NY? Yes, new york it is.", "New York"),
+        (["New York", "NY"], "In new york? NY it is.", "NY"),
+        (["4:30", "4:30 pm"], "At 4:30 or at 4:30 pm.", "4:30 pm"),
+        (["5th", "March 5th"], "On March 5th.", "March 5th"),
+        (["1", "one"], "A table for 1. My phone is off, at 21.", "1"),
+        (["\u5317\u4eac", "\u4e0a\u6d77"], "\u53bb\u5317\u4eac\u6216\u4e0a\u6d77\u5427", "\u4e0a\u6d77"),
+        (["unknown", "nowhere at all"], "Hello.", "unknown"),
+    ],
+)
+def test_the_spelling_that_stands_last_is_trained_on(tmp_path, answers, context, trained) -> None:
+    """Case does not matter, whole words go first, the longest wins where two end together; else it is the first."""
+    file = tmp_path / "cases.jsonl"
+    file.write_text(json.dumps({"context": context, "question": "b", "answers": answers}) + "\n")
+    assert trained == next(read_jsonl(file)).questions[0].answer
+
+
 def test_a_repeated_id_names_both_lines(tmp_path) -> None:
     """Two cases cannot be told apart by one name."""
     file = tmp_path / "cases.jsonl"
@@ -165,6 +208,12 @@ def test_a_repeated_id_names_both_lines(tmp_path) -> None:
         ('{"context": "a", "questions": []}', "a list of questions"),
         ('{"context": "a", "questions": [{"question": "b"}]}', "question 1: expected a non-empty string in 'answer'"),
         ('{"context": "a", "questions": ["b"]}', "question 1: expected a JSON object, got str"),
+        ('{"context": "a", "question": "b", "answers": []}', "a list of spellings in 'answers', got []"),
+        ('{"context": "a", "question": "b", "answers": "c"}', "a list of spellings in 'answers', got 'c'"),
+        ('{"context": "a", "question": "b", "answers": ["c", " "]}', "a non-empty string in 'answers', got ' '"),
+        ('{"context": "a", "question": "b", "answers": ["c", "c"]}', "each of them once, got 'c' and 'c', 'c'"),
+        ('{"context": "a", "question": "b", "answer": "d", "answers": ["c"]}', "one of its spellings, each of them"),
+        ('{"context": "a", "question": "b", "answers": ["c", "e"], "choices": ["d"]}', "holds the answer"),
         ('{"context": "a", "continuation": ""}', "'continuation', got ''"),
     ],
 )

@@ -15,17 +15,22 @@ from ilcp.measure.figures import Measured
 from ilcp.records import read_record
 from ilcp.tasks.cases import Case
 
-__all__ = ["FAMILIES", "LOG_LIKELIHOOD", "Arm", "Items", "f1"]
+__all__ = ["FAMILIES", "JOINT", "LOG_LIKELIHOOD", "Arm", "Items", "f1"]
 
 FAMILIES = ("text", "message", "literals", "control", "text of equal bytes", "limit", "hops")
 LOG_LIKELIHOOD = "log_likelihood"
+JOINT = "joint"  # of a document, not of a question: all of its questions are right, as in joint goal accuracy
 DECIMALS = 4  # of a log-likelihood as it is kept: the fifth differs from machine to machine
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Items:
-    """The questions, one entry each; ``entropy_bits`` and ``cases`` have one entry per document."""
+    """The questions, one entry each; ``entropy_bits`` and ``cases`` have one entry per document.
+
+    ``alternatives`` are the spellings that are as right as the gold answer; the column is empty where no question has
+    any.
+    """
 
     cases: tuple[str, ...]
     entropy_bits: tuple[float | None, ...]
@@ -35,9 +40,11 @@ class Items:
     golds: tuple[str, ...]
     worth_bits: tuple[float | None, ...]
     stands_for: tuple[float, ...]
+    alternatives: tuple[tuple[str, ...], ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("kinds", "questions", "golds", "worth_bits", "stands_for"):
+        columns = ("kinds", "questions", "golds", "worth_bits", "stands_for")
+        for name in (*columns, *(("alternatives",) if self.alternatives else ())):
             if len(getattr(self, name)) != len(self):
                 raise ConfigError(f"expected {len(self)} {name}, one per question, got {len(getattr(self, name))}")
         n = len(self.entropy_bits)
@@ -54,6 +61,7 @@ class Items:
     def of(cls, cases: Sequence[Case]) -> "Items":
         """Lists the questions of the cases, in order."""
         asked = [(number, question) for number, case in enumerate(cases) for question in case.questions]
+        others = tuple(tuple(one for one in q.answers if one != q.answer) for _, q in asked)
         return cls(
             cases=tuple(case.id for case in cases),
             entropy_bits=tuple(case.entropy_bits for case in cases),
@@ -63,11 +71,18 @@ class Items:
             golds=tuple(question.answer for _, question in asked),
             worth_bits=tuple(question.entropy_bits for _, question in asked),
             stands_for=tuple(question.stands_for for _, question in asked),
+            alternatives=others if any(others) else (),
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns all columns, as JSON takes them."""
-        return {name: list(column) for name, column in asdict(self).items()}
+        """Returns all columns that are not empty, as JSON takes them."""
+        return {name: list(column) for name, column in asdict(self).items() if column}
+
+    @cached_property
+    def accepted(self) -> list[tuple[str, ...]]:
+        """All right answers of each question, the gold one first."""
+        alternatives = self.alternatives or ((),) * len(self)
+        return [(gold, *others) for gold, others in zip(self.golds, alternatives, strict=True)]
 
     @property
     def weights(self) -> Floats:
@@ -85,7 +100,8 @@ class Items:
 class Arm:
     """The receiver's answers in one arm.
 
-    ``answers`` holds None where the greedy answer is the gold one; it is empty where answers go on (continuations).
+    ``answers`` holds None where the greedy answer is the gold one (another accepted spelling is as right, and stands
+    there as it is); it is empty where answers go on (continuations).
     ``nats`` is the gold answer's log-likelihood, ``new_nats`` that of its part which no other question asks for.
     ``payload_bytes`` and ``wire_bytes`` have one entry per document (a whole message, everything counted), none where
     nothing crosses. ``rival_of`` names the message arm of as many bytes.
@@ -143,7 +159,8 @@ class Arm:
         return [gold if answer is None else answer for gold, answer in zip(items.golds, self.answers, strict=True)]
 
     def scores(self, of: str, items: Items) -> Floats:
-        """Returns one score per question: exact match, token F1, or log-likelihood in nats.
+        """Returns one score per question: exact match or token F1 with the best of the accepted spellings, or the
+        log-likelihood of the gold one in nats.
 
         Raises:
             ConfigError: another name, or exact match or F1 of answers that go on.
@@ -152,9 +169,10 @@ class Arm:
             return np.array(self.nats, dtype=np.float64)
         if of not in ("exact", "f1") or not self.answers:
             raise ConfigError(f"expected 'exact', 'f1' (of answers that end) or {LOG_LIKELIHOOD!r}, got {of!r}")
+        answered = zip(self.texts(items), items.accepted, strict=True)
         if of == "exact":
-            return np.array([answer is None for answer in self.answers], dtype=np.float64)
-        return np.array([f1(a, gold) for a, gold in zip(self.texts(items), items.golds, strict=True)])
+            return np.array([answer in accepted for answer, accepted in answered], dtype=np.float64)
+        return np.array([max(f1(answer, gold) for gold in accepted) for answer, accepted in answered])
 
     def sizes(self) -> dict[str, Measured]:
         """Returns the mean bytes of payload and of the whole message; empty where nothing crosses."""

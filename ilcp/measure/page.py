@@ -13,9 +13,8 @@ from typing import Any
 
 from ilcp.errors import MissingExtraError
 from ilcp.measure.figures import Computed, Measured
-from ilcp.measure.items import LOG_LIKELIHOOD
 from ilcp.measure.plots import plots, require_matplotlib, to_svg
-from ilcp.measure.report import ALL, METRICS, Figures, Report
+from ilcp.measure.report import ALL, Figures, Report
 from ilcp.measure.table import METRIC_NAMES, shown
 
 __all__ = ["page", "require_jinja"]
@@ -161,7 +160,7 @@ def _kinds(report: Report) -> tuple[str, ...]:
 def _scores(report: Report, figures: Figures) -> Iterable[dict[str, Any]]:
     """Yields one table per score and per recovery: a row per arm, a column per kind. The task's own are open."""
     kinds = _kinds(report)
-    for of in METRICS if report.answers_end else (LOG_LIKELIHOOD,):
+    for of in report.metrics:
         for score, name in ((of, METRIC_NAMES[of]), (f"recovery, {of}", f"recovery of {METRIC_NAMES[of]}")):
             rows = {arm: [found[kind].get(score) for kind in kinds] for arm, found in figures["arms"].items()}
             table = _table("arm", kinds, rows)

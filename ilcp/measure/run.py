@@ -19,9 +19,9 @@ from ilcp.measure.files import resumed, save_report, unfinished
 from ilcp.measure.hops import hop_specs
 from ilcp.measure.items import Items
 from ilcp.measure.report import Report, plain
-from ilcp.measure.scoring import SPARE_TOKENS, Scorer
+from ilcp.measure.scoring import SPARE_TOKENS, Scorer, longest_answer
 from ilcp.models.forward import require_room
-from ilcp.models.prompt import answer_ids, text_ids
+from ilcp.models.prompt import text_ids
 from ilcp.tasks.cases import Case
 
 __all__ = ["equal_texts", "require_cases", "run"]
@@ -187,7 +187,7 @@ def require_cases(cases: Sequence[Case], receiver: Receiver) -> None:
             require_room(
                 receiver.model,
                 len(text_ids(receiver.tokenizer, case.context, question.text)),
-                len(answer_ids(receiver.tokenizer, question.answer)) + SPARE_TOKENS,
+                longest_answer(receiver, [question]) + SPARE_TOKENS,
                 what=f"case {case.id!r}",
                 way_out="the full text is the arm that all others are compared with; cut it",
                 error=ConfigError,

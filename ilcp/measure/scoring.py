@@ -1,6 +1,6 @@
 """Questions asked of a receiver: what it answers, and the log-likelihoods of the gold answers."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from ilcp.measure.items import DECIMALS, Arm
 from ilcp.models.prompt import answer_ids
 from ilcp.tasks.cases import Case, Question
 
-__all__ = ["Answers", "Scorer"]
+__all__ = ["Answers", "Scorer", "longest_answer"]
 
 SPARE_TOKENS = 8  # by which an answer may be longer than the gold one before it is cut off
 
@@ -68,8 +68,8 @@ class Scorer:
         return Answers(tuple(answers), tuple(nats), tuple(new))
 
     def stored(self, answers: Sequence[Mapping[str, str]], none: Arm) -> Answers:
-        """Scores answers stored in the payload; falls back to the ``none`` arm where it stores none."""
-        right = [answers[number].get(question.text) == question.answer for number, question in self.asked]
+        """Scores answers stored in the payload; falls back to the ``none`` arm where it stores none that is right."""
+        right = [answers[number].get(question.text) in question.answers for number, question in self.asked]
         return Answers(
             tuple(None if ok else answer for ok, answer in zip(right, none.answers, strict=True)),
             tuple(0.0 if ok else nats for ok, nats in zip(right, none.nats, strict=True)),
@@ -79,7 +79,7 @@ class Scorer:
     def _greedy(self, asked: Sequence[tuple[Any, str, str]], exact: Sequence[bool]) -> list[str | None]:
         """Returns the greedy answers, None where it is the gold one. Only what is not exact has to be generated."""
         wrong = [index for index, right in enumerate(exact) if not right]
-        longest = max(len(answer_ids(self.receiver.tokenizer, question.answer)) for _, question in self.asked)
+        longest = longest_answer(self.receiver, (question for _, question in self.asked))
         given = self.receiver.answers([asked[index][:2] for index in wrong], max_new_tokens=longest + SPARE_TOKENS)
         answers: list[str | None] = [None] * len(asked)
         for index, answer in zip(wrong, given, strict=True):
@@ -92,6 +92,11 @@ class Scorer:
         given, whole = (answer_ids(tokenizer, text, end=False) for text in (question.given, question.answer))
         same = [a == b for a, b in zip(given, whole, strict=False)]
         return same.index(False) if False in same else len(same)
+
+
+def longest_answer(receiver: Receiver, questions: Iterable[Question]) -> int:
+    """Returns the tokens of the longest accepted answer."""
+    return max(len(answer_ids(receiver.tokenizer, answer)) for question in questions for answer in question.answers)
 
 
 def _kept(value: float) -> float:

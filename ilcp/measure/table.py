@@ -11,13 +11,13 @@ from rich.table import Table
 
 from ilcp.measure.compare import Comparison
 from ilcp.measure.figures import Computed, Measured
-from ilcp.measure.items import LOG_LIKELIHOOD
-from ilcp.measure.report import ALL, METRICS, Figures, Report
+from ilcp.measure.items import JOINT, LOG_LIKELIHOOD
+from ilcp.measure.report import ALL, Figures, Report
 
 __all__ = ["METRIC_NAMES", "show", "show_comparison", "shown"]
 
 COLUMNS = 100
-METRIC_NAMES = {"exact": "exact match", "f1": "token F1", LOG_LIKELIHOOD: "log-likelihood"}
+METRIC_NAMES = {"exact": "exact match", JOINT: "joint exact match", "f1": "token F1", LOG_LIKELIHOOD: "log-likelihood"}
 HIGHLIGHTS = (
     "sender's extra",
     "first token, text",
@@ -91,7 +91,7 @@ def _table(first: str, others: Iterable[str]) -> Table:
 
 
 def _arms(report: Report, figures: Figures, kinds: Iterable[str]) -> Table:
-    metrics = METRICS if report.answers_end else (LOG_LIKELIHOOD,)
+    metrics = report.metrics
     recovery = f"recovery, {report.metric}"
     recovers = any(recovery in found[ALL] for found in figures["arms"].values())
     columns = ["wire, B", *("F1" if of == "f1" else of for of in metrics), *([recovery] if recovers else []), *kinds]

@@ -8,12 +8,17 @@ from typing import Any, Protocol
 
 from ilcp.errors import ConfigError
 
-__all__ = ["Case", "FactCode", "Question", "Rewrite", "read_jsonl", "thin"]
+__all__ = ["ABSENT", "Case", "FactCode", "Question", "Rewrite", "read_jsonl", "thin"]
+
+ABSENT = "absent"  # the kind of a question that the context does not answer: its answer says so
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
     """One question about a case.
+
+    ``answer`` is the one that is trained on, and whose log-likelihood is taken. ``answers`` are all spellings that are
+    right, ``answer`` among them; without any it is the only one.
 
     ``choices`` is the pool that the answer was drawn from, uniformly, or ``None`` where there is no such pool.
 
@@ -33,6 +38,21 @@ class Question:
     entropy_bits: float | None = None
     given: str = ""
     stands_for: float = 1.0
+    answers: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.answers:
+            object.__setattr__(self, "answers", (self.answer,))
+        if self.answer not in self.answers or len(set(self.answers)) < len(self.answers):
+            raise ConfigError(
+                f"expected the answer to be one of its spellings, each of them once, got {self.answer!r} and "
+                f"{', '.join(map(repr, self.answers))}"
+            )
+
+    @property
+    def said(self) -> bool:
+        """Says whether the context answers the question: all but those of the kind "absent"."""
+        return self.kind != ABSENT
 
 
 class FactCode(Protocol):
@@ -93,15 +113,19 @@ def thin(case: Case, per_kind: Mapping[str, int], number: int) -> Case:
 def read_jsonl(path: str | Path) -> Iterator[Case]:
     """Reads cases from the lines of a file, in order; a line is a JSON object of one of four forms.
 
-    - ``{"context", "question", "answer", "choices"?, "kind"?, "topic"?}``: one question;
-    - ``{"context", "questions": [{"question", "answer", "choices"?, "kind"?, "topic"?}, ...]}``: several;
+    - ``{"context", "question", "answer", "answers"?, "choices"?, "kind"?, "topic"?}``: one question;
+    - ``{"context", "questions": [{"question", "answer", ...}, ...]}``: several, each with the same keys;
     - ``{"context", "continuation"}``: what comes next; its question is empty;
     - ``{"messages": [{"role", "content", "name"?}, ...], "handoffs"?: [int, ...]}``: a chat log. Each hand-off is a
       case: what came before it, as "author: content" paragraphs, and what the next agent then wrote. Without
       ``"handoffs"`` (numbers of messages, from 0) these are all messages of an agent (neither user nor system) by
       another author than the one before.
 
-    ``"id"`` names the case; without it, its file and line do.
+    ``"answers"`` is a list of spellings, any of which is right. Without an ``"answer"`` beside it the one that stands
+    last in the context is trained on: a conversation ends with what was confirmed. ``"kind"`` groups questions in a
+    report; ``"absent"`` is for those that the context does not answer ("not said" may be their answer). ``"topic"``
+    names what the question asks about. ``"id"`` names the case; without it, its file and line do. Other keys are
+    ignored.
 
     Raises:
         ConfigError: a line is no such object, or names an id again; the text names the file, the line and the field.
@@ -140,9 +164,11 @@ def _cases(line: str, where: str) -> list[Case]:
     elif "questions" in record:
         if not isinstance(record["questions"], list) or not record["questions"]:
             raise ConfigError(f"{where}: expected a list of questions in 'questions', got {record['questions']!r}")
-        questions = [_question(entry, f"{where}: question {n}") for n, entry in enumerate(record["questions"], start=1)]
+        questions = [
+            _question(entry, context, f"{where}: question {n}") for n, entry in enumerate(record["questions"], start=1)
+        ]
     else:
-        questions = [_question(record, where)]
+        questions = [_question(record, context, where)]
     return [Case(id=str(record.get("id", where)), context=context, questions=tuple(questions))]
 
 
@@ -173,19 +199,58 @@ def _handoffs(record: dict[str, Any], where: str) -> list[Case]:
     ]
 
 
-def _question(record: Any, where: str) -> Question:
+def _question(record: Any, context: str, where: str) -> Question:
     if not isinstance(record, dict):
         raise ConfigError(f"{where}: expected a JSON object, got {type(record).__name__}")
-    answer, choices = _text(record, "answer", where), record.get("choices")
-    if choices is not None and not (isinstance(choices, list) and answer in choices):
+    answers, choices = _spellings(record, where), record.get("choices")
+    if choices is not None and not (isinstance(choices, list) and any(answer in choices for answer in answers)):
         raise ConfigError(f"{where}: expected 'choices' to be a list that holds the answer, got {choices!r}")
-    return Question(
-        text=_text(record, "question", where),
-        answer=answer,
-        kind=str(record.get("kind", "lookup")),
-        choices=None if choices is None else tuple(map(str, choices)),
-        facts=() if record.get("topic") is None else ((str(record["topic"]), answer),),
-    )
+    answer = _last(answers, context) if record.get("answer") is None else _text(record, "answer", where)
+    text = _text(record, "question", where)
+    try:
+        return Question(
+            text=text,
+            answer=answer,
+            kind=str(record.get("kind", "lookup")),
+            choices=None if choices is None else tuple(map(str, choices)),
+            facts=() if record.get("topic") is None else ((str(record["topic"]), answer),),
+            answers=answers,
+        )
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
+
+
+def _spellings(record: dict[str, Any], where: str) -> tuple[str, ...]:
+    """Returns every spelling of the answer that is right."""
+    answers = record.get("answers")
+    if answers is None:
+        return (_text(record, "answer", where),)
+    if not isinstance(answers, list) or not answers:
+        raise ConfigError(f"{where}: expected a list of spellings in 'answers', got {answers!r}")
+    return tuple(_text({"answers": answer}, "answers", where) for answer in answers)
+
+
+def _last(answers: tuple[str, ...], context: str) -> str:
+    """Returns the spelling that ends last in the context, the longest of those that end there; else the first."""
+    if len(answers) == 1:
+        return answers[0]
+    folded = context.casefold()
+    ends = {answer: _end(answer.casefold(), folded) for answer in answers}
+    if not any(map(any, ends.values())):
+        return answers[0]
+    return max(answers, key=lambda answer: (ends[answer], len(answer)))
+
+
+def _end(spelling: str, context: str) -> tuple[int, int]:
+    """Returns where the spelling ends for the last time, as whole words and anyhow: "one" is no word of "phone"."""
+    anyhow = context.rfind(spelling) + len(spelling) if spelling in context else 0
+    at = context.rfind(spelling)
+    while at >= 0:
+        end = at + len(spelling)
+        if not context[max(at - 1, 0) : at].isalnum() and not context[end : end + 1].isalnum():
+            return end, anyhow
+        at = context.rfind(spelling, 0, end - 1)
+    return 0, anyhow
 
 
 def _text(record: dict[str, Any], field: str, where: str) -> str:

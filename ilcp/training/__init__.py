@@ -15,6 +15,7 @@ from ilcp.training.objective import Network, calibrate
 from ilcp.training.phrasebook import Phrasebook, write_phrasebook
 from ilcp.training.reader import StateStore
 from ilcp.training.tuning import tune
+from ilcp.training.topics import with_topics
 
 __all__ = [
     "Hyperparameters",
@@ -26,5 +27,6 @@ __all__ = [
     "calibrate",
     "fit",
     "tune",
+    "with_topics",
     "write_phrasebook",
 ]
