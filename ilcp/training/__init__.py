@@ -14,8 +14,8 @@ from ilcp.training.loop import Result, fit
 from ilcp.training.objective import Network, calibrate
 from ilcp.training.phrasebook import Phrasebook, write_phrasebook
 from ilcp.training.reader import StateStore
-from ilcp.training.tuning import tune
 from ilcp.training.topics import with_topics
+from ilcp.training.tuning import tune
 
 __all__ = [
     "Hyperparameters",

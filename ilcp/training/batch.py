@@ -23,6 +23,7 @@ from ilcp.models.prompt import Layout, answer_ids, layout, pieces, text_ids
 from ilcp.models.reading import window_tokens
 from ilcp.nn.distributed import shard
 from ilcp.tasks.cases import Case, Question
+from ilcp.training.facts import Fact, facts_of
 from ilcp.training.hyperparameters import Hyperparameters
 
 __all__ = ["Batch", "Batcher", "Models", "Row", "frozen", "misfit", "require_fitting"]
@@ -93,14 +94,15 @@ class Batch:
     """The texts of this process's contexts, and the rows that ask about them.
 
     ``reconstruction`` are the rows that ask for the beginning of the context itself, where the loss wants them.
-    ``facts`` holds the words of all facts about a topic, by context and the topic's number. ``count`` is how many
-    contexts all processes have together.
+    ``facts`` holds the words of all facts about a topic, by context and the topic's number; ``told`` is what was said
+    about each topic, by context. ``count`` is how many contexts all processes have together.
     """
 
     texts: tuple[str, ...]
     rows: tuple[Row, ...]
     reconstruction: tuple[Row, ...]
     facts: dict[tuple[int, int], frozenset[str]]
+    told: tuple[tuple[Fact, ...], ...]
     count: int
 
 
@@ -112,6 +114,7 @@ class Batcher:
         self.hyperparameters = hyperparameters
         self._layouts: dict[str, Layout] = {}
         self._topics = {topic: number for number, topic in enumerate(hyperparameters.topics)}
+        self._told: dict[str, tuple[Fact, ...]] = {}
 
     def batch(self, cases: Sequence[Case], rng: random.Random, *, whole: bool = False) -> Batch:
         """Returns a batch of cases, ``questions`` of each drawn at random, at most ``per_kind`` of a kind.
@@ -128,7 +131,8 @@ class Batcher:
         rows = [self._row(at, each, beside) for at, (_, questions, beside) in enumerate(chosen) for each in questions]
         wanted = self.hyperparameters.reconstruction_weight > 0
         repeated = [self._reconstruction(at, case) for at, case in enumerate(own)] if wanted else []
-        return Batch(tuple(case.context for case in own), tuple(rows), tuple(repeated), self._facts(own), len(cases))
+        texts, told = tuple(case.context for case in own), tuple(map(self._said, own))
+        return Batch(texts, tuple(rows), tuple(repeated), self._facts(own), told, len(cases))
 
     def _asked(self, case: Case, rng: random.Random) -> list[Question]:
         left = dict(self.hyperparameters.per_kind)
@@ -156,6 +160,15 @@ class Batcher:
                     key = index, self._topics[topic]
                     facts[key] = facts.get(key, frozenset()) | frozenset(re.findall(r"\w+", words))
         return facts
+
+    def _said(self, case: Case) -> tuple[Fact, ...]:
+        """Returns the facts of a case; where they stand in it is looked for once."""
+        if not self._topics:
+            return ()
+        if case.id not in self._told:
+            tokenizers = self.models.sender_tokenizer, self.models.receiver_tokenizer
+            self._told[case.id] = tuple(facts_of(case, self._topics, *tokenizers))
+        return self._told[case.id]
 
     def _row(self, context: int, question: Question, beside: str) -> Row:
         answer = answer_ids(self.models.receiver_tokenizer, question.answer, end=self.hyperparameters.answers_end)

@@ -2,7 +2,7 @@
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -41,10 +41,11 @@ class Clock:
         self.seconds["receiver"] += self._reached - started
         self.seconds["codec"] += self._now() - self._reached
 
-    def backward_reaches(self, memory: Tensor) -> None:
-        """Ends the receiver's share of the backward pass where that reaches this tensor."""
-        if memory.requires_grad:
-            memory.register_hook(self._mark)
+    def backward_reaches(self, memory: Iterable[Tensor]) -> None:
+        """Ends the receiver's share of the backward pass where that reaches the last of these tensors."""
+        for tensor in (memory,) if isinstance(memory, Tensor) else memory:
+            if tensor.requires_grad:
+                tensor.register_hook(self._mark)
 
     def shares(self) -> dict[str, float]:
         """Returns each part's share of the time that was counted."""

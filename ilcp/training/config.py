@@ -7,8 +7,8 @@ A recipe is a TOML file of it; every key has the name of a field below::
     data = "cases.jsonl"            # or a table [self_study]
     out = "my-codec"
 
-    [codec]                         # its settings; name = "vae" unless it says otherwise
-    slots = 16
+    [codec]                         # its settings; without a name it is "facts" where questions have topics, else "vae"
+    width = 192
 
     [training]                      # fields of ilcp.training.Hyperparameters
     steps = 3000
@@ -33,8 +33,11 @@ STEPS = 3000
 DEFAULT_RANK = 8
 ANSWERS = dict(steps=STEPS, contexts=16, questions=8, kl_weight=0.5, answers_end=True)
 CONTINUATIONS = dict(steps=STEPS, contexts=32, questions=1, kl_weight=0.5, answers_end=False)
+# A codec that learns facts has had its lesson when the receiver is asked: that part is short, and its steps are dear.
+FACTS = dict(
+    steps=600, contexts=8, questions=8, learning_rate=2e-4, literals_share=0.25, validate_every=200, answers_end=True
+)
 COMMON = dict(collapse_after=0.5, validation_contexts=64)
-PHRASES = {"naming_steps", "alignment_steps", "alignment_weight", "topics"}
 TABLES = ("self_study", "codec", "training")
 
 
@@ -60,13 +63,9 @@ class TrainingConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in PHRASES & set(self.training):
-            raise ConfigError(
-                f"expected no {name} under [training]: it needs a phrasebook, which is made in Python only"
-            )
         if "seed" in self.training:
             raise ConfigError("expected seed at the top of the recipe, got it under [training]: it is the whole run's")
-        self.hyperparameters(answers_end=True)  # an impossible number is refused before an hour is spent
+        self.hyperparameters(True)  # an impossible number is refused before an hour is spent
         if (self.data is None) == (self.self_study is None):
             found = "both" if self.data is not None else "neither"
             raise ConfigError(f"expected either data or self_study, got {found}: give one of --data and --self-study")
@@ -93,13 +92,16 @@ class TrainingConfig:
         """The folder of a run's checkpoint, its log and the sender's states: beside the codec, not in it."""
         return self.out.with_name(self.out.name + ".run")
 
-    def hyperparameters(self, *, answers_end: bool) -> Hyperparameters:
+    def hyperparameters(self, answers_end: bool, *, facts: bool = False) -> Hyperparameters:
         """Returns those for answers that end, or for continuations, with the changes of ``training``.
+
+        Args:
+            facts: of a codec that learns facts, which has a lesson before.
 
         Raises:
             ConfigError: one of them is unknown, of another type, or impossible.
         """
-        usual = COMMON | (ANSWERS if answers_end else CONTINUATIONS)
+        usual = COMMON | (FACTS if facts else ANSWERS if answers_end else CONTINUATIONS)
         return read_record(Hyperparameters, usual | dict(self.training) | {"seed": self.seed}, "[training]")
 
     def to_dict(self) -> dict[str, Any]:

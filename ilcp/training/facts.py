@@ -4,7 +4,8 @@ A value is a text of the receiver's tokens, as they follow another word; where i
 in the sender's tokens, found by its characters wherever the value is written as it is.
 """
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,11 +13,12 @@ import torch
 from torch import Tensor
 
 from ilcp.models.prompt import ANCHORS
-from ilcp.tasks.cases import Case
+from ilcp.tasks.cases import ABSENT, Case
 
-__all__ = ["Fact", "Told", "facts_of", "value_tokens"]
+__all__ = ["Fact", "Told", "facts_of", "facts_of_case", "topics_of", "value_tokens"]
 
-ABSENT = "absent"  # the kind of a question about what was not said
+LEAST = 8  # cases in which a topic is said: of fewer nothing is learned
+
 Span = tuple[int, int]
 
 
@@ -56,19 +58,30 @@ class Told:
         return cls(*(part.to(device) for part in (contexts, topics, ids, where)))
 
 
-def facts_of(case: Case, topics: dict[str, int], sender_tokenizer: Any, receiver_tokenizer: Any) -> list[Fact]:
+def facts_of(case: Case, topics: Mapping[str, int], sender_tokenizer: Any, receiver_tokenizer: Any) -> list[Fact]:
     """Returns what the questions of a case say of ``topics`` (name to number): one fact each, the first one."""
-    found: dict[int, str] = {}
-    for question in case.questions:
-        for topic, value in question.facts if question.kind != ABSENT else ():
-            if topic in topics:
-                found.setdefault(topics[topic], value)
+    found = {topics[topic]: value for topic, value in facts_of_case(case).items() if topic in topics}
     offsets = _offsets(sender_tokenizer, case.context)
     facts = []
     for topic, value in sorted(found.items()):
         ids, spans = value_tokens(receiver_tokenizer, value)
         facts.append(Fact(topic, ids, _where(case.context, value, spans, offsets)))
     return facts
+
+
+def facts_of_case(case: Case) -> dict[str, str]:
+    """Returns what the questions of a case say, by topic: of several facts about one, the first."""
+    found: dict[str, str] = {}
+    for question in case.questions:
+        for topic, value in question.facts if question.kind != ABSENT else ():
+            found.setdefault(topic, value)
+    return found
+
+
+def topics_of(cases: Iterable[Case]) -> tuple[str, ...]:
+    """Returns the topics, in order, that enough cases say something about for a codec to learn them."""
+    often = Counter(topic for case in cases for topic in facts_of_case(case))
+    return tuple(sorted(topic for topic, count in often.items() if count >= LEAST))
 
 
 def value_tokens(tokenizer: Any, value: str) -> tuple[tuple[int, ...], tuple[Span, ...]]:

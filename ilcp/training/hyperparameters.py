@@ -16,6 +16,7 @@ WEIGHTS = (
     "alignment_weight",
     "rate_weight",
     "reader_weight",
+    "facts_weight",
     "weight_decay",
 )
 
@@ -41,6 +42,11 @@ class Hyperparameters:
     naming_steps: int = 0  # the first steps: memory vectors learn to name their topics' answers, nothing else
     alignment_steps: int = 0  # the steps after them: the alignment alone, still without a pass through the receiver
     topics: tuple[str, ...] = ()  # in the order of the memory vectors that are aligned to them
+    facts_steps: int = 3000  # of a codec that learns facts: so many steps teach it what was said, before the receiver
+    facts_share: float = 0.5  # of ``minutes`` that they take at most
+    facts_contexts: int = 16  # per step of theirs
+    facts_learning_rate: float = 1e-3
+    facts_weight: float = 0.3  # of the same lesson, while it is trained through the receiver
     rate_weight: float = 0.0  # nats of loss per bit of rate that is not free
     free_bits: tuple[float, float] = (0.0, 0.0)  # free at the start and at the end, a straight line between: two equal
     # numbers are free bits, rising ones a capacity schedule
@@ -72,6 +78,8 @@ class Hyperparameters:
             ("steps", 1),
             ("contexts", 2),
             ("reader_contexts", 1),
+            ("facts_contexts", 2),
+            ("facts_steps", 0),
             ("questions", 1),
             ("validate_every", 1),
             ("validation_contexts", 2),
@@ -82,7 +90,7 @@ class Hyperparameters:
         ):
             if getattr(self, name) < least:
                 raise ConfigError(f"expected {name} to be at least {least}, got {getattr(self, name)}")
-        rates = ("learning_rate", "reader_learning_rate", "adapter_learning_rate")
+        rates = ("learning_rate", "facts_learning_rate", "reader_learning_rate", "adapter_learning_rate")
         for name in ("minutes", *rates, "checkpoint_minutes"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"expected {name} to be positive, got {getattr(self, name)}")
@@ -100,7 +108,7 @@ class Hyperparameters:
             )
         if (self.naming_steps or self.alignment_steps or self.alignment_weight) and not self.topics:
             raise ConfigError("expected topics for naming_steps, alignment_steps or alignment_weight, got none")
-        for name in ("blank_share", "reader_share"):
+        for name in ("blank_share", "reader_share", "facts_share"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"expected {name} from 0 to below 1, got {getattr(self, name)}")
 

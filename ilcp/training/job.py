@@ -3,7 +3,8 @@
 ::
 
     config --> models --> cases (a file, or written by the sender) --> training, validation, test
-         --> tune, where the receiver is adapted --> states on disk --> fit --> codec
+         --> tune, where the receiver is adapted --> states on disk --> learn_facts, where the codec does
+         --> fit --> codec
          --> measured on the test cases, with every control --> folder
 
 A run keeps its checkpoint, its log and the sender's states in ``<out>.run``, beside the codec's folder, which appears
@@ -43,13 +44,16 @@ from ilcp.training.card import write_card
 from ilcp.training.config import TrainingConfig, read_config
 from ilcp.training.data import Shuffled, Split, merged, split
 from ilcp.training.estimate import estimate
+from ilcp.training.facts import topics_of
 from ilcp.training.hyperparameters import Hyperparameters, renamed
+from ilcp.training.lesson import learn_facts
 from ilcp.training.log import CURVE, LOG, Log, flat
 from ilcp.training.loop import CHECKPOINT, Result, fit
-from ilcp.training.objective import calibrate
+from ilcp.training.objective import FactNetwork, calibrate
 from ilcp.training.precision import in_bfloat16
 from ilcp.training.reader import Reader, StateStore
 from ilcp.training.selfstudy import study
+from ilcp.training.topics import with_topics
 from ilcp.training.tuning import FOLDER, tune, tuned
 from ilcp.training.validation import Validator
 
@@ -107,9 +111,9 @@ def train_codec(config: TrainingConfig, *, resume: bool = False) -> Codec:
         Interrupted: Ctrl-C or SIGTERM, after a checkpoint.
     """
     _refuse_taken(config, resume)
-    given = None if config.data is None else merged(read_jsonl(config.data))  # before the models: they load longer
+    given = None if config.data is None else _read(config)  # before the models: they load longer
+    method = _method(config, given or ())
     device = init_device(config.device)
-    method = _method(config)
     models = _models(config, device)
     try:
         config.work.mkdir(parents=True, exist_ok=True)
@@ -119,13 +123,13 @@ def train_codec(config: TrainingConfig, *, resume: bool = False) -> Codec:
         identify(models.sender, models.sender_tokenizer),
         identify(models.receiver, models.receiver_tokenizer),
     )
-    torch.manual_seed(config.seed)
-    network = method.untrained(models.sender, models.receiver, _settings(config)).to(device)
     halved = _same_config(config, identities, device)
     cases = _written(config, models) if given is None else given
-    answers_end = _answers_end(cases)
-    hyperparameters = replace(config.hyperparameters(answers_end=answers_end), bfloat16=halved)
+    hyperparameters = replace(config.hyperparameters(_answers_end(cases), facts=_learns_facts(method)), bfloat16=halved)
     job = _Job(config, hyperparameters, models, _fitting(config, models, cases, hyperparameters))
+    network = _untrained(method, job).to(device)
+    if isinstance(network, FactNetwork):
+        job = replace(job, hyperparameters=replace(hyperparameters, topics=network.topics))
     result = _train(job, network, resume)
     network.round_to_half()
     round_to_half(models.adapted())
@@ -152,18 +156,41 @@ def _refuse_taken(config: TrainingConfig, resume: bool) -> None:
         )
 
 
-def _method(config: TrainingConfig) -> Any:
-    """Returns the class of the codec.
+def _read(config: TrainingConfig) -> list[Case]:
+    """Reads the cases; a question that names no topic gets that of those which ask the same."""
+    assert config.data is not None
+    return with_topics(merged(read_jsonl(config.data)))
+
+
+def _method(config: TrainingConfig, cases: Sequence[Case]) -> Any:
+    """Returns the class of the codec: by name, or else the one for such cases.
 
     Raises:
         ConfigError: there is none of that name, it does not learn, or has no such setting.
     """
-    name = config.codec.get("name", "vae")
+    name = config.codec.get("name", "facts" if topics_of(cases) else "vae")
     method = codec_class(name)
     if not is_trainable(method):
         raise ConfigError(f"expected a codec that learns, got {name!r}, which has nothing to train: use it as it is")
     refuse_unknown(_settings(config), method.settings(), "[codec]")
     return method
+
+
+def _learns_facts(method: Any) -> bool:
+    return hasattr(method, "untrained_for")
+
+
+def _untrained(method: Any, job: _Job) -> Any:
+    """Returns the network before it is trained.
+
+    Raises:
+        ConfigError: the settings contradict each other, the models or the cases.
+    """
+    models, settings = job.models, _settings(job.config)
+    torch.manual_seed(job.config.seed)
+    if _learns_facts(method):
+        return method.untrained_for(models, settings, job.cases.training)
+    return method.untrained(models.sender, models.receiver, settings)
 
 
 def _settings(config: TrainingConfig) -> dict[str, Any]:
@@ -223,7 +250,7 @@ def _same_config(config: TrainingConfig, identities: Sequence[ModelIdentity], de
     if is_main():
         begun = file.exists() and any((config.work / name).exists() for name in (*CHECKPOINTS, STUDY))
         before = _kept(file) if begun else {}
-        halved = bool(before.pop(HALVED, in_bfloat16(device, config.hyperparameters(answers_end=True))))
+        halved = bool(before.pop(HALVED, in_bfloat16(device, config.hyperparameters(True))))
         now, old = flat(record, "."), flat(before, ".")
         differs = [name for name in sorted(now.keys() | old.keys()) if now.get(name) != old.get(name)]
         if begun and differs:
@@ -270,6 +297,8 @@ def _train(job: _Job, network: Any, resume: bool) -> Result:
         calibrate(network, models, (cases.training + cases.validation)[:CALIBRATION], job.hyperparameters)
         same_everywhere(network)
     store.fill(reader, texts)
+    if isinstance(network, FactNetwork) and job.hyperparameters.facts_steps:
+        learn_facts(network, models, source, validator, _left(job), config.work, store=store, resume=resume)
     return fit(
         network,
         models,

@@ -9,6 +9,7 @@
          + alignment_weight * the share of the phrasebook's memory that is missing from the network's
          + blank_share * KL(receiver with nothing || receiver with a blank payload), on so many contexts
          + reader_weight * cross-entropy of one context's answers given its text, while the adapter is trained
+         + facts_weight * a codec's own losses about what was said, where it learns facts
 
 What the receiver says with the full text, or with nothing, is what it said when the codec's training began
 (``Models.teacher``), whatever its adapter has learned since.
@@ -19,7 +20,7 @@ Every mean is over what all processes have together; see ``ilcp.nn.distributed``
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -32,6 +33,7 @@ from ilcp.nn.whitening import whitening
 from ilcp.tasks.cases import Case
 from ilcp.training.batch import Batch, Batcher, Models, Row
 from ilcp.training.clock import Clock
+from ilcp.training.facts import Told
 from ilcp.training.hyperparameters import Hyperparameters
 from ilcp.training.packed import memory_logits, text_logits
 from ilcp.training.precision import precision
@@ -41,9 +43,10 @@ if TYPE_CHECKING:
     from ilcp.training.phrasebook import Phrasebook
 
 CALIBRATION_TOKENS = 16_384  # of the sender's that are read, and of the receiver's vocabulary that is looked at
+Memories = Tensor | Sequence[Tensor]
 LIKENESS_SCALE = 24.0  # of the cosine: sharp enough to name one word among thousands
 
-__all__ = ["Network", "Objective", "Targets", "alignment_loss", "calibrate", "naming_loss", "targets_of"]
+__all__ = ["FactNetwork", "Network", "Objective", "Targets", "alignment_loss", "calibrate", "naming_loss", "targets_of"]
 
 
 class Network(Protocol):
@@ -54,10 +57,11 @@ class Network(Protocol):
         """The sender's layers whose states it takes, as ``Codec.layers``."""
         ...
 
-    def __call__(self, states: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Turns states ``"batch layers tokens hidden"`` into memory ``"batch memory hidden"`` and a rate ``"batch"``.
+    def __call__(self, states: Tensor, mask: Tensor) -> tuple[Memories, Tensor]:
+        """Turns states ``"batch layers tokens hidden"`` into memory and a rate ``"batch"``.
 
-        The mask is ``"batch tokens"``; the rate is in bits.
+        The mask is ``"batch tokens"``; memory is ``"memory hidden"`` for each context, of any length, or one tensor
+        ``"batch memory hidden"``; the rate is in bits.
         """
         ...
 
@@ -65,12 +69,35 @@ class Network(Protocol):
         """Fits the network, untrained yet, to samples of states and of memory, ``"n slots hidden"``."""
         ...
 
-    def blank(self, count: int) -> Tensor:
-        """Returns memory ``"share memory hidden"`` of blank payloads: this process's share of ``count``."""
+    def blank(self, count: int) -> Memories:
+        """Returns memory, ``"memory hidden"`` each, of blank payloads: this process's share of ``count``."""
         ...
 
     def round_to_half(self) -> None:
         """Rounds the trained weights to the half precision in which they are saved."""
+        ...
+
+
+@runtime_checkable
+class FactNetwork(Network, Protocol):
+    """A network that learns facts from what the questions tell, before a receiver is asked anything."""
+
+    @property
+    def topics(self) -> tuple[str, ...]:
+        """What a fact may be about, in the order of their numbers."""
+        ...
+
+    @property
+    def places(self) -> int:
+        """How many tokens of a value it takes in."""
+        ...
+
+    def fact_losses(self, states: Tensor, mask: Tensor, told: Told) -> dict[str, Tensor]:
+        """Returns what its lesson costs, term by term; ``"loss"`` is what is to be lowered."""
+        ...
+
+    def recalled(self, states: Tensor, mask: Tensor, told: Told) -> Tensor:
+        """Returns ``"facts"``: whether the memory it makes spells the value under its topic, word for word."""
         ...
 
 
@@ -137,7 +164,10 @@ class Objective:
                 terms["blank"] = self._blank(blank, unsent)
             if self.models.adapter is not None and self.hyperparameters.adapts_at(done):
                 terms["reading"] = self.reading(batch, [r for r in batch.rows if r.context == batch.rows[0].context])
+        if isinstance(network, FactNetwork) and self.hyperparameters.facts_weight:
+            terms["facts"] = self.lesson(network, batch)["loss"]
         if self.hyperparameters.alignment_weight and self.phrasebook is not None:
+            assert isinstance(memory, Tensor)
             terms["alignment"] = alignment_loss(targets_of(self.phrasebook, batch, memory))
         weights |= {
             "cross_entropy": self.hyperparameters.cross_entropy_weight,
@@ -146,11 +176,13 @@ class Objective:
             "blank": self.hyperparameters.blank_share,
             "kl": self.hyperparameters.kl_weight,
             "reading": self.hyperparameters.reader_weight,
+            "facts": self.hyperparameters.facts_weight,
         }
         return terms | {"loss": torch.stack([weights[name] * term for name, term in terms.items()]).sum()}
 
-    def memory(self, network: Network, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Returns memory ``"contexts memory hidden"`` and its rate ``"contexts"``; the sender takes no gradient."""
+    def memory(self, network: Network, batch: Batch) -> tuple[Memories, Tensor]:
+        """Returns memory, ``"memory hidden"`` for each context, and its rate ``"contexts"``; the sender takes no
+        gradient."""
         with self.clock("sender"):
             states, mask = self.reader.states(batch.texts)
         with self.clock("codec"):
@@ -162,21 +194,31 @@ class Objective:
         """Computes the cross-entropy of the answers given the full text."""
         return self._cross_entropy(*text_logits(self.models, rows, [batch.texts[row.context] for row in rows]))
 
-    def receiver_pass(self, batch: Batch, memory: Tensor) -> None:
+    def lesson(self, network: FactNetwork, batch: Batch) -> dict[str, Tensor]:
+        """Computes what the codec's own lesson about the batch's facts costs."""
+        with self.clock("sender"):
+            states, mask = self.reader.states(batch.texts)
+        told = Told.of(batch.told, network.places, states.shape[2], states.device)
+        with self.clock("codec"), precision(self.models.receiver.device, self.hyperparameters):
+            return network.fact_losses(states, mask, told)
+
+    def receiver_pass(self, batch: Batch, memory: Memories) -> None:
         """Runs the receiver alone over a batch's rows, forward and back to the memory: no step could do with less."""
-        memory = memory.detach().requires_grad_()
+        memory = [one.detach().requires_grad_() for one in memory]
         with precision(self.models.receiver.device, self.hyperparameters):
             loss = self._cross_entropy(*memory_logits(self.models, batch.rows, memory))
-        torch.autograd.grad(loss, memory)[0].sum().item()  # which waits for a GPU
+        torch.autograd.grad(loss, memory, allow_unused=True)  # of a context that no row asks about
+        loss.item()  # which waits for a GPU
 
     def _warmup(self, network: Network, batch: Batch, phrasebook: "Phrasebook", step: int) -> dict[str, Tensor]:
         """Computes ``naming_loss`` and ``alignment_loss``, before the receiver is asked anything."""
         memory, _ = self.memory(network, batch)
+        assert isinstance(memory, Tensor)  # a phrasebook has a vector per topic
         targets = targets_of(phrasebook, batch, memory)
         terms = {"naming": naming_loss(targets), "alignment": alignment_loss(targets)}
         return terms | {"loss": terms["naming" if step < self.hyperparameters.naming_steps else "alignment"]}
 
-    def _answers(self, batch: Batch, rows: Sequence[Row], memory: Tensor) -> dict[str, Tensor]:
+    def _answers(self, batch: Batch, rows: Sequence[Row], memory: Memories) -> dict[str, Tensor]:
         logits, labels = memory_logits(self.models, rows, memory)
         terms = {"cross_entropy": self._cross_entropy(logits, labels)}
         if self.hyperparameters.kl_weight:
@@ -192,10 +234,10 @@ class Objective:
         known = labels != PADDING
         return self._mean(F.cross_entropy(logits[known], labels[known], reduction="sum"), int(known.sum()))
 
-    def _blank(self, memory: Tensor, rows: Sequence[Row]) -> Tensor:
+    def _blank(self, memory: Memories, rows: Sequence[Row]) -> Tensor:
         """Computes the KL that pushes blank payloads towards the no-message answer."""
         if not rows:  # all of them are other processes'
-            return self._mean(0.0 * memory.sum(), 0)
+            return self._mean(0.0 * torch.stack([one.sum() for one in memory]).sum(), 0)
         logits, labels = memory_logits(self.models, rows, memory)
         with torch.no_grad(), self.models.teaching():
             target, _ = text_logits(self.models, rows, [""] * len(rows))

@@ -18,11 +18,11 @@ from ilcp.training.batch import Models, Row
 __all__ = ["memory_logits", "text_logits"]
 
 
-def memory_logits(models: Models, rows: Sequence[Row], memory: Tensor) -> tuple[Tensor, Tensor]:
+def memory_logits(models: Models, rows: Sequence[Row], memory: Sequence[Tensor] | Tensor) -> tuple[Tensor, Tensor]:
     """Returns logits ``"rows answer vocabulary"`` and labels ``"rows answer"``, given each row's context as memory.
 
-    ``memory`` is ``"contexts memory hidden"``; rows of one context share one sequence. Shorter answers are padded on
-    the left, with ``PADDING`` as their labels.
+    ``memory`` is ``"memory hidden"`` for each context; rows of one context share one sequence. Shorter answers are
+    padded on the left, with ``PADDING`` as their labels.
     """
     prefix = embed(models.receiver, rows[0].prefix)
     before = {row.context: torch.cat([prefix, memory[row.context].to(prefix.dtype)]) for row in rows}

@@ -162,10 +162,10 @@ class Validator:
         network.eval()
         texts = self.batch.texts
         parts = [texts[start : start + READ] for start in range(0, len(texts), READ)]
-        memory = torch.cat([network(*self.reader.states(part))[0] for part in parts])
+        memory = [one for part in parts for one in network(*self.reader.states(part))[0]]
         arms = {
             "none": self._ends["none"],
-            "mismatched": self._memory(memory.roll(1, dims=0)),
+            "mismatched": self._memory(memory[-1:] + memory[:-1]),
             "message": self._memory(memory),
             "text": self._ends["text"],
         }
@@ -186,7 +186,7 @@ class Validator:
         gain = self._draws.of(np.subtract, *values, unit="nats")
         return gain.value, math.nan if gain.low is None else gain.low
 
-    def _memory(self, memory: Tensor) -> _Scores:
+    def _memory(self, memory: Sequence[Tensor]) -> _Scores:
         return self._scores(lambda rows: memory_logits(self.models, rows, memory))
 
     def _text(self, texts: Sequence[str]) -> _Scores:

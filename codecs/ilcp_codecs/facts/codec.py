@@ -1,15 +1,16 @@
 """The facts codec behind the seam: context to bytes, bytes to memory."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.nn import functional as F
 
 from ilcp.codec.context import Context
 from ilcp.codec.folder import CONFIG, HubCodec
@@ -19,9 +20,15 @@ from ilcp.errors import ConfigError, DecodeError, EncodeError, IdentityError, St
 from ilcp.evidence import Evidence
 from ilcp.identity import ModelIdentity
 from ilcp.models.fingerprint import weights_digest
-from ilcp_codecs.facts.agenda import Code
+from ilcp.models.forward import embed
+from ilcp_codecs.facts.agenda import Agenda, Code
 from ilcp_codecs.facts.config import SETTINGS, FactsConfig
+from ilcp_codecs.facts.find import find
 from ilcp_codecs.facts.network import FactsNetwork, Latent
+
+if TYPE_CHECKING:
+    from ilcp.tasks.cases import Case
+    from ilcp.training import Models
 
 __all__ = ["NAME", "FactsCodec"]
 
@@ -64,6 +71,24 @@ class FactsCodec(HubCodec):
         if max(config.sender_layers) > depth:
             raise ConfigError(f"expected sender_layers from 0 to {depth} (the last state), got {config.sender_layers}")
         return FactsNetwork(config)
+
+    @classmethod
+    def untrained_for(cls, models: "Models", settings: Mapping[str, Any], cases: Sequence["Case"]) -> FactsNetwork:
+        """Returns a network for two models and the topics, words and chances that are found in training cases.
+
+        Raises:
+            ConfigError: no question has a topic, or the settings contradict each other.
+        """
+        found = find(cases, models.receiver_tokenizer, settings)
+        shape = {"topics": found.topics, "questions": found.questions, "words": len(found.vocabulary)}
+        network = cls.untrained(models.sender, models.receiver, {**settings, **shape})
+        config = network.config
+        agenda = Agenda.fit(found.said, found.lengths, whole_dims=config.whole_dims, token_dims=config.token_dims)
+        embeddings = embed(models.receiver, found.vocabulary).detach().float().cpu()
+        asked = [embed(models.receiver, ids).detach().float().mean(0).cpu() for ids in found.asked]
+        about = F.normalize(torch.stack(asked), dim=-1) * embeddings.norm(dim=-1).mean()
+        network.found(torch.tensor(found.vocabulary), embeddings, about, agenda, found.fact_topics, found.fact_ids)
+        return network
 
     @classmethod
     def from_network(cls, network: FactsNetwork, sender: ModelIdentity, receiver: ModelIdentity) -> "FactsCodec":

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -10,11 +10,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ilcp.nn.distributed import SyncedNorm, rank, shard_rng, world
-from ilcp.training.facts import Told
 from ilcp_codecs.facts.agenda import Agenda
 from ilcp_codecs.facts.config import FactsConfig
 from ilcp_codecs.facts.extractor import Extractor, GatedMlp, Values
 from ilcp_codecs.facts.speller import Speller
+
+if TYPE_CHECKING:
+    from ilcp.training.facts import Told
 
 __all__ = ["FactsNetwork", "Latent"]
 
@@ -80,6 +82,11 @@ class FactsNetwork(nn.Module):
     def topics(self) -> tuple[str, ...]:
         """The topics that a fact may be about, in the order of their numbers."""
         return self.config.topics
+
+    @property
+    def places(self) -> int:
+        """How many tokens of a value it takes in."""
+        return self.config.value_tokens
 
     def agenda(self) -> Agenda:
         """Returns the chances of what is said, out of the weights."""
@@ -161,7 +168,7 @@ class FactsNetwork(nn.Module):
         taken = turn.unsqueeze(1) + place.unsqueeze(-1) < (kept - whole.shape[1]).unsqueeze(-1)
         return Latent(whole, tokens * (taken & here.unsqueeze(-1)))
 
-    def fact_losses(self, states: Tensor, mask: Tensor, told: Told) -> dict[str, Tensor]:
+    def fact_losses(self, states: Tensor, mask: Tensor, told: "Told") -> dict[str, Tensor]:
         """Returns the losses, in nats, that teach the codec what was said, without a receiver; ``loss`` is their sum.
 
         ``said``: a context's topics; ``pointing``: where a value stands; ``length``: how many tokens it has; ``hint``
@@ -190,6 +197,19 @@ class FactsNetwork(nn.Module):
             "code": self._spelled(self._exact(others), topics, (others >= 0).sum(1), others, choice),
         }
         return losses | {"loss": torch.stack([WEIGHTS[name] * loss for name, loss in losses.items()]).sum()}
+
+    @torch.no_grad()
+    def recalled(self, states: Tensor, mask: Tensor, told: "Told") -> Tensor:
+        """Returns ``"facts"``: whether the whole latent spells the value under its topic, word for word."""
+        heard = self.extractor(states, mask)
+        values = self.extractor.values(heard, told.contexts, told.topics)
+        lengths = values.lengths
+        z_hat = self.rounded(self.latent(self.words(values), lengths), lengths)
+        spelled = self.vocabulary[self.speller(*z_hat, told.topics, lengths).argmax(-1)]
+        there = told.ids >= 0
+        alike = ((spelled == told.ids) | ~there).all(1) & (lengths == there.sum(1))
+        right: Tensor = alike & (heard.said[told.contexts, told.topics] > 0)
+        return right
 
     def _spelled(self, words: Tensor, topics: Tensor, lengths: Tensor, numbers: Tensor, choice: Tensor) -> Tensor:
         """Returns the cross-entropy of the words ``numbers`` ``"facts places"`` behind the latent of ``words``."""
