@@ -73,6 +73,22 @@ def test_what_one_context_answers_differently_is_never_one_topic() -> None:
     assert 4 == len(set(topics(with_topics(absent))))
 
 
+def asks(wording: str, numbers: range, answer: str = "noon") -> list[Case]:
+    """One question about each of the contexts of these numbers."""
+    return [Case(f"{n} {wording}", f"context {n}", (Question(wording, answer),)) for n in numbers]
+
+
+def test_a_wording_joins_the_nearest_topic_by_its_commonest_wording() -> None:
+    """Wordings do not chain, whatever comes first in the list; the nearest of two topics is taken, and well named."""
+    first, second = "date of the pickup of the rental car", "date of the pickup of the rental car at the airport"
+    third, fourth = "date of pickup at the airport", "date of the pickup at the airport"
+    chain = [*asks(third, range(30, 39)), *asks(second, range(20, 30)), *asks(first, range(12))]
+    assert {first: 22, third: 9} == Counter(topics(with_topics(chain, near=0.7)))
+    apart = [*asks(first, range(20)), *asks(third, range(10, 20), "dawn"), *asks(fourth, range(40, 49))]
+    assert {first: 20, third: 19} == Counter(topics(with_topics(apart, near=0.5)))
+    assert {"where?": 12} == Counter(topics(with_topics([*asks("Where?", range(3)), *asks("where?", range(3, 12))])))
+
+
 def test_rare_questions_continuations_and_known_topics_stay_as_they_are() -> None:
     """Below the least count there is no topic; facts that are known are kept; nothing at all is no error."""
     rare = Question("What is the name of the dog?", "Rex")

@@ -194,9 +194,8 @@ def _index(cases: Sequence[Case]) -> ArmInput:
         for question in case.questions:
             if question.choices is None or len(question.choices) > 255:
                 continue
-            answer = next((one for one in question.answers if one in question.choices), question.answer)
-            choices = (*question.choices, *({answer} - set(question.choices)))
-            payload = bytes([choices.index(answer)])
+            choices = (*question.choices, *({question.answer} - set(question.choices)))
+            payload = bytes([choices.index(question.answer)])
             read[question.text] = choices[Message.from_bytes(Message(NO_CODEC, payload).to_bytes()).payload[0]]
             payloads.append(payload)
         answers.append(read)

@@ -2,7 +2,7 @@
 
 ::
 
-    wordings, the commonest first --trigrams of characters, TF-IDF--> unit vectors
+    wordings, the commonest first --trigrams of characters--> unit vectors
     each joins the topic with the nearest first wording, unless a context is asked about both
     a topic that enough contexts are asked about stays, called by its commonest wording
 
@@ -24,7 +24,7 @@ from ilcp.tasks.cases import Case, Question
 __all__ = ["with_topics"]
 
 LEAST = 8  # contexts that a topic is asked about: of fewer a codec learns nothing
-NEAR = 0.7  # cosine of the trigrams of two wordings
+NEAR = 0.8  # cosine of the trigrams of two wordings
 GRAM = 3  # characters
 
 
@@ -92,8 +92,6 @@ def _asked(cases: Iterable[Case]) -> dict[str, _Topic]:
 
 def _clustered(asked: dict[str, _Topic], near: float) -> dict[str, _Topic]:
     """Returns the topic of each wording."""
-    if not asked:
-        return {}
     order = sorted(asked, key=lambda wording: (-len(asked[wording].answers), wording))
     nearest = _nearest(order, near)
     found: dict[str, _Topic] = {}
@@ -117,7 +115,6 @@ def _nearest(wordings: Sequence[str], near: float) -> Callable[[int], NDArray[np
     rows = np.repeat(np.arange(len(counted)), list(map(len, counted)))
     columns = np.array([column[gram] for grams in counted for gram in grams], dtype=np.intp)
     values = np.array([count for grams in counted for count in grams.values()], dtype=np.float64)
-    values *= 1 + np.log((1 + len(counted)) / (1 + np.bincount(columns, minlength=len(column))))[columns]
     values /= np.sqrt(np.bincount(rows, values**2, minlength=len(counted)))[rows]
     by_row = np.split(np.arange(len(rows)), np.cumsum(np.bincount(rows))[:-1])
     by_column = np.split(np.argsort(columns, kind="stable"), np.cumsum(np.bincount(columns))[:-1])

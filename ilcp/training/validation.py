@@ -2,7 +2,7 @@
 
 It scores and judges as ``ilcp.measure`` does: the same ``answer_scores``, the same bootstrap over documents. What it
 does not share is the way there: questions of one context are packed into one sequence, and the network is asked in
-full precision, before there is a codec, a payload or a message.
+full precision, before there is a codec, a payload or a message. Of several accepted spellings it knows the trained one.
 """
 
 import math
