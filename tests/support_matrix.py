@@ -25,7 +25,7 @@ Written by `make support` from the outcomes of `tests/test_families.py`, on tiny
 - **sender**: a text, its ids and a finished forward give one message, from the states of a plain forward.
 - **receiver**: memory made of a text's own embeddings gives the text's logits bit by bit, alone and padded in a batch.
 - **generate**: greedy answers by memory are those of transformers to the same text, alone and in a batch.
-- **packed training**: many questions behind one memory in one sequence have the logits of separate prompts.
+- **packed training**: many questions behind one memory or text in one sequence have the logits of separate prompts.
 - **cache**: one pre-filled memory serves several questions, with the answers of no cache, and stays as it was.
 
 Gemma 2 scales its embeddings inside its embedding module from transformers 5 on, and behind it before: a codec that was

@@ -8,6 +8,7 @@ import torch
 import ilcp
 from ilcp import Memory, Message, Receiver, Sender, SoftPrompt, TextMemory
 from ilcp.errors import AuthenticationError, ConfigError, DecodeError, EncodeError, ExpiredError, IdentityError
+from ilcp.handoff.passes import Limits, passes, sequences
 from ilcp.message import Seal
 from ilcp.models.forward import answer_logits, answer_scores, embed, has_room, require_room
 from ilcp.models.prompt import MEMORY_HERE, answer_ids, layout, pieces, text_ids
@@ -307,6 +308,54 @@ def test_scores_do_not_depend_on_the_batch(small) -> None:
     for a, b in zip(together, alone, strict=True):
         assert a.exact == b.exact
         assert a.log_likelihood_nats == pytest.approx(b.log_likelihood_nats, abs=1e-3)
+
+
+def test_a_memory_is_read_once_for_all_questions_about_it(small) -> None:
+    """What the prompts about equal memories begin with goes through the model once, in scoring and in answering."""
+    wire = small.sender.encode(SHORT)
+    model, seen = small.receiver.model, []
+    asked = [(source, question) for question in ("Who?", "Which region?", "What is it") for source in (wire, None)]
+    hook = model.register_forward_pre_hook(
+        lambda _module, _args, named: seen.append(named["position_ids"].shape), with_kwargs=True
+    )
+    try:
+        small.receiver.score([(*item, "no") for item in asked])
+        scoring = list(seen)
+        seen.clear()
+        small.receiver.answers(asked, max_new_tokens=2)
+    finally:
+        hook.remove()
+    lengths = [len(small.receiver.prompt(small.receiver.decode(wire), question)) for _, question in asked[::2]]
+    for (read, common), (_, rests) in (scoring, seen[:2]):
+        assert 2 == read  # the message's, and the one about nothing
+        assert common > 8  # the memory's vectors at least
+        assert common + rests < sum(lengths) - common
+    assert 2 == len(scoring)
+    assert seen[2:] in ([], [(2, 3)])  # a step has a token of each prompt, unless none goes on
+
+
+def test_passes_hold_no_more_than_they_may(monkeypatch) -> None:
+    """Every prompt is in one pass, each pass is within its limits or one sequence, and like lengths meet."""
+    limits = Limits(batch=6, vocabulary=10, new=2)
+    torch.manual_seed(0)
+    monkeypatch.setattr("ilcp.handoff.passes.PASS_TOKENS", 200)
+    monkeypatch.setattr("ilcp.handoff.passes.RESTS_TOKENS", 30)
+    monkeypatch.setattr("ilcp.handoff.passes.RESTS_TOKENS_LONG", 40)
+    beginnings = [torch.rand(length, 4) for length in (50, 3, 30, 4, 48, 3)]
+    groups = [
+        (range(4 * at, 4 * at + 4), [torch.cat([beginning, torch.rand(5 + tail, 4)]) for tail in range(4)])
+        for at, beginning in enumerate(beginnings)
+    ]
+    said = [torch.rand(length, 4) for length in (0, 1, 2, 3)]
+    asked = [each for numbers, prompts in groups for each in sequences(numbers, prompts, said, limits)]
+    for each in asked:
+        assert sum(map(len, each.rests)) + 2 * len(each.numbers) <= max(30, min(40, len(each.beginning)))
+    parts = list(passes(asked, limits))
+    assert sorted(number for part in parts for each in part for number in each.numbers) == list(range(24))
+    assert all(limits.admit(part) or len(part) == 1 for part in parts)
+    lengths = [len(each.beginning) for part in parts for each in part]
+    assert lengths == sorted(lengths)
+    assert any(len(part) > 1 for part in parts)
 
 
 def test_exact_means_what_generate_says(pair) -> None:

@@ -18,7 +18,7 @@ from ilcp.training import Hyperparameters, Models, Phrasebook, calibrate, fit, w
 from ilcp.training.batch import Batcher
 from ilcp.training.loop import CHECKPOINT
 from ilcp.training.objective import Objective, alignment_loss, targets_of
-from ilcp.training.packed import memory_logits
+from ilcp.training.packed import memory_logits, text_logits
 from ilcp.training.reader import Reader
 from ilcp.training.validation import Validator
 from ilcp_codecs.vae import VaeConfig, VaeNetwork
@@ -231,6 +231,22 @@ def test_packed_questions_equal_separate_prompts(models) -> None:
             known = labels[index] != PADDING
             assert torch.equal(answer[0], labels[index][known])
             assert torch.allclose(alone[0], packed[index][known], atol=1e-4)
+
+
+def test_questions_of_one_text_share_one_reading(models) -> None:
+    """The full text goes through the receiver once for all of its questions."""
+    asked = (Question("Who?", "Mara"), Question("Who was it, once more?", "Jonas"), Question("Who", "Ilse"))
+    told = [Case("x", f"It was Mara. {'Yes. ' * n}", asked) for n in (1, 3)]
+    batch = Batcher(models, hyperparameters(questions=3, blank_share=0.0)).batch(told, random.Random(1))
+    seen: list[torch.Size] = []
+    hook = models.receiver.register_forward_pre_hook(
+        lambda _module, _args, named: seen.append(named["inputs_embeds"].shape), with_kwargs=True
+    )
+    try:
+        text_logits(models, batch.rows, [batch.texts[row.context] for row in batch.rows])
+    finally:
+        hook.remove()
+    assert [2] == [shape[0] for shape in seen]
 
 
 def told(n: int, start: int = 0) -> list[Case]:

@@ -4,9 +4,10 @@
 
     prompts "tokens hidden" --padded on the left, generate--> texts
     prompts "tokens hidden", answers in ids --one forward pass--> Score of each answer
+    the same of many prompts about few memories --packed, each memory read once--> texts, Scores
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,11 +15,15 @@ import torch
 from torch import Tensor
 
 from ilcp.errors import ConfigError, EncodeError
-from ilcp.models.forward import answer_logits, answer_scores, pad_left, require_room
+from ilcp.handoff.passes import Limits, packed, passes, sequences
+from ilcp.models.forward import answer_logits, answer_scores, embed, left_padded, pad_left, require_room
 from ilcp.models.generate_options import before_stop, end_ids, neutral
+from ilcp.models.packing import greedy, read
 from ilcp.models.prompt import answer_ids
 
-__all__ = ["Score", "answered", "require_prompt", "scored"]
+__all__ = ["Group", "Score", "answered", "answered_packed", "require_prompt", "scored", "scored_packed"]
+
+Group = tuple[Sequence[int], Iterable[Tensor]]  # numbers of prompts that begin alike, and these, made when it is read
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,17 +94,88 @@ def answered(
 
 
 @torch.no_grad()
+def answered_packed(
+    model: Any, tokenizer: Any, groups: Iterable[Group], max_new_tokens: int, batch: int
+) -> dict[int, str]:
+    """Returns the model's greedy answers, as ``answered`` without options, by the prompts' numbers.
+
+    Raises:
+        EncodeError: as ``answered``.
+    """
+    limits = Limits(batch, model.get_input_embeddings().num_embeddings, max_new_tokens)
+    nothing = embed(model, ())
+    asked = (
+        sequence
+        for numbers, prompts in groups
+        for sequence in sequences(
+            numbers, _fitting(model, prompts, [max_new_tokens] * len(numbers)), [nothing] * len(numbers), limits
+        )
+    )
+    found: dict[int, str] = {}
+    for part in passes(asked, limits):
+        ids = greedy(model, packed(part), end_ids(model), max_new_tokens)
+        texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
+        found |= zip((number for each in part for number in each.numbers), (str(t).strip() for t in texts), strict=True)
+    return found
+
+
+def _fitting(model: Any, prompts: Iterable[Tensor], answer_tokens: Sequence[int]) -> Iterator[Tensor]:
+    for prompt, tokens in zip(prompts, answer_tokens, strict=True):
+        require_prompt(model, prompt, tokens)
+        yield prompt
+
+
+@torch.no_grad()
 def scored(model: Any, tokenizer: Any, prompts: Sequence[Tensor], answers: Sequence[str], *, end: bool) -> list[Score]:
     """Returns the score of each prompt's ``"tokens hidden"`` answer, teacher-forced in one pass.
 
     Raises:
         EncodeError: an answer is empty, or does not fit into the window behind its prompt.
     """
-    ids = [answer_ids(tokenizer, answer, end=end) for answer in answers]
-    for prompt, answer, row in zip(prompts, answers, ids, strict=True):
-        if not answer or not row:
-            raise EncodeError("expected an answer to score, got an empty one")
-        require_prompt(model, prompt, len(row))
-    logits, labels = answer_logits(model, prompts, ids)
+    ids = _answers_ids(tokenizer, answers, end=end)
+    logits, labels = answer_logits(model, list(_fitting(model, prompts, list(map(len, ids)))), ids)
     ends = end_ids(model) if end else ()
     return [Score(tuple(token_nats), exact) for token_nats, exact in answer_scores(logits, labels, ends)]
+
+
+@torch.no_grad()
+def scored_packed(
+    model: Any, tokenizer: Any, groups: Iterable[Group], answers: Sequence[str], *, end: bool, batch: int
+) -> dict[int, Score]:
+    """Returns the scores of all ``answers``, as ``scored``, by the prompts' numbers.
+
+    Raises:
+        EncodeError: as ``scored``.
+    """
+    ids = _answers_ids(tokenizer, answers, end=end)
+    limits = Limits(batch, model.get_input_embeddings().num_embeddings)
+    asked = (
+        sequence
+        for numbers, prompts in groups
+        for sequence in sequences(
+            numbers,
+            _fitting(model, prompts, [len(ids[number]) for number in numbers]),
+            [embed(model, ids[number][:-1]) for number in numbers],
+            limits,
+        )
+    )
+    found: dict[int, Score] = {}
+    ends = end_ids(model) if end else ()
+    for part in passes(asked, limits):
+        together = packed(part)
+        logits, _ = read(model, together)
+        labels = left_padded([ids[number] for each in part for number in each.numbers]).to(logits.device)
+        for at, each in enumerate(part):  # one by one, so that few logits lie in float32 at once
+            own = together.owner == at
+            scores = answer_scores(logits[at][together.at[own]].float(), labels[own], ends)
+            found |= {
+                number: Score(tuple(nats), exact) for number, (nats, exact) in zip(each.numbers, scores, strict=True)
+            }
+    return found
+
+
+def _answers_ids(tokenizer: Any, answers: Sequence[str], *, end: bool) -> list[tuple[int, ...]]:
+    ids = [answer_ids(tokenizer, answer, end=end) for answer in answers]
+    if not (all(answers) and all(ids)):
+        raise EncodeError("expected an answer to score, got an empty one")
+    return ids

@@ -11,7 +11,7 @@ memories sit. A message's literals follow right after its memory, an empty line 
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from ilcp.codec.memory import Memory, TextMemory
 from ilcp.codec.protocols import Codec
 from ilcp.errors import ConfigError, DecodeError, EncodeError, MismatchedCodecError
 from ilcp.evidence import require_evidence
-from ilcp.handoff.answers import Score, answered, require_prompt, scored
+from ilcp.handoff.answers import Group, Score, answered, answered_packed, require_prompt, scored, scored_packed
 from ilcp.identity import require_same
 from ilcp.message import verified
 from ilcp.message.keys import Key
@@ -31,6 +31,7 @@ from ilcp.message.replay import ReplayCache
 from ilcp.models.fingerprint import identify
 from ilcp.models.forward import embed, embedding_norm
 from ilcp.models.generate_options import require_count, require_options
+from ilcp.models.packing import packs
 from ilcp.models.prefix_cache import PrefixCaches
 from ilcp.models.prompt import MEMORY_HERE, Chat, holds_control, pieces
 from ilcp.models.support import require_receiver, require_tokenizer
@@ -187,8 +188,9 @@ class Receiver:
     def score(
         self, items: Sequence[tuple[Sources, str | Chat, str]], *, end: bool = True, batch: int = 64
     ) -> list[Score]:
-        """Returns scores of ``(message, question, answer)`` items, teacher-forced in batches.
+        """Returns scores of ``(message, question, answer)`` items, teacher-forced, at most ``batch`` in one pass.
 
+        A memory is read once for all items about it, where the receiver is of a tested family (SUPPORT.md).
         ``exact`` says whether greedy decoding gives the answer, because each position is judged after the true
         answer so far: the first difference makes it false either way. With ``end`` the answer's end counts too, as
         ``answer_ids`` writes it. If the model ends its answers there (by its ``generation_config``), any other
@@ -200,11 +202,15 @@ class Receiver:
             DecodeError, IdentityError: as ``decode``.
         """
         require_count("batch", batch)
+        asked, answers = [(message, question) for message, question, _ in items], [answer for *_, answer in items]
+        if packs(self.model):
+            groups = self._groups(asked, batch)
+            by_number = scored_packed(self.model, self.tokenizer, groups, answers, end=end, batch=batch)
+            return [by_number[number] for number in range(len(items))]
         scores: list[Score] = []
         for start in range(0, len(items), batch):
-            part = items[start : start + batch]
-            prompts = [self.prompt(self._memories(message, None), question) for message, question, _ in part]
-            scores += scored(self.model, self.tokenizer, prompts, [answer for *_, answer in part], end=end)
+            prompts = [self.prompt(self._memories(m, None), question) for m, question in asked[start : start + batch]]
+            scores += scored(self.model, self.tokenizer, prompts, answers[start : start + batch], end=end)
         return scores
 
     def answers(
@@ -215,10 +221,11 @@ class Receiver:
         batch: int = 64,
         **options: Any,
     ) -> list[str]:
-        """Returns the answers to ``(message, question)`` items, in batches.
+        """Returns the answers to ``(message, question)`` items, at most ``batch`` in one pass.
 
-        Each is as ``generate`` gives it, but for rounding in a padded batch, which can decide between tokens that are
-        nearly as likely, and for sampling, where the rows of a batch share one source of chance.
+        Each is as ``generate`` gives it, but for rounding, which is another in a batch and can decide between tokens
+        that are nearly as likely, and for sampling, where the rows of a batch share one source of chance. Without
+        options a memory is read once for all items about it, as in ``score``.
 
         Raises:
             EncodeError, ConfigError, DecodeError, IdentityError: as ``generate``; a streamer follows one answer only,
@@ -227,11 +234,27 @@ class Receiver:
         require_count("batch", batch)
         require_count("max_new_tokens", max_new_tokens)
         require_options(options, min(batch, len(items)), cached=False)
+        if not options and packs(self.model):
+            groups = self._groups(items, batch)
+            by_number = answered_packed(self.model, self.tokenizer, groups, max_new_tokens, batch)
+            return [by_number[number] for number in range(len(items))]
         found: list[str] = []
         for start in range(0, len(items), batch):
             prompts = [self.prompt(self._memories(m, None), question) for m, question in items[start : start + batch]]
             found += answered(self.model, self.tokenizer, prompts, max_new_tokens, options)
         return found
+
+    def _groups(self, asked: Sequence[tuple[Sources, str | Chat]], batch: int) -> Iterator[Group]:
+        """Yields the prompts, those about equal memories together, and at most ``batch`` of these."""
+        memories = [self._memories(message, None) for message, _ in asked]
+        groups: dict[Hashable, list[int]] = {}
+        for number, each in enumerate(memories):  # what a digest leaves out is found when prompts are compared
+            key = tuple(None if memory is None else (memory.digest(), memory.literals) for memory in each)
+            groups.setdefault(key, []).append(number)
+        for group in groups.values():
+            for start in range(0, len(group), batch):
+                part = group[start : start + batch]
+                yield part, (self.prompt(memories[number], asked[number][1]) for number in part)
 
     def prompt(self, memory: Memory | Sequence[Memory | None] | None, question: str | Chat) -> Tensor:
         """Returns the embedded prompt, ``"tokens hidden"``, which the receiver reads before its first new token.
