@@ -78,18 +78,21 @@ def fit(
     run = Run(network, models, hyperparameters, folder, phrasebook, store, log)
     resumed = run.resumed(resume)
     with frozen(models):
-        if isinstance(validation, Validator):
-            validator = validation
-        else:
-            few = validation[: hyperparameters.validation_contexts]
-            validator = Validator(models, few, hyperparameters, run.reader)
-            with models.teaching():
-                validator.read()
-            run.say(validator.said())
+        validator = validation if isinstance(validation, Validator) else _reads(run, validation)
         if not resumed:
             validator.require_teacher()
         with deferred_signals() as interrupted:
             return run.go(source, partial(validator.measure, network), interrupted, announced_bytes)
+
+
+def _reads(run: "Run", cases: Sequence[Case]) -> Validator:
+    """Returns a validator that has heard the receiver read, as the run found it, and says how it did."""
+    wanted = run.hyperparameters
+    validator = Validator(run.models, cases[: wanted.validation_contexts], wanted, run.reader)
+    with run.models.teaching():
+        validator.read()
+    run.say(validator.said())
+    return validator
 
 
 class Run:
