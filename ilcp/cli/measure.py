@@ -28,6 +28,10 @@ def measure(
     receiver: ReceiverOption = None,
     device: DeviceOption = "cpu",
     hops: Annotated[int, typer.Option(help="How many hops to hand on (case files only); 0: not measured.")] = 0,
+    budget: Annotated[
+        list[int] | None,
+        typer.Option(help="Also measure messages that the receiver read back, of so many bytes; may be repeated."),
+    ] = None,
     repetitions: Annotated[int, typer.Option(help="Of the times, at least 50; 0: not measured.")] = 60,
     as_json: Annotated[
         Path | None,
@@ -52,7 +56,9 @@ def measure(
         pair = embedded.load_pair(folder, sender=sender, receiver=receiver, allow_unmeasured=True, device=device)
         asked = tasks.task(task, n=n, seed=seed)
         texts = equal_texts(pair.sender, asked.samples())
-    report = _run(pair, asked, texts=texts, seed=seed, hops=hops, repetitions=repetitions, keep=as_json)
+    report = _run(
+        pair, asked, texts=texts, seed=seed, hops=hops, budgets=budget or (), repetitions=repetitions, keep=as_json
+    )
     table.show(report, out if out.is_terminal else Console(width=100))
     _draw(report, html, png)
     if attach:

@@ -9,5 +9,6 @@
 from ilcp.handoff.answers import Score
 from ilcp.handoff.receiver import Receiver
 from ilcp.handoff.sender import Sender
+from ilcp.handoff.verify import Verified
 
-__all__ = ["Receiver", "Score", "Sender"]
+__all__ = ["Receiver", "Score", "Sender", "Verified"]

@@ -3,19 +3,21 @@
 ::
 
     text, messages, ids, outputs, capture --Sender.read--> Context --codec.encode--> payload --Message.to_bytes--> bytes
-                                                                           literals --^
+                                                                           literals --^  (``verify`` finds out which)
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from ilcp.codec.context import Context
 from ilcp.codec.protocols import Codec
 from ilcp.errors import ConfigError, EncodeError
+from ilcp.handoff.receiver import Receiver
+from ilcp.handoff.sources import is_messages, is_text_or_ids, one_row, rendered, said
+from ilcp.handoff.verify import Questions, Verified, read_back
 from ilcp.identity import require_same
 from ilcp.message import Message, Seal
 from ilcp.message.keys import Key
@@ -67,6 +69,9 @@ class Sender:
         *,
         payload_bytes: int | None = None,
         literals: Literal["auto"] | Sequence[str] | None = None,
+        verify: Receiver | None = None,
+        budget_bytes: int | None = None,
+        questions: Questions | None = None,
     ) -> bytes:
         """Returns the message for ``source``, as bytes.
 
@@ -78,15 +83,50 @@ class Sender:
             literals: exact strings to travel beside the latent, each once, in this order; "auto" picks the text's
                 codes, numbers, dates, ids, e-mails, URLs and paths by the rules of ``message.literals``, and none where
                 there are none. They need not occur in the source. Each costs its bytes and about one more.
+            verify, budget_bytes, questions: a receiver that reads the message first, so that literals bring back what
+                the latent lost, within so many bytes; see ``verified``.
 
         Raises:
             EncodeError: there is nothing to encode, no message for those literals, or "auto" without a text.
-            ConfigError: there is no payload of that length.
+            ConfigError: there is no payload of that length, or one of the last three is missing or given alone.
         """
+        if verify is not None and budget_bytes is not None:
+            return self.verified(source, verify, budget_bytes, questions, payload_bytes, literals).message
+        if verify is not None or budget_bytes is not None or questions is not None:
+            raise ConfigError("expected verify=receiver and budget_bytes together, got one without: give both or none")
         given = () if literals is None or literals == "auto" else chosen(literals, None)  # refused before anything runs
         context = self.read(source)
-        beside = chosen("auto", _said(source, context)) if literals == "auto" else given
+        beside = chosen("auto", said(source, context)) if literals == "auto" else given
         return self.pack(self.codec.encode(context, payload_bytes), beside)
+
+    def verified(
+        self,
+        source: Any,
+        receiver: Receiver,
+        budget_bytes: int,
+        questions: Questions | None = None,
+        payload_bytes: int | None = None,
+        literals: Literal["auto"] | Sequence[str] | None = None,
+    ) -> Verified:
+        """Returns the message for ``source`` with literals for what its latent lost, and what its receiver answers.
+
+        Args:
+            source: as in ``encode``.
+            receiver: of this sender's codec. It is asked: every question of the message, each lost fact with up to
+                three literals alone, and every question again for at most four sets of literals.
+            budget_bytes: of the whole message on the wire, seal included.
+            questions: those whose answers matter; what the receiver answers from the full text counts as known. Or
+                the answers too, as ``{question: answer}``, where you know them. None for the codec's own, if any.
+            payload_bytes: as in ``encode``; None for the longest that fits. A shorter one leaves more to literals,
+                which can be better where the receiver reads text well: compare.
+            literals: a list that travels in any case.
+
+        Raises:
+            EncodeError: as ``encode``, or there is no text to ask, or it does not fit into the receiver's window.
+            ConfigError: as ``encode``, no message fits the budget, or there are no questions.
+            IdentityError: the receiver has another codec.
+        """
+        return read_back(self, source, receiver, budget_bytes, questions, payload_bytes, literals)
 
     def encode_batch(
         self,
@@ -117,7 +157,7 @@ class Sender:
         messages: list[bytes] = [b""] * len(sources)
         for index, context in self._contexts(sources, batch):
             with _named(index):
-                beside = () if literals is None else chosen(literals, _said(sources[index], context))
+                beside = () if literals is None else chosen(literals, said(sources[index], context))
             messages[index] = self.pack(self.codec.encode(context, payload_bytes), beside)
         return messages
 
@@ -131,7 +171,7 @@ class Sender:
             return source
         if isinstance(source, Capture):
             return self._read_capture(source)
-        if not _is_text_or_ids(source):
+        if not is_text_or_ids(source):
             if not self.codec.spec.runs_sender:
                 raise EncodeError(
                     f"expected a text, messages or token ids, because codec {self.codec.spec.name!r} reads text, "
@@ -201,7 +241,7 @@ class Sender:
             raise EncodeError(f"expected a list of sources, got {type(sources).__name__}: put one source into a list")
         if batch < 1:
             raise ConfigError(f"expected a batch of at least 1 source, got {batch}")
-        shared = [self.codec.spec.runs_sender and _is_text_or_ids(source) for source in sources]
+        shared = [self.codec.spec.runs_sender and is_text_or_ids(source) for source in sources]
         prepared: dict[int, tuple[str | None, list[int]]] = {}
         for index in (index for index, shares in enumerate(shared) if shares):
             with _named(index):
@@ -236,11 +276,11 @@ class Sender:
             if not source.strip():
                 raise EncodeError("expected a text, got an empty one: there is nothing to hand off")
             return source, [] if reads_text else self.tokenizer(source, verbose=False).input_ids
-        if _is_messages(source):
-            text = _rendered(self.tokenizer, source)
+        if is_messages(source):
+            text = rendered(self.tokenizer, source)
             # The template has written what special tokens there are.
             return text, [] if reads_text else self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
-        ids = _one_row(source)
+        ids = one_row(source)
         if not reads_text:
             return None, ids
         require_ids(self.model, ids)
@@ -272,87 +312,3 @@ def _passes(order: Sequence[int], lengths: Sequence[int], batch: int) -> Iterato
         chosen.append(index)
     if chosen:
         yield chosen
-
-
-def _is_text_or_ids(source: Any) -> bool:
-    if isinstance(source, Mapping):
-        return "input_ids" in source or "role" in source  # from a tokenizer; a message, which will be refused
-    return isinstance(source, str | Tensor) or hasattr(source, "__array__") or _is_list(source)
-
-
-def _is_list(source: Any) -> bool:
-    return isinstance(source, Sequence) and not isinstance(source, bytes)
-
-
-def _is_messages(source: Any) -> bool:
-    return isinstance(source, Sequence) and any(isinstance(item, Mapping) for item in source)
-
-
-def _said(source: Any, context: Context) -> str | None:
-    """Returns the text that literals are picked from: of chat messages their own words, without the template's."""
-    if not _is_messages(source):
-        return context.text
-    return "\n".join(message["content"] for message in source if isinstance(message.get("content"), str))
-
-
-def _rendered(tokenizer: Any, messages: Sequence[Any]) -> str:
-    """Returns chat messages as the tokenizer's template writes them, with nothing begun behind the last.
-
-    The template decides what messages may hold beside their roles (parts, tool calls).
-    """
-    for index, message in enumerate(messages):
-        found = message.get("role") if isinstance(message, Mapping) else message
-        if not isinstance(message, Mapping) or not isinstance(found, str):
-            said = "none" if found is None else type(found).__name__
-            raise EncodeError(
-                f"expected message {index} to have a role that is a str, got {said}: "
-                "write {'role': ..., 'content': ...}"
-            )
-    if not any(_says_something(message) for message in messages):
-        raise EncodeError("expected messages that say something, got empty ones: there is nothing to hand off")
-    if not getattr(tokenizer, "chat_template", None):
-        raise EncodeError("expected a tokenizer with a chat template for messages, got one without: pass a text")
-    try:
-        text: str = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=False)
-    except Exception as error:  # a template raises what it likes, mostly about the order of roles
-        raise EncodeError(f"expected messages that the tokenizer's chat template takes, got: {error}") from error
-    if not text.strip():
-        raise EncodeError("expected messages that the chat template renders as a text, got an empty one from it")
-    return text
-
-
-def _says_something(message: Mapping[str, Any]) -> bool:
-    said = (value for name, value in message.items() if name != "role")
-    return any(value.strip() if isinstance(value, str) else value for value in said)
-
-
-def _one_row(source: Any) -> list[int]:
-    """Returns the ids of one sequence; everything else that looks like a list is refused by name."""
-    if isinstance(source, Mapping):
-        if "input_ids" not in source:
-            raise EncodeError("expected a list of messages, got one message: put it into a list, [{'role': ...}]")
-        return _unpadded(source)
-    if _is_list(source) and any(isinstance(item, str) for item in source):
-        raise EncodeError(
-            f"expected one text, got a list of {len(source)}: encode them with sender.encode_batch(texts), "
-            "or one by one"
-        )
-    try:
-        row = torch.as_tensor(source)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise EncodeError(
-            f"expected a text, messages, token ids or model outputs, got {type(source).__name__}: {error}"
-        ) from error
-    if row.numel() and (row.is_floating_point() or row.is_complex() or row.dtype == torch.bool):
-        raise EncodeError(f"expected whole numbers as token ids, got {row.dtype}: pass hidden states as model outputs")
-    if row.ndim > 2 or (row.ndim == 2 and len(row) != 1):
-        raise EncodeError(f"expected the ids of one sequence, got shape {tuple(row.shape)}: encode row by row")
-    ids: list[int] = row.reshape(-1).tolist()
-    return ids
-
-
-def _unpadded(encoding: Mapping[str, Any]) -> list[int]:
-    """Returns the ids that a tokenizer made of one text, without its padding."""
-    ids, mask = _one_row(encoding["input_ids"]), encoding.get("attention_mask")
-    seen = [1] * len(ids) if mask is None else _one_row(mask)
-    return [token for token, known in zip(ids, seen, strict=True) if known]

@@ -33,7 +33,7 @@ from ilcp.handoff import Receiver, Sender
 from ilcp.message import CODEC_ID_BYTES, Message, literals
 from ilcp.tasks.cases import Case
 
-__all__ = ["ArmInput", "ArmSpec", "arm_specs"]
+__all__ = ["NO_CODEC", "ArmInput", "ArmSpec", "arm_specs", "as_text", "sizes"]
 
 NO_CODEC = bytes(CODEC_ID_BYTES)  # the codec id of what no codec made: it weighs as much as any
 
@@ -140,7 +140,7 @@ class _Inputs:
         beside = [()] * len(payloads) if beside is None else beside
         wires = list(map(self.sender.pack, payloads, beside))
         crossed = [payload + literals.to_field(own) for payload, own in zip(payloads, beside, strict=True)]
-        return ArmInput([self.receiver.decode(wire) for wire in wires], _sizes(crossed), _sizes(wires))
+        return ArmInput([self.receiver.decode(wire) for wire in wires], sizes(crossed), sizes(wires))
 
     def message(self, length: int, *, shift: int = 0, own_literals: bool = False) -> ArmInput:
         """Sends each case's message, or that of the case ``shift`` places on, with the case's own literals or none."""
@@ -154,7 +154,7 @@ class _Inputs:
             self._coded[name] = [
                 [codec.encode(Context(text=case.context), size) for size in self.lengths] for case in self.cases
             ]
-        return _text(codec, [payloads[self.lengths.index(length)] for payloads in self._coded[name]])
+        return as_text(codec, [payloads[self.lengths.index(length)] for payloads in self._coded[name]])
 
 
 def _noise(payloads: Sequence[bytes], seed: int) -> list[bytes]:
@@ -165,14 +165,15 @@ def _noise(payloads: Sequence[bytes], seed: int) -> list[bytes]:
 def _plain(cases: Sequence[Case]) -> ArmInput:
     payloads = [case.context.encode() for case in cases]
     wires = [Message(NO_CODEC, payload).to_bytes() for payload in payloads]
-    return ArmInput([TextMemory(case.context) for case in cases], _sizes(payloads), _sizes(wires))
+    return ArmInput([TextMemory(case.context) for case in cases], sizes(payloads), sizes(wires))
 
 
-def _text(codec: Codec, payloads: Sequence[bytes]) -> ArmInput:
+def as_text(codec: Codec, payloads: Sequence[bytes]) -> ArmInput:
+    """Packs, parses and decodes what a text codec made of each case."""
     codec_id = codec.trained.codec_id(codec.spec)
     wires = [Message(codec_id, payload).to_bytes() for payload in payloads]
     memories = [codec.decode(Message.from_bytes(wire).payload) for wire in wires]
-    return ArmInput(memories, _sizes(payloads), _sizes(wires))
+    return ArmInput(memories, sizes(payloads), sizes(wires))
 
 
 def _oracle(cases: Sequence[Case], length: int) -> ArmInput:
@@ -183,7 +184,7 @@ def _oracle(cases: Sequence[Case], length: int) -> ArmInput:
         for case, wire in zip(cases, wires, strict=True)
         if case.fact_code is not None
     ]
-    return ArmInput([None] * len(cases), _sizes(payloads), _sizes(wires), read)
+    return ArmInput([None] * len(cases), sizes(payloads), sizes(wires), read)
 
 
 def _index(cases: Sequence[Case]) -> ArmInput:
@@ -205,5 +206,6 @@ def _index(cases: Sequence[Case]) -> ArmInput:
     return ArmInput([None] * len(cases), (1,) * len(cases), (wire,) * len(cases), answers)
 
 
-def _sizes(many: Sequence[bytes]) -> tuple[int, ...]:
+def sizes(many: Sequence[bytes]) -> tuple[int, ...]:
+    """Returns the length of each."""
     return tuple(map(len, many))

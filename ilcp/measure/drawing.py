@@ -69,6 +69,8 @@ LOOKS = {
     "text": Look("full text", "#000000", "s"),
     "message": Look("message", "#0072B2", "o"),
     "literals": Look("message, with literals", "#0072B2", "h", "-."),
+    "verified": Look("message, read back", "#0072B2", "H", ":"),
+    "literals-only": Look("text: chosen facts", "#7A5C3E", "X"),
     "sent": Look("message, with encoding and wire", "#0072B2", ".", "--"),
     "head": Look("text: beginning", "#E69F00", "^"),
     "tail": Look("text: end", "#56B4E9", "v"),

@@ -20,6 +20,7 @@ from ilcp.measure.hops import hop_specs
 from ilcp.measure.items import Items
 from ilcp.measure.report import Report, plain
 from ilcp.measure.scoring import SPARE_TOKENS, Scorer, longest_answer
+from ilcp.measure.verified import verified_specs
 from ilcp.models.forward import require_room
 from ilcp.models.prompt import text_ids
 from ilcp.tasks.cases import Case
@@ -43,6 +44,7 @@ def run(
     texts: Mapping[str, Codec] | None = None,
     arms: Collection[str] | None = None,
     hops: int = 0,
+    budgets: Collection[int] = (),
     repetitions: int = REPETITIONS,
     keep: Path | None = None,
     progress: bool = False,
@@ -58,6 +60,7 @@ def run(
         texts: name -> text codec, each an arm at every length; None for ``equal_texts(sender)``.
         arms: the names of those to measure (see ``ilcp.measure.arms``); None for all.
         hops: how many times a message is handed on, forwarded and re-encoded (0: not measured; needs ``Case.rewrite``).
+        budgets: bytes on the wire for messages that the receiver reads back (see ``ilcp.measure.verified``).
         repetitions: of the time measurements (at least 50); 0 for none.
         keep: a file for the report, which holds what was measured so far; a run that was interrupted goes on from it.
             A finished report in its place stays until the new one is finished.
@@ -70,7 +73,12 @@ def run(
     _require_ends(sender, receiver)
     require_cases(cases, receiver)
     lengths = _lengths(sender, lengths)
-    specs = _specs(sender, receiver, cases, lengths, equal_texts(sender) if texts is None else texts, seed, hops, arms)
+    texts = equal_texts(sender) if texts is None else texts
+    specs = [*arm_specs(sender, receiver, cases, lengths=lengths, texts=texts, seed=seed)]
+    if hops:
+        specs += hop_specs(sender, receiver, cases, length=lengths[0], texts=texts, hops=hops)
+    specs += verified_specs(sender, receiver, cases, budgets=budgets, lengths=lengths, texts=texts)
+    specs = _chosen(specs, arms)
     draft = unfinished(keep)
     report = resumed(_empty(sender, cases, task, seed, answers_end), draft)
     report = _asked(report, specs, Scorer(receiver, cases, answers_end=answers_end), draft, progress)
@@ -83,20 +91,8 @@ def run(
     return report
 
 
-def _specs(
-    sender: Sender,
-    receiver: Receiver,
-    cases: Sequence[Case],
-    lengths: Sequence[int],
-    texts: Mapping[str, Codec],
-    seed: int,
-    hops: int,
-    arms: Collection[str] | None,
-) -> list[ArmSpec]:
-    """Lists the arms to measure: all that there are, or those named."""
-    specs = [*arm_specs(sender, receiver, cases, lengths=lengths, texts=texts, seed=seed)]
-    if hops:
-        specs += hop_specs(sender, receiver, cases, length=lengths[0], texts=texts, hops=hops)
+def _chosen(specs: Sequence[ArmSpec], arms: Collection[str] | None) -> list[ArmSpec]:
+    """Returns the arms to measure: all that there are, or those named."""
     known = {spec.name for spec in specs}
     unknown = [] if arms is None else [name for name in arms if name not in known]
     if unknown:
