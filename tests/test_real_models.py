@@ -1,4 +1,4 @@
-"""``benchmarks/real_models.py`` with packages that are made here: what it makes, when it does nothing, what it refuses."""
+"""``benchmarks/real_models.py`` with packages made here: what it makes, when it does nothing, what it refuses."""
 
 import hashlib
 import json
