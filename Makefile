@@ -8,13 +8,13 @@ READY := $(VENV)/.ready
 VENV_4 := .venv-4
 BIN_4 := $(VENV_4)/bin
 READY_4 := $(VENV_4)/.ready
-TESTS_4 := tests/test_families.py tests/test_injection.py tests/test_capture.py tests/test_handoff.py
+TESTS_4 := tests/test_families.py tests/test_injection.py tests/test_capture.py tests/test_handoff.py tests/test_gguf.py
 
 # A caller's activated environment or import path must not decide what is tested.
 unexport PYTHONPATH VIRTUAL_ENV
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-4 docs fuzz support lint style types bench wheel clean
+.PHONY: help demo test test-4 docs fuzz support lint style types bench real wheel clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -64,6 +64,9 @@ bench: $(READY) ## the figures of the README, measured again
 	$(BIN)/python benchmarks/peer_avp.py
 	$(BIN)/python benchmarks/tables.py
 
+real: $(READY) ## pretrained models of others, into benchmarks/real (MODELS="smollm2 gemma3 minilm")
+	$(BIN)/python benchmarks/real_models.py $(MODELS)
+
 # Without isolation: the pinned hatchling builds, and nothing is downloaded.
 wheel: $(READY) ## dist/ilcp-*.whl
 	rm -rf dist
@@ -83,5 +86,5 @@ $(READY): pyproject.toml constraints.txt
 $(READY_4): pyproject.toml constraints-4.txt
 	$(PYTHON) -m venv $(VENV_4)
 	$(BIN_4)/python -m pip install --quiet --disable-pip-version-check -c constraints-4.txt \
-	    -e '.[train]' hypothesis msgpack pytest
+	    -e '.[gguf,train]' hypothesis msgpack pytest
 	@touch $@

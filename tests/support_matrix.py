@@ -31,6 +31,9 @@ Written by `make support` from the outcomes of `tests/test_families.py`, on tiny
 Gemma 2 scales its embeddings inside its embedding module from transformers 5 on, and behind it before: a codec that was
 trained for a gemma2 receiver under one is refused under the other, by its identity.
 
+A model can come from a GGUF file too, of an architecture that transformers reads (`ilcp[gguf]`). Its tokenizer is
+rebuilt from the file, differently by transformers 5 and 4: a codec trained under one may be refused under the other.
+
 Another decoder is admitted if embeddings and ids of a few tokens give it the same logits, and refused by name if not;
 encoder-decoders and recurrent (state-space) models are refused as receivers. See `ilcp/models/support.py`.
 """

@@ -29,10 +29,12 @@ __all__ = [
 EMBEDDED = "embedded"
 
 SenderOption = Annotated[
-    str | None, typer.Option(help="The sender: a folder or hub id; without it, the one that the codec names.")
+    str | None,
+    typer.Option(help="The sender: folder, hub id or GGUF file; without it, the one that the codec names."),
 ]
 ReceiverOption = Annotated[
-    str | None, typer.Option(help="The receiver: a folder or hub id; without it, the one that the codec names.")
+    str | None,
+    typer.Option(help="The receiver: folder, hub id or GGUF file; without it, the one that the codec names."),
 ]
 DeviceOption = Annotated[str, typer.Option(help="That the models compute on: cpu, cuda, cuda:1 ...")]
 

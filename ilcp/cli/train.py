@@ -11,8 +11,8 @@ __all__ = ["train"]
 
 
 def train(
-    sender: Annotated[str | None, typer.Option(help="The sender: a folder, or a hub id.")] = None,
-    receiver: Annotated[str | None, typer.Option(help="The receiver: a folder, or a hub id.")] = None,
+    sender: Annotated[str | None, typer.Option(help="The sender: a folder, a hub id, or a GGUF file.")] = None,
+    receiver: Annotated[str | None, typer.Option(help="The receiver: a folder, a hub id, or a GGUF file.")] = None,
     data: Annotated[
         Path | None,
         typer.Option(help="JSONL of cases: context with question and answer, with continuation, or chat messages."),

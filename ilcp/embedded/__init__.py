@@ -57,8 +57,8 @@ def load_pair(
 
     Args:
         codec: a folder written by ``ilcp.save``, or a hub id; None for the embedded codec.
-        sender, receiver: folders or hub ids of the models; None for those that the codec was trained with by
-            ``ilcp train``, or else for the embedded ones. A receiver that was adapted gets its adapter.
+        sender, receiver: folders, hub ids or GGUF files of the models; None for those that the codec was trained with
+            by ``ilcp train``, or else for the embedded ones. A receiver that was adapted gets its adapter.
         key: 16 to 64 bytes, or an ``ilcp.KeyRing``; messages are then sealed (127 bytes) and bare ones refused.
         replay: lets the receiver decode each sealed message once; needs a key.
         allow_unmeasured: takes a codec whose content gain was not measured, or is not above zero, or is damaged.

@@ -114,8 +114,10 @@ def _tokenizer_digest(tokenizer: Any) -> bytes:
 
 def _cache_key(model: nn.Module, tensors: dict[str, Tensor]) -> str | None:
     path = str(getattr(getattr(model, "config", None), "_name_or_path", None) or "")
-    folder = Path(path)
-    files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]) if path and folder.is_dir() else []
+    place = Path(path)
+    files = [place] if place.is_file() else []  # a GGUF
+    if path and place.is_dir():
+        files = sorted([*place.glob("*.safetensors"), *place.glob("*.bin")])
     if not files:
         return None
     stats = [f"{file.resolve()} {file.stat().st_size} {file.stat().st_mtime_ns}".encode() for file in files]

@@ -1,9 +1,17 @@
-"""Loads models and tokenizers from a folder or a hub."""
+"""Loads models and tokenizers from a folder, a hub or a GGUF file."""
 
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from ilcp.errors import ConfigError
+from tokenizers import Tokenizer
+
+from ilcp.errors import ConfigError, IlcpError, MissingExtraError
+from ilcp.models.sources import gguf_file, in_folder
 from ilcp.nn.device import usable_device
 
 __all__ = ["DTYPES", "load_model"]
@@ -14,53 +22,130 @@ DTYPES = ("float32", "bfloat16", "float16")
 def load_model(
     source: str | Path, *, dtype: str = "float32", device: Any = "cpu", encoder: bool = False
 ) -> tuple[Any, Any]:
-    """Returns a model in evaluation mode and its tokenizer; a folder is read without asking any server.
+    """Returns a model in evaluation mode and its tokenizer; folders and files are read without asking any server.
+
+    A GGUF file is a decoder with its tokenizer and chat template; what lies beside it is not read. Its weights are
+    unpacked, so that the model can be trained on, saved, and is identified like the folder that it is saved to.
 
     Args:
-        source: a folder written by ``save_pretrained``, or a model's id on the hub. No code from it is run.
+        source: a folder written by ``save_pretrained``, a model's id on the hub, or a GGUF file
+            (``path/to/model.gguf``, ``folder:file.gguf``, ``owner/name:file.gguf``). No code from it is run.
         dtype: of the weights in memory; it is part of the model's identity.
         encoder: also takes models that are no causal language models (a sender needs hidden states only).
 
     Raises:
-        ConfigError: there is no such model, no tokenizer beside it, or no such device; or the dtype is unknown.
+        ConfigError: there is no such model, no tokenizer with it, or no such device; or the dtype is unknown.
+        MissingExtraError: a GGUF file is given, and what reads it is not installed.
     """
-    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-    from transformers.utils import logging
-
     if dtype not in DTYPES:
         raise ConfigError(f"expected a dtype of {', '.join(DTYPES)}, got {dtype!r}")
     device = usable_device(str(device))
-    local = _local(source)
-    bars = logging.is_progress_bar_enabled()
-    if local:
-        logging.disable_progress_bar()  # a bar for a load of a few milliseconds is noise
-    try:
-        config = AutoConfig.from_pretrained(str(source), local_files_only=local)
+    file = gguf_file(source)
+    if file is not None:
+        model, tokenizer = _from_gguf(file, dtype)
+    else:
+        model, tokenizer = _from_folder(str(source), dtype, encoder, local=in_folder(source))
+    return model.to(device).eval(), tokenizer
+
+
+def _from_folder(source: str, dtype: str, encoder: bool, *, local: bool) -> tuple[Any, Any]:
+    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    here: dict[str, Any] = dict(local_files_only=local, trust_remote_code=False)  # False: not even asked for
+    with _quiet(local), _refusing(f"a language model in {source}"):
+        config = AutoConfig.from_pretrained(source, **here)
         causal = bool(set(config.architectures or ()) & set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()))
         kind = AutoModel if encoder and not causal else AutoModelForCausalLM
-        model = kind.from_pretrained(str(source), local_files_only=local, dtype=dtype).to(device)
-    except Exception as error:  # transformers, hub and safetensors raise many kinds, all of which mean this
-        raise ConfigError(f"expected a language model in {source}, got: {error}") from error
+        model = kind.from_pretrained(source, dtype=dtype, **here)
+    with _refusing(f"the model's tokenizer beside it in {source}", "; save it there with save_pretrained"):
+        return model, AutoTokenizer.from_pretrained(source, **here)
+
+
+def _from_gguf(file: Path, dtype: str) -> tuple[Any, Any]:
+    """Loads a model and the tokenizer that its file describes."""
+    from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+    for package in ("gguf", "accelerate"):
+        if find_spec(package) is None:
+            raise MissingExtraError.of(package, "to read a GGUF file", "gguf")
+    with _alone(file) as name, _quiet():
+        with _refusing(f"a whole GGUF file of an architecture that transformers reads, {file}"):
+            config = AutoConfig.from_pretrained(**name)
+            model, loaded = AutoModelForCausalLM.from_pretrained(
+                **name, config=config, dtype=dtype, output_loading_info=True, **_unpacked()
+            )
+        if loaded["missing_keys"]:  # transformers would draw them by chance
+            lacking = sorted(loaded["missing_keys"])
+            raise ConfigError(
+                f"expected every weight of {type(model).__name__} in {file}, got none for {len(lacking)} of them, "
+                f"such as {lacking[0]}: if the model is split into several files, merge them"
+            )
+        with _refusing(f"a tokenizer in the GGUF file {file}"):
+            # Not AutoTokenizer, which parses the file once more for the same tokenizer in a class of the family's own.
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(**name)
+            if not isinstance(tokenizer.chat_template, str | None):
+                raise ConfigError(f"expected a text as chat template in {file}, got {tokenizer.chat_template!r}")
+            _drop_tokens_from(model.get_input_embeddings().num_embeddings, tokenizer)
+            for token in ("bos_token", "eos_token", "unk_token", "pad_token"):  # transformers 4 mixes them up
+                known = getattr(config, f"{token}_id", None)
+                if known is not None and known != getattr(tokenizer, f"{token}_id"):
+                    setattr(tokenizer, token, tokenizer.convert_ids_to_tokens(known))
+    # transformers calls the model quantised still, and would not save it.
+    model.is_quantized, model.hf_quantizer = False, None
+    vars(model).pop("quantization_method", None)
+    vars(model.config).pop("quantization_config", None)
+    model.name_or_path = model.config._name_or_path = tokenizer.name_or_path = str(file)
+    return model, tokenizer
+
+
+def _drop_tokens_from(first: int, tokenizer: Any) -> None:
+    """Drops the added tokens from id ``first`` on: transformers adds GPT-2's own to every vocabulary of its kind."""
+    if len(tokenizer) > first:
+        record = json.loads(tokenizer.backend_tokenizer.to_str())
+        record["added_tokens"] = [token for token in record["added_tokens"] if token["id"] < first]
+        tokenizer._tokenizer = Tokenizer.from_str(json.dumps(record))
+
+
+@contextmanager
+def _alone(file: Path) -> Iterator[dict[str, Any]]:
+    """Gives the file as transformers takes it, in a folder of its own: configurations beside it would go before it."""
+    with TemporaryDirectory(prefix="ilcp-gguf-") as folder:
+        (Path(folder) / "model.gguf").symlink_to(file.resolve())
+        yield dict(pretrained_model_name_or_path=folder, gguf_file="model.gguf", local_files_only=True)
+
+
+def _unpacked() -> dict[str, Any]:
+    """Has transformers 5 unpack the weights rather than compute with kernels fetched from a hub; 4 always does."""
+    try:
+        from transformers import GgufConfig
+    except ImportError:
+        return {}
+    return {"quantization_config": GgufConfig(dequantize=True)}
+
+
+@contextmanager
+def _quiet(local: bool = True) -> Iterator[None]:
+    """Silences transformers' bars: one for a load of a few milliseconds is noise."""
+    from transformers.utils import logging
+
+    bars = local and logging.is_progress_bar_enabled()
+    if bars:
+        logging.disable_progress_bar()
+    try:
+        yield
     finally:
         if bars:
             logging.enable_progress_bar()
+
+
+@contextmanager
+def _refusing(expected: str, advice: str = "") -> Iterator[None]:
+    """Turns what transformers, the hub and safetensors raise, which is of many kinds, into the one that it means."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(source), local_files_only=local)
+        yield
+    except IlcpError:
+        raise
     except Exception as error:
-        raise ConfigError(
-            f"expected the model's tokenizer beside it in {source}, got: {error}; save it there with save_pretrained"
-        ) from error
-    return model.eval(), tokenizer
-
-
-def _local(source: str | Path) -> bool:
-    """Says whether the source is a folder (not a hub id), and refuses what can be neither."""
-    if Path(source).is_dir():
-        if not (Path(source) / "config.json").is_file():
-            raise ConfigError(f"expected a model's folder with a config.json, got {source}: no such file")
-        return True
-    parts = str(source).split("/")
-    if isinstance(source, Path) or len(parts) > 2 or not all(part.strip(".") for part in parts):
-        raise ConfigError(f"expected a model's folder with a config.json, got {source}: no such file")
-    return False
+        said = f"{type(error).__name__}: {error}"  # of a KeyError, the text alone says nothing
+        raise ConfigError(f"expected {expected}, got {said}{advice}") from error

@@ -2,7 +2,7 @@
 
 A recipe is a TOML file of it; every key has the name of a field below::
 
-    sender = "path or hub id"
+    sender = "path or hub id"        # or a GGUF file: see load_model
     receiver = "path or hub id"
     data = "cases.jsonl"            # or a table [self_study]
     out = "my-codec"
@@ -147,8 +147,8 @@ def read_config(recipe: Path | None = None, **changes: Any) -> TrainingConfig:
     for name in ("sender", "receiver"):
         if not isinstance(record[name], str | Path):
             raise ConfigError(
-                f"expected {name} as a folder or a hub id, got {type(record[name]).__name__}: save it with "
-                "save_pretrained, and name the folder"
+                f"expected {name} as a folder, a hub id or a GGUF file, got {type(record[name]).__name__}: save it "
+                "with save_pretrained, and name the folder"
             )
     models = {name: str(record[name]) for name in ("sender", "receiver")}
     return read_record(TrainingConfig, record | models, where)
