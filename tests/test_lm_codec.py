@@ -14,7 +14,8 @@ from ilcp.embedded import HERE
 from ilcp.errors import ConfigError, DecodeError, EncodeError, IdentityError, StorageError
 from ilcp.models.loading import load_model
 from ilcp.tasks import case_files
-from ilcp_codecs.text import LmCodec, ZstdCodec, lm, range_code
+from ilcp_codecs import range_code
+from ilcp_codecs.text import LmCodec, ZstdCodec, lm
 from tests.helpers import make_model, make_tokenizer, text_of
 
 DOSSIERS = [case.context for case in case_files("test", 7, 2)]

@@ -19,7 +19,7 @@ import constriction  # type: ignore[import-untyped]
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Path", "Probabilities", "Source", "decided", "payload_of", "walk"]
+__all__ = ["Path", "Probabilities", "Source", "decided", "payload_of", "walk", "whole_payload"]
 
 WORD_BYTES = 4  # constriction's words are uint32, the most significant first
 PIN_SYMBOLS = 1 << 16  # the first of so many even ones, three times over, narrows an interval to its lower edge
@@ -68,18 +68,26 @@ def walk(symbols: Iterable[int], source: Source, budget_bits: float) -> Path:
 
 def payload_of(path: Path, count: int, limit: int) -> bytes:
     """Returns the shortest payload that decides the first ``count`` symbols, no more; empty beyond ``limit`` bytes."""
-    encoder = constriction.stream.queue.RangeEncoder()
-    for symbol, step in zip(path.symbols[:count], path.steps, strict=False):
-        encoder.encode(symbol, step.table)
-    encoder.encode(path.steps[count].edge, path.steps[count].table)
-    encoder.encode(np.zeros(3, dtype=np.int32), constriction.stream.model.Uniform(PIN_SYMBOLS))
-    edge: bytes = encoder.get_compressed().astype(">u4").tobytes()
+    edge = _edge(path, count)
     shortest = max(1, int(path.bits[count] / 8))
     for size in range(shortest, min(limit, shortest + SEARCH_BYTES) + 1):
         payload = edge[:size].ljust(size, b"\0")  # zeros are what is left out where the edge has fewer bytes
         if _decides(payload, path, count):
             return payload
     return b""
+
+
+def whole_payload(path: Path) -> bytes:
+    """Returns the shortest payload that decides all symbols, and perhaps some behind them.
+
+    Any prefix of it decides the first of them, and nothing else: what it leaves open may still become the whole.
+    """
+    payload = _edge(path, len(path.symbols))
+    shortest = max(1, int(path.bits[-1] / 8))
+    for size in range(shortest, shortest + SEARCH_BYTES):
+        if _begins(_Decoder(payload[:size].ljust(size, b"\0")), path, len(path.symbols)):
+            return payload[:size].ljust(size, b"\0")
+    return payload
 
 
 def decided(payload: bytes, source: Source) -> list[int]:
@@ -114,12 +122,25 @@ class _Decoder:
         return int(lowest) if lowest == highest else None
 
 
+def _edge(path: Path, count: int) -> bytes:
+    """Returns the code of the edge at which what follows the first ``count`` symbols is open."""
+    encoder = constriction.stream.queue.RangeEncoder()
+    for symbol, step in zip(path.symbols[:count], path.steps, strict=False):
+        encoder.encode(symbol, step.table)
+    encoder.encode(path.steps[count].edge, path.steps[count].table)
+    encoder.encode(np.zeros(3, dtype=np.int32), constriction.stream.model.Uniform(PIN_SYMBOLS))
+    edge: bytes = encoder.get_compressed().astype(">u4").tobytes()
+    return edge
+
+
+def _begins(decoder: "_Decoder", path: Path, count: int) -> bool:
+    steps = zip(path.symbols[:count], path.steps, strict=False)
+    return all(symbol == decoder.next(step.table) for symbol, step in steps)
+
+
 def _decides(payload: bytes, path: Path, count: int) -> bool:
     decoder = _Decoder(payload)
-    given = all(
-        symbol == decoder.next(step.table) for symbol, step in zip(path.symbols[:count], path.steps, strict=False)
-    )
-    return given and decoder.next(path.steps[count].table) is None
+    return _begins(decoder, path, count) and decoder.next(path.steps[count].table) is None
 
 
 def _step(probabilities: Probabilities) -> _Step:

@@ -148,11 +148,13 @@ class _Inputs:
         return self.across(payloads[shift:] + payloads[:shift], self.literals if own_literals else None)
 
     def text(self, name: str, length: int) -> ArmInput:
-        """Sends each case by a text codec in at most ``length`` bytes."""
+        """Sends each case by a text codec in at most as many bytes as its own payload of that ``length`` has."""
         codec = self.texts[name]
         if name not in self._coded:  # all lengths in a row: a codec may remember the last text that it worked on
+            most = zip(*(map(len, self.payloads(size)) for size in self.lengths), strict=True)
             self._coded[name] = [
-                [codec.encode(Context(text=case.context), size) for size in self.lengths] for case in self.cases
+                [codec.encode(Context(text=case.context), size) for size in sizes]
+                for case, sizes in zip(self.cases, most, strict=True)
             ]
         return as_text(codec, [payloads[self.lengths.index(length)] for payloads in self._coded[name]])
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import track
 
-from ilcp.codec.protocols import Codec
+from ilcp.codec.protocols import Codec, is_trainable
 from ilcp.codec.registry import codec_class
 from ilcp.errors import ConfigError, DecodeError, EncodeError
 from ilcp.handoff import Receiver, Sender
@@ -27,6 +27,7 @@ from ilcp.tasks.cases import Case
 
 __all__ = ["equal_texts", "require_cases", "run"]
 
+LENGTHS = (10, 20, 40, 80)  # bytes: what a learned codec without prefixes is measured at
 MAX_LENGTH = 1000  # bytes: a codec without prefixes is measured at its own length up to here
 REPETITIONS = 60
 ASKED_IN_TURN = 4  # questions that eight receivers' calls ask of one message
@@ -56,7 +57,7 @@ def run(
         task: its name, for the report.
         seed: of the bootstrap and the random payloads.
         answers_end: false for continuations (one question per case, its text empty), whose answers go on.
-        lengths: payload bytes to measure; None for the codec's own prefixes.
+        lengths: payload bytes to measure; None for the codec's own prefixes, or the usual ones where it has none.
         texts: name -> text codec, each an arm at every length; None for ``equal_texts(sender)``.
         arms: the names of those to measure (see ``ilcp.measure.arms``); None for all.
         hops: how many times a message is handed on, forwarded and re-encoded (0: not measured; needs ``Case.rewrite``).
@@ -198,7 +199,8 @@ def _require_ends(sender: object, receiver: object) -> None:
 
 def _lengths(sender: Sender, lengths: Sequence[int] | None) -> list[int]:
     spec = sender.codec.spec
-    wanted = lengths or spec.prefixes or [min(spec.payload_bytes, MAX_LENGTH)]
+    some = [length for length in LENGTHS if length <= spec.payload_bytes] if is_trainable(sender.codec) else []
+    wanted = lengths or spec.prefixes or some or [min(spec.payload_bytes, MAX_LENGTH)]
     return sorted({spec.length(length) for length in wanted}, reverse=True)
 
 

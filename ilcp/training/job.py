@@ -65,6 +65,7 @@ TEXTS = ("head", "tail", "zstd")  # an LM codes text in minutes per case where t
 KEPT, STUDY, STATES = "plan.json", "self-study.jsonl", "states"  # in the run's folder, named as ever
 CHECKPOINTS = (CHECKPOINT, f"{FOLDER}/{CHECKPOINT}")  # of the codec, and of the receiver's first stage
 HALVED = "in bfloat16"
+USUAL = ("facts", "vae")  # codecs for questions that come again, and for anything else
 GIGA = 1e9
 
 
@@ -168,12 +169,19 @@ def _method(config: TrainingConfig, cases: Sequence[Case]) -> Any:
     Raises:
         ConfigError: there is none of that name, it does not learn, or has no such setting.
     """
-    name = config.codec.get("name", "facts" if topics_of(cases) else "vae")
+    name = config.codec.get("name") or _usual(config, cases)
     method = codec_class(name)
     if not is_trainable(method):
         raise ConfigError(f"expected a codec that learns, got {name!r}, which has nothing to train: use it as it is")
     refuse_unknown(_settings(config), method.settings(), "[codec]")
     return method
+
+
+def _usual(config: TrainingConfig, cases: Sequence[Case]) -> str:
+    """Returns the name of the codec for such cases, or of the one that has the settings of a recipe without a name."""
+    fit = [name for name in USUAL if _settings(config).keys() <= set(codec_class(name).settings())]  # type: ignore[attr-defined]
+    learned = "facts" if topics_of(cases) else "vae"
+    return learned if learned in fit or not fit else fit[0]
 
 
 def _learns_facts(method: Any) -> bool:

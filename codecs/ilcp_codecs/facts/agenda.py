@@ -12,6 +12,7 @@ independent chances take 34. A length is coded by how long the values of its top
 each.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -72,20 +73,13 @@ class Agenda:
         return self.whole_dims + length * self.token_dims
 
     def encode(self, code: Code, payload_bytes: int) -> bytes:
-        """Returns the payload: at most ``payload_bytes``, and shorter where everything fits."""
+        """Returns the payload: at most ``payload_bytes``, shorter where everything fits, and a prefix of any longer."""
         said = np.zeros(len(self.order), dtype=bool)
         said[list(code.topics)] = True
         symbols = [int(said[topic]) for topic in self.order]
         symbols += [length - 1 for length in code.lengths]
         symbols += [int(code.bits[fact][bit] > 0) for fact, bit in self._turns(code.lengths)]
-        path = range_code.walk(symbols, _Source(self), 8 * payload_bytes)
-        for count in range(len(path.symbols), -1, -1):
-            payload = (
-                range_code.payload_of(path, count, payload_bytes) if path.bits[count] <= 8 * payload_bytes else b""
-            )
-            if payload:
-                return payload
-        return b"\0"  # not even the first topic fits
+        return range_code.whole_payload(range_code.walk(symbols, _Source(self), math.inf))[:payload_bytes]
 
     def decode(self, payload: bytes) -> Code:
         """Returns what a payload says; a length that it does not decide is the topic's likeliest."""
