@@ -25,6 +25,7 @@ from ilcp.training.log import Log, draw_curve, read_log
 from ilcp.training.loop import CHECKPOINT
 from ilcp.training.objective import Objective
 from ilcp.training.packed import text_logits
+from ilcp.training.precision import precision
 from ilcp.training.reader import Reader
 from ilcp.training.tuning import tuned
 from ilcp.training.validation import Validator
@@ -112,6 +113,9 @@ def test_the_best_reading_stays_and_a_stage_that_makes_it_no_better_ends(tmp_pat
     assert tuning_module.PATIENCE == brought["steps"] < 12
     assert same(start, models.adapted())
     assert brought["before"] == brought["after"]
+    again = make_blurred(noise=0.0)
+    tuned_in(tmp_path, again, reader_learning_rate=50.0, resume=True)
+    assert same(start, again.adapted())
 
 
 def test_a_stage_that_was_stopped_ends_with_the_same_weights(tmp_path, monkeypatch) -> None:
@@ -207,10 +211,11 @@ def test_targets_come_from_the_adapter_as_the_first_stage_left_it(halved: bool) 
             parameter.add_(0.05 * torch.randn_like(parameter))
     batch = Batcher(models, hyperparameters()).batch(cases(0, 8), random.Random(0))
     wanted = hyperparameters(kl_weight=1.0, adapter_after=0.0, bfloat16=halved)
-    with torch.no_grad():
+    device = models.receiver.device
+    with torch.no_grad(), precision(device, wanted):
         first = text_logits(models, batch.rows, batch.texts)[0]
     models = models.with_teacher()
-    with torch.no_grad():
+    with torch.no_grad(), precision(device, wanted):
         for parameter in models.adapted():
             parameter.add_(0.05 * torch.randn_like(parameter))
         moved = text_logits(models, batch.rows, batch.texts)[0]
