@@ -92,16 +92,16 @@ def test_any_payload_says_something(payload: bytes) -> None:
 
 
 @pytest.fixture(scope="module")
-def models() -> Any:
+def pair() -> Any:
     """The taught pair."""
     return make_models()
 
 
 @pytest.fixture(scope="module")
-def untaught(models) -> FactsNetwork:
+def untaught(pair) -> FactsNetwork:
     """A network of one topic that was found in cases."""
     torch.manual_seed(0)
-    return FactsCodec.untrained_for(models, TINY, told(cases(0, 40))).eval()
+    return FactsCodec.untrained_for(pair, TINY, told(cases(0, 40))).eval()
 
 
 def told(some: list[Case]) -> list[Case]:
@@ -122,26 +122,24 @@ class TestFacts(CodecContract):
         return FactsCodec.from_network(untaught, ANY, ANY)
 
     @pytest.fixture
-    def embedding_norm(self, models) -> float:
-        return embedding_norm(models.receiver)
-
-    models = None  # its shape comes of cases, too: ``untrained_for``
+    def embedding_norm(self, pair) -> float:
+        return embedding_norm(pair.receiver)
 
 
-def test_what_is_found_in_the_cases_is_what_it_spells_with(untaught, models) -> None:
+def test_what_is_found_in_the_cases_is_what_it_spells_with(untaught, pair) -> None:
     """Its topic and question are the cases'; every token of a value is a word, with the receiver's own embedding."""
     assert ("who",) == untaught.topics == untaught.config.topics
     assert ("Who?",) == untaught.config.questions
-    ids = set(value_tokens(models.receiver_tokenizer, "Mara")[0])
+    ids = set(value_tokens(pair.receiver_tokenizer, "Mara")[0])
     assert ids <= set(untaught.vocabulary.tolist())
-    own = models.receiver.get_input_embeddings().weight[untaught.vocabulary]
+    own = pair.receiver.get_input_embeddings().weight[untaught.vocabulary]
     assert torch.equal(own, untaught.speller.embeddings)
 
 
-def test_cases_without_topics_are_refused(models) -> None:
+def test_cases_without_topics_are_refused(pair) -> None:
     """The text says what to do."""
     with pytest.raises(ConfigError, match="give each question a topic, or train another codec"):
-        FactsCodec.untrained_for(models, TINY, cases(0, 40))
+        FactsCodec.untrained_for(pair, TINY, cases(0, 40))
 
 
 def test_a_value_is_pointed_at_wherever_it_stands() -> None:

@@ -25,8 +25,7 @@ from rich.console import Console
 from safetensors import SafetensorError
 
 from ilcp.codec.folder import ADAPTER, CONFIG, load, save
-from ilcp.codec.protocols import Codec, is_trainable
-from ilcp.codec.registry import codec_class
+from ilcp.codec.protocols import Codec
 from ilcp.errors import ConfigError, StorageError
 from ilcp.files import write_whole
 from ilcp.handoff import Receiver, Sender
@@ -37,14 +36,13 @@ from ilcp.models.fingerprint import identify
 from ilcp.models.loading import load_model
 from ilcp.models.support import require_receiver, require_sender
 from ilcp.nn.distributed import all_reduce, any_rank, init_device, is_main, same_everywhere, world
-from ilcp.records import refuse_unknown
 from ilcp.tasks.cases import Case, read_jsonl
 from ilcp.training.batch import Models, frozen, misfit, require_fitting
 from ilcp.training.card import write_card
+from ilcp.training.choice import chosen, learns_facts, untrained
 from ilcp.training.config import TrainingConfig, read_config
 from ilcp.training.data import Shuffled, Split, merged, split
 from ilcp.training.estimate import estimate
-from ilcp.training.facts import topics_of
 from ilcp.training.hyperparameters import Hyperparameters, renamed
 from ilcp.training.lesson import learn_facts
 from ilcp.training.log import CURVE, LOG, Log, flat
@@ -65,7 +63,6 @@ TEXTS = ("head", "tail", "zstd")  # an LM codes text in minutes per case where t
 KEPT, STUDY, STATES = "plan.json", "self-study.jsonl", "states"  # in the run's folder, named as ever
 CHECKPOINTS = (CHECKPOINT, f"{FOLDER}/{CHECKPOINT}")  # of the codec, and of the receiver's first stage
 HALVED = "in bfloat16"
-USUAL = ("facts", "vae")  # codecs for questions that come again, and for anything else
 GIGA = 1e9
 
 
@@ -113,7 +110,7 @@ def train_codec(config: TrainingConfig, *, resume: bool = False) -> Codec:
     """
     _refuse_taken(config, resume)
     given = None if config.data is None else _read(config)  # before the models: they load longer
-    method = _method(config, given or ())
+    method = chosen(config, given or ())
     device = init_device(config.device)
     models = _models(config, device)
     try:
@@ -126,9 +123,10 @@ def train_codec(config: TrainingConfig, *, resume: bool = False) -> Codec:
     )
     halved = _same_config(config, identities, device)
     cases = _written(config, models) if given is None else given
-    hyperparameters = replace(config.hyperparameters(_answers_end(cases), facts=_learns_facts(method)), bfloat16=halved)
+    hyperparameters = replace(config.hyperparameters(_answers_end(cases), facts=learns_facts(method)), bfloat16=halved)
     job = _Job(config, hyperparameters, models, _fitting(config, models, cases, hyperparameters))
-    network = _untrained(method, job).to(device)
+    torch.manual_seed(config.seed)
+    network = untrained(method, config, models, job.cases.training).to(device)
     if isinstance(network, FactNetwork):
         job = replace(job, hyperparameters=replace(hyperparameters, topics=network.topics))
     result = _train(job, network, resume)
@@ -161,49 +159,6 @@ def _read(config: TrainingConfig) -> list[Case]:
     """Reads the cases; a question that names no topic gets that of those which ask the same."""
     assert config.data is not None
     return with_topics(merged(read_jsonl(config.data)))
-
-
-def _method(config: TrainingConfig, cases: Sequence[Case]) -> Any:
-    """Returns the class of the codec: by name, or else the one for such cases.
-
-    Raises:
-        ConfigError: there is none of that name, it does not learn, or has no such setting.
-    """
-    name = config.codec.get("name") or _usual(config, cases)
-    method = codec_class(name)
-    if not is_trainable(method):
-        raise ConfigError(f"expected a codec that learns, got {name!r}, which has nothing to train: use it as it is")
-    refuse_unknown(_settings(config), method.settings(), "[codec]")
-    return method
-
-
-def _usual(config: TrainingConfig, cases: Sequence[Case]) -> str:
-    """Returns the name of the codec for such cases, or of the one that has the settings of a recipe without a name."""
-    fit = [name for name in USUAL if _settings(config).keys() <= set(codec_class(name).settings())]  # type: ignore[attr-defined]
-    learned = "facts" if topics_of(cases) else "vae"
-    return learned if learned in fit or not fit else fit[0]
-
-
-def _learns_facts(method: Any) -> bool:
-    return hasattr(method, "untrained_for")
-
-
-def _untrained(method: Any, job: _Job) -> Any:
-    """Returns the network before it is trained.
-
-    Raises:
-        ConfigError: the settings contradict each other, the models or the cases.
-    """
-    models, settings = job.models, _settings(job.config)
-    torch.manual_seed(job.config.seed)
-    if _learns_facts(method):
-        return method.untrained_for(models, settings, job.cases.training)
-    return method.untrained(models.sender, models.receiver, settings)
-
-
-def _settings(config: TrainingConfig) -> dict[str, Any]:
-    settings = {name: value for name, value in config.codec.items() if name != "name"}
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}
 
 
 def _models(config: TrainingConfig, device: torch.device) -> Models:
@@ -298,7 +253,7 @@ def _train(job: _Job, network: Any, resume: bool) -> Result:
     need = estimate(models, network, store, texts, config.work, job.hyperparameters) if is_main() else None
     _say(str(need))
     reader = Reader(models, network.layers, job.hyperparameters, store)
-    lengths = [len(models.sender_tokenizer(case.context, verbose=False).input_ids) for case in cases.training]
+    lengths = [len(case.context) for case in cases.training]  # tokens tell too much: they made batches alike in answers
     source = Shuffled(cases.training, lengths, config.seed)
     validator = _teacher(job, source, reader, resume)  # before the sender reads everything
     if not (config.work / CHECKPOINT).exists():
