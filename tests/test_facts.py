@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -120,6 +120,12 @@ class TestFacts(CodecContract):
     @pytest.fixture
     def codec(self, untaught) -> FactsCodec:
         return FactsCodec.from_network(untaught, ANY, ANY)
+
+    shape: ClassVar[Any] = {**TINY, "topics": ("a", "b"), "questions": ("A?", "B?"), "words": 40}
+
+    @pytest.fixture
+    def models(self, pair) -> tuple[Any, Any]:
+        return pair.sender, pair.receiver
 
     @pytest.fixture
     def embedding_norm(self, pair) -> float:

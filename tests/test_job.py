@@ -32,6 +32,7 @@ from tests.taught import cases, make_models, save_models, write_cases
 RECIPE = """
 seed = 3
 [codec]
+name = "vae"
 slots = 4
 dims = 16
 prefixes = [4, 8]

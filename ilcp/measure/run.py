@@ -75,16 +75,19 @@ def run(
     require_cases(cases, receiver)
     lengths = _lengths(sender, lengths)
     texts = equal_texts(sender) if texts is None else texts
-    specs = [*arm_specs(sender, receiver, cases, lengths=lengths, texts=texts, seed=seed)]
-    if hops:
-        specs += hop_specs(sender, receiver, cases, length=lengths[0], texts=texts, hops=hops)
-    specs += verified_specs(sender, receiver, cases, budgets=budgets, lengths=lengths, texts=texts)
+    ends = sender, receiver, cases
+    specs = [*arm_specs(*ends, lengths=lengths, texts=texts, seed=seed)]
+    specs += hop_specs(*ends, length=lengths[0], texts=texts, hops=hops) if hops else ()
+    specs += verified_specs(*ends, budgets=budgets, lengths=lengths, texts=texts)
     specs = _chosen(specs, arms)
     draft = unfinished(keep)
     report = resumed(_empty(sender, cases, task, seed, answers_end), draft)
     report = _asked(report, specs, Scorer(receiver, cases, answers_end=answers_end), draft, progress)
-    if repetitions and report.cost is None:
-        report = _priced(report, sender, receiver, cases, repetitions, progress)
+    return _finished(_priced(report, *ends, repetitions, progress), keep, draft)
+
+
+def _finished(report: Report, keep: Path | None, draft: Path | None) -> Report:
+    """Keeps the whole report, in the place of its draft."""
     report = replace(report, complete=True)
     save_report(report, keep)
     if draft is not None and draft != keep:
@@ -113,7 +116,12 @@ def _asked(report: Report, specs: Sequence[ArmSpec], scorer: Scorer, draft: Path
 def _priced(
     report: Report, sender: Sender, receiver: Receiver, cases: Sequence[Case], repetitions: int, progress: bool
 ) -> Report:
-    """Adds the times, and whether one message serves many calls; both ask questions of the task."""
+    """Adds the times, and whether one message serves many calls; both ask questions of the task.
+
+    What is there already, or not wanted (no repetitions), is left as it is.
+    """
+    if not repetitions or report.cost is not None:
+        return report
     contexts = [case.context for case in cases]
     questions = list(dict.fromkeys(question.text for case in cases for question in case.questions if question.text))
     if len(questions) < 2:

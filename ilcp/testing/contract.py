@@ -31,6 +31,8 @@ from ilcp.codec.spec import CodecSpec, Trained
 from ilcp.errors import ConfigError, DecodeError, EncodeError
 from ilcp.identity import ANY
 from ilcp.testing.strategies import contexts, payloads_of
+from ilcp.training.facts import Told
+from ilcp.training.objective import FactNetwork
 
 __all__ = ["CodecContract"]
 
@@ -47,7 +49,8 @@ class CodecContract:
     - ``context``: a context that it encodes. By default a short text, and for a codec of states random ones of
       ``sender_hidden``, the width.
     - ``embedding_norm``: the mean norm of the receiver's embeddings, for a codec whose memory is vectors.
-    - ``models``: a sender and a receiver, for a codec that learns.
+    - ``models``: a sender and a receiver, for a codec that learns, and ``shape``: what ``untrained`` has to be told
+      beside them, for a network that has no shape of its own.
 
     ``examples`` is how many inputs each property is tried on.
     """
@@ -56,6 +59,7 @@ class CodecContract:
     context: ClassVar[Any] = None
     embedding_norm: ClassVar[Any] = None
     models: ClassVar[Any] = None
+    shape: ClassVar[Any] = None
     sender_hidden: ClassVar[int] = 0
     examples: ClassVar[int] = 50
 
@@ -205,17 +209,17 @@ class CodecContract:
         if models is None:
             pytest.skip("no models are given to make a network for")
         sender, receiver = models
-        network = type(tested).untrained(sender, receiver, {})
+        network = type(tested).untrained(sender, receiver, self._given(request, "shape") or {})
         batch, layers = 3, len(network.layers)
         states = torch.randn(batch, layers, TOKENS, sender.config.hidden_size)
         network.calibrate(states, torch.ones(batch, TOKENS), receiver.get_input_embeddings().weight[:64].unsqueeze(1))
-        memory, rate_bits = network.train()(states, torch.ones(batch, TOKENS))
-        _check_training(network, memory, rate_bits, batch, receiver.get_input_embeddings().embedding_dim)
+        memory = _check_training(network, states, receiver.get_input_embeddings().embedding_dim)
         network.round_to_half()
         made = type(tested).from_network(network, ANY, ANY)
         assert isinstance(made, Codec)
         assert tuple(made.layers) == tuple(network.layers)
-        assert memory.shape[1:] == getattr(made.decode(made.encode(Context(states=states[0]))), "shape", None)
+        whole = getattr(made.decode(made.encode(Context(states=states[0]))), "shape", None)
+        assert not isinstance(memory, Tensor) or memory.shape[1:] == whole
 
     def _given(self, request: pytest.FixtureRequest, name: str) -> Any:
         """Returns what the class, or a fixture of that name, says; None where neither does."""
@@ -240,11 +244,19 @@ def _is_fixture(value: Any) -> bool:
     return type(value).__name__ == "FixtureFunctionDefinition" or hasattr(value, "_pytestfixturefunction")
 
 
-def _check_training(network: Any, memory: Tensor, rate_bits: Tensor, batch: int, hidden: int) -> None:
-    """Checks the shapes of a training step, and that its gradient reaches the network."""
-    assert (batch, hidden) == (memory.shape[0], memory.shape[2])
+def _check_training(network: Any, states: Tensor, hidden: int) -> Any:
+    """Checks the shapes of a training step, and that its gradient reaches the network; returns the memory."""
+    batch, mask = len(states), torch.ones(len(states), TOKENS)
+    memory, rate_bits = network.train()(states, mask)
+    assert [hidden] * batch == [one.shape[1] for one in memory]
     assert (batch,) == rate_bits.shape
-    (memory * torch.randn_like(memory)).sum().backward()
+    learned = torch.stack([(one * torch.randn_like(one)).sum() for one in memory]).sum()
+    if isinstance(network, FactNetwork):  # which may have nothing to say yet, and learns to by its lesson
+        learned = network.fact_losses(states, mask, Told.of([()] * batch, network.places, TOKENS))["loss"]
+    learned.backward()
     assert any(p.grad is not None and bool(p.grad.abs().sum() > 0) for p in network.parameters())
     network.eval().requires_grad_(False)
-    assert (4, *memory.shape[1:]) == network.blank(4).shape
+    blank = network.blank(4)
+    assert [hidden] * 4 == [one.shape[1] for one in blank]
+    assert not isinstance(memory, Tensor) or memory.shape[1:] == blank.shape[1:]
+    return memory

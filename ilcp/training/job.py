@@ -48,6 +48,7 @@ from ilcp.training.lesson import learn_facts
 from ilcp.training.log import CURVE, LOG, Log, flat
 from ilcp.training.loop import CHECKPOINT, Result, fit
 from ilcp.training.objective import FactNetwork, calibrate
+from ilcp.training.phrasebook import kept_phrasebook
 from ilcp.training.precision import in_bfloat16
 from ilcp.training.reader import Reader, StateStore
 from ilcp.training.selfstudy import study
@@ -256,8 +257,12 @@ def _train(job: _Job, network: Any, resume: bool) -> Result:
     lengths = [len(case.context) for case in cases.training]  # tokens tell too much: they made batches alike in answers
     source = Shuffled(cases.training, lengths, config.seed)
     validator = _teacher(job, source, reader, resume)  # before the sender reads everything
+    phrasebook = None
+    if not isinstance(network, FactNetwork):
+        phrasebook = kept_phrasebook(models, source, job.hyperparameters, config.work)
     if not (config.work / CHECKPOINT).exists():
-        calibrate(network, models, (cases.training + cases.validation)[:CALIBRATION], job.hyperparameters)
+        few = (cases.training + cases.validation)[:CALIBRATION]
+        calibrate(network, models, few, job.hyperparameters, phrasebook)
         same_everywhere(network)
     store.fill(reader, texts)
     if isinstance(network, FactNetwork) and job.hyperparameters.facts_steps:
@@ -269,6 +274,7 @@ def _train(job: _Job, network: Any, resume: bool) -> Result:
         validator,
         _left(job),
         config.work,
+        phrasebook=phrasebook,
         store=store,
         resume=resume,
         tensorboard=config.tensorboard,

@@ -9,7 +9,8 @@ no sender and no codec takes part. It takes minutes, and it splits the codec's p
 what it can read, and the codec learns by regression to write that.
 """
 
-from collections.abc import Mapping, Sequence
+import random
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,14 +25,16 @@ from ilcp.errors import ConfigError, StorageError
 from ilcp.files import replacing
 from ilcp.models.forward import PADDING, embed
 from ilcp.models.prompt import answer_ids
-from ilcp.training.batch import Batch, Models, frozen
+from ilcp.tasks.cases import Case
+from ilcp.training.batch import Batch, Batcher, Models, frozen
 from ilcp.training.hyperparameters import Hyperparameters
 from ilcp.training.pace import Pace, seconds_text, voice
 from ilcp.training.packed import memory_logits
 from ilcp.training.precision import precision
 
-__all__ = ["Phrasebook", "write_phrasebook"]
+__all__ = ["Phrasebook", "kept_phrasebook", "write_phrasebook"]
 
+FILE, STEPS = "phrasebook.safetensors", 300  # of a run's own: where it lies, and how long it takes
 RATE = 0.4  # of Adam, in units of the RMS of the receiver's embeddings
 
 
@@ -82,6 +85,25 @@ class Phrasebook:
         if len(words) != len(vectors):
             raise StorageError(f"expected a phrasebook in {file}, got {len(words)} words and {len(vectors)} vectors")
         return cls({word: number for number, word in enumerate(words)}, vectors, places)
+
+
+def kept_phrasebook(
+    models: Models, source: Callable[[int, int], Sequence[Case]], hyperparameters: Hyperparameters, folder: Path
+) -> Phrasebook | None:
+    """Returns the phrasebook that a run's folder keeps, which is written first; None where no topic wants one.
+
+    Raises:
+        ConfigError, StorageError: as ``write_phrasebook``, ``Phrasebook.save`` and ``Phrasebook.load``.
+    """
+    wanted, file = hyperparameters, folder / FILE
+    if not (wanted.topics and (wanted.naming_steps or wanted.alignment_steps or wanted.alignment_weight)):
+        return None
+    if not file.exists():
+        batcher, n = Batcher(models, wanted), wanted.contexts
+        drawn = (random.Random(f"phrasebook {wanted.seed}/{step}") for step in range(STEPS))
+        batches = [batcher.batch(source(step * n, n), rng) for step, rng in enumerate(drawn)]
+        write_phrasebook(models, batches, wanted).save(file)
+    return Phrasebook.load(file)
 
 
 def write_phrasebook(

@@ -69,7 +69,8 @@ class FactsNetwork(nn.Module):
         self.norm_token = SyncedNorm(config.token_dims, affine=False)
         self.speller = Speller(config)
         self.register_buffer("vocabulary", torch.arange(config.words))  # ids of the receiver's tokens, ascending
-        self.register_buffer("tree", torch.zeros(4, topics, dtype=torch.int32))
+        tree = [torch.arange(topics), torch.full((topics,), -1), *torch.ones(2, topics)]  # any order, nothing is likely
+        self.register_buffer("tree", torch.stack([row.int() for row in tree]))
         self.values = torch.zeros(1, 1 + most, dtype=torch.long)  # topic and words of each fact to learn the code by
         self.register_buffer("spans", torch.ones(topics, most, dtype=torch.int32))
 
@@ -191,7 +192,9 @@ class FactsNetwork(nn.Module):
         losses = {
             "said": said,
             "pointing": -pointed.log().sum() / max(1, len(pointed)),
-            "length": F.binary_cross_entropy_with_logits(values.more, there.to(values.more)),
+            "length": _mean_of(
+                F.binary_cross_entropy_with_logits(values.more, there.to(values.more), reduction="none")
+            ),
             "hint": self._named(self.speller.named(hinted[known], choice), numbers[known], choice),
             "spelling": self._spelled(hinted, told.topics, lengths, numbers, choice),
             "code": self._spelled(self._exact(others), topics, (others >= 0).sum(1), others, choice),
@@ -218,7 +221,8 @@ class FactsNetwork(nn.Module):
         return self._named(self.speller(*z_hat, topics, lengths, choice)[known], numbers[known], choice)
 
     def _named(self, logits: Tensor, right: Tensor, choice: Tensor) -> Tensor:
-        return F.cross_entropy(logits.float(), torch.searchsorted(choice, right))
+        summed = F.cross_entropy(logits.float(), torch.searchsorted(choice, right), reduction="sum")
+        return summed / max(1, len(right))
 
     def _exact(self, numbers: Tensor) -> Tensor:
         """Returns the keys of words ``"facts places"``; zero where there is none."""
@@ -278,6 +282,11 @@ class FactsNetwork(nn.Module):
         nothing = self.speller.about[:0]
         ends = np.cumsum([0, *counts]).tolist()
         return [torch.cat([nothing, *facts[start:end]]) for start, end in pairwise(ends)]
+
+
+def _mean_of(losses: Tensor) -> Tensor:
+    """Returns the mean, 0 of nothing."""
+    return losses.sum() / max(1, losses.numel())
 
 
 def _sign(z: Tensor) -> Tensor:
