@@ -63,8 +63,7 @@ def run(
         hops: how many times a message is handed on, forwarded and re-encoded (0: not measured; needs ``Case.rewrite``).
         budgets: bytes on the wire for messages that the receiver reads back (see ``ilcp.measure.verified``).
         repetitions: of the time measurements (at least 50); 0 for none.
-        keep: a file for the report, which holds what was measured so far; a run that was interrupted goes on from it.
-            A finished report in its place stays until the new one is finished.
+        keep: a file for the report, from which an interrupted run goes on. A finished one stays until the new one is.
         progress: shows a bar on standard error.
 
     Raises:
@@ -73,17 +72,11 @@ def run(
     """
     _require_ends(sender, receiver)
     require_cases(cases, receiver)
-    lengths = _lengths(sender, lengths)
-    texts = equal_texts(sender) if texts is None else texts
-    ends = sender, receiver, cases
-    specs = [*arm_specs(*ends, lengths=lengths, texts=texts, seed=seed)]
-    specs += hop_specs(*ends, length=lengths[0], texts=texts, hops=hops) if hops else ()
-    specs += verified_specs(*ends, budgets=budgets, lengths=lengths, texts=texts)
-    specs = _chosen(specs, arms)
+    specs = _chosen(_specs(sender, receiver, cases, _lengths(sender, lengths), texts, seed, hops, budgets), arms)
     draft = unfinished(keep)
     report = resumed(_empty(sender, cases, task, seed, answers_end), draft)
     report = _asked(report, specs, Scorer(receiver, cases, answers_end=answers_end), draft, progress)
-    return _finished(_priced(report, *ends, repetitions, progress), keep, draft)
+    return _finished(_priced(report, sender, receiver, cases, repetitions, progress), keep, draft)
 
 
 def _finished(report: Report, keep: Path | None, draft: Path | None) -> Report:
@@ -93,6 +86,24 @@ def _finished(report: Report, keep: Path | None, draft: Path | None) -> Report:
     if draft is not None and draft != keep:
         draft.unlink(missing_ok=True)
     return report
+
+
+def _specs(
+    sender: Sender,
+    receiver: Receiver,
+    cases: Sequence[Case],
+    lengths: Sequence[int],
+    texts: Mapping[str, Codec] | None,
+    seed: int,
+    hops: int,
+    budgets: Collection[int],
+) -> list[ArmSpec]:
+    """Lists all arms that there are."""
+    texts = equal_texts(sender) if texts is None else texts
+    specs = [*arm_specs(sender, receiver, cases, lengths=lengths, texts=texts, seed=seed)]
+    if hops:
+        specs += hop_specs(sender, receiver, cases, length=lengths[0], texts=texts, hops=hops)
+    return [*specs, *verified_specs(sender, receiver, cases, budgets=budgets, lengths=lengths, texts=texts)]
 
 
 def _chosen(specs: Sequence[ArmSpec], arms: Collection[str] | None) -> list[ArmSpec]:
