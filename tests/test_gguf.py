@@ -122,7 +122,7 @@ def test_a_file_is_identified_like_the_folder_that_it_is_saved_to(
 ) -> None:
     """Saved and loaded again in the same dtype: the same identity, and no word of a quantisation."""
     model, tokenizer = load_model(f"{made.folder}:{kind}.gguf", dtype=dtype)
-    assert not model.is_quantized
+    assert not getattr(model, "is_quantized", False)
     assert not hasattr(model.config, "quantization_config")
     assert "packed" not in caplog.text  # transformers 5, where it computes with the file's blocks
     assert str(model.dtype) == f"torch.{dtype}"

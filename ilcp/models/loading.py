@@ -91,10 +91,6 @@ def _from_gguf(file: Path, dtype: str) -> tuple[Any, Any]:
                 known = getattr(config, f"{token}_id", None)
                 if known is not None and known != getattr(tokenizer, f"{token}_id"):
                     setattr(tokenizer, token, tokenizer.convert_ids_to_tokens(known))
-    # transformers calls the model quantised still, and would not save it.
-    model.is_quantized, model.hf_quantizer = False, None
-    vars(model).pop("quantization_method", None)
-    vars(model.config).pop("quantization_config", None)
     model.name_or_path = model.config._name_or_path = tokenizer.name_or_path = str(file)
     return model, tokenizer
 
@@ -116,7 +112,10 @@ def _alone(file: Path) -> Iterator[dict[str, Any]]:
 
 
 def _unpacked() -> dict[str, Any]:
-    """Has transformers 5 unpack the weights rather than compute with kernels fetched from a hub; 4 always does."""
+    """Has transformers 5 unpack the weights and forget that they were packed, as 4 always does.
+
+    It would otherwise call the model quantised, refuse to save it, and fetch kernels from a hub to compute with.
+    """
     try:
         from transformers import GgufConfig
     except ImportError:
