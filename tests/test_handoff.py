@@ -8,7 +8,7 @@ import torch
 import ilcp
 from ilcp import Memory, Message, Receiver, Sender, SoftPrompt, TextMemory
 from ilcp.errors import AuthenticationError, ConfigError, DecodeError, EncodeError, ExpiredError, IdentityError
-from ilcp.handoff.passes import Limits, passes, sequences
+from ilcp.handoff.passes import Limits, packed, passes, sequences
 from ilcp.message import Seal
 from ilcp.models.forward import answer_logits, answer_scores, embed, has_room, require_room
 from ilcp.models.prompt import MEMORY_HERE, answer_ids, layout, pieces, text_ids
@@ -334,11 +334,13 @@ def test_a_memory_is_read_once_for_all_questions_about_it(small) -> None:
     assert seen[2:] in ([], [(2, 3)])  # a step has a token of each prompt, unless none goes on
 
 
-def test_passes_hold_no_more_than_they_may(monkeypatch) -> None:
+@pytest.mark.parametrize(("batch", "tokens", "logits"), [(5, 999, 999), (99, 110, 999), (99, 999, 14)])
+def test_passes_hold_no_more_than_they_may(monkeypatch, batch: int, tokens: int, logits: int) -> None:
     """Every prompt is in one pass, each pass is within its limits or one sequence, and like lengths meet."""
-    limits = Limits(batch=6, vocabulary=10, new=2)
+    limits = Limits(batch=batch, vocabulary=10, new=2)
     torch.manual_seed(0)
-    monkeypatch.setattr("ilcp.handoff.passes.PASS_TOKENS", 200)
+    monkeypatch.setattr("ilcp.handoff.passes.PASS_TOKENS", tokens)
+    monkeypatch.setattr("ilcp.handoff.passes.PASS_LOGITS", 10 * logits)
     monkeypatch.setattr("ilcp.handoff.passes.RESTS_TOKENS", 30)
     monkeypatch.setattr("ilcp.handoff.passes.RESTS_TOKENS_LONG", 40)
     beginnings = [torch.rand(length, 4) for length in (50, 3, 30, 4, 48, 3)]
@@ -352,7 +354,13 @@ def test_passes_hold_no_more_than_they_may(monkeypatch) -> None:
         assert sum(map(len, each.rests)) + 2 * len(each.numbers) <= max(30, min(40, len(each.beginning)))
     parts = list(passes(asked, limits))
     assert sorted(number for part in parts for each in part for number in each.numbers) == list(range(24))
-    assert all(limits.admit(part) or len(part) == 1 for part in parts)
+    for part in parts:
+        if len(part) > 1:
+            together = packed(part)
+            new = 2 * max(len(each.numbers) for each in part)
+            assert len(part) * (together.segment.shape[1] + new) <= tokens
+            assert len(part) * together.kept <= logits
+        assert sum(len(each.numbers) for each in part) <= batch
     lengths = [len(each.beginning) for part in parts for each in part]
     assert lengths == sorted(lengths)
     assert any(len(part) > 1 for part in parts)

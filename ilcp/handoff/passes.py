@@ -32,8 +32,8 @@ class Limits:
 
     def admit(self, part: Sequence["Asked"]) -> bool:
         """Says whether these sequences fit into one pass."""
-        rows, beginning, rests, kept = (max(sizes) for sizes in zip(*(asked.sizes for asked in part), strict=True))
-        tokens = beginning + rests + rows * self.new
+        rows, beginning, body, kept = (max(sizes) for sizes in zip(*(asked.sizes for asked in part), strict=True))
+        tokens = beginning + body + kept + rows * self.new
         return (
             sum(len(asked.numbers) for asked in part) <= self.batch
             and len(part) * tokens <= PASS_TOKENS
@@ -55,8 +55,9 @@ class Asked:
 
     @property
     def sizes(self) -> tuple[int, int, int, int]:
-        """The number of prompts, of tokens of the beginning and of the rests, and of those that predict."""
-        return len(self.numbers), len(self.beginning), sum(map(len, self.rests)), sum(self.kept)
+        """The number of prompts, and of tokens: the beginning's, and the rests' that predict nothing and that do."""
+        kept = sum(self.kept)
+        return len(self.numbers), len(self.beginning), sum(map(len, self.rests)) - kept, kept
 
 
 def sequences(
