@@ -242,7 +242,8 @@ def test_a_codec_says_what_a_payload_says(trained) -> None:
     pair = ilcp.load_pair(trained.root / "codec")
     case = cases(60_000, 1)[0]
     payload = ilcp.Message.from_bytes(pair.sender.encode(case.context)).payload
-    ((topic, ids),) = pair.sender.codec.facts(payload)
+    codec: Any = pair.sender.codec
+    ((topic, ids),) = codec.facts(payload)
     assert "Who?" == topic
     assert case.questions[0].answer == pair.receiver.tokenizer.decode(ids).strip()
 

@@ -250,9 +250,9 @@ def test_joint_is_shown_where_cases_have_several_questions(report, shown_page) -
     assert f"<td>{shown(report.content_gain(of='joint'))[0]}<small>" in text
 
     def printed_of(one: Report) -> str:
-        console = Console(file=io.StringIO(), width=100)
-        show(one, console)
-        return console.file.getvalue()
+        drawn = io.StringIO()
+        show(one, Console(file=drawn, width=100))
+        return drawn.getvalue()
 
     printed = printed_of(report)
     head = next(line for line in printed.splitlines() if "wire" in line)
