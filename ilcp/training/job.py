@@ -265,14 +265,16 @@ def _train(job: _Job, network: Any, resume: bool) -> Result:
         calibrate(network, models, few, job.hyperparameters, phrasebook)
         same_everywhere(network)
     store.fill(reader, texts)
-    if isinstance(network, FactNetwork) and job.hyperparameters.facts_steps:
-        learn_facts(network, models, source, validator, _left(job), config.work, store=store, resume=resume)
+    left = _left(job)
+    if isinstance(network, FactNetwork) and left.facts_steps:
+        lesson = learn_facts(network, models, source, validator, left, config.work, store=store, resume=resume)
+        left = replace(left, minutes=left.minutes - min(lesson.minutes, left.facts_share * left.minutes))
     return fit(
         network,
         models,
         source,
         validator,
-        _left(job),
+        left,
         config.work,
         phrasebook=phrasebook,
         store=store,
