@@ -72,12 +72,14 @@ class TrainableCodec(Codec, Protocol):
 
         settings() --[codec] of a recipe--> untrained(sender, receiver, settings) --> network
         network.calibrate(states "batch layers tokens hidden", mask "batch tokens", memory "n slots hidden")
-        network(states, mask) --> memory "batch memory hidden", rate_bits "batch"       the training, differentiable
-        network.blank(count)  --> memory "share memory hidden"                          of payloads that nobody made
+        network(states, mask) --> memory "memory hidden" each, rate_bits "batch"        the training, differentiable
+        network.blank(count)  --> memory "memory hidden" each                           of payloads that nobody made
         network.round_to_half()                                                         once, when training is over
         from_network(network, sender, receiver) --> codec
 
-    The network is an ``nn.Module`` that keeps ``ilcp.training.objective.Network``. ``is_trainable`` says whether a
+    The network is an ``nn.Module`` that keeps ``ilcp.training.objective.Network``. Where the training cases decide its
+    shape, the codec also has ``untrained_for(models, settings, cases)``, which training calls instead; one that can
+    learn what was said before a receiver is asked keeps ``ilcp.training.objective.FactNetwork``. ``is_trainable`` says whether a
     codec, or the class of one, keeps this protocol.
     """
 
