@@ -282,6 +282,23 @@ def test_a_stopped_lesson_goes_on_as_if_it_had_not(tmp_path) -> None:
     assert ilcp.load(tmp_path / "whole").trained.weights == again.trained.weights
 
 
+@pytest.mark.parametrize("heard", [-100.0, 100.0])
+def test_a_step_with_one_fact_or_none_can_be_trained(pair, heard: float) -> None:
+    """Through the receiver, where nothing is heard or one thing is, and in a lesson that tells of as much."""
+    torch.manual_seed(0)
+    network = FactsCodec.untrained_for(pair, TINY, told(cases(0, 40))).train()
+    with torch.no_grad():
+        network.extractor.often.fill_(heard)
+    states, mask = torch.randn(1, len(network.layers), 6, 32), torch.ones(1, 6)
+    (memory,), _ = network(states, mask)
+    assert (len(memory) > 0) == (heard > 0)
+    assert bool(memory.isfinite().all())
+    facts = facts_of(told(cases(0, 1))[0], {"who": 0}, pair.sender_tokenizer, pair.receiver_tokenizer)[:1]
+    for own in (facts, []):
+        loss = network.fact_losses(states, mask, Told.of([own], network.places, 6))["loss"]
+        assert bool(loss.isfinite())
+
+
 def test_nothing_said_is_a_message_too(untaught) -> None:
     """A context about which no topic was said gives a payload that decodes to no vectors."""
     codec = FactsCodec.from_network(untaught, ANY, ANY)

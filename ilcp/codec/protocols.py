@@ -79,8 +79,8 @@ class TrainableCodec(Codec, Protocol):
 
     The network is an ``nn.Module`` that keeps ``ilcp.training.objective.Network``. Where the training cases decide its
     shape, the codec also has ``untrained_for(models, settings, cases)``, which training calls instead; one that can
-    learn what was said before a receiver is asked keeps ``ilcp.training.objective.FactNetwork``. ``is_trainable`` says whether a
-    codec, or the class of one, keeps this protocol.
+    learn what was said before a receiver is asked keeps ``ilcp.training.objective.FactNetwork``. ``is_trainable`` says
+    whether a codec, or the class of one, keeps this protocol.
     """
 
     @classmethod

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ilcp.errors import MissingExtraError
 from ilcp.nn.device import usable_device
@@ -131,13 +132,16 @@ class _Sum(torch.autograd.Function):
 class SyncedNorm(nn.BatchNorm1d):
     """Batch normalisation over the batches of all processes; torch's own of that kind wants GPUs.
 
-    ``"batch features"`` in and out. One process computes exactly what ``BatchNorm1d`` does.
+    ``"batch features"`` in and out. One process computes exactly what ``BatchNorm1d`` does, but for a batch of one or
+    none in training, which has no spread of its own: it is normalised by what was seen before.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training or world() == 1:
+        if not self.training or world() == 1 < len(x):
             return super().forward(x)
         count = all_reduce(float(len(x)), x.device)
+        if count < 2:
+            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
         middle = all_reduce(x.sum(0)) / count
         variance = all_reduce((x - middle).square().sum(0)) / count
         with torch.no_grad():

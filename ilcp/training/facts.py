@@ -52,7 +52,7 @@ class Told:
             kept = fact.ids[:places]
             ids[at, : len(kept)] = torch.tensor(kept)
             for place, found in enumerate(fact.where[:places]):
-                where[at, place, list(found)] = True
+                where[at, place, [token for token in found if token < tokens]] = True
         contexts = torch.tensor([context for context, _ in rows], dtype=torch.long)
         topics = torch.tensor([fact.topic for _, fact in rows], dtype=torch.long)
         return cls(*(part.to(device) for part in (contexts, topics, ids, where)))
