@@ -22,6 +22,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ilcp.nn.norm import FloatNorm
 from ilcp.nn.whitening import whitening
 from ilcp_codecs.facts.config import FactsConfig
 from ilcp_codecs.vae.pooler import HIDDEN, Attention, Mixer
@@ -73,7 +74,7 @@ class Extractor(nn.Module):
         self.encoder = nn.ModuleList(Encoder(config) for _ in range(config.blocks))
         self.topics = nn.Parameter(torch.randn(len(config.topics), width))
         self.listen = Listener(config, confer=True)
-        self.said = nn.Sequential(nn.RMSNorm(width), nn.Linear(width, 1))
+        self.said = nn.Sequential(FloatNorm(width), nn.Linear(width, 1))
         self.often = nn.Parameter(torch.full((len(config.topics),), RARE))
         self.place = nn.Parameter(0.5 * torch.randn(config.value_tokens, width))
         self.search = nn.ModuleList(Listener(config) for _ in range(config.blocks))
@@ -161,7 +162,7 @@ class Pointer(nn.Module):
 
     def __init__(self, config: FactsConfig):
         super().__init__()
-        self.norm_query, self.norm_token = nn.RMSNorm(config.width), nn.RMSNorm(config.width)
+        self.norm_query, self.norm_token = FloatNorm(config.width), FloatNorm(config.width)
         self.query, self.token = nn.Linear(config.width, POINTER_WIDTH), nn.Linear(config.width, POINTER_WIDTH)
 
     def forward(self, queries: Tensor, x: Tensor, bias: Tensor) -> Tensor:
@@ -175,7 +176,7 @@ class GatedMlp(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        self.norm = nn.RMSNorm(width)
+        self.norm = FloatNorm(width)
         self.gate, self.value, self.out = (nn.Linear(width, width) for _ in range(3))
 
     def forward(self, x: Tensor) -> Tensor:

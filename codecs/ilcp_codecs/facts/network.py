@@ -52,6 +52,7 @@ class FactsNetwork(nn.Module):
     vocabulary: Tensor
     tree: Tensor
     spans: Tensor
+    values: Tensor
 
     def __init__(self, config: FactsConfig):
         super().__init__()
@@ -71,7 +72,8 @@ class FactsNetwork(nn.Module):
         self.register_buffer("vocabulary", torch.arange(config.words))  # ids of the receiver's tokens, ascending
         tree = [torch.arange(topics), torch.full((topics,), -1), *torch.ones(2, topics)]  # any order, nothing is likely
         self.register_buffer("tree", torch.stack([row.int() for row in tree]))
-        self.values = torch.zeros(1, 1 + most, dtype=torch.long)  # topic and words of each fact to learn the code by
+        # Topic and words of each fact that the code is learned by: of training only, so it is no part of the codec.
+        self.register_buffer("values", torch.zeros(1, 1 + most, dtype=torch.long), persistent=False)
         self.register_buffer("spans", torch.ones(topics, most, dtype=torch.int32))
 
     @property

@@ -21,6 +21,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ilcp.nn.norm import FloatNorm
 from ilcp.nn.whitening import whitening
 from ilcp_codecs.vae.config import VaeConfig
 
@@ -44,7 +45,7 @@ class Pooler(nn.Module):
         self.echo = SameTokenAttention(config) if config.same_token_attention else None
         self.queries = nn.Parameter(torch.randn(config.slots, config.width))
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.blocks))
-        self.leave = nn.RMSNorm(config.width)
+        self.leave = FloatNorm(config.width)
 
     def calibrate(self, states: Tensor, mask: Tensor) -> None:
         """Starts the entry as a whitening of states ``"batch layers tokens hidden"`` under a mask ``"batch tokens"``.
@@ -100,7 +101,7 @@ class Mixer(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        self.norm = nn.RMSNorm(width)
+        self.norm = FloatNorm(width)
         self.near = nn.Conv1d(width, width, 2 * REACH + 1, padding=REACH, groups=width)
         self.mlp = nn.Sequential(nn.Linear(width, 2 * width), nn.SiLU(), nn.Linear(2 * width, width))
 
@@ -160,7 +161,7 @@ class Block(nn.Module):
         self.read = Attention(width, heads)
         self.nearness = nn.Parameter(torch.full((heads,), config.locality_bias))
         self.confer = Attention(width, heads)
-        self.norm = nn.RMSNorm(width)
+        self.norm = FloatNorm(width)
         self.mlp = nn.Sequential(nn.Linear(width, 2 * width), nn.SiLU(), nn.Linear(2 * width, width))
 
     def forward(self, slots: Tensor, x: Tensor, mask: Tensor, far: Tensor) -> Tensor:
@@ -178,7 +179,7 @@ class Attention(nn.Module):
     def __init__(self, width: int, heads: int):
         super().__init__()
         self.heads = heads
-        self.norm_query, self.norm_memory = nn.RMSNorm(width), nn.RMSNorm(width)
+        self.norm_query, self.norm_memory = FloatNorm(width), FloatNorm(width)
         self.q, self.kv, self.out = nn.Linear(width, width), nn.Linear(width, 2 * width), nn.Linear(width, width)
 
     def forward(self, query: Tensor, memory: Tensor, bias: Tensor | None) -> Tensor:
