@@ -43,15 +43,15 @@ SMOKE: dict[str, Any] = dict(
     test_cases=16,
     codec=dict(width=32, heads=4, speller_width=32, blocks=1),
     training=dict(
-        steps=4,
+        steps=2,
         contexts=4,
         questions=2,
         warmup_steps=1,
-        facts_steps=4,
+        facts_steps=1,
         facts_contexts=4,
         reader_contexts=2,
         validation_contexts=4,
-        validate_every=4,
+        validate_every=2,
     ),
 )
 Record = dict[str, Any]
