@@ -244,7 +244,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--models", type=Path, help="a folder of models, whole or in parts")
     parser.add_argument("--data", type=Path, help="a folder with train.jsonl and test.jsonl")
     parser.add_argument("--minutes", type=float, default=9.0, help="of all, at most")
-    parser.add_argument("--items", nargs="+", choices=known, metavar="ITEM", help="only these, in the order of the list")
+    parser.add_argument("--items", nargs="+", choices=known, metavar="ITEM", help="only these, in their order")
     parser.add_argument("--smoke", action="store_true", help="the smoke stage alone, without a GPU as well")
     parser.add_argument("--device", help="cuda, cuda:1 ...; cpu for --smoke")
     parser.add_argument("--seed", type=int, default=7)
