@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import tables_front
+import tables_gpu
 import tables_wire
 
 from ilcp.measure.formats import translated
@@ -36,6 +37,7 @@ PAGES = {
         "stories",
         "train-speed",
         "scale",
+        "gpu",
         "variants",
         "peer",
         "peer-findings",
@@ -283,8 +285,9 @@ def train_speed() -> str:
 def scale() -> str:
     """Makes the table of one hand-off at the sizes of real models: times, keys and values, and ratios."""
     columns = {}
-    for file in sorted(RESULTS.glob("scale-*.json")):
+    for file in (*sorted(RESULTS.glob("scale-*.json")), *sorted(RESULTS.glob("gpu-scale-*.json"))):
         record = result(file.stem)
+        record = record.get("result", record)  # an item of gpu.py holds what scale.py wrote
         for run in record["runs"]:
             columns[f"{record['device']}: {run['sender']} to {run['receiver']}, {run['tokens']:,} tokens"] = run
     names = list(dict.fromkeys(name for run in columns.values() for name in run.get("figures", ())))
@@ -292,6 +295,11 @@ def scale() -> str:
     shown = {what: run["figures"] for what, run in columns.items() if "figures" in run}
     rows = [[name, *(number(figures.get(name)) for figures in shown.values())] for name in names]
     return table(["step, median", *shown], rows + [[what, *[why] * len(shown)] for what, why in refused])
+
+
+def gpu() -> str:
+    """Makes the table of what was trained and measured on a GPU."""
+    return tables_gpu.gpu([result(file.stem) for file in sorted(RESULTS.glob("gpu-*.json"))], table, number)
 
 
 def variants() -> str:
@@ -342,6 +350,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "stories": stories,
     "train-speed": train_speed,
     "scale": scale,
+    "gpu": gpu,
     "variants": variants,
     "peer": peer,
     "peer-findings": peer_findings,
