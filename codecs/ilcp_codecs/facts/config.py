@@ -35,7 +35,7 @@ class FactsConfig:
     words: int
     payload_bytes: int = 320
     whole_dims: int = 16
-    token_dims: int = 12
+    token_dims: int = 18
     value_tokens: int = VALUE_TOKENS
     width: int = 192
     heads: int = 6
