@@ -22,12 +22,13 @@ from ilcp.cli import app
 from ilcp.codec import HubCodec
 from ilcp.errors import ConfigError, IdentityError, Interrupted, StorageError, TrainingError, UnmeasuredError
 from ilcp.message import describe
+from ilcp.models.adapter import save_adapter
 from ilcp.training import job as job_module
 from ilcp.training.log import read_log
 from ilcp.training.loop import CHECKPOINT
 from ilcp.training.tuning import _TextObjective
 from tests.helpers import environment, noting, present, run_python, wait_for
-from tests.taught import cases, make_models, save_models, write_cases
+from tests.taught import cases, make_blurred, make_models, save_models, write_cases
 
 RECIPE = """
 seed = 3
@@ -274,6 +275,36 @@ def test_an_adapted_receiver_is_part_of_the_codec(home, tmp_path, capsys) -> Non
     codec.save_pretrained(tmp_path / "copy")
     again = ilcp.load_pair(tmp_path / "copy", sender=home.sender, receiver=home.receiver, allow_unmeasured=True)
     assert pair.receiver.generate(message, "Who?") == again.receiver.generate(message, "Who?")
+
+
+def test_a_receiver_may_start_with_the_adapter_of_another_codec(home, tmp_path, capsys) -> None:
+    """It reads as it did there, before anything is trained; a folder without one is refused, as is half of a recipe."""
+    made = home.root / "codec" / "receiver-adapter"
+    with pytest.raises(ConfigError, match="expected a folder of low-rank weights as adapter"):
+        ilcp.train(recipe(home), out=tmp_path / "codec", adapt_receiver=True, adapter=made)
+    with pytest.raises(ConfigError, match="expected adapt_receiver = true beside adapter"):
+        ilcp.train(recipe(home), out=tmp_path / "codec", adapter=made)
+    blurred = make_blurred()
+    torch.manual_seed(7)
+    with torch.no_grad():
+        for weight in blurred.adapted():
+            weight.copy_(0.05 * torch.randn_like(weight))
+    save_adapter(blurred.adapter, tmp_path / "adapter")
+    said = {}
+    choices: dict[str, dict[str, Any]] = {"begun": {"adapter": tmp_path / "adapter"}, "fresh": {"adapter_rank": 4}}
+    for out, options in choices.items():
+        capsys.readouterr()
+        file = recipe(home, 2, "reader_share = 0.0\nadapter_after = 1.0\ncollapse_after = 1.0")
+        ilcp.train(file, out=tmp_path / out, adapt_receiver=True, **options)
+        said[out] = said_of(capsys.readouterr().err)
+    assert said["begun"] != said["fresh"]
+    kept = [load_file(tmp_path / name / "adapter_model.safetensors") for name in ("adapter", "begun/receiver-adapter")]
+    assert all(torch.equal(value, kept[1][name]) for name, value in kept[0].items())
+
+
+def said_of(text: str) -> str:
+    """Returns the line on how the receiver reads."""
+    return next(line for line in text.splitlines() if line.startswith("the receiver answers"))
 
 
 def test_a_receivers_first_stage_goes_on_where_it_was_stopped(home, tmp_path, monkeypatch) -> None:

@@ -16,7 +16,7 @@ from ilcp.codec.folder import ADAPTER
 from ilcp.errors import ConfigError, MissingExtraError, StorageError
 from ilcp.files import write_whole
 
-__all__ = ["LOW_RANK", "adapt", "new_adapter", "round_to_half", "save_adapter", "unwrapped"]
+__all__ = ["LOW_RANK", "adapt", "begun_adapter", "new_adapter", "round_to_half", "save_adapter", "unwrapped"]
 
 LOW_RANK = ".lora_"  # in the names of the weights that peft adds
 
@@ -35,6 +35,22 @@ def new_adapter(model: Any, rank: int) -> Any:
     peft = _peft()
     config = peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
     return peft.get_peft_model(model, config)
+
+
+def begun_adapter(model: Any, folder: Path) -> Any:
+    """Wraps ``model`` with the low-rank weights of ``folder``, such as a codec's receiver-adapter, to train them on.
+
+    Raises:
+        ConfigError: the folder holds none for this model.
+        MissingExtraError: peft is not installed.
+    """
+    peft = _peft()
+    if not (folder / "adapter_config.json").is_file():  # peft would look for it on a hub
+        raise ConfigError(f"expected a folder of low-rank weights as adapter, got {folder}: no adapter_config.json")
+    try:
+        return peft.PeftModel.from_pretrained(model, str(folder), is_trainable=True)
+    except Exception as error:  # peft, safetensors and torch raise many kinds, all of which mean this
+        raise ConfigError(f"expected low-rank weights for the receiver in {folder}, got: {error}") from error
 
 
 @torch.no_grad()

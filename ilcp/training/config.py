@@ -54,6 +54,8 @@ class TrainingConfig:
     training: Mapping[str, Any] = field(default_factory=dict)  # hyperparameters that are not as usual
     adapt_receiver: bool = False
     adapter_rank: int = DEFAULT_RANK
+    adapter: Path | None = None  # a folder of low-rank weights that the receiver starts with, such as another codec's
+    # receiver-adapter; where it reads already, reader_share = 0 under [training] leaves the first stage out
     test_cases: int = 200  # that the finished codec is measured on, at most a tenth of all
     too_long: str = "refuse"  # cases over the receiver's window: "refuse" or "skip"
     states_gb: float = 4.0  # of the sender's states on disk, at most; 0: none are kept
@@ -81,6 +83,11 @@ class TrainingConfig:
             raise ConfigError(f"expected test_cases to be at least {LEAST}, got {self.test_cases}: fewer prove nothing")
         if not self.out.name or self.out.name == "..":
             raise ConfigError(f"expected a folder with a name of its own for --out, got {str(self.out)!r}")
+        if self.adapter is not None and (not self.adapt_receiver or self.adapter_rank != DEFAULT_RANK):
+            raise ConfigError(
+                f"expected adapt_receiver = true beside adapter = {str(self.adapter)!r}, and no adapter_rank, which is "
+                "the folder's: set the one, and leave the other out"
+            )
         if self.adapter_rank != DEFAULT_RANK and not self.adapt_receiver:
             raise ConfigError(
                 f"expected adapt_receiver = true beside adapter_rank = {self.adapter_rank}, got false: "

@@ -31,7 +31,7 @@ from ilcp.files import write_whole
 from ilcp.handoff import Receiver, Sender
 from ilcp.identity import ModelIdentity, digest
 from ilcp.measure import Report, equal_texts, run
-from ilcp.models.adapter import new_adapter, round_to_half, save_adapter
+from ilcp.models.adapter import begun_adapter, new_adapter, round_to_half, save_adapter
 from ilcp.models.fingerprint import identify
 from ilcp.models.loading import load_model
 from ilcp.models.support import require_receiver, require_sender
@@ -170,7 +170,10 @@ def _models(config: TrainingConfig, device: torch.device) -> Models:
     if not config.adapt_receiver:
         return Models(*sender, *receiver)
     torch.manual_seed(config.seed)
-    adapter = new_adapter(receiver[0], config.adapter_rank)
+    if config.adapter is None:
+        adapter = new_adapter(receiver[0], config.adapter_rank)
+    else:
+        adapter = begun_adapter(receiver[0], config.adapter)
     return Models(*sender, adapter.get_base_model(), receiver[1], adapter)
 
 
