@@ -15,6 +15,7 @@ from ilcp.errors import ConfigError, StorageError, TrainingError
 from ilcp.models.forward import PADDING, answer_logits, embed
 from ilcp.tasks import Case, Question
 from ilcp.training import Hyperparameters, Models, Phrasebook, calibrate, fit, write_phrasebook
+from ilcp.training import packed as packed_module
 from ilcp.training.batch import Batcher
 from ilcp.training.loop import CHECKPOINT
 from ilcp.training.objective import Objective, alignment_loss, targets_of
@@ -23,7 +24,7 @@ from ilcp.training.reader import Reader
 from ilcp.training.validation import Validator
 from ilcp_codecs.vae import VaeConfig, VaeNetwork
 from tests.helpers import make_model
-from tests.taught import WORDS, cases, make_hyperparameters, make_network
+from tests.taught import WORDS, cases, make_blurred, make_hyperparameters, make_network
 
 network = make_network
 hyperparameters = partial(
@@ -231,6 +232,32 @@ def test_packed_questions_equal_separate_prompts(models) -> None:
             known = labels[index] != PADDING
             assert torch.equal(answer[0], labels[index][known])
             assert torch.allclose(alone[0], packed[index][known], atol=1e-4)
+
+
+def test_long_contexts_are_read_in_parts_with_the_same_outcome(models, monkeypatch) -> None:
+    """Logits, and gradients of the memory and the adapter, are those of one pass."""
+    blurred = make_blurred()
+    asked = (Question("Who?", "Mara"), Question("Who was it, once more?", "Jonas"))
+    some = [Case("x", f"It was Mara. {'Yes. ' * n}", asked) for n in (9, 1, 5, 1)]
+    batch = Batcher(blurred, hyperparameters(questions=2, blank_share=0.0)).batch(some, random.Random(1))
+    found = []
+    for limit in (10**9, 1):
+        monkeypatch.setattr(packed_module, "MOST_PAIRS", limit)
+        memory = (torch.randn(4, 4, 48, generator=torch.Generator().manual_seed(0)) * 0.02).requires_grad_()
+        shapes: list[int] = []
+        hook = blurred.receiver.register_forward_pre_hook(
+            lambda _module, _args, named, shapes=shapes: shapes.append(len(named["inputs_embeds"])), with_kwargs=True
+        )
+        given = memory_logits(blurred, batch.rows, memory)
+        read = text_logits(blurred, batch.rows, [batch.texts[row.context] for row in batch.rows])
+        hook.remove()
+        told = [logits[labels != PADDING].log_softmax(-1).square().mean() for logits, labels in (given, read)]
+        loss = torch.stack(told).sum()
+        gradients = torch.autograd.grad(loss, [memory, *blurred.adapted()])
+        found.append((given[0][given[1] != PADDING], read[0][read[1] != PADDING], *gradients))
+        assert ([4, 4] if limit > 1 else [1] * 8) == shapes
+    for whole, parts in zip(*found, strict=True):
+        assert torch.allclose(whole, parts, atol=1e-4)
 
 
 def test_questions_of_one_text_share_one_reading(models) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from ilcp.models.forward import embed, left_padded
 from ilcp.models.packing import common_tokens, pack, packed_logits
@@ -16,6 +18,10 @@ from ilcp.models.prompt import text_ids
 from ilcp.training.batch import Models, Row
 
 __all__ = ["memory_logits", "text_logits"]
+
+# Contexts x tokens x tokens of one pass: what attention keeps of it for the way back is so much of every head and layer
+# (30 layers of 9 heads in single precision: 2 GB). Histories of a thousand tokens would take ten times that.
+MOST_PAIRS = 1_500_000
 
 
 def memory_logits(models: Models, rows: Sequence[Row], memory: Sequence[Tensor] | Tensor) -> tuple[Tensor, Tensor]:
@@ -59,6 +65,48 @@ def _logits(
         for key, prompt, row in zip(keys, prompts, rows, strict=True)
     ]
     numbers = {key: number for number, key in enumerate(groups)}
-    answers = [row.answer for row in rows]
-    packed = pack(beginnings, rests, [numbers[key] for key in keys], list(map(len, answers)))
-    return packed_logits(receiver, packed), left_padded(answers).to(packed.embeds.device)
+    owner, answers = [numbers[key] for key in keys], [row.answer for row in rows]
+    labels = left_padded(answers).to(rests[0].device)
+    sizes = list(map(len, beginnings))
+    for number, rest in zip(owner, rests, strict=True):
+        sizes[number] += len(rest)
+    parts = _parts(sizes)
+    if len(parts) == 1:
+        return packed_logits(receiver, pack(beginnings, rests, owner, list(map(len, answers)))), labels
+    return _in_parts(receiver, parts, beginnings, rests, owner, list(map(len, answers))), labels
+
+
+def _parts(sizes: Sequence[int]) -> list[list[int]]:
+    """Splits contexts of so many tokens into passes, those of like length together."""
+    parts: list[list[int]] = []
+    for number in sorted(range(len(sizes)), key=lambda n: sizes[n]):
+        if parts and (len(parts[-1]) + 1) * sizes[number] ** 2 <= MOST_PAIRS:
+            parts[-1].append(number)
+        else:
+            parts.append([number])
+    return parts
+
+
+def _in_parts(
+    receiver: Any,
+    parts: Sequence[Sequence[int]],
+    beginnings: Sequence[Tensor],
+    rests: Sequence[Tensor],
+    owner: Sequence[int],
+    kept: Sequence[int],
+) -> Tensor:
+    """Returns the logits of several passes, each computed again on the way back: only one is held at a time."""
+    longest, found = max(kept), dict[int, Tensor]()
+    for part in parts:
+        rows = [row for row, of in enumerate(owner) if of in part]
+        own = [part.index(owner[row]) for row in rows]
+
+        def logits(*embeds: Tensor, own: Sequence[int] = own, rows: Sequence[int] = rows, n: int = len(part)) -> Tensor:
+            packed = pack(embeds[:n], embeds[n:], own, [kept[row] for row in rows])
+            return packed_logits(receiver, packed)
+
+        embeds = [*(beginnings[number] for number in part), *(rests[row] for row in rows)]
+        made = checkpoint(logits, *embeds, use_reentrant=False)
+        padded = F.pad(made, (0, 0, longest - made.shape[1], 0))
+        found |= dict(zip(rows, padded, strict=True))
+    return torch.stack([found[row] for row in range(len(owner))])
