@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import tables_conversations
 import tables_front
 import tables_wire
 
@@ -26,6 +27,8 @@ PAGES = {
     HERE.parent / "docs" / "results.md": ("figures", "cost"),
     HERE.parent / "docs" / "how-to" / "transport.md": ("faults",),
     HERE / "README.md": (
+        "conversations-goals",
+        "conversations",
         "pair",
         "arms",
         "literals",
@@ -346,6 +349,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "peer": peer,
     "peer-findings": peer_findings,
     "pair": pair,
+    "conversations-goals": partial(tables_conversations.goals, RESULTS, table, number),
+    "conversations": partial(tables_conversations.conversations, RESULTS, table, number),
     "front": partial(tables_front.front, result, table, number),
     "wire": partial(tables_wire.wire, result, table),
     "load": partial(tables_wire.load, result, table),

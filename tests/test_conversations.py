@@ -181,7 +181,7 @@ def home(tmp_path_factory) -> Path:
     return root
 
 
-def untrained(recipe: Path, *, sender: Path, receiver: Path, data: Path, out: Path, **options: Any) -> FactsCodec:
+def untrained(recipe: Path, *, sender: Path, receiver: Path, data: Path, out: Path, **options: Any) -> Any:
     """Stands in for ``ilcp.train``: a codec of the topics of that file, which learned nothing."""
     assert recipe == Path(script.HERE) / "conversations" / "smollm2-gemma3.toml"
     assert {"resume": True, "steps": None, "minutes": 5.0} == options
