@@ -31,14 +31,16 @@ PLACES = ("Brno", "Turin", "Porto", "Graz", "Lund")
 
 
 def record(split: str, number: int, *, seen: bool | None = None) -> dict[str, Any]:
-    """A conversation about one or two domains: where, how many, and what was not said."""
+    """A conversation about one or two domains: where, how many, and a price, which half of them do not speak of."""
     rng = random.Random(f"{split} {number}")
     said, turns = [], []
     for domain in rng.sample(DOMAINS, rng.choice((1, 1, 2))):
         place, count = rng.choice(PLACES), str(rng.randint(2, 9))
+        cheap = "cheap" if number % 2 else "not said"
         turns.append(f"user: {domain} in {place.lower()}, for {count}.\nassistant: {place} it is, no {number}.")
-        for slot, answers in (("city", [place.lower(), place]), ("count", [count]), ("price", ["not said"])):
-            kind = "absent" if slot == "price" else "said"
+        turns += ["user: Make it cheap."] if number % 2 else []
+        for slot, answers in (("city", [place.lower(), place]), ("count", [count]), ("price", [cheap])):
+            kind = "absent" if answers == ["not said"] else "said"
             said.append(
                 {"question": f"{domain}: {slot}", "answers": answers, "kind": kind, "topic": f"{domain}.{slot}"}
             )
