@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import tables_conversations
 import tables_front
 import tables_gpu
 import tables_wire
@@ -27,6 +28,8 @@ PAGES = {
     HERE.parent / "docs" / "results.md": ("figures", "cost"),
     HERE.parent / "docs" / "how-to" / "transport.md": ("faults",),
     HERE / "README.md": (
+        "conversations-goals",
+        "conversations",
         "pair",
         "arms",
         "literals",
@@ -355,6 +358,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "peer": peer,
     "peer-findings": peer_findings,
     "pair": pair,
+    "conversations-goals": partial(tables_conversations.goals, RESULTS, table, number),
+    "conversations": partial(tables_conversations.conversations, RESULTS, table, number),
     "front": partial(tables_front.front, result, table, number),
     "wire": partial(tables_wire.wire, result, table),
     "load": partial(tables_wire.load, result, table),

@@ -1,0 +1,229 @@
+"""Conversations between people handed over between pretrained models that others made: trained, measured, tabulated.
+
+    make real                                                   # the models, into benchmarks/real
+    python benchmarks/conversations.py train smollm2-smollm2    # hours; the same command goes on with a stopped one
+    python benchmarks/conversations.py measure smollm2-smollm2  # hours; the same
+    python benchmarks/conversations.py tables                   # what was measured, beside what it must reach
+
+The pairs are smollm2-smollm2, smollm2-gemma3 and minilm-smollm2: sender, receiver. ``conversations/PAIR.toml`` is the
+recipe. ``--data`` is a folder of train.jsonl and test.jsonl as benchmarks/README.md describes ("Conversations"): the
+data set is not part of this repository, and nothing of it may come in. So is what ``--runs`` holds: the training file,
+the codec, and the reports with every question and answer. ``results/conversations-PAIR.json`` has the figures alone.
+
+Every conversation of the test split is asked about, alone and in histories of two and four of one customer. ``measure``
+says first how long it will take; each arm is kept as soon as it is done. ``--without 'head-*'`` leaves arms out.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import conversations_data as data
+import tables
+import tables_conversations
+import torch
+from conversations_arms import ComputedLm, Zstd, compared, true_facts
+from conversations_figures import record_of
+
+import ilcp
+from ilcp.codec.memory import TextMemory
+from ilcp.embedded import Pair, load_pair
+from ilcp.measure import Report, cost, load_report, run, save_report
+from ilcp.measure.arms import ArmInput, ArmSpec
+from ilcp.measure.items import Items
+from ilcp.measure.scoring import Scorer
+from ilcp.measure.verified import ENVELOPE_BYTES
+from ilcp.models.loading import load_model
+from ilcp.tasks import Case
+from ilcp_codecs.text import HeadCodec, LmCodec, TailCodec
+
+HERE = Path(__file__).parent
+RECIPES = HERE / "conversations"
+PAIRS = ("smollm2-smollm2", "smollm2-gemma3", "minilm-smollm2")
+LENGTHS = {1: (80, 40, 20, 10), 2: (160, 80, 40, 20, 10), 4: (320, 160, 80, 40, 20, 10)}  # by conversations in a row
+BUDGETS = (60, 100, 140)  # bytes on the wire of messages that were read back
+CONTROLS = ("text", "none", "mismatched", "zero", "random", "continuous")
+TRUE_FACTS = "true-facts"
+TEXTS = ("head", "tail", "zstd", "lm")
+SAMPLES = 2000  # training conversations that zstd's dictionary is made of
+TIMED = (1, 4)  # conversations in a row whose first token is timed
+LONGEST_TOKENS = 2048  # that it is timed for
+PROBED = 4  # cases that tell how long a measurement takes
+CHARACTERS_PER_BYTE = {"head": 1.0, "tail": 1.0, "literals-only": 1.0, "zstd": 2.5, "lm": 9.0}  # for that alone
+TIMES_READ = {"verified": 6.0, "literals-only": 6.0}  # the questions are asked so often for one message
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    train_parser, measure_parser = (commands.add_parser(name) for name in ("train", "measure"))
+    for each in (train_parser, measure_parser):
+        each.add_argument("pair", choices=PAIRS)
+        each.add_argument("--models", type=Path, default=HERE / "real")
+        each.add_argument("--data", type=Path, default=HERE / "data" / "conversations")
+        each.add_argument("--runs", type=Path, default=HERE / "runs" / "conversations")
+        each.add_argument("--seed", type=int, default=7, help="of the histories, and of what is drawn in measuring")
+        each.add_argument("--threads", type=int, default=2)
+    train_parser.add_argument("--characters", type=int, default=900, help="train on conversations of fewer")
+    train_parser.add_argument("--conversations", type=int, help="train on so many of them; without it, on all")
+    train_parser.add_argument("--steps", type=int, help="in place of the recipe's")
+    train_parser.add_argument("--minutes", type=float, help="the same")
+    measure_parser.add_argument("--codec", type=Path, help="a folder; without it, what train made")
+    measure_parser.add_argument("--histories", type=int, nargs="+", choices=tuple(LENGTHS), default=tuple(LENGTHS))
+    measure_parser.add_argument("--n", type=int, help="so many cases of each size; without it, all")
+    measure_parser.add_argument("--without", nargs="+", default=[], metavar="ARM", help="a name, or a pattern of names")
+    measure_parser.add_argument("--repetitions", type=int, default=50, help="of the times; 0: not measured")
+    measure_parser.add_argument("--check-lm", type=int, default=0, metavar="N", help="code N texts for real as well")
+    measure_parser.add_argument("--out", type=Path, default=HERE / "results")
+    commands.add_parser("tables")
+    args = parser.parse_args()
+    if args.command == "tables":
+        print(tables_conversations.goals(tables.RESULTS, tables.table, tables.number))
+        print(tables_conversations.conversations(tables.RESULTS, tables.table, tables.number))
+        return
+    for name in ("train.jsonl", "test.jsonl"):
+        if not (args.data / name).is_file():
+            parser.error(f"expected {args.data / name}, got none: benchmarks/README.md says where it is from")
+    torch.set_num_threads(args.threads)
+    train(args) if args.command == "train" else measure(args)
+
+
+def train(args: argparse.Namespace) -> None:
+    """Trains the codec of a pair by its recipe; goes on with what a stopped call left."""
+    conversations = data.read(args.data / "train.jsonl", args.characters)[: args.conversations]
+    cases = data.mixed(conversations, args.seed)
+    file = args.runs / "train.jsonl"
+    data.write(cases, file)
+    print(f"{len(cases)} cases of {len(conversations)} conversations in {file}", flush=True)
+    sender, receiver = (args.models / name for name in args.pair.split("-"))
+    codec = ilcp.train(
+        RECIPES / f"{args.pair}.toml",
+        resume=True,
+        sender=sender,
+        receiver=receiver,
+        data=file,
+        out=args.runs / args.pair / "codec",
+        steps=args.steps,
+        minutes=args.minutes,
+    )
+    print(codec.evidence)
+
+
+def measure(args: argparse.Namespace) -> None:
+    """Measures the codec of a pair in every arm, on histories of every size, and writes the figures."""
+    sender, receiver = (args.models / name for name in args.pair.split("-"))
+    codec = args.codec or args.runs / args.pair / "codec"
+    pair = load_pair(codec, sender=sender, receiver=receiver, allow_unmeasured=True)
+    lm = ComputedLm(*load_model(receiver, dtype="float32"))  # as it came, without the adapter
+    samples = [one.case.context for one in data.read(args.data / "train.jsonl")[:SAMPLES]]
+    texts = {"head": HeadCodec(), "tail": TailCodec(), "zstd": Zstd.fit(samples), "lm": lm}
+    conversations = data.read(args.data / "test.jsonl")
+    reports: dict[int, Report] = {}
+    for size in sorted(args.histories):
+        cases = data.asked(data.histories(conversations, size, args.seed))[: args.n]
+        reports[size] = measured(pair, cases, size, texts, args)
+    checked = check_lm(lm, conversations, args.check_lm) if args.check_lm else None
+    record = record_of(args.pair, args.seed, args.data / "test.jsonl", pair.path, reports, checked)
+    args.out.mkdir(parents=True, exist_ok=True)
+    file = args.out / f"conversations-{args.pair}.json"
+    file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    print(f"{file}: {', '.join(f'{len(r.items.cases)} cases of {s}' for s, r in reports.items())}", flush=True)
+
+
+def measured(pair: Pair, cases: Sequence[Case], size: int, texts: Any, args: argparse.Namespace) -> Report:
+    """Measures histories of one size, and keeps the report in the run's folder as it grows."""
+    keep = args.runs / args.pair / f"report-{size}.json"
+    wanted = [name for name in arms_of(size) if not any(fnmatchcase(name, each) for each in args.without)]
+    report = kept(keep, cases, args.seed, wanted)
+    if report is None:
+        seconds = expected_s(pair, cases, wanted)
+        print(f"{len(cases)} cases of {size}, {len(wanted)} arms: about {seconds / 60:.0f} minutes in all", flush=True)
+        report = run(
+            pair.sender,
+            pair.receiver,
+            cases,
+            task=f"{size} conversations in a row",
+            seed=args.seed,
+            lengths=LENGTHS[size],
+            texts=texts,
+            arms=[name for name in wanted if name != TRUE_FACTS],
+            budgets=BUDGETS,
+            repetitions=0,
+            keep=keep,
+            progress=True,
+        )
+    if TRUE_FACTS in wanted and TRUE_FACTS not in report.arms and hasattr(pair.receiver.codec, "network"):
+        spec = ArmSpec(TRUE_FACTS, "limit", partial(ArmInput, true_facts(pair.receiver, cases)))
+        arm = Scorer(pair.receiver, cases).arm(spec, spec.make(), None)
+        report = replace(report, arms={**report.arms, spec.name: arm})
+        save_report(report, keep)
+    if args.repetitions and size in TIMED and report.cost is None:
+        contexts, question = [case.context for case in cases], cases[0].questions[0].text
+        ends = pair.sender, pair.receiver, contexts
+        took = cost(*ends, question=question, n=args.repetitions, longest_tokens=LONGEST_TOKENS, progress=True)
+        report = replace(report, cost=took)
+        save_report(report, keep)
+    return report
+
+
+def arms_of(size: int) -> list[str]:
+    """Returns the names of the arms for histories of a size."""
+    rivals = [*LENGTHS[size], *(one - ENVELOPE_BYTES for one in BUDGETS if one - ENVELOPE_BYTES not in LENGTHS[size])]
+    return [
+        *CONTROLS,
+        TRUE_FACTS,
+        "message",
+        *(f"message-{length}" for length in LENGTHS[size][1:]),
+        *(f"{name}-{length}" for length in rivals for name in TEXTS),
+        *(f"{name}-{budget}" for budget in BUDGETS for name in ("verified", "literals-only")),
+    ]
+
+
+def kept(keep: Path, cases: Sequence[Case], seed: int, wanted: Sequence[str]) -> Report | None:
+    """Returns the finished report of these cases, if it has all arms; opens it again where some are missing."""
+    report = load_report(keep) if keep.exists() else None
+    if report is None or not report.complete or (report.items, report.seed) != (Items.of(cases), seed):
+        return None
+    done = {TRUE_FACTS, *report.arms, *(note.partition(":")[0] for note in report.notes)}
+    if done.issuperset(wanted):
+        return report
+    save_report(replace(report, complete=False), keep)
+    return None
+
+
+def expected_s(pair: Pair, cases: Sequence[Case], wanted: Sequence[str]) -> float:
+    """Estimates the seconds of a measurement from asking a few cases with nothing and with the full text."""
+    probed = cases[:PROBED]
+    scorer = Scorer(pair.receiver, probed)
+    took = []
+    for memories in ([None] * len(probed), [TextMemory(case.context) for case in probed]):
+        started = time.perf_counter()
+        scorer.ask(memories)
+        took.append((time.perf_counter() - started) / len(probed))
+    characters = sum(len(case.context) for case in cases) / len(cases)
+    per_case = 0.0
+    for arm in wanted:
+        name, _, size = arm.rpartition("-")
+        known = size.isdigit() and name in CHARACTERS_PER_BYTE
+        share = min(1.0, CHARACTERS_PER_BYTE[name] * int(size) / characters) if known else float(arm == "text")
+        per_case += TIMES_READ.get(name, 1.0) * (took[0] + share * (took[1] - took[0]))
+    return per_case * len(cases)
+
+
+def check_lm(lm: ComputedLm, conversations: Sequence[data.Conversation], n: int) -> dict[str, float]:
+    """Compares the computed cut with that of the real coder, which takes half a minute a conversation."""
+    texts = [one.case.context for one in conversations[:n]]
+    found = compared(lm, LmCodec(lm.model, lm.tokenizer), texts, LENGTHS[1])
+    computed, coded = (sum(column) / len(found) for column in zip(*found, strict=True))
+    print(f"computed: {computed:.1f} characters, coded: {coded:.1f} (mean over {n} texts and their sizes)", flush=True)
+    return {"texts": n, "computed_characters": computed, "coded_characters": coded}
+
+
+if __name__ == "__main__":
+    main()
