@@ -148,7 +148,7 @@ class Run:
         averages: dict[str, float] = {}
         batch: Batch | None = None
         started = saved = time.monotonic()
-        before = self.seconds
+        before, first = self.seconds, self.step
         pace = self._pace(announced_bytes)
         with voice(self.console, self.what) as tell:
             while self._done() < 1 and not self._stale():
@@ -156,8 +156,9 @@ class Run:
                 cases = source(self.step * self.hyperparameters.contexts, self.hyperparameters.contexts)
                 batch = batcher.batch(cases, random.Random(f"{self.hyperparameters.seed}/{self.step}"))
                 new = self._update(batch)  # a term that is over leaves the log
-                averages = {name: MEMORY * averages.get(name, now) + (1 - MEMORY) * now for name, now in new.items()}
                 self.step += 1
+                share = max(1 - MEMORY, 1 / (self.step - first))  # the mean of all, until there are many
+                averages = {name: (1 - share) * averages.get(name, now) + share * now for name, now in new.items()}
                 self.tokens += self.reader.tokens - read + sum(len(row.suffix + row.answer) for row in batch.rows)
                 self.stepping_s += time.monotonic() - started_step
                 self.seconds = before + self._same(time.monotonic() - started)
