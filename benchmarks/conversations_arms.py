@@ -161,9 +161,9 @@ def true_facts(receiver: Receiver, cases: Sequence[Case]) -> list[Memory]:
             for topic, value in question.facts if question.kind.startswith("said") else ():
                 if topic in number:
                     told.setdefault(number[topic], value)
-        rows = [network.speller.about[:0]]
+        rows = [network.speller.close[:0]]
         for at, value in sorted(told.items()):
             ids = value_tokens(receiver.tokenizer, value)[0][: network.places]
-            rows += [network.speller.about[at : at + 1], embed(receiver.model, ids).float()]
+            rows.append(network.speller.fact(at, embed(receiver.model, ids).float()))
         memories.append(SoftPrompt(torch.cat(rows)))
     return memories

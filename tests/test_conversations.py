@@ -243,7 +243,7 @@ def test_the_whole_way(home, monkeypatch, capsys) -> None:
 
 
 def test_true_facts_are_the_codec_s_memory_of_what_was_said(home) -> None:
-    """A vector for each topic, then the receiver's own embeddings of the value; what was not said is not there."""
+    """A topic's words, the receiver's own embeddings of the value, a line break; what was not said is not there."""
     sides = {"sender": home / "models" / "smollm2", "receiver": home / "models" / "gemma3"}
     recipe = Path(script.HERE) / "conversations" / "smollm2-gemma3.toml"
     file = home / "data" / "train.jsonl"
@@ -254,8 +254,10 @@ def test_true_facts_are_the_codec_s_memory_of_what_was_said(home) -> None:
         said = sorted((topic, value) for q in case.questions if "said" in q.kind for topic, value in q.facts)
         rows = [value_tokens(pair.receiver.tokenizer, value)[0][:8] for _, value in said]
         vectors = vectors_of(memory)
-        assert len(said) + sum(map(len, rows)) == len(vectors)
-        assert torch.allclose(embed(pair.receiver.model, rows[0]).float(), vectors[1 : 1 + len(rows[0])])
+        codec: Any = pair.receiver.codec
+        names = [int(codec.network.speller.told[codec.network.topics.index(topic)]) for topic, _ in said]
+        assert sum(names) + sum(map(len, rows)) + len(said) == len(vectors)
+        assert torch.allclose(embed(pair.receiver.model, rows[0]).float(), vectors[names[0] : names[0] + len(rows[0])])
 
 
 @pytest.mark.parametrize(

@@ -138,8 +138,12 @@ def test_what_is_found_in_the_cases_is_what_it_spells_with(untaught, pair) -> No
     assert ("Who?",) == untaught.config.questions
     ids = set(value_tokens(pair.receiver_tokenizer, "Mara")[0])
     assert ids <= set(untaught.vocabulary.tolist())
-    own = pair.receiver.get_input_embeddings().weight[untaught.vocabulary]
-    assert torch.equal(own, untaught.speller.embeddings)
+    table = pair.receiver.get_input_embeddings().weight
+    assert torch.equal(table[untaught.vocabulary], untaught.speller.embeddings)
+    name = pair.receiver_tokenizer("who:", add_special_tokens=False).input_ids
+    fact = untaught.speller.fact(0, untaught.speller.embeddings[:2])
+    assert torch.equal(fact[: len(name)], table[name])
+    assert len(name) + 2 + 1 == len(fact)
 
 
 def test_cases_without_topics_are_refused(pair) -> None:

@@ -10,7 +10,6 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.nn import functional as F
 
 from ilcp.codec.context import Context
 from ilcp.codec.folder import CONFIG, HubCodec
@@ -85,9 +84,10 @@ class FactsCodec(HubCodec):
         config = network.config
         agenda = Agenda.fit(found.said, found.lengths, whole_dims=config.whole_dims, token_dims=config.token_dims)
         embeddings = embed(models.receiver, found.vocabulary).detach().float().cpu()
-        asked = [embed(models.receiver, ids).detach().float().mean(0).cpu() for ids in found.asked]
-        about = F.normalize(torch.stack(asked), dim=-1) * embeddings.norm(dim=-1).mean()
-        network.found(torch.tensor(found.vocabulary), embeddings, about, agenda, found.fact_topics, found.fact_ids)
+        said = (*(ids[: config.topic_tokens] for ids in found.named), found.close)
+        *about, close = (embed(models.receiver, ids).detach().float().cpu() for ids in said)
+        vocabulary = torch.tensor(found.vocabulary)
+        network.found(vocabulary, embeddings, about, close[0], agenda, found.fact_topics, found.fact_ids)
         return network
 
     @classmethod
@@ -165,14 +165,14 @@ class FactsCodec(HubCodec):
         for fact, (length, bits) in enumerate(zip(code.lengths, code.bits, strict=True)):
             whole[fact] = bits[: config.whole_dims]
             tokens[fact, :length] = bits[config.whole_dims :].reshape(config.token_dims, length).T
-        device = self.network.speller.about.device
+        device = self.network.speller.close.device
         numbers = (torch.tensor(part, dtype=torch.long, device=device) for part in (code.topics, code.lengths))
         return *numbers, Latent(*(torch.from_numpy(part).to(device) for part in (whole, tokens)))  # type: ignore[return-value]
 
     def _memory(self, topics: Tensor, lengths: Tensor, z_hat: Latent) -> Memory:
         speller = self.network.speller
         facts = speller.memory(speller(*z_hat, topics, lengths), topics, lengths)
-        return SoftPrompt(torch.cat([speller.about[:0], *facts]))
+        return SoftPrompt(torch.cat([speller.close[:0], *facts]))
 
     def _latent(self, context: Context) -> tuple[Tensor, Tensor, Latent]:
         """Returns the topics that were said, ascending, the lengths of their values, and the latent, not rounded."""
@@ -183,7 +183,7 @@ class FactsCodec(HubCodec):
             raise EncodeError(f"expected states of {expected[0]} layers and width {expected[1]}, got {found}")
         if not bool(torch.isfinite(states).all()):
             raise EncodeError("expected finite hidden states, got NaN or infinity: the sender's weights are damaged")
-        states = states.to(self.network.speller.about.device)
+        states = states.to(self.network.speller.close.device)
         heard = self.network.extractor(states[None], torch.ones(1, states.shape[1], device=states.device))
         contexts, topics = (heard.said > 0).nonzero(as_tuple=True)
         values = self.network.extractor.values(heard, contexts, topics)

@@ -10,7 +10,7 @@ from ilcp.records import read_record
 
 __all__ = ["SETTINGS", "VALUE_TOKENS", "FactsConfig"]
 
-MOST_TOPICS = 4096  # a payload that nobody made may name them all, and each may take value_tokens + 1 memory vectors
+MOST_TOPICS = 4096  # a payload that nobody made may name them all, and each may take a dozen memory vectors
 VALUE_TOKENS = 8  # 97 of 100 values of the conversations that it was tried on have no more
 FOUND = ("topics", "questions", "words")  # what the training cases decide
 
@@ -37,6 +37,7 @@ class FactsConfig:
     whole_dims: int = 16
     token_dims: int = 18
     value_tokens: int = VALUE_TOKENS
+    topic_tokens: int = 8
     width: int = 192
     heads: int = 6
     blocks: int = 2
@@ -51,13 +52,14 @@ class FactsConfig:
                 self.whole_dims,
                 self.token_dims,
                 self.value_tokens,
+                self.topic_tokens,
             ),
             *(self.width, self.heads, self.blocks, self.speller_width),
         )
         if min(whole) < 1:
             raise ConfigError(
                 "expected whole numbers from 1 for sender_hidden, receiver_hidden, words, whole_dims, token_dims, "
-                f"value_tokens, width, heads, blocks and speller_width, got {whole}"
+                f"value_tokens, topic_tokens, width, heads, blocks and speller_width, got {whole}"
             )
         if not 1 <= self.payload_bytes <= MAX_PAYLOAD_BYTES:
             raise ConfigError(f"expected payload_bytes from 1 to {MAX_PAYLOAD_BYTES}, got {self.payload_bytes}")

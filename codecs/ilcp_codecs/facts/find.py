@@ -1,5 +1,6 @@
 """What a facts codec finds in the training cases: topics, words, and how often what is said."""
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -21,13 +22,16 @@ MOST_WORDS = 16_384  # that a codec knows: those of values first, then the commo
 
 
 class Found(NamedTuple):
-    """``topics``, a question about each, its token ids ``asked``, the ``vocabulary`` (token ids, ascending), ``said``
-    ``"cases topics"``, ``lengths`` counted in ``"topics most"``, and of every fact its topic ``"facts"`` and token ids
-    ``"facts most"``."""
+    """``topics``, a question about each, and the token ids of each one's name, and of a line break.
+
+    The ``vocabulary`` are token ids, ascending; ``said`` is ``"cases topics"``, ``lengths`` are counted in ``"topics
+    most"``; of every fact there are its topic ``"facts"`` and its token ids ``"facts most"``.
+    """
 
     topics: tuple[str, ...]
     questions: tuple[str, ...]
-    asked: tuple[tuple[int, ...], ...]
+    named: tuple[tuple[int, ...], ...]
+    close: tuple[int, ...]
     vocabulary: tuple[int, ...]
     said: NDArray[np.bool_]
     lengths: NDArray[np.int64]
@@ -64,10 +68,16 @@ def find(cases: Sequence["Case"], tokenizer: Any, settings: Mapping[str, Any]) -
         lengths[topic, max(0, len(own) - 1)] += 1
         ids[at, : len(own)] = torch.tensor(own)
     questions = tuple(wordings[topic] for topic in topics)
-    asked = tuple(tuple(tokenizer(text, add_special_tokens=False).input_ids) for text in questions)
+    named = tuple(tuple(tokenizer(_words(topic), add_special_tokens=False).input_ids) for topic in topics)
+    close = tuple(tokenizer("\n", add_special_tokens=False).input_ids)[-1:]
     known = _vocabulary(cases, tokenizer, {token for own in tokens.values() for token in own})
     about = torch.tensor([topic for _, topic, _ in facts])
-    return Found(topics, questions, asked, known, said, lengths, about, ids)
+    return Found(topics, questions, named, close, known, said, lengths, about, ids)
+
+
+def _words(topic: str) -> str:
+    """Returns a topic as a receiver reads it: "Restaurants city:" of "Restaurants.city"."""
+    return re.sub(r"[\W_]+", " ", topic).strip() + ":"
 
 
 def _vocabulary(cases: Sequence["Case"], tokenizer: Any, needed: set[int]) -> tuple[int, ...]:

@@ -100,20 +100,28 @@ class FactsNetwork(nn.Module):
 
     @torch.no_grad()
     def found(
-        self, vocabulary: Tensor, embeddings: Tensor, about: Tensor, agenda: Agenda, topics: Tensor, ids: Tensor
+        self,
+        vocabulary: Tensor,
+        embeddings: Tensor,
+        about: Sequence[Tensor],
+        close: Tensor,
+        agenda: Agenda,
+        topics: Tensor,
+        ids: Tensor,
     ) -> None:
         """Takes what was found in the cases.
 
         Args:
             vocabulary: token ids ``"words"`` of the receiver, ascending.
             embeddings: theirs, ``"words hidden"``.
-            about: vectors to start from for the topics, ``"topics hidden"``.
+            about: of each topic its own words to start from, ``"tokens hidden"``.
+            close: of a line break, ``"hidden"``.
             agenda: the chances of what is said.
             topics: of all facts, ``"facts"``.
             ids: the token ids of their values, ``"facts places"``, -1 behind the end.
         """
         self.vocabulary.copy_(vocabulary)
-        self.speller.match(embeddings, about)
+        self.speller.match(embeddings, about, close)
         rows = np.stack([agenda.order, agenda.parent, *agenda.chances.T])
         self.tree.copy_(torch.from_numpy(rows))
         self.spans.copy_(torch.from_numpy(agenda.lengths))
@@ -245,7 +253,7 @@ class FactsNetwork(nn.Module):
     def blank(self, count: int) -> list[Tensor]:
         """Returns the memories of this process's share of ``count`` payloads that no sender made: a few topics each,
         with random bits."""
-        config, device = self.config, self.speller.about.device
+        config, device = self.config, self.speller.close.device
         counts = torch.randint(BLANK_FACTS + 1, (count,)).tolist()
         topics = torch.randint(len(config.topics), (sum(counts),), device=device)
         lengths = torch.randint(1, config.value_tokens + 1, (len(topics),), device=device)
@@ -281,7 +289,7 @@ class FactsNetwork(nn.Module):
 
     def _gathered(self, facts: Sequence[Tensor], counts: Sequence[int]) -> list[Tensor]:
         """Joins the facts' memories ``"vectors hidden"`` into one for each context, which has so many of them."""
-        nothing = self.speller.about[:0]
+        nothing = self.speller.close[:0]
         ends = np.cumsum([0, *counts]).tolist()
         return [torch.cat([nothing, *facts[start:end]]) for start, end in pairwise(ends)]
 

@@ -6,12 +6,15 @@
       --linear of all + topic + length, GatedMlp (twice)--> what the value is
       --+ place + linear of the token's own bits, GatedMlp (twice), linear--> words "facts places width"
       --likeness to the keys of the words that the codec knows--> logits "facts places words"
-      --expected embedding--> memory of a fact: [topic, word, ..., word] "1+length hidden"
+      --expected embedding--> memory of a fact: [topic: word ... word, line break] "vectors hidden"
 
-A memory vector is the mean of word embeddings under what the bits leave open. So a receiver that was never trained can
-read it, and one that is adapted has little to learn. A word's key is its embedding in fewer dimensions. A token's own
+A value's vector is the mean of word embeddings under what the bits leave open; around it stand the words of its topic,
+which cost no bits. So a receiver that was never trained can read it, and one that is adapted has little to learn (one
+vector for a whole topic says nothing to either). A word's key is its embedding in fewer dimensions. A token's own
 bits are a hash of it, whatever the value: that carries values which no training case had.
 """
+
+from collections.abc import Sequence
 
 import torch
 from einops import rearrange
@@ -31,6 +34,7 @@ class Speller(nn.Module):
     """Words, and memory of them, from the latents, topics and lengths of facts."""
 
     embeddings: Tensor
+    told: Tensor
 
     def __init__(self, config: FactsConfig):
         super().__init__()
@@ -46,14 +50,20 @@ class Speller(nn.Module):
         self.key = nn.Linear(config.receiver_hidden, config.width)
         self.often = nn.Parameter(torch.zeros(config.words))
         self.sharpness = nn.Parameter(torch.tensor(SHARPNESS))
-        self.about = nn.Parameter(torch.zeros(len(config.topics), config.receiver_hidden))
+        self.about = nn.Parameter(torch.zeros(len(config.topics), config.topic_tokens, config.receiver_hidden))
+        self.close = nn.Parameter(torch.zeros(1, config.receiver_hidden))  # behind each fact
+        self.register_buffer("told", torch.ones(len(config.topics), dtype=torch.long))  # vectors of each topic
         self.register_buffer("embeddings", torch.zeros(config.words, config.receiver_hidden))
 
     @torch.no_grad()
-    def match(self, embeddings: Tensor, about: Tensor) -> None:
-        """Takes the receiver's ``embeddings`` ``"words hidden"`` and starts from vectors ``about`` the topics."""
+    def match(self, embeddings: Tensor, about: Sequence[Tensor], close: Tensor) -> None:
+        """Takes the receiver's ``embeddings`` ``"words hidden"``, and starts from those of each topic's own words,
+        ``about`` ``"tokens hidden"``, and of a line break, ``close`` ``"hidden"``."""
         self.embeddings.copy_(embeddings)
-        self.about.copy_(about)
+        self.close.copy_(close)
+        for topic, vectors in enumerate(about):
+            self.about[topic, : len(vectors)] = vectors
+            self.told[topic] = len(vectors)
         middle, matrix = whitening(embeddings)
         self.key.weight.copy_(nn.init.orthogonal_(torch.empty_like(self.key.weight)) @ matrix)
         self.key.bias.copy_(-self.key.weight @ middle)
@@ -82,7 +92,11 @@ class Speller(nn.Module):
         return logits
 
     def memory(self, logits: Tensor, topics: Tensor, lengths: Tensor) -> list[Tensor]:
-        """Returns the memory ``"1+length hidden"`` of each fact, from logits of all words."""
+        """Returns the memory ``"vectors hidden"`` of each fact, from logits of all words."""
         vectors = logits.softmax(-1) @ self.embeddings
-        rows = zip(self.about[topics], vectors, lengths.tolist(), strict=True)
-        return [torch.cat([about.unsqueeze(0), row[:length]]) for about, row, length in rows]
+        rows = zip(topics.tolist(), vectors, lengths.tolist(), strict=True)
+        return [self.fact(topic, row[:length]) for topic, row, length in rows]
+
+    def fact(self, topic: int, words: Tensor) -> Tensor:
+        """Returns the memory ``"vectors hidden"`` of a fact whose value is ``words`` ``"length hidden"``."""
+        return torch.cat([self.about[topic, : int(self.told[topic])], words, self.close])
