@@ -44,7 +44,7 @@ from ilcp.training import Hyperparameters, Models, Phrasebook, calibrate, fit
 from ilcp.training.log import LOG
 from ilcp_codecs.vae import VaeCodec, VaeConfig, VaeNetwork
 from ilcp_codecs.vae.bottleneck import dequantise, quantise
-from ilcp_codecs.vae.pooler import Pooler, _unit
+from ilcp_codecs.vae.pooler import Pooler, unit_states
 from ilcp_codecs.vae.projector import Projector
 
 TASK = "lists of six facts"
@@ -94,7 +94,7 @@ class MeanPooler(Pooler):
         self.spread = nn.Linear(config.width, config.slots * config.width)
 
     def forward(self, states: Tensor, mask: Tensor) -> Tensor:
-        x = self.enter(_unit(states))
+        x = self.enter(unit_states(states))
         for mixer in self.mixers:
             x = mixer(x, mask)
         mean = reduce(x * mask.unsqueeze(-1), "b t w -> b w", "sum") / mask.sum(1, keepdim=True)

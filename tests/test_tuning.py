@@ -15,8 +15,9 @@ import torch
 from safetensors.torch import load_file
 
 from ilcp.errors import ConfigError, Interrupted, StorageError, TrainingError
-from ilcp.models.adapter import adapt, new_adapter, round_to_half, save_adapter
+from ilcp.models.adapter import adapt, new_adapter, save_adapter
 from ilcp.models.fingerprint import identify
+from ilcp.nn.half import round_to_half
 from ilcp.tasks import Case, Question
 from ilcp.training import Hyperparameters, Models, fit, tune
 from ilcp.training import tuning as tuning_module

@@ -5,18 +5,14 @@ them, or with others, is refused.
 """
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
-
-import torch
-from torch import Tensor
 
 from ilcp.codec.folder import ADAPTER
 from ilcp.errors import ConfigError, MissingExtraError, StorageError
 from ilcp.files import write_whole
 
-__all__ = ["LOW_RANK", "adapt", "begun_adapter", "new_adapter", "round_to_half", "save_adapter", "unwrapped"]
+__all__ = ["LOW_RANK", "adapt", "begun_adapter", "new_adapter", "save_adapter", "unwrapped"]
 
 LOW_RANK = ".lora_"  # in the names of the weights that peft adds
 
@@ -51,13 +47,6 @@ def begun_adapter(model: Any, folder: Path) -> Any:
         return peft.PeftModel.from_pretrained(model, str(folder), is_trainable=True)
     except Exception as error:  # peft, safetensors and torch raise many kinds, all of which mean this
         raise ConfigError(f"expected low-rank weights for the receiver in {folder}, got: {error}") from error
-
-
-@torch.no_grad()
-def round_to_half(weights: Iterable[Tensor]) -> None:
-    """Rounds low-rank weights, in place, to the nearest that are saved."""
-    for weight in weights:
-        weight.copy_(weight.half())
 
 
 def save_adapter(adapter: Any, folder: Path) -> None:

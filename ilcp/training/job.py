@@ -31,11 +31,12 @@ from ilcp.files import write_whole
 from ilcp.handoff import Receiver, Sender
 from ilcp.identity import ModelIdentity, digest
 from ilcp.measure import Report, equal_texts, run
-from ilcp.models.adapter import begun_adapter, new_adapter, round_to_half, save_adapter
+from ilcp.models.adapter import begun_adapter, new_adapter, save_adapter
 from ilcp.models.fingerprint import identify
 from ilcp.models.loading import load_model
 from ilcp.models.support import require_receiver, require_sender
 from ilcp.nn.distributed import all_reduce, any_rank, init_device, is_main, same_everywhere, world
+from ilcp.nn.half import round_to_half
 from ilcp.tasks.cases import Case, read_jsonl
 from ilcp.training.batch import Models, frozen, misfit, require_fitting
 from ilcp.training.card import write_card

@@ -1,12 +1,9 @@
 """The shape of a facts codec: frozen, and it checks its own arithmetic."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
 
-from ilcp.errors import ConfigError, IlcpError
+from ilcp.errors import ConfigError
 from ilcp.message import MAX_PAYLOAD_BYTES
-from ilcp.records import read_record
 
 __all__ = ["SETTINGS", "VALUE_TOKENS", "FactsConfig"]
 
@@ -73,21 +70,6 @@ class FactsConfig:
             )
         if not self.sender_layers or min(self.sender_layers) < 0:
             raise ConfigError(f"expected the sender's layers to read, from 0, got {self.sender_layers}")
-
-    @classmethod
-    def from_dict(
-        cls, record: Mapping[str, Any], where: str = "a FactsConfig", *, error: type[IlcpError] = ConfigError
-    ) -> "FactsConfig":
-        """Returns the configuration that ``asdict`` wrote.
-
-        Args:
-            where: the record's place, for people.
-            error: what is raised.
-
-        Raises:
-            IlcpError: ``error``: a field is missing, unknown or of another type, or the numbers contradict each other.
-        """
-        return read_record(cls, record, where, error=error)
 
 
 # What a recipe may set: all that neither the two models nor the cases decide.

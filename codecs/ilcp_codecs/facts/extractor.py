@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ilcp.nn.norm import FloatNorm
-from ilcp.nn.whitening import whitening
+from ilcp.nn.whitening import start_whitened
 from ilcp_codecs.facts.config import FactsConfig
-from ilcp_codecs.vae.pooler import HIDDEN, Attention, Mixer
+from ilcp_codecs.vae.pooler import HIDDEN, Attention, Mixer, unit_states
 
 __all__ = ["Extractor", "Heard", "Values"]
 
@@ -82,18 +82,15 @@ class Extractor(nn.Module):
         self.copy = nn.Linear(config.sender_hidden, width)
         self.more = nn.Linear(width, 1)
 
-    @torch.no_grad()
     def calibrate(self, states: Tensor, mask: Tensor) -> None:
         """Starts both entries as a whitening of the states, and the copied one so that it tells words apart."""
-        unit = _unit(states)[mask.bool()]
+        unit = unit_states(states)[mask.bool()]
         for entry, rows in ((self.enter, unit), (self.copy, unit[:, : states.shape[-1]])):
-            middle, matrix = whitening(rows)
-            entry.weight.copy_(nn.init.orthogonal_(torch.empty_like(entry.weight)) @ matrix)
-            entry.bias.copy_(-entry.weight @ middle)
+            start_whitened(entry, rows, states.shape[-1])
 
     def forward(self, states: Tensor, mask: Tensor) -> Heard:
         """Reads the states."""
-        unit = _unit(states)
+        unit = unit_states(states)
         x = self.mixer(self.enter(unit), mask)
         bias = rearrange((1 - mask) * HIDDEN, "batch tokens -> batch 1 1 tokens")
         for block in self.encoder:
@@ -183,9 +180,3 @@ class GatedMlp(nn.Module):
         x = self.norm(x)
         out: Tensor = self.out(F.silu(self.gate(x)) * self.value(x))
         return out
-
-
-def _unit(states: Tensor) -> Tensor:
-    """Returns each layer's state at unit RMS, side by side: ``"batch tokens (layers hidden)"``."""
-    unit = F.rms_norm(states.float(), states.shape[-1:])
-    return rearrange(unit, "batch layers tokens hidden -> batch tokens (layers hidden)")

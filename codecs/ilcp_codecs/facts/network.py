@@ -10,10 +10,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ilcp.nn.distributed import SyncedNorm, rank, shard_rng, world
+from ilcp.nn.half import round_to_half
 from ilcp_codecs.facts.agenda import Agenda
 from ilcp_codecs.facts.config import FactsConfig
 from ilcp_codecs.facts.extractor import Extractor, GatedMlp, Values
 from ilcp_codecs.facts.speller import Speller
+from ilcp_codecs.vae.bottleneck import straight_through
 
 if TYPE_CHECKING:
     from ilcp.training.facts import Told
@@ -168,7 +170,7 @@ class FactsNetwork(nn.Module):
 
     def rounded(self, z: Latent, lengths: Tensor) -> Latent:
         """Returns -1 and 1, with the gradient of ``z`` where it is not far off; in training cut to some first bits."""
-        whole, tokens = (_sign(part) for part in z)
+        whole, tokens = (straight_through(part, 1) for part in z)
         place = torch.arange(tokens.shape[1], device=tokens.device)
         here = place < lengths.unsqueeze(1)
         if not self.training:
@@ -236,7 +238,7 @@ class FactsNetwork(nn.Module):
 
     def _exact(self, numbers: Tensor) -> Tensor:
         """Returns the keys of words ``"facts places"``; zero where there is none."""
-        return self.speller.keys()[numbers.clamp(min=0)] * (numbers >= 0).unsqueeze(-1)
+        return self.speller.keys(numbers.clamp(min=0)) * (numbers >= 0).unsqueeze(-1)
 
     def _drawn(self) -> tuple[Tensor, Tensor]:
         """Draws values to learn the code by, whatever context they were said in: topics, and numbers of words."""
@@ -263,12 +265,9 @@ class FactsNetwork(nn.Module):
         facts = self.speller.memory(self.speller(*z_hat, topics, lengths), topics, lengths)
         return self._gathered(facts, counts)[rank() :: world()]
 
-    @torch.no_grad()
     def round_to_half(self) -> None:
         """Rounds every weight to the nearest that 16 bits hold, so that the file is half as large."""
-        for tensor in self.state_dict().values():
-            if tensor.is_floating_point():
-                tensor.copy_(tensor.half())
+        round_to_half(self.state_dict().values())
 
     def _numbers(self, ids: Tensor) -> Tensor:
         """Returns the numbers of the codec's words for the receiver's token ids; -1 for one that it does not know."""
@@ -297,8 +296,3 @@ class FactsNetwork(nn.Module):
 def _mean_of(losses: Tensor) -> Tensor:
     """Returns the mean, 0 of nothing."""
     return losses.sum() / max(1, losses.numel())
-
-
-def _sign(z: Tensor) -> Tensor:
-    inside = z.clamp(-1.5, 1.5)
-    return inside + (torch.where(z >= 0, 1.0, -1.0) - inside).detach()

@@ -21,7 +21,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ilcp.nn.whitening import whitening
+from ilcp.nn.whitening import start_whitened
 from ilcp_codecs.facts.config import FactsConfig
 from ilcp_codecs.facts.extractor import GatedMlp
 
@@ -64,9 +64,7 @@ class Speller(nn.Module):
         for topic, vectors in enumerate(about):
             self.about[topic, : len(vectors)] = vectors
             self.told[topic] = len(vectors)
-        middle, matrix = whitening(embeddings)
-        self.key.weight.copy_(nn.init.orthogonal_(torch.empty_like(self.key.weight)) @ matrix)
-        self.key.bias.copy_(-self.key.weight @ middle)
+        start_whitened(self.key, embeddings, embeddings.shape[1])
 
     def keys(self, words: Tensor | None = None) -> Tensor:
         """Returns the keys ``"words width"``, of unit length, of these ``words`` (numbers), or of all."""

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ilcp.nn.distributed import SyncedNorm, shard_rng
 from ilcp_codecs.vae.config import VaeConfig
 
-__all__ = ["Bottleneck", "dequantise", "quantise"]
+__all__ = ["Bottleneck", "dequantise", "quantise", "straight_through"]
 
 LOG_VAR_RANGE = (-8.0, 1.0)  # e-8: noise far below the finest cell; e1: noise that drowns a unit-variance mu
 CELL_SPAN = 1.5  # cells divide [-1.5, 1.5] evenly: 87 % of a unit normal, the outer cells take the rest
@@ -38,6 +38,13 @@ def dequantise(codes: Tensor, bits: int) -> Tensor:
     top = 2**bits - 1
     middles: Tensor = codes.float() * (2 / top) - 1
     return middles
+
+
+def straight_through(z: Tensor, bits: int) -> Tensor:
+    """Returns the quantised ``z`` ``"..."``, in its shape; its gradient is that of ``z`` inside the cells, else 0."""
+    exact = dequantise(quantise(z, bits), bits)
+    inside = z.clamp(-CELL_SPAN, CELL_SPAN)
+    return inside + (exact - inside).detach()
 
 
 class SlotLinear(nn.Module):
@@ -84,7 +91,5 @@ class Bottleneck(nn.Module):
         return mu + (0.5 * log_var).exp() * noise, rate_bits
 
     def z_hat(self, z: Tensor) -> Tensor:
-        """Returns the quantised ``"batch slots dims"``; its gradient is that of ``z`` inside the cells, else 0."""
-        exact = dequantise(quantise(z, self.config.bits), self.config.bits)
-        inside = z.clamp(-CELL_SPAN, CELL_SPAN)
-        return inside + (exact - inside).detach()
+        """Returns the quantised ``"batch slots dims"``, as ``straight_through``."""
+        return straight_through(z, self.config.bits)

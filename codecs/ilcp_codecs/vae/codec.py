@@ -1,25 +1,20 @@
 """The VAE codec behind the seam (context to bytes, bytes to memory), and the network that training sees."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from einops import rearrange
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ilcp.codec.context import Context
-from ilcp.codec.folder import CONFIG, HubCodec
 from ilcp.codec.memory import Memory, SoftPrompt
 from ilcp.codec.spec import CodecSpec, Trained
-from ilcp.errors import ConfigError, DecodeError, EncodeError, IdentityError, StorageError
-from ilcp.evidence import Evidence
-from ilcp.identity import ModelIdentity
-from ilcp.models.fingerprint import weights_digest
+from ilcp.errors import DecodeError, IlcpError
 from ilcp.nn.distributed import rank, shard_rng, world
+from ilcp.nn.half import round_to_half
+from ilcp_codecs.states import StatesCodec
 from ilcp_codecs.vae.bottleneck import Bottleneck, dequantise, quantise
 from ilcp_codecs.vae.config import SETTINGS, VaeConfig
 from ilcp_codecs.vae.pooler import Pooler
@@ -28,8 +23,6 @@ from ilcp_codecs.vae.projector import Projector
 __all__ = ["NAME", "VaeCodec", "VaeNetwork"]
 
 NAME = "vae"
-WEIGHTS = "model.safetensors"
-LAYERS = 6  # of the sender that a codec reads unless it is told which
 
 
 class VaeNetwork(nn.Module):
@@ -56,12 +49,9 @@ class VaeNetwork(nn.Module):
         self.pooler.calibrate(states, mask)
         self.projector.match(memory)
 
-    @torch.no_grad()
     def round_to_half(self) -> None:
         """Rounds every weight to the nearest that 16 bits hold, so that the file is half as large."""
-        for tensor in self.state_dict().values():
-            if tensor.is_floating_point():
-                tensor.copy_(tensor.half())
+        round_to_half(self.state_dict().values())
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -102,14 +92,13 @@ class VaeNetwork(nn.Module):
         return chosen.to(self.projector.scale.device)
 
 
-class VaeCodec(HubCodec):
+class VaeCodec(StatesCodec):
     """The flagship codec. Made by training (``from_network``) or by ``ilcp.load``; never changed by use."""
 
+    reads = 6
+
     def __init__(self, network: VaeNetwork, trained: Trained):
-        self.network = network.eval().requires_grad_(False)
-        self.config = network.config
-        self.trained = trained
-        self.evidence: Evidence | None = None
+        super().__init__(network, trained)
         self.spec = CodecSpec(NAME, self.config.payload_bytes, "states", self.config.prefixes)
         self._order = np.array(self.config.order())
         self._known = {length: network.known(length) for length in self.config.prefixes}
@@ -120,33 +109,8 @@ class VaeCodec(HubCodec):
         return SETTINGS
 
     @classmethod
-    def untrained(cls, sender: Any, receiver: Any, settings: Mapping[str, Any]) -> VaeNetwork:
-        """Returns a network for two models; without ``sender_layers`` it reads a few layers, far apart.
-
-        Raises:
-            ConfigError: the settings contradict each other.
-        """
-        count = sender.config.num_hidden_layers
-        chosen = {round(step * count / (LAYERS - 1)) for step in range(LAYERS)}
-        values = {
-            "sender_layers": tuple(sorted(chosen)),
-            "sender_hidden": sender.config.hidden_size,
-            "receiver_hidden": receiver.get_input_embeddings().embedding_dim,
-        }
-        config = VaeConfig.from_dict(values | dict(settings), "[codec]")
-        if max(config.sender_layers) > count:
-            raise ConfigError(f"expected sender_layers from 0 to {count} (the last state), got {config.sender_layers}")
-        return VaeNetwork(config)
-
-    @classmethod
-    def from_network(cls, network: VaeNetwork, sender: ModelIdentity, receiver: ModelIdentity) -> "VaeCodec":
-        """Returns the codec out of a trained network."""
-        return cls(network, Trained(sender, receiver, weights_digest(network).hex()))
-
-    @property
-    def layers(self) -> tuple[int, ...]:
-        """The sender's layers that ``encode`` reads."""
-        return self.config.sender_layers
+    def _network(cls, settings: Mapping[str, Any], where: str, error: type[IlcpError]) -> VaeNetwork:
+        return VaeNetwork(VaeConfig.from_dict(settings, where, error=error))
 
     @torch.no_grad()
     def encode(self, context: Context, payload_bytes: int | None = None) -> bytes:
@@ -189,48 +153,5 @@ class VaeCodec(HubCodec):
 
     def _latent(self, context: Context) -> Tensor:
         """Returns the latent ``"slots dims"`` before it is quantised."""
-        states = context.states
-        expected = (len(self.config.sender_layers), self.config.sender_hidden)
-        if states is None or (states.shape[0], states.shape[2]) != expected or states.shape[1] == 0:
-            found = "none" if states is None else f"shape {tuple(states.shape)}"
-            raise EncodeError(f"expected states of {expected[0]} layers and width {expected[1]}, got {found}")
-        if not bool(torch.isfinite(states).all()):
-            raise EncodeError("expected finite hidden states, got NaN or infinity: the sender's weights are damaged")
-        states = states.to(self.network.projector.scale.device)
-        mask = torch.ones(1, states.shape[1], device=states.device)
-        z: Tensor = self.network.bottleneck(self.network.pooler(states[None], mask))[0][0]
+        z: Tensor = self.network.bottleneck(self.network.pooler(*self._states(context)))[0][0]
         return z
-
-    def save_files(self, folder: Path) -> dict[str, Any]:
-        """Writes the weights, in 16 bits where that loses nothing; returns the configuration."""
-        save_file({name: _lean(tensor) for name, tensor in self.network.state_dict().items()}, folder / WEIGHTS)
-        return asdict(self.config)
-
-    @classmethod
-    def load_files(cls, folder: Path, spec: CodecSpec, trained: Trained, settings: Mapping[str, Any]) -> "VaeCodec":
-        """Returns the codec that ``save_files`` wrote.
-
-        Raises:
-            StorageError: the weights are missing, damaged, or of another shape.
-            IdentityError: the weights are not those the codec was saved with.
-        """
-        network = VaeNetwork(VaeConfig.from_dict(settings, f"settings in {folder / CONFIG}", error=StorageError))
-        try:
-            network.load_state_dict(load_file(folder / WEIGHTS), strict=True)
-        except Exception as error:  # safetensors and torch raise several kinds, all of which mean this
-            raise StorageError(f"expected the codec's weights in {folder / WEIGHTS}, got: {error}") from error
-        found = weights_digest(network).hex()
-        if found != trained.weights:
-            raise IdentityError(
-                f"expected codec weights {trained.weights}, got {found} in {folder / WEIGHTS}: "
-                "the file was replaced or damaged; fetch the codec again"
-            )
-        codec = cls(network, trained)
-        if codec.spec != spec:
-            raise IdentityError(f"expected the codec spec {spec}, got {codec.spec} from its settings in {folder}")
-        return codec
-
-
-def _lean(tensor: Tensor) -> Tensor:
-    half = tensor.half()
-    return half if tensor.is_floating_point() and torch.equal(half.float(), tensor.float()) else tensor

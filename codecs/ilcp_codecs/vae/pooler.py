@@ -22,15 +22,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ilcp.nn.norm import FloatNorm
-from ilcp.nn.whitening import whitening
+from ilcp.nn.whitening import start_whitened, whitening
 from ilcp_codecs.vae.config import VaeConfig
 
-__all__ = ["Pooler"]
+__all__ = ["HIDDEN", "Attention", "Mixer", "Pooler", "unit_states"]
 
 REACH = 4  # tokens to either side that one mixer sees
 MIXERS = 2
 SHARPNESS = 20.0  # at the start: another occurrence of the word weighs e10 times as much as none of the tokens
-JOINT_WIDTH = 4096  # of all layers together: where they are wider, each is whitened by itself, for it takes width cubed
 HIDDEN = -1e4  # bias of a padded token: finite, so that a row without tokens gives no NaN
 
 
@@ -52,22 +51,13 @@ class Pooler(nn.Module):
 
         Words of one kind share most of their state; without this, what tells them apart is learned last or never.
         """
-        unit = _unit(states)
-        layers, hidden = states.shape[1], states.shape[-1]
-        part = unit.shape[-1] if unit.shape[-1] <= JOINT_WIDTH else hidden
-        with torch.no_grad():
-            directions = nn.init.orthogonal_(torch.empty_like(self.enter.weight))
-            for start in range(0, layers * hidden, part):
-                middle, matrix = whitening(unit[mask.bool()][:, start : start + part])
-                weight = directions[:, start : start + part] @ matrix
-                self.enter.weight[:, start : start + part] = weight
-                directions[:, start : start + part] = weight * middle  # of which the bias takes the sum
-            self.enter.bias.copy_(-directions.sum(1))
+        unit = unit_states(states)
+        start_whitened(self.enter, unit[mask.bool()], states.shape[-1])
         if self.echo is not None:
             self.echo.calibrate(unit[..., : states.shape[-1]], mask)
 
     def forward(self, states: Tensor, mask: Tensor) -> Tensor:
-        unit = _unit(states)
+        unit = unit_states(states)
         x = self.enter(unit)
         if self.echo is not None:
             x = self.echo(unit[..., : states.shape[-1]], x, mask)
@@ -89,7 +79,7 @@ class Pooler(nn.Module):
         return ((places - middles) / stretch).square()
 
 
-def _unit(states: Tensor) -> Tensor:
+def unit_states(states: Tensor) -> Tensor:
     """Returns each layer's state at unit RMS, side by side: ``"batch tokens (layers hidden)"``."""
     return rearrange(
         F.rms_norm(states.float(), states.shape[-1:]), "batch layers tokens hidden -> batch tokens (layers hidden)"

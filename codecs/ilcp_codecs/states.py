@@ -1,0 +1,140 @@
+"""What all learned codecs of a sender's hidden states do alike: made for two models, fed with states, saved, loaded."""
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ilcp.codec.context import Context
+from ilcp.codec.folder import CONFIG, HubCodec
+from ilcp.codec.spec import CodecSpec, Trained
+from ilcp.errors import ConfigError, EncodeError, IdentityError, IlcpError, StorageError
+from ilcp.evidence import Evidence
+from ilcp.identity import ModelIdentity
+from ilcp.models.fingerprint import weights_digest
+from ilcp.nn.half import lean
+
+__all__ = ["StatesCodec"]
+
+WEIGHTS = "model.safetensors"
+
+
+class StatesCodec(HubCodec):
+    """A codec with a network whose ``config`` has ``sender_layers``, ``sender_hidden`` and ``receiver_hidden``.
+
+    ``reads`` is how many of the sender's layers it reads unless it is told which, evenly up to the share ``deepest`` of
+    them. ``apart`` are tensors that lie in a file of their own: its name, and theirs.
+    """
+
+    reads: ClassVar[int]
+    deepest: ClassVar[float] = 1.0
+    apart: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    spec: CodecSpec
+
+    def __init__(self, network: Any, trained: Trained):
+        self.network = network.eval().requires_grad_(False)
+        self.config = network.config
+        self.trained = trained
+        self.evidence: Evidence | None = None
+
+    @classmethod
+    @abstractmethod
+    def _network(cls, settings: Mapping[str, Any], where: str, error: type[IlcpError]) -> Any:
+        """Returns an untrained network of such a configuration.
+
+        Raises:
+            IlcpError: ``error``, which names the place ``where``: the settings are not one.
+        """
+
+    @classmethod
+    def untrained(cls, sender: Any, receiver: Any, settings: Mapping[str, Any]) -> Any:
+        """Returns a network for two models, of these settings.
+
+        Raises:
+            ConfigError: the settings contradict each other.
+        """
+        own = sender.config.get_text_config()
+        depth = own.num_hidden_layers
+        chosen = {round(step * cls.deepest * depth / (cls.reads - 1)) for step in range(cls.reads)}
+        values = {
+            "sender_layers": tuple(sorted(chosen)),
+            "sender_hidden": own.hidden_size,
+            "receiver_hidden": receiver.get_input_embeddings().embedding_dim,
+        }
+        network = cls._network(values | dict(settings), "[codec]", ConfigError)
+        layers = network.config.sender_layers
+        if max(layers) > depth:
+            raise ConfigError(f"expected sender_layers from 0 to {depth} (the last state), got {layers}")
+        return network
+
+    @classmethod
+    def from_network(cls, network: Any, sender: ModelIdentity, receiver: ModelIdentity) -> Self:
+        """Returns the codec out of a trained network."""
+        return cls(network, Trained(sender, receiver, weights_digest(network).hex()))
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The sender's layers that ``encode`` reads."""
+        layers: tuple[int, ...] = self.config.sender_layers
+        return layers
+
+    @property
+    def _device(self) -> torch.device:
+        device: torch.device = next(self.network.parameters()).device
+        return device
+
+    def _states(self, context: Context) -> tuple[Tensor, Tensor]:
+        """Returns a context's states ``"1 layers tokens hidden"``, and their mask ``"1 tokens"``.
+
+        Raises:
+            EncodeError: it has none, states of another sender, or NaN.
+        """
+        states = context.states
+        expected = (len(self.config.sender_layers), self.config.sender_hidden)
+        if states is None or (states.shape[0], states.shape[2]) != expected or states.shape[1] == 0:
+            found = "none" if states is None else f"shape {tuple(states.shape)}"
+            raise EncodeError(f"expected states of {expected[0]} layers and width {expected[1]}, got {found}")
+        if not bool(torch.isfinite(states).all()):
+            raise EncodeError("expected finite hidden states, got NaN or infinity: the sender's weights are damaged")
+        return states[None].to(self._device), torch.ones(1, states.shape[1], device=self._device)
+
+    def save_files(self, folder: Path) -> dict[str, Any]:
+        """Writes the weights, in 16 bits where that loses nothing; returns the configuration."""
+        state = {name: lean(tensor) for name, tensor in self.network.state_dict().items()}
+        for file, names in self.apart.items():
+            save_file({name: state.pop(name) for name in names}, folder / file)
+        save_file(state, folder / WEIGHTS)
+        return asdict(self.config)
+
+    @classmethod
+    def load_files(cls, folder: Path, spec: CodecSpec, trained: Trained, settings: Mapping[str, Any]) -> Self:
+        """Returns the codec that ``save_files`` wrote.
+
+        Raises:
+            StorageError: the weights are missing, damaged, or of another shape.
+            IdentityError: the weights are not those the codec was saved with.
+        """
+        network = cls._network(settings, f"settings in {folder / CONFIG}", StorageError)
+        file = folder / WEIGHTS
+        try:
+            state: dict[str, Tensor] = {}
+            for file in (*(folder / name for name in cls.apart), folder / WEIGHTS):
+                state |= load_file(file)
+            network.load_state_dict(state, strict=True)
+        except Exception as error:  # safetensors and torch raise several kinds, all of which mean this
+            raise StorageError(f"expected the codec's weights in {file}, got: {error}") from error
+        found = weights_digest(network).hex()
+        if found != trained.weights:
+            raise IdentityError(
+                f"expected codec weights {trained.weights}, got {found} in {folder / WEIGHTS}: "
+                "the file was replaced or damaged; fetch the codec again"
+            )
+        codec = cls(network, trained)
+        if codec.spec != spec:
+            raise IdentityError(f"expected the codec spec {spec}, got {codec.spec} from its settings in {folder}")
+        return codec
