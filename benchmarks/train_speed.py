@@ -117,7 +117,7 @@ def measured(name: str, device: torch.device, args: argparse.Namespace) -> dict[
         step, shares = stepped(network, models, cases, plain, store, args.repetitions)
         default, default_shares = stepped(network, models, cases, full, store, args.repetitions)
         with torch.no_grad():
-            memory, _ = alone.memory(network, batch)
+            memory, _ = alone.memory(network, *alone.states(batch))
         bare = timed(lambda: alone.receiver_pass(batch, memory), args.repetitions, device)
         compiled = None
         if args.compile:

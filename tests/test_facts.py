@@ -1,6 +1,9 @@
 """The codec of facts: its payload, its lesson, and the way from a file of questions to a message of a few bytes."""
 
+import copy
 import json
+import random
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -18,11 +21,16 @@ from ilcp.identity import ANY
 from ilcp.models.forward import embedding_norm
 from ilcp.tasks import Case, Question
 from ilcp.testing import CodecContract
+from ilcp.training.batch import Batcher
 from ilcp.training.facts import Told, facts_of, topics_of, value_tokens
+from ilcp.training.objective import Objective
+from ilcp.training.reader import Reader
 from ilcp_codecs.facts import FactsCodec, FactsNetwork
 from ilcp_codecs.facts.agenda import Agenda, Code
-from tests.helpers import make_tokenizer, vectors_of
-from tests.taught import cases, make_models, save_models, write_cases
+from ilcp_codecs.facts.codec import _in_turn
+from ilcp_codecs.facts.network import Latent
+from tests.helpers import make_tokenizer, noting, vectors_of
+from tests.taught import WORDS, cases, make_hyperparameters, make_models, save_models, write_cases
 
 TINY = dict(width=32, heads=4, speller_width=32, blocks=1)
 TOPICS, MOST = 6, 4
@@ -252,6 +260,26 @@ def test_a_codec_says_what_a_payload_says(trained) -> None:
     assert case.questions[0].answer == pair.receiver.tokenizer.decode(ids).strip()
 
 
+def test_what_is_recalled_is_heard_and_spelled(trained) -> None:
+    """A value counts only under a topic that the message would say, and only word for word."""
+    pair: Any = ilcp.load_pair(trained.root / "codec")
+    network = copy.deepcopy(pair.sender.codec.network)
+    (case,) = cases(60_000, 1)
+    numbers = {topic: number for number, topic in enumerate(network.topics)}
+    states = pair.sender.read(case.context).states[None]
+    mask = torch.ones(1, states.shape[2])
+
+    def recalled(value: str) -> bool:
+        own = replace(case, questions=(Question("Who?", value, facts=(("Who?", value),)),))
+        facts = facts_of(own, numbers, pair.sender.tokenizer, pair.receiver.tokenizer)
+        return bool(network.recalled(states, mask, Told.of([facts], network.places, states.shape[2])).all())
+
+    assert recalled(case.questions[0].answer)
+    assert not recalled(next(word for word in WORDS if word != case.questions[0].answer))
+    network.extractor.often.fill_(-100.0)
+    assert not recalled(case.questions[0].answer)
+
+
 def test_a_changed_file_of_words_is_noticed(trained, tmp_path) -> None:
     """The receiver's embeddings are weights of the codec like any other."""
     import shutil
@@ -284,6 +312,32 @@ def test_a_stopped_lesson_goes_on_as_if_it_had_not(tmp_path) -> None:
         _Lesson._heed = original  # type: ignore[method-assign]
     again = ilcp.train(tmp_path / "recipe-6.toml", out=tmp_path / "halved", resume=True)
     assert ilcp.load(tmp_path / "whole").trained.weights == again.trained.weights
+
+
+@pytest.mark.parametrize("kept", [0, 5, 16, 17, 30, 52])
+def test_training_keeps_the_bits_that_a_payload_sends_first(untaught, monkeypatch, kept: int) -> None:
+    """A sample that is cut holds the value's bits as a whole, then bit by bit those of each token, and no others."""
+    length, most, config = 2, untaught.places, untaught.config
+    network = copy.deepcopy(untaught).train()
+    monkeypatch.setattr(network, "_kept", lambda lengths: torch.full_like(lengths, kept))
+    z = Latent(torch.full((1, config.whole_dims), -1.0), torch.full((1, most, config.token_dims), -1.0))
+    (whole,), (tokens,) = network.rounded(z, torch.tensor([length]))
+    left = config.whole_dims + length * config.token_dims - kept
+    assert [-1] * kept + [1] * left == _in_turn(whole, tokens[:length]).tolist()  # 0 is not below
+    assert not tokens[length:].any()
+
+
+def test_a_step_through_the_receiver_reads_the_sender_once(pair, monkeypatch) -> None:
+    """Memory and lesson take the same states."""
+    torch.manual_seed(0)
+    network = FactsCodec.untrained_for(pair, TINY, told(cases(0, 40))).train()
+    wanted = make_hyperparameters(topics=network.topics, blank_share=0.0)
+    reader = Reader(pair, network.layers, wanted)
+    read: list[Any] = []
+    monkeypatch.setattr(reader, "states", noting(reader.states, read, lambda texts: texts))
+    batch = Batcher(pair, wanted).batch(told(cases(0, 8)), random.Random(0))
+    assert {"cross_entropy", "facts", "loss"} <= Objective(pair, wanted, reader).terms(network, batch).keys()
+    assert 1 == len(read)
 
 
 @pytest.mark.parametrize("heard", [-100.0, 100.0])

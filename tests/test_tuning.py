@@ -20,6 +20,7 @@ from ilcp.models.fingerprint import identify
 from ilcp.nn.half import round_to_half
 from ilcp.tasks import Case, Question
 from ilcp.training import Hyperparameters, Models, fit, tune
+from ilcp.training import stage as stage_module
 from ilcp.training import tuning as tuning_module
 from ilcp.training.batch import Batcher
 from ilcp.training.log import Log, draw_curve, read_log
@@ -48,7 +49,7 @@ hyperparameters = partial(
 def _few_validations() -> Iterator[None]:
     """Two, and without a curve, which takes longer than the steps."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tuning_module, "VALIDATIONS", 2)
+        patch.setattr(stage_module, "VALIDATIONS", 2)
         patch.setattr("ilcp.training.log.draw_curve", lambda _: None)
         yield
 
@@ -107,7 +108,7 @@ def test_the_adapter_alone_learns_to_read(tmp_path, capsys) -> None:
 
 def test_the_best_reading_stays_and_a_stage_that_makes_it_no_better_ends(tmp_path, monkeypatch) -> None:
     """At a ruinous rate the stage gives up after its patience, and the receiver reads as it did at the start."""
-    monkeypatch.setattr(tuning_module, "VALIDATIONS", 12)
+    monkeypatch.setattr(stage_module, "VALIDATIONS", 12)
     models = make_blurred(noise=0.0)
     start = held(models)
     brought, _ = tuned_in(tmp_path, models, reader_learning_rate=50.0)

@@ -26,13 +26,25 @@ from typing import Any
 
 from ilcp.errors import ConfigError, EncodeError
 
-__all__ = ["MEMORY_HERE", "Chat", "Layout", "answer_ids", "holds_control", "layout", "pieces", "text_ids"]
+__all__ = [
+    "MEMORY_HERE",
+    "Chat",
+    "Layout",
+    "Span",
+    "answer_ids",
+    "continuation",
+    "holds_control",
+    "layout",
+    "pieces",
+    "text_ids",
+]
 
 MEMORY_HERE = "\ue000ilcp\ue001"  # private-use characters: no text carries them by accident
 GAP = "\n\n"
 NEEDED = {"role": (), "content": ("tool_calls", "function_call")}  # of a message: this, or one of those in its place
 ANCHORS = ("x", ".", "\n", "\u00b6")  # ends of a text; the first that does not grow together with what follows is taken
 
+Span = tuple[int, int]  # of characters
 Chat = Sequence[Mapping[str, Any]]  # messages with "role" and "content", as a chat template takes them
 
 
@@ -104,7 +116,7 @@ def pieces(
     parts = whole.split(MEMORY_HERE)
     before = [part.removesuffix(" ") for part in parts[:-1]]
     opening = _ids(tokenizer, before[0])
-    return (opening, *(_continuation(tokenizer, part) for part in [*before[1:], parts[-1]]))
+    return (opening, *(continuation(tokenizer, part)[0] for part in [*before[1:], parts[-1]]))
 
 
 def _held(contexts: Sequence[str | None], lines: Sequence[str]) -> list[str]:
@@ -223,7 +235,7 @@ def _closing(tokenizer: Any, chat_template: str, end: int | None) -> int | None:
         _, *behind = _through_template(tokenizer, turn, {}, asked=False).split(MEMORY_HERE)
     except EncodeError:
         return end
-    first = _continuation(tokenizer, behind[0])[:1] if len(behind) == 1 else ()
+    first = continuation(tokenizer, behind[0])[0][:1] if len(behind) == 1 else ()
     special = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
     return first[0] if first and first[0] in special else end
 
@@ -240,15 +252,21 @@ def _control_ids(tokenizer: Any) -> frozenset[int]:
     return frozenset(control - {tokenizer.unk_token_id})  # what a tokenizer does not know steers nothing
 
 
-def _continuation(tokenizer: Any, text: str) -> tuple[int, ...]:
-    """Returns token ids of ``text`` behind another text, without the space that some tokenizers begin with."""
+def continuation(tokenizer: Any, text: str) -> tuple[tuple[int, ...], tuple[Span, ...]]:
+    """Returns token ids of ``text`` behind another text, without the space that some tokenizers begin with.
+
+    Beside them stands where each one's characters are in ``text``, of a tokenizer that knows.
+    """
     if not text:
-        return ()
+        return (), ()
+    spans = {"return_offsets_mapping": True} if getattr(tokenizer, "is_fast", False) else {}
     for anchor in ANCHORS:
-        head, whole = _ids(tokenizer, anchor), _ids(tokenizer, anchor + text)
-        if whole[: len(head)] == head:
-            return whole[len(head) :]
-    return _ids(tokenizer, text)
+        head, whole = _ids(tokenizer, anchor), tokenizer(anchor + text, add_special_tokens=False, **spans)
+        ids = tuple(whole.input_ids)
+        if ids[: len(head)] == head:
+            offsets = whole.get("offset_mapping", ())[len(head) :]
+            return ids[len(head) :], tuple((a - len(anchor), b - len(anchor)) for a, b in offsets)
+    return _ids(tokenizer, text), ()
 
 
 def _ids(tokenizer: Any, text: str) -> tuple[int, ...]:

@@ -12,14 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ilcp.models.prompt import ANCHORS
-from ilcp.tasks.cases import ABSENT, Case
+from ilcp.models.prompt import Span, continuation
+from ilcp.tasks.cases import Case
 
 __all__ = ["Fact", "Told", "facts_of", "facts_of_case", "topics_of", "value_tokens"]
 
 LEAST = 8  # cases in which a topic is said: of fewer nothing is learned
-
-Span = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +71,7 @@ def facts_of_case(case: Case) -> dict[str, str]:
     """Returns what the questions of a case say, by topic: of several facts about one, the first."""
     found: dict[str, str] = {}
     for question in case.questions:
-        for topic, value in question.facts if question.kind != ABSENT else ():
+        for topic, value in question.facts if question.said else ():
             found.setdefault(topic, value)
     return found
 
@@ -86,16 +84,8 @@ def topics_of(cases: Iterable[Case]) -> tuple[str, ...]:
 
 def value_tokens(tokenizer: Any, value: str) -> tuple[tuple[int, ...], tuple[Span, ...]]:
     """Returns the token ids of a value that follows another word, and each one's characters (empty where unknown)."""
-    if not tokenizer.is_fast:
-        return tuple(tokenizer(" " + value, add_special_tokens=False).input_ids), ()
-    for anchor in ANCHORS:
-        head = tokenizer(anchor, add_special_tokens=False).input_ids
-        whole = tokenizer(f"{anchor} {value}", add_special_tokens=False, return_offsets_mapping=True)
-        if whole.input_ids[: len(head)] == head:
-            skipped = len(anchor) + 1
-            spans = [(max(0, a - skipped), max(0, b - skipped)) for a, b in whole.offset_mapping[len(head) :]]
-            return tuple(whole.input_ids[len(head) :]), tuple(spans)
-    return tuple(tokenizer(" " + value, add_special_tokens=False).input_ids), ()
+    ids, offsets = continuation(tokenizer, " " + value)
+    return ids, tuple((max(0, a - 1), max(0, b - 1)) for a, b in offsets)  # without the space
 
 
 def _offsets(tokenizer: Any, text: str) -> list[Span]:

@@ -16,9 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ilcp.nn.distributed import world
 from ilcp.training.batch import Batch, Models, frozen
-from ilcp.training.checkpoint import CHECKPOINT
 from ilcp.training.facts import Told
 from ilcp.training.hyperparameters import Hyperparameters
 from ilcp.training.log import Log
@@ -27,12 +25,12 @@ from ilcp.training.objective import FactNetwork, Objective
 from ilcp.training.reader import StateStore
 from ilcp.training.result import Result
 from ilcp.training.signals import deferred_signals
+from ilcp.training.stage import stage_of
 from ilcp.training.validation import READ, Validator
 
 __all__ = ["FOLDER", "learn_facts"]
 
 FOLDER = "facts"  # of the stage, in the run's
-VALIDATIONS = 10  # in the whole stage
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,17 +83,12 @@ def learn_facts(
             return run.go(source, lambda: run.recall(validator.batch), interrupted)
 
 
-def taught(folder: str | Path) -> bool:
-    """Says whether the stage of a codec's run was begun."""
-    return (Path(folder) / FOLDER / CHECKPOINT).exists()
-
-
 class _LessonObjective(Objective):
     """The codec's own losses, and nothing else."""
 
     def terms(self, network: Any, batch: Batch, step: int = 0, done: float = 0.0) -> dict[str, Tensor]:
         """Computes them."""
-        return self.lesson(network, batch)
+        return self.lesson(network, batch, *self.states(batch))
 
 
 class _Lesson(Run):
@@ -136,17 +129,12 @@ class _Lesson(Run):
 
 def _stage(hyperparameters: Hyperparameters) -> Hyperparameters:
     """Returns the hyperparameters of this stage of a run that has these."""
-    steps = max(1, hyperparameters.facts_steps)
-    return replace(
+    return stage_of(
         hyperparameters,
-        steps=steps,
-        minutes=hyperparameters.facts_share * hyperparameters.minutes,
-        contexts=-(-hyperparameters.facts_contexts // world()) * world(),
+        steps=hyperparameters.facts_steps,
+        share=hyperparameters.facts_share,
+        contexts=hyperparameters.facts_contexts,
         learning_rate=hyperparameters.facts_learning_rate,
-        validate_every=max(1, steps // VALIDATIONS),
         patience=0,
-        collapse_after=1.0,
-        blank_share=0.0,
-        reconstruction_weight=0.0,
         adapter_after=1.0,
     )

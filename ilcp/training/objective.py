@@ -143,7 +143,8 @@ class Objective:
         """Computes the terms at ``step`` of a run of which the share ``done`` is over."""
         if self.phrasebook and step < self.hyperparameters.naming_steps + self.hyperparameters.alignment_steps:
             return self._warmup(network, batch, self.phrasebook, step)
-        memory, rate_bits = self.memory(network, batch)
+        read = self.states(batch)
+        memory, rate_bits = self.memory(network, *read)
         blanks = self.hyperparameters.blanks(batch.count)
         unsent = [row for row in batch.rows if self._number(row) < blanks]
         sent = [row for row in batch.rows if self._number(row) >= blanks]
@@ -165,7 +166,7 @@ class Objective:
             if self.models.adapter is not None and self.hyperparameters.adapts_at(done):
                 terms["reading"] = self.reading(batch, [r for r in batch.rows if r.context == batch.rows[0].context])
         if isinstance(network, FactNetwork) and self.hyperparameters.facts_weight:
-            terms["facts"] = self.lesson(network, batch)["loss"]
+            terms["facts"] = self.lesson(network, batch, *read)["loss"]
         if self.hyperparameters.alignment_weight and self.phrasebook is not None:
             assert isinstance(memory, Tensor)
             terms["alignment"] = alignment_loss(targets_of(self.phrasebook, batch, memory))
@@ -180,11 +181,13 @@ class Objective:
         }
         return terms | {"loss": torch.stack([weights[name] * term for name, term in terms.items()]).sum()}
 
-    def memory(self, network: Network, batch: Batch) -> tuple[Memories, Tensor]:
-        """Returns memory, ``"memory hidden"`` for each context, and its rate ``"contexts"``; the sender takes no
-        gradient."""
+    def states(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Returns the sender's states of a batch, and their mask, as ``Reader.states``; it takes no gradient."""
         with self.clock("sender"):
-            states, mask = self.reader.states(batch.texts)
+            return self.reader.states(batch.texts)
+
+    def memory(self, network: Network, states: Tensor, mask: Tensor) -> tuple[Memories, Tensor]:
+        """Returns memory, ``"memory hidden"`` for each context, and its rate ``"contexts"``."""
         with self.clock("codec"):
             memory, rate_bits = network(states, mask)
         self.clock.backward_reaches(memory)
@@ -194,10 +197,8 @@ class Objective:
         """Computes the cross-entropy of the answers given the full text."""
         return self._cross_entropy(*text_logits(self.models, rows, [batch.texts[row.context] for row in rows]))
 
-    def lesson(self, network: FactNetwork, batch: Batch) -> dict[str, Tensor]:
+    def lesson(self, network: FactNetwork, batch: Batch, states: Tensor, mask: Tensor) -> dict[str, Tensor]:
         """Computes what the codec's own lesson about the batch's facts costs."""
-        with self.clock("sender"):
-            states, mask = self.reader.states(batch.texts)
         told = Told.of(batch.told, network.places, states.shape[2], states.device)
         with self.clock("codec"), precision(self.models.receiver.device, self.hyperparameters):
             return network.fact_losses(states, mask, told)
@@ -212,7 +213,7 @@ class Objective:
 
     def _warmup(self, network: Network, batch: Batch, phrasebook: "Phrasebook", step: int) -> dict[str, Tensor]:
         """Computes ``naming_loss`` and ``alignment_loss``, before the receiver is asked anything."""
-        memory, _ = self.memory(network, batch)
+        memory, _ = self.memory(network, *self.states(batch))
         assert isinstance(memory, Tensor)  # a phrasebook has a vector per topic
         targets = targets_of(phrasebook, batch, memory)
         terms = {"naming": naming_loss(targets), "alignment": alignment_loss(targets)}

@@ -10,7 +10,6 @@ better, and the best weights stay, those of its start among them.
 """
 
 import json
-from dataclasses import replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 
 from ilcp.errors import StorageError
 from ilcp.files import write_whole
-from ilcp.nn.distributed import is_main, world
+from ilcp.nn.distributed import is_main
 from ilcp.training.batch import Batch, Models, frozen
 from ilcp.training.hyperparameters import Hyperparameters
 from ilcp.training.log import Log
@@ -29,6 +28,7 @@ from ilcp.training.loop import CHECKPOINT, Run, Source
 from ilcp.training.objective import Objective
 from ilcp.training.precision import precision
 from ilcp.training.signals import deferred_signals
+from ilcp.training.stage import stage_of
 from ilcp.training.validation import Validation, Validator
 
 __all__ = ["FOLDER", "tune", "tuned"]
@@ -36,8 +36,7 @@ __all__ = ["FOLDER", "tune", "tuned"]
 FOLDER = "reader"  # of the stage, in the run's
 BROUGHT = "brought.json"  # appears when the stage is over
 WARMUP_STEPS = 10
-VALIDATIONS = 10  # in the whole stage, at least one
-PATIENCE = 3  # of them without a better reading
+PATIENCE = 3  # validations without a better reading
 
 
 def tune(
@@ -134,21 +133,16 @@ class _Reading(Run):
 def _stage(hyperparameters: Hyperparameters) -> Hyperparameters:
     """Returns the hyperparameters of the first stage of a run that has these."""
     share = hyperparameters.reader_share
-    steps = max(1, round(share * hyperparameters.steps))
-    return replace(
+    return stage_of(
         hyperparameters,
-        steps=steps,
-        minutes=share * hyperparameters.minutes,
-        contexts=-(-hyperparameters.reader_contexts // world()) * world(),
+        steps=round(share * hyperparameters.steps),
+        share=share,
+        contexts=hyperparameters.reader_contexts,
         warmup_steps=WARMUP_STEPS,
         adapter_learning_rate=hyperparameters.reader_learning_rate,
         adapter_after=0.0,
-        validate_every=max(1, steps // VALIDATIONS),
         patience=PATIENCE,
-        collapse_after=1.0,
-        blank_share=0.0,
         literals_share=0.0,
-        reconstruction_weight=0.0,
     )
 
 
