@@ -20,7 +20,7 @@ from ilcp.training.batch import Models, Row
 __all__ = ["memory_logits", "text_logits"]
 
 # Contexts x tokens x tokens of one pass: what attention keeps of it for the way back is so much of every head and layer
-# (30 layers of 9 heads in single precision: 2 GB). Histories of a thousand tokens would take ten times that.
+# (of 30 layers of 9 heads in single precision 1.6 GB, computed). A history of conversations would take many times that.
 MOST_PAIRS = 1_500_000
 
 

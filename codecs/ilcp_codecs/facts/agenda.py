@@ -7,9 +7,8 @@
       --range coder--> payload: each byte more decides further symbols, and a prefix decides the first of them
 
 What is said is coded along a tree (Chow and Liu, 1968): each topic's chance depends on whether its parent was said,
-because services come with their slots. On conversations about 114 topics of which 6.6 are said that is 13 bits, where
-independent chances take 34. A length is coded by how long the values of its topic are; the latent's bits take one bit
-each.
+because topics come together, as the slots of a service do. A length is coded by how long the values of its topic are;
+the latent's bits take one bit each.
 """
 
 import math

@@ -8,7 +8,7 @@ from ilcp.message import MAX_PAYLOAD_BYTES
 __all__ = ["SETTINGS", "VALUE_TOKENS", "FactsConfig"]
 
 MOST_TOPICS = 4096  # a payload that nobody made may name them all, and each may take a dozen memory vectors
-VALUE_TOKENS = 8  # 97 of 100 values of the conversations that it was tried on have no more
+VALUE_TOKENS = 8  # a name, an address, a date in words; what is longer is cut
 FOUND = ("topics", "questions", "words")  # what the training cases decide
 
 

@@ -11,8 +11,7 @@
       --linear--> more "facts places" (logits): the value has a token there
 
 The pointer copies what it points at from the lowest layer that is read: a name that nobody saw in training reaches the
-code that way. Training tells it where the value's words stand in the text, which takes minutes off what attention would
-find out by itself in hours.
+code that way. Training tells it where the value's words stand in the text, which attention is slow to find by itself.
 """
 
 from dataclasses import dataclass
