@@ -279,6 +279,13 @@ def test_the_arms_stay_within_their_budgets_and_say_what_they_rival(pair: Pair) 
     ] == [(spec.name, spec.rival_of) for spec in specs]
 
 
+def test_a_budget_that_no_message_fits_is_refused_before_anything_is_asked(pair: Pair, monkeypatch) -> None:
+    """A report takes long: what cannot be measured at its end is said at its beginning."""
+    monkeypatch.setattr(Receiver, "score", lambda *_, **__: pytest.fail("the receiver was asked"))
+    with pytest.raises(ConfigError, match="budget_bytes of at least 30, got 20"):
+        run(pair.sender, pair.receiver, CASES, task="dossiers", budgets=(60, 20))
+
+
 def test_a_report_holds_the_arms_of_its_budgets(pair: Pair) -> None:
     """``run`` measures them beside all others; each message and each text is within its budget."""
     thinned = [thin(case, {"lookup": 2, "absent": 1, "join": 1, "code": 1}, 0) for case in CASES]

@@ -27,7 +27,7 @@ from ilcp.models.prompt import holds_control
 if TYPE_CHECKING:
     from ilcp.handoff.sender import Sender
 
-__all__ = ["Reading", "Verified", "known_answers", "mended", "read_back"]
+__all__ = ["Reading", "Verified", "known_answers", "mended", "payload_within", "read_back"]
 
 TRIALS = 4  # of literals together, each asking every question; what more of them mend is next to nothing
 _WORD = re.compile(r"\w+")
@@ -73,7 +73,7 @@ def read_back(
     if literals == "auto":
         raise ConfigError("expected literals as a list beside verify, got 'auto': it picks them itself")
     first = chosen(literals or (), None)
-    length = _payload_bytes(sender, budget_bytes, payload_bytes, first)
+    length = payload_within(sender, budget_bytes, payload_bytes, first)
     _require_same_codec(sender, receiver)
     asked = _questions(sender.codec, questions)
     context = sender.read(source)
@@ -239,7 +239,9 @@ def _questions(codec: Any, questions: Questions | None) -> Questions:
     return dict(given) if isinstance(given, Mapping) else list(dict.fromkeys(given))
 
 
-def _payload_bytes(sender: "Sender", budget_bytes: int, payload_bytes: int | None, literals: Literals) -> int:
+def payload_within(
+    sender: "Sender", budget_bytes: int, payload_bytes: int | None = None, literals: Literals = ()
+) -> int:
     """Returns the length asked for, or else the longest with which the message fits the budget.
 
     Raises:

@@ -16,7 +16,7 @@ from ilcp.codec.context import Context
 from ilcp.codec.memory import TextMemory
 from ilcp.codec.protocols import Codec
 from ilcp.handoff import Receiver, Sender
-from ilcp.handoff.verify import known_answers, mended
+from ilcp.handoff.verify import known_answers, mended, payload_within
 from ilcp.measure.arms import NO_CODEC, ArmInput, ArmSpec, as_text, sizes
 from ilcp.message import Message
 from ilcp.message.literals import to_field
@@ -44,7 +44,12 @@ def verified_specs(
         lengths: of the payloads that other arms have text of equal bytes for.
         texts: text codecs by name.
         known: the answers of each case that the sender knows, by question; None for the receiver's from the full text.
+
+    Raises:
+        ConfigError: no message of the sender's fits a budget.
     """
+    for budget in budgets:
+        payload_within(sender, budget)
     inputs = _Inputs(sender, receiver, cases, known)
     for budget in sorted(budgets, reverse=True):
         name = f"verified-{budget}"
