@@ -70,7 +70,7 @@ def main() -> None:
         each.add_argument("--runs", type=Path, default=HERE / "runs" / "conversations")
         each.add_argument("--seed", type=int, default=7, help="of the histories, and of what is drawn in measuring")
         each.add_argument("--threads", type=int, default=2)
-    train_parser.add_argument("--characters", type=int, default=900, help="train on conversations of fewer")
+    train_parser.add_argument("--characters", type=int, default=1100, help="train on conversations of fewer")
     train_parser.add_argument("--conversations", type=int, help="train on so many of them; without it, on all")
     train_parser.add_argument("--steps", type=int, help="in place of the recipe's")
     train_parser.add_argument("--minutes", type=float, help="the same")

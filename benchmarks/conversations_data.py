@@ -22,7 +22,7 @@ from ilcp.tasks import Case, read_jsonl
 __all__ = ["NEW", "Conversation", "asked", "histories", "mixed", "read", "write"]
 
 NEW = ", new services"  # behind the kind of a question about services that no training conversation has
-SHARES = {1: 0.5, 2: 0.25, 4: 0.25}  # of the training conversations that go into histories of each size
+SHARES = {1: 0.7, 2: 0.15, 4: 0.15}  # of the training conversations that go into histories of each size
 
 
 @dataclass(frozen=True)
