@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-__all__ = ["GOALS", "conversations", "goals"]
+__all__ = ["GOALS", "conversations", "front", "goals"]
 
 Table = Callable[[list[str], list[list[str]]], str]
 Number = Callable[[dict[str, Any] | None], str]
@@ -14,6 +14,13 @@ FIRST_PAIR = "smollm2-smollm2"
 NOTHING = "\nNothing is measured yet.\n\n"
 SAID, NEW, EVERY = "said", "said, new services", "said, all services"
 TIME = "first token, message, encode and wire / text"
+FRONT = {  # what the receiver gets -> the arm in each column of the README
+    "message": ("message", "message-20", "message-80"),
+    "text coded by the receiver's model, as many bytes": ("lm-80", "lm-20", "lm-80"),
+    "full text": ("text", "text", "text"),
+    "another's message": ("mismatched", None, "mismatched"),
+    "nothing": ("none", "none", "none"),
+}
 KINDS = {"said, seen services": SAID, "said, new services": NEW, "absent": "absent, all services"}
 
 
@@ -66,6 +73,25 @@ def goals(results: Path, table: Table, number: Number) -> str:
         says = _judged(goal, found.get(FIRST_PAIR))
         rows.append([goal.name, *wanted, *(number(figure) for figure in found.values()), says])
     return table(["exact match of said slots", "must", "aim", *records, FIRST_PAIR + " says"], rows)
+
+
+def front(results: Path, table: Table, number: Number) -> str:
+    """Makes the table of the README: what was said that the receiver of the first pair tells, word for word."""
+    record = _records(results).get(FIRST_PAIR)
+    if record is None or not {"1", "4"} <= record["histories"].keys():
+        return NOTHING
+    one, four = (record["histories"][size] for size in ("1", "4"))
+    columns = [(one, "one conversation, 80 bytes"), (one, "20 bytes"), (four, "four in a row, 80 bytes")]
+    rows = [
+        [what, *(number(_right(found, arm)) for (found, _), arm in zip(columns, arms, strict=True))]
+        for what, arms in FRONT.items()
+    ]
+    counts = [f" (n = {_right(found, 'text')['n']})" for found, _ in columns]  # type: ignore[index]
+    return table(["the receiver gets", *(name + n for (_, name), n in zip(columns, counts, strict=True))], rows)
+
+
+def _right(found: Figure, arm: str | None) -> Figure | None:
+    return None if arm is None else found["figures"]["arms"].get(arm, {}).get(EVERY, {}).get("exact")
 
 
 def conversations(results: Path, table: Table, number: Number) -> str:
