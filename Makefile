@@ -76,14 +76,21 @@ clean: ## remove what the other targets made, except the environments
 	rm -rf build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -not -path './.venv*' -prune -exec rm -rf {} +
 
+# pip would say the same in ten lines, after it has made an environment.
+define NEW_ENOUGH
+import sys; sys.exit(sys.version_info < (3, 11) and "expected Python 3.11 or newer, got %d.%d: make PYTHON=python3.11 ..." % sys.version_info[:2])
+endef
+
 # The constraints pin torch: without them, several GB of CUDA packages come along.
 $(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c '$(NEW_ENOUGH)'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
 # No ruff, no mypy, no tensorboard: what reads the code is the first environment's.
 $(READY_4): pyproject.toml constraints-4.txt
+	@$(PYTHON) -c '$(NEW_ENOUGH)'
 	$(PYTHON) -m venv $(VENV_4)
 	$(BIN_4)/python -m pip install --quiet --disable-pip-version-check -c constraints-4.txt \
 	    -e '.[gguf,train]' hypothesis msgpack pytest

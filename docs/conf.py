@@ -51,7 +51,7 @@ def setup(app: Any) -> None:
 def without_what_is_not_installed(app: Any, page: str, source: list[str]) -> None:
     """Empties the page of ``ilcp.testing`` where Hypothesis, which it needs, is not installed."""
     if page == "reference/testing" and not importlib.util.find_spec("ilcp.testing"):
-        source[0] = source[0].partition("```")[0] + "Not installed here: `pip install 'ilcp[testing]'`.\n"
+        source[0] = source[0].partition("```")[0] + "Not installed here: `pip install -e '.[testing]'`.\n"
 
 
 def with_intervals_whole(app: Any, doctree: nodes.document) -> None:

@@ -22,6 +22,7 @@ hands messages on between processes (``ilcp.transport``), a ``KeyRing`` seals th
 """
 
 from importlib import import_module, metadata
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from ilcp import errors
@@ -76,14 +77,11 @@ _LAZY = {  # most need torch, which takes seconds to import; the others, what no
 }
 
 
-_ROOMS = ("measure", "tasks", "training", "transport")  # reachable as ``ilcp.measure`` after ``import ilcp``
-
-
 def __getattr__(name: str) -> Any:
-    if name in _ROOMS:
-        return import_module(f"ilcp.{name}")
     if name in _LAZY:
         return getattr(import_module(_LAZY[name]), name)
     if name == "__version__":
         return metadata.version("ilcp")
+    if not name.startswith("_") and find_spec(f"ilcp.{name}"):  # every room is reachable after ``import ilcp``
+        return import_module(f"ilcp.{name}")
     raise AttributeError(f"module 'ilcp' has no attribute {name!r}")

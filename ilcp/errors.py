@@ -67,7 +67,10 @@ class MissingExtraError(IlcpError, ImportError):
     @classmethod
     def of(cls, package: str, purpose: str, extra: str) -> Self:
         """Makes the error for ``package``, needed ``purpose`` ("to draw plots"), which ``ilcp[extra]`` brings."""
-        return cls(f"expected {package} {purpose}, got no such package: pip install 'ilcp[{extra}]'")
+        return cls(
+            f"expected {package} {purpose}, got no such package: pip install 'ilcp[{extra}]', or in a checkout of ilcp "
+            f"pip install -e '.[{extra}]'"
+        )
 
 
 class DecodeError(IlcpError, ValueError):

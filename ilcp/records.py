@@ -4,6 +4,7 @@
 was taken in place of pydantic because it needs nothing else, reads plain dataclasses and imports in milliseconds.
 """
 
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
@@ -101,12 +102,15 @@ def _holds_records(hint: Any) -> bool:
 
 
 def _made_of(kind: Any, value: Any) -> Any:
-    """Makes a value of a type that msgspec does not know, such as a path, of the text that stands for it."""
-    if isinstance(value, kind):
-        return value
-    if not isinstance(value, str):
+    """Makes a value of a type that msgspec does not know, such as a path, of the text that stands for it.
+
+    A path may begin with ``~``, as a shell takes it.
+    """
+    if not isinstance(value, kind | str):
         raise TypeError(f"Expected `str`, got `{type(value).__name__}`")
-    return kind(value)
+    if kind is Path:
+        return Path(os.path.expanduser(value))  # unlike Path's own, does without a home
+    return value if isinstance(value, kind) else kind(value)
 
 
 def _sentence(wrong: str, kind: Any, record: Any, where: str) -> str:

@@ -123,11 +123,12 @@ def test_the_readme_example_runs() -> None:
 def test_the_python_of_a_page_runs(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A page's Python blocks run one after the other, and print what the text block right behind each of them says."""
+    """A page's Python blocks run one after the other, those of the README each alone, and print what the text block right
+    behind each of them says. What a page hides makes files, and gives the blocks no name."""
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     for hidden in re.findall(r"<!-- before:\n(.*?)-->", page.read_text(encoding="utf-8"), re.DOTALL):
-        exec(hidden, names)
+        exec(hidden, {})
     blocks = fences(page)
     for index, (language, before, code) in enumerate(blocks):
         if language != "python":
@@ -136,7 +137,7 @@ def test_the_python_of_a_page_runs(
         if before.startswith("<!-- not run: ") or code.startswith("# not run by the tests: "):
             continue
         capsys.readouterr()
-        exec(code, names)
+        exec(code, {} if page == README else names)
         said = capsys.readouterr().out
         follows = blocks[index + 1][:2] if index + 1 < len(blocks) else ("", "")
         if follows == ("text", "```"):

@@ -15,6 +15,7 @@ from ilcp.codec.folder import CONFIG, HubCodec
 from ilcp.codec.spec import CodecSpec, Trained
 from ilcp.errors import ConfigError, EncodeError, IdentityError, IlcpError, StorageError
 from ilcp.evidence import Evidence
+from ilcp.files import require_readable
 from ilcp.identity import ModelIdentity
 from ilcp.models.fingerprint import weights_digest
 from ilcp.nn.half import lean
@@ -124,6 +125,7 @@ class StatesCodec(HubCodec):
         try:
             state: dict[str, Tensor] = {}
             for file in (*(folder / name for name in cls.apart), folder / WEIGHTS):
+                require_readable(file)
                 state |= load_file(file)
             network.load_state_dict(state, strict=True)
         except Exception as error:  # safetensors and torch raise several kinds, all of which mean this

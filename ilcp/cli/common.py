@@ -1,5 +1,6 @@
 """Shared by the commands: consoles, options, reading of files, and the end after Ctrl-C."""
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +12,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from ilcp.cli.exit_codes import INTERRUPTED
-from ilcp.errors import ConfigError, Interrupted
+from ilcp.errors import ConfigError, DecodeError, Interrupted
+from ilcp.message import MAX_MESSAGE_BYTES, Description, describe
 
 __all__ = [
     "EMBEDDED",
@@ -22,7 +24,7 @@ __all__ = [
     "err",
     "interruptible",
     "out",
-    "read_bytes",
+    "read_message",
     "read_text",
 ]
 
@@ -76,16 +78,26 @@ def interruptible(left: str) -> Iterator[None]:
         raise typer.Exit(INTERRUPTED) from None
 
 
-def read_bytes(path: Path, limit: int) -> bytes:
-    """Reads the first ``limit`` bytes of a file, or of standard input where the path is ``-``.
+def read_message(path: Path) -> tuple[bytes, Description]:
+    """Reads a message from a file, or from standard input where the path is ``-``, and says what it is.
 
     Raises:
-        ConfigError: it cannot be read.
+        ConfigError: the file cannot be read.
+        DecodeError: it holds no message.
     """
+    size = 0
     try:
         if str(path) == "-":
-            return sys.stdin.buffer.read(limit)
-        with open(path, "rb") as file:
-            return file.read(limit)
+            data = sys.stdin.buffer.read(MAX_MESSAGE_BYTES + 1)
+        else:
+            with open(path, "rb") as file:
+                data, size = file.read(MAX_MESSAGE_BYTES + 1), os.fstat(file.fileno()).st_size
     except OSError as error:
         raise ConfigError(f"expected a readable message file, got {path}: {error.strerror}") from error
+    if len(data) > MAX_MESSAGE_BYTES:  # what was read of it is not all that there is
+        got = f"{size:,}" if size > MAX_MESSAGE_BYTES else "more"
+        raise DecodeError(f"expected a message of at most {MAX_MESSAGE_BYTES:,} bytes in {path}, got {got}: it is none")
+    try:
+        return data, describe(data)
+    except DecodeError as error:
+        raise DecodeError(f"{error}: {path} holds no message") from error

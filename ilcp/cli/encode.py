@@ -11,7 +11,7 @@ from rich.progress import track
 from ilcp.cli.common import EMBEDDED, DeviceOption, SenderOption, busy, err, interruptible, out, read_text
 from ilcp.cli.exit_codes import exit_code
 from ilcp.errors import ConfigError, DecodeError, EncodeError, IlcpError, StorageError
-from ilcp.files import write_whole
+from ilcp.files import require_writable, write_whole
 from ilcp.message import describe
 
 __all__ = ["encode"]
@@ -36,16 +36,13 @@ def encode(
     twice = [name for name, count in Counter(file.name for file in files).items() if count > 1]
     if twice:
         raise ConfigError(f"expected files of different names, got {twice[0]!r} more than once: encode them apart")
+    require_writable(to / SUFFIX)
     with busy("loading the sender and the codec"):
         from ilcp.embedded import load_sender
 
         reader = load_sender(None if codec == EMBEDDED else codec, sender=sender, device=device)
     length = reader.codec.spec.length(payload_bytes) if reader.codec.spec.prefixes else None
     codec_id = reader.codec.trained.codec_id(reader.codec.spec).hex()
-    try:
-        to.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StorageError(f"expected a folder for the messages, got {to}: {(error.strerror or '').lower()}") from error
     done = made = 0
     failures: list[IlcpError] = []
     with interruptible("the same command goes on with the files that are left"):

@@ -9,8 +9,8 @@ import typer
 from rich.table import Table
 
 import ilcp
-from ilcp.cli.common import out, read_bytes
-from ilcp.message import MAX_MESSAGE_BYTES, Description, describe
+from ilcp.cli.common import out, read_message
+from ilcp.message import Description
 
 __all__ = ["inspect"]
 
@@ -22,7 +22,7 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="The same as JSON, on standard output.")] = False,
 ) -> None:
     """Shows what a message is: version, codec, sizes, identity, check. Garbage gets one clear sentence."""
-    found = describe(read_bytes(file, MAX_MESSAGE_BYTES + 1))
+    _, found = read_message(file)
     if as_json:
         record = asdict(found) | {"codec": _whose(found), "parts": [part._asdict() for part in found.parts]}
         typer.echo(json.dumps(record, indent=2))

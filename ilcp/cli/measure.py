@@ -1,15 +1,18 @@
 """``ilcp measure`` and ``ilcp compare``: the worth of a codec, and its changes."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
-from ilcp.cli.common import EMBEDDED, DeviceOption, ReceiverOption, SenderOption, busy, interruptible, out
+from ilcp.cli.common import EMBEDDED, DeviceOption, ReceiverOption, SenderOption, busy, err, interruptible, out
 from ilcp.errors import ConfigError
-from ilcp.files import write_whole
+from ilcp.files import require_writable, write_whole
+from ilcp.identity import digest
 
 if TYPE_CHECKING:
     from ilcp.embedded import Pair
@@ -18,10 +21,15 @@ if TYPE_CHECKING:
 
 __all__ = ["compare", "measure"]
 
+UNFINISHED = [".unfinished", ".json"]  # ends the name of what is kept until all outputs are written
+
 
 def measure(
     codec: Annotated[str, typer.Argument(help="A codec's folder or hub id, or 'embedded'.")],
-    task: Annotated[str, typer.Option(help="'case-files', or a JSONL file of cases.")] = "case-files",
+    task: Annotated[
+        str | None,
+        typer.Option(help="'case-files', or a JSONL file of cases; without it, those that the training kept apart."),
+    ] = None,
     n: Annotated[int | None, typer.Option(help="How many cases; without it 500, or as many as a file has.")] = None,
     seed: Annotated[int, typer.Option(help="Of the test documents, the intervals and the random payloads.")] = 7,
     sender: SenderOption = None,
@@ -45,26 +53,60 @@ def measure(
 
     Every question is asked with the full text, with the message at each length, with nothing, with another case's
     message, with text of as many bytes, and more; every figure stands beside its interval. Ctrl-C leaves what was
-    measured in --json, marked incomplete; the same command goes on with it.
+    measured in --json, or in a file beside, marked incomplete; the same command goes on with it.
     """
-    _refuse_early(codec, attach, html, png)
+    keep = as_json or _beside(codec, task, n, seed, sender, receiver, hops, budget, repetitions)
     with busy("loading both models and the codec"):
         from ilcp import embedded, tasks
         from ilcp.measure import equal_texts, table
 
+        _refuse_early(codec, attach, html, png, keep, repetitions)
         folder = None if codec == EMBEDDED else codec
+        asked = tasks.task(task or _own(codec), n=n, seed=seed)
         pair = embedded.load_pair(folder, sender=sender, receiver=receiver, allow_unmeasured=True, device=device)
-        asked = tasks.task(task, n=n, seed=seed)
         texts = equal_texts(pair.sender, asked.samples())
     report = _run(
-        pair, asked, texts=texts, seed=seed, hops=hops, budgets=budget or (), repetitions=repetitions, keep=as_json
+        pair, asked, texts=texts, seed=seed, hops=hops, budgets=budget or (), repetitions=repetitions, keep=keep
     )
-    table.show(report, out if out.is_terminal else Console(width=100))
-    _draw(report, html, png)
-    if attach:
-        from ilcp.codec.folder import attach_evidence
+    with _left(keep):
+        table.show(report, out if out.is_terminal else Console(width=100))
+        if attach:
+            from ilcp.codec.folder import attach_evidence
 
-        attach_evidence(pair.path, report.evidence())
+            attach_evidence(pair.path, report.evidence())
+        _draw(report, html, png)
+    if as_json is None:
+        keep.unlink(missing_ok=True)
+
+
+def _beside(codec: str, *options: object) -> Path:
+    """Names the file, in this folder, that holds what was measured until all outputs are written."""
+    made_with = digest(repr((codec, *options)).encode()).hex()[:8]
+    return Path(f"{Path(codec).name or 'codec'}-{made_with}{''.join(UNFINISHED)}")
+
+
+def _own(codec: str) -> str:
+    """Names the task that a codec is measured on where no other is given: cases that its training kept apart."""
+    from ilcp.tasks.load import CASE_FILES, own_test
+
+    kept = own_test(codec)
+    if codec != EMBEDDED and kept.is_file():
+        return str(kept)
+    if codec != EMBEDDED and (Path(codec).is_dir() or "/" in codec):  # what is neither is refused for what it is
+        raise ConfigError(
+            f"expected the cases that the training of {codec} kept apart in {kept}, got none: name others with --task"
+        )
+    return CASE_FILES
+
+
+@contextmanager
+def _left(keep: Path) -> Iterator[None]:
+    """Says, where an output fails that was possible when it was tried, which file still holds what was measured."""
+    try:
+        yield
+    except BaseException:
+        err.print(f"{keep} holds what was measured", highlight=False, soft_wrap=True, markup=False)
+        raise
 
 
 def compare(
@@ -85,19 +127,24 @@ def compare(
     show_comparison(found, out)
 
 
-def _run(pair: "Pair", asked: "Task", *, keep: Path | None, **options: Any) -> "Report":
-    from ilcp.measure import run
+def _run(pair: "Pair", asked: "Task", *, keep: Path, **options: Any) -> "Report":
+    from ilcp.measure import load_report, run
 
-    left = "nothing was kept: name a file with --json"
-    if keep is not None:
-        left = f"{keep} holds what was measured so far; the same command goes on with it"
+    if keep.suffixes[-2:] == UNFINISHED and keep.exists():  # an interrupted run, or one of which an output failed
+        done, codec = load_report(keep), pair.sender.codec
+        if done.complete and done.codec["codec_id"] == codec.trained.codec_id(codec.spec).hex():
+            return done
     named: dict[str, Any] = {"task": asked.name, "answers_end": asked.answers_end, "keep": keep, "progress": True}
-    with interruptible(left):
+    with interruptible(f"{keep} holds what was measured so far; the same command goes on with it"):
         return run(pair.sender, pair.receiver, asked.cases, **named, **options)
 
 
-def _refuse_early(codec: str, attach: bool, html: Path | None, png: Path | None) -> None:
+def _refuse_early(codec: str, attach: bool, html: Path | None, png: Path | None, keep: Path, repetitions: int) -> None:
     """Refuses now what would fail after an hour of measuring."""
+    if repetitions:
+        from ilcp.measure.cost import require_repetitions
+
+        require_repetitions(repetitions)
     if attach and codec == EMBEDDED:
         raise ConfigError("expected a codec's folder to --attach, got 'embedded': name the folder")
     if html is not None:
@@ -108,6 +155,11 @@ def _refuse_early(codec: str, attach: bool, html: Path | None, png: Path | None)
         from ilcp.measure.plots import require_matplotlib
 
         require_matplotlib()
+    for file in (keep, html, None if png is None else png / "recovery.png"):
+        if file is not None:
+            require_writable(file)
+    if attach and Path(codec).is_dir():
+        require_writable(Path(codec) / "config.json")
 
 
 def _draw(report: "Report", html: Path | None, png: Path | None) -> None:

@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ilcp.cli.common import err, interruptible, out, read_bytes
+from ilcp.cli.common import err, interruptible, out, read_message
 from ilcp.cli.exit_codes import NOTHING_CAME
 from ilcp.errors import MissingExtraError, StorageError
-from ilcp.files import write_whole
-from ilcp.message import MAX_MESSAGE_BYTES
+from ilcp.files import require_writable, write_whole
 
 if TYPE_CHECKING:
     from ilcp.transport import Settings
@@ -43,7 +42,7 @@ def send(
     from ilcp.transport import connect
 
     _log(log_json)
-    message = read_bytes(file, MAX_MESSAGE_BYTES + 1)
+    message, _ = read_message(file)
     with connect(via, settings=_settings(token, ca, credentials)) as c:
         receipt = c.send(message, to=to, handoff_id=handoff_id)
     kept = "was there already" if receipt.duplicate else "sent"
@@ -66,6 +65,7 @@ def receive(
     from ilcp.transport.backend import checked_name
 
     _log(log_json)
+    require_writable(to / SUFFIX)  # before a message is taken that could not be kept
     came = 0
     with (
         interruptible("what was written is acknowledged, the rest is still there"),

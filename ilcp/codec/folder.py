@@ -6,6 +6,7 @@ it is code, and nothing in it is a pickle.
 """
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -23,7 +24,7 @@ from ilcp.codec.registry import codec_class
 from ilcp.codec.spec import CodecSpec, Trained
 from ilcp.errors import ConfigError, StorageError, UnmeasuredError
 from ilcp.evidence import Evidence
-from ilcp.files import write_whole
+from ilcp.files import usual_modes, write_whole
 from ilcp.identity import ModelIdentity
 from ilcp.records import read_record
 
@@ -31,6 +32,7 @@ __all__ = [
     "ADAPTER",
     "HubCodec",
     "attach_evidence",
+    "evidence_of",
     "folder_of",
     "load",
     "load_to_measure",
@@ -133,11 +135,9 @@ def save(
         if card is not None:
             (draft / CARD).write_text(card, encoding="utf-8")
         folder.mkdir(parents=True, exist_ok=True)
-        mode = (draft / CONFIG).stat().st_mode
+        usual_modes(draft)
         for file in sorted(draft.iterdir()):
             target = folder / file.name
-            if file.is_file():
-                file.chmod(mode)  # safetensors writes for its owner only
             if target.is_dir():
                 shutil.rmtree(target)
             file.replace(target)
@@ -237,6 +237,16 @@ def training_of(folder: Path) -> dict[str, Any]:
     return _saved(_record(folder, folder / CONFIG), folder / CONFIG).training or {}
 
 
+def evidence_of(folder: Path) -> Evidence | None:
+    """Returns what was measured of the codec in ``folder``; None where nothing was.
+
+    Raises:
+        ConfigError, StorageError: as ``load``.
+        UnmeasuredError: it is damaged.
+    """
+    return _evidence(_record(folder, folder / CONFIG))
+
+
 def _saved(record: Mapping[str, Any], config: Path) -> _Saved:
     known = {field.name: record[field.name] for field in fields(_Saved) if field.name in record}
     return read_record(_Saved, known, str(config), error=StorageError)
@@ -277,8 +287,9 @@ def _fetched(source: str | Path, hub: Mapping[str, Any]) -> Path:
     """Returns the folder itself, or the local copy of what the hub has under that id."""
     if not isinstance(source, str | Path):
         raise ConfigError(f"expected a codec's folder or its id on a hub, got {type(source).__name__}")
-    if isinstance(source, Path) or Path(source).exists() or not HUB_ID.fullmatch(source):
-        return Path(source)
+    place = Path(os.path.expanduser(source))
+    if isinstance(source, Path) or os.path.exists(place) or not HUB_ID.fullmatch(source):
+        return place
     try:
         kinds = ["*.json", "*.safetensors", CARD, *EXTRAS]
         return Path(snapshot_download(source, allow_patterns=kinds, **hub))

@@ -58,9 +58,11 @@ def compare(before: Report, after: Report) -> Comparison:
     Raises:
         ConfigError: the reports are of different questions, or one was interrupted.
     """
-    for report in (before, after):
-        if not report.complete:
-            raise ConfigError("expected two complete reports, got one that was interrupted: finish its run first")
+    partly = [name for name, report in (("before", before), ("after", after)) if not report.complete]
+    if partly:
+        raise ConfigError(
+            f"expected two complete reports, got an interrupted one {' and '.join(partly)}: finish its run first"
+        )
     if before.items != after.items or before.answers_end != after.answers_end:
         raise ConfigError(
             f"expected two reports of the same questions, got {before.task} (n={before.n}, {len(before.items)} "

@@ -21,7 +21,7 @@ from ilcp.measure.timing import Bench, fits, torch_threads
 from ilcp.models.reading import window_tokens
 from ilcp.records import read_record
 
-__all__ = ["Cost", "Point", "break_even", "cost"]
+__all__ = ["Cost", "Point", "break_even", "cost", "require_repetitions"]
 
 MIN_REPETITIONS = 50  # the 99th percentile of fewer is no more than their maximum
 QUIET_SHARE = 0.95  # of one processor: with less, waiting for other processes shows in the times
@@ -296,11 +296,20 @@ def cost(
     )
 
 
-def _fitting(receiver: Receiver, contexts: Sequence[str], question: str, n: int, threads: int) -> list[str]:
-    """Returns the contexts that the receiver can read with the question; refuses what cannot be measured."""
+def require_repetitions(n: int) -> None:
+    """Refuses too few repetitions.
+
+    Raises:
+        ConfigError: with how many it takes.
+    """
     if n < MIN_REPETITIONS:
         because = "the 99th percentile of fewer is no more than their maximum"
-        raise ConfigError(f"expected n of at least {MIN_REPETITIONS} repetitions, got {n}: {because}")
+        raise ConfigError(f"expected at least {MIN_REPETITIONS} repetitions of the times, got {n}: {because}")
+
+
+def _fitting(receiver: Receiver, contexts: Sequence[str], question: str, n: int, threads: int) -> list[str]:
+    """Returns the contexts that the receiver can read with the question; refuses what cannot be measured."""
+    require_repetitions(n)
     if threads < 1 or not question.strip():
         raise ConfigError(f"expected at least one thread and a question, got {threads} and {question!r}")
     fitting = [context for context in contexts if context.strip() and fits(receiver, context, question)]

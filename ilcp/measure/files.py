@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ilcp.errors import ConfigError, StorageError
 from ilcp.files import write_whole
+from ilcp.measure.asking import narrowed
 from ilcp.measure.report import Report
 
 __all__ = ["load_report", "resumed", "save_report", "unfinished"]
@@ -61,6 +62,8 @@ def resumed(fresh: Report, keep: Path | None) -> Report:
     if keep is None or not keep.exists():
         return fresh
     found = load_report(keep)
+    left = [number for number, case in enumerate(fresh.items.cases) if case not in found.left_out]
+    fresh = narrowed(fresh, left) if left and found.left_out else fresh
     for name, wanted, kept in (
         ("task", fresh.task, found.task),
         ("seed", fresh.seed, found.seed),

@@ -27,13 +27,13 @@ from ilcp.measure.fanout import FanOut
 from ilcp.measure.figures import Citation, Computed, Measured
 from ilcp.measure.formats import FORMAT, FORMATS, translated
 from ilcp.measure.items import JOINT, LOG_LIKELIHOOD, Arm, Items
+from ilcp.measure.verdict import CONTROLS, ESSENTIAL, verdict
 from ilcp.records import read_record
 
 __all__ = ["FORMAT", "Report"]
 
 ALL = "all"  # in the place of a kind: every question
 PER_QUESTION = "index"  # the arm whose bytes are those of one question, not of a document
-CONTROLS = ("none", "zero", "random", "mismatched")
 SAME = 1e-6  # relative: what two versions of a numerics library may differ by
 DAMAGED = (LookupError, TypeError, AttributeError, ValueError, ArithmeticError)  # what damaged columns bring about
 Figures = dict[str, Any]
@@ -45,6 +45,8 @@ class Report:
 
     ``answers_end`` is false for continuations, whose answers go on: exact match and F1 mean nothing there.
     ``notes`` says what could not be measured, and why. ``complete`` is false for what an interrupted run left.
+    ``left_out`` are the cases that failed while they were measured, and ``seen`` is how many of those in the report the
+    codec was trained on.
     """
 
     task: str
@@ -60,6 +62,8 @@ class Report:
     footnotes: tuple[Citation, ...] = ()
     complete: bool = True
     format: int = field(default=FORMAT)
+    left_out: tuple[str, ...] = ()
+    seen: int = 0
 
     def __post_init__(self) -> None:
         if self.seed < 0:
@@ -177,43 +181,29 @@ class Report:
         return max(run, key=lambda name: self.mean(name).value) if run else None
 
     def verdict(self) -> str:
-        """Says in one sentence whether the message carries content, and whether text of as many bytes does better."""
-        if not self.complete:
-            return "INCOMPLETE: the run was interrupted; the same command goes on with it."
-        gain, control = self.content_gain(), self.strongest(CONTROLS)
-        if gain.low is None or gain.low <= 0:
-            return f"CARRIES NOTHING: the message does no better than another case's message; content gain {gain}."
-        assert control is not None  # "none" is always run
-        over = self.difference("message", control)
-        if over.low is None or over.low <= 0:
-            return (
-                f"FAILS A CONTROL: the message does no better than the control {control!r}; the difference is {over}."
-            )
-        said = f"The message carries content: content gain {gain}; over the best control ({control}) {over}"
-        rival = self.strongest(tuple(name for name, arm in self.arms.items() if arm.rival_of == "message"))
-        if rival is None:
-            return said + "."
-        over = self.difference("message", rival)
-        if over.low is not None and over.low > 0:
-            return f"{said}; over the best text of as many bytes ({rival}) {over}."
-        verb = "does better" if over.high is not None and over.high < 0 else "does as well"
-        return f"{said}; but text of as many bytes ({rival}) {verb}: message minus text {over}."
+        """Says in a sentence whether the message carries content, and whether text of as many bytes does better."""
+        return verdict(self)
 
     def evidence(self) -> Evidence:
         """Returns the result that goes into the codec's folder.
 
         Raises:
-            UnmeasuredError: the report is not complete.
+            UnmeasuredError: the report is not complete, or lacks an arm that the evidence needs.
         """
         if not self.complete:
             raise UnmeasuredError(
                 "expected a complete report for the evidence, got an interrupted one: finish the run first"
             )
+        if missing := [name for name in ESSENTIAL if name not in self.arms]:
+            raise UnmeasuredError(
+                f"expected the arms {', '.join(ESSENTIAL)} for the evidence, got none of {', '.join(missing)}: measure "
+                "them too"
+            )
         gain = self.content_gain()
         shown = [arm for arm in ("message", *CONTROLS, "text") if arm in self.arms]
         return Evidence(
             codec_id=self.codec["codec_id"],
-            task=self.task,
+            task=f"{self.task} (trained on {self.seen} of them)" if self.seen else self.task,
             n=self.n,
             seed=self.seed,
             unit={"exact": "exact match", LOG_LIKELIHOOD: "nats"}[self.metric],
@@ -253,7 +243,7 @@ class Report:
         record["cost"] = None if self.cost is None else self.cost.to_dict()
         record["fan_out"] = None if self.fan_out is None else plain(asdict(self.fan_out))
         record["footnotes"] = [asdict(note) for note in self.footnotes]
-        record["notes"] = list(self.notes)
+        record |= {"notes": list(self.notes), "left_out": list(self.left_out)}
         return record | {"verdict": self.verdict(), "figures": plain(self.figures()) if self.complete else {}}
 
     @classmethod

@@ -1,7 +1,9 @@
 """One call: every arm on the same questions, then the time, then the hops."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -9,20 +11,22 @@ from rich.progress import track
 
 from ilcp.codec.protocols import Codec, is_trainable
 from ilcp.codec.registry import codec_class
-from ilcp.errors import ConfigError, DecodeError, EncodeError
+from ilcp.codec.seen import seen_by
+from ilcp.errors import ConfigError
+from ilcp.files import require_writable
 from ilcp.handoff import Receiver, Sender
 from ilcp.measure.arms import ArmSpec, arm_specs
-from ilcp.measure.cost import cost
+from ilcp.measure.asking import Asking, reason
+from ilcp.measure.cost import cost, require_repetitions
 from ilcp.measure.fanout import fan_out
 from ilcp.measure.figures import provenance
 from ilcp.measure.files import resumed, save_report, unfinished
+from ilcp.measure.fitting import misfit
 from ilcp.measure.hops import hop_specs
 from ilcp.measure.items import Items
 from ilcp.measure.report import Report, plain
-from ilcp.measure.scoring import SPARE_TOKENS, Scorer, longest_answer
+from ilcp.measure.scoring import Scorer
 from ilcp.measure.verified import verified_specs
-from ilcp.models.forward import require_room
-from ilcp.models.prompt import text_ids
 from ilcp.tasks.cases import Case
 
 __all__ = ["equal_texts", "require_cases", "run"]
@@ -66,17 +70,28 @@ def run(
         keep: a file for the report, from which an interrupted run goes on. A finished one stays until the new one is.
         progress: shows a bar on standard error.
 
+    A case that fails while it is measured is left out, and the report says which and why; so is an arm that cannot be
+    measured at all, but for those without which there is no verdict.
+
     Raises:
-        ConfigError: an argument or a case is not as above, or ``keep`` holds another run.
+        ConfigError: an argument or a case is not as above, or ``keep`` holds another run; all of it before the work.
         StorageError: ``keep`` cannot be written.
     """
     _require_ends(sender, receiver)
-    require_cases(cases, receiver)
-    specs = _chosen(_specs(sender, receiver, cases, _lengths(sender, lengths), texts, seed, hops, budgets), arms)
+    require_cases(cases, receiver, answers_end=answers_end)
+    if repetitions:
+        require_repetitions(repetitions)
+    if keep is not None:
+        require_writable(keep)
+    texts = equal_texts(sender) if texts is None else texts
+    specs_of = partial(_specs, sender, receiver, _lengths(sender, lengths), texts, seed, hops, budgets)
+    chosen = _chosen(specs_of(cases), arms)
     draft = unfinished(keep)
     report = resumed(_empty(sender, cases, task, seed, answers_end), draft)
-    report = _asked(report, specs, Scorer(receiver, cases, answers_end=answers_end), draft, progress)
-    return _finished(_priced(report, sender, receiver, cases, repetitions, progress), keep, draft)
+    left = [case for case in cases if case.id not in report.left_out]
+    asking = Asking(left, specs_of, partial(Scorer, receiver, answers_end=answers_end))
+    report = _asked(report, chosen, asking, draft, progress)
+    return _finished(_priced(report, sender, receiver, asking.cases, repetitions, progress), keep, draft)
 
 
 def _finished(report: Report, keep: Path | None, draft: Path | None) -> Report:
@@ -91,35 +106,34 @@ def _finished(report: Report, keep: Path | None, draft: Path | None) -> Report:
 def _specs(
     sender: Sender,
     receiver: Receiver,
-    cases: Sequence[Case],
     lengths: Sequence[int],
-    texts: Mapping[str, Codec] | None,
+    texts: Mapping[str, Codec],
     seed: int,
     hops: int,
     budgets: Collection[int],
+    cases: Sequence[Case],
 ) -> list[ArmSpec]:
-    """Lists all arms that there are."""
-    texts = equal_texts(sender) if texts is None else texts
+    """Lists all arms that there are of these cases."""
     specs = [*arm_specs(sender, receiver, cases, lengths=lengths, texts=texts, seed=seed)]
     if hops:
         specs += hop_specs(sender, receiver, cases, length=lengths[0], texts=texts, hops=hops)
     return [*specs, *verified_specs(sender, receiver, cases, budgets=budgets, lengths=lengths, texts=texts)]
 
 
-def _chosen(specs: Sequence[ArmSpec], arms: Collection[str] | None) -> list[ArmSpec]:
-    """Returns the arms to measure: all that there are, or those named."""
-    known = {spec.name for spec in specs}
+def _chosen(specs: Sequence[ArmSpec], arms: Collection[str] | None) -> list[str]:
+    """Returns the names of the arms to measure: all that there are, or those named."""
+    known = [spec.name for spec in specs]
     unknown = [] if arms is None else [name for name in arms if name not in known]
     if unknown:
         raise ConfigError(f"expected arms of {', '.join(sorted(known))}, got {', '.join(unknown)}")
-    return [spec for spec in specs if arms is None or spec.name in arms]
+    return [name for name in known if arms is None or name in arms]
 
 
-def _asked(report: Report, specs: Sequence[ArmSpec], scorer: Scorer, draft: Path | None, progress: bool) -> Report:
+def _asked(report: Report, names: Sequence[str], asking: Asking, draft: Path | None, progress: bool) -> Report:
     """Adds the arms that are not in the report yet; the draft holds each as soon as it is done."""
-    for spec in track(specs, "arms", console=Console(stderr=True), disable=not progress, transient=True):
-        if spec.name not in report.arms and not any(note.startswith(f"{spec.name}: ") for note in report.notes):
-            report = _add(report, spec, scorer)
+    for name in track(names, "arms", console=Console(stderr=True), disable=not progress, transient=True):
+        if name not in report.arms and not any(note.startswith(f"{name}: ") for note in report.notes):
+            report = asking.add(report, name)
             save_report(report, draft)
     return report
 
@@ -138,11 +152,14 @@ def _priced(
     if len(questions) < 2:
         why = f"cost, fan-out: not measured, they need two questions of the task, and it has {len(questions)}"
         return replace(report, notes=(*report.notes, why))
-    return replace(
-        report,
-        cost=cost(sender, receiver, contexts, question=questions[0], n=repetitions, progress=progress),
-        fan_out=fan_out(receiver, sender.encode(contexts[0]), questions[:ASKED_IN_TURN]),
-    )
+    try:
+        report = replace(
+            report, cost=cost(sender, receiver, contexts, question=questions[0], n=repetitions, progress=progress)
+        )
+        return replace(report, fan_out=fan_out(receiver, sender.encode(contexts[0]), questions[:ASKED_IN_TURN]))
+    except Exception as error:  # of any kind, and no reason to lose what was measured before
+        what = "fan-out" if report.cost else "cost, fan-out"
+        return replace(report, notes=(*report.notes, f"{what}: not measured, {reason(error)}"))
 
 
 def _empty(sender: Sender, cases: Sequence[Case], task: str, seed: int, answers_end: bool) -> Report:
@@ -154,6 +171,7 @@ def _empty(sender: Sender, cases: Sequence[Case], task: str, seed: int, answers_
         answers_end=answers_end,
         codec={"codec_id": codec.trained.codec_id(codec.spec).hex(), **plain(asdict(codec.spec))},
         items=Items.of(cases),
+        seen=sum(map(seen_by(codec), (case.context for case in cases))),
         arms={},
         provenance=provenance(sender=asdict(codec.trained.sender), receiver=asdict(codec.trained.receiver)),
         complete=False,
@@ -163,20 +181,27 @@ def _empty(sender: Sender, cases: Sequence[Case], task: str, seed: int, answers_
 def equal_texts(sender: Sender, samples: Iterable[str] = ()) -> dict[str, Codec]:
     """Makes the text codecs that a latent of as many bytes must beat.
 
-    Their beginning, their end, zstd (its dictionary trained on ``samples``, where there are any), and arithmetic coding
-    under the sender's own language model.
+    Their beginning, their end, zstd (its dictionary trained on ``samples``, where they are enough for one), and
+    arithmetic coding under the sender's own language model.
     """
-    zstd = codec_class("text-zstd")
-    samples = list(samples)
     return {
         "head": codec_class("text-head")(),
         "tail": codec_class("text-tail")(),
-        "zstd": zstd.fit(samples) if samples else zstd(),
+        "zstd": _zstd(list(samples)),
         "lm": codec_class("text-lm")(sender.model, sender.tokenizer),
     }
 
 
-def require_cases(cases: Sequence[Case], receiver: Receiver) -> None:
+def _zstd(samples: Sequence[str]) -> Codec:
+    method = codec_class("text-zstd")
+    with suppress(ConfigError):  # too few or too short for a dictionary
+        fitted: Codec = method.fit(samples)
+        return fitted
+    plain: Codec = method()
+    return plain
+
+
+def require_cases(cases: Sequence[Case], receiver: Receiver, *, answers_end: bool = True) -> None:
     """Refuses cases that cannot be measured.
 
     Raises:
@@ -199,15 +224,11 @@ def require_cases(cases: Sequence[Case], receiver: Receiver) -> None:
             )
         if not case.questions:
             raise ConfigError(f"expected questions about case {case.id!r}, got none")
-        for question in case.questions:
-            require_room(
-                receiver.model,
-                len(text_ids(receiver.tokenizer, case.context, question.text)),
-                longest_answer(receiver, [question]) + SPARE_TOKENS,
-                what=f"case {case.id!r}",
-                way_out="the full text is the arm that all others are compared with; cut it",
-                error=ConfigError,
-            )
+        said = misfit(
+            receiver.model, receiver.tokenizer, case, answers_end=answers_end, template=receiver.template or None
+        )
+        if said is not None:
+            raise ConfigError(said)
 
 
 def _require_ends(sender: object, receiver: object) -> None:
@@ -221,13 +242,3 @@ def _lengths(sender: Sender, lengths: Sequence[int] | None) -> list[int]:
     some = [length for length in LENGTHS if length <= spec.payload_bytes] if is_trainable(sender.codec) else []
     wanted = lengths or spec.prefixes or some or [min(spec.payload_bytes, MAX_LENGTH)]
     return sorted({spec.length(length) for length in wanted}, reverse=True)
-
-
-def _add(report: Report, spec: ArmSpec, scorer: Scorer) -> Report:
-    try:
-        given = spec.make()
-    except (DecodeError, EncodeError, ConfigError) as error:
-        if not isinstance(error, DecodeError) and spec.family != "text of equal bytes":
-            raise  # a text codec may need more bytes than there are; everything else has to encode
-        return replace(report, notes=(*report.notes, f"{spec.name}: not measured, the codec refuses it ({error})"))
-    return replace(report, arms={**report.arms, spec.name: scorer.arm(spec, given, report.arms.get("none"))})

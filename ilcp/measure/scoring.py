@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -9,13 +10,13 @@ import numpy as np
 from ilcp.codec.memory import Memory
 from ilcp.handoff import Receiver
 from ilcp.measure.arms import ArmInput, ArmSpec
+from ilcp.measure.fitting import SPARE_TOKENS, answer_room
 from ilcp.measure.items import DECIMALS, Arm
-from ilcp.models.prompt import answer_ids
+from ilcp.models.forward import has_room
+from ilcp.models.prompt import answer_ids, text_ids
 from ilcp.tasks.cases import Case, Question
 
 __all__ = ["Answers", "Scorer", "longest_answer"]
-
-SPARE_TOKENS = 8  # by which an answer may be longer than the gold one before it is cut off
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Scorer:
         self.receiver, self.answers_end = receiver, answers_end
         self.asked = [(number, question) for number, case in enumerate(cases) for question in case.questions]
         self._given = [self._given_tokens(question) for _, question in self.asked]
+        self._rooms = [self._room(cases[number], question) for number, question in self.asked] if answers_end else []
 
     def arm(self, spec: ArmSpec, given: ArmInput, none: Arm | None) -> Arm:
         """Returns the arm's answers; those that ``given`` stores need ``none``, as ``stored`` says."""
@@ -79,12 +81,25 @@ class Scorer:
     def _greedy(self, asked: Sequence[tuple[Any, str, str]], exact: Sequence[bool]) -> list[str | None]:
         """Returns the greedy answers, None where it is the gold one. Only what is not exact has to be generated."""
         wrong = [index for index, right in enumerate(exact) if not right]
-        longest = longest_answer(self.receiver, (question for _, question in self.asked))
-        given = self.receiver.answers([asked[index][:2] for index in wrong], max_new_tokens=longest + SPARE_TOKENS)
         answers: list[str | None] = [None] * len(asked)
-        for index, answer in zip(wrong, given, strict=True):
-            answers[index] = None if answer == asked[index][2] else answer
+        for room in sorted({self._rooms[index] for index in wrong}):
+            these = [index for index in wrong if self._rooms[index] == room]
+            given = self.receiver.answers([asked[index][:2] for index in these], max_new_tokens=room)
+            for index, answer in zip(these, given, strict=True):
+                answers[index] = None if answer == asked[index][2] else answer
         return answers
+
+    @cached_property
+    def _longest(self) -> int:
+        return longest_answer(self.receiver, (question for _, question in self.asked)) + SPARE_TOKENS
+
+    def _room(self, case: Case, question: Question) -> int:
+        """Returns how many tokens an answer may have: as many as any of them, or its own where the text leaves less."""
+        receiver = self.receiver
+        text = len(text_ids(receiver.tokenizer, case.context, question.text, receiver.template))
+        if has_room(receiver.model, text, self._longest):
+            return self._longest
+        return answer_room(receiver.tokenizer, question)
 
     def _given_tokens(self, question: Question) -> int:
         """Counts the tokens of the answer that its given beginning takes."""

@@ -32,6 +32,7 @@ from pathlib import Path
 from threading import Lock
 
 from ilcp.errors import ConfigError, ExpiredError, IlcpError, ReplayCacheError, ReplayError
+from ilcp.files import file_id
 from ilcp.message.checks import require_now
 from ilcp.message.format import CLOCK_SKEW_S, Seal
 
@@ -166,6 +167,11 @@ class ReplayCache:
                 self._inherited.append(self._database)
                 self._process, self._database = os.getpid(), self._open()
             database = self._database
+            if self.path is not None and file_id(self.path) != self._file:  # what others let in would be unknown here
+                raise ReplayCacheError(
+                    f"expected the replay cache that was opened in {self.path}, got none or another file in its place: "
+                    "it was removed or replaced, so that nothing says what is new; make the cache anew"
+                )
             try:
                 database.execute("BEGIN IMMEDIATE")
                 try:
@@ -194,6 +200,7 @@ class ReplayCache:
                 database.execute("PRAGMA synchronous = NORMAL")
             _require_ours(database, self._name)
             database.executescript(_SCHEMA)
+            self._file = None if self.path is None else file_id(self.path)
         except sqlite3.Error as error:
             raise ReplayCacheError(f"expected a replay cache in {self._name}, got: {error}") from error
         return database

@@ -10,7 +10,7 @@ from typing import Any
 
 from ilcp.codec.folder import ADAPTER
 from ilcp.errors import ConfigError, MissingExtraError, StorageError
-from ilcp.files import write_whole
+from ilcp.files import require_readable, usual_modes, write_whole
 
 __all__ = ["LOW_RANK", "adapt", "begun_adapter", "new_adapter", "save_adapter", "unwrapped"]
 
@@ -58,6 +58,7 @@ def save_adapter(adapter: Any, folder: Path) -> None:
     record = json.loads(config.read_text(encoding="utf-8"))
     record["base_model_name_or_path"] = None  # a path of this machine; the codec's identity says which model it is
     write_whole(config, json.dumps(record, indent=2) + "\n")
+    usual_modes(folder)
 
 
 def adapt(model: Any, codec: Any) -> Any:
@@ -76,6 +77,8 @@ def adapt(model: Any, codec: Any) -> Any:
         return model
     peft = _peft()
     try:
+        for file in (folder / ADAPTER).iterdir():
+            require_readable(file)
         return peft.PeftModel.from_pretrained(model, str(folder / ADAPTER)).eval()
     except Exception as error:  # peft, safetensors and torch raise many kinds, all of which mean this
         raise StorageError(f"expected the receiver's adapter in {folder / ADAPTER}, got: {error}") from error

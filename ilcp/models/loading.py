@@ -11,7 +11,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from ilcp.errors import ConfigError, IlcpError, MissingExtraError
-from ilcp.models.sources import gguf_file, in_folder
+from ilcp.models.sources import at_home, gguf_file, in_folder
 from ilcp.nn.device import usable_device
 
 __all__ = ["DTYPES", "load_model"]
@@ -39,7 +39,7 @@ def load_model(
     """
     if dtype not in DTYPES:
         raise ConfigError(f"expected a dtype of {', '.join(DTYPES)}, got {dtype!r}")
-    device = usable_device(str(device))
+    device, source = usable_device(str(device)), at_home(source)
     file = gguf_file(source)
     if file is not None:
         model, tokenizer = _from_gguf(file, dtype)

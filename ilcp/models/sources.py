@@ -1,10 +1,12 @@
 """Says where a model is: in a folder, in a GGUF file, or on a hub."""
 
+import os
 from pathlib import Path
 
 from ilcp.errors import ConfigError
+from ilcp.files import require_readable
 
-__all__ = ["gguf_file", "in_folder"]
+__all__ = ["at_home", "gguf_file", "in_folder"]
 
 SUFFIX = ".gguf"
 # Models of the hub's first years have no owner in their ids; since then every id has one.
@@ -12,6 +14,13 @@ OWNERLESS = (
     *("albert-", "bert-", "camembert-base", "ctrl", "distilbert-", "distilgpt2", "distilroberta-", "gpt2"),
     *("openai-gpt", "roberta-", "t5-", "transfo-xl-", "xlm-", "xlnet-"),
 )
+
+
+def at_home(source: str | Path) -> str | Path:
+    """Returns the source, with the home in the place of a ``~`` at its beginning: no hub id begins so."""
+    if not str(source).startswith("~"):
+        return source
+    return Path(os.path.expanduser(source)) if isinstance(source, Path) else os.path.expanduser(source)
 
 
 def gguf_file(source: str | Path) -> Path | None:
@@ -49,9 +58,17 @@ def in_folder(source: str | Path) -> bool:
         ConfigError: it is a folder without a model, a path to nothing, or no id that a hub could know.
     """
     if Path(source).is_dir():
-        if not (Path(source) / "config.json").is_file():
+        try:
+            for file in (Path(source) / "config.json", *Path(source).glob("*.safetensors")):
+                require_readable(file)
+        except FileNotFoundError:
             beside = _beside(Path(source))
-            raise ConfigError(f"expected a model's folder with a config.json, got {source}: no such file{beside}")
+            raise ConfigError(
+                f"expected a model's folder with a config.json, got {source}: no such file{beside}"
+            ) from None
+        except OSError as error:  # transformers would call it missing
+            because = (error.strerror or "unreadable").lower()
+            raise ConfigError(f"expected a model's folder that can be read, got {error.filename}: {because}") from error
         return True
     parts = str(source).split("/")
     if isinstance(source, Path) or len(parts) > 2 or not all(part.strip(".") for part in parts):
@@ -87,9 +104,10 @@ def _checked(file: Path) -> Path:
     except OSError as error:
         raise ConfigError(f"expected a readable GGUF file, got {file}: {error.strerror}") from error
     if begins != b"GGUF":
+        folder = f": name the folder {file.parent}" if (file.parent / "config.json").is_file() else ""
         raise ConfigError(
-            f"expected a GGUF file, which begins with b'GGUF', or a model's folder, got {file}, which begins with "
-            f"{begins!r}"
+            f"expected a GGUF file, which begins with b'GGUF', or a model's folder, got {file}, which is no folder and "
+            f"begins with {begins!r}{folder}"
         )
     return file
 

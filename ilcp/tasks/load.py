@@ -2,16 +2,17 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 
 from ilcp.errors import ConfigError
 from ilcp.tasks.case_files import case_files
 from ilcp.tasks.cases import Case, read_jsonl, thin
+from ilcp.tasks.written import merged
 
-__all__ = ["CASE_FILES", "Task", "task"]
+__all__ = ["CASE_FILES", "RUN", "Task", "own_test", "task"]
 
 CASE_FILES = "case-files"
+RUN, TEST = ".run", "test.jsonl"  # of a training: its folder beside the codec's, and the cases there that it tested on
 PER_KIND = {"lookup": 4, "join": 3, "absent": 2, "code": 1}  # questions asked per dossier: a part stands for the rest
 USUAL = 500  # cases of a measurement, where nobody says how many
 SAMPLES = 4000  # dossiers of the training split that a text codec's dictionary may be fitted to
@@ -27,10 +28,16 @@ class Task:
     samples: Callable[[], Iterable[str]] = field(repr=False, default=tuple)
 
 
+def own_test(codec: str | Path) -> Path:
+    """Names the file of the cases that the training of the codec in this folder kept apart, to measure it on."""
+    folder = Path(codec).absolute()
+    return folder.with_name(folder.name + RUN) / TEST
+
+
 def task(name: str, *, n: int | None, seed: int) -> Task:
     """Loads ``n`` cases of ``"case-files"`` (test split of that seed), or the first ``n`` of a JSONL file.
 
-    Without ``n``, 500 of them, or as many as the file has.
+    Without ``n``, 500 of them, or as many as the file has. Lines about one context are one case.
 
     Raises:
         ConfigError: the file cannot be read, has fewer cases, or mixes questions and continuations.
@@ -42,7 +49,7 @@ def task(name: str, *, n: int | None, seed: int) -> Task:
     if name == CASE_FILES:
         cases = [thin(case, PER_KIND, number) for number, case in enumerate(case_files("test", seed, n))]
         return Task(name, tuple(cases), True, lambda: (c.context for c in case_files("train", seed, SAMPLES)))
-    cases = list(islice(read_jsonl(name), n))
+    cases = merged(read_jsonl(name))[:n]
     least = 2 if wanted is None else n
     if len(cases) < least:
         way_out = "add cases" if wanted is None else "lower n"

@@ -16,17 +16,16 @@ import torch
 from torch import Tensor, nn
 
 from ilcp.errors import ConfigError
+from ilcp.measure.fitting import misfit
 from ilcp.message.literals import auto, line
 from ilcp.models.adapter import LOW_RANK
-from ilcp.models.forward import has_room
-from ilcp.models.prompt import Layout, answer_ids, layout, pieces, text_ids
-from ilcp.models.reading import window_tokens
+from ilcp.models.prompt import Layout, answer_ids, layout, pieces
 from ilcp.nn.distributed import shard
 from ilcp.tasks.cases import Case, Question
 from ilcp.training.facts import Fact, facts_of
 from ilcp.training.hyperparameters import Hyperparameters
 
-__all__ = ["Batch", "Batcher", "Models", "Row", "frozen", "misfit", "require_fitting"]
+__all__ = ["Batch", "Batcher", "Models", "Row", "frozen", "require_fitting"]
 
 REPEAT = "Repeat the text above."  # the question where the memory has to give the whole context back
 
@@ -194,31 +193,12 @@ def require_fitting(models: Models, cases: Iterable[Case], hyperparameters: Hype
     """Refuses a case whose full text, question and answer are more than the receiver can read at once.
 
     Raises:
-        ConfigError: as ``misfit`` says.
+        ConfigError: as ``ilcp.measure.fitting.misfit`` says.
     """
     for case in cases:
-        said = misfit(models, case, hyperparameters)
+        said = misfit(models.receiver, models.receiver_tokenizer, case, answers_end=hyperparameters.answers_end)
         if said is not None:
             raise ConfigError(said)
-
-
-def misfit(models: Models, case: Case, hyperparameters: Hyperparameters) -> str | None:
-    """Says by how much a case is beyond the receiver's window, and what to do; None where it fits.
-
-    The full text is what the message is measured against, and what its distillation listens to.
-    """
-    tokenizer = models.receiver_tokenizer
-    for question in case.questions:
-        asked = len(text_ids(tokenizer, case.context, question.text))
-        ids = answer_ids(tokenizer, question.answer, end=hyperparameters.answers_end)
-        answer = len(ids[: hyperparameters.answer_tokens])
-        if not has_room(models.receiver, asked, answer):
-            return (
-                f"expected case {case.id!r} to fit into the receiver's window of {window_tokens(models.receiver)} "
-                f"tokens, got {asked} for the context and question and {answer} for the answer: the full text is what "
-                "the message is measured against; shorten the context, or leave the case out"
-            )
-    return None
 
 
 @contextmanager

@@ -3,9 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
-from ilcp.codec.folder import measured
+from ilcp.codec.folder import MEASURED, measured
 from ilcp.codec.protocols import Codec
 from ilcp.measure import Report
+from ilcp.measure.arms import NO_CODEC
+from ilcp.message import Message
 
 __all__ = ["write_card"]
 
@@ -19,7 +21,7 @@ tags:
 # {sender} to {receiver}, {payload} bytes
 
 A codec of ilcp: it hands what {sender} has read to {receiver} as a message of
-{wire} bytes, header and check counted. It was trained for exactly these two models and knows them by their weights.
+{wire}, header and check counted. It was trained for exactly these two models and knows them by their weights.
 
 ```python
 import ilcp
@@ -31,9 +33,7 @@ message = sender.encode(text)
 answer = receiver.generate(message, question)
 ```
 
-{verdict}
-
-## How it was made
+{verdict}## How it was made
 
 {steps} steps in {minutes} minutes on {processes} process(es), {tokens_per_s} tokens/s; of the time, {shares}.
 {training} cases to learn from, {validation} to watch the learning by, {test} to measure, {source}. Seed {seed}. The
@@ -45,19 +45,23 @@ where matplotlib was installed.{tuned}
 - It is for texts like those it was trained on. Of others it may say anything: measure it on yours with
   `ilcp measure FOLDER --task cases.jsonl`.
 - Names, numbers and ids are what a latent loses first.{adapted}
-- Text that a language model codes in as many bytes is not in this table: `ilcp measure` adds it.
+{arms}"""
+ARMS = """- Text that a language model codes in as many bytes is not in this table: `ilcp measure` adds it.
 
 ## Every arm, on the test cases
 
-{arms}
+"""
+UNMEASURED = f"""{MEASURED}
+
+Not measured yet. `ilcp measure FOLDER --attach` does it; until then a receiver refuses this codec.
 """
 ADAPTED = """
 - The receiver was adapted: all arms below, the full text among them, are read by the adapted receiver. The adapter is
   in `receiver-adapter`; a receiver without it is refused."""
 
 
-def write_card(codec: Codec, made: Mapping[str, Any], report: Report) -> str:
-    """Returns the card of a codec, from the record of its training and its report."""
+def write_card(codec: Codec, made: Mapping[str, Any], report: Report | None) -> str:
+    """Returns the card of a codec, from the record of its training and, where it is measured already, its report."""
     config, cases = made["plan"], made["cases"]
     adapted = config["adapt_receiver"]
     return (
@@ -65,20 +69,27 @@ def write_card(codec: Codec, made: Mapping[str, Any], report: Report) -> str:
             sender=_name(config["sender"]),
             receiver=_name(config["receiver"]),
             payload=codec.spec.payload_bytes,
-            wire=round(report.arms["message"].sizes()["wire"].value),
+            wire=_wire(codec, report),
             receiver_model="ilcp.adapt(model_b, codec)" if adapted else "model_b",
-            verdict=report.verdict(),
+            verdict="" if report is None else f"{report.verdict()}\n\n",
             shares=", ".join(f"{part} {share:.0%}" for part, share in made["time_shares"].items()),
             source="which the sender wrote itself" if config["data"] is None else f"from {_name(config['data'])}",
             adapted=ADAPTED if adapted else "",
             tuned=_tuned(made),
-            arms=_arms(report),
+            arms="" if report is None else f"{ARMS}{_arms(report)}\n",
             **{name: made[name] for name in ("steps", "minutes", "processes", "tokens_per_s", "seed")},
             **{name: cases[name] for name in ("training", "validation", "test")},
         )
         + "\n"
-        + measured(report.evidence())
+        + (UNMEASURED if report is None else measured(report.evidence()))
     )
+
+
+def _wire(codec: Codec, report: Report | None) -> str:
+    """Says how large a message is: measured, or else at most."""
+    if report is not None:
+        return f"{round(report.arms['message'].sizes()['wire'].value)} bytes"
+    return f"at most {len(Message(NO_CODEC, bytes(codec.spec.payload_bytes)).to_bytes())} bytes"
 
 
 def _tuned(made: Mapping[str, Any]) -> str:

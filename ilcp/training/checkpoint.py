@@ -1,6 +1,7 @@
 """The checkpoint of a run: written whole or not at all, and gone on with under the same hyperparameters only."""
 
 from collections.abc import Mapping
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,11 @@ from ilcp.errors import ConfigError, StorageError
 from ilcp.files import replacing
 from ilcp.training.hyperparameters import Hyperparameters
 
-__all__ = ["CHECKPOINT", "require_same", "write_checkpoint"]
+__all__ = ["CHECKPOINT", "differences", "require_same", "write_checkpoint"]
 
 CHECKPOINT = "checkpoint.pt"
-JUDGED = {"teacher_floor"}  # before the first step, and not again: another value does not make it another run
+LENGTHS = {"steps", "minutes", "texts"}  # may grow, so that a run goes on for longer; None: not said, or without end
+FREE = {"teacher_floor", "validate_every", "checkpoint_minutes"}  # how a run is judged, watched and kept
 
 
 def write_checkpoint(folder: Path, state: Mapping[str, Any]) -> None:
@@ -41,7 +43,29 @@ def require_same(before: Mapping[str, Any], hyperparameters: Hyperparameters, fo
         ConfigError: the text has each that differs, with both values.
     """
     now = hyperparameters.to_dict()
-    differs = [name for name in now if name in before and name not in JUDGED and before[name] != now[name]]
-    if differs:
-        shown = "; ".join(f"{name} (was {before[name]!r}, is {now[name]!r})" for name in differs)
+    known, ours = (
+        {name: inf if name == "minutes" and record[name] is None else record[name] for name in now if name in before}
+        for record in (before, now)
+    )
+    shown = differences(known, ours)
+    if shown:
         raise ConfigError(f"expected the hyperparameters of the checkpoint in {folder}, got a difference in {shown}")
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Says what makes ``now`` another run than ``before``, by flat names; empty where nothing does.
+
+    A run may be longer than it was meant to be, and be watched and judged otherwise.
+    """
+    names = sorted(now.keys() | before.keys())
+    return "; ".join(
+        f"{name} (was {before.get(name)!r}, is {now.get(name)!r})"
+        for name in names
+        if before.get(name) != now.get(name) and not _may_differ(name.split(".")[-1], before.get(name), now.get(name))
+    )
+
+
+def _may_differ(name: str, before: Any, now: Any) -> bool:
+    if name in FREE:
+        return True
+    return name in LENGTHS and (before is None or now is None or now >= before)

@@ -17,12 +17,14 @@ A recipe is a TOML file of it; every key has the name of a field below::
 import tomllib
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from ilcp.errors import ConfigError
+from ilcp.errors import ConfigError, MissingExtraError
 from ilcp.models.loading import DTYPES
 from ilcp.records import read_record, refuse_unknown
+from ilcp.tasks.load import RUN
 from ilcp.training.data import LEAST
 from ilcp.training.hyperparameters import Hyperparameters, renamed
 from ilcp.training.selfstudy import SelfStudy
@@ -71,6 +73,13 @@ class TrainingConfig:
         if (self.data is None) == (self.self_study is None):
             found = "both" if self.data is not None else "neither"
             raise ConfigError(f"expected either data or self_study, got {found}: give one of --data and --self-study")
+        if self.tensorboard and find_spec("tensorboard") is None:
+            raise MissingExtraError.of("tensorboard", "to write event files", "tensorboard")
+        if self.self_study is not None and self.self_study.texts < 10 * LEAST:
+            raise ConfigError(
+                f"expected texts of self_study to be at least {10 * LEAST} (a tenth validates, a tenth tests), got "
+                f"{self.self_study.texts}: write more"
+            )
         if self.too_long not in ("refuse", "skip"):
             raise ConfigError(f"expected too_long to be 'refuse' or 'skip', got {self.too_long!r}")
         if self.dtype not in DTYPES:
@@ -97,7 +106,7 @@ class TrainingConfig:
     @property
     def work(self) -> Path:
         """The folder of a run's checkpoint, its log and the sender's states: beside the codec, not in it."""
-        return self.out.with_name(self.out.name + ".run")
+        return self.out.with_name(self.out.name + RUN)
 
     def hyperparameters(self, answers_end: bool, *, facts: bool = False) -> Hyperparameters:
         """Returns those for answers that end, or for continuations, with the changes of ``training``.
@@ -150,7 +159,11 @@ def read_config(recipe: Path | None = None, **changes: Any) -> TrainingConfig:
         f.name for f in fields(TrainingConfig) if f.default is f.default_factory is MISSING and f.name not in record
     ]
     if missing:
-        raise ConfigError(f"expected {', '.join(missing)} in {where}, got nothing: every training needs them")
+        flags = ", ".join(f"--{name}" for name in missing)
+        raise ConfigError(
+            f"expected {', '.join(missing)} in {where}, got nothing: every training needs them; give {flags} (in "
+            "Python the arguments of these names), or --recipe FILE"
+        )
     for name in ("sender", "receiver"):
         if not isinstance(record[name], str | Path):
             raise ConfigError(

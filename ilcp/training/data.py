@@ -1,13 +1,13 @@
 """A list of cases as a training reads it: in batches of like length, in an order of its own in every epoch."""
 
 import random
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from ilcp.errors import ConfigError
 from ilcp.tasks.cases import Case
 
-__all__ = ["Shuffled", "Split", "merged", "split"]
+__all__ = ["LEAST", "Shuffled", "Split", "require_enough", "split"]
 
 POOL = 16  # batches among which like lengths are sought: more would make batches alike in more than length
 LEAST = 16  # cases of validation and of test each: fewer say nothing
@@ -58,15 +58,17 @@ class Split:
     test: list[Case]
 
 
-def merged(cases: Iterable[Case]) -> list[Case]:
-    """Merges cases into one per context, with all questions about it, in the order of their first sight."""
-    groups: dict[str, list[Case]] = {}
-    for case in cases:
-        groups.setdefault(case.context, []).append(case)
-    return [
-        replace(group[0], questions=tuple(question for case in group for question in case.questions))
-        for group in groups.values()
-    ]
+def require_enough(count: int) -> None:
+    """Refuses too few cases to split.
+
+    Raises:
+        ConfigError: with how many it takes.
+    """
+    if count < 10 * LEAST:
+        raise ConfigError(
+            f"expected at least {10 * LEAST} cases with different contexts (a tenth validates, a tenth tests), "
+            f"got {count}: add cases, or let the sender write them with --self-study (more texts, where it did)"
+        )
 
 
 def split(cases: Sequence[Case], *, validation: int, test: int, seed: int) -> Split:
@@ -75,11 +77,7 @@ def split(cases: Sequence[Case], *, validation: int, test: int, seed: int) -> Sp
     Raises:
         ConfigError: there are too few cases to draw them from.
     """
+    require_enough(len(cases))
     order = random.Random(f"split {seed}").sample(cases, len(cases))
     sizes = [min(wanted, len(order) // 10) for wanted in (test, validation)]
-    if min(sizes) < LEAST:
-        raise ConfigError(
-            f"expected at least {10 * LEAST} cases with different contexts (a tenth validates, a tenth tests), "
-            f"got {len(order)}: add cases, or let the sender write them with --self-study"
-        )
     return Split(training=order[sum(sizes) :], validation=order[sizes[0] : sum(sizes)], test=order[: sizes[0]])

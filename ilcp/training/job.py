@@ -4,78 +4,60 @@
 
     config --> models --> cases (a file, or written by the sender) --> training, validation, test
          --> tune, where the receiver is adapted --> states on disk --> learn_facts, where the codec does
-         --> fit --> codec
-         --> measured on the test cases, with every control --> folder
+         --> fit --> codec --> folder
+         --> measured on the test cases, with every control --> evidence and card in the folder
 
-A run keeps its checkpoint, its log and the sender's states in ``<out>.run``, beside the codec's folder, which appears
-when all is done. A run that was stopped goes on with ``resume``.
+A run keeps its checkpoint, its log, its test cases and the sender's states in ``<out>.run``, beside the codec's folder,
+which appears when the codec is trained, and is measured after that. A run that was stopped goes on with ``resume``.
 """
 
-import json
-import shutil
-import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import torch
-from rich.console import Console
-from safetensors import SafetensorError
 
-from ilcp.codec.folder import ADAPTER, CONFIG, load, save
+from ilcp.codec.folder import load
 from ilcp.codec.protocols import Codec
-from ilcp.errors import ConfigError, StorageError
-from ilcp.files import write_whole
-from ilcp.handoff import Receiver, Sender
-from ilcp.identity import ModelIdentity, digest
-from ilcp.measure import Report, equal_texts, run
-from ilcp.models.adapter import begun_adapter, new_adapter, save_adapter
+from ilcp.errors import ConfigError
+from ilcp.files import require_writable
+from ilcp.measure import provenance
+from ilcp.measure.fitting import misfit
+from ilcp.models.adapter import begun_adapter, new_adapter
 from ilcp.models.fingerprint import identify
 from ilcp.models.loading import load_model
 from ilcp.models.support import require_receiver, require_sender
-from ilcp.nn.distributed import all_reduce, any_rank, init_device, is_main, same_everywhere, world
+from ilcp.nn.distributed import all_reduce, init_device, is_main, same_everywhere
 from ilcp.nn.half import round_to_half
 from ilcp.tasks.cases import Case, read_jsonl
-from ilcp.training.batch import Models, frozen, misfit, require_fitting
-from ilcp.training.card import write_card
+from ilcp.tasks.load import own_test
+from ilcp.tasks.written import merged, write_jsonl
+from ilcp.training.batch import Models, frozen
+from ilcp.training.begun import KEPT, STUDY, refuse_taken, same_config
 from ilcp.training.choice import chosen, learns_facts, untrained
 from ilcp.training.config import TrainingConfig, read_config
-from ilcp.training.data import Shuffled, Split, merged, split
+from ilcp.training.data import Shuffled, Split, require_enough, split
 from ilcp.training.estimate import estimate
-from ilcp.training.hyperparameters import Hyperparameters, renamed
+from ilcp.training.finish import STATES, Job, finish, shows, tell
+from ilcp.training.hyperparameters import Hyperparameters
 from ilcp.training.lesson import learn_facts
-from ilcp.training.log import CURVE, LOG, Log, flat
-from ilcp.training.loop import CHECKPOINT, Result, fit
+from ilcp.training.log import Log
+from ilcp.training.loop import CHECKPOINT, Result, fit, require_share
 from ilcp.training.objective import FactNetwork, calibrate
+from ilcp.training.pace import length_text
 from ilcp.training.phrasebook import kept_phrasebook
-from ilcp.training.precision import in_bfloat16
 from ilcp.training.reader import Reader, StateStore
 from ilcp.training.selfstudy import study
 from ilcp.training.topics import with_topics
-from ilcp.training.tuning import FOLDER, tune, tuned
+from ilcp.training.tuning import tune, tuned
 from ilcp.training.validation import Validator
 
 __all__ = ["train", "train_codec"]
 
 VALIDATION = 64  # cases by which the learning is watched, at most
 CALIBRATION = 64
-TEXTS = ("head", "tail", "zstd")  # an LM codes text in minutes per case where the LM is large: ilcp measure adds it
-KEPT, STUDY, STATES = "plan.json", "self-study.jsonl", "states"  # in the run's folder, named as ever
-CHECKPOINTS = (CHECKPOINT, f"{FOLDER}/{CHECKPOINT}")  # of the codec, and of the receiver's first stage
-HALVED = "in bfloat16"
 GIGA = 1e9
-
-
-@dataclass(frozen=True, slots=True)
-class _Job:
-    """One training with what it works on."""
-
-    config: TrainingConfig
-    hyperparameters: Hyperparameters
-    models: Models
-    cases: Split
 
 
 def train(recipe: str | Path | None = None, *, resume: bool = False, **changes: Any) -> Codec:
@@ -110,57 +92,43 @@ def train_codec(config: TrainingConfig, *, resume: bool = False) -> Codec:
         MissingExtraError: a package that the configuration needs is not installed.
         Interrupted: Ctrl-C or SIGTERM, after a checkpoint.
     """
-    _refuse_taken(config, resume)
+    refuse_taken(config, resume)
     given = None if config.data is None else _read(config)  # before the models: they load longer
     method = chosen(config, given or ())
+    require_writable(config.work / KEPT)
     device = init_device(config.device)
-    models = _models(config, device)
-    try:
-        config.work.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StorageError(f"expected room for the run in {config.work}, got: {error}; choose another --out") from error
+    models, made_by = _models(config, device), provenance()
     identities = (
         identify(models.sender, models.sender_tokenizer),
         identify(models.receiver, models.receiver_tokenizer),
     )
-    halved = _same_config(config, identities, device)
+    halved = same_config(config, identities, device)
     cases = _written(config, models) if given is None else given
     hyperparameters = replace(config.hyperparameters(_answers_end(cases), facts=learns_facts(method)), bfloat16=halved)
-    job = _Job(config, hyperparameters, models, _fitting(config, models, cases, hyperparameters))
+    job = Job(config, hyperparameters, models, _fitting(config, models, cases, hyperparameters), made_by)
     torch.manual_seed(config.seed)
     network = untrained(method, config, models, job.cases.training).to(device)
     if isinstance(network, FactNetwork):
         job = replace(job, hyperparameters=replace(hyperparameters, topics=network.topics))
+    _require_batches(job, network)
     result = _train(job, network, resume)
     network.round_to_half()
     round_to_half(models.adapted())
     receiver = identify(models.receiver, models.receiver_tokenizer)
     codec: Codec = method.from_network(network.cpu(), identities[0], receiver)
     if is_main():
-        _finish(job, codec, result, _measure(job, codec))
+        finish(job, codec, result)
     all_reduce(0.0, device)  # no process is done before the folder is there
     return load(config.out)
-
-
-def _refuse_taken(config: TrainingConfig, resume: bool) -> None:
-    """Refuses to overwrite what is finished, and to begin anew what is begun."""
-    out = config.out
-    if out.is_symlink() or out.is_mount():
-        raise ConfigError(f"expected a plain folder for the codec, got a link or mount at {out}: name one inside")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        holds = "holds a codec already" if (out / CONFIG).exists() else "is not empty"
-        raise ConfigError(f"expected a new folder for the codec, got {out}, which {holds}: choose another --out")
-    if any((config.work / name).exists() for name in CHECKPOINTS) and not resume:
-        raise ConfigError(
-            f"expected no run in {config.work}, got one with a checkpoint: pass --resume to go on with it, remove it, "
-            "or choose another --out"
-        )
 
 
 def _read(config: TrainingConfig) -> list[Case]:
     """Reads the cases; a question that names no topic gets that of those which ask the same."""
     assert config.data is not None
-    return with_topics(merged(read_jsonl(config.data)))
+    cases = merged(read_jsonl(config.data))
+    _answers_end(cases)
+    require_enough(len(cases))
+    return with_topics(cases)
 
 
 def _models(config: TrainingConfig, device: torch.device) -> Models:
@@ -182,7 +150,7 @@ def _written(config: TrainingConfig, models: Models) -> list[Case]:
     """Lets the sender write the cases."""
     assert config.self_study is not None  # a configuration has the one or the other
     file = config.work / STUDY
-    return merged(study(models, config.self_study, file, seed=config.seed, progress=_shows()))
+    return merged(study(models, config.self_study, file, seed=config.seed, progress=shows()))
 
 
 def _answers_end(cases: Sequence[Case]) -> bool:
@@ -195,68 +163,44 @@ def _answers_end(cases: Sequence[Case]) -> bool:
 
 def _fitting(config: TrainingConfig, models: Models, cases: Sequence[Case], hyperparameters: Hyperparameters) -> Split:
     """Splits the cases that the receiver can read in full into three parts."""
-    if config.too_long == "refuse":
-        require_fitting(models, cases, hyperparameters)
-        kept = cases
-    else:
-        kept = [case for case in cases if misfit(models, case, hyperparameters) is None]
-    if len(kept) < len(cases):
-        _say(f"{len(cases) - len(kept)} of {len(cases)} cases are longer than the receiver's window and left out")
-    return split(kept, validation=VALIDATION, test=config.test_cases, seed=config.seed)
+    receiver, tokenizer, ends = models.receiver, models.receiver_tokenizer, hyperparameters.answers_end
+    kept, beyond = [], []
+    for case in cases:
+        said = misfit(receiver, tokenizer, case, answers_end=ends)
+        kept.append(case) if said is None else beyond.append(said)
+    if beyond and config.too_long == "refuse" and config.data is not None:
+        raise ConfigError(f"{beyond[0]}. So it is with {len(beyond)} of {len(cases)} cases")
+    if beyond:
+        tell(f"{len(beyond)} of {len(cases)} cases are longer than the receiver's window and left out")
+    parts = split(kept, validation=VALIDATION, test=config.test_cases, seed=config.seed)
+    if is_main():
+        write_jsonl(own_test(config.out), parts.test)  # ilcp measure asks these, unless it is told others
+    return parts
 
 
-def _same_config(config: TrainingConfig, identities: Sequence[ModelIdentity], device: torch.device) -> bool:
-    """Says whether the models compute in bfloat16: decided once for all processes and parts of a run, and kept.
+def _require_batches(job: Job, network: Any) -> None:
+    """Refuses, before the sender reads everything, batches that cannot be made or shared.
 
     Raises:
-        ConfigError: another configuration began the run; the text has every key that differs, with both values.
+        ConfigError: with what to change.
     """
-    names = dict(zip(("sender identity", "receiver identity"), map(asdict, identities), strict=True))
-    data = None if config.data is None else _digest(config.data)
-    record = json.loads(json.dumps(config.to_dict() | names | {"data digest": data}, default=str))
-    file, halved = config.work / KEPT, False
-    if is_main():
-        begun = file.exists() and any((config.work / name).exists() for name in (*CHECKPOINTS, STUDY))
-        before = _kept(file) if begun else {}
-        halved = bool(before.pop(HALVED, in_bfloat16(device, config.hyperparameters(True))))
-        now, old = flat(record, "."), flat(before, ".")
-        differs = [name for name in sorted(now.keys() | old.keys()) if now.get(name) != old.get(name)]
-        if begun and differs:
-            shown = "; ".join(f"{name} (was {old.get(name)!r}, is {now.get(name)!r})" for name in differs)
-            raise ConfigError(
-                f"expected the run that {config.work} holds, got a difference in {shown}: take it back, or choose "
-                "another --out"
-            )
-        if not begun:
-            write_whole(file, json.dumps(record | {HALVED: halved}, indent=2) + "\n")
-    return any_rank(halved, device)
+    wanted, cases = job.hyperparameters, len(job.cases.training)
+    sizes = {"contexts": wanted.contexts}
+    sizes |= {"reader_contexts": wanted.reader_contexts} if job.models.adapter is not None else {}
+    sizes |= {"facts_contexts": wanted.facts_contexts} if isinstance(network, FactNetwork) else {}
+    for name, size in sizes.items():
+        if size > cases:
+            raise ConfigError(f"expected {name} of at most the {cases} cases to learn from, got {size}: lower it")
+    require_share(wanted)
 
 
-def _kept(file: Path) -> dict[str, Any]:
-    """Reads the configuration that began a run; it is compared key by key, so no key is refused."""
-    try:
-        record = msgspec.convert(json.loads(file.read_text(encoding="utf-8")), dict[str, Any])
-        return record | {"training": renamed(msgspec.convert(record.get("training"), dict[str, Any]))}
-    except (OSError, ValueError, msgspec.MsgspecError) as error:
-        raise StorageError(
-            f"expected the configuration of a run in {file}, got: {error}; remove {file.parent}"
-        ) from error
-
-
-def _digest(file: Path) -> str:
-    try:
-        return digest(file.read_bytes()).hex()
-    except OSError as error:
-        raise ConfigError(f"expected a readable file of cases, got {file}: {error.strerror}") from error
-
-
-def _train(job: _Job, network: Any, resume: bool) -> Result:
+def _train(job: Job, network: Any, resume: bool) -> Result:
     config, models, cases = job.config, job.models, job.cases
     texts = [case.context for case in (*cases.training, *cases.validation)]
     store = StateStore(config.work / STATES, models, network.layers, job.hyperparameters, int(config.states_gb * GIGA))
-    _say(f"{len(cases.training)} cases to learn from, {len(cases.validation)} to watch, {len(cases.test)} to measure")
+    tell(f"{len(cases.training)} cases to learn from, {len(cases.validation)} to watch, {len(cases.test)} to measure")
     need = estimate(models, network, store, texts, config.work, job.hyperparameters) if is_main() else None
-    _say(str(need))
+    tell(f"{need}; {length_text(job.hyperparameters)}")
     reader = Reader(models, network.layers, job.hyperparameters, store)
     lengths = [len(case.context) for case in cases.training]  # tokens tell too much: they made batches alike in answers
     source = Shuffled(cases.training, lengths, config.seed)
@@ -288,7 +232,7 @@ def _train(job: _Job, network: Any, resume: bool) -> Result:
     )
 
 
-def _teacher(job: _Job, source: Shuffled, reader: Reader, resume: bool) -> Validator:
+def _teacher(job: Job, source: Shuffled, reader: Reader, resume: bool) -> Validator:
     """Returns a validator that has heard the receiver read the full text, tuned for it where it is adapted.
 
     Raises:
@@ -306,86 +250,15 @@ def _teacher(job: _Job, source: Shuffled, reader: Reader, resume: bool) -> Valid
     else:
         with frozen(models):
             validator.read()
-    _say(validator.said())
+    tell(validator.said())
     if not begun:
         validator.require_teacher()
     return validator
 
 
-def _left(job: _Job) -> Hyperparameters:
+def _left(job: Job) -> Hyperparameters:
     """Returns the hyperparameters with the minutes that the first stage left; it never has more than its share."""
     wanted, brought = job.hyperparameters, tuned(job.config.work)
     if brought is None or wanted.minutes == float("inf"):
         return wanted
     return replace(wanted, minutes=wanted.minutes - min(brought["minutes"], wanted.reader_share * wanted.minutes))
-
-
-def _measure(job: _Job, codec: Codec) -> Report:
-    """Measures the codec and every control on the test cases; what is done is kept as it goes."""
-    sender = Sender(job.models.sender, job.models.sender_tokenizer, codec)
-    receiver = Receiver(job.models.receiver, job.models.receiver_tokenizer, codec, allow_unmeasured=True)
-    texts = equal_texts(sender, [case.context for case in job.cases.training])
-    return run(
-        sender,
-        receiver,
-        job.cases.test,
-        task=job.config.data.name if job.config.data is not None else "self-study",
-        seed=job.config.seed,
-        answers_end=job.hyperparameters.answers_end,
-        texts={name: texts[name] for name in TEXTS},
-        repetitions=0,
-        keep=job.config.work / "report.json",
-        progress=_shows(),
-    )
-
-
-def _finish(job: _Job, codec: Codec, result: Result, report: Report) -> None:
-    """Writes the codec's folder whole: weights, configuration, card, curve, and the receiver's adapter."""
-    made: dict[str, Any] = {
-        "plan": job.config.to_dict(),  # two keys of a file: their names outlive those of the classes
-        "recipe": job.hyperparameters.to_dict(),
-        "cases": {name: len(getattr(job.cases, name)) for name in ("training", "validation", "test")},
-        "seed": job.config.seed,
-        "processes": world(),
-        "steps": result.steps,
-        "minutes": result.minutes,
-        "tokens_per_s": result.tokens_per_s,
-        "time_shares": {part: round(share, 3) for part, share in result.shares.items()},
-        "step_s": result.step_s,
-        "receiver_pass_s": result.receiver_pass_s,
-        "provenance": report.provenance,
-    }
-    made |= {"reader": brought} if (brought := tuned(job.config.work)) else {}
-    made = json.loads(json.dumps(made, default=str))
-    codec.evidence = report.evidence()
-    draft = job.config.work / "codec"
-    shutil.rmtree(draft, ignore_errors=True)
-    save(codec, draft, card=write_card(codec, made, report), training=made)
-    try:
-        for name in (CURVE, LOG):
-            if (job.config.work / name).exists():
-                shutil.copyfile(job.config.work / name, draft / name)
-        if job.models.adapter is not None:
-            save_adapter(job.models.adapter, draft / ADAPTER)
-    except (OSError, SafetensorError) as error:
-        raise StorageError(f"expected room for the codec in {draft}, got: {error}; free space, then resume") from error
-    try:
-        if job.config.out.is_dir():
-            job.config.out.rmdir()  # it was empty: that was seen to at the start
-        job.config.out.parent.mkdir(parents=True, exist_ok=True)
-        draft.replace(job.config.out)
-    except OSError as error:
-        raise StorageError(
-            f"expected to put the codec at {job.config.out}, got: {error}; it is whole in {draft}"
-        ) from error
-    shutil.rmtree(job.config.work / STATES, ignore_errors=True)  # the largest part of it, and made again within minutes
-    _say(report.verdict())
-
-
-def _shows() -> bool:
-    return sys.stderr.isatty() and is_main()
-
-
-def _say(text: str) -> None:
-    if is_main():
-        Console(stderr=True, soft_wrap=True).print(text, highlight=False)

@@ -1,12 +1,15 @@
 """The log of a run: one JSON object per validation, its curve as a picture, and TensorBoard's event files if wanted."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from ilcp.errors import MissingExtraError, StorageError
 from ilcp.files import replacing, write_whole
+from ilcp.training.pace import say
 
 __all__ = ["LOG", "Log", "draw_curve", "flat", "read_log"]
 
@@ -30,6 +33,7 @@ class Log:
         except OSError as error:
             raise StorageError(f"expected a folder for the run, got {folder}: {error}; choose another place") from error
         self.file = folder / LOG
+        self._console, self._given_up = Console(stderr=True, soft_wrap=True), set[str]()
         self._events: Any = None
         if tensorboard:
             try:
@@ -47,13 +51,25 @@ class Log:
         try:
             with open(self.file, "a", encoding="utf-8") as log:
                 log.write(json.dumps(record) + "\n")
-            draw_curve(self.file)
         except OSError as error:
             raise StorageError(f"expected room for the log {self.file}, got: {error}; free space and resume") from error
+        self._shown("the curve", lambda: draw_curve(self.file))
         if self._events is not None:
-            for name, value in flat(record, "/").items():
-                self._events.add_scalar(name, float(value), record["step"])
-            self._events.flush()
+            self._shown("TensorBoard's events", lambda: self._tell(record))
+
+    def _tell(self, record: Mapping[str, Any]) -> None:
+        for name, value in flat(record, "/").items():
+            self._events.add_scalar(name, float(value), record["step"])
+        self._events.flush()
+
+    def _shown(self, what: str, show: Callable[[], object]) -> None:
+        """Shows what no run depends on: where that fails, in whatever way, it is said once, and the run goes on."""
+        if what not in self._given_up:
+            try:
+                show()
+            except Exception as error:
+                self._given_up.add(what)
+                say(self._console, f"{what} of {self.file} cannot be shown, the run goes on: {error!r}")
 
     def forget_after(self, step: int) -> None:
         """Drops the lines of steps that a resumed run makes again."""
@@ -81,12 +97,15 @@ def _renamed(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def draw_curve(file: Path) -> Path | None:
-    """Draws the learning curve beside the log, as PNG; returns None where matplotlib is not installed."""
+    """Draws the learning curve beside the log, as PNG; returns None where matplotlib is not installed, and where one
+    validation is all that there is: a dot says nothing."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
         return None
     records = [record for record in read_log(file) if "validation_log_likelihood" in record]
+    if len(records) < 2:
+        return None
     steps = [record["step"] for record in records]
     figure = Figure(figsize=(9, 3.2), layout="constrained")
     answers, rest = figure.subplots(1, 2)
@@ -95,15 +114,13 @@ def draw_curve(file: Path) -> Path | None:
         if any(value is not None for value in values):  # a stage that has no message has fewer arms
             answers.plot(steps, values, style, label=LABELS.get(arm, arm))
     answers.set(xlabel="step", ylabel="log-likelihood of the answer, nats", title="validation")
-    if records:
-        answers.legend(fontsize=8)
+    answers.legend(fontsize=8)
     for name in ("loss", "cross_entropy", "kl", "reconstruction", "naming", "alignment", "reading"):
         known = [(record["step"], record[name]) for record in records if name in record]
         if known:
             rest.plot(*zip(*known, strict=True), ".-", label=name.replace("_", " "))
     rest.set(xlabel="step", ylabel="nats", title="training (running mean)")
-    if records:
-        rest.legend(fontsize=8)
+    rest.legend(fontsize=8)
     picture = file.with_name(CURVE)
     with replacing(picture) as draft:
         figure.savefig(draft, dpi=110, format="png")

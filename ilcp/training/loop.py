@@ -4,6 +4,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,14 +22,14 @@ from ilcp.training.clock import Clock
 from ilcp.training.hyperparameters import Hyperparameters, renamed
 from ilcp.training.log import Log
 from ilcp.training.objective import Objective
-from ilcp.training.pace import StepPace, voice
+from ilcp.training.pace import StepPace, say, voice
 from ilcp.training.phrasebook import Phrasebook
 from ilcp.training.reader import Reader, StateStore
 from ilcp.training.result import Result
 from ilcp.training.signals import deferred_signals
 from ilcp.training.validation import Validation, Validator
 
-__all__ = ["CHECKPOINT", "Result", "Run", "Source", "fit"]
+__all__ = ["CHECKPOINT", "Result", "Run", "Source", "fit", "require_share"]
 
 Source = Callable[[int, int], Sequence[Case]]  # (first number, how many) -> about so many; the same for the same two
 FINAL_RATE = 0.02  # of the learning rate, where the cosine ends
@@ -95,6 +96,21 @@ def _reads(run: "Run", cases: Sequence[Case]) -> Validator:
     return validator
 
 
+def require_share(hyperparameters: Hyperparameters) -> None:
+    """Refuses a batch in which a process has no context whose message is its sender's.
+
+    Raises:
+        ConfigError: with what to change.
+    """
+    contexts = hyperparameters.contexts
+    blanks = hyperparameters.blanks(contexts)
+    if contexts % world() or contexts - blanks < world():
+        raise ConfigError(
+            f"expected contexts to be a multiple of the {world()} processes, and one for each beside the "
+            f"{blanks} blank ones, got {contexts}: change contexts or blank_share"
+        )
+
+
 class Run:
     """The state of one run: everything that a checkpoint holds."""
 
@@ -129,7 +145,7 @@ class Run:
             groups.append({"params": self.adapted, "lr": hyperparameters.adapter_learning_rate})
         self.rates = [float(group["lr"]) for group in groups]  # type: ignore[arg-type]
         self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=hyperparameters.weight_decay)
-        self._check_share()
+        require_share(hyperparameters)
 
     def go(
         self,
@@ -187,7 +203,9 @@ class Run:
 
     def _finished(self, validation: Validation, pace: StepPace, batch: Batch | None) -> Result:
         """Returns the outcome, and says what bounds a step, ``batch`` being the last one."""
-        alone_s = 0.0 if batch is None else self._receiver_pass_s(batch)
+        alone_s = 0.0
+        with suppress(RuntimeError):  # of a full memory: it is a figure, and the run is over
+            alone_s = 0.0 if batch is None else self._receiver_pass_s(batch)
         shares, speed = self.clock.shares(), round(self._speed(), 1)
         result = Result(
             self.step, round(self.seconds / 60, 2), validation, shares, speed, round(pace.step_s, 4), round(alone_s, 4)
@@ -209,7 +227,7 @@ class Run:
     def say(self, text: str) -> None:
         """Prints a line, once for all processes."""
         if text and is_main():
-            self.console.print(text, highlight=False)
+            say(self.console, text)
 
     def _update(self, batch: Batch) -> dict[str, float]:
         torch.manual_seed(random.Random(f"noise {self.hyperparameters.seed}/{self.step}").getrandbits(63))
@@ -277,16 +295,6 @@ class Run:
                 f"nats, lower end {result.gain_low:.4f}, at step {self.step}: the codec has collapsed; see "
                 f"{self.log.file}, try a lower rate_weight, a reconstruction_weight above 0, more questions per "
                 "context or a smaller learning_rate"
-            )
-
-    def _check_share(self) -> None:
-        """Refuses a batch in which a process has no context whose message is its sender's."""
-        contexts = self.hyperparameters.contexts
-        blanks = self.hyperparameters.blanks(contexts)
-        if contexts % world() or contexts - blanks < world():
-            raise ConfigError(
-                f"expected contexts to be a multiple of the {world()} processes, and one for each beside the "
-                f"{blanks} blank ones, got {contexts}: change contexts or blank_share"
             )
 
     def _done(self) -> float:

@@ -13,7 +13,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from ilcp.nn.distributed import is_main
 from ilcp.training.hyperparameters import Hyperparameters
 
-__all__ = ["Pace", "StepPace", "bytes_text", "held_bytes", "peak_bytes", "seconds_text", "voice"]
+__all__ = ["Pace", "StepPace", "bytes_text", "held_bytes", "length_text", "peak_bytes", "say", "seconds_text", "voice"]
 
 FIRST_S, EVERY_S = 20.0, 60.0  # until the first line of a stage, and between two
 EXCESS = 1.5  # of the memory that was announced
@@ -109,6 +109,12 @@ class StepPace:
         )
 
 
+def say(console: Console, text: str) -> None:
+    """Prints a line. Nobody who listens, or a console that cannot write it, ends a run of hours."""
+    with suppress(OSError, ValueError):  # a pipe that was closed; a character that it has not
+        console.print(text, highlight=False, markup=False)
+
+
 @contextmanager
 def voice(console: Console, what: str) -> Iterator[Tell]:
     """Yields what shows a stage's share and line: in a bar on a terminal, else as a line when a minute is over."""
@@ -128,7 +134,7 @@ def voice(console: Console, what: str) -> Iterator[Tell]:
                 bar.update(task, completed=share, line=line)
             elif is_main() and time.monotonic() >= due:
                 due = time.monotonic() + EVERY_S
-                console.print(line, highlight=False)
+                say(console, line)
 
         yield tell
 
@@ -149,6 +155,13 @@ def peak_bytes(device: torch.device) -> int:
         return 1024 * int(found[1])
     info = psutil.Process().memory_info()
     return int(getattr(info, "peak_wset", info.rss))  # Windows keeps one
+
+
+def length_text(hyperparameters: Hyperparameters) -> str:
+    """Says how long a run may become; how long that takes is known once its first steps are made."""
+    steps, minutes = hyperparameters.steps, hyperparameters.minutes
+    most = "" if math.isinf(minutes) else f", in {seconds_text(60 * minutes)} at most"
+    return f"{steps:,} steps of {hyperparameters.contexts} contexts{most}: the first minute says what they take"
 
 
 def seconds_text(seconds: float) -> str:

@@ -29,7 +29,7 @@ from ilcp.models.reading import capture_batch, padded_ids, read_ids, window_toke
 from ilcp.nn.distributed import all_reduce, shard
 from ilcp.training.batch import Models
 from ilcp.training.hyperparameters import Hyperparameters
-from ilcp.training.pace import Pace, bytes_text, peak_bytes, voice
+from ilcp.training.pace import Pace, bytes_text, peak_bytes, say, voice
 from ilcp.training.precision import in_bfloat16, precision
 
 __all__ = ["Reader", "StateStore"]
@@ -128,8 +128,7 @@ class StateStore:
                 try:
                     self._write(path, group, *reader.compute(group))
                 except (StorageError, OSError) as error:
-                    said = f"the sender's states are no longer kept in {self.folder}: {error}"
-                    console.print(said, highlight=False)
+                    say(console, f"the sender's states are no longer kept in {self.folder}: {error}")
                     break
                 done += tokens
                 tell(done / pace.total, _reading(pace, done, device))

@@ -6,7 +6,8 @@
     questions       sender (a chat model) writes a text, then questions about it; the receiver answers from the text
 
 Both give cases like those of a data file, written to one as they come: a run that was stopped goes on with it. Neither
-needs labels: what the receiver says with the full text is the target (``Hyperparameters.kl_weight``).
+needs labels: what the receiver says with the full text is the target (``Hyperparameters.kl_weight``). A text that does
+not fit the receiver's window, by the rule of ``ilcp.measure.fitting``, or that cannot be asked about, is left out.
 """
 
 import json
@@ -20,13 +21,14 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
-from ilcp.errors import ConfigError, StorageError
+from ilcp.errors import ConfigError, EncodeError, StorageError
 from ilcp.files import write_whole
+from ilcp.measure.fitting import misfit
 from ilcp.models.forward import embed, has_room, pad_left
 from ilcp.models.prompt import text_ids
 from ilcp.models.reading import window_tokens
 from ilcp.nn.distributed import all_reduce, is_main
-from ilcp.tasks.cases import Case, read_jsonl
+from ilcp.tasks.cases import Case, Question, read_jsonl
 from ilcp.training.batch import Models
 
 __all__ = ["SelfStudy", "cut", "study"]
@@ -44,6 +46,8 @@ SUBJECTS = (
 WRITE = "Write a report about {subject}. Name people, places, times, numbers and causes. Use {words} words at most."
 ASK = "{context}\n\nWrite {questions} short questions that this text answers, one per line, and nothing else."
 ANSWER_TOKENS = 32
+USUAL_CHARACTERS = 4  # of a token: where a tokenizer has fewer, texts are given more tokens
+FIRST = 64  # texts, of which one at least has to be of use
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +56,7 @@ class SelfStudy:
 
     kind: Literal["auto", "continuation", "question"] = "auto"
     texts: int = 4000
-    tokens: int = 120  # of a text, at most
+    tokens: int = 120  # of a text, at most; of 4 characters each: a tokenizer of shorter ones gets more of them
     context_characters: int = 150  # of a text that is cut in two: what the sender hands on, at most
     continuation_characters: int = 100  # and what the receiver goes on with, at most
     questions: int = 6  # about one text
@@ -96,6 +100,12 @@ def cut(text: str, context_characters: int, continuation_characters: int) -> tup
     return text[:at], text[at + 1 : end]
 
 
+def stretch(tokenizer: Any) -> int:
+    """Returns how many times more tokens than usual the tokenizer needs for a text: 4 where it spells characters."""
+    known = " ".join((*SUBJECTS, WRITE))
+    return max(1, round(USUAL_CHARACTERS * len(_ids(tokenizer, known)) / len(known)))
+
+
 def study(models: Models, settings: SelfStudy, file: Path, *, seed: int, progress: bool = False) -> list[Case]:
     """Lets the sender write cases, which are kept in ``file`` as they come.
 
@@ -113,11 +123,16 @@ def study(models: Models, settings: SelfStudy, file: Path, *, seed: int, progres
     all_reduce(0.0, models.sender.device)  # the others wait for the file
     cases = list(read_jsonl(file)) if file.stat().st_size else []
     if not cases:
-        raise ConfigError(
-            f"expected texts that can be cut into context and continuation, got none from {settings.texts}: "
-            "raise tokens, lower context_characters, or give prompts"
-        )
+        raise _nothing_of_use(settings.texts, settings)
     return cases
+
+
+def _nothing_of_use(count: int, settings: SelfStudy) -> ConfigError:
+    return ConfigError(
+        f"expected texts of the sender's that can be cut into {settings.context_characters} characters of context and "
+        f"{settings.continuation_characters} of continuation, or asked about, within the receiver's window, got none "
+        f"of {count}: raise tokens, lower context_characters and continuation_characters, or give prompts"
+    )
 
 
 def _write(models: Models, settings: SelfStudy, file: Path, seed: int, progress: bool) -> None:
@@ -136,9 +151,24 @@ def _write(models: Models, settings: SelfStudy, file: Path, seed: int, progress:
         torch.manual_seed(random.Random(f"self-study {seed}/{number}").getrandbits(63))
         count = min(settings.batch, settings.texts - number * settings.batch)
         for at, record in enumerate(write(models, settings, random.Random(f"{seed}/{number}"), count)):
-            lines.append(json.dumps({"id": f"{number}.{at}", **record}))
+            if _is_of_use(models, record):
+                lines.append(json.dumps({"id": f"{number}.{at}", **record}))
+        tried = number * settings.batch + count
+        if not lines and tried >= min(FIRST, settings.texts):
+            raise _nothing_of_use(tried, settings)  # now, and not when all of them are written
         write_whole(file, "\n".join(lines) + "\n" if lines else "")
         write_whole(done, str(number + 1))
+
+
+def _is_of_use(models: Models, record: dict[str, Any]) -> bool:
+    """Says whether the receiver can read a case in full and be asked about it."""
+    asked = record.get("questions") or [{"question": "", "answer": record["continuation"]}]
+    questions = tuple(Question(each["question"], each["answer"]) for each in asked)
+    case, ends = Case("", record["context"], questions), "questions" in record
+    try:
+        return misfit(models.receiver, models.receiver_tokenizer, case, answers_end=ends) is None
+    except EncodeError:  # a template, or a marker of ours, that the text does not go with
+        return False
 
 
 def _continuations(models: Models, settings: SelfStudy, rng: random.Random, count: int) -> Iterator[dict[str, Any]]:
@@ -151,7 +181,7 @@ def _continuations(models: Models, settings: SelfStudy, rng: random.Random, coun
     written = _generate(models.sender, tokenizer, prompts, settings.tokens, settings.temperature)
     for begin, text in zip(begins, written, strict=True):
         halves = cut(begin + text, settings.context_characters, settings.continuation_characters)
-        if halves is not None:
+        if halves is not None and all(halves):
             yield dict(zip(("context", "continuation"), halves, strict=True))
 
 
@@ -160,7 +190,9 @@ def _questions(models: Models, settings: SelfStudy, rng: random.Random, count: i
 
     def written(asked: Sequence[str], tokens: int) -> list[str]:
         prompts = [list(text_ids(tokenizer, "", text)) for text in asked]
-        return _generate(sender, tokenizer, prompts, tokens, settings.temperature)
+        fits = [prompt if has_room(sender, len(prompt)) else prompts[0][:1] for prompt in prompts]
+        said = _generate(sender, tokenizer, fits, tokens, settings.temperature)
+        return [text if kept is prompt else "" for text, kept, prompt in zip(said, fits, prompts, strict=True)]
 
     subjects = [rng.choice(settings.prompts or SUBJECTS) for _ in range(count)]
     texts = written(
@@ -175,7 +207,7 @@ def _questions(models: Models, settings: SelfStudy, rng: random.Random, count: i
         if not text.strip() or not asked:
             continue
         prompts = [list(text_ids(models.receiver_tokenizer, text, question)) for question in asked]
-        if not has_room(models.receiver, max(map(len, prompts)), ANSWER_TOKENS):
+        if not has_room(models.receiver, max(map(len, prompts)), ANSWER_TOKENS * stretch(models.receiver_tokenizer)):
             continue
         answers = _generate(models.receiver, models.receiver_tokenizer, prompts, ANSWER_TOKENS, None)
         known = [{"question": q, "answer": a.strip()} for q, a in zip(asked, answers, strict=True) if a.strip()]
@@ -194,7 +226,7 @@ def _generate(
     ids = model.generate(
         inputs_embeds=embeds,
         attention_mask=mask,
-        max_new_tokens=max(1, min(tokens, window_tokens(model) - embeds.shape[1])),
+        max_new_tokens=max(1, min(tokens * stretch(tokenizer), window_tokens(model) - embeds.shape[1])),
         pad_token_id=pad,
         **how,
     )

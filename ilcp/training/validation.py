@@ -58,15 +58,20 @@ class Validation:
 
     @property
     def recovery(self) -> float:
-        """The share of what the full text gives, in log-likelihood, that the message gives."""
+        """The share of what the full text gives, in log-likelihood, that the message gives; NaN where it gives next to
+        nothing, of which no share can be told."""
         gain = self.log_likelihood["text"] - self.log_likelihood["none"]
-        return (self.log_likelihood["message"] - self.log_likelihood["none"]) / gain
+        told = self.log_likelihood["message"] - self.log_likelihood["none"]
+        return told / gain if gain > LEAST_GAIN_NATS else math.nan
 
     @property
     def score(self) -> tuple[str, float]:
         """What a run is to raise, and its name: the recovery, or without a message how well the text is read."""
-        told = "message" in self.exact
-        return ("recovery", self.recovery) if told else ("nats from the text", self.log_likelihood["text"])
+        if "message" not in self.exact:
+            return "nats from the text", self.log_likelihood["text"]
+        if math.isnan(self.recovery):
+            return "nats from the message", self.log_likelihood["message"]
+        return "recovery", self.recovery
 
     def to_dict(self) -> dict[str, Any]:
         """Returns both tables, the gain and the recovery, rounded; without what was not asked for."""
@@ -74,7 +79,7 @@ class Validation:
         tables = {
             f"validation_{of}": {k: round(v, 4) for k, v in record[of].items()} for of in ("log_likelihood", "exact")
         }
-        figures = {"recovery": self.recovery} if "message" in self.exact else {}
+        figures = {"recovery": self.recovery} if self.score[0] == "recovery" else {}
         figures |= {name: record[name] for name in ("gain_nats", "gain_low") if not math.isnan(record[name])}
         return tables | {name: round(value, 4) for name, value in figures.items()}
 
@@ -82,7 +87,10 @@ class Validation:
         shown = ", ".join(
             f"{arm} {self.log_likelihood[arm]:.3f} nats {self.exact[arm]:.3f} exact" for arm in self.log_likelihood
         )
-        return shown + (f"; recovery {self.recovery:.3f}" if "message" in self.exact else "")
+        if "message" not in self.exact:
+            return shown
+        share = f"{self.recovery:.3f}" if self.score[0] == "recovery" else "not told, the full text gives nothing"
+        return f"{shown}; recovery {share}"
 
 
 class Validator:

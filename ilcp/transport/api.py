@@ -4,6 +4,7 @@
     POST /v1/{name}/receive          ?lease_s= &wait_s=                            200 a message and its lease, 204 none
     POST /v1/{name}/ack              Ilcp-Lease                                    204, 409 the lease has ended
     POST /v1/{name}/nack             Ilcp-Lease, ?delay_s=                         204, 409
+    POST /v1/{name}/extend           Ilcp-Lease, ?lease_s=                         204, 409; held so long from now on
     PUT  /v1/{name}/capabilities     body: JSON                                    204
     GET  /v1/{name}/capabilities                                                   200 JSON, 404 told nothing
     GET  /health                                                                   200; needs no token

@@ -39,9 +39,10 @@ from ilcp.transport.telemetry import logged
 
 __all__ = ["endpoint"]
 
+HELD = ("ack", "nack", "extend")  # what a receiver does with what it holds: never refused for want of room
 # Each takes some 50 kB. Receivers wait, and have places of their own, or they would keep out who has messages for them.
 MAX_RECEIVERS = 256
-MAX_AT_ONCE = 256  # others, but for ack and nack, which make room and are never refused for want of it
+MAX_AT_ONCE = 256  # others
 RETRY_AFTER_S = 1
 TOKEN_BYTES = 4096  # no header that is longer is compared
 BODY_S = 10.0  # the largest body takes 0.1 s at 5 Mbit/s; who sends half of one keeps its place no longer
@@ -95,7 +96,7 @@ class _Places:
 class _Endpoint:
     def __init__(self, backend: StoreBackend, token: str | None, max_at_once: int, max_receivers: int) -> None:
         self.backend = backend
-        self.places = {"receive": _Places(max_receivers), **{name: _Places(None) for name in ("ack", "nack", "health")}}
+        self.places = {"receive": _Places(max_receivers), **{name: _Places(None) for name in (*HELD, "health")}}
         self.other_places = _Places(max_at_once)
         self.token = None if token is None else token.encode()
         self.metrics = _Metrics()
@@ -170,10 +171,13 @@ class _Endpoint:
     async def nack(self, request: Request) -> Response:
         return await self._settle(request, _seconds(request, "delay_s", MAX_LEASE_S, 0.0))
 
+    async def extend(self, request: Request) -> Response:
+        lease_s = _seconds(request, "lease_s", MAX_LEASE_S, None)
+        await self.backend.extend(*_held(request), lease_s)
+        return Response(status_code=204)
+
     async def _settle(self, request: Request, retry_in_s: float | None) -> Response:
-        name = checked_name("name", request.path_params["name"])
-        lease = Lease(request.headers.get(LEASE_HEADER, "")[:64], "", b"", 0, 0.0)
-        await self.backend.settle(name, lease, retry_in_s=retry_in_s)
+        await self.backend.settle(*_held(request), retry_in_s=retry_in_s)
         return Response(status_code=204)
 
     async def publish(self, request: Request) -> Response:
@@ -228,12 +232,19 @@ def endpoint(
             door.route(PREFIX + "/{name}/receive", "POST", "receive", door.receive),
             door.route(PREFIX + "/{name}/ack", "POST", "ack", door.ack),
             door.route(PREFIX + "/{name}/nack", "POST", "nack", door.nack),
+            door.route(PREFIX + "/{name}/extend", "POST", "extend", door.extend),
             door.route(PREFIX + "/{name}/capabilities", "PUT", "publish", door.publish),
             door.route(PREFIX + "/{name}/capabilities", "GET", "lookup", door.lookup),
         ]
     )
     app.router.redirect_slashes = False  # a path has one spelling, and no answer sends anybody elsewhere
     return app
+
+
+def _held(request: Request) -> tuple[str, Lease]:
+    """Reads whose lease a request is about."""
+    name = checked_name("name", request.path_params["name"])
+    return name, Lease(request.headers.get(LEASE_HEADER, "")[:64], "", b"", 0, 0.0)
 
 
 async def _body(request: Request, most: int) -> bytes:

@@ -1,8 +1,8 @@
-"""The seam of the transports: six operations on opaque bytes, and what all of them agree on.
+"""The seam of the transports: seven operations on opaque bytes, and what all of them agree on.
 
 A queue is known by its receiver's name. ``put`` is idempotent per name and hand-off id; ``take`` leases the oldest
-message that nobody holds; ``settle`` ends a lease. Nothing here looks into a message, except for the hand-off id that
-a sealed one shows in the clear.
+message that nobody holds; ``extend`` holds it for longer; ``settle`` ends a lease. Nothing here looks into a message,
+except for the hand-off id that a sealed one shows in the clear.
 """
 
 import re
@@ -107,6 +107,9 @@ class Backend(Protocol):
 
     async def take(self, name: str, lease_s: float, wait_s: float) -> Lease | None:
         """Leases the oldest message that is free; None when there was none for ``wait_s``."""
+
+    async def extend(self, name: str, lease: Lease, lease_s: float) -> float:
+        """Holds a lease for ``lease_s`` from now on, and returns until when, by the settings' clock."""
 
     async def settle(self, name: str, lease: Lease, *, retry_in_s: float | None) -> None:
         """Ends a lease: done for good where ``retry_in_s`` is None, else free again in so many seconds."""

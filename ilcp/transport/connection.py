@@ -38,10 +38,15 @@ class AsyncDelivery:
     """
 
     def __init__(self, backend: Backend, name: str, lease: Lease, settings: Settings) -> None:
-        self._backend, self._name, self._lease, self._clock = backend, name, lease, settings.clock
+        self._backend, self._name, self._clock = backend, name, settings.clock
         self._settled: Literal["ack", "nack"] | None = None
         self._ack_in_doubt = False
-        left_s = min(lease.until_s - self._clock(), settings.lease_s)
+        self._lease_s = settings.lease_s
+        self._hold(lease)
+
+    def _hold(self, lease: Lease) -> None:
+        self._lease = lease
+        left_s = min(lease.until_s - self._clock(), self._lease_s)
         self._end_s = time.monotonic() + left_s if self._clock is time.time else float("inf")
 
     @property
@@ -83,11 +88,26 @@ class AsyncDelivery:
         """
         await self._settle("nack", 0.0 if delay_s == 0 else checked_s("delay_s", delay_s, MAX_LEASE_S))
 
+    async def extend(self) -> float:
+        """Holds it for another ``lease_s`` from now on, for work that takes longer, and returns the new ``until_s``.
+
+        May be repeated, each time before the lease ends.
+
+        Raises:
+            LeaseLostError: the lease has ended, or the delivery was settled.
+            TransportError: the other side cannot be reached; the lease that was held goes on.
+        """
+        self._require_held("extend")
+        with telemetry.span(telemetry.SPAN_SETTLE, **_attributes("extend", self._name, self._lease)):
+            until_s = await self._backend.extend(self._name, self._lease, self._lease_s)
+        self._hold(self._lease._replace(until_s=until_s))
+        telemetry.logged("extended", queue=self._name, handoff_id=self.handoff_id, attempt=self.attempt)
+        return until_s
+
     async def _settle(self, how: Literal["ack", "nack"], retry_in_s: float | None) -> None:
         if self._settled == how:
             return
-        if (was := self._lost(how)) is not None:
-            raise LeaseLostError(f"expected {how} of a delivery that is held, got one {was}: {self.handoff_id}")
+        self._require_held(how)
         with telemetry.span(telemetry.SPAN_SETTLE, **_attributes(how, self._name, self._lease)):
             try:
                 await self._backend.settle(self._name, self._lease, retry_in_s=retry_in_s)
@@ -98,13 +118,17 @@ class AsyncDelivery:
         self._settled = how
         telemetry.logged(f"{how}ed", queue=self._name, handoff_id=self.handoff_id, attempt=self.attempt)
 
-    def _lost(self, how: Literal["ack", "nack"]) -> str | None:
-        """Says in words why the delivery is not ours to settle so; None if it is."""
+    def _require_held(self, how: str) -> None:
+        """Refuses what only who holds the delivery may do with it."""
+        was = None
         if self._settled:
-            return f"after its {self._settled}"
-        if self._clock() >= self.until_s or time.monotonic() >= self._end_s:
-            return "after its lease ended"
-        return "whose acknowledgement may have arrived" if how == "nack" and self._ack_in_doubt else None
+            was = f"after its {self._settled}"
+        elif self._clock() >= self.until_s or time.monotonic() >= self._end_s:
+            was = "after its lease ended"
+        elif how != "ack" and self._ack_in_doubt:
+            was = "whose acknowledgement may have arrived"
+        if was is not None:
+            raise LeaseLostError(f"expected {how} of a delivery that is held, got one {was}: {self.handoff_id}")
 
 
 class AsyncConnection:

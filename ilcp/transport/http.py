@@ -63,6 +63,12 @@ class HttpBackend:
             if left <= MAX_WAIT_S:
                 return None
 
+    async def extend(self, name: str, lease: Lease, lease_s: float) -> float:
+        """See ``Backend``. It counts from the request: what the answer takes is not held."""
+        began_s, asked = self._settings.clock(), {"lease_s": repr(lease_s)}
+        await self._ask("POST", f"{PREFIX}/{name}/extend", (204,), params=asked, headers={LEASE_HEADER: lease.token})
+        return began_s + lease_s
+
     async def settle(self, name: str, lease: Lease, *, retry_in_s: float | None) -> None:
         """See ``Backend``."""
         how, params = ("ack", None) if retry_in_s is None else ("nack", {"delay_s": repr(retry_in_s)})
@@ -174,7 +180,7 @@ def _refusal(answer: httpx.Response, body: bytes) -> Exception:
     where = f"from {answer.url.copy_with(query=None)}, got: {said}"
     match answer.status_code:
         case 401 | 403:
-            return RefusedError(f"expected entry {where}; give the endpoint's token in Settings(token=…)")
+            return RefusedError(f"expected entry {where}; give the endpoint's token (ILCP_TOKEN, or Settings(token=…))")
         case 409:
             return LeaseLostError(said)
         case 413:

@@ -103,6 +103,13 @@ class NatsBackend:
                 if lease is not None or (message is None and left_s <= 0):
                     return lease
 
+    async def extend(self, name: str, lease: Lease, lease_s: float) -> float:
+        """See ``Backend``. The server holds it for the consumer's lease, which is this one."""
+        began_s = self._settings.clock()
+        with named_errors():
+            await self._client.request(lease.token, b"+WPI", timeout=self._settings.timeout_s)
+        return began_s + lease_s
+
     async def settle(self, name: str, lease: Lease, *, retry_in_s: float | None) -> None:
         """See ``Backend``."""
         with named_errors():

@@ -72,6 +72,10 @@ class StoreBackend:
             await self._pause(min(pause, left))
             pause = min(pause * POLL_GROWTH, POLL_MOST_S)
 
+    async def extend(self, name: str, lease: Lease, lease_s: float) -> float:
+        """See ``Backend``."""
+        return await self._call(self._store.extend, name, lease.token, lease_s)
+
     async def settle(self, name: str, lease: Lease, *, retry_in_s: float | None) -> None:
         """See ``Backend``."""
         await self._call(self._store.settle, name, lease.token, retry_in_s)

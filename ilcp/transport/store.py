@@ -29,6 +29,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from ilcp.errors import TransportError
+from ilcp.files import file_id
 from ilcp.transport.backend import Lease, is_name
 from ilcp.transport.errors import (
     CorruptError,
@@ -81,6 +82,8 @@ TAKE = f"""UPDATE handoffs SET attempt = attempt + 1, lease = ?, taken_s = ?, fr
     RETURNING number, id, message, attempt"""
 HELD = "number = ? AND lease = ? AND message IS NOT NULL AND free_s > ? AND taken_s <= ?"
 
+LOST = "expected a lease that is held, got one that ended: the message is handed out again"
+
 
 class Store:
     """A queue per name, and what each name says of itself. Every call returns at once; any thread may call.
@@ -103,6 +106,7 @@ class Store:
             except BaseException:
                 self._db.close()
                 raise
+            self._file = None if path == ":memory:" else file_id(path)
 
     def put(self, name: str, handoff_id: str, message: bytes) -> bool:
         """Keeps the message, once, and says whether it is new to this name.
@@ -128,7 +132,7 @@ class Store:
     def take(self, name: str, lease_s: float) -> Lease | None:
         """Leases the oldest free message; None if there is none."""
         now = self._clock()
-        with self._lock, self._named_errors():
+        with self._lock, self._at_its_place():
             if self._db.execute(OLDEST, (name, now, now + CLOCK_SLACK_S)).fetchone() is None:
                 return None  # the usual answer to a poll, and it locks nobody out
         lease = os.urandom(8).hex()
@@ -173,7 +177,22 @@ class Store:
                     WHERE {HELD} AND name = ?"""
                 done = self._db.execute(change, (int(unseen), now, now + retry_in_s, *held, name)).rowcount
         if not done:
-            raise LeaseLostError("expected a lease that is held, got one that ended: the message is handed out again")
+            raise LeaseLostError(LOST)
+
+    def extend(self, name: str, token: str, lease_s: float) -> float:
+        """Holds what is leased for ``lease_s`` from now on, and returns until when.
+
+        Raises:
+            LeaseLostError: there is no such lease, or no longer.
+        """
+        number, lease = _parts(token)
+        with self._lock, self._transaction("NORMAL"):
+            now = self._clock()
+            change = f"UPDATE handoffs SET taken_s = ?, free_s = ? WHERE {HELD} AND name = ?"
+            values = (now, now + lease_s, number, lease, now, now + CLOCK_SLACK_S, name)
+            if not self._db.execute(change, values).rowcount:
+                raise LeaseLostError(LOST)
+        return now + lease_s
 
     def publish(self, name: str, body: bytes) -> None:
         """Keeps what the receiver says of itself."""
@@ -182,7 +201,7 @@ class Store:
 
     def lookup(self, name: str) -> bytes | None:
         """Returns what the receiver said of itself last."""
-        with self._lock, self._named_errors():
+        with self._lock, self._at_its_place():
             row = self._db.execute("SELECT body FROM capabilities WHERE name = ?", (name,)).fetchone()
         if row is not None and not isinstance(row[0], bytes):
             raise CorruptError(f"expected bytes of {name} in {self._path}, got another type: move the file away")
@@ -190,7 +209,7 @@ class Store:
 
     def waiting(self) -> tuple[int, int]:
         """Counts the messages that wait or are leased, and the bytes that they take."""
-        with self._lock, self._named_errors():
+        with self._lock, self._at_its_place():
             return self._totals()
 
     def close(self) -> None:
@@ -272,8 +291,19 @@ class Store:
                 self._db.execute(f"PRAGMA busy_timeout = {int(BUSY_S * 1000)}").close()
 
     @contextmanager
-    def _transaction(self, sync: str) -> Iterator[None]:
+    def _at_its_place(self) -> Iterator[None]:
+        """Refuses to work on a file that was taken away, or whose place another one has: nobody else is in it."""
+        if self._path != ":memory:" and file_id(self._path) != self._file:
+            raise UnreachableError(
+                f"expected the spool that was opened in {self._path}, got none or another file in its place: the "
+                "folder was removed or replaced; connect again"
+            )
         with self._named_errors():
+            yield
+
+    @contextmanager
+    def _transaction(self, sync: str) -> Iterator[None]:
+        with self._at_its_place():
             try:  # from here on: an interrupt may come on any line, also between BEGIN and the next
                 if self._db.in_transaction:  # an interrupt came while this very guard was ending one
                     self._db.execute("ROLLBACK")

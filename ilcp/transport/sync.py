@@ -72,8 +72,20 @@ class Delivery:
 
     def __init__(self, caller: Caller, inner: AsyncDelivery) -> None:
         self._caller, self._inner = caller, inner
-        self.message, self.handoff_id = inner.message, inner.handoff_id
-        self.attempt, self.until_s = inner.attempt, inner.until_s
+        self.message, self.handoff_id, self.attempt = inner.message, inner.handoff_id, inner.attempt
+
+    @property
+    def until_s(self) -> float:
+        """When the lease ends, by the settings' clock."""
+        return self._inner.until_s
+
+    def extend(self) -> float:
+        """See ``AsyncDelivery.extend``.
+
+        Raises:
+            LeaseLostError, TransportError: as there.
+        """
+        return self._caller.call(self._inner.extend)
 
     def ack(self) -> None:
         """See ``AsyncDelivery.ack``.

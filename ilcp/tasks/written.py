@@ -1,0 +1,52 @@
+"""Cases as a file holds them: one per context, and written as ``read_jsonl`` reads them."""
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ilcp.files import write_whole
+from ilcp.tasks.cases import Case, Question
+
+__all__ = ["merged", "write_jsonl"]
+
+
+def merged(cases: Iterable[Case]) -> list[Case]:
+    """Merges cases into one per context, with all questions about it, in the order of their first sight."""
+    groups: dict[str, list[Case]] = {}
+    for case in cases:
+        groups.setdefault(case.context, []).append(case)
+    return [
+        replace(group[0], questions=tuple(question for case in group for question in case.questions))
+        for group in groups.values()
+    ]
+
+
+def write_jsonl(path: Path, cases: Iterable[Case]) -> None:
+    """Writes cases, whole or not at all; ``merged`` puts those of several continuations together again.
+
+    Raises:
+        StorageError: the file cannot be written.
+    """
+    write_whole(path, "".join(f"{json.dumps(line)}\n" for case in cases for line in _lines(case)))
+
+
+def _lines(case: Case) -> Iterator[dict[str, Any]]:
+    asked = [_record(question) for question in case.questions if question.text]
+    if asked:
+        yield {"id": case.id, "context": case.context, "questions": asked}
+    for number, question in enumerate(question for question in case.questions if not question.text):
+        name = f"{case.id}#{number}" if number else case.id
+        yield {"id": name, "context": case.context, "continuation": question.answer}
+
+
+def _record(question: Question) -> dict[str, Any]:
+    record: dict[str, Any] = {"question": question.text, "answer": question.answer, "kind": question.kind}
+    if len(question.answers) > 1:
+        record["answers"] = list(question.answers)
+    if question.choices is not None:
+        record["choices"] = list(question.choices)
+    if question.facts:
+        record["topic"] = question.facts[0][0]
+    return record
