@@ -41,6 +41,7 @@ from ilcp.measure.scoring import Scorer
 from ilcp.measure.verified import ENVELOPE_BYTES
 from ilcp.models.loading import load_model
 from ilcp.tasks import Case
+from ilcp.training.begun import is_begun
 from ilcp_codecs.text import HeadCodec, LmCodec, TailCodec
 
 HERE = Path(__file__).parent
@@ -104,7 +105,7 @@ def train(args: argparse.Namespace) -> None:
     sender, receiver = (args.models / name for name in args.pair.split("-"))
     codec = ilcp.train(
         RECIPES / f"{args.pair}.toml",
-        resume=True,
+        resume=is_begun(args.runs / args.pair / "codec"),
         sender=sender,
         receiver=receiver,
         data=file,

@@ -26,11 +26,13 @@ from scale_steps import Document, Hop, Machine
 
 import ilcp
 from ilcp import embedded
+from ilcp.codec.folder import evidence_of
 from ilcp.errors import ConfigError
 from ilcp.files import write_whole
 from ilcp.measure import equal_texts, load_report, run
 from ilcp.tasks import Case, case_files, read_jsonl, thin
 from ilcp.tasks.case_files import PRESENT
+from ilcp.training.begun import is_begun
 
 RECIPE = Path(__file__).parent / "gpu.toml"
 CONVERSATIONS, DOSSIERS = "conversations", "dossiers of ilcp.tasks.case_files: there were no conversations in --data"
@@ -135,9 +137,9 @@ def train(args: argparse.Namespace, **changes: Any) -> Record:
     sender, receiver = (found(args, name) for name in args.names)
     data, what = cases_of(args, "train")
     out = codec_of(args)
-    if not (out / "config.json").exists():
+    if not (out / "config.json").exists() or evidence_of(out) is None:
         ends = dict(sender=sender, receiver=receiver, data=data, out=out)
-        ilcp.train(RECIPE, **ends, **changes, device=args.device, seed=args.seed, resume=True)
+        ilcp.train(RECIPE, **ends, **changes, device=args.device, seed=args.seed, resume=is_begun(out))
     return {"data": what, **outcome(out), "figures": load_report(report_of(out)).to_dict()["figures"]}
 
 

@@ -340,6 +340,68 @@ def test_measure_keeps_draws_attaches_and_compares(run: Run, tasks, tmp_path) ->
     assert {0} == {change["changed"] for change in json.loads(compared.stdout)["changes"]}
 
 
+def test_places_and_numbers_are_tried_before_the_models_are_loaded(run: Run, tasks, tmp_path, monkeypatch) -> None:
+    """An output that could not be written, or too few repetitions, are refused at once, for every output."""
+    monkeypatch.setattr("ilcp.embedded.load_pair", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.chdir(tmp_path)
+    words = ("measure", "embedded", "--task", str(tasks))
+    (tmp_path / "file").touch()
+    for option in ("--json", "--html", "--png"):
+        done = run(*words, option, str(tmp_path / "file" / "there"))
+        assert STORAGE == done.returncode, option
+        assert "expected to be able to write" in done.stderr
+    done = run(*words, "--repetitions", "5")
+    assert (CONFIG, True) == (done.returncode, "at least 50 repetitions of the times, got 5" in done.stderr)
+    assert {"cases.jsonl", "file"} == {file.name for file in tmp_path.iterdir()}
+
+
+def test_what_was_measured_is_kept_until_all_of_it_is_written(run: Run, tasks, tmp_path, monkeypatch) -> None:
+    """Without --json a file in this folder holds it where an output fails; the same command goes on with that."""
+    monkeypatch.chdir(tmp_path)
+    words = ("measure", "embedded", "--task", str(tasks), "--n", "2", "--repetitions", "0", "--html", "page.html")
+    with monkeypatch.context() as patched:
+        patched.setattr("ilcp.measure.page.page", lambda _: [][0])
+        with pytest.raises(IndexError):
+            run(*words)
+    (kept,) = tmp_path.glob("embedded-*.unfinished.json")
+    assert json.loads(kept.read_text(encoding="utf-8"))["complete"]
+    monkeypatch.setattr("ilcp.measure.run", lambda *_, **__: pytest.fail("measured again"))
+    done = run(*words)
+    assert 0 == done.returncode, done.stderr
+    assert (tmp_path / "page.html").exists()
+    assert not kept.exists()
+
+
+def test_a_codec_without_cases_of_its_own_asks_for_some(run: Run, tmp_path) -> None:
+    """A codec that no training here made is measured on what --task names, not on the demo's dossiers."""
+    shutil.copytree(HERE / "codec", tmp_path / "codec")
+    done = run("measure", str(tmp_path / "codec"))
+    assert (CONFIG, True) == (done.returncode, "name others with --task" in done.stderr)
+
+
+def test_what_is_no_message_is_not_sent(run: Run, tmp_path: Path) -> None:
+    """A file of something else is refused by ``send`` and ``inspect``, with its true size; nothing is kept of it."""
+    file, spool = tmp_path / "cases.jsonl", f"spool://{tmp_path}/spool"
+    for content, said in (
+        (b'{"context": "x"}\n', "cases.jsonl holds no message"),
+        (b"x" * 88_123, f"at most {MAX_MESSAGE_BYTES:,} bytes in .*, got 88,123: it is none"),
+    ):
+        file.write_bytes(content)
+        for words in (("send", str(file), "--via", spool, "--to", "planner"), ("inspect", str(file))):
+            done = run(*words)
+            assert DECODE == done.returncode
+            assert re.search(said, done.stderr.replace("\n", " ")), done.stderr
+    with transport.connect(spool, name="planner") as c:
+        assert c.receive() is None
+
+
+def test_train_without_anything_names_its_flags(run: Run) -> None:
+    """What is missing is said as it is given on this command line."""
+    done = run("train")
+    assert CONFIG == done.returncode
+    assert "give --sender, --receiver, --out" in done.stderr
+
+
 def test_an_interrupted_measurement_says_what_is_left(tasks, tmp_path) -> None:
     """Ctrl-C ends with one sentence and exit code 130, and the file holds the arms that were done."""
     kept = tmp_path / "report.json"

@@ -186,7 +186,7 @@ def home(tmp_path_factory) -> Path:
 def untrained(recipe: Path, *, sender: Path, receiver: Path, data: Path, out: Path, **options: Any) -> Any:
     """Stands in for ``ilcp.train``: a codec of the topics of that file, which learned nothing."""
     assert recipe == Path(script.HERE) / "conversations" / "smollm2-gemma3.toml"
-    assert {"resume": True, "steps": None, "minutes": 5.0} == options
+    assert {"resume": False, "steps": None, "minutes": 5.0} == options
     models = Models(*load_model(sender), *load_model(receiver))
     tiny = dict(width=32, heads=4, blocks=1, speller_width=32)
     torch.manual_seed(0)
@@ -247,7 +247,7 @@ def test_true_facts_are_the_codec_s_memory_of_what_was_said(home) -> None:
     sides = {"sender": home / "models" / "smollm2", "receiver": home / "models" / "gemma3"}
     recipe = Path(script.HERE) / "conversations" / "smollm2-gemma3.toml"
     file = home / "data" / "train.jsonl"
-    untrained(recipe, **sides, data=file, out=home / "codec", resume=True, steps=None, minutes=5.0)
+    untrained(recipe, **sides, data=file, out=home / "codec", resume=False, steps=None, minutes=5.0)
     pair = ilcp.load_pair(home / "codec", **sides, allow_unmeasured=True)
     cases = data.asked(data.read(home / "data" / "test.jsonl"))[:3]
     for case, memory in zip(cases, arms.true_facts(pair.receiver, cases), strict=True):

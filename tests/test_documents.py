@@ -123,7 +123,7 @@ def test_the_readme_example_runs() -> None:
 def test_the_python_of_a_page_runs(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A page's Python blocks run one after the other, those of the README each alone, and print what the text block right
+    """A page's Python blocks run one after the other, those of the README each alone, and print what the text block
     behind each of them says. What a page hides makes files, and gives the blocks no name."""
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
@@ -172,6 +172,30 @@ def test_the_names_of_the_pages_exist() -> None:
         for name in sorted(set(re.findall(r"`(ilcp(?:\.[A-Za-z_]\w*)+)", page.read_text(encoding="utf-8")))):
             assert exists(name) or name in GROUPS, f"{name_of(page)} names {name}, which does not exist"
     assert not exists("ilcp.measure.thin")
+
+
+def test_what_pages_name_is_reachable_after_import_ilcp() -> None:
+    """A dotted name of a page works as it stands behind ``import ilcp``, without an import of the room it is in."""
+    named = {
+        name
+        for page in PAGES
+        for name in re.findall(r"\b(ilcp(?:\.[A-Za-z_]\w*)+)\b", page.read_text(encoding="utf-8"))
+        if name not in GROUPS and not name.endswith(".md")
+    }
+    code = f"import ilcp, functools\nfor n in {sorted(named)}: functools.reduce(getattr, n.split('.')[1:], ilcp)"
+    done = run_python("-c", code)
+    assert 0 == done.returncode, done.stderr
+
+
+def test_an_old_python_is_told_before_an_environment_is_made() -> None:
+    """``make demo`` under Python 3.10 says in one line which Python it takes, and how to name one."""
+    text = (ROOT / "Makefile").read_text(encoding="utf-8")
+    code = text.partition("define NEW_ENOUGH\nimport sys; ")[2].partition("\nendef")[0]
+    assert 2 == text.count("@$(PYTHON) -c '$(NEW_ENOUGH)'\n\t$(PYTHON) -m venv")
+    for version, said in (((3, 10, 4), "expected Python 3.11 or newer, got 3.10: make PYTHON="), ((3, 11, 0), "")):
+        with pytest.raises(SystemExit) as ended:
+            exec(code, {"sys": SimpleNamespace(version_info=version, exit=sys.exit)})
+        assert said in str(ended.value.code or "")
 
 
 def test_the_files_that_pages_name_exist() -> None:

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 
 from ilcp import files
 from ilcp.errors import StorageError
-from ilcp.files import replacing, write_whole
+from ilcp.files import file_id, replacing, require_writable, write_whole
 
 
 def test_what_is_written_replaces_what_was_there(tmp_path: Path) -> None:
@@ -114,6 +114,28 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         with pytest.raises(StorageError, match=f"expected room for {path}, got"):
             write_whole(path, "x")
     assert [tmp_path / "folder"] == list(tmp_path.iterdir())
+
+
+def test_a_place_is_tried_without_a_trace(tmp_path: Path) -> None:
+    """What could be written later is let pass, and nothing is left of the trial but the folder."""
+    (tmp_path / "there").write_text("before")
+    for file in (tmp_path / "there", tmp_path / "new" / "er"):
+        require_writable(file)
+    assert ["new", "there"] == sorted(found.name for found in tmp_path.rglob("*"))
+    for file, said in ((tmp_path / "there" / "x", "expected to be able to write"), (tmp_path, "got the folder")):
+        with pytest.raises(StorageError, match=said):
+            require_writable(file)
+
+
+def test_a_file_is_known_from_another_at_its_place(tmp_path: Path) -> None:
+    """A file that was removed and made again is another one; where there is none, there is nothing to know."""
+    file = tmp_path / "file"
+    assert file_id(file) is None
+    with open(file, "w"):
+        first = file_id(file)
+        file.unlink()
+        file.touch()
+        assert first != file_id(file) == file_id(file)
 
 
 def test_a_new_files_mode_is_the_usual_one(tmp_path: Path) -> None:

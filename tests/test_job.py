@@ -20,9 +20,13 @@ from typer.testing import CliRunner
 import ilcp
 from ilcp.cli import app
 from ilcp.codec import HubCodec
+from ilcp.codec.seen import seen_by
 from ilcp.errors import ConfigError, IdentityError, Interrupted, StorageError, TrainingError, UnmeasuredError
 from ilcp.message import describe
 from ilcp.models.adapter import save_adapter
+from ilcp.tasks import read_jsonl
+from ilcp.training import StateStore
+from ilcp.training import finish as finish_module
 from ilcp.training import job as job_module
 from ilcp.training.log import read_log
 from ilcp.training.loop import CHECKPOINT
@@ -54,15 +58,19 @@ bfloat16 = false
 
 
 @pytest.fixture(scope="session")
-def home(tmp_path_factory) -> SimpleNamespace:
-    """Folders of a taught pair, a file of cases, and a codec trained between them in 40 steps."""
+def place(tmp_path_factory) -> SimpleNamespace:
+    """Folders of a taught pair, and a file of cases."""
     root = tmp_path_factory.mktemp("home")
     models = make_models()
     sender, receiver = save_models(models, root)
     data = write_cases(root / "cases.jsonl", 320)
-    found = SimpleNamespace(root=root, models=models, sender=sender, receiver=receiver, data=data)
-    found.codec = ilcp.train(recipe(found), out=root / "codec")
-    return found
+    return SimpleNamespace(root=root, models=models, sender=sender, receiver=receiver, data=data)
+
+
+@pytest.fixture(scope="session")
+def home(place) -> SimpleNamespace:
+    """The same, and a codec trained between them in 40 steps."""
+    return SimpleNamespace(**vars(place), codec=ilcp.train(recipe(place), out=place.root / "codec"))
 
 
 def recipe(home: SimpleNamespace, steps: int = 40, more: str = "", name: str = "recipe.toml") -> Path:
@@ -82,7 +90,7 @@ def started(*words: object) -> subprocess.Popen[str]:
 def test_a_trained_codec_is_a_proven_folder(home) -> None:
     """Weights, configuration, card and curve; the proof holds, and the receiver answers from the message alone."""
     folder = home.root / "codec"
-    names = {"model.safetensors", "config.json", "README.md", "curve.png", "log.jsonl"}
+    names = {"model.safetensors", "config.json", "README.md", "curve.png", "log.jsonl", "seen.jsonl"}
     assert names == {file.name for file in folder.iterdir()}
     record = json.loads((folder / "config.json").read_text())
     assert {"spec", "trained", "training", "evidence", "settings"} <= record.keys()
@@ -214,8 +222,8 @@ def test_a_run_is_not_begun_twice_nor_gone_on_with_another_recipe(home, tmp_path
     shutil.copytree(killed, tmp_path / "codec.run")
     with pytest.raises(ConfigError, match="pass --resume to go on"):
         ilcp.train(recipe(home), out=tmp_path / "codec")
-    with pytest.raises(ConfigError, match=r"training.steps \(was 40, is 70\)"):
-        ilcp.train(recipe(home, 70), out=tmp_path / "codec", resume=True)
+    with pytest.raises(ConfigError, match=r"training.steps \(was 40, is 30\)"):
+        ilcp.train(recipe(home, 30), out=tmp_path / "codec", resume=True)
     with pytest.raises(ConfigError, match=r"codec.slots \(was 4, is 8\)"):
         ilcp.train(recipe(home), out=tmp_path / "codec", resume=True, codec={"slots": 8, "dims": 8})
     other = write_cases(tmp_path / "other.jsonl", 320, start=5)
@@ -328,14 +336,94 @@ def test_a_receivers_first_stage_goes_on_where_it_was_stopped(home, tmp_path, mo
         ilcp.train(recipe(home, 6, more), **options)
     with pytest.raises(ConfigError, match="pass --resume to go on"):
         ilcp.train(recipe(home, 6, more), **options)
-    with pytest.raises(ConfigError, match=r"training.steps \(was 6, is 7\)"):
-        ilcp.train(recipe(home, 7, more), **options, resume=True)
+    with pytest.raises(ConfigError, match=r"training.steps \(was 6, is 5\)"):
+        ilcp.train(recipe(home, 5, more), **options, resume=True)
     monkeypatch.setattr(job_module, "fit", halted)
     for out, resume in (("codec", True), ("whole", False)):
         with pytest.raises(Interrupted, match="enough"):
             ilcp.train(recipe(home, 6, more), **options | {"out": tmp_path / out}, resume=resume)
     assert 10 == len(calls)
     assert all(torch.equal(one, other) for one, other in zip(*readers, strict=True))
+
+
+def test_the_codec_is_saved_before_it_is_measured(place, tmp_path, monkeypatch, capsys) -> None:
+    """What ends the measuring leaves the trained codec, unmeasured and said to be; --resume, or ``ilcp measure
+    --attach`` on the cases that were kept apart, measures it. What is measured is not measured again."""
+
+    def broken(*_: object, **__: object) -> Any:
+        raise RuntimeError("the power is gone")
+
+    file, out = recipe(place, 2, "collapse_after = 1.0", "saved.toml"), tmp_path / "codec"
+    with monkeypatch.context() as patched:
+        patched.setattr(finish_module, "run", broken)
+        with pytest.raises(RuntimeError, match="the power is gone"):
+            ilcp.train(file, out=out)
+    assert f"the trained codec is whole in {out}, but not measured: --resume" in capsys.readouterr().err
+    trained = ilcp.load(out).trained
+    assert ilcp.load(out).evidence is None
+    assert "Not measured yet." in (out / "README.md").read_text()
+    with pytest.raises(UnmeasuredError, match="got one that was not"):
+        ilcp.load_pair(out)
+    with pytest.raises(ConfigError, match="pass --resume to measure it"):
+        ilcp.train(file, out=out)
+    for folder in (out, tmp_path / "codec.run"):
+        shutil.copytree(folder, tmp_path / "again" / folder.name)
+    with monkeypatch.context() as patched:
+        patched.setattr(finish_module, "attach_evidence", broken)  # as where the disk is full then
+        with pytest.raises(RuntimeError):
+            ilcp.train(file, out=out, resume=True)
+    monkeypatch.setattr(finish_module, "run", lambda *_, **__: pytest.fail("measured again"))
+    resumed = ilcp.train(file, out=out, resume=True)
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, ["measure", str(tmp_path / "again/codec"), "--attach", "--repetitions", "0"])
+    assert 0 == done.exit_code, done.output
+    attached = ilcp.load(tmp_path / "again" / "codec")
+    for codec in (resumed, attached):
+        assert trained == codec.trained
+        assert 32 == present(codec.evidence).n
+        assert "Not measured yet" not in (present(codec.folder) / "README.md").read_text()
+    assert ("cases.jsonl", "test.jsonl") == (present(resumed.evidence).task, present(attached.evidence).task)
+    assert not list(tmp_path.glob("*.unfinished.json"))
+    report = tmp_path / "codec.run" / "report.json"
+    assert finish_module._kept_report(report, resumed, "another version") is None
+    assert not report.exists()
+
+
+def test_a_run_may_become_longer(home, tmp_path, ended) -> None:
+    """--resume with more steps goes on to those; with fewer than it has been promised since, it is refused."""
+    shutil.copytree(ended, tmp_path / "codec.run")
+    codec = ilcp.train(recipe(home, 44, "teacher_floor = 0.1", "longer.toml"), out=tmp_path / "codec", resume=True)
+    made = json.loads((present(codec.folder) / "config.json").read_text())["training"]
+    assert (44, 44) == (made["steps"], made["recipe"]["steps"])
+    shutil.move(tmp_path / "codec", tmp_path / "before")
+    with pytest.raises(ConfigError, match=r"training.steps \(was 44, is 40\)"):
+        ilcp.train(recipe(home), out=tmp_path / "codec", resume=True)
+
+
+def test_a_codec_tells_what_it_was_trained_on(home, tmp_path, monkeypatch) -> None:
+    """Measured on its own lines it says so; the test cases that its run kept apart are none of them."""
+    monkeypatch.chdir(tmp_path)
+    shown = CliRunner().invoke(
+        app, ["measure", str(home.root / "codec"), "--task", str(home.data), "--n", "20", "--repetitions", "0"]
+    )
+    assert 0 == shown.exit_code, shown.output
+    found = re.search(r"OVERLAP: the codec was trained on (\d+) of the 20 cases", shown.output)
+    assert 8 < int(present(found)[1]) < 20
+    apart = {case.context for case in read_jsonl(home.root / "codec.run" / "test.jsonl")}
+    assert 32 == len(apart)
+    seen = seen_by(home.codec)
+    assert not any(map(seen, apart))
+    assert 288 == sum(seen(case.context) for case in read_jsonl(home.data))
+
+
+def test_batches_that_cannot_be_made_are_refused_before_the_sender_reads(place, tmp_path, monkeypatch) -> None:
+    """More contexts than cases, or none beside the blank ones: nothing is read for that first."""
+    monkeypatch.setattr(StateStore, "fill", lambda *_: pytest.fail("read"))
+    for more, said in (("contexts = 400", "contexts of at most the 256 cases"), ("blank_share = 0.99", "blank ones")):
+        file = recipe(place, 2, more, "batches.toml")
+        file.write_text(file.read_text().replace("contexts = 16\n" * more.startswith("contexts"), ""))
+        with pytest.raises(ConfigError, match=said):
+            ilcp.train(file, out=tmp_path / "codec")
 
 
 def test_a_codec_goes_to_the_hub_and_back(home, tmp_path, monkeypatch) -> None:

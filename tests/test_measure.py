@@ -477,7 +477,7 @@ def test_another_run_is_not_gone_on_with(pair, tmp_path) -> None:
         (
             [CASES[0], replace(CASES[1], context="word " * 2000)],
             ConfigError,
-            r"case .* at most 1024 tokens \(",
+            r"case .* to fit into the receiver's window of 1024 tokens",
         ),
     ],
 )
@@ -541,6 +541,18 @@ def test_compare_says_what_changed_and_what_flipped(perfect) -> None:
     assert all(c.changed == 0 for c in compare(perfect, perfect).changes)
     with pytest.raises(ConfigError, match="the same questions"):
         compare(perfect, replace(perfect, items=replace(perfect.items, golds=("x",) * len(perfect.items))))
+
+
+def test_compare_says_which_report_was_interrupted(perfect) -> None:
+    """The one, the other, or both."""
+    half = replace(perfect, complete=False)
+    for before, after, said in (
+        (half, perfect, "before:"),
+        (perfect, half, "after:"),
+        (half, half, "before and after:"),
+    ):
+        with pytest.raises(ConfigError, match=f"got an interrupted one {said} finish"):
+            compare(before, after)
 
 
 def test_admission(pair, perfect, tmp_path) -> None:

@@ -314,6 +314,20 @@ def test_an_interrupted_step_leaves_nothing_behind(cache: ReplayCache, monkeypat
     assert 1 == len(cache)
 
 
+@pytest.mark.parametrize("made_again", [False, True], ids=["removed", "removed and made again"])
+def test_a_cache_that_was_taken_away_lets_nothing_in(tmp_path: Path, made_again: bool) -> None:
+    """A file that is not at its place any more does not say what other processes let in: nothing is new to it."""
+    file = tmp_path / "replay.sqlite"
+    with ReplayCache(file) as cache:
+        cache.admit(KEY, seal(1), now_unix_s=NOW)
+        file.unlink()
+        with ReplayCache(file if made_again else None) as other:
+            other.admit(KEY, seal(2), now_unix_s=NOW)
+            for ask in (lambda: cache.admit(KEY, seal(2), now_unix_s=NOW), lambda: cache.forget(KEY, seal(1))):
+                with pytest.raises(ReplayCacheError, match="was removed or replaced"):
+                    ask()
+
+
 def test_a_receiver_decodes_a_sealed_message_once(small: Any) -> None:
     """With a cache the second decoding is refused, whoever generates; the memory of the first serves on."""
     models = small.receiver.model, small.receiver.tokenizer, small.codec

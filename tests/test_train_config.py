@@ -11,7 +11,7 @@ import ilcp
 from ilcp.errors import ConfigError, MissingExtraError, StorageError
 from ilcp.models.loading import load_model
 from ilcp.nn.distributed import init_device
-from ilcp.training import job as job_module
+from ilcp.training import begun as begun_module
 from ilcp.training.config import read_config
 from ilcp.training.log import Log, draw_curve, read_log
 from tests.helpers import make_tokenizer, present
@@ -22,11 +22,11 @@ def test_a_recipe_file_and_options_make_one_configuration(tmp_path) -> None:
     """Options go before the file; tables are merged key by key."""
     file = tmp_path / "recipe.toml"
     file.write_text(
-        'sender="a"\nreceiver="b"\nout="c"\nseed=4\n[self_study]\ntexts=9\n[training]\nsteps=7\n[codec]\nbits=2'
+        'sender="a"\nreceiver="b"\nout="c"\nseed=4\n[self_study]\ntexts=900\n[training]\nsteps=7\n[codec]\nbits=2'
     )
     config = read_config(file, receiver="d", steps=8, codec={"slots": 2})
     assert ("a", "d", Path("c"), 4) == (config.sender, config.receiver, config.out, config.seed)
-    assert 9 == present(config.self_study).texts
+    assert 900 == present(config.self_study).texts
     assert {"bits": 2, "slots": 2} == dict(config.codec)
     assert (8, 4) == (config.hyperparameters(answers_end=True).steps, config.hyperparameters(answers_end=True).seed)
     assert (False, 1) == (
@@ -82,8 +82,11 @@ def test_recipes_and_logs_of_before_still_load(tmp_path) -> None:
     old = {"step": 1, "loss": 2.0, "validation_nats": arms, "validation_exact": arms}
     log = Log(tmp_path)
     log.file.write_text(json.dumps(old) + "\n" + '{"step": 2, "cut')
+    assert draw_curve(log.file) is None  # a dot says nothing
     new = {"none": -3.0, "mismatched": -2.5, "message": -1.0, "text": -0.5}
     assert [{"step": 1, "loss": 2.0, "validation_log_likelihood": new, "validation_exact": new}] == read_log(log.file)
+    with open(log.file, "a", encoding="utf-8") as file:
+        file.write("\n" + json.dumps(old | {"step": 2}) + "\n")
     assert present(draw_curve(log.file)).read_bytes().startswith(b"\x89PNG")
     log.forget_after(1)
     assert "foreign" not in log.file.read_text()
@@ -93,11 +96,11 @@ def test_a_run_of_before_goes_on_and_a_damaged_record_of_it_is_named(tmp_path) -
     """What began a run is compared under today's names; a file that holds no such record is ours, and damaged."""
     file = tmp_path / "plan.json"
     file.write_text('{"sender": "a", "training": {"close_answers": true, "minutes": Infinity}}')
-    assert {"answers_end": True, "minutes": float("inf")} == job_module._kept(file)["training"]
+    assert {"answers_end": True, "minutes": float("inf")} == begun_module._kept(file)["training"]
     for damaged in ("[]", "{", '{"training": 3}', "{}"):
         file.write_text(damaged)
         with pytest.raises(StorageError, match=r"expected the configuration of a run in .*plan\.json, got: .*; remove"):
-            job_module._kept(file)
+            begun_module._kept(file)
 
 
 def test_a_missing_package_comes_with_its_command(tmp_path, monkeypatch) -> None:
@@ -113,7 +116,9 @@ def test_a_missing_package_comes_with_its_command(tmp_path, monkeypatch) -> None
 
 def test_what_is_missing_is_named(tmp_path) -> None:
     """Both models and the folder are needed; a recipe that is not there is named."""
-    with pytest.raises(ConfigError, match="expected receiver, out in the recipe, got nothing"):
+    with pytest.raises(
+        ConfigError, match=r"expected receiver, out in the recipe, got nothing: .* give --receiver, --out"
+    ):
         read_config(sender="a", self_study=True)
     with pytest.raises(ConfigError, match=r"readable recipe, got .*none\.toml: no such file"):
         read_config(tmp_path / "none.toml")

@@ -20,12 +20,13 @@ from ilcp.message.literals import line as line_of
 from ilcp.models.fingerprint import identify
 from ilcp.nn.distributed import SyncedNorm
 from ilcp.tasks import Case, Question, read_jsonl
+from ilcp.tasks.written import merged
 from ilcp.training import Phrasebook, StateStore, fit
-from ilcp.training import job as job_module
+from ilcp.training import finish as finish_module
 from ilcp.training import selfstudy as selfstudy_module
 from ilcp.training.batch import Batcher
 from ilcp.training.clock import Clock
-from ilcp.training.data import Shuffled, merged, split
+from ilcp.training.data import Shuffled, split
 from ilcp.training.estimate import estimate
 from ilcp.training.objective import Objective, calibrate
 from ilcp.training.reader import Reader
@@ -340,7 +341,7 @@ def test_rate_is_paid_above_what_is_free(models) -> None:
 def test_the_clock_gives_every_part_its_time(models, tmp_path) -> None:
     """Shares add up to one, TensorBoard and the curve are written, and a clock that is not on counts nothing."""
     store = StateStore(tmp_path / "states", models, LAYERS, hyperparameters(), 1 << 30)
-    wanted = hyperparameters(validate_every=5)
+    wanted = hyperparameters(validate_every=2)
     result = fit(network(), models, cases, cases(10_000, 8), wanted, tmp_path, store=store, tensorboard=True)
     assert {"sender", "receiver", "codec"} == result.shares.keys()
     assert sum(result.shares.values()) == pytest.approx(1)
@@ -434,14 +435,14 @@ def test_a_disk_that_fills_up_as_a_codec_is_finished_is_a_storage_error(small, t
     work.mkdir()
     (work / "log.jsonl").touch()
     result: Any = SimpleNamespace(steps=1, minutes=1.0, tokens_per_s=1.0, shares={}, step_s=1.0, receiver_pass_s=1.0)
-    report: Any = SimpleNamespace(provenance={}, evidence=lambda: None, verdict=str)
     job: Any = SimpleNamespace(
         config=SimpleNamespace(work=work, out=tmp_path / "codec", seed=1, to_dict=dict),
         hyperparameters=SimpleNamespace(to_dict=dict),
         cases=SimpleNamespace(training=(), validation=(), test=()),
         models=SimpleNamespace(adapter="an adapter"),
+        made_by={},
     )
-    monkeypatch.setattr(job_module, "write_card", lambda *_: "# A card")
+    monkeypatch.setattr(finish_module, "write_card", lambda *_: "# A card")
 
     def full(error: Exception):
         def write(*_):
@@ -451,15 +452,15 @@ def test_a_disk_that_fills_up_as_a_codec_is_finished_is_a_storage_error(small, t
 
     room = OSError(28, "No space left on device")
     for owner, name, error in (
-        (job_module, "save_adapter", SafetensorError("I/O error: No space left on device")),
-        (job_module, "save_adapter", room),
-        (job_module.shutil, "copyfile", room),
+        (finish_module, "save_adapter", SafetensorError("I/O error: No space left on device")),
+        (finish_module, "save_adapter", room),
+        (finish_module.shutil, "copyfile", room),
     ):
         monkeypatch.setattr(owner, name, full(error))
         with pytest.raises(
             StorageError, match=r"expected room for the codec in .*, got: .*No space left.*; free space"
         ):
-            job_module._finish(job, copy(small.codec), result, report)
+            finish_module.finish(job, copy(small.codec), result)
     assert not (tmp_path / "codec").exists()
 
 

@@ -272,6 +272,20 @@ def test_a_delivery_is_settled_once(end: Connection) -> None:
     assert end.receive() is None
 
 
+def test_who_holds_a_message_may_hold_it_for_longer(end: Connection) -> None:
+    """``extend`` begins the lease anew, as often as it is asked before the end; what is settled cannot be held."""
+    end.send(BARE, to="planner")
+    delivery = end.receive(5)
+    assert delivery is not None
+    first = delivery.until_s
+    time.sleep(0.05)
+    assert first < delivery.extend() == delivery.until_s
+    assert end.receive() is None
+    delivery.ack()
+    with pytest.raises(LeaseLostError, match="expected extend of a delivery that is held, got one after its ack"):
+        delivery.extend()
+
+
 def test_what_is_given_back_may_wait(end: Connection) -> None:
     """A delay keeps a message back for so long."""
     end.send(BARE, to="planner")

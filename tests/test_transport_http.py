@@ -109,6 +109,7 @@ def test_without_the_token_nothing_is_let_in(server: Served, token: str | None) 
         ("POST", "/v1/a/receive?lease_s=1"),
         ("POST", "/v1/a/ack"),
         ("POST", "/v1/a/nack"),
+        ("POST", "/v1/a/extend?lease_s=1"),
         ("PUT", "/v1/a/capabilities"),
         ("GET", "/v1/a/capabilities"),
     ],

@@ -87,6 +87,17 @@ class Hops(RuleBasedStateMachine):
         elif holds and back_s is not None:
             entry.free_s = self.clock() + back_s
 
+    @precondition(lambda self: self.held)
+    @rule(which=st.integers(0))
+    def extend(self, which: int) -> None:
+        """Who still holds a message holds it for another lease from now on; who lost it is told so."""
+        _, entry, delivery = self.held[which % len(self.held)]
+        holds = entry.settled_s is None and entry.attempt == delivery.attempt and entry.free_s > self.clock()
+        with contextlib.nullcontext() if holds else pytest.raises(LeaseLostError):
+            delivery.extend()
+        if holds:
+            entry.free_s = self.clock() + self.lease_s
+
     @precondition(lambda self: any(map(self.model.free, NAMES)))
     @rule(which=st.integers(0), delay_s=st.sampled_from(DELAYS_S))
     def work(self, which: int, delay_s: float | None) -> None:

@@ -20,7 +20,7 @@ from ilcp.errors import StorageError
 from ilcp.transport import AddressError, UnreachableError, connect
 from ilcp.transport.serve import _bound
 from ilcp.transport.spool import FILE
-from tests.transport_model import free_port
+from tests.transport_model import BARE, free_port
 
 TOKEN = "correct-horse"
 SERVE = """
@@ -48,7 +48,7 @@ def test_serve_send_and_receive_as_processes(tmp_path: Path) -> None:
     app.command()(receive)
     port = free_port()
     file = tmp_path / "m.ilcp"
-    file.write_bytes(b"\x00\xffa message")
+    file.write_bytes(BARE)
     environment = {"ILCP_TOKEN": TOKEN}
 
     def start() -> subprocess.Popen[str]:
@@ -63,7 +63,7 @@ def test_serve_send_and_receive_as_processes(tmp_path: Path) -> None:
     first = start()
     try:
         done = runner.invoke(app, ["send", str(file), *via, "--to", "planner", "--id", "case-1"])
-        assert (0, "case-1  11 bytes to planner: sent\n") == (done.exit_code, done.stdout), done.exception
+        assert (0, f"case-1  {len(BARE)} bytes to planner: sent\n") == (done.exit_code, done.stdout), done.exception
         done = runner.invoke(app, ["send", str(file), *via, "--to", "planner", "--id", "case-1"])
         assert "was there already" in done.stdout
     finally:
@@ -127,11 +127,17 @@ def test_receive_says_that_there_is_no_room(tmp_path: Path) -> None:
     (tmp_path / "in").write_text("no folder")
     with connect(f"spool://{tmp_path}/spool", name="planner") as c:
         c.send(b"a message", to="planner", handoff_id="a")
-        with pytest.raises(StorageError, match=r"expected room for a message in .*it is still there"):
+        with pytest.raises(StorageError, match=r"expected to be able to write .*/in/message\.ilcp"):
+            receive(f"spool://{tmp_path}/spool", "planner", to=tmp_path / "in")
+        (tmp_path / "in").unlink()
+        with (
+            patch.object(sys.modules["ilcp.cli.send"], "write_whole", side_effect=StorageError("full")),
+            pytest.raises(StorageError, match=r"expected room for a message in .*it is still there"),
+        ):
             receive(f"spool://{tmp_path}/spool", "planner", to=tmp_path / "in")
         delivery = c.receive()
         assert delivery is not None
-        assert "a" == delivery.handoff_id
+        assert ("a", 2) == (delivery.handoff_id, delivery.attempt)
 
 
 def test_receive_writes_nothing_outside_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

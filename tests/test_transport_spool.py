@@ -2,10 +2,12 @@
 
 import contextlib
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +17,7 @@ import pytest
 from ilcp.message import MAX_MESSAGE_BYTES
 from ilcp.transport import (
     Capabilities,
+    Connection,
     CorruptError,
     DiskFullError,
     FullError,
@@ -263,10 +266,28 @@ def test_what_is_acknowledged_is_synced_as_promised(tmp_path: Path, power_safe: 
     store.close()
 
 
-def test_a_spool_that_was_taken_away_is_said(tmp_path: Path) -> None:
-    """A message for a file that nobody would find again is not kept in silence."""
-    with connect(f"spool://{tmp_path}") as c:
+@pytest.mark.parametrize("made_again", [False, True], ids=["removed", "removed and made again"])
+def test_a_spool_that_was_taken_away_is_said(tmp_path: Path, made_again: bool) -> None:
+    """A message for a file that nobody would find again is not kept in silence; no receiver waits there for ever."""
+    url = f"spool://{tmp_path}/spool"
+    calls: list[Callable[[Connection], object]] = [
+        lambda c: c.send(BARE, to="planner"),
+        lambda c: c.receive(),
+        lambda c: c.receive(60),
+        lambda c: c.publish(Capabilities(("00" * 8,))),
+        lambda c: c.capabilities("planner"),
+    ]
+    with connect(url, name="planner") as c:
         c.send(BARE, to="planner")
-        (tmp_path / FILE).unlink()
-        with pytest.raises(UnreachableError, match="No such file"):
-            c.send(BARE, to="planner")
+        held = c.receive()
+        assert held is not None
+        shutil.rmtree(tmp_path / "spool")
+        with contextlib.ExitStack() as others:
+            if made_again:
+                others.enter_context(connect(url)).send(BARE, to="planner", handoff_id="theirs")
+            for call in (*calls, lambda _: held.extend(), lambda _: held.ack()):
+                with pytest.raises(UnreachableError, match="the folder was removed or replaced; connect again"):
+                    call(c)
+    with connect(url, name="planner") as c:
+        found = c.receive()
+        assert (["theirs"] if made_again else []) == [each.handoff_id for each in (found,) if each is not None]

@@ -171,9 +171,10 @@ def test_a_log_says_what_the_tuning_brought_and_is_drawn(tmp_path) -> None:
     """A line without a validation, and validations with fewer arms, are no obstacle to the curve."""
     log = Log(tmp_path)
     log.write({"step": 0, "reader": {"steps": 3}})
-    log.write({"step": 3, "loss": 1.0, "reading": 1.0, "validation_log_likelihood": {"text": -1.0}})
+    for step in (3, 4):
+        log.write({"step": step, "loss": 1.0, "reading": 1.0, "validation_log_likelihood": {"text": -1.0}})
     assert present(draw_curve(log.file)).read_bytes().startswith(b"\x89PNG")
-    assert [0, 3] == [record["step"] for record in read_log(log.file)]
+    assert [0, 3, 4] == [record["step"] for record in read_log(log.file)]
 
 
 # ---- the teacher

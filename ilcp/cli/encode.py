@@ -36,7 +36,7 @@ def encode(
     twice = [name for name, count in Counter(file.name for file in files).items() if count > 1]
     if twice:
         raise ConfigError(f"expected files of different names, got {twice[0]!r} more than once: encode them apart")
-    require_writable(to / SUFFIX)
+    require_writable(to / f"message{SUFFIX}")
     with busy("loading the sender and the codec"):
         from ilcp.embedded import load_sender
 

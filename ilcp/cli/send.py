@@ -65,7 +65,7 @@ def receive(
     from ilcp.transport.backend import checked_name
 
     _log(log_json)
-    require_writable(to / SUFFIX)  # before a message is taken that could not be kept
+    require_writable(to / f"message{SUFFIX}")  # before a message is taken that could not be kept
     came = 0
     with (
         interruptible("what was written is acknowledged, the rest is still there"),

@@ -15,6 +15,7 @@ from ilcp.errors import ConfigError, IlcpError, StorageError
 from ilcp.files import write_whole
 from ilcp.identity import ModelIdentity, digest
 from ilcp.nn.distributed import any_rank, is_main
+from ilcp.tasks.load import own_test
 from ilcp.training import lesson, tuning
 from ilcp.training.checkpoint import CHECKPOINT, differences
 from ilcp.training.config import TrainingConfig
@@ -22,11 +23,16 @@ from ilcp.training.hyperparameters import renamed
 from ilcp.training.log import flat
 from ilcp.training.precision import in_bfloat16
 
-__all__ = ["KEPT", "STUDY", "refuse_taken", "same_config"]
+__all__ = ["KEPT", "STUDY", "is_begun", "refuse_taken", "same_config"]
 
 KEPT, STUDY = "plan.json", "self-study.jsonl"  # in the run's folder, named as ever
 CHECKPOINTS = (CHECKPOINT, f"{tuning.FOLDER}/{CHECKPOINT}", f"{lesson.FOLDER}/{CHECKPOINT}")  # of all stages
 HALVED = "in bfloat16"
+
+
+def is_begun(out: str | Path) -> bool:
+    """Says whether a training to the folder ``out`` was begun, so that ``resume=True`` has something to go on with."""
+    return (own_test(out).parent / KEPT).exists()
 
 
 def refuse_taken(config: TrainingConfig, resume: bool) -> None:
@@ -38,12 +44,17 @@ def refuse_taken(config: TrainingConfig, resume: bool) -> None:
     out, work = config.out, config.work
     if out.is_symlink() or out.is_mount():
         raise ConfigError(f"expected a plain folder for the codec, got a link or mount at {out}: name one inside")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())) and not (resume and _is_unmeasured(out)):
-        holds = "is not empty"
+    unmeasured = _is_unmeasured(out) and (work / CHECKPOINT).exists()
+    if out.exists() and (not out.is_dir() or any(out.iterdir())) and not (resume and unmeasured):
+        holds, way_out = "is not empty", ""
         if out.is_dir() and (out / CONFIG).exists():
-            holds = "holds a codec already" + (" (move it away to train it further)" if resume else "")
-        raise ConfigError(f"expected a new folder for the codec, got {out}, which {holds}: choose another --out")
-    if resume and not (work / KEPT).exists():
+            holds = "holds a codec already"
+            way_out = "move it away to train it further, or " if resume else ""
+            way_out = "pass --resume to measure it, or " if unmeasured else way_out
+        raise ConfigError(
+            f"expected a new folder for the codec, got {out}, which {holds}: {way_out}choose another --out"
+        )
+    if resume and not is_begun(out):
         raise ConfigError(f"expected a run to go on with in {work}, got none: leave --resume out to begin one")
     if any((work / name).exists() for name in CHECKPOINTS) and not resume:
         raise ConfigError(
