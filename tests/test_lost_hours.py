@@ -32,13 +32,13 @@ from ilcp.models.prompt import text_ids
 from ilcp.models.reading import window_tokens
 from ilcp.tasks import Case, Question, case_files, read_jsonl, thin
 from ilcp.tasks.written import merged, write_jsonl
-from ilcp.training import Models
+from ilcp.training import Hyperparameters, Models
 from ilcp.training import log as log_module
 from ilcp.training import selfstudy as selfstudy_module
 from ilcp.training.batch import require_fitting
 from ilcp.training.config import read_config
 from ilcp.training.log import Log
-from ilcp.training.pace import say
+from ilcp.training.pace import length_text, say
 from ilcp.training.selfstudy import SelfStudy, stretch, study
 from ilcp.training.validation import Validation
 from tests.helpers import make_tokenizer, noting, present, train_tokenizer
@@ -230,20 +230,20 @@ def test_one_rule_says_what_fits(pair) -> None:
 
 
 def test_a_case_at_the_edge_is_asked_beside_one_with_a_long_answer(pair) -> None:
-    """Each answer has room of its own: another case's longest one does not push a full window over its edge."""
-    receiver = pair.receiver
-    unit = len(text_ids(receiver.tokenizer, "It was Mara. " * 2, "Who?")) - len(
-        text_ids(receiver.tokenizer, "It was Mara. ", "Who?")
-    )
-    count = window_tokens(receiver.model) // unit + 1
-    while misfit(receiver.model, receiver.tokenizer, Case("a", "It was Mara. " * count, (Question("Who?", "Mara"),))):
+    """Each answer has room of its own; where another case's text has none for it, that case alone is left out."""
+    receiver, question = pair.receiver, Question("Who?", "Mara")
+    count = window_tokens(receiver.model) // 4
+    while misfit(receiver.model, receiver.tokenizer, Case("full", "It was Mara. " * count, (question,))):
         count -= 1
-    full = Case("a", "It was Mara. " * count, (Question("Who?", "Jonas"),))
-    long = Case("b", "It was Ilse.", (Question("Who?", "nobody but Ilse, as far as anybody in the office knows"),))
+    full = Case("full", "It was Mara. " * count, (question,))
+    long = Case("long", "It was Ilse.", (Question("Who?", "nobody but Ilse, as far as anybody in the office knows"),))
+    cases = [long, full, *(Case(name, f"It was {name}.", (Question("Who?", name),)) for name in ("Jonas", "Tomas"))]
     codec = Told()
-    codec.texts = [full.context, long.context]
-    report = measured(pair, codec, [replace(full, questions=(Question("Who?", "Mara"),)), long])
-    assert () == report.left_out
+    codec.texts = [case.context for case in cases]
+    assert () == measured(pair, codec, cases, arms=("text", "none", "message")).left_out
+    report = measured(pair, codec, cases)
+    assert ("long",) == report.left_out
+    assert "case 'long': left out, mismatched: expected a prompt and answer of at most 1024" in report.notes[0]
 
 
 @contextmanager
@@ -319,6 +319,12 @@ def test_a_curve_that_cannot_be_drawn_ends_no_run(tmp_path, monkeypatch, capsys)
     assert 1 == capsys.readouterr().err.count("the run goes on")
 
 
+def test_a_run_says_how_long_it_may_become() -> None:
+    """Steps, contexts and minutes stand in its first lines, whether they were given or not."""
+    assert "3,000 steps of 16 contexts: the first minute" in length_text(Hyperparameters(steps=3000))
+    assert "20 steps of 8 contexts, in 1 h 30 min at most" in length_text(Hyperparameters(20, minutes=90, contexts=8))
+
+
 def test_a_console_that_is_gone_ends_no_run(tmp_path) -> None:
     """A pipe that nobody reads, and one that cannot write a character, cost the line."""
     with open(tmp_path / "closed", "w") as closed:
@@ -348,15 +354,15 @@ def test_a_training_is_refused_before_the_models_are_loaded(tmp_path, monkeypatc
         ilcp.train(**given, data=enough, tensorboard=True)
 
 
-def test_a_recipe_may_name_the_home(tmp_path, monkeypatch) -> None:
+def test_a_recipe_may_name_the_home(small, tmp_path, monkeypatch) -> None:
     """``~`` is the home in a recipe's paths and in a model's place, and no id of a hub."""
     monkeypatch.setenv("HOME", str(tmp_path))
     config = read_config(sender="a", receiver="b", data="~/cases.jsonl", out="~/codec")
     assert (tmp_path / "cases.jsonl", tmp_path / "codec") == (config.data, config.out)
     with pytest.raises(ConfigError, match=rf"{tmp_path}/models/none: no such file"):
         ilcp.models.loading.load_model("~/models/none")
-    with pytest.raises(ConfigError, match=rf"{tmp_path}/none"):
-        ilcp.load("~/none")
+    ilcp.save(small.codec, tmp_path / "mine")
+    assert small.codec.trained == ilcp.load("~/mine").trained
 
 
 def test_cases_are_read_as_they_were_written(tmp_path) -> None:
@@ -389,6 +395,8 @@ def test_what_may_not_be_read_is_not_called_missing(small, tmp_path, monkeypatch
 
     ilcp.save(small.codec, tmp_path / "codec")
     small.sender.model.save_pretrained(tmp_path / "model")
+    with pytest.raises(ConfigError, match=rf"config\.json, which is no folder .*: name the folder {tmp_path}/model"):
+        ilcp.models.loading.load_model(tmp_path / "model" / "config.json")
     monkeypatch.setattr("ilcp_codecs.states.require_readable", denied)
     monkeypatch.setattr("ilcp.models.sources.require_readable", denied)
     with pytest.raises(ilcp.errors.StorageError, match="Permission denied"):

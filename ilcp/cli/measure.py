@@ -58,25 +58,34 @@ def measure(
     keep = as_json or _beside(codec, task, n, seed, sender, receiver, hops, budget, repetitions)
     with busy("loading both models and the codec"):
         from ilcp import embedded, tasks
-        from ilcp.measure import equal_texts, table
+        from ilcp.measure import equal_texts
 
         _refuse_early(codec, attach, html, png, keep, repetitions)
-        folder = None if codec == EMBEDDED else codec
         asked = tasks.task(task or _own(codec), n=n, seed=seed)
-        pair = embedded.load_pair(folder, sender=sender, receiver=receiver, allow_unmeasured=True, device=device)
+        ends: dict[str, Any] = {"sender": sender, "receiver": receiver, "device": device}
+        pair = embedded.load_pair(None if codec == EMBEDDED else codec, **ends, allow_unmeasured=True)
         texts = equal_texts(pair.sender, asked.samples())
-    report = _run(
-        pair, asked, texts=texts, seed=seed, hops=hops, budgets=budget or (), repetitions=repetitions, keep=keep
-    )
+    wanted: dict[str, Any] = {"seed": seed, "hops": hops, "budgets": budget or (), "repetitions": repetitions}
+    report = _run(pair, asked, texts=texts, keep=keep, **wanted)
     with _left(keep):
-        table.show(report, out if out.is_terminal else Console(width=100))
+        _show(report)
         if attach:
-            from ilcp.codec.folder import attach_evidence
-
-            attach_evidence(pair.path, report.evidence())
+            _attach(pair.path, report)
         _draw(report, html, png)
     if as_json is None:
         keep.unlink(missing_ok=True)
+
+
+def _attach(folder: Path, report: "Report") -> None:
+    from ilcp.codec.folder import attach_evidence
+
+    attach_evidence(folder, report.evidence())
+
+
+def _show(report: "Report") -> None:
+    from ilcp.measure import table
+
+    table.show(report, out if out.is_terminal else Console(width=100))
 
 
 def _beside(codec: str, *options: object) -> Path:

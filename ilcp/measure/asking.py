@@ -3,6 +3,7 @@
 ::
 
     arm --fails--> which cases fail by themselves? (halved until they are found)
+        none       which do beside the next one, whose message some arms give them?
         few        they leave the report, with all that was asked of them, and the arm is asked again
         too many   the arm is not measured, and a note says why; one without which there is no verdict ends the run
 
@@ -59,8 +60,9 @@ class Asking:
             try:
                 return _asked(report, self._specs[name], self._scorer)
             except Exception as error:  # of any kind: see above
-                failing = self._failing(report, name, range(len(self.cases)))
-                kept = [number for number in range(len(self.cases)) if number not in failing]
+                everything = range(len(self.cases))
+                failing = self._failing(report, name, everything) or self._beside_the_next(report, name)
+                kept = [number for number in everything if number not in failing]
                 most = len(self.cases) - 2 if name in ESSENTIAL else int(MOST_LEFT_OUT * len(self.cases))
                 if not 0 < len(failing) <= most:
                     if name in ESSENTIAL:
@@ -72,17 +74,30 @@ class Asking:
 
     def _failing(self, report: Report, name: str, numbers: Sequence[int]) -> dict[int, str]:
         """Returns the cases for which the arm fails without all others, each with the reason."""
+        error = self._error(report, name, numbers)
+        if error is None:
+            return {}
+        if len(numbers) == 1:
+            return {numbers[0]: f"{name}: {reason(error)}"}
+        half = len(numbers) // 2
+        return self._failing(report, name, numbers[:half]) | self._failing(report, name, numbers[half:])
+
+    def _beside_the_next(self, report: Report, name: str) -> dict[int, str]:
+        """Returns the cases for which the arm fails beside the next one, each with the reason."""
+        pairs = ((number, sorted({number, (number + 1) % len(self.cases)})) for number in range(len(self.cases)))
+        found = {number: self._error(report, name, both) for number, both in pairs}
+        return {number: f"{name}: {reason(error)}" for number, error in found.items() if error is not None}
+
+    def _error(self, report: Report, name: str, numbers: Sequence[int]) -> Exception | None:
+        """Returns what is raised where these cases alone are asked."""
         part = [self.cases[number] for number in numbers]
         spec = next((spec for spec in self._specs_of(part) if spec.name == name), None)
         try:
             if spec is not None:
                 _asked(narrowed(report, numbers), spec, self._scorer_of(part))
-            return {}
+            return None
         except Exception as error:  # as above
-            if len(numbers) == 1:
-                return {numbers[0]: f"{name}: {reason(error)}"}
-            half = len(numbers) // 2
-            return self._failing(report, name, numbers[:half]) | self._failing(report, name, numbers[half:])
+            return error
 
 
 def _asked(report: Report, spec: ArmSpec, scorer: Scorer) -> Report:

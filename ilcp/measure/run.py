@@ -70,19 +70,14 @@ def run(
         keep: a file for the report, from which an interrupted run goes on. A finished one stays until the new one is.
         progress: shows a bar on standard error.
 
-    A case that fails while it is measured is left out, and the report says which and why; so is an arm that cannot be
-    measured at all, but for those without which there is no verdict.
+    A case that fails is left out, and the report says which and why; so is an arm, unless the verdict needs it.
 
     Raises:
-        ConfigError: an argument or a case is not as above, or ``keep`` holds another run; all of it before the work.
-        StorageError: ``keep`` cannot be written.
+        ConfigError, StorageError: an argument or a case is not as above, or ``keep`` is another run's or not writable.
     """
     _require_ends(sender, receiver)
     require_cases(cases, receiver, answers_end=answers_end)
-    if repetitions:
-        require_repetitions(repetitions)
-    if keep is not None:
-        require_writable(keep)
+    _require_outcome(repetitions, keep)
     texts = equal_texts(sender) if texts is None else texts
     specs_of = partial(_specs, sender, receiver, _lengths(sender, lengths), texts, seed, hops, budgets)
     chosen = _chosen(specs_of(cases), arms)
@@ -229,6 +224,14 @@ def require_cases(cases: Sequence[Case], receiver: Receiver, *, answers_end: boo
         )
         if said is not None:
             raise ConfigError(said)
+
+
+def _require_outcome(repetitions: int, keep: Path | None) -> None:
+    """Refuses what would be refused when hours of measuring are over."""
+    if repetitions:
+        require_repetitions(repetitions)
+    if keep is not None:
+        require_writable(keep)
 
 
 def _require_ends(sender: object, receiver: object) -> None:

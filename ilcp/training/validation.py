@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from ilcp.errors import TrainingError
 from ilcp.measure.bootstrap import Bootstrap
-from ilcp.models.forward import answer_scores
+from ilcp.models.forward import answer_scores, has_room
+from ilcp.models.prompt import text_ids
 from ilcp.tasks.cases import Case
 from ilcp.training.batch import Batcher, Models, Row, require_fitting
 from ilcp.training.hyperparameters import Hyperparameters
@@ -116,7 +117,7 @@ class Validator:
         """Measures the receiver by itself as it stands now; these are the ends that ``measure`` compares with."""
         texts = {
             "none": [""] * len(self.batch.rows),
-            "mismatched": [self.batch.texts[row.context - 1] for row in self.batch.rows],
+            "mismatched": [self._another(row) for row in self.batch.rows],
             "text": [self.batch.texts[row.context] for row in self.batch.rows],
         }
         scores = {arm: self._text(texts[arm]) for arm in READING if arm in arms}
@@ -125,6 +126,15 @@ class Validator:
         if scores.keys() == set(READING):
             self.reading = found
         return found
+
+    def _another(self, row: Row) -> str:
+        """Returns the text before the row's own that leaves room for its question and answer; none where none does."""
+        models, texts = self.models, self.batch.texts
+        for number in range(row.context - 1, row.context - len(texts), -1):
+            asked = len(text_ids(models.receiver_tokenizer, texts[number], row.question))
+            if has_room(models.receiver, asked, len(row.answer)):
+                return texts[number]
+        return ""
 
     def said(self) -> str:
         """Says, in a sentence, how the receiver answered at the last ``read``."""

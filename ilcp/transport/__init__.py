@@ -18,10 +18,10 @@ True
     nats://host:port, tls     fleets, over NATS JetStream                             pip install 'ilcp[nats]'
 
 **At least once.** A message that was sent is handed out until somebody acknowledges it. Who receives it holds it for
-``lease_s``; a receiver that dies, gives it back or takes longer loses it to the next. The **hand-off id** is the
-idempotency key: a name keeps a message once per id, and what was acknowledged is not handed out again, also when it is
-sent again within ``dedup_s``. A sealed message shows its id; a bare one has the ``handoff_id`` that its sender gives,
-or a fresh one per send.
+``lease_s``, and as long again with each ``delivery.extend()``; a receiver that dies, gives it back or takes longer
+loses it to the next. The **hand-off id** is the idempotency key: a name keeps a message once per id, and what was
+acknowledged is not handed out again, also when it is sent again within ``dedup_s``. A sealed message shows its id; a
+bare one has the ``handoff_id`` that its sender gives, or a fresh one per send.
 
 **Order** is that of sending, per name, until something is handed out again: a receiver gets the oldest message that is
 free (NATS: what is handed out again comes when it comes).
