@@ -351,7 +351,7 @@ def test_places_and_numbers_are_tried_before_the_models_are_loaded(run: Run, tas
         assert STORAGE == done.returncode, option
         assert "expected to be able to write" in done.stderr
     done = run(*words, "--repetitions", "5")
-    assert (CONFIG, True) == (done.returncode, "at least 50 repetitions of the times, got 5" in done.stderr)
+    assert (CONFIG, True) == (done.returncode, "at least 50 repetitions, got 5" in done.stderr)
     assert {"cases.jsonl", "file"} == {file.name for file in tmp_path.iterdir()}
 
 

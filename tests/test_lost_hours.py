@@ -143,7 +143,7 @@ def test_what_cannot_be_measured_is_refused_before_it_is(pair, tmp_path, monkeyp
     monkeypatch.setattr(Receiver, "score", lambda *_, **__: pytest.fail("asked"))
     (tmp_path / "file").touch()
     refusals: list[tuple[dict[str, Any], str]] = [
-        ({"repetitions": 10}, "at least 50 repetitions of the times, got 10"),
+        ({"repetitions": 10}, "at least 50 repetitions, got 10"),
         ({"keep": tmp_path / "file" / "report.json"}, "expected to be able to write .*report.json"),
         ({"keep": tmp_path}, "expected a file to write to, got the folder"),
         ({"arms": ("txt",)}, "expected arms of"),

@@ -119,4 +119,7 @@ def test_a_missing_extra_is_named_with_the_command_that_brings_it() -> None:
     )
     said = run_python("-c", code)
     assert 0 == said.returncode, said.stderr
-    assert "expected hypothesis to test a codec, got no such package: pip install 'ilcp[testing]'\n" == said.stdout
+    expected = (
+        "expected hypothesis to test a codec, got no such package: pip install 'ilcp[testing]', or in a checkout of"
+    )
+    assert f"{expected} ilcp pip install -e '.[testing]'\n" == said.stdout

@@ -304,7 +304,7 @@ def require_repetitions(n: int) -> None:
     """
     if n < MIN_REPETITIONS:
         because = "the 99th percentile of fewer is no more than their maximum"
-        raise ConfigError(f"expected at least {MIN_REPETITIONS} repetitions of the times, got {n}: {because}")
+        raise ConfigError(f"expected at least {MIN_REPETITIONS} repetitions, got {n}: {because}")
 
 
 def _fitting(receiver: Receiver, contexts: Sequence[str], question: str, n: int, threads: int) -> list[str]:
