@@ -11,6 +11,7 @@ from ilcp.codec.protocols import Codec, is_trainable
 from ilcp.codec.registry import codec_class
 from ilcp.errors import ConfigError, DecodeError, EncodeError
 from ilcp.handoff import Receiver, Sender
+from ilcp.inputs import listed
 from ilcp.measure.arms import ArmSpec, arm_specs
 from ilcp.measure.cost import cost
 from ilcp.measure.fanout import fan_out
@@ -71,6 +72,7 @@ def run(
         StorageError: ``keep`` cannot be written.
     """
     _require_ends(sender, receiver)
+    cases = listed(cases, "cases in a list", "case", error=ConfigError)
     require_cases(cases, receiver)
     specs = _chosen(_specs(sender, receiver, cases, _lengths(sender, lengths), texts, seed, hops, budgets), arms)
     draft = unfinished(keep)
