@@ -338,7 +338,7 @@ def test_messages_that_no_template_takes_are_refused(llama) -> None:
     with pytest.raises(EncodeError, match="chat template for messages, got one without: pass a text"):
         sender_of(llama.model, plain).encode(MESSAGES)
     strict = make_tokenizer(300, template="{{ raise_exception('roles must alternate') }}")
-    with pytest.raises(EncodeError, match="template takes, got roles .*roles must alternate"):
+    with pytest.raises(EncodeError, match=r"template takes, got roles .*roles must alternate"):
         sender_of(llama.model, strict).encode(MESSAGES)
 
 

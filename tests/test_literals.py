@@ -114,10 +114,10 @@ def test_whatever_auto_picks_can_be_sent_and_occurs_in_the_text(text: str, budge
     + ["文a" * 10**5, "a\u200b" * 10**5, ")" * 10**6, ":a" * 10**5, "a://" * 10**5, "](" * 10**5, ",a" * 10**5],
 )
 def test_auto_takes_time_in_proportion_to_the_text(hostile: str) -> None:
-    """No text makes an expression run away: a megabyte takes less than two seconds."""
-    start_s = time.perf_counter()
+    """No text makes an expression run away: a megabyte takes less than two seconds of a processor."""
+    start_s = time.process_time()
     auto(hostile)
-    assert time.perf_counter() - start_s < 2
+    assert time.process_time() - start_s < 2
 
 
 def test_a_code_is_in_every_dossiers_literals_at_a_few_bytes() -> None:

@@ -125,9 +125,9 @@ def read_jsonl(path: str | Path) -> Iterator[Case]:
     - ``{"context", "questions": [{"question", "answer", ...}, ...]}``: several, each with the same keys;
     - ``{"context", "continuation"}``: what comes next; its question is empty;
     - ``{"messages": [{"role", "content", "name"?}, ...], "handoffs"?: [int, ...]}``: a chat log, its contents texts,
-      lists of text parts, or null beside a tool's call. Each hand-off is a case: what came before it, as "author: content" paragraphs, and what the next agent then wrote. Without
-      ``"handoffs"`` (numbers of messages, from 0) these are all messages of an agent (neither user nor system) by
-      another author than the one before.
+      lists of text parts, or null beside a tool's call. Each hand-off is a case: what came before it, as "author:
+      content" paragraphs, and what the next agent then wrote. Without ``"handoffs"`` (numbers of messages, from 0)
+      these are all messages of an agent (neither user nor system) by another author than the one before.
 
     ``"answers"`` is a list of spellings, any of which is right. Without an ``"answer"`` beside it the one that stands
     last in the context is trained on: a conversation ends with what was confirmed. ``"kind"`` groups questions in a
@@ -211,19 +211,20 @@ def _question(record: Any, context: str, where: str) -> Question:
     if not isinstance(record, dict):
         raise ConfigError(f"{where}: expected a JSON object, got {type(record).__name__}")
     answers, choices = _spellings(record, where), record.get("choices")
-    if choices is not None and not (isinstance(choices, list) and any(answer in choices for answer in answers)):
+    some = choices if isinstance(choices, list) else ()
+    pool = tuple(_label({"choices": each}, "choices", "", where) for each in some)
+    if choices is not None and not any(answer in pool for answer in answers):
         raise ConfigError(f"{where}: expected 'choices' to be a list that holds the answer, got {choices!r}")
     answer = _last(answers, context) if record.get("answer") is None else _text(record, "answer", where)
     text = _text(record, "question", where)
     kind = _label(record, "kind", "lookup", where)
     topic = None if record.get("topic") is None else _label(record, "topic", "", where)
-    pool = None if choices is None else tuple(_label({"choices": each}, "choices", "", where) for each in choices)
     try:
         return Question(
             text=text,
             answer=answer,
             kind=kind,
-            choices=pool,
+            choices=pool or None,
             facts=() if topic is None else ((topic, answer),),
             answers=answers,
         )
