@@ -15,6 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 import ilcp
 from ilcp import errors, transport
@@ -307,6 +308,9 @@ def test_the_embedded_sender_warns_of_a_foreign_text_once() -> None:
         message = sender.encode(FOREIGN)
     assert message == sender.encode(FOREIGN)  # a warning would be an error here
     sender.encode_batch([CASE.context, FOREIGN])
+    with sender.capture() as context, torch.no_grad():
+        sender.model(**sender.tokenizer("Of mitochondria.", return_tensors="pt", return_token_type_ids=False))
+    assert sender.encode(context)  # what was computed already is not computed again
     for come_in in (sender.encode, lambda text: sender.encode_batch([CASE.context, text])):
         with pytest.warns(OutsideWarning):
             come_in(FOREIGN + f" And so on, {come_in}.")

@@ -411,7 +411,7 @@ def test_lines_that_json_alone_would_not_refuse_are_refused(tmp_path) -> None:
     for line, said in (
         (
             r'{"context": "\ud800", "question": "?", "answer": "a"}',
-            "1: expected text in 'context', got half",
+            "1: expected a text in 'context' of whole characters, got half",
         ),
         ('{"context": ' + "9" * 5000 + "}", "1: expected one JSON object per line"),
         ("[" * 200_000, "1: expected one JSON object per line"),

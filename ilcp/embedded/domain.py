@@ -8,6 +8,7 @@ dossiers of the validation split reach, with a margin.
 import json
 import math
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -15,11 +16,10 @@ from typing import Any
 
 import torch
 
-from ilcp.codec.context import Context
-from ilcp.handoff import Sender
-from ilcp.handoff.sources import require_length
+from ilcp.handoff import Sender, Verified
+from ilcp.handoff.sources import is_text_or_ids, require_length
 from ilcp.identity import digest
-from ilcp.inputs import require_text
+from ilcp.inputs import listed, require_text
 from ilcp.models.prompt import layout
 from ilcp.models.reading import require_ids, window_tokens
 from ilcp.tasks.dossier import ATTRIBUTES, CODE, JOINS
@@ -63,32 +63,58 @@ class OutsideWarning(UserWarning):
 
 
 class DossierSender(Sender):
-    """The embedded sender: warns of a text outside its domain, once a text, when a message is made of it."""
+    """The embedded sender: warns of a text outside its domain, once a text, when a message is made of it.
+
+    What was computed already is not judged: that would take the pass which it saves.
+    """
 
     def __init__(self, *args: Any, **options: Any):
         super().__init__(*args, **options)
         self._judged: set[bytes] = set()
 
-    def payload(self, context: Context, payload_bytes: int | None = None) -> bytes:
-        """Returns what the codec makes of a context that becomes a message.
+    def encode(self, source: Any, **options: Any) -> bytes:
+        """Returns the message for ``source``, as ``Sender.encode``.
 
         Raises:
-            EncodeError, ConfigError: as ``Sender.payload``.
+            EncodeError, ConfigError: as ``Sender.encode``.
         """
-        if context.text:
-            self._judge(context.text)
-        return super().payload(context, payload_bytes)
+        message = super().encode(source, **options)
+        self._judge(source)
+        return message
 
-    def _judge(self, text: str) -> None:
-        name = digest(text.encode("utf-8", "surrogatepass"))
-        if name in self._judged:
+    def verified(self, source: Any, *args: Any, **options: Any) -> Verified:
+        """Returns the message for ``source`` and what its receiver answers, as ``Sender.verified``.
+
+        Raises:
+            EncodeError, ConfigError, IdentityError: as ``Sender.verified``.
+        """
+        found = super().verified(source, *args, **options)
+        self._judge(source)
+        return found
+
+    def encode_batch(self, sources: Iterable[Any], *args: Any, **options: Any) -> list[bytes]:
+        """Returns the messages for ``sources``, as ``Sender.encode_batch``.
+
+        Raises:
+            EncodeError, ConfigError: as ``Sender.encode_batch``.
+        """
+        sources = listed(sources, "a list of sources", "source")
+        messages = super().encode_batch(sources, *args, **options)
+        for source in sources:
+            self._judge(source)
+        return messages
+
+    def _judge(self, source: Any) -> None:
+        text = self._prepared(source)[0] if is_text_or_ids(source) else None
+        name = digest((text or "").encode("utf-8"))
+        if not text or name in self._judged:
             return
         if len(self._judged) >= MOST_JUDGED:
             self._judged.clear()
         self._judged.add(name)
         found = familiarity(self, text)
         if found.outside:
-            warnings.warn(f"a text of {len(text)} characters is {found}", OutsideWarning, stacklevel=4)
+            warnings.warn(f"a text of {len(text)} characters is {found}", OutsideWarning, stacklevel=3)
 
 
 def familiarity(sender: Sender, text: str) -> Familiarity:

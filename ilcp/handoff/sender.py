@@ -119,7 +119,7 @@ class Sender:
         given = () if literals is None or literals == "auto" else chosen(literals, None)  # refused before anything runs
         context = self.read(source)
         beside = chosen("auto", said(source, context)) if literals == "auto" else given
-        return self.pack(self.payload(context, payload_bytes), beside)
+        return self.pack(self.codec.encode(context, payload_bytes), beside)
 
     def verified(
         self,
@@ -181,7 +181,7 @@ class Sender:
         for index, context in self._contexts(sources, batch):
             with _named(index):
                 beside = () if literals is None else chosen(literals, said(sources[index], context))
-            messages[index] = self.pack(self.payload(context, payload_bytes), beside)
+            messages[index] = self.pack(self.codec.encode(context, payload_bytes), beside)
         return messages
 
     def read(self, source: Any) -> Context:
@@ -207,14 +207,6 @@ class Sender:
             return Context(text=text)
         states, windows = read_ids(self.model, ids, self.codec.layers)
         return Context(text=text, states=states, windows=windows)
-
-    def payload(self, context: Context, payload_bytes: int | None = None) -> bytes:
-        """Returns what the codec makes of a context that becomes a message.
-
-        Raises:
-            EncodeError, ConfigError: as ``encode``.
-        """
-        return self.codec.encode(context, payload_bytes)
 
     def read_batch(self, sources: Iterable[Any], batch: int = BATCH) -> list[Context]:
         """Returns the contexts of ``sources``, in their order; see ``encode_batch``, which does not keep them all.

@@ -80,7 +80,7 @@ def read_back(
     context = sender.read(source)
     text = said(source, context)
     known = known_answers(receiver, asked, text)
-    payload = sender.payload(context, length)
+    payload = sender.codec.encode(context, length)
 
     def fits(beside: Literals) -> bool:
         try:
