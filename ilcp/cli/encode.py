@@ -53,7 +53,7 @@ def encode(
         to.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StorageError(f"expected a folder for the messages, got {to}: {(error.strerror or '').lower()}") from error
-    done = made = outside = 0
+    counted: Counter[str] = Counter()
     failures: list[Exception] = []
     with interruptible("the same command goes on with the files that are left"), _progress() as progress:
         for file in progress.track(files, description="encoding"):
@@ -61,32 +61,30 @@ def encode(
             target = to / (file.name + SUFFIX)
             try:
                 text = read_text(file)
-                if _is_there(target, file, codec_id, length):
-                    done += 1
-                    continue
-                message, warned = _encoded(reader, text, payload_bytes)
-                write_whole(target, message)
-                made += 1
-                outside += bool(warned)
-                for said in warned:
-                    _say(file, "yellow", said)
+                there = _is_there(target, file, codec_id, length)
+                counted.update(["there"] if there else _made(reader, text, payload_bytes, file, target))
             except Exception as error:  # whatever one file brings about, the others are encoded
                 failures.append(error)
                 _say(file, "red", str(error) if isinstance(error, IlcpError) else traceback.format_exc())
-    found = f", {outside} outside what the embedded pair knows" if outside else ""
-    out.print(f"{made} encoded, {done} were there, {len(failures)} failed{found}", highlight=False)
+    found = f", {counted['outside']} outside what the embedded pair knows" if counted["outside"] else ""
+    said = f"{counted['made']} encoded, {counted['there']} were there, {len(failures)} failed{found}"
+    out.print(said, highlight=False)
     if failures:
         raise typer.Exit(exit_code(failures[0]))
 
 
-def _encoded(sender: "Sender", text: str, payload_bytes: int | None) -> tuple[bytes, list[str]]:
-    """Returns a text's message, and what the sender warned of."""
+def _made(sender: "Sender", text: str, payload_bytes: int | None, file: Path, target: Path) -> list[str]:
+    """Writes a text's message, and says what the sender warned of; returns what it counts as."""
     from ilcp.embedded.domain import OutsideWarning
 
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always", OutsideWarning)
         message = sender.encode(text, payload_bytes=payload_bytes)
-    return message, [str(each.message) for each in warned if issubclass(each.category, OutsideWarning)]
+    write_whole(target, message)
+    outside = [each for each in warned if issubclass(each.category, OutsideWarning)]
+    for each in outside:
+        _say(file, "yellow", str(each.message))
+    return ["made", "outside"] if outside else ["made"]
 
 
 def _progress() -> Progress:
