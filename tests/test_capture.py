@@ -321,7 +321,7 @@ def test_a_text_codec_gets_the_words_of_messages(llama) -> None:
     ("bad", "fragment"),
     [
         ({"content": "x"}, "got message 1 without role"),
-        ("x", "message 1 .*got str"),
+        ("x", "got str as message 1"),
     ],
 )
 def test_malformed_messages_are_refused_by_index(llama, bad: Any, fragment: str) -> None:
