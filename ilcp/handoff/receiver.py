@@ -61,7 +61,8 @@ class Receiver:
             prompt of this receiver is rendered with them.
 
     Raises:
-        ConfigError: the model cannot receive, there is no tokenizer, no codec, or a replay cache without a key.
+        ConfigError: the model cannot receive, there is no tokenizer, no codec, a replay cache without a key, or an
+            argument that is no chat template's own.
         IdentityError: a codec was trained for another receiver; the text names the part that differs.
         UnmeasuredError: a codec's content gain was not measured, or is not above zero; the text says what was measured.
     """
@@ -105,7 +106,8 @@ class Receiver:
 
         Raises:
             DecodeError: the bytes are no message, damaged, expired, or not under this receiver's key; or the payload
-                decodes to NaN, infinity, another width, or vectors out of the norm band of this receiver's embeddings.
+                decodes to NaN, infinity, another width, vectors out of the norm band of this receiver's embeddings, or
+                text that spells a control token.
             ReplayError: the message was decoded before.
             ReplayCacheError: the replay cache cannot say so.
             MismatchedCodecError: the message was made by another codec; it is an IdentityError and a DecodeError.
