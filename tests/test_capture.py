@@ -243,7 +243,11 @@ def test_a_batch_names_what_is_wrong_with_it(llama) -> None:
             llama.encode_batch(single)
     with pytest.raises(ConfigError, match="at least 1 source, got 0"):
         llama.read_batch(TEXTS, batch=0)
-    for bad, fragment in ((" ", "empty"), ([99_999], "does not belong"), ([{"role": "user"}], "empty ones")):
+    for bad, fragment in (
+        (" ", "empty"),
+        ([99_999], "does not belong"),
+        ([{"role": "user"}], "message 0 without content"),
+    ):
         with pytest.raises(EncodeError, match=f"source 1: .*{fragment}"):
             llama.encode_batch([TEXTS[0], bad])
     assert [] == llama.encode_batch([])
@@ -307,17 +311,17 @@ def test_messages_are_read_as_the_template_writes_them(llama) -> None:
     assert llama.encode(MESSAGES) == llama.encode(tuple(MESSAGES)) == llama.encode(ids)
 
 
-def test_a_text_codec_gets_the_rendered_messages(llama) -> None:
-    """Where the codec reads text, messages are text."""
+def test_a_text_codec_gets_the_words_of_messages(llama) -> None:
+    """Where the codec reads text, messages are paragraphs: another model's control tokens would be noise."""
     sender = Sender(llama.model, llama.tokenizer, PlainCodec(4000))
-    assert Context(text=f"<|user|>{TEXTS[2]}<|user|>Noted.") == sender.read(MESSAGES)
+    assert Context(text=f"user: {TEXTS[2]}\n\nassistant: Noted.") == sender.read(MESSAGES)
 
 
 @pytest.mark.parametrize(
     ("bad", "fragment"),
     [
-        ({"content": "x"}, "message 1 to have a role that is a str, got none"),
-        ("x", "message 1 .*got str"),
+        ({"content": "x"}, "got message 1 without role"),
+        ("x", "got str as message 1"),
     ],
 )
 def test_malformed_messages_are_refused_by_index(llama, bad: Any, fragment: str) -> None:
@@ -334,7 +338,7 @@ def test_messages_that_no_template_takes_are_refused(llama) -> None:
     with pytest.raises(EncodeError, match="chat template for messages, got one without: pass a text"):
         sender_of(llama.model, plain).encode(MESSAGES)
     strict = make_tokenizer(300, template="{{ raise_exception('roles must alternate') }}")
-    with pytest.raises(EncodeError, match="template takes, got: roles must alternate"):
+    with pytest.raises(EncodeError, match=r"template takes, got roles .*roles must alternate"):
         sender_of(llama.model, strict).encode(MESSAGES)
 
 

@@ -15,19 +15,22 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 import ilcp
 from ilcp import errors, transport
 from ilcp.cli import app, main
 from ilcp.cli.exit_codes import ERROR_CODES, OTHER_CODES, exit_code
 from ilcp.embedded import HERE
+from ilcp.embedded.domain import OutsideWarning
 from ilcp.errors import IlcpError
-from ilcp.message import MAX_MESSAGE_BYTES
+from ilcp.message import MAX_MESSAGE_BYTES, Message
 from ilcp.tasks import case_files
 from tests.helpers import wait_for
 
 ILCP = [sys.executable, "-m", "ilcp"]
 CASE = next(iter(case_files("test", 21, 1)))
+FOREIGN = "The mitochondrion is an organelle; it makes ATP. Photosynthesis, by contrast, stores light as sugar."
 CONFIG, ENCODE, DECODE, STORAGE = (
     exit_code(kind("x")) for kind in (errors.ConfigError, errors.EncodeError, errors.DecodeError, errors.StorageError)
 )
@@ -173,9 +176,7 @@ def test_a_dossier_of_the_users_own(run: Run, tmp_path: Path) -> None:
 def test_a_text_outside_is_said_to_be_outside(run: Run, tmp_path: Path) -> None:
     """A text of another kind is not answered; the figures that show it are printed, and the exit code is 3."""
     file = tmp_path / "other.txt"
-    file.write_text(
-        "The mitochondrion is an organelle; it makes ATP. Photosynthesis, by contrast, stores light as sugar."
-    )
+    file.write_text(FOREIGN)
     done = run("demo", "--document", str(file), "--ask", "What makes ATP?")
     assert 3 == done.returncode
     assert re.search(r"outside what the embedded pair knows: .* \d+\.\d+ bits per byte", done.stderr.replace("\n", " "))
@@ -258,6 +259,93 @@ def test_encode_passes_over_what_cannot_be_written(run: Run, tmp_path: Path) -> 
     done = run("encode", str(longer), str(long), str(good), "--out", str(tmp_path / "messages"))
     assert (STORAGE, "2 encoded, 0 were there, 1 failed\n") == (done.returncode, done.stdout)
     assert f"ilcp: {longer}: expected" in done.stderr
+
+
+def test_no_file_stops_the_others(run: Run, tmp_path: Path, monkeypatch) -> None:
+    """Whatever one brings about, a defect or too little memory too, is shown, and the next is encoded."""
+    files = [tmp_path / name for name in ("a.txt", "b.txt", "c.txt")]
+    for number, file in enumerate(files):
+        file.write_text(f"{CASE.context} {number}", encoding="utf-8")
+    encode = ilcp.Sender.encode
+
+    def failing(self: Any, source: Any, **options: Any) -> bytes:
+        if source.endswith(" 0"):
+            raise MemoryError("no room")
+        if source.endswith(" 1"):
+            raise TypeError("a defect")
+        return encode(self, source, **options)
+
+    monkeypatch.setattr(ilcp.Sender, "encode", failing)
+    done = run("encode", *map(str, files), "--out", str(tmp_path / "messages"))
+    assert (1, "1 encoded, 0 were there, 2 failed\n") == (done.returncode, done.stdout)
+    assert all(said in done.stderr for said in ("a.txt: Traceback", "MemoryError: no room", "TypeError: a defect"))
+    assert ["c.txt.ilcp"] == [file.name for file in (tmp_path / "messages").iterdir()]
+
+
+def test_a_text_that_the_embedded_pair_cannot_carry_is_marked(run: Run, tmp_path: Path) -> None:
+    """``ilcp encode`` encodes it, names it, and counts it; a dossier, with a byte-order mark or not, is as it was."""
+    plain, marked, other = (tmp_path / name for name in ("plain.txt", "marked.txt", "other.txt"))
+    plain.write_text(CASE.context, encoding="utf-8")
+    marked.write_text(CASE.context, encoding="utf-8-sig")
+    other.write_text(FOREIGN, encoding="utf-8")
+    done = run("encode", str(plain), str(marked), str(other), "--out", str(tmp_path))
+    assert (0, "3 encoded, 0 were there, 0 failed, 1 outside what the embedded pair knows\n") == (
+        done.returncode,
+        done.stdout,
+    )
+    assert f"ilcp: {other}: a text of {len(FOREIGN)} characters is outside what the embedded pair knows" in done.stderr
+    assert 1 == done.stderr.count("outside")
+    messages = [(tmp_path / f"{file.name}.ilcp").read_bytes() for file in (plain, marked)]
+    assert messages[0] == messages[1]
+    done = run("demo", "--document", "-", "--ask", "Which region is affected?", stdin=marked.read_bytes())
+    assert (0, "") == (done.returncode, done.stderr)
+
+
+def test_the_embedded_sender_warns_of_a_foreign_text_once() -> None:
+    """Each way to make a message of it warns, once a text; what a dossier's message is, no warning says."""
+    sender = ilcp.load_pair().sender
+    with pytest.warns(OutsideWarning, match="a text of .* is outside what the embedded pair knows"):
+        message = sender.encode(FOREIGN)
+    assert message == sender.encode(FOREIGN)  # a warning would be an error here
+    sender.encode_batch([CASE.context, FOREIGN])
+    with sender.capture() as context, torch.no_grad():
+        sender.model(**sender.tokenizer("Of mitochondria.", return_tensors="pt", return_token_type_ids=False))
+    assert sender.encode(context)  # what was computed already is not computed again
+    for come_in in (sender.encode, lambda text: sender.encode_batch([CASE.context, text])):
+        with pytest.warns(OutsideWarning):
+            come_in(FOREIGN + f" And so on, {come_in}.")
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
+def test_a_console_that_is_not_utf8_is_written_to(encoding: str, tmp_path: Path, monkeypatch) -> None:
+    """What it lacks is written as an escape: every message is received, and a question is answered and shown."""
+    folder, written = tmp_path / "a \u2192 \udc80", io.BytesIO()
+
+    def call(*words: str) -> int:
+        for name in ("stdout", "stderr"):
+            monkeypatch.setattr(sys, name, io.TextIOWrapper(written, encoding=encoding))
+        monkeypatch.setattr(sys, "argv", ["ilcp", *words])
+        try:
+            main()
+        except SystemExit as ended:
+            return int(ended.code or 0)
+        finally:
+            sys.stdout.flush()
+            sys.stdout.detach()
+            sys.stderr.detach()
+        return 0
+
+    (tmp_path / "dossier.txt").write_text(CASE.context, encoding="utf-8")
+    with ilcp.connect(f"spool://{tmp_path}/spool") as c:
+        for number in range(2):
+            c.send(Message(bytes(8), bytes([number])).to_bytes(), to="me")
+    assert 0 == call(
+        "receive", "--via", f"spool://{tmp_path}/spool", "--as", "me", "--count", "2", "--out", str(folder)
+    )
+    assert 2 == len(list(folder.iterdir()))
+    assert rb"a \u2192 \udc80" in written.getvalue()
+    assert 0 == call("demo", "--document", str(tmp_path / "dossier.txt"), "--ask", "Which region \u2192?")
+    assert rb"\u2192" in written.getvalue()
 
 
 def test_encode_knows_a_sealed_message_that_is_there(run: Run, tmp_path: Path, pair) -> None:

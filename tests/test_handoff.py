@@ -246,8 +246,10 @@ def test_prompts_that_do_not_fit_or_say_nothing_are_refused(small) -> None:
         small.receiver.generate("a message", QUESTION)
     with pytest.raises(ConfigError, match="expected a context as a str or several in a list, got int"):
         small.receiver.generate(None, QUESTION, context=5)
-    with pytest.raises(ConfigError, match="expected the text of a memory as a str, got int"):
+    with pytest.raises(EncodeError, match="expected context 0 as a str, got int"):
         small.receiver.generate(None, QUESTION, context=[5])
+    with pytest.raises(ConfigError, match="expected the text of a memory as a str, got int"):
+        TextMemory(5)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="expected memory vectors as a tensor 'memory hidden', got list"):
         SoftPrompt([[1.0]])  # type: ignore[arg-type]
 

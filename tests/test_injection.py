@@ -268,7 +268,7 @@ def test_without_a_marker_memories_open_the_last_user_message(receiver) -> None:
     lone = [{"role": "user", "content": QUESTION}]
     assert torch.equal(receiver.prompt(memory, QUESTION), receiver.prompt(memory, lone))
     turns = [{"role": "user", "content": "Hello."}, {"role": "assistant", "content": None}, *lone]
-    opened = [*turns[:2], {"role": "user", "content": f"{DOCUMENT}\n\n{QUESTION}"}]
+    opened = [turns[0], {**turns[1], "content": ""}, {"role": "user", "content": f"{DOCUMENT}\n\n{QUESTION}"}]
     rendered = TOKENIZER.apply_chat_template(opened, tokenize=False, add_generation_prompt=True)
     assert torch.equal(embed(receiver.model, ids_of(rendered)), receiver.prompt(memory, turns))
     inside = f"Given {MEMORY_HERE}, which?"
@@ -283,7 +283,7 @@ def test_chats_without_a_place_are_refused(llama) -> None:
             llama.generate(memories, CHAT)
     with pytest.raises(EncodeError, match=r"a text of the user's, where the memory can stand, got \['assistant'\]"):
         llama.generate(memory, [{"role": "assistant", "content": "Yes?"}])
-    with pytest.raises(EncodeError, match="a text of the user's"):
+    with pytest.raises(EncodeError, match="part 0 of message 0 as a text"):
         llama.generate(memory, [{"role": "user", "content": [{"type": "image"}]}])
     plain = make_tokenizer(300, template=None)
     with pytest.raises(EncodeError, match=r"no chat template, got chat messages: set tokenizer\.chat_template"):
@@ -304,8 +304,8 @@ def test_chats_without_a_place_are_refused(llama) -> None:
         (None, "as a str or as chat messages, got NoneType"),
         (5, "got int"),
         (b"hi", "got bytes"),
-        ([], r"a text of the user's, where the memory can stand, got \[\]"),
-        ([{"role": "user", "content": 5}], "a text of the user's"),
+        ([], "expected chat messages, got none"),
+        ([{"role": "user", "content": 5}], "the content of message 0 as a text or a list of text parts, got int"),
     ],
 )
 def test_questions_that_are_none_are_refused(llama, question, text: str) -> None:
@@ -531,9 +531,6 @@ def test_template_arguments_reach_every_prompt() -> None:
         assert expected == receiver.generate(memory, QUESTION, max_new_tokens=6, cache=receiver.prefill(memory))
     asked = [(memory, QUESTION, "Bergen")]
     assert loud.score(asked) != silent.score(asked)
-    for name in ("tokenize", "add_generation_prompt"):
-        with pytest.raises(EncodeError, match=f"multiple values for keyword argument '{name}'"):
-            receiver_of("llama", tokenizer, template={name: True}).generate(memory, QUESTION)
 
 
 def test_trimmed_messages_are_taken_and_changed_ones_refused() -> None:

@@ -23,7 +23,7 @@ CODECS = ROOT / "codecs"
 # own module, which names what is below it.
 FLOORS = (
     ("errors",),
-    ("files", "records"),
+    ("files", "inputs", "records"),
     ("identity",),
     ("evidence", "message"),
     ("codec", "nn"),
@@ -36,7 +36,19 @@ FLOORS = (
     ("cli", "testing"),
     ("__main__",),
 )
-TORCH_FREE = ("cli", "errors", "evidence", "files", "identity", "ilcp", "message", "records", "tasks", "transport")
+TORCH_FREE = (
+    "cli",
+    "errors",
+    "evidence",
+    "files",
+    "identity",
+    "ilcp",
+    "inputs",
+    "message",
+    "records",
+    "tasks",
+    "transport",
+)
 HEAVY = frozenset({"torch", "transformers"})
 
 MODULE_LINES = 400

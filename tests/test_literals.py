@@ -43,7 +43,34 @@ PICKED = [
     ("J3X4P2 J3X4P2, J3X4P2.", ("J3X4P2",)),
     ("INC-20391's owner, J3X4P2’s: the 2nd and 15th", ("INC-20391", "J3X4P2")),
     ('code=K9Z8 user_id=4711 {"n":4711} J3X4P2—then', ("K9Z8", "4711", "J3X4P2")),
-    ("订单号12345已发货给马拉", ()),
+    ("订单号12345已发货给马拉", ("12345",)),
+    ("工单INC-20391于2024-05-17关闭。", ("INC-20391", "2024-05-17")),
+    ("請見「J3X4P2」、K9Z8及https://example.org/a。", ("J3X4P2", "K9Z8", "https://example.org/a")),
+    ("联系mara@example.org。或jonas@example.org，谢谢", ("mara@example.org", "jonas@example.org")),
+    ("コードはJ3X4P2です。INC-20391은 닫혔다", ("J3X4P2", "INC-20391")),
+    ("رمز INC-20391، ثم J3X4P2؟ कोड K9Z8।", ("INC-20391", "J3X4P2", "K9Z8")),
+    ("见https://example.org/a查看, /home/用户/a1.txt, C:\\用户\\a1.txt, mara@例子.org", ()),
+    ("https://zh.wikipedia.org/wiki/中文", ()),
+    ("Straße123 naïve7 ＩＮＣ－２０３９１", ()),
+    (
+        "[mara](mailto:mara@example.org) [J3X4P2](https://example.org/J3X4P2)",
+        ("mara@example.org", "J3X4P2", "https://example.org/J3X4P2"),
+    ),
+    (
+        "[a](https://example.org/a_(b)), (https://example.org/c_(d))",
+        ("https://example.org/a_(b)", "https://example.org/c_(d)"),
+    ),
+    ("E-mail:mara@example.org;jonas@example.org,", ("mara@example.org", "jonas@example.org")),
+    (
+        '<a href="https://example.org/a">K9Z8</a> </strong> {"url":"https://example.org/b","n":4711}',
+        ("https://example.org/a", "K9Z8", "https://example.org/b", "4711"),
+    ),
+    ("_J3X4P2_ **K9Z8** `INC-20391` ~~A1~~ A2-", ("J3X4P2", "K9Z8", "INC-20391")),
+    ("INC-20391→INC-20392 ✅J3X4P2", ("INC-20391", "INC-20392", "J3X4P2")),
+    ("−5.25 and 37.5° and ≥100", ("−5.25", "37.5", "100")),
+    ("code\u200bJ3X4P2 \u200eK9Z8\u200f INC-20391\ufeff A1\xad", ("J3X4P2", "K9Z8", "INC-20391", "A1")),
+    ("INC-\u200b20391 J3X4\u200bP2 https://exa\u200bmple.org 12\u20603456", ()),
+    ("https://a.org/1,https://b.org/2", ("https://a.org/1", "https://b.org/2")),
     ("see https://example.org/a?b=1&c=2</s><|im_end|>", ("https://example.org/a?b=1&c=2",)),
     ("", ()),
 ]
@@ -51,7 +78,10 @@ PICKED = [
 
 @pytest.mark.parametrize(("text", "expected"), PICKED, ids=[text[:20] or "empty" for text, _ in PICKED])
 def test_auto_picks_what_its_table_says(text: str, expected: tuple[str, ...]) -> None:
-    """Codes, e-mails, URLs, paths, dates and numbers, without the marks around them; no words, no small counts."""
+    """Codes, e-mails, URLs, paths, dates and numbers, without the marks around them; no words, no small counts.
+
+    In any script and markup; where a string might be cut off, none.
+    """
     assert expected == auto(text, MAX_LITERALS_BYTES)
 
 
@@ -68,7 +98,7 @@ def test_auto_serves_codes_first_and_keeps_the_texts_order() -> None:
 
 
 @THOROUGH
-@given(st.text("aZ09-_./:@,$ \n\té€\ue000\u2028", max_size=300), st.integers(0, MAX_LITERALS_BYTES))
+@given(st.text("aZ09-_./:@,$ \n\té€\ue000\u2028()[]文。\u200b", max_size=300), st.integers(0, MAX_LITERALS_BYTES))
 def test_whatever_auto_picks_can_be_sent_and_occurs_in_the_text(text: str, budget: int) -> None:
     """Any text gives literals that a message takes, within the budget, each of them in the text."""
     picked = auto(text, budget)
@@ -79,13 +109,15 @@ def test_whatever_auto_picks_can_be_sent_and_occurs_in_the_text(text: str, budge
 
 
 @pytest.mark.parametrize(
-    "hostile", ["a" * 10**6, "-._" * 10**5 + "a", "@." * 10**5, "a1-" * 10**5, "1," * 10**5, "a " * 10**5]
+    "hostile",
+    ["a" * 10**6, "-._" * 10**5 + "a", "@." * 10**5, "a1-" * 10**5, "1," * 10**5, "a " * 10**5]
+    + ["文a" * 10**5, "a\u200b" * 10**5, ")" * 10**6, ":a" * 10**5, "a://" * 10**5, "](" * 10**5, ",a" * 10**5],
 )
 def test_auto_takes_time_in_proportion_to_the_text(hostile: str) -> None:
-    """No text makes an expression run away: a megabyte takes less than two seconds."""
-    start_s = time.perf_counter()
+    """No text makes an expression run away: a megabyte takes less than two seconds of a processor."""
+    start_s = time.process_time()
     auto(hostile)
-    assert time.perf_counter() - start_s < 2
+    assert time.process_time() - start_s < 2
 
 
 def test_a_code_is_in_every_dossiers_literals_at_a_few_bytes() -> None:

@@ -202,19 +202,19 @@ def test_a_repeated_id_names_both_lines(tmp_path) -> None:
     [
         ("{", "one JSON object per line"),
         ("[]", "a JSON object, got list"),
-        ('{"context": "a", "question": "b"}', "'answer', got None"),
+        ('{"context": "a", "question": "b"}', "a text in 'answer' as a str, got NoneType"),
         ('{"context": " ", "question": "b", "answer": "c"}', "'context'"),
         ('{"context": "a", "question": "b", "answer": "c", "choices": ["d"]}', "holds the answer"),
         ('{"context": "a", "questions": []}', "a list of questions"),
-        ('{"context": "a", "questions": [{"question": "b"}]}', "question 1: expected a non-empty string in 'answer'"),
+        ('{"context": "a", "questions": [{"question": "b"}]}', "question 1: expected a text in 'answer' as a str"),
         ('{"context": "a", "questions": ["b"]}', "question 1: expected a JSON object, got str"),
         ('{"context": "a", "question": "b", "answers": []}', "a list of spellings in 'answers', got []"),
         ('{"context": "a", "question": "b", "answers": "c"}', "a list of spellings in 'answers', got 'c'"),
-        ('{"context": "a", "question": "b", "answers": ["c", " "]}', "a non-empty string in 'answers', got ' '"),
+        ('{"context": "a", "question": "b", "answers": ["c", " "]}', "a text in 'answers', got an empty one"),
         ('{"context": "a", "question": "b", "answers": ["c", "c"]}', "each of them once, got 'c' and 'c', 'c'"),
         ('{"context": "a", "question": "b", "answer": "d", "answers": ["c"]}', "one of its spellings, each of them"),
         ('{"context": "a", "question": "b", "answers": ["c", "e"], "choices": ["d"]}', "holds the answer"),
-        ('{"context": "a", "continuation": ""}', "'continuation', got ''"),
+        ('{"context": "a", "continuation": ""}', "a text in 'continuation', got an empty one"),
     ],
 )
 def test_bad_lines_name_file_line_and_field(tmp_path, line: str, fragment: str) -> None:

@@ -90,10 +90,16 @@ def test_chat_logs_become_hand_offs(tmp_path) -> None:
     assert "user: Find the cause.\n\nsearcher: The disk is full.\n\nsearcher: Since Monday." == second.context
     assert (Question("", "Report: a full disk since Monday.", "continuation"),) == second.questions
     assert "Since Monday." == third.questions[0].answer
+    parts = [{**talk[0], "content": [{"type": "text", "text": talk[0]["content"]}]}, {"role": "tool", "content": None}]
+    parts[1]["tool_calls"] = [{"function": {"name": "look", "arguments": '{"at": "disk"}'}}]
+    file.write_text(json.dumps({"id": "a", "messages": parts}))
+    (called,) = read_jsonl(file)
+    assert (first.context, 'look {"at": "disk"}') == (called.context, called.questions[0].answer)
     for wrong, said in (
         ({"messages": ["no"]}, "1: expected a list of objects in 'messages'"),
-        ({"messages": [{"role": "user", "content": ""}]}, "1: message 0: expected a non-empty string in 'content'"),
-        ({"messages": [{"content": "who?"}]}, "1: message 0: expected a non-empty string in 'role'"),
+        ({"messages": [{"role": "user", "content": ""}]}, "1: message 0: expected a text in 'content', got an empty"),
+        ({"messages": [{"content": "who?"}]}, "1: expected .* got message 0 without role"),
+        ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "1: expected part 0 of message 0 as a text"),
         ({"messages": talk[:1]}, "expected a message of another agent"),
         ({"messages": talk, "handoffs": [9]}, r"expected numbers from 1 to 3 in 'handoffs', got \[9\]"),
     ):
@@ -406,7 +412,7 @@ def test_lines_that_json_alone_would_not_refuse_are_refused(tmp_path) -> None:
     for line, said in (
         (
             r'{"context": "\ud800", "question": "?", "answer": "a"}',
-            "1: expected text in 'context', got half",
+            "1: expected a text in 'context' of whole characters, got half",
         ),
         ('{"context": ' + "9" * 5000 + "}", "1: expected one JSON object per line"),
         ("[" * 200_000, "1: expected one JSON object per line"),

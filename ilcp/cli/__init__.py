@@ -7,7 +7,7 @@ import typer
 from rich.markup import escape
 
 import ilcp
-from ilcp.cli.common import err, out
+from ilcp.cli.common import err, mild_streams, out
 from ilcp.cli.demo import demo
 from ilcp.cli.encode import encode
 from ilcp.cli.exit_codes import exit_code, help_text
@@ -44,6 +44,7 @@ for command in (demo, train, measure, compare, encode, inspect, send, receive, s
 
 def main() -> None:
     """Runs the command line: an error of ilcp's becomes one sentence and the exit code of its class."""
+    mild_streams()
     try:
         app()
     except IlcpError as error:

@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated
 
@@ -23,9 +24,9 @@ __all__ = [
     "busy",
     "err",
     "interruptible",
+    "mild_streams",
     "out",
     "read_message",
-    "read_text",
 ]
 
 EMBEDDED = "embedded"
@@ -44,26 +45,17 @@ out = Console()
 err = Console(stderr=True)
 
 
-def read_text(path: Path) -> str:
-    """Reads the text of a file.
-
-    Raises:
-        ConfigError: it cannot be read, or is no UTF-8.
-    """
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"expected a readable text file, got {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(
-            f"expected UTF-8 text in {path}, got byte {error.object[error.start]:#04x} at {error.start}"
-        ) from error
+def mild_streams() -> None:
+    """Has standard output and error write what their encoding lacks as escapes, where they would raise."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 @contextmanager
 def busy(what: str) -> Iterator[None]:
     """Shows what takes a while, as long as it takes."""
-    with err.status(what):
+    with err.status(what, spinner="dots" if err.encoding.startswith("utf") else "line"):
         yield
 
 

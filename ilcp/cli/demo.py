@@ -9,9 +9,10 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from ilcp.cli.common import busy, err, out, read_text
+from ilcp.cli.common import busy, err, out
 from ilcp.cli.exit_codes import OUTSIDE
 from ilcp.errors import ConfigError, EncodeError
+from ilcp.inputs import read_text
 
 if TYPE_CHECKING:
     from ilcp.embedded.demo import Demo
@@ -21,7 +22,8 @@ __all__ = ["demo"]
 
 def demo(
     document: Annotated[
-        Path | None, typer.Option(help="Your own dossier, a text file. The embedded pair knows incident dossiers only.")
+        Path | None,
+        typer.Option(help="Your own dossier, a text file, or - for standard input. The pair knows no other kind."),
     ] = None,
     ask: Annotated[list[str] | None, typer.Option(help="A question about --document; may be given again.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The same as JSON, on standard output.")] = False,

@@ -1,18 +1,24 @@
 """``ilcp encode``: makes a message of every text of a corpus."""
 
+import traceback
+import warnings
 from collections import Counter
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
-from rich.progress import track
+from rich.progress import Progress, TimeElapsedColumn
 
-from ilcp.cli.common import EMBEDDED, DeviceOption, SenderOption, busy, err, interruptible, out, read_text
+from ilcp.cli.common import EMBEDDED, DeviceOption, SenderOption, busy, err, interruptible, out
 from ilcp.cli.exit_codes import exit_code
-from ilcp.errors import ConfigError, DecodeError, EncodeError, IlcpError, StorageError
+from ilcp.errors import ConfigError, DecodeError, IlcpError, StorageError
 from ilcp.files import require_writable, write_whole
+from ilcp.inputs import read_text
 from ilcp.message import describe
+
+if TYPE_CHECKING:
+    from ilcp.handoff import Sender
 
 __all__ = ["encode"]
 
@@ -32,6 +38,7 @@ def encode(
     """Makes one message of every file. One that is there and newer than its text is left: run a stopped run again.
 
     A file that cannot be encoded or kept is named and passed over; the exit code is then that of the first such file.
+    Of the embedded codec, a text of a kind that it does not know is named too: its message says next to nothing.
     """
     twice = [name for name, count in Counter(file.name for file in files).items() if count > 1]
     if twice:
@@ -43,26 +50,48 @@ def encode(
         reader = load_sender(None if codec == EMBEDDED else codec, sender=sender, device=device)
     length = reader.codec.spec.length(payload_bytes) if reader.codec.spec.prefixes else None
     codec_id = reader.codec.trained.codec_id(reader.codec.spec).hex()
-    done = made = 0
-    failures: list[IlcpError] = []
-    with interruptible("the same command goes on with the files that are left"):
-        for file in track(files, "encoding", console=err, disable=not err.is_terminal, transient=True):
+    counted: Counter[str] = Counter()
+    failures: list[Exception] = []
+    with interruptible("the same command goes on with the files that are left"), _progress() as progress:
+        for file in progress.track(files, description="encoding"):
+            progress.update(progress.task_ids[0], description=f"encoding {escape(file.name)}")
             target = to / (file.name + SUFFIX)
             try:
                 text = read_text(file)
-                if _is_there(target, file, codec_id, length):
-                    done += 1
-                    continue
-                write_whole(target, reader.encode(text, payload_bytes=payload_bytes))
-                made += 1
-            except (EncodeError, ConfigError, StorageError) as error:
+                there = _is_there(target, file, codec_id, length)
+                counted.update(["there"] if there else _made(reader, text, payload_bytes, file, target))
+            except Exception as error:  # whatever one file brings about, the others are encoded
                 failures.append(error)
-                err.print(
-                    f"[bold red]ilcp:[/] {escape(str(file))}: {escape(str(error))}", highlight=False, soft_wrap=True
-                )
-    out.print(f"{made} encoded, {done} were there, {len(failures)} failed", highlight=False)
+                _say(file, "red", str(error) if isinstance(error, IlcpError) else traceback.format_exc())
+    found = f", {counted['outside']} outside what the embedded pair knows" if counted["outside"] else ""
+    said = f"{counted['made']} encoded, {counted['there']} were there, {len(failures)} failed{found}"
+    out.print(said, highlight=False)
     if failures:
         raise typer.Exit(exit_code(failures[0]))
+
+
+def _made(sender: "Sender", text: str, payload_bytes: int | None, file: Path, target: Path) -> list[str]:
+    """Writes a text's message, and says what the sender warned of; returns what it counts as."""
+    from ilcp.embedded.domain import OutsideWarning
+
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always", OutsideWarning)
+        message = sender.encode(text, payload_bytes=payload_bytes)
+    write_whole(target, message)
+    outside = [each for each in warned if issubclass(each.category, OutsideWarning)]
+    for each in outside:
+        _say(file, "yellow", str(each.message))
+    return ["made", "outside"] if outside else ["made"]
+
+
+def _progress() -> Progress:
+    """Makes a bar that shows, of a long text too, that something goes on."""
+    columns = (*Progress.get_default_columns(), TimeElapsedColumn())
+    return Progress(*columns, console=err, disable=not err.is_terminal, transient=True)
+
+
+def _say(file: Path, colour: str, what: str) -> None:
+    err.print(f"[bold {colour}]ilcp:[/] {escape(str(file))}: {escape(what)}", highlight=False, soft_wrap=True)
 
 
 def _is_there(target: Path, source: Path, codec_id: str, payload_bytes: int | None) -> bool:

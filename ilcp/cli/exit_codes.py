@@ -43,8 +43,8 @@ OTHER_CODES = {
 }
 
 
-def exit_code(error: IlcpError) -> int:
-    """Returns the exit code of an error: that of its nearest listed class."""
+def exit_code(error: Exception) -> int:
+    """Returns the exit code of an error: that of its nearest listed class; of any other exception, a defect's."""
     return next((ERROR_CODES[kind][0] for kind in type(error).__mro__ if kind in ERROR_CODES), DEFECT)
 
 

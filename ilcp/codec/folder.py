@@ -260,7 +260,7 @@ def _evidence(record: Mapping[str, Any]) -> Evidence | None:
 def _record(source: str | Path, config: Path) -> dict[str, Any]:
     """Reads a folder's ``config.json``; raises as ``load``."""
     try:
-        record = json.loads(config.read_text(encoding="utf-8"))
+        record = json.loads(config.read_text(encoding="utf-8-sig"))
     except OSError as error:
         because = (error.strerror or "unreadable").lower()
         raise ConfigError(f"expected a codec's folder with a config.json, got {source}: {because}") from error

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ilcp.errors import ConfigError, DecodeError
 from ilcp.identity import digest
+from ilcp.inputs import require_text
 from ilcp.message.literals import require_literals
 
 __all__ = ["Memory", "SoftPrompt", "TextMemory"]
@@ -151,14 +152,13 @@ class TextMemory(Memory):
     'The ticket is owned by Mara.'
 
     Raises:
-        ConfigError: the text is no str.
+        ConfigError: the text is no str of whole characters.
     """
 
     __slots__ = ()
 
     def __init__(self, text: str, literals: tuple[str, ...] = ()):
-        if not isinstance(text, str):
-            raise ConfigError(f"expected the text of a memory as a str, got {type(text).__name__}")
+        text = require_text(text, "the text of a memory", error=ConfigError, may_be_empty=True)
         super().__init__(text, literals)
 
     @property

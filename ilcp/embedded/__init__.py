@@ -5,12 +5,14 @@ The embedded pair is a small sender, a small receiver and a trained codec, loade
 ``benchmarks/train_pair.py`` and ``benchmarks/train_codec.py`` made the files; each folder records seed, time and score.
 """
 
+import json
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from ilcp.codec.folder import CONFIG, folder_of, load, load_to_measure, training_of
 from ilcp.codec.protocols import Codec
+from ilcp.embedded.domain import DossierSender
 from ilcp.errors import ConfigError, StorageError
 from ilcp.handoff import Receiver, Sender
 from ilcp.message.keys import Key
@@ -74,7 +76,7 @@ def load_pair(
     method = (load_to_measure if allow_unmeasured else load)(HERE / "codec" if codec is None else codec)
     model, tokenizer = _model(method, "receiver", receiver, device)
     return Pair(
-        Sender(*_model(method, "sender", sender, device), method, key=key),
+        _sender(method, sender, key, device),
         Receiver(adapt(model, method), tokenizer, method, key=key, replay=replay, allow_unmeasured=allow_unmeasured),
         folder_of(method),
     )
@@ -93,7 +95,14 @@ def load_sender(
         ConfigError, IdentityError, StorageError: as ``load_pair``.
     """
     method = load(HERE / "codec" if codec is None else codec)
-    return Sender(*_model(method, "sender", sender, device), method, key=key)
+    return _sender(method, sender, key, device)
+
+
+def _sender(codec: Codec, given: str | Path | None, key: Key | None, device: str) -> Sender:
+    """Makes the sending end; that of the embedded codec says when a text is outside what it knows."""
+    embedded = json.loads((HERE / "codec" / CONFIG).read_text(encoding="utf-8"))["codec_id"]
+    kind = DossierSender if codec.trained.codec_id(codec.spec).hex() == embedded else Sender
+    return kind(*_model(codec, "sender", given, device), codec, key=key)
 
 
 def _model(codec: Codec, side: str, given: str | Path | None, device: str) -> tuple[Any, Any]:

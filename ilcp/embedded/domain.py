@@ -7,20 +7,34 @@ dossiers of the validation split reach, with a margin.
 
 import json
 import math
+import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from ilcp.errors import EncodeError
-from ilcp.handoff import Sender
+from ilcp.handoff import Sender, Verified
+from ilcp.handoff.sources import is_text_or_ids, require_length
+from ilcp.identity import digest
+from ilcp.inputs import listed, require_text
 from ilcp.models.prompt import layout
-from ilcp.models.reading import window_tokens
+from ilcp.models.reading import require_ids, window_tokens
 from ilcp.tasks.dossier import ATTRIBUTES, CODE, JOINS
 
-__all__ = ["Familiarity", "familiarity", "known_questions", "surprise_bits_per_byte"]
+__all__ = [
+    "DossierSender",
+    "Familiarity",
+    "OutsideWarning",
+    "familiarity",
+    "known_questions",
+    "surprise_bits_per_byte",
+]
 
 LIMIT_FILE = Path(__file__).parent / "domain.json"
+MOST_JUDGED = 1 << 16  # digests of texts that are remembered
 STRETCH_TOKENS = 64  # about five sentences: one odd name puts no text outside, a paragraph of another kind does
 
 
@@ -44,11 +58,70 @@ class Familiarity:
         )
 
 
+class OutsideWarning(UserWarning):
+    """A text is of a kind that the embedded pair does not know: its message says next to nothing."""
+
+
+class DossierSender(Sender):
+    """The embedded sender: warns of a text outside its domain, once a text, when a message is made of it.
+
+    What was computed already is not judged: that would take the pass which it saves.
+    """
+
+    def __init__(self, *args: Any, **options: Any):
+        super().__init__(*args, **options)
+        self._judged: set[bytes] = set()
+
+    def encode(self, source: Any, **options: Any) -> bytes:
+        """Returns the message for ``source``, as ``Sender.encode``.
+
+        Raises:
+            EncodeError, ConfigError: as ``Sender.encode``.
+        """
+        message = super().encode(source, **options)
+        self._judge(source)
+        return message
+
+    def verified(self, source: Any, *args: Any, **options: Any) -> Verified:
+        """Returns the message for ``source`` and what its receiver answers, as ``Sender.verified``.
+
+        Raises:
+            EncodeError, ConfigError, IdentityError: as ``Sender.verified``.
+        """
+        found = super().verified(source, *args, **options)
+        self._judge(source)
+        return found
+
+    def encode_batch(self, sources: Iterable[Any], *args: Any, **options: Any) -> list[bytes]:
+        """Returns the messages for ``sources``, as ``Sender.encode_batch``.
+
+        Raises:
+            EncodeError, ConfigError: as ``Sender.encode_batch``.
+        """
+        sources = listed(sources, "a list of sources", "source")
+        messages = super().encode_batch(sources, *args, **options)
+        for source in sources:
+            self._judge(source)
+        return messages
+
+    def _judge(self, source: Any) -> None:
+        text = self._prepared(source)[0] if is_text_or_ids(source) else None
+        name = digest((text or "").encode("utf-8"))
+        if not text or name in self._judged:
+            return
+        if len(self._judged) >= MOST_JUDGED:
+            self._judged.clear()
+        self._judged.add(name)
+        found = familiarity(self, text)
+        if found.outside:
+            warnings.warn(f"a text of {len(text)} characters is {found}", OutsideWarning, stacklevel=3)
+
+
 def familiarity(sender: Sender, text: str) -> Familiarity:
     """Measures how familiar ``text`` is to the embedded sender.
 
     Raises:
-        EncodeError: the text is empty.
+        EncodeError: the text is empty or too long.
     """
     limit = json.loads(LIMIT_FILE.read_text(encoding="utf-8"))["limit_bits_per_byte"]
     return Familiarity(surprise_bits_per_byte(sender, text), float(limit))
@@ -65,15 +138,16 @@ def surprise_bits_per_byte(sender: Sender, text: str) -> float:
     """Returns the sender's code length, in bits per byte, over the most surprising ``STRETCH_TOKENS`` of the text.
 
     Raises:
-        EncodeError: the text is empty.
+        EncodeError: the text is empty or too long.
     """
-    if not text.strip():
-        raise EncodeError("expected a text, got an empty one")
+    text = require_length(require_text(text))
     encoded = sender.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    ends = [len(text[:end].encode("utf-8")) for _, end in encoded.offset_mapping]
+    require_ids(sender.model, encoded.input_ids)
+    ends = [0, *(end for _, end in encoded.offset_mapping)]
+    sizes = [0, *(len(text[start:end].encode("utf-8")) for start, end in pairwise(ends))]
     bits = [0.0, *(nats / math.log(2) for nats in _losses_nats(sender, encoded.input_ids))]
-    stretch = min(STRETCH_TOKENS, len(ends))
-    total_bits, total_bytes = torch.tensor(bits, dtype=torch.float64).cumsum(0), torch.tensor([0, *ends])
+    stretch = min(STRETCH_TOKENS, len(sizes) - 1)
+    total_bits, total_bytes = torch.tensor(bits, dtype=torch.float64).cumsum(0), torch.tensor(sizes).cumsum(0)
     spent = total_bits[stretch:] - total_bits[:-stretch]
     covered = (total_bytes[stretch:] - total_bytes[:-stretch]).clamp(min=1)
     return float((spent / covered).max())

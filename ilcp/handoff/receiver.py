@@ -11,7 +11,7 @@ memories sit. A message's literals follow right after its memory, an empty line 
 """
 
 import time
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,22 +24,24 @@ from ilcp.errors import ConfigError, DecodeError, EncodeError, MismatchedCodecEr
 from ilcp.evidence import require_evidence
 from ilcp.handoff.answers import Group, Score, answered, answered_packed, require_prompt, scored, scored_packed
 from ilcp.identity import require_same
+from ilcp.inputs import listed, require_text
 from ilcp.message import verified
 from ilcp.message.keys import Key
 from ilcp.message.literals import line
 from ilcp.message.replay import ReplayCache
+from ilcp.models.chat import Chat, require_template
 from ilcp.models.fingerprint import identify
 from ilcp.models.forward import embed, embedding_norm
 from ilcp.models.generate_options import require_count, require_options
 from ilcp.models.packing import packs
 from ilcp.models.prefix_cache import PrefixCaches
-from ilcp.models.prompt import MEMORY_HERE, Chat, holds_control, pieces
+from ilcp.models.prompt import MEMORY_HERE, holds_control, pieces
 from ilcp.models.support import require_receiver, require_tokenizer
 
 __all__ = ["Receiver"]
 
 Source = bytes | bytearray | memoryview | Memory | None  # what one memory comes from
-Sources = Source | Sequence[Source]
+Sources = Source | Iterable[Source]
 
 
 class Receiver:
@@ -59,7 +61,8 @@ class Receiver:
             prompt of this receiver is rendered with them.
 
     Raises:
-        ConfigError: the model cannot receive, there is no tokenizer, no codec, or a replay cache without a key.
+        ConfigError: the model cannot receive, there is no tokenizer, no codec, a replay cache without a key, or an
+            argument that is no chat template's own.
         IdentityError: a codec was trained for another receiver; the text names the part that differs.
         UnmeasuredError: a codec's content gain was not measured, or is not above zero; the text says what was measured.
     """
@@ -92,7 +95,7 @@ class Receiver:
         self.key = key
         self.replay = replay
         self.clock = clock
-        self.template = dict(template or {})
+        self.template = require_template(template)
         self._by_id = {each.trained.codec_id(each.spec): each for each in self.codecs}
         self._embedding_norm = embedding_norm(model)
         self._hidden = embed(model, [0]).shape[1]
@@ -103,7 +106,8 @@ class Receiver:
 
         Raises:
             DecodeError: the bytes are no message, damaged, expired, or not under this receiver's key; or the payload
-                decodes to NaN, infinity, another width, or vectors out of the norm band of this receiver's embeddings.
+                decodes to NaN, infinity, another width, vectors out of the norm band of this receiver's embeddings, or
+                text that spells a control token.
             ReplayError: the message was decoded before.
             ReplayCacheError: the replay cache cannot say so.
             MismatchedCodecError: the message was made by another codec; it is an IdentityError and a DecodeError.
@@ -117,6 +121,8 @@ class Receiver:
         held = memory.in_prompt(self._hidden, self._embedding_norm)
         if isinstance(held, str) and MEMORY_HERE in held:
             raise DecodeError("expected a memory of plain text, got one with ilcp.MEMORY_HERE in it: drop it")
+        if isinstance(held, str) and holds_control(self.tokenizer, held):
+            raise DecodeError("expected a memory of plain text, got one that spells a control token: drop it")
         if parsed.literals and holds_control(self.tokenizer, line(parsed.literals)):
             raise DecodeError("expected literals of plain text, got one that spells a control token: leave it out")
         if self.replay is not None and key is not None and parsed.seal is not None:
@@ -138,7 +144,7 @@ class Receiver:
         message: Sources,
         question: str | Chat = "",
         *,
-        context: str | Sequence[str] | None = None,
+        context: str | Iterable[str] | None = None,
         max_new_tokens: int = 32,
         cache: Any = None,
         **options: Any,
@@ -186,7 +192,7 @@ class Receiver:
         return self._caches.prefilled(self.model, beginning)
 
     def score(
-        self, items: Sequence[tuple[Sources, str | Chat, str]], *, end: bool = True, batch: int = 64
+        self, items: Iterable[tuple[Sources, str | Chat, str]], *, end: bool = True, batch: int = 64
     ) -> list[Score]:
         """Returns scores of ``(message, question, answer)`` items, teacher-forced, at most ``batch`` in one pass.
 
@@ -202,6 +208,7 @@ class Receiver:
             DecodeError, IdentityError: as ``decode``.
         """
         require_count("batch", batch)
+        items = listed(items, "items (message, question, answer) in a list", "item", error=ConfigError)
         asked, answers = [(message, question) for message, question, _ in items], [answer for *_, answer in items]
         if packs(self.model):
             groups = self._groups(asked, batch)
@@ -215,7 +222,7 @@ class Receiver:
 
     def answers(
         self,
-        items: Sequence[tuple[Sources, str | Chat]],
+        items: Iterable[tuple[Sources, str | Chat]],
         *,
         max_new_tokens: int = 32,
         batch: int = 64,
@@ -233,6 +240,7 @@ class Receiver:
         """
         require_count("batch", batch)
         require_count("max_new_tokens", max_new_tokens)
+        items = listed(items, "items (message, question) in a list", "item", error=ConfigError)
         require_options(options, min(batch, len(items)), cached=False)
         if not options and packs(self.model):
             groups = self._groups(items, batch)
@@ -287,16 +295,17 @@ class Receiver:
             )
         return self._by_id[codec_id]
 
-    def _memories(self, message: Sources, context: str | Sequence[str] | None) -> tuple[Memory | None, ...]:
+    def _memories(self, message: Sources, context: str | Iterable[str] | None) -> tuple[Memory | None, ...]:
         if message is not None and context is not None:
             raise ConfigError("expected a message or a context, got both: pass None as the message to read the context")
         if context is not None:
-            if not isinstance(context, Sequence):
-                raise ConfigError(f"expected a context as a str or several in a list, got {type(context).__name__}")
-            return tuple(TextMemory(text) for text in ([context] if isinstance(context, str) else context))
+            expected = "a context as a str or several in a list"
+            texts = [context] if isinstance(context, str) else listed(context, expected, "text", error=ConfigError)
+            named = ((text, f"context {number}") for number, text in enumerate(texts))
+            return tuple(TextMemory(require_text(text, name, may_be_empty=True)) for text, name in named)
         if message is None:
             return ()
-        if isinstance(message, Sequence) and not isinstance(message, str | bytes | bytearray | memoryview):
+        if isinstance(message, Iterable) and not isinstance(message, str | bytes | bytearray | memoryview):
             return tuple(self._memory(each) for each in message)
         return (self._memory(message),)
 
@@ -311,7 +320,7 @@ class Receiver:
 
 
 def _codecs(codec: Any) -> tuple[Codec, ...]:
-    codecs = tuple(codec) if isinstance(codec, Sequence) and not isinstance(codec, str | bytes) else (codec,)
+    codecs = tuple(codec) if isinstance(codec, Iterable) and not isinstance(codec, str | bytes) else (codec,)
     if not codecs:
         raise ConfigError("expected a codec or several, got none: load the sender's with ilcp.load")
     for each in codecs:

@@ -6,7 +6,7 @@
                                                                            literals --^  (``verify`` finds out which)
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Literal
 
@@ -16,13 +16,24 @@ from ilcp.codec.context import Context
 from ilcp.codec.protocols import Codec
 from ilcp.errors import ConfigError, EncodeError
 from ilcp.handoff.receiver import Receiver
-from ilcp.handoff.sources import is_messages, is_text_or_ids, one_row, rendered, said
+from ilcp.handoff.sources import (
+    is_messages,
+    is_text_or_ids,
+    one_row,
+    rendered,
+    require_length,
+    require_outputs,
+    said,
+    saying,
+)
 from ilcp.handoff.verify import Questions, Verified, read_back
 from ilcp.identity import require_same
+from ilcp.inputs import listed, require_text
 from ilcp.message import Message, Seal
 from ilcp.message.keys import Key
 from ilcp.message.literals import chosen
 from ilcp.models.capture import Capture, recording
+from ilcp.models.chat import require_template, spoken
 from ilcp.models.fingerprint import identify
 from ilcp.models.reading import capture_batch, padded_ids, read_ids, read_outputs, require_ids, window_tokens
 from ilcp.models.support import require_sender, require_tokenizer
@@ -45,13 +56,23 @@ class Sender:
         key: 16 to 64 bytes shared with the receiver, or an ``ilcp.KeyRing``, whose current one counts; messages
             are then sealed (127 bytes in place of 100). May be assigned later, to rotate.
         ttl_s: how long a sealed message is valid, in seconds.
+        template: arguments for the chat template beside the messages; every chat of this sender is written with them.
 
     Raises:
         ConfigError: one of them is not what its name says, or the model's states cannot be captured.
         IdentityError: the codec was trained for another sender; the text names the part that differs.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, codec: Codec, *, key: Key | None = None, ttl_s: int = TTL_S):
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        codec: Codec,
+        *,
+        key: Key | None = None,
+        ttl_s: int = TTL_S,
+        template: Mapping[str, Any] | None = None,
+    ):
         require_tokenizer(tokenizer, "sender")
         require_sender(model)
         _require_codec(codec)
@@ -61,6 +82,7 @@ class Sender:
         self.codec = codec
         self.key = key
         self.ttl_s = ttl_s
+        self.template = require_template(template)
         self._codec_id = codec.trained.codec_id(codec.spec)
 
     def encode(
@@ -130,7 +152,7 @@ class Sender:
 
     def encode_batch(
         self,
-        sources: Sequence[Any],
+        sources: Iterable[Any],
         batch: int = BATCH,
         payload_bytes: int | None = None,
         literals: Literal["auto"] | None = None,
@@ -154,6 +176,7 @@ class Sender:
             raise ConfigError(
                 f"expected literals as 'auto' or None for a batch, got {got}: encode the sources one by one"
             )
+        sources = listed(sources, "a list of sources", "source")
         messages: list[bytes] = [b""] * len(sources)
         for index, context in self._contexts(sources, batch):
             with _named(index):
@@ -172,6 +195,7 @@ class Sender:
         if isinstance(source, Capture):
             return self._read_capture(source)
         if not is_text_or_ids(source):
+            require_outputs(source)
             if not self.codec.spec.runs_sender:
                 raise EncodeError(
                     f"expected a text, messages or token ids, because codec {self.codec.spec.name!r} reads text, "
@@ -184,12 +208,13 @@ class Sender:
         states, windows = read_ids(self.model, ids, self.codec.layers)
         return Context(text=text, states=states, windows=windows)
 
-    def read_batch(self, sources: Sequence[Any], batch: int = BATCH) -> list[Context]:
+    def read_batch(self, sources: Iterable[Any], batch: int = BATCH) -> list[Context]:
         """Returns the contexts of ``sources``, in their order; see ``encode_batch``, which does not keep them all.
 
         Raises:
             EncodeError, ConfigError: as in ``encode_batch``.
         """
+        sources = listed(sources, "a list of sources", "source")
         contexts = dict(self._contexts(sources, batch))
         return [contexts[index] for index in range(len(sources))]
 
@@ -237,8 +262,6 @@ class Sender:
 
     def _contexts(self, sources: Sequence[Any], batch: int) -> Iterator[tuple[int, Context]]:
         """Yields each source's index and context: those that share no pass, then pass by pass, shortest first."""
-        if isinstance(sources, str | bytes | Tensor | Mapping) or not isinstance(sources, Sequence):
-            raise EncodeError(f"expected a list of sources, got {type(sources).__name__}: put one source into a list")
         if batch < 1:
             raise ConfigError(f"expected a batch of at least 1 source, got {batch}")
         shared = [self.codec.spec.runs_sender and is_text_or_ids(source) for source in sources]
@@ -273,13 +296,14 @@ class Sender:
         """Returns the text of a source and its ids: what the codec does not need is None or empty."""
         reads_text = not self.codec.spec.runs_sender
         if isinstance(source, str):
-            if not source.strip():
-                raise EncodeError("expected a text, got an empty one: there is nothing to hand off")
-            return source, [] if reads_text else self.tokenizer(source, verbose=False).input_ids
+            text = require_text(source)
+            return text, [] if reads_text else self.tokenizer(require_length(text), verbose=False).input_ids
+        if is_messages(source) and reads_text:
+            return spoken(saying(source)), []  # control tokens of this tokenizer are none of the receiver's
         if is_messages(source):
-            text = rendered(self.tokenizer, source)
+            text = require_length(rendered(self.tokenizer, source, self.template))
             # The template has written what special tokens there are.
-            return text, [] if reads_text else self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+            return text, self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
         ids = one_row(source)
         if not reads_text:
             return None, ids

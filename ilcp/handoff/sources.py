@@ -8,8 +8,22 @@ from torch import Tensor
 
 from ilcp.codec.context import Context
 from ilcp.errors import EncodeError
+from ilcp.inputs import mending, seen
+from ilcp.models.chat import messages_of, require_written, through_template
+from ilcp.models.reading import MAX_TOKENS
 
-__all__ = ["is_messages", "is_text_or_ids", "one_row", "rendered", "said"]
+__all__ = [
+    "is_messages",
+    "is_text_or_ids",
+    "one_row",
+    "rendered",
+    "require_length",
+    "require_outputs",
+    "said",
+    "saying",
+]
+
+MAX_CHARACTERS = 16 * MAX_TOKENS  # no language has so many characters to a token
 
 
 def is_text_or_ids(source: Any) -> bool:
@@ -20,7 +34,7 @@ def is_text_or_ids(source: Any) -> bool:
 
 
 def _is_list(source: Any) -> bool:
-    return isinstance(source, Sequence) and not isinstance(source, bytes)
+    return isinstance(source, Sequence) and not isinstance(source, bytes | bytearray | memoryview)
 
 
 def is_messages(source: Any) -> bool:
@@ -32,41 +46,62 @@ def said(source: Any, context: Context) -> str | None:
     """Returns the text that literals are picked from: of chat messages their own words, without the template's."""
     if not is_messages(source):
         return context.text
-    return "\n".join(message["content"] for message in source if isinstance(message.get("content"), str))
+    return "\n".join(message["content"] for message in messages_of(source) if "content" in message)
 
 
-def rendered(tokenizer: Any, messages: Sequence[Any]) -> str:
+def rendered(tokenizer: Any, messages: Any, template: Mapping[str, Any]) -> str:
     """Returns chat messages as the tokenizer's template writes them, with nothing begun behind the last.
 
-    The template decides what messages may hold beside their roles (parts, tool calls).
-
     Raises:
-        EncodeError: one has no role, none says anything, or there is no template that takes them.
+        EncodeError: one is no message, none says anything, or there is no template that takes and keeps them.
     """
-    for index, message in enumerate(messages):
-        found = message.get("role") if isinstance(message, Mapping) else message
-        if not isinstance(message, Mapping) or not isinstance(found, str):
-            got = "none" if found is None else type(found).__name__
-            raise EncodeError(
-                f"expected message {index} to have a role that is a str, got {got}: "
-                "write {'role': ..., 'content': ...}"
-            )
-    if not any(_says_something(message) for message in messages):
-        raise EncodeError("expected messages that say something, got empty ones: there is nothing to hand off")
+    chat = saying(messages)
     if not getattr(tokenizer, "chat_template", None):
         raise EncodeError("expected a tokenizer with a chat template for messages, got one without: pass a text")
-    try:
-        text: str = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=False)
-    except Exception as error:  # a template raises what it likes, mostly about the order of roles
-        raise EncodeError(f"expected messages that the tokenizer's chat template takes, got: {error}") from error
-    if not text.strip():
+    text = through_template(tokenizer, chat, template, asked=False)
+    if not seen(text):
         raise EncodeError("expected messages that the chat template renders as a text, got an empty one from it")
+    require_written(chat, text)
     return text
 
 
-def _says_something(message: Mapping[str, Any]) -> bool:
-    said = (value for name, value in message.items() if name != "role")
-    return any(value.strip() if isinstance(value, str) else value for value in said)
+def saying(messages: Any) -> list[dict[str, Any]]:
+    """Returns chat messages, if one of them says something.
+
+    Raises:
+        EncodeError: one is no message, or none says anything.
+    """
+    chat = messages_of(messages)
+    told = (value for message in chat for name, value in message.items() if name != "role")
+    if not any(seen(value) if isinstance(value, str) else value for value in told):
+        raise EncodeError("expected messages that say something, got empty ones: there is nothing to hand off")
+    return chat
+
+
+def require_length(text: str) -> str:
+    """Returns a text, if it is not so long that a tokenizer would work on it for minutes.
+
+    Raises:
+        EncodeError: with its length and the limit.
+    """
+    if len(text) > MAX_CHARACTERS:
+        raise EncodeError(
+            f"expected a text of at most {MAX_CHARACTERS:,} characters, got {len(text):,}: encode its parts one by one"
+        )
+    return text
+
+
+def require_outputs(source: Any) -> None:
+    """Refuses what is neither a text, messages, ids nor a model's outputs.
+
+    Raises:
+        EncodeError: with its type, and what to do.
+    """
+    if not hasattr(source, "hidden_states"):
+        raise EncodeError(
+            "expected a text, chat messages, token ids, a capture, or a model's outputs, got "
+            f"{type(source).__name__}{mending(source)}"
+        )
 
 
 def one_row(source: Any) -> list[int]:
@@ -77,7 +112,7 @@ def one_row(source: Any) -> list[int]:
     """
     if isinstance(source, Mapping):
         if "input_ids" not in source:
-            raise EncodeError("expected a list of messages, got one message: put it into a list, [{'role': ...}]")
+            raise EncodeError("expected a list of chat messages, got a single one: put it into a list, [{'role': ...}]")
         return _unpadded(source)
     if _is_list(source) and any(isinstance(item, str) for item in source):
         raise EncodeError(

@@ -20,6 +20,7 @@ from ilcp.codec.memory import Memory, TextMemory
 from ilcp.errors import ConfigError, EncodeError, IdentityError
 from ilcp.handoff.receiver import Receiver
 from ilcp.handoff.sources import said
+from ilcp.inputs import listed, require_text
 from ilcp.message.literals import chosen, line
 from ilcp.models.generate_options import require_count
 from ilcp.models.prompt import holds_control
@@ -31,10 +32,10 @@ __all__ = ["Reading", "Verified", "known_answers", "mended", "payload_within", "
 
 TRIALS = 4  # of literals together, each asking every question; what more of them mend is next to nothing
 _WORD = re.compile(r"\w+")
-_CLAUSE = re.compile(r"[.!?;](?=\s|$)|\n")  # where one ends; "3.14" stays whole
+_CLAUSE = re.compile(r"[.!?;](?=\s|$)|[\n。！？；।؟۔]")  # where one ends; "3.14" stays whole
 
 Literals = tuple[str, ...]
-Questions = Sequence[str] | Mapping[str, str]
+Questions = Iterable[str] | Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,14 +230,18 @@ def _words(text: str) -> set[str]:
 
 def _questions(codec: Any, questions: Questions | None) -> Questions:
     """Returns the questions whose answers matter: those given, or else the codec's own, each once."""
-    given: Any = tuple(getattr(codec, "questions", ())) if questions is None else questions
-    if isinstance(given, str) or not isinstance(given, Sequence | Mapping) or not given:
-        got = type(given).__name__ if given else "none, and the codec has none of its own"
-        raise ConfigError(f"expected questions in a list, or with their answers in a dict, got {got}")
-    for text in (*given, *(given.values() if isinstance(given, Mapping) else ())):
-        if not isinstance(text, str) or not text.strip():
-            raise ConfigError(f"expected each question and each answer as a text, got {text!r}")
-    return dict(given) if isinstance(given, Mapping) else list(dict.fromkeys(given))
+    expected, each = "questions in a list, or with their answers in a dict", "a text for each question and answer"
+    given = getattr(codec, "questions", ()) if questions is None else questions
+    if isinstance(given, Mapping):
+        known = {
+            require_text(question, each, error=ConfigError): require_text(answer, each, error=ConfigError)
+            for question, answer in given.items()
+        }
+        if known:
+            return known
+    elif some := listed(given, expected, "question", error=ConfigError):
+        return list(dict.fromkeys(require_text(question, each, error=ConfigError) for question in some))
+    raise ConfigError(f"expected {expected}, got none, and the codec has none of its own")
 
 
 def payload_within(

@@ -18,7 +18,7 @@ def load_report(path: str | Path) -> Report:
         ConfigError: the file cannot be read, is no report, or holds a figure that its answers do not give.
     """
     try:
-        record = json.loads(Path(path).read_text(encoding="utf-8"))
+        record = json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ConfigError(f"expected a readable report, got {path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:

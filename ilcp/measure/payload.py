@@ -6,6 +6,7 @@ from typing import Any
 import zstandard
 
 from ilcp.errors import ConfigError
+from ilcp.inputs import require_text
 from ilcp.measure.figures import Computed, Measured
 from ilcp.message import describe
 from ilcp.message.keys import Key
@@ -45,13 +46,14 @@ def payload(
 
     Raises:
         DecodeError: the bytes are no message.
-        ConfigError: a sender or receiver is given without a text.
+        ConfigError: a sender or receiver is given without a text, or the text is none.
     """
     if text is None and (sender is not None or receiver is not None):
         raise ConfigError("expected a text beside the sender or receiver: sizes are of what was encoded")
     found = describe(message, key=key)
     replaces: dict[str, Measured | Computed] = {}
     if text is not None:
+        text = require_text(text, error=ConfigError, may_be_empty=True)
         replaces["text, UTF-8"] = _bytes(text.encode("utf-8"))
         replaces["text, zstd level 19"] = _bytes(zstandard.compress(text.encode("utf-8"), 19))
     if text is not None and sender is not None:

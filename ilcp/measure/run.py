@@ -15,6 +15,7 @@ from ilcp.codec.seen import seen_by
 from ilcp.errors import ConfigError
 from ilcp.files import require_writable
 from ilcp.handoff import Receiver, Sender
+from ilcp.inputs import listed
 from ilcp.measure.arms import ArmSpec, arm_specs
 from ilcp.measure.asking import Asking, reason
 from ilcp.measure.cost import cost, require_repetitions
@@ -76,6 +77,7 @@ def run(
         ConfigError, StorageError: an argument or a case is not as above, or ``keep`` is another run's or not writable.
     """
     _require_ends(sender, receiver)
+    cases = listed(cases, "cases in a list", "case", error=ConfigError)
     require_cases(cases, receiver, answers_end=answers_end)
     _require_outcome(repetitions, keep)
     texts = equal_texts(sender) if texts is None else texts

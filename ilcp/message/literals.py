@@ -5,20 +5,24 @@
     >>> to_field(("INC-20391", "2024-05-17"))
     b'\\xb4INC-20391\\n2024-05-17'
 
-The field of the wire is specified in ``ilcp.message``. What ``auto`` picks: the text is split at spaces and at
-``<>|``, which spell control tokens (where it is no URL, also at ``=``, quotes, braces, dashes and ``'s``), a word loses
-the marks around it, and the first row of ``KINDS`` whose expression matches the whole word names its kind. Words that
-match none stay out, and so do those longer than the budget. Codes are served first, numbers last (``SERVED``), words of
-one kind in the text's order, for as long as each still fits; the picked words keep the text's order, each once.
+The field of the wire is specified in ``ilcp.message``. What ``auto`` picks: the text is split at spaces, at ``<>|``,
+which spell control tokens, at arrows and at the punctuation of scripts that put no space behind it; where it is no URL,
+also at ``=``, quotes, braces, dashes and ``'s``. Letters of scripts without spaces end a word of other letters, as do
+characters of no width. A word loses the marks around it, and the first row of ``KINDS`` whose expression matches the
+whole word names its kind. Words that match none stay out, as do those longer than the budget, and those that may be
+part of a longer one: a wrong string is worse than none. Codes are served first, numbers last (``SERVED``), words of one
+kind in the text's order, for as long as each still fits; the picked words keep the text's order, each once.
 """
 
 import re
 from collections.abc import Iterable, Iterator
+from unicodedata import category
 
 import msgspec
 import zstandard
 
 from ilcp.errors import ConfigError, DecodeError, EncodeError
+from ilcp.inputs import UNSEEN, require_text, seen
 from ilcp.message.checks import require_bytes
 
 __all__ = [
@@ -50,18 +54,33 @@ _REFUSED = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ue000-\uf8ff
 
 KINDS = {  # the first that matches the whole word counts
     "url": re.compile(r"[a-z][a-z0-9+.-]*://\S+", re.IGNORECASE),
-    "e-mail": re.compile(r"[^@\s]+@[^@\s]+\.[^@\s.]+"),
+    "e-mail": re.compile(r"[\w.+%'-]+@[\w-]+(?:\.[\w-]+)+"),
     "path": re.compile(r"(?:~|\.{1,2})/\S+|/\S{3,}|[A-Za-z]:\\\S+|[\w.-]+(?:/[\w.-]+)*/[\w-]+\.\w+"),
     "date": re.compile(r"\d{1,4}([-./])\d{1,2}\1\d{1,4}(?:T[\d:.]+(?:Z|[+-]\d\d:?\d\d)?)?"),
-    "number": re.compile(r"[-+$€£#]?(?:\d{3,}|\d+(?:[.,:]\d+)+)%?"),  # a count of one or two digits is not rare
+    "number": re.compile(r"[-+\u2212$€£#]?(?:\d{3,}|\d+(?:[.,:]\d+)+)%?"),  # a count of one or two digits is not rare
     "code": re.compile(
-        r"(?!\d+(?:st|nd|rd|th)$)(?=.*\d)(?=.*[A-Za-z])[A-Za-z0-9_.:/#+-]+|[A-Z][A-Z0-9]*(?:[_-][A-Z0-9]+)+"
+        r"(?!\d+(?:st|nd|rd|th)$)(?=.*\d)(?=.*[A-Za-z])[A-Za-z0-9_.:/#+-]*[A-Za-z0-9#+]"
+        r"|[A-Z][A-Z0-9]*(?:[_-][A-Z0-9]+)+"
     ),
 }
 SERVED = ("code", "e-mail", "url", "path", "date", "number")
-_SPLIT = re.compile(r"[\s<>|]+")
-_SPLIT_WORD = re.compile(r"[=—–\"{}]+|['’]s\b")
-_AROUND = ".,;:!?()[]{}<>\"'`*“”‘’«»…"  # punctuation that stands around a word and is no part of it
+# Inside a character class: Thai to Khmer, Han, kana, Hangul, where words and particles need no space between them; and
+# signs that need none beside them: arrows (but no minus), the punctuation of these scripts, pictures.
+_UNSPACED = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u2fff\u3041-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff"
+)
+_SIGNS = (
+    "\u2190-\u2211\u2213-\u2bff\u3000-\u3040\uff01\uff08\uff09\uff0c\uff1a\uff1b\uff1f\uff5b-\uff65"
+    "\U0001f000-\U0001faff"
+)
+# A tag's end in HTML is no path; "](" stands in a link of Markdown.
+_SPLIT = re.compile(rf"(?:</\w+(?=>)|[\s<>|{_SIGNS}]|\]\(|\]\[|[,;](?=[A-Za-z]+://))+")
+_SPLIT_WORD = re.compile(r"[=—–\"{}]+|['’]s\b|(?i:mailto:)|[,;:](?=[^\s@,;:]+@)")
+_URL = re.compile(r"(?<![A-Za-z0-9+.-])[A-Za-z][A-Za-z0-9+.-]*://[^\"{}]+")
+_BORDER = re.compile(f"([{_UNSPACED}]+|[{UNSEEN}]+)")
+_LETTERS = re.compile(r"[^\W\d_]*")
+_JOINTS = "/\\@-_~"  # at a border they say that the word goes on beyond it
+_AROUND = ".,;:!?()[]{}<>\"'`*"  # punctuation that stands around a word and is no part of it
 
 
 def auto(text: str, budget_bytes: int = AUTO_BYTES) -> tuple[str, ...]:
@@ -74,7 +93,7 @@ def auto(text: str, budget_bytes: int = AUTO_BYTES) -> tuple[str, ...]:
         raise ConfigError(f"expected a budget of 0 to {MAX_LITERALS_BYTES} bytes, got {budget_bytes}")
     found: dict[str, str | None] = {}
     for token in _tokens(text):
-        word = token.rstrip(_AROUND).lstrip(_AROUND[1:])  # a path may begin with a full stop
+        word = _bare(token)
         if word and word not in found and len(word) <= budget_bytes and not _REFUSED.search(word):
             found[word] = next((kind for kind, rule in KINDS.items() if rule.fullmatch(word)), None)
     picked: set[str] = set()
@@ -90,10 +109,51 @@ def auto(text: str, budget_bytes: int = AUTO_BYTES) -> tuple[str, ...]:
 
 def _tokens(text: str) -> Iterator[str]:
     for token in _SPLIT.split(text):
-        if "://" in token:
-            yield token
-        else:
-            yield from _SPLIT_WORD.split(token)
+        url = _URL.search(token)
+        if url is None:
+            yield from _words(token)
+            continue
+        yield from _words(token[: url.start()])
+        own, *beyond = _BORDER.split(url[0])
+        if not any(map(seen, beyond)):  # else what stands there may be the URL's, or the sentence's
+            yield own
+        yield from _words(token[url.end() :])
+
+
+def _words(token: str) -> Iterator[str]:
+    """Yields the words of what is no URL, but for those that a border may have cut off."""
+    for part in _SPLIT_WORD.split(token):
+        words = _BORDER.split(part)  # borders at odd places
+        for at in range(0, len(words), 2):
+            before, behind = words[max(0, at - 2) : at], words[at + 1 : at + 3]
+            if words[at] and not (_cut(words[at][0], *before) or _cut(words[at][-1], *reversed(behind))):
+                yield words[at]
+
+
+def _cut(end: str, other: str = "", border: str = "") -> bool:
+    """Says whether a word may go on beyond its ``end``, where ``border`` parts it from the ``other`` one."""
+    return bool(border) and (end in _JOINTS or not (seen(border) or _LETTERS.fullmatch(other)))
+
+
+def _bare(word: str) -> str:
+    """Returns a word without the marks around it; a bracket that it opens itself stays, and a path's full stop."""
+    start, end = 0, len(word)
+    while start < end and word[start] != "." and _is_mark(word[start]):
+        start += 1
+    own = word[start:]
+    unopened = {closing: own.count(closing) - own.count(opening) for opening, closing in ("()", "[]")}
+    while start < end and _is_mark(word[end - 1]) and unopened.get(word[end - 1], 1) > 0:
+        end -= 1
+        if word[end] in unopened:
+            unopened[word[end]] -= 1
+    word = word[start:end]
+    return word.strip("_") if word[:1] == word[-1:] == "_" else word
+
+
+def _is_mark(character: str) -> bool:
+    if character.isascii():
+        return character in _AROUND
+    return character != "\u2212" and category(character) != "Sc" and category(character)[0] not in "LMN"
 
 
 def require_literals(literals: object) -> tuple[str, ...]:
@@ -135,10 +195,12 @@ def chosen(literals: Iterable[str] | str, text: str | None) -> tuple[str, ...]:
     """
     if not isinstance(literals, str):
         try:
-            return require_literals(tuple(dict.fromkeys(literals)))
+            some = tuple(dict.fromkeys(literals))
         except TypeError:
             got = type(literals).__name__
             raise EncodeError(f"expected literals as 'auto' or a list of str, got {got}") from None
+        texts = (require_text(each, f"literal {place}", may_be_empty=not each) for place, each in enumerate(some))
+        return require_literals(tuple(dict.fromkeys(texts)))
     if literals != "auto":
         got = f"a str of {len(literals)} characters"  # never its words
         raise EncodeError(f"expected literals as 'auto' or a list of str, got {got}: put it in a list")

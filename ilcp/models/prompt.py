@@ -6,11 +6,11 @@
     with text       ids of the same prompt, each text standing where its memory stood
     with nothing    ids of the same prompt without context
 
-A question is a text, or chat messages that go through the receiver's chat template. Where a content holds
-``MEMORY_HERE`` a memory stands there, one marker for each in order; without a marker all memories open the last user's
-message, each followed by an empty line. A question that is a text is the user's only message; for a model without a
-chat template the prompt is the beginning-of-sequence token, that message and a line break. An empty question asks for a
-plain continuation.
+A question is a text, or chat messages that go through the receiver's chat template (``ilcp.models.chat``). Where a
+content holds ``MEMORY_HERE`` a memory stands there, one marker for each in order; without a marker all memories open
+the last user's message, each followed by an empty line. A question that is a text is the user's only message; for a
+model without a chat template the prompt is the beginning-of-sequence token, that message and a line break. An empty
+question asks for a plain continuation.
 
 The ids before a memory and after it are those that the whole prompt has with a text in the memory's place. Tokenizers
 make that a decision, since many write the space between two words into the second one, and some (sentencepiece's) open
@@ -25,10 +25,11 @@ from itertools import zip_longest
 from typing import Any
 
 from ilcp.errors import ConfigError, EncodeError
+from ilcp.inputs import require_text
+from ilcp.models.chat import Chat, messages_of, require_written, through_template
 
 __all__ = [
     "MEMORY_HERE",
-    "Chat",
     "Layout",
     "Span",
     "answer_ids",
@@ -41,11 +42,9 @@ __all__ = [
 
 MEMORY_HERE = "\ue000ilcp\ue001"  # private-use characters: no text carries them by accident
 GAP = "\n\n"
-NEEDED = {"role": (), "content": ("tool_calls", "function_call")}  # of a message: this, or one of those in its place
 ANCHORS = ("x", ".", "\n", "\u00b6")  # ends of a text; the first that does not grow together with what follows is taken
 
 Span = tuple[int, int]  # of characters
-Chat = Sequence[Mapping[str, Any]]  # messages with "role" and "content", as a chat template takes them
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +83,8 @@ def answer_ids(tokenizer: Any, answer: str, *, end: bool = True) -> tuple[int, .
     """
     template = str(getattr(tokenizer, "chat_template", None) or "")
     closing = _closing(tokenizer, template, tokenizer.eos_token_id) if end else None
-    return (*_ids(tokenizer, answer), *(() if closing is None else (closing,)))
+    own = _ids(tokenizer, require_text(answer, "an answer", may_be_empty=True))
+    return (*own, *(() if closing is None else (closing,)))
 
 
 def pieces(
@@ -106,7 +106,8 @@ def pieces(
 
     Raises:
         EncodeError: the question is neither a text nor chat messages, there are not as many markers as memories, a text
-            holds a marker itself, there is no user's message or no chat template, or the template refuses the messages.
+            holds a marker itself, there is no user's message or no chat template, or the template refuses the messages
+            or leaves out what one says.
         ConfigError: the chat template drops, repeats or changes a message that holds a memory.
     """
     vectors = sum(context is None for context in contexts)
@@ -145,48 +146,36 @@ def _render(
     holding = _place(chat, held)
     if plain:
         body: str = chat[0]["content"]
-        return (tokenizer.bos_token or "") + body + ("\n" if question else "")
-    text = _through_template(tokenizer, chat, template)
-    if vectors and text.count(MEMORY_HERE) != vectors:
+        return (tokenizer.bos_token or "") + body + ("\n" if body else "")
+    text = through_template(tokenizer, chat, template)
+    if text.count(MEMORY_HERE) != vectors:
         raise ConfigError(
             f"expected the chat template to hold the user's message once, got {text.count(MEMORY_HERE)} places for "
             f"{vectors} memories: this template has no place for a memory; use one that keeps each message once"
         )
-    changed = [message["content"] for message in holding if message["content"].strip() not in text] if vectors else []
+    changed = [message["content"] for message in holding if message["content"].strip() not in text]
     if changed:
         shown = changed[0].replace(MEMORY_HERE, "[memory]")
         raise ConfigError(
             f"expected the chat template to leave the message around the memory as it is, got {shown!r} changed: "
             "use a template that takes away no more than the spaces at its ends"
         )
+    require_written(chat, text)
     return text
 
 
 def _messages(question: Any) -> list[dict[str, Any]]:
     """Returns the chat, as messages of our own to write into."""
-    if isinstance(question, str):
-        return [{"role": "user", "content": question}]
-    if isinstance(question, Mapping):
-        raise EncodeError("expected a sequence of chat messages, got a single one: put it into a list")
-    if not isinstance(question, Sequence) or isinstance(question, bytes | bytearray | memoryview):
-        raise EncodeError(f"expected a question as a str or as chat messages, got {type(question).__name__}")
-    for index, message in enumerate(question):
-        if not isinstance(message, Mapping):
-            raise EncodeError(
-                f"expected chat messages with 'role' and 'content', got {type(message).__name__} as message {index}"
-            )
-        missing = [name for name, others in NEEDED.items() if not {name, *others} & message.keys()]
-        if missing:
-            raise EncodeError(
-                f"expected chat messages with 'role' and 'content', got message {index} without {' and '.join(missing)}"
-            )
-    return [dict(message) for message in question]
+    if not isinstance(question, str):
+        return messages_of(question, "a question as a str or as chat messages")
+    text = require_text(question, "a question", may_be_empty=True)
+    return messages_of([{"role": "user", "content": text}])
 
 
 def _place(chat: list[dict[str, Any]], held: Sequence[str]) -> list[dict[str, Any]]:
     """Writes what each memory's place holds into the contents of ``chat``; returns the messages that hold one."""
-    marked = [message for message in chat if MEMORY_HERE in _content(message)]
-    markers = sum(_content(message).count(MEMORY_HERE) for message in marked)
+    marked = [message for message in chat if MEMORY_HERE in message.get("content", "")]
+    markers = sum(message["content"].count(MEMORY_HERE) for message in marked)
     if markers and held and markers != len(held):
         raise EncodeError(
             f"expected as many markers as memories, got {markers} and {len(held)}: put ilcp.MEMORY_HERE "
@@ -198,31 +187,16 @@ def _place(chat: list[dict[str, Any]], held: Sequence[str]) -> list[dict[str, An
             start, *others = message["content"].split(MEMORY_HERE)
             message["content"] = start + "".join(next(filling, "") + other for other in others)
         return marked
-    asked = next((message for message in reversed(chat) if message.get("role") == "user"), None)
-    if asked is None or not isinstance(asked.get("content"), str):
+    asked = next((message for message in reversed(chat) if message["role"] == "user" and "content" in message), None)
+    if asked is None:
+        if not any(held):
+            return []
         raise EncodeError(
             "expected chat messages with a text of the user's, where the memory can stand, got "
-            f"{[message.get('role') for message in chat]}: add one, or put ilcp.MEMORY_HERE into a content"
+            f"{[message['role'] for message in chat]}: add one, or put ilcp.MEMORY_HERE into a content"
         )
     asked["content"] = GAP.join(part for part in (*held, asked["content"]) if part)
     return [asked]
-
-
-def _content(message: Mapping[str, Any]) -> str:
-    """Returns the text of a message; parts that are no text (a tool's call, an image) hold no marker."""
-    content = message.get("content")
-    return content if isinstance(content, str) else ""
-
-
-def _through_template(tokenizer: Any, chat: Chat, template: Mapping[str, Any], *, asked: bool = True) -> str:
-    """Returns the chat as text; the template opens an answer where one is ``asked`` for."""
-    try:
-        return str(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=asked, **template))
-    except Exception as error:  # a template runs code of its author's: what it raises is of any kind
-        roles = [message.get("role") for message in chat]
-        raise EncodeError(
-            f"expected messages that the chat template takes, got roles {roles}: {type(error).__name__}: {error}"
-        ) from error
 
 
 @lru_cache(maxsize=8)  # rendering would be most of the work for every single answer
@@ -232,7 +206,7 @@ def _closing(tokenizer: Any, chat_template: str, end: int | None) -> int | None:
         return end
     turn = [{"role": "user", "content": "x"}, {"role": "assistant", "content": MEMORY_HERE}]
     try:
-        _, *behind = _through_template(tokenizer, turn, {}, asked=False).split(MEMORY_HERE)
+        _, *behind = through_template(tokenizer, turn, asked=False).split(MEMORY_HERE)
     except EncodeError:
         return end
     first = continuation(tokenizer, behind[0])[0][:1] if len(behind) == 1 else ()

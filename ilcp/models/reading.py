@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from ilcp.errors import ConfigError, EncodeError
 
 __all__ = [
+    "MAX_TOKENS",
     "Writer",
     "backbone",
     "capture_batch",
@@ -41,6 +42,7 @@ __all__ = [
 
 OVERLAP_SHARE = 4  # windows overlap by a quarter: half of it is context only, half is kept
 FALLBACK_WINDOW_TOKENS = 2048  # for a configuration that states no limit
+MAX_TOKENS = 1 << 17  # of one text: a book of 300 pages; the states of more, at once, are gigabytes
 
 
 def backbone(model: Any) -> Any:
@@ -234,11 +236,15 @@ def require_ids(model: Any, ids: Sequence[int]) -> None:
     """Refuses ids that ``model`` cannot read.
 
     Raises:
-        EncodeError: there are none, or one is not in the model's vocabulary.
+        EncodeError: there are none or too many, or one is not in the model's vocabulary.
     """
     vocabulary = model.get_input_embeddings().num_embeddings
     if len(ids) == 0:
         raise EncodeError("expected at least one token, got none: there is nothing to hand off")
+    if len(ids) > MAX_TOKENS:
+        raise EncodeError(
+            f"expected at most {MAX_TOKENS:,} tokens, got {len(ids):,}: encode the text's parts one by one"
+        )
     if min(ids) < 0 or max(ids) >= vocabulary:
         raise EncodeError(
             f"expected token ids from 0 to {vocabulary - 1}, got {min(ids)} to {max(ids)}: "

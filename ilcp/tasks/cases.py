@@ -6,7 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from ilcp.errors import ConfigError
+from ilcp.errors import ConfigError, EncodeError
+from ilcp.inputs import read_text, require_text
+from ilcp.models.chat import messages_of, words_of
 
 __all__ = ["ABSENT", "Case", "FactCode", "Question", "Rewrite", "read_jsonl", "thin"]
 
@@ -41,6 +43,8 @@ class Question:
     answers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        for text in (self.text, self.answer, *self.answers):
+            require_text(text, "question and answers", error=ConfigError, may_be_empty=True)
         if not self.answers:
             object.__setattr__(self, "answers", (self.answer,))
         if self.answer not in self.answers or len(set(self.answers)) < len(self.answers):
@@ -96,6 +100,10 @@ class Case:
     fact_code: FactCode | None = None
     rewrite: Rewrite | None = None
 
+    def __post_init__(self) -> None:
+        context = require_text(self.context, f"the context of case {self.id!r}", error=ConfigError, may_be_empty=True)
+        object.__setattr__(self, "context", context)
+
 
 def thin(case: Case, per_kind: Mapping[str, int], number: int) -> Case:
     """Keeps at most so many questions of each kind, a different choice for each ``number``.
@@ -116,10 +124,10 @@ def read_jsonl(path: str | Path) -> Iterator[Case]:
     - ``{"context", "question", "answer", "answers"?, "choices"?, "kind"?, "topic"?}``: one question;
     - ``{"context", "questions": [{"question", "answer", ...}, ...]}``: several, each with the same keys;
     - ``{"context", "continuation"}``: what comes next; its question is empty;
-    - ``{"messages": [{"role", "content", "name"?}, ...], "handoffs"?: [int, ...]}``: a chat log. Each hand-off is a
-      case: what came before it, as "author: content" paragraphs, and what the next agent then wrote. Without
-      ``"handoffs"`` (numbers of messages, from 0) these are all messages of an agent (neither user nor system) by
-      another author than the one before.
+    - ``{"messages": [{"role", "content", "name"?}, ...], "handoffs"?: [int, ...]}``: a chat log, its contents texts,
+      lists of text parts, or null beside a tool's call. Each hand-off is a case: what came before it, as "author:
+      content" paragraphs, and what the next agent then wrote. Without ``"handoffs"`` (numbers of messages, from 0)
+      these are all messages of an agent (neither user nor system) by another author than the one before.
 
     ``"answers"`` is a list of spellings, any of which is right. Without an ``"answer"`` beside it the one that stands
     last in the context is trained on: a conversation ends with what was confirmed. ``"kind"`` groups questions in a
@@ -130,14 +138,10 @@ def read_jsonl(path: str | Path) -> Iterator[Case]:
     Raises:
         ConfigError: a line is no such object, or names an id again; the text names the file, the line and the field.
     """
-    try:
-        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")  # a string in JSON may hold other line breaks
-    except OSError as error:
-        raise ConfigError(f"expected a readable file of cases, got {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"expected UTF-8 text in {path}, got byte {error.object[error.start]:#04x}") from error
+    lines = read_text(path, "a readable file of cases").split("\n")  # a string in JSON may hold other line breaks
     seen: dict[str, int] = {}
     for number, line in enumerate(lines, start=1):
+        line = require_text(line, may_be_empty=True)  # files that were put together have marks between them
         if line.strip():
             for case in _cases(line, f"{path}:{number}"):
                 if case.id in seen:
@@ -169,7 +173,7 @@ def _cases(line: str, where: str) -> list[Case]:
         ]
     else:
         questions = [_question(record, context, where)]
-    return [Case(id=str(record.get("id", where)), context=context, questions=tuple(questions))]
+    return [Case(id=_label(record, "id", where, where), context=context, questions=tuple(questions))]
 
 
 def _handoffs(record: dict[str, Any], where: str) -> list[Case]:
@@ -177,7 +181,11 @@ def _handoffs(record: dict[str, Any], where: str) -> list[Case]:
     messages = record["messages"]
     if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
         raise ConfigError(f"{where}: expected a list of objects in 'messages', got {str(messages)[:60]!r}")
-    contents = [_text(message, "content", f"{where}: message {n}") for n, message in enumerate(messages)]
+    try:
+        told = [{"content": words_of(message)} for message in messages_of(messages)]
+    except EncodeError as error:
+        raise ConfigError(f"{where}: {error}") from None
+    contents = [_text(message, "content", f"{where}: message {n}") for n, message in enumerate(told)]
     authors = [
         _text(message, "name" if message.get("name") else "role", f"{where}: message {n}")
         for n, message in enumerate(messages)
@@ -191,7 +199,7 @@ def _handoffs(record: dict[str, Any], where: str) -> list[Case]:
     said = [f"{author}: {content}" for author, content in zip(authors, contents, strict=True)]
     return [
         Case(
-            id=f"{record.get('id', where)}#{n}",
+            id=f"{_label(record, 'id', where, where)}#{n}",
             context="\n\n".join(said[:n]),
             questions=(Question(text="", answer=contents[n], kind="continuation"),),
         )
@@ -203,17 +211,21 @@ def _question(record: Any, context: str, where: str) -> Question:
     if not isinstance(record, dict):
         raise ConfigError(f"{where}: expected a JSON object, got {type(record).__name__}")
     answers, choices = _spellings(record, where), record.get("choices")
-    if choices is not None and not (isinstance(choices, list) and any(answer in choices for answer in answers)):
+    some = choices if isinstance(choices, list) else ()
+    pool = tuple(_label({"choices": each}, "choices", "", where) for each in some)
+    if choices is not None and not any(answer in pool for answer in answers):
         raise ConfigError(f"{where}: expected 'choices' to be a list that holds the answer, got {choices!r}")
     answer = _last(answers, context) if record.get("answer") is None else _text(record, "answer", where)
     text = _text(record, "question", where)
+    kind = _label(record, "kind", "lookup", where)
+    topic = None if record.get("topic") is None else _label(record, "topic", "", where)
     try:
         return Question(
             text=text,
             answer=answer,
-            kind=str(record.get("kind", "lookup")),
-            choices=None if choices is None else tuple(map(str, choices)),
-            facts=() if record.get("topic") is None else ((str(record["topic"]), answer),),
+            kind=kind,
+            choices=pool or None,
+            facts=() if topic is None else ((topic, answer),),
             answers=answers,
         )
     except ConfigError as error:
@@ -253,12 +265,13 @@ def _end(spelling: str, context: str) -> tuple[int, int]:
     return 0, anyhow
 
 
-def _text(record: dict[str, Any], field: str, where: str) -> str:
-    value = record.get(field)
-    if not isinstance(value, str) or not value.strip():
-        raise ConfigError(f"{where}: expected a non-empty string in {field!r}, got {value!r}")
-    if any("\ud800" <= character <= "\udfff" for character in value):
-        raise ConfigError(
-            f"{where}: expected text in {field!r}, got half of a surrogate pair: write the character whole"
-        )
-    return value
+def _label(record: dict[str, Any], field: str, usual: str, where: str) -> str:
+    """Returns what may be a number in the record, or empty."""
+    return _text({field: str(record.get(field, usual))}, field, where, may_be_empty=True)
+
+
+def _text(record: dict[str, Any], field: str, where: str, *, may_be_empty: bool = False) -> str:
+    def refusal(said: str) -> ConfigError:
+        return ConfigError(f"{where}: {said}")
+
+    return require_text(record.get(field), f"a text in {field!r}", error=refusal, may_be_empty=may_be_empty)

@@ -130,8 +130,12 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor, bias: Tensor) -> Tensor:
         places = torch.arange(x.shape[1], device=x.device, dtype=x.dtype)
-        far = (places[:, None] - places[None, :]).abs()
-        x = x + self.attend(x, x, bias - torch.einsum("h, q k -> h q k", self.slopes, far))
+
+        def near(some: slice) -> Tensor:
+            far = (places[some, None] - places[None, :]).abs()
+            return bias - torch.einsum("h, q k -> h q k", self.slopes, far)
+
+        x = x + self.attend(x, x, near)
         attended: Tensor = x + self.mlp(x)
         return attended
 

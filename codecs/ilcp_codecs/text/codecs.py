@@ -22,6 +22,7 @@ from ilcp.codec.spec import CodecSpec, Trained
 from ilcp.errors import ConfigError, DecodeError, EncodeError, IdentityError, StorageError
 from ilcp.evidence import Evidence
 from ilcp.identity import ANY, ModelIdentity
+from ilcp.inputs import require_text
 from ilcp.message import MAX_PAYLOAD_BYTES
 
 __all__ = ["HeadCodec", "PlainCodec", "TailCodec", "ZstdCodec"]
@@ -54,7 +55,7 @@ class TextCodec(ABC):
         limit = self.spec.length(payload_bytes)
         if not context.text:
             raise EncodeError(f"expected a context with text for codec {self.spec.name!r}, got states only")
-        payload = self._pack(context.text, limit)
+        payload = self._pack(require_text(context.text, "a context's text", may_be_empty=True), limit)
         if not payload:
             raise EncodeError(f"expected room for at least one character, got {limit} bytes: allow a longer payload")
         return payload
@@ -150,7 +151,10 @@ class ZstdCodec(TextCodec):
         Raises:
             ConfigError: the texts are too few or too short for a dictionary.
         """
-        samples: list[bytes | bytearray | memoryview] = [text.encode("utf-8") for text in texts]
+        samples: list[bytes | bytearray | memoryview] = [
+            require_text(text, f"text {number}", error=ConfigError, may_be_empty=True).encode("utf-8")
+            for number, text in enumerate(texts)
+        ]
         try:
             dictionary = zstandard.train_dictionary(DICTIONARY_BYTES, samples).as_bytes()
         except zstandard.ZstdError as error:

@@ -28,6 +28,7 @@ import torch
 from ilcp.codec.spec import CodecSpec, Trained
 from ilcp.errors import ConfigError, DecodeError, StorageError
 from ilcp.identity import require_same
+from ilcp.inputs import require_text
 from ilcp.message import MAX_PAYLOAD_BYTES
 from ilcp.models.fingerprint import identify
 from ilcp.models.prompt import layout
@@ -124,8 +125,10 @@ class LmCodec(TextCodec):
         """Returns the code length of the whole text in bits, with its open end; a payload has at most 4 bytes more.
 
         Raises:
+            EncodeError: the text is none, or holds half of a surrogate pair.
             ConfigError: the model's weights are damaged.
         """
+        text = require_text(text, may_be_empty=True)
         whole = [path for path in self._paths(text, inf) if self._read(path.symbols) == text]
         return min(path.whole_bits for path in whole)
 

@@ -16,6 +16,8 @@ bias towards one stretch of the text per slot (``config.locality_bias``, learned
 average.
 """
 
+from collections.abc import Callable
+
 import torch
 from einops import rearrange
 from torch import Tensor, nn
@@ -25,12 +27,22 @@ from ilcp.nn.norm import FloatNorm
 from ilcp.nn.whitening import start_whitened, whitening
 from ilcp_codecs.vae.config import VaeConfig
 
-__all__ = ["HIDDEN", "Attention", "Mixer", "Pooler", "unit_states"]
+__all__ = ["HIDDEN", "Attention", "Mixer", "Pooler", "stretches", "unit_states"]
 
 REACH = 4  # tokens to either side that one mixer sees
 MIXERS = 2
 SHARPNESS = 20.0  # at the start: another occurrence of the word weighs e10 times as much as none of the tokens
+TABLE = 1 << 23  # entries of token-by-token tables at once: 32 MB in float32, a few of which live at a time
 HIDDEN = -1e4  # bias of a padded token: finite, so that a row without tokens gives no NaN
+
+
+def stretches(rows: int, columns: int, tables: int = 1) -> list[slice]:
+    """Returns the rows of ``tables`` tables ``"rows columns"`` in stretches of as many as memory should hold at once.
+
+    What is computed of a row is the same in any stretch, but for rounding. A text of ordinary length is one.
+    """
+    at_once = max(1, TABLE // (tables * columns))
+    return [slice(start, start + at_once) for start in range(0, rows, at_once)]
 
 
 class Pooler(nn.Module):
@@ -133,12 +145,16 @@ class SameTokenAttention(nn.Module):
 
     def forward(self, words: Tensor, x: Tensor, mask: Tensor) -> Tensor:
         word = F.normalize(self.like(words), dim=-1)
-        alike = self.sharpness * (word @ word.transpose(1, 2) - self.none)
-        itself = torch.eye(x.shape[1], dtype=torch.bool, device=x.device)
-        alike = alike.masked_fill(itself | ~mask.bool().unsqueeze(1), HIDDEN)
-        weights = F.pad(alike, (0, 1)).softmax(-1)[..., :-1]  # the last is none of them
         around = self.around((x * mask.unsqueeze(-1)).transpose(1, 2)).transpose(1, 2)
-        attended: Tensor = x + self.out(weights @ around)
+        places = torch.arange(x.shape[1], device=x.device)
+        heard = []
+        for some in stretches(x.shape[1], x.shape[1]):
+            alike = self.sharpness * (word[:, some] @ word.transpose(1, 2) - self.none)
+            itself = places[some].unsqueeze(1) == places
+            alike = alike.masked_fill(itself | ~mask.bool().unsqueeze(1), HIDDEN)
+            weights = F.pad(alike, (0, 1)).softmax(-1)[..., :-1]  # the last is none of them
+            heard.append(weights @ around)
+        attended: Tensor = x + self.out(torch.cat(heard, dim=1))
         return attended
 
 
@@ -164,7 +180,10 @@ class Block(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head attention of ``query`` over ``memory``, both normed first, with an additive ``bias``."""
+    """Multi-head attention of ``query`` over ``memory``, both normed first, with an additive ``bias``.
+
+    A bias ``"batch heads query memory"`` may be given as a function of a stretch of queries, where the whole is large.
+    """
 
     def __init__(self, width: int, heads: int):
         super().__init__()
@@ -172,12 +191,15 @@ class Attention(nn.Module):
         self.norm_query, self.norm_memory = FloatNorm(width), FloatNorm(width)
         self.q, self.kv, self.out = nn.Linear(width, width), nn.Linear(width, 2 * width), nn.Linear(width, width)
 
-    def forward(self, query: Tensor, memory: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(self, query: Tensor, memory: Tensor, bias: Tensor | Callable[[slice], Tensor] | None) -> Tensor:
         q = rearrange(self.q(self.norm_query(query)), "b q (h d) -> b h q d", h=self.heads)
         k, v = rearrange(self.kv(self.norm_memory(memory)), "b k (two h d) -> two b h k d", two=2, h=self.heads)
-        weights = (
-            q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
-        )  # written out: fused attention is slow backwards on a CPU
-        heads = (weights if bias is None else weights + bias).softmax(-1) @ v
-        out: Tensor = self.out(rearrange(heads, "b h q d -> b q (h d)"))
+        heads = []
+        for some in stretches(q.shape[2], k.shape[2], self.heads):
+            # Written out: fused attention is slow backwards on a CPU.
+            weights = q[:, :, some] @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
+            if bias is not None:
+                weights = weights + (bias(some) if callable(bias) else bias[:, :, some] if bias.shape[2] > 1 else bias)
+            heads.append(weights.softmax(-1) @ v)
+        out: Tensor = self.out(rearrange(torch.cat(heads, dim=2), "b h q d -> b q (h d)"))
         return out

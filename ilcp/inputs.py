@@ -1,0 +1,109 @@
+"""What callers give: the one door through which every text comes in, and every list.
+
+A text is a str of whole characters, of which one at least can be seen unless it may be empty. A byte-order mark in
+front of it belongs to the file that it was saved in and is no part of it: a text is the same however it was saved.
+"""
+
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from ilcp.errors import ConfigError, EncodeError, IlcpError
+
+__all__ = ["UNSEEN", "listed", "mending", "read_text", "require_text", "seen"]
+
+Refusal = Callable[[str], IlcpError]  # mostly an error's class
+
+BYTE_ORDER_MARK = "\ufeff"
+# Inside a character class: controls, blank braille, and what Unicode asks not to draw (Default_Ignorable_Code_Point).
+UNSEEN = (
+    "\x00-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f"
+    "\u2800\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
+)
+_SEEN = re.compile(f"[^\\s{UNSEEN}]")
+
+
+def seen(text: str) -> bool:
+    """Says whether a text has a character that can be seen: neither a space, nor a control, nor of no width."""
+    return _SEEN.search(text) is not None
+
+
+def require_text(text: Any, what: str = "a text", *, error: Refusal = EncodeError, may_be_empty: bool = False) -> str:
+    """Returns a text as it is read: without a byte-order mark in front of it.
+
+    Args:
+        text: what a caller gave; anything else than a text is refused.
+        what: it is, in words, with its place, such as ``"literal 3"``.
+        error: makes what is raised of what to say.
+        may_be_empty: also takes a text of which nothing can be seen.
+
+    Raises:
+        IlcpError: ``error``, with what came in its place; never with its words.
+    """
+    if not isinstance(text, str):
+        raise error(f"expected {what} as a str, got {type(text).__name__}{mending(text)}")
+    try:
+        text.encode("utf-8")  # the quickest way to look at every character
+    except UnicodeEncodeError as half:
+        raise error(
+            f"expected {what} of whole characters, got half of a surrogate pair, U+{ord(text[half.start]):04X}, at "
+            f"character {half.start}: write the character whole"
+        ) from None
+    read: str = text.lstrip(BYTE_ORDER_MARK)
+    if not may_be_empty and not seen(read):
+        got = f"{len(read)} characters of which none can be seen" if read.strip() else "an empty one"
+        raise error(f"expected {what}, got {got}: it says nothing")
+    return read
+
+
+def mending(value: Any) -> str:
+    """Says what to do with something that is no text, where that is known; else nothing."""
+    if isinstance(value, bytes | bytearray | memoryview):
+        return ": decode it first, as in data.decode('utf-8')"
+    if isinstance(value, PathLike):
+        return ": read it first, as in path.read_text(encoding='utf-8')"
+    if isinstance(value, Iterator):
+        return ": put what it yields into a list"
+    return ""
+
+
+def listed(values: Any, expected: str, one: str, *, error: Refusal = EncodeError) -> list[Any]:
+    """Returns as a list what is meant as one: a list, a tuple, a generator, a dict's keys.
+
+    Args:
+        values: what a caller gave; a text, bytes, an array, a path or a mapping is one thing and no list.
+        expected: what should have come, in words, such as ``"a list of sources"``.
+        one: what a single one is called.
+        error: makes what is raised of what to say.
+
+    Raises:
+        IlcpError: ``error``, with what came.
+    """
+    single = isinstance(values, str | bytes | bytearray | memoryview | Mapping | PathLike) or hasattr(
+        values, "__array__"
+    )
+    if single or not isinstance(values, Iterable):
+        way_out = mending(values) or f": put one {one} into a list"
+        raise error(f"expected {expected}, got {type(values).__name__}{way_out}")
+    return list(values)
+
+
+def read_text(path: str | Path, what: str = "a readable text file") -> str:
+    """Reads the text of a file in UTF-8, or of standard input where the path is ``-``.
+
+    Raises:
+        ConfigError: it cannot be read, or is no UTF-8.
+    """
+    try:
+        content = sys.stdin.buffer.read() if str(path) == "-" else Path(path).read_bytes()
+        return content.decode("utf-8").lstrip(BYTE_ORDER_MARK)
+    except OSError as error:
+        raise ConfigError(f"expected {what}, got {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"expected UTF-8 text in {path}, got byte {error.object[error.start]:#04x} at {error.start}: "
+            "save it as UTF-8"
+        ) from error
