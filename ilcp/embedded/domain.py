@@ -14,8 +14,10 @@ import torch
 
 from ilcp.errors import EncodeError
 from ilcp.handoff import Sender
+from ilcp.models.adapter import unwrapped
 from ilcp.models.prompt import layout
 from ilcp.models.reading import window_tokens
+from ilcp.nn.inference import inference
 from ilcp.tasks.dossier import ATTRIBUTES, CODE, JOINS
 
 __all__ = ["Familiarity", "familiarity", "known_questions", "surprise_bits_per_byte"]
@@ -60,7 +62,7 @@ def known_questions() -> frozenset[str]:
     return frozenset(forms).union(*JOINS.values())
 
 
-@torch.no_grad()
+@inference(lambda sender: unwrapped(sender.model))
 def surprise_bits_per_byte(sender: Sender, text: str) -> float:
     """Returns the sender's code length, in bits per byte, over the most surprising ``STRETCH_TOKENS`` of the text.
 
