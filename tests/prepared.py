@@ -96,16 +96,16 @@ def whole_modules() -> Prepared:
     """An adapter with a copy of the language model's head; it is switched off afterwards."""
     model = _adapted(["q_proj"], modules_to_save=["lm_head"])
     _add(model, "modules_to_save")
-    return Prepared(model, lambda: model.base_model.disable_adapter_layers(), model)
+    return Prepared(model, model.base_model.disable_adapter_layers, model)
 
 
 def other_adapter() -> Prepared:
     """An adapter that is none of low rank; it is switched off afterwards."""
     from peft import IA3Config, get_peft_model
 
-    model = get_peft_model(_llama(), IA3Config(target_modules=["k_proj"], feedforward_modules=[])).eval()
+    model: Any = get_peft_model(_llama(), IA3Config(target_modules=["k_proj"], feedforward_modules=[])).eval()
     _add(model, "ia3_l")
-    return Prepared(model, lambda: model.base_model.disable_adapter_layers(), model)
+    return Prepared(model, model.base_model.disable_adapter_layers, model)
 
 
 def through_transformers() -> Prepared:
