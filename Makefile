@@ -33,8 +33,11 @@ fuzz: $(READY) ## hostile inputs, guided by coverage (INPUTS="message=6000000 me
 	$(BIN)/python fuzz/run.py --target all --inputs $(or $(INPUTS),100000) $(ARGS)
 
 # A failing test is a cell of the table, so it does not stop the rest. Only the older report has room for a test's words.
+# What quantises is no part of the environment: where it cannot be fetched, its rows say so.
 support: $(READY) $(READY_4) ## SUPPORT.md: the families' tests under transformers 5 and 4
-	-$(BIN)/python -m pytest tests/test_families.py -o junit_family=xunit1 --junitxml=build/support-5.xml
+	-$(BIN)/python -m pip install --quiet --no-deps --upgrade --target build/quantised torchao==0.18.0 bitsandbytes==0.50.2
+	-PYTHONPATH=build/quantised $(BIN)/python -m pytest tests/test_families.py tests/test_prepared.py \
+		-o junit_family=xunit1 --junitxml=build/support-5.xml
 	-$(BIN_4)/python -m pytest tests/test_families.py -o junit_family=xunit1 --junitxml=build/support-4.xml
 	$(BIN)/python -m tests.support_matrix build/support-5.xml build/support-4.xml >build/SUPPORT.md
 	mv build/SUPPORT.md SUPPORT.md

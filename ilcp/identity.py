@@ -58,7 +58,7 @@ def digest(*parts: bytes) -> bytes:
     return digest_all(parts)
 
 
-def digest_all(parts: Iterable[bytes]) -> bytes:
+def digest_all(parts: Iterable[bytes | memoryview]) -> bytes:
     """Returns the same as ``digest``, taking one part at a time: a large model is never held twice."""
     hasher = blake2b(digest_size=16)
     for part in parts:

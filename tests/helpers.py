@@ -81,10 +81,10 @@ def make_model(
     ).eval()
 
 
-def sender_of(model: Any, tokenizer: Any, layers: tuple[int, ...] = (0, 1, 2)) -> Sender:
+def sender_of(model: Any, tokenizer: Any, layers: tuple[int, ...] = (0, 1, 2), hidden: int = 32) -> Sender:
     """Makes a sender with an untrained codec of its own."""
     torch.manual_seed(3)
-    config = VaeConfig(layers, 32, 48, slots=8, dims=16, prefixes=(4, 16), width=32, heads=4, projector_width=32)
+    config = VaeConfig(layers, hidden, 48, slots=8, dims=16, prefixes=(4, 16), width=32, heads=4, projector_width=32)
     return Sender(model, tokenizer, VaeCodec.from_network(VaeNetwork(config), identify(model, tokenizer), ANY))
 
 

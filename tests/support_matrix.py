@@ -1,4 +1,4 @@
-"""Makes SUPPORT.md of the outcomes of test_families: ``python -m tests.support_matrix REPORT.xml ... >SUPPORT.md``.
+"""Makes SUPPORT.md of outcomes of tests: ``python -m tests.support_matrix REPORT.xml ... >SUPPORT.md``.
 
 Each report is pytest's JUnit XML of one environment. A test may name its own cell (``record_property("cell", ...)``).
 """
@@ -8,6 +8,7 @@ import sys
 from xml.etree import ElementTree
 
 from tests.families import FAMILIES
+from tests.prepared import PREPARED
 
 DTYPES = ("float32", "bfloat16")
 COLUMNS = {
@@ -17,10 +18,16 @@ COLUMNS = {
     "packed training": "test_packed_training",
     "cache": "test_cache",
 }
+PREPARED_COLUMNS = {
+    "sender": "test_prepared_sender",
+    "receiver": "test_prepared_receiver",
+    "identity": "test_prepared_identity",
+}
 HEAD = """# Which models can send, and which can receive
 
-Written by `make support` from the outcomes of `tests/test_families.py`, on tiny random models of each family (by
-`config.model_type`). The sliding windows of mistral, gemma2 and gemma3_text are shorter than the prompts there.
+Written by `make support` from the outcomes of `tests/test_families.py` and `tests/test_prepared.py`, on tiny random
+models of each family (by `config.model_type`). The sliding windows of mistral, gemma2 and gemma3_text are shorter than
+the prompts there.
 
 - **sender**: a text, its ids and a finished forward give one message, from the states of a plain forward.
 - **receiver**: memory made of a text's own embeddings gives the text's logits bit by bit, alone and padded in a batch.
@@ -36,6 +43,21 @@ rebuilt from the file, differently by transformers 5 and 4: a codec trained unde
 
 Another decoder is admitted if embeddings and ids of a few tokens give it the same logits, and refused by name if not;
 encoder-decoders and recurrent (state-space) models are refused as receivers. See `ilcp/models/support.py`.
+
+## Adapted, quantised, compiled, trained on, shared
+
+Below the families stand models as people prepare them, left in training mode after the sender or receiver was made:
+
+- **sender**: the states are those of a plain forward in evaluation mode, and the message is one.
+- **receiver**: memory made of a text's own embeddings is answered as transformers answers the text, and scored alike.
+- **identity**: prepared alike it is known again; when weights, scales, packed weights, the active adapter, its scaling
+  or its merging change, the next use is refused.
+
+An adapter counts as far as it is in effect: switched off, the model is the one without it; merged, it is known by the
+weights that came of it. Of a model that `torch.compile` wrapped, the plain one inside is used. Any other model is known
+by all that its modules save too; what cannot be hashed is refused by name, and so are four bits that bitsandbytes packs
+anew, losing digits, at their first use on a processor with AVX-512. torchao and bitsandbytes are no packages of ilcp's;
+`make support` fetches them.
 """
 
 
@@ -50,7 +72,7 @@ def outcomes(report: str) -> tuple[str, dict[tuple[str, str, str], str]]:
         named = next((p.get("value") for p in case.iter("property") if p.get("name") == "cell"), "passed")
         failed = case.find("failure") is not None or case.find("error") is not None
         skipped = case.find("skipped") is not None
-        cells[test, family, dtype] = "failed" if failed else "not run" if skipped else str(named)
+        cells[test, family, dtype] = "failed" if failed else "not run" if skipped and named == "passed" else str(named)
     return version, cells
 
 
@@ -65,6 +87,16 @@ def table(version: str, dtype: str, cells: dict[tuple[str, str, str], str]) -> s
     return "\n".join(lines)
 
 
+def prepared_table(version: str, cells: dict[tuple[str, str, str], str]) -> str:
+    """Writes the table of prepared models; without outcomes of any there is none."""
+    lines = [f"## transformers {version}, prepared models", "", f"| model | {' | '.join(PREPARED_COLUMNS)} |"]
+    lines.append("| --- |" + " --- |" * len(PREPARED_COLUMNS))
+    for kind in PREPARED:
+        row = [cells.get((test, kind, ""), "not run") for test in PREPARED_COLUMNS.values()]
+        lines.append(f"| {kind} | {' | '.join(row)} |")
+    return "\n".join(lines)
+
+
 def families_of(text: str, version: str, dtype: str) -> list[str]:
     """Returns the families in one table of SUPPORT.md."""
     part = text.partition(f"## transformers {version}, {dtype}\n")[2].partition("\n## ")[0]
@@ -72,5 +104,9 @@ def families_of(text: str, version: str, dtype: str) -> list[str]:
 
 
 if __name__ == "__main__":
-    tables = [table(version, dtype, cells) for version, cells in map(outcomes, sys.argv[1:]) for dtype in DTYPES]
+    tables = []
+    for version, cells in map(outcomes, sys.argv[1:]):
+        tables += [table(version, dtype, cells) for dtype in DTYPES]
+        if any(test in PREPARED_COLUMNS.values() for test, _, _ in cells):
+            tables.append(prepared_table(version, cells))
     print(HEAD + "\n" + "\n\n".join(tables))

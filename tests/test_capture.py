@@ -1,5 +1,6 @@
 """What a sender takes in: every family and kind of source, live calls of its model, and the memory that this takes."""
 
+import asyncio
 import runpy
 import weakref
 from collections.abc import Callable, Iterator
@@ -575,33 +576,63 @@ def test_a_generate_of_ones_own_is_put_back(llama, monkeypatch) -> None:
     assert 4 == llama.read(capture).tokens
 
 
-def test_a_generate_begun_before_is_refused_at_its_next_step(llama) -> None:
-    """A ``generate`` that runs in another thread when the ``with`` begins ends there, and nothing of it is captured."""
-    inside, errors = Event(), []
+def test_a_generate_of_a_bystander_runs_on(llama) -> None:
+    """A thread that ran before the ``with`` generates as ever, before, in and behind it; nothing of it is captured."""
+    inside, going, answers = Event(), Event(), []
 
     class Waits(StoppingCriteria):
         def __call__(self, input_ids: Any, scores: Any, **_: Any) -> torch.Tensor:
-            begun.set()
+            going.set()
             inside.wait(60)
             return torch.zeros(len(input_ids), dtype=torch.bool)
 
-    def generate() -> None:
-        try:
-            llama.model.generate(
-                torch.tensor([[5, 6]]), max_new_tokens=3, stopping_criteria=StoppingCriteriaList([Waits()])
-            )
-        except EncodeError as error:
-            errors.append(str(error))
+    def generate(**options: Any) -> Any:
+        return llama.model.generate(torch.tensor([[5, 6]]), max_new_tokens=3, min_new_tokens=3, **options)
 
-    begun, thread = Event(), Thread(target=generate)
+    def other() -> None:
+        answers.append(generate(stopping_criteria=StoppingCriteriaList([Waits()])))
+        answers.append(generate())
+
+    expected, thread = generate(), Thread(target=other)
     thread.start()
-    assert begun.wait(60)
+    assert going.wait(60)
     with llama.capture() as capture:
         inside.set()
-        thread.join()
         llama.model(torch.tensor([[7, 8, 9]]))
-    assert ["taken from it before" in said for said in errors] == [True]
+        thread.join()
+    assert [True, True] == [torch.equal(expected, answer) for answer in answers]
     assert 3 == llama.read(capture).tokens
+
+
+def test_a_worker_with_a_copy_of_the_context_is_captured(llama) -> None:
+    """What ``asyncio.to_thread`` does in a worker that ran before the ``with`` is the capture's, as in a new one."""
+
+    async def both() -> int:
+        await asyncio.to_thread(int)  # starts the worker
+        with llama.capture() as capture:
+            await asyncio.to_thread(llama.model, torch.tensor([[5, 6, 7]]))
+        return int(llama.read(capture).tokens)
+
+    assert 3 == asyncio.run(both())
+
+
+def test_a_sender_reads_beside_its_capture(llama) -> None:
+    """A text that is encoded inside the ``with`` has its own message, and is no part of the capture."""
+    expected = llama.encode(TEXTS[0])
+    with llama.capture() as capture:
+        llama.model(torch.tensor([[5, 6, 7]]))
+        assert expected == llama.encode(TEXTS[0])
+    assert 3 == llama.read(capture).tokens
+
+
+def test_a_call_in_training_mode_is_refused(llama) -> None:
+    """Dropout would give one text many messages, so a capture takes no call of a model that is being trained."""
+    llama.model.train()
+    try:
+        with pytest.raises(EncodeError, match=r"got one in training mode.*call model\.eval"), llama.capture():
+            llama.model(torch.tensor([[5, 6, 7]]))
+    finally:
+        llama.model.eval()
 
 
 def test_the_inputs_of_a_step_are_the_models_own(llama, monkeypatch) -> None:

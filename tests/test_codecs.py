@@ -2,6 +2,7 @@
 
 import copy
 import json
+import random
 import re
 import shutil
 from dataclasses import asdict, replace
@@ -32,6 +33,7 @@ from ilcp_codecs.vae import VaeCodec, VaeConfig, VaeNetwork
 from ilcp_codecs.vae.bottleneck import Bottleneck, dequantise, quantise
 from ilcp_codecs.vae.pooler import SameTokenAttention
 from tests.helpers import present, text_of, vectors_of
+from tests.prepared import PREPARED
 from tests.spoiled import spoiled
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -323,6 +325,49 @@ def test_whoever_may_read_the_config_may_read_the_weights(small, tmp_path) -> No
     """A codec on a shared disk loads for colleagues: no file of its folder is closed to who can read another."""
     ilcp.save(small.codec, tmp_path / "codec", card="A card")
     assert 1 == len({file.stat().st_mode for file in (tmp_path / "codec").iterdir()})
+
+
+def test_loading_draws_no_random_number_and_asks_for_no_default_dtype(tmp_path) -> None:
+    """Whatever dtype torch makes by default, codecs and the embedded pair load, encode and answer alike; and the random
+    numbers that come next are those that would have come."""
+    expected, message = ilcp.load_pair(), ilcp.load_pair().sender.encode(DOCUMENT)
+    answer = expected.receiver.generate(message, "Which region is affected?", max_new_tokens=4)
+    score = expected.receiver.score([(message, "Which region is affected?", answer)])
+    before = torch.get_rng_state(), np.random.get_state(legacy=False), random.getstate()  # the global one
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        pair = ilcp.load_pair()
+        assert message == pair.sender.encode(DOCUMENT)
+        assert answer == pair.receiver.generate(message, "Which region is affected?", max_new_tokens=4)
+        assert score == pair.receiver.score([(message, "Which region is affected?", answer)])
+        lm = LmCodec(pair.sender.model, pair.sender.tokenizer, 400)
+        ilcp.save(lm, tmp_path)
+        assert lm.encode(Context(text="Mara")) == ilcp.load(tmp_path).encode(Context(text="Mara"))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert repr(before[1:]) == repr((np.random.get_state(legacy=False), random.getstate()))
+
+
+@pytest.mark.parametrize("kind", ["peft: LoRA on the embeddings", "peft: embeddings of new tokens"])
+def test_a_codec_is_made_for_models_with_an_adapter_around_their_embeddings(kind: str) -> None:
+    """The width of the memory is that of the embeddings inside."""
+    model = PREPARED[kind]().model
+    assert 64 == VaeCodec.untrained(model, model, {"width": 32, "heads": 4}).config.receiver_hidden
+
+
+def test_a_network_left_in_training_mode_encodes_and_decodes_as_ever(small, context) -> None:
+    """A codec whose network somebody trains on gives one message and one memory, and the mode stays as it was."""
+    payload = small.codec.encode(context)
+    memory, rough = small.codec.decode(payload), small.codec.decode_unrounded(context)
+    small.codec.network.train()
+    try:
+        assert payload == small.codec.encode(context)
+        assert memory.digest() == small.codec.decode(payload).digest()
+        assert rough.digest() == small.codec.decode_unrounded(context).digest()
+        assert small.codec.network.bottleneck.training
+    finally:
+        small.codec.network.eval()
 
 
 def test_damaged_weights_and_mismatched_folders_are_refused(small, tmp_path) -> None:

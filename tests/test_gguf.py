@@ -14,7 +14,7 @@ from jinja2.exceptions import SecurityError
 
 import ilcp
 from ilcp.errors import ConfigError, MissingExtraError
-from ilcp.models import fingerprint, sources
+from ilcp.models import sources
 from ilcp.models.fingerprint import identify, weights_digest
 from ilcp.models.loading import load_model
 from ilcp_codecs.vae import VaeCodec, VaeConfig, VaeNetwork
@@ -294,14 +294,3 @@ def test_a_missing_package_is_named_with_its_extra(made, monkeypatch, package: s
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(MissingExtraError, match=rf"expected {package} to read a GGUF file.*'ilcp\[gguf\]'"):
         load_model(made.folder / "F16.gguf")
-
-
-def test_the_digest_of_a_large_file_is_kept(made, tmp_path, monkeypatch) -> None:
-    """A second load of the same GGUF reads its digest from the cache."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(fingerprint, "CACHE_FROM_BYTES", 1)
-    model = load_model(made.folder / "F16.gguf")[0]
-    true = weights_digest(model)
-    (key,) = json.loads((tmp_path / "ilcp" / "weights.json").read_text())
-    (tmp_path / "ilcp" / "weights.json").write_text(json.dumps({key: "ab" * 16}))
-    assert bytes.fromhex("ab" * 16) == weights_digest(load_model(made.folder / "F16.gguf")[0]) != true

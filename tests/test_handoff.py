@@ -1,6 +1,7 @@
 """Sender, receiver, memory and prompt: what crosses the hop, and what is refused on the way."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -87,6 +88,19 @@ def test_memories_copy_compare_and_show_themselves() -> None:
         assert each.digest() == each.beside(("A1",)).digest() == copy.deepcopy(each).digest()
     assert "SoftPrompt(2 vectors of width 3, 1 literals)" == repr(kinds[0].beside(("A1",)))
     assert "TextMemory(text of 1 characters)" == repr(kinds[2])
+
+
+@pytest.mark.parametrize("duplicate", [lambda end: pickle.loads(pickle.dumps(end)), copy.deepcopy])
+def test_both_ends_can_be_copied_and_pickled(pair, duplicate) -> None:
+    """A copy, here or in another process, encodes and answers alike, and pre-fills caches of its own."""
+    document = next(iter(case_files("test", 7, 1))).context
+    message = pair.sender.encode(document)
+    asked = "Which region is affected?"
+    answer = pair.receiver.generate(message, asked, cache=pair.receiver.prefill(message))
+    sender, receiver = duplicate(pair.sender), duplicate(pair.receiver)
+    assert message == sender.encode(document)
+    assert answer == receiver.generate(message, asked)
+    assert answer == receiver.generate(duplicate(receiver.decode(message)), asked, cache=receiver.prefill(message))
 
 
 def test_text_ids_and_finished_outputs_encode_alike(small) -> None:

@@ -1,19 +1,26 @@
-"""Identity at weight level: what is hashed, what is not, and when the cache may speak."""
+"""Identity at weight level: what is hashed, what is not, what cannot be, and how a change is noticed in use."""
 
-import json
+import pickle
 import sys
+from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
+from ilcp import Receiver
 from ilcp.codec.folder import ADAPTER
+from ilcp.codec.spec import Trained
 from ilcp.errors import ConfigError, IdentityError, MissingExtraError, StorageError
 from ilcp.identity import ANY, ModelIdentity, require_same
-from ilcp.models import fingerprint
 from ilcp.models.adapter import adapt, new_adapter
-from ilcp.models.fingerprint import identify, weights_digest
-from tests.helpers import make_model, make_tokenizer
+from ilcp.models.fingerprint import Known, identify, weights_digest
+from ilcp.models.state import hashed, marks
+from ilcp_codecs.text import PlainCodec
+from tests.helpers import make_model, make_tokenizer, noting
+from tests.prepared import PREPARED
 
 
 def test_the_digest_is_of_the_weights_and_nothing_else(tmp_path) -> None:
@@ -63,38 +70,21 @@ def test_a_damaged_identity_record_is_refused() -> None:
         ModelIdentity.from_dict({"weights": "w"})
 
 
-def test_the_cache_is_quick_and_does_not_hide_changed_weights(tmp_path, monkeypatch) -> None:
-    """A second load reads the digest from the cache; weights changed since the load, or a new file, do not pass."""
+def test_rows_in_another_order_are_another_model_of_any_size(tmp_path, monkeypatch) -> None:
+    """All of a large model from a folder is hashed each time, without a home to keep anything in."""
+    (tmp_path / "model.safetensors").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(fingerprint, "CACHE_FROM_BYTES", 1)
-    make_model(64, seed=1).save_pretrained(tmp_path / "model")
-    model = type(make_model(64)).from_pretrained(tmp_path / "model")
-    true = weights_digest(model)
-    (file,) = (tmp_path / "cache" / "ilcp").iterdir()
-    (key,) = json.loads(file.read_text())
-    file.write_text(json.dumps({key: "ab" * 16}))
-    assert bytes.fromhex("ab" * 16) == weights_digest(model)  # this is the cache speaking
-    with torch.no_grad():
-        next(model.parameters())[5, 3] += 0.01  # one weight of thousands
-    assert weights_digest(model) not in (true, bytes.fromhex("ab" * 16))
-    file.write_text("not json")
-    assert true == weights_digest(type(model).from_pretrained(tmp_path / "model"))
-
-
-@pytest.mark.parametrize("taken", ["cache", "cache/ilcp/weights.json"])
-def test_a_cache_that_cannot_be_written_costs_time_only(tmp_path, monkeypatch, taken: str) -> None:
-    """A file in the place of the folder, or a folder in that of the file: the weights are hashed all the same."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    make_model(64, seed=1).save_pretrained(tmp_path / "model")
-    model = type(make_model(64)).from_pretrained(tmp_path / "model")
-    expected = weights_digest(model)
-    monkeypatch.setattr(fingerprint, "CACHE_FROM_BYTES", 1)
-    if taken == "cache":
-        (tmp_path / taken).touch()
-    else:
-        (tmp_path / taken).mkdir(parents=True)
-    assert expected == weights_digest(model)
-    assert [] == list(tmp_path.glob("cache/ilcp/.*"))
+    model = torch.nn.Linear(4096, 4097, bias=False).requires_grad_(False)
+    model.weight.copy_(torch.arange(model.weight.numel()).reshape(model.weight.shape) % 7)
+    vars(model)["config"] = SimpleNamespace(_name_or_path=str(tmp_path))
+    before = weights_digest(model)
+    model.weight[:2] = model.weight[:2].flip(0)
+    assert before != weights_digest(model)
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(Path, "home", lambda: pytest.fail("asked for a home"))
+    model.weight[:2] = model.weight[:2].flip(0)
+    assert before == weights_digest(model)
 
 
 def test_what_is_wrong_with_an_adapter_is_said_by_its_error(tmp_path, monkeypatch) -> None:
@@ -136,3 +126,126 @@ def test_a_low_rank_adapter_is_named_beside_the_weights_under_it() -> None:
     with torch.no_grad():
         next(value for name, value in adapter.named_parameters() if "lora_B" in name)[0, 0] = 1.0
     assert after.adapters != identify(adapter, tokenizer).adapters
+
+
+def test_an_adapter_that_is_not_in_effect_does_not_count() -> None:
+    """Switched off, or loaded beside the active one, an adapter changes nothing; merged, it is part of the weights."""
+    tokenizer, one, two = make_tokenizer(300), PREPARED["peft: LoRA, active"]().model, None
+    plain = PREPARED["peft: LoRA, switched off"]()
+    assert identify(plain.model.get_base_model(), tokenizer) == identify(plain.model, tokenizer)
+    assert identify(plain.model, tokenizer) == identify(one.unload(), tokenizer)
+    two = PREPARED["peft: two LoRAs, one active"]().model
+    two.set_adapter("default")
+    alone = PREPARED["peft: LoRA, active"]().model
+    assert identify(alone, tokenizer) == identify(two, tokenizer)
+    merged = PREPARED["peft: LoRA, merged"]().model
+    assert identify(merged, tokenizer) == identify(alone.merge_and_unload(), tokenizer)
+
+
+def test_what_is_unusual_of_an_adapter_is_said() -> None:
+    """Scaling beside that of ilcp's own adapters, and a merged one that is switched off, which peft takes out again."""
+    tokenizer, prepared = make_tokenizer(300), PREPARED["peft: LoRA, active"]()
+    assert "default scaled by 4.0 in " in identify(prepared.model, tokenizer).adapters
+    prepared.change()
+    assert "default scaled by 16.0 in " in identify(prepared.model, tokenizer).adapters
+    merged = PREPARED["peft: LoRA, merged"]().model
+    merged.base_model.disable_adapter_layers()
+    assert identify(merged, tokenizer).adapters.startswith(":switched off, but merged in ")
+
+
+class Odd(torch.Tensor):
+    """A tensor that might hold anything."""
+
+
+@pytest.mark.parametrize(
+    ("weight", "kind"),
+    [
+        (torch.eye(3).to_sparse(), r"Tensor \(torch.sparse_coo\)"),
+        (torch.eye(3).as_subclass(Odd), "Odd"),
+        (torch.eye(3, device="meta"), "Tensor"),
+    ],
+)
+def test_weights_that_cannot_be_hashed_are_named(weight: torch.Tensor, kind: str) -> None:
+    """A sparse tensor, one of an unknown class and one that was never loaded: refused with their name and kind."""
+    module = torch.nn.Module()
+    module.register_buffer("strange", weight)
+    with pytest.raises(ConfigError, match=f"got .*strange as a {kind}.*cannot be hashed"):
+        weights_digest(module)
+
+
+def test_what_a_module_saves_beside_its_weights_is_hashed() -> None:
+    """Extra state and values in a state dict count, whatever they are; an object that may say anything is refused."""
+    module = torch.nn.Linear(2, 2)
+    module.get_extra_state = lambda: {"scale": 2.0}  # type: ignore[method-assign]
+    with pytest.raises(ConfigError, match="_extra_state as a object"):
+        list(hashed("_extra_state", object()))
+    assert list(hashed("a", [1, torch.float16])) != list(hashed("a", [1, torch.float32]))
+    assert list(hashed("a", {"b": (1, None)})) == list(hashed("a", {"b": (1, None)}))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda model: model.lm_head.weight.mul_(2),
+        lambda model: model.lm_head.weight.copy_(model.lm_head.weight.clone()),
+        lambda model: setattr(model.lm_head, "weight", torch.nn.Parameter(model.lm_head.weight.clone())),
+        lambda model: model.half().float(),
+        lambda model: model.double().float(),
+        lambda model: setattr(model.lm_head.weight, "data", model.lm_head.weight.data.clone()),
+        lambda model: model.load_state_dict(model.state_dict()),
+    ],
+)
+def test_whatever_writes_to_a_weight_leaves_a_mark(change: Callable[[Any], Any]) -> None:
+    """In place, by replacement, by conversion there and back, by loading; a pass of the model leaves none."""
+    model = make_model(64, seed=1).requires_grad_(False)
+    before = marks(model)
+    model(torch.tensor([[5, 6]]))
+    assert before == marks(model)
+    change(model)
+    assert before != marks(model)
+
+
+def test_marks_without_a_change_cost_time_only(monkeypatch) -> None:
+    """A model that was written to with what it held is hashed once more, and goes on."""
+    tokenizer, model, hashings = make_tokenizer(300), make_model(300, seed=1).requires_grad_(False), list[int]()
+    known = Known("sender", [identify(model, tokenizer)])
+    monkeypatch.setattr("ilcp.models.fingerprint.weights_digest", noting(weights_digest, hashings, lambda model: 1))
+    for _ in range(3):
+        known.require(model, tokenizer)
+    model.lm_head.weight.mul_(1)
+    for _ in range(3):
+        known.require(model, tokenizer)
+    assert 2 == len(hashings)
+    known = pickle.loads(pickle.dumps(known))
+    known.require(model, tokenizer)
+    assert 3 == len(hashings)
+
+
+def test_a_receiver_notices_another_model_at_its_next_use() -> None:
+    """A weight, a chat template and a token that came after the receiver was made: every call that runs it refuses."""
+
+    def receiver() -> Receiver:
+        model, tokenizer = make_model(320, seed=1).requires_grad_(False), make_tokenizer(300)
+        codec = PlainCodec()
+        codec.trained = Trained(ANY, identify(model, tokenizer), codec.trained.weights)
+        return Receiver(model, tokenizer, codec, allow_unmeasured=True)
+
+    changes: list[Callable[[Receiver], Any]] = [
+        lambda receiver: receiver.model.model.norm.weight.add_(1),
+        lambda receiver: setattr(receiver.tokenizer, "chat_template", "{{ messages[0].content }}"),
+        lambda receiver: receiver.tokenizer.add_tokens(["<new>"]),
+        lambda receiver: setattr(receiver, "model", make_model(320, seed=2)),
+    ]
+    calls: list[Callable[[Receiver], Any]] = [
+        lambda receiver: receiver.generate(None, "Who?", max_new_tokens=1),
+        lambda receiver: receiver.score([(None, "Who?", "Mara")]),
+        lambda receiver: receiver.answers([(None, "Who?")], max_new_tokens=1),
+        lambda receiver: receiver.prefill(None, "Who?"),
+    ]
+    for change in changes:
+        changed = receiver()
+        calls[0](changed)
+        change(changed)
+        for call in calls:
+            with pytest.raises(IdentityError, match="not trained for this receiver"):
+                call(changed)

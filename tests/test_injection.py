@@ -148,6 +148,9 @@ def test_a_stop_string_ends_the_answer_and_is_no_part_of_it(receiver) -> None:
         (dict(prompt_lookup_num_tokens=2), "needs a prompt of token ids"),
         (dict(guidance_scale=1.5, negative_prompt_ids=None), "guidance_scale, negative_prompt_ids"),
         (dict(custom_generate="a/b"), "code from elsewhere does not know"),
+        (dict(encoder_repetition_penalty=2.0), "encoder_repetition_penalty: it needs a prompt of token ids"),
+        (dict(encoder_no_repeat_ngram_size=2), "encoder_no_repeat_ngram_size: it needs a prompt of token ids"),
+        (dict(adapter_names=["a"]), "the codec is for the adapters that are active"),
         (dict(no_such_option=1), r"generate takes, got no_such_option: .*`model_kwargs` are not used"),
         (dict(num_beams=2, early_stopping=7), "got early_stopping, num_beams: .*early_stopping"),
         (dict(max_new_tokens=0), "max_new_tokens to be a whole number from 1, got 0"),
@@ -160,6 +163,26 @@ def test_options_that_the_receiver_decides_are_refused_by_name(llama, option, te
         llama.generate(None, QUESTION, **option)
     with pytest.raises(ConfigError, match=text):
         llama.answers([(None, QUESTION)], **option)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"cache_implementation": "offloaded"},
+        {"cache_implementation": "offloaded_static"},
+        {"cache_implementation": "quantized"},
+        {"streamer": "stdout"},
+        {"logits_processor": [3]},
+        {"nonsense": 1},
+    ],
+    ids=lambda option: "-".join(map(str, option.values())),
+)
+def test_options_that_transformers_cannot_do_here_are_named(llama, option) -> None:
+    """A cache that wants a GPU or a package, and objects that are none of what is called for: one sentence each."""
+    if torch.cuda.is_available() and "offloaded" in str(option):
+        pytest.skip("works with a GPU")
+    with pytest.raises(ConfigError, match=f"options that transformers' generate takes, got {next(iter(option))}: .+"):
+        llama.generate(None, QUESTION, max_new_tokens=2, **option)
 
 
 def test_batches_and_caches_that_cannot_be_are_refused(llama) -> None:

@@ -1,7 +1,9 @@
 """The replay cache: once per key and id, in one process or several, within its bounds, whatever the clock does."""
 
+import copy
 import multiprocessing
 import os
+import pickle
 import signal
 import sqlite3
 from collections import Counter
@@ -279,6 +281,23 @@ def test_a_fork_while_another_thread_is_inside_does_not_hang_the_child(tmp_path:
             os._exit(0)
         cache._lock.release()
         assert 0 == os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def test_a_copy_shares_the_file_and_there_is_none_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one copy lets in no other does, in whatever folder it is unpickled; a cache in memory has no copy."""
+    monkeypatch.chdir(tmp_path)
+    with ReplayCache("replay.sqlite", max_entries=7, max_ttl_s=90_000) as cache:
+        pickled = pickle.dumps(cache)
+        monkeypatch.chdir(tmp_path.parent)
+        for number, other in enumerate((pickle.loads(pickled), copy.deepcopy(cache))):
+            assert (7, 90_000) == (other.max_entries, other.max_ttl_s)
+            cache.admit(KEY, seal(number), now_unix_s=NOW)
+            with pytest.raises(ReplayError):
+                other.admit(KEY, seal(number), now_unix_s=NOW)
+            other.close()
+    for duplicate in (pickle.dumps, copy.copy, copy.deepcopy):
+        with pytest.raises(ConfigError, match=r"expected a replay cache with a path.*ReplayCache\('replay.sqlite'\)"):
+            duplicate(ReplayCache())
 
 
 def test_a_full_disk_lets_nothing_in_and_the_cache_recovers(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from peft import LoraConfig, get_peft_model
 
 from ilcp import Sender
 from ilcp.errors import ConfigError, EncodeError
@@ -46,6 +47,14 @@ def test_positions_behind_the_paddings_are_counted() -> None:
         states = capture_batch(model, torch.tensor([ids]), torch.tensor([mask]), (0, 1, 2))[0]
         assert torch.allclose(alone, states[:, place : place + 3], atol=1e-4)
     assert 40 == read_ids(model, list(range(5, 45)), (0, 1))[0].shape[1]
+
+
+def test_an_adapter_around_the_positions_does_not_hide_where_they_begin() -> None:
+    """RoBERTa's positions count on from its padding's with a LoRA on their table as well."""
+    model = transformers.RobertaModel(transformers.RobertaConfig(**TINY, max_position_embeddings=34)).eval()
+    adapted = get_peft_model(model, LoraConfig(target_modules=["position_embeddings", "word_embeddings"]))
+    assert 32 == window_tokens(adapted)
+    assert 40 == read_ids(adapted, list(range(5, 45)), (0, 1))[0].shape[1]
 
 
 def test_a_family_whose_blocks_are_not_seen_is_refused() -> None:

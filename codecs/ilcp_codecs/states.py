@@ -3,6 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -17,12 +18,16 @@ from ilcp.errors import ConfigError, EncodeError, IdentityError, IlcpError, Stor
 from ilcp.evidence import Evidence
 from ilcp.files import require_readable
 from ilcp.identity import ModelIdentity
+from ilcp.models.adapter import innermost
 from ilcp.models.fingerprint import weights_digest
 from ilcp.nn.half import lean
+from ilcp.nn.inference import inference
 
-__all__ = ["StatesCodec"]
+__all__ = ["StatesCodec", "by_network"]
 
 WEIGHTS = "model.safetensors"
+
+by_network = inference(attrgetter("network"))  # marks a codec's method as inference: a network in training is random
 
 
 class StatesCodec(HubCodec):
@@ -65,9 +70,9 @@ class StatesCodec(HubCodec):
         values = {
             "sender_layers": tuple(sorted(chosen)),
             "sender_hidden": own.hidden_size,
-            "receiver_hidden": receiver.get_input_embeddings().embedding_dim,
+            "receiver_hidden": innermost(receiver.get_input_embeddings()).embedding_dim,
         }
-        network = cls._network(values | dict(settings), "[codec]", ConfigError)
+        network = cls._network(values | dict(settings), "[codec]", ConfigError).float()  # whatever the default dtype is
         layers = network.config.sender_layers
         if max(layers) > depth:
             raise ConfigError(f"expected sender_layers from 0 to {depth} (the last state), got {layers}")
@@ -102,7 +107,8 @@ class StatesCodec(HubCodec):
             raise EncodeError(f"expected states of {expected[0]} layers and width {expected[1]}, got {found}")
         if not bool(torch.isfinite(states).all()):
             raise EncodeError("expected finite hidden states, got NaN or infinity: the sender's weights are damaged")
-        return states[None].to(self._device), torch.ones(1, states.shape[1], device=self._device)
+        mask = torch.ones(1, states.shape[1], device=self._device, dtype=torch.float32)
+        return states[None].to(self._device), mask
 
     def save_files(self, folder: Path) -> dict[str, Any]:
         """Writes the weights, in 16 bits where that loses nothing; returns the configuration."""
@@ -120,14 +126,16 @@ class StatesCodec(HubCodec):
             StorageError: the weights are missing, damaged, or of another shape.
             IdentityError: the weights are not those the codec was saved with.
         """
-        network = cls._network(settings, f"settings in {folder / CONFIG}", StorageError)
+        with torch.device("meta"):  # no weight is drawn, and so nobody's random numbers are
+            network = cls._network(settings, f"settings in {folder / CONFIG}", StorageError)
         file = folder / WEIGHTS
         try:
             state: dict[str, Tensor] = {}
             for file in (*(folder / name for name in cls.apart), folder / WEIGHTS):
                 require_readable(file)
                 state |= load_file(file)
-            network.load_state_dict(state, strict=True)
+            state = {name: each.float() if each.is_floating_point() else each for name, each in state.items()}
+            network.load_state_dict(state, strict=True, assign=True)
         except Exception as error:  # safetensors and torch raise several kinds, all of which mean this
             raise StorageError(f"expected the codec's weights in {file}, got: {error}") from error
         found = weights_digest(network).hex()

@@ -20,8 +20,10 @@ from ilcp.handoff import Sender, Verified
 from ilcp.handoff.sources import is_text_or_ids, require_length
 from ilcp.identity import digest
 from ilcp.inputs import listed, require_text
+from ilcp.models.adapter import unwrapped
 from ilcp.models.prompt import layout
 from ilcp.models.reading import require_ids, window_tokens
+from ilcp.nn.inference import inference
 from ilcp.tasks.dossier import ATTRIBUTES, CODE, JOINS
 
 __all__ = [
@@ -133,7 +135,7 @@ def known_questions() -> frozenset[str]:
     return frozenset(forms).union(*JOINS.values())
 
 
-@torch.no_grad()
+@inference(lambda sender: unwrapped(sender.model))
 def surprise_bits_per_byte(sender: Sender, text: str) -> float:
     """Returns the sender's code length, in bits per byte, over the most surprising ``STRETCH_TOKENS`` of the text.
 

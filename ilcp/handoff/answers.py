@@ -11,17 +11,21 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ilcp.errors import ConfigError, EncodeError
 from ilcp.handoff.passes import Limits, packed, passes, sequences
+from ilcp.models.adapter import unwrapped, vocabulary_size
 from ilcp.models.forward import answer_logits, answer_scores, embed, left_padded, pad_left, require_room
 from ilcp.models.generate_options import before_stop, end_ids, neutral
 from ilcp.models.packing import greedy, read
 from ilcp.models.prompt import answer_ids
+from ilcp.nn.inference import inference
 
 __all__ = ["Group", "Score", "answered", "answered_packed", "require_prompt", "scored", "scored_packed"]
+
+# What transformers makes of an option that it does not take, or cannot do here: for want of a GPU, or of a package.
+REFUSALS = (TypeError, ValueError, AssertionError, AttributeError, ImportError, LookupError, NotImplementedError)
 
 Group = tuple[Sequence[int], Iterable[Tensor]]  # numbers of prompts that begin alike, and these, made when it is read
 
@@ -50,7 +54,7 @@ def require_prompt(model: Any, prompt: Tensor, answer_tokens: int) -> None:
     require_room(model, len(prompt), answer_tokens)
 
 
-@torch.no_grad()
+@inference(unwrapped)
 def answered(
     model: Any,
     tokenizer: Any,
@@ -83,17 +87,18 @@ def answered(
             tokenizer=tokenizer,  # for stop strings
             **more,
         )
-    except (TypeError, ValueError) as error:
+    except REFUSALS as error:
         if not options:  # then it is no option's fault
             raise
         raise ConfigError(
-            f"expected options that transformers' generate takes, got {', '.join(sorted(options))}: {error}"
+            f"expected options that transformers' generate takes, got {', '.join(sorted(options))}: "
+            f"{str(error) or type(error).__name__}"
         ) from error
     texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
     return [before_stop(str(text), options.get("stop_strings")).strip() for text in texts]
 
 
-@torch.no_grad()
+@inference(unwrapped)
 def answered_packed(
     model: Any, tokenizer: Any, groups: Iterable[Group], max_new_tokens: int, batch: int
 ) -> dict[int, str]:
@@ -102,7 +107,7 @@ def answered_packed(
     Raises:
         EncodeError: as ``answered``.
     """
-    limits = Limits(batch, model.get_input_embeddings().num_embeddings, max_new_tokens)
+    limits = Limits(batch, vocabulary_size(model), max_new_tokens)
     nothing = embed(model, ())
     asked = (
         sequence
@@ -125,7 +130,7 @@ def _fitting(model: Any, prompts: Iterable[Tensor], answer_tokens: Sequence[int]
         yield prompt
 
 
-@torch.no_grad()
+@inference(unwrapped)
 def scored(model: Any, tokenizer: Any, prompts: Sequence[Tensor], answers: Sequence[str], *, end: bool) -> list[Score]:
     """Returns the score of each prompt's ``"tokens hidden"`` answer, teacher-forced in one pass.
 
@@ -138,7 +143,7 @@ def scored(model: Any, tokenizer: Any, prompts: Sequence[Tensor], answers: Seque
     return [Score(tuple(token_nats), exact) for token_nats, exact in answer_scores(logits, labels, ends)]
 
 
-@torch.no_grad()
+@inference(unwrapped)
 def scored_packed(
     model: Any, tokenizer: Any, groups: Iterable[Group], answers: Sequence[str], *, end: bool, batch: int
 ) -> dict[int, Score]:
@@ -148,7 +153,7 @@ def scored_packed(
         EncodeError: as ``scored``.
     """
     ids = _answers_ids(tokenizer, answers, end=end)
-    limits = Limits(batch, model.get_input_embeddings().num_embeddings)
+    limits = Limits(batch, vocabulary_size(model))
     asked = (
         sequence
         for numbers, prompts in groups

@@ -23,20 +23,21 @@ from ilcp.codec.protocols import Codec
 from ilcp.errors import ConfigError, DecodeError, EncodeError, MismatchedCodecError
 from ilcp.evidence import require_evidence
 from ilcp.handoff.answers import Group, Score, answered, answered_packed, require_prompt, scored, scored_packed
-from ilcp.identity import require_same
 from ilcp.inputs import listed, require_text
 from ilcp.message import verified
 from ilcp.message.keys import Key
 from ilcp.message.literals import line
 from ilcp.message.replay import ReplayCache
+from ilcp.models.adapter import plain, unwrapped
 from ilcp.models.chat import Chat, require_template
-from ilcp.models.fingerprint import identify
+from ilcp.models.fingerprint import Known
 from ilcp.models.forward import embed, embedding_norm
 from ilcp.models.generate_options import require_count, require_options
 from ilcp.models.packing import packs
 from ilcp.models.prefix_cache import PrefixCaches
 from ilcp.models.prompt import MEMORY_HERE, holds_control, pieces
 from ilcp.models.support import require_receiver, require_tokenizer
+from ilcp.nn.inference import inference
 
 __all__ = ["Receiver"]
 
@@ -48,8 +49,9 @@ class Receiver:
     """The receiving side of a hop: unpacks, projects, and answers.
 
     Args:
-        model: a transformers causal language model that takes ``inputs_embeds``; it is put into evaluation mode and
-            used, its weights never change.
+        model: a transformers causal language model that takes ``inputs_embeds``, adapted, quantised or as it is; it is
+            put into evaluation mode and used, its weights never change. Of one that ``torch.compile`` wrapped, the
+            plain model inside is used.
         tokenizer: the model's tokenizer.
         codec: trained for this receiver; or several, for messages of several senders. A message's codec id picks one.
         key: the sender's key, or an ``ilcp.KeyRing`` of those that senders use; bare messages are then refused.
@@ -63,8 +65,11 @@ class Receiver:
     Raises:
         ConfigError: the model cannot receive, there is no tokenizer, no codec, a replay cache without a key, or an
             argument that is no chat template's own.
-        IdentityError: a codec was trained for another receiver; the text names the part that differs.
+        IdentityError: a codec was trained for another receiver; the text names the part that differs. Every later call
+            that runs the model raises it too, once weights, adapters or tokenizer are no longer those checked here.
         UnmeasuredError: a codec's content gain was not measured, or is not above zero; the text says what was measured.
+
+    One receiver serves any number of threads.
     """
 
     def __init__(
@@ -81,15 +86,15 @@ class Receiver:
     ):
         if replay is not None and key is None:
             raise ConfigError("expected a key beside the replay cache, got none: a bare message has no id to remember")
+        self.model = model = plain(model)
         require_receiver(model)
         require_tokenizer(tokenizer, "receiver")
         self.codecs = _codecs(codec)
-        identity = identify(model, tokenizer)
-        for each in self.codecs:
-            require_same("receiver", each.trained.receiver, identity)
-            if not allow_unmeasured:
-                require_evidence(each.evidence, each.trained.codec_id(each.spec).hex())
-        self.model = model.eval()
+        self._known = Known("receiver", [each.trained.receiver for each in self.codecs])
+        self._known.require(model, tokenizer)
+        for each in () if allow_unmeasured else self.codecs:
+            require_evidence(each.evidence, each.trained.codec_id(each.spec).hex())
+        model.eval()
         self.tokenizer = tokenizer
         self.codec = self.codecs[0]
         self.key = key
@@ -169,6 +174,7 @@ class Receiver:
         """
         require_count("max_new_tokens", max_new_tokens)
         require_options(options, 1, cached=cache is not None)
+        self._known.require(self.model, self.tokenizer)
         prompt = self.prompt(self._memories(message, context), question)
         if cache is not None:
             cache = self._caches.copied(cache, self.model, prompt, options.get("num_beams") or 1)
@@ -184,6 +190,7 @@ class Receiver:
             ConfigError: the model keeps no such cache as ``generate`` takes.
             DecodeError, IdentityError: as ``decode``.
         """
+        self._known.require(self.model, self.tokenizer)
         *rows, _ = self._rows(self._memories(message, None), question)
         if not rows:
             raise EncodeError("expected a memory of vectors to pre-fill, got none: text and nothing need no prefill")
@@ -209,6 +216,7 @@ class Receiver:
         """
         require_count("batch", batch)
         items = listed(items, "items (message, question, answer) in a list", "item", error=ConfigError)
+        self._known.require(self.model, self.tokenizer)
         asked, answers = [(message, question) for message, question, _ in items], [answer for *_, answer in items]
         if packs(self.model):
             groups = self._groups(asked, batch)
@@ -242,6 +250,7 @@ class Receiver:
         require_count("max_new_tokens", max_new_tokens)
         items = listed(items, "items (message, question) in a list", "item", error=ConfigError)
         require_options(options, min(batch, len(items)), cached=False)
+        self._known.require(self.model, self.tokenizer)
         if not options and packs(self.model):
             groups = self._groups(items, batch)
             by_number = answered_packed(self.model, self.tokenizer, groups, max_new_tokens, batch)
@@ -274,7 +283,7 @@ class Receiver:
         memories = (memory,) if isinstance(memory, Memory) else tuple(memory or ())
         return torch.cat(self._rows(memories, question))
 
-    @torch.no_grad()
+    @inference(lambda receiver: unwrapped(receiver.model))
     def _rows(self, memories: Sequence[Memory | None], question: str | Chat) -> list[Tensor]:
         """Returns embedded text and vectors in turn; the first and the last are text, though it may be empty."""
         held = [None if memory is None else memory.in_prompt(self._hidden, self._embedding_norm) for memory in memories]

@@ -27,14 +27,14 @@ from ilcp.handoff.sources import (
     saying,
 )
 from ilcp.handoff.verify import Questions, Verified, read_back
-from ilcp.identity import require_same
 from ilcp.inputs import listed, require_text
 from ilcp.message import Message, Seal
 from ilcp.message.keys import Key
 from ilcp.message.literals import chosen
+from ilcp.models.adapter import plain
 from ilcp.models.capture import Capture, recording
 from ilcp.models.chat import require_template, spoken
-from ilcp.models.fingerprint import identify
+from ilcp.models.fingerprint import Known
 from ilcp.models.reading import capture_batch, padded_ids, read_ids, read_outputs, require_ids, window_tokens
 from ilcp.models.support import require_sender, require_tokenizer
 
@@ -49,8 +49,9 @@ class Sender:
     """The sending side of a hop: reads, compresses, and packs.
 
     Args:
-        model: a transformers causal language model or encoder, with a peft adapter or without; it is put into
-            evaluation mode and used, its weights never change.
+        model: a transformers causal language model or encoder, with a peft adapter or without, quantised or not; it
+            is put into evaluation mode and used, its weights never change. Of one that ``torch.compile`` wrapped, the
+            plain model inside is used.
         tokenizer: the model's tokenizer.
         codec: trained for this sender.
         key: 16 to 64 bytes shared with the receiver, or an ``ilcp.KeyRing``, whose current one counts; messages
@@ -60,7 +61,10 @@ class Sender:
 
     Raises:
         ConfigError: one of them is not what its name says, or the model's states cannot be captured.
-        IdentityError: the codec was trained for another sender; the text names the part that differs.
+        IdentityError: the codec was trained for another sender; the text names the part that differs. Every later call
+            raises it too, once weights, adapters or tokenizer are no longer those that were checked.
+
+    One sender serves any number of threads: its passes take turns.
     """
 
     def __init__(
@@ -74,10 +78,11 @@ class Sender:
         template: Mapping[str, Any] | None = None,
     ):
         require_tokenizer(tokenizer, "sender")
-        require_sender(model)
+        require_sender(plain(model))
         _require_codec(codec)
-        require_same("sender", codec.trained.sender, identify(model, tokenizer))
-        self.model = model.eval()
+        self.model = plain(model).eval()
+        self._known = Known("sender", [codec.trained.sender])
+        self._known.require(self.model, tokenizer)
         self.tokenizer = tokenizer
         self.codec = codec
         self.key = key
@@ -192,6 +197,7 @@ class Sender:
         """
         if isinstance(source, Context):
             return source
+        self._known.require(self.model, self.tokenizer)
         if isinstance(source, Capture):
             return self._read_capture(source)
         if not is_text_or_ids(source):
@@ -233,6 +239,7 @@ class Sender:
             EncodeError: inside the ``with``, for beam search and other ways to generate that reorder rows or take
                 tokens back, and for two calls at a time.
         """
+        self._known.require(self.model, self.tokenizer)
         return recording(self.model, self.tokenizer, tuple(self.codec.layers))
 
     def pack(self, payload: bytes, literals: tuple[str, ...] = ()) -> bytes:
@@ -264,6 +271,7 @@ class Sender:
         """Yields each source's index and context: those that share no pass, then pass by pass, shortest first."""
         if batch < 1:
             raise ConfigError(f"expected a batch of at least 1 source, got {batch}")
+        self._known.require(self.model, self.tokenizer)
         shared = [self.codec.spec.runs_sender and is_text_or_ids(source) for source in sources]
         prepared: dict[int, tuple[str | None, list[int]]] = {}
         for index in (index for index, shares in enumerate(shared) if shares):

@@ -27,9 +27,11 @@ import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from threading import Lock
+from typing import Any
 
 from ilcp.errors import ConfigError, ExpiredError, IlcpError, ReplayCacheError, ReplayError
 from ilcp.files import file_id
@@ -70,7 +72,7 @@ class ReplayCache:
     def __init__(self, path: str | Path | None = None, *, max_entries: int = MAX_ENTRIES, max_ttl_s: int = MAX_TTL_S):
         if max_entries < 1 or max_ttl_s < 1:
             raise ConfigError(f"expected max_entries and max_ttl_s of at least 1, got {max_entries} and {max_ttl_s}")
-        self.path = None if path is None else Path(path)
+        self.path = None if path is None else Path(path).absolute()  # a fork or a copy may open it in another folder
         self.max_entries, self.max_ttl_s = max_entries, max_ttl_s
         self._lock, self._lock_process = Lock(), os.getpid()
         self._process = os.getpid()
@@ -125,6 +127,20 @@ class ReplayCache:
         with self._own_lock():
             if self._process == os.getpid():  # a forked child must not close its parent's
                 self._database.close()
+
+    def __reduce__(self) -> tuple[Any, tuple[()]]:
+        """Makes a copy, or what is unpickled in another process, open the same file.
+
+        Raises:
+            ConfigError: there is no file: what one copy lets in, the other would let in again.
+        """
+        if self.path is None:
+            raise ConfigError(
+                "expected a replay cache with a path to copy or pickle, got one in this process's memory, of which a "
+                "copy would let every message in again: give it a file, as in ReplayCache('replay.sqlite')"
+            )
+        limits = {"max_entries": self.max_entries, "max_ttl_s": self.max_ttl_s}
+        return partial(type(self), self.path, **limits), ()
 
     def __enter__(self) -> "ReplayCache":
         return self

@@ -6,15 +6,31 @@ them, or with others, is refused.
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ilcp.codec.folder import ADAPTER
 from ilcp.errors import ConfigError, MissingExtraError, StorageError
 from ilcp.files import require_readable, usual_modes, write_whole
 
-__all__ = ["LOW_RANK", "adapt", "begun_adapter", "new_adapter", "save_adapter", "unwrapped"]
+__all__ = [
+    "LOW_RANK",
+    "SCALING",
+    "Tuned",
+    "adapt",
+    "bare_name",
+    "begun_adapter",
+    "innermost",
+    "new_adapter",
+    "plain",
+    "save_adapter",
+    "tuned_layers",
+    "unwrapped",
+    "vocabulary_size",
+]
 
 LOW_RANK = ".lora_"  # in the names of the weights that peft adds
+WRAPPERS = (".base_layer.", "._orig_mod.")  # parts of names where peft added weights, and where torch compiled
+SCALING = 2  # of what low-rank weights add, where they were made here
 
 
 def new_adapter(model: Any, rank: int) -> Any:
@@ -29,7 +45,7 @@ def new_adapter(model: Any, rank: int) -> Any:
     if rank < 1:
         raise ConfigError(f"expected adapter_rank to be at least 1, got {rank}")
     peft = _peft()
-    config = peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
+    config = peft.LoraConfig(r=rank, lora_alpha=SCALING * rank, target_modules="all-linear", task_type="CAUSAL_LM")
     return peft.get_peft_model(model, config)
 
 
@@ -84,9 +100,74 @@ def adapt(model: Any, codec: Any) -> Any:
         raise StorageError(f"expected the receiver's adapter in {folder / ADAPTER}, got: {error}") from error
 
 
+def plain(module: Any) -> Any:
+    """Returns what ``torch.compile`` wrapped, or the module itself."""
+    return getattr(module, "_orig_mod", module)
+
+
 def unwrapped(model: Any) -> Any:
-    """Returns the model without peft's wrapper; low-rank weights stay in it."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
+    """Returns the model without the wrappers of ``torch.compile`` and peft; low-rank weights stay in it."""
+    model = plain(model)
+    return plain(model.get_base_model()) if hasattr(model, "get_base_model") else model
+
+
+def innermost(module: Any) -> Any:
+    """Returns a model's own module inside all that peft may have put around it."""
+    for name in ("base_layer", "original_module", "token_adapter"):  # the last stands for the one before it
+        inside = getattr(module, "_modules", {}).get(name)
+        if inside is not None:
+            return innermost(inside)
+    return module
+
+
+def vocabulary_size(model: Any) -> int:
+    """Returns how many tokens the model has embeddings for."""
+    return int(innermost(model.get_input_embeddings()).num_embeddings)
+
+
+def bare_name(name: str) -> str:
+    """Returns the name of a module or weight as it is without the wrappers of ``torch.compile`` and peft."""
+    for wrapper in WRAPPERS:
+        name = f".{name}".replace(wrapper, ".").removeprefix(".")
+    return name
+
+
+class Tuned(NamedTuple):
+    """What decides how a layer that peft put into a model computes, beside its weights."""
+
+    adapters: tuple[str, ...]
+    active: tuple[str, ...]
+    disabled: bool
+    merged: tuple[str, ...]
+    scaling: tuple[tuple[str, float], ...]
+
+    @property
+    def in_effect(self) -> tuple[str, ...]:
+        """The adapters that change what the layer's own weights compute; a merged one is part of these."""
+        return () if self.disabled or self.merged else self.active
+
+
+def tuned_layers(model: Any) -> dict[str, Tuned]:
+    """Returns by name what peft put into a model, itself or through transformers, as it is now."""
+    return {
+        bare_name(name): _tuned(module)
+        for name, module in unwrapped(model).named_modules()
+        if isinstance(getattr(type(module), "disable_adapters", None), property)
+    }
+
+
+def _tuned(layer: Any) -> Tuned:
+    held: list[Any] = [getattr(layer, name, None) for name in getattr(layer, "adapter_layer_names", ())]
+    adapters = {adapter for each in held if hasattr(each, "keys") for adapter in each.keys()}  # noqa: SIM118  # no dict
+    scaling = getattr(layer, "scaling", None)
+    factors = {adapter: float(factor) for adapter, factor in scaling.items()} if isinstance(scaling, dict) else {}
+    return Tuned(
+        tuple(sorted(adapters)),
+        tuple(sorted(layer.active_adapters)),
+        bool(layer.disable_adapters),
+        tuple(sorted(layer.merged_adapters)),
+        tuple(sorted(factors.items())),
+    )
 
 
 def _peft() -> Any:

@@ -11,17 +11,21 @@ Every call of the backbone is one ``ForwardCall``: ids and mask ``"rows tokens"`
 
 Tokens that were never fed back are not in a capture: the last token of a generation, for one, has no states.
 
-The model must not serve others meanwhile: every call of it inside the ``with``, whoever makes it, is one of the
-capture's. Calls one after the other may come from several threads, such as that of a streamer; two at a time are
-refused. A model compiled by torch.compile runs past the hooks, and its calls are not seen.
+A capture's are the calls of the thread that opened it, and of those that were started since, such as a streamer's; two
+at a time are refused. Threads that ran before, such as the other workers of a server, may use the model meanwhile, with
+captures of their own, and so may every ``Sender``: those calls are neither held up nor recorded. Start no thread for
+somebody else while a capture is open. A model compiled by torch.compile runs past the hooks: its calls are not seen.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from functools import update_wrapper
 from inspect import signature
-from threading import Lock, get_ident
-from typing import Any
+from threading import Lock, Thread, current_thread, get_ident
+from threading import enumerate as running_threads
+from typing import Any, Final
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -30,11 +34,15 @@ from ilcp.codec.context import Context
 from ilcp.errors import EncodeError
 from ilcp.models.adapter import unwrapped
 from ilcp.models.calls import UNKNOWN, ForwardCall, GenerateCall, new_generate_call, starts_with
-from ilcp.models.reading import Writer, reading_part, tapped
+from ilcp.models.reading import Writer, is_reading, reading_part, tapped
+from ilcp.nn.inference import lock_of
 
 __all__ = ["Capture", "recording"]
 
 STEP = "prepare_inputs_for_generation"  # which a ``generate`` calls on the model before each of its passes
+
+# Those that are open here, and in threads that run in a copy of this context, such as those of asyncio.to_thread.
+_OPEN: Final[ContextVar[frozenset[int]]] = ContextVar("open", default=frozenset())
 
 
 class Capture:
@@ -50,6 +58,8 @@ class Capture:
         self._finished: list[GenerateCall] = []
         self._rows: tuple[Context, ...] | None = None
         self._lock = Lock()
+        self._bystanders: WeakSet[Thread] = WeakSet(running_threads())
+        self._bystanders.discard(current_thread())
         self._thread: int | None = None  # the one whose call is running
         self._generate: GenerateCall | None = None  # the ``generate`` that is running
         self._forward: ForwardCall | None = None  # the pass of the backbone that is running
@@ -69,19 +79,23 @@ class Capture:
         """
         if self._recording:
             raise EncodeError("expected a finished capture, got one that is recording: use it after its `with`")
-        if self._rows is None:
-            if not self._finished:
-                raise EncodeError(
-                    "expected a capture with at least one call of the sender's model, got none: "
-                    "call the model's generate or forward inside `with sender.capture()`; the calls of a model that is "
-                    "compiled (torch.compile) are not seen: call the plain one"
-                )
-            ids = torch.cat([generate.ids() for generate in self._finished], dim=1)
-            kept = torch.cat([generate.kept() for generate in self._finished], dim=1)
-            calls = [call for generate in self._finished for call in generate.calls]
-            self._rows = tuple(self._row(row, ids[row], kept[row], calls) for row in range(self._count))
-            self._finished.clear()
-        return self._rows
+        with self._lock:
+            if self._rows is None:
+                self._rows = self._joined()
+                self._finished.clear()
+            return self._rows
+
+    def _joined(self) -> tuple[Context, ...]:
+        if not self._finished:
+            raise EncodeError(
+                "expected a capture with at least one call of the sender's model, got none: call the model's generate "
+                "or forward inside `with sender.capture()`, in its thread or in one started there; the calls of a "
+                "model that is compiled (torch.compile) are not seen: call the plain one"
+            )
+        ids = torch.cat([generate.ids() for generate in self._finished], dim=1)
+        kept = torch.cat([generate.kept() for generate in self._finished], dim=1)
+        calls = [call for generate in self._finished for call in generate.calls]
+        return tuple(self._row(row, ids[row], kept[row], calls) for row in range(self._count))
 
     def _row(self, row: int, ids: Tensor, kept: Tensor, calls: list[ForwardCall]) -> Context:
         """Returns the Context of a row; ``ids`` and ``kept`` are ``"tokens"``, of all calls in their order."""
@@ -98,8 +112,19 @@ class Capture:
                 parts.append(states if bool(span.all()) else states[:, span.to(states.device)])
         return Context(text=text, states=parts[0] if len(parts) == 1 else torch.cat(parts, dim=1))
 
-    def _enter(self, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _is_own(self) -> bool:
+        """Says whether the call that runs here is one of the capture's."""
+        return not is_reading() and (id(self) in _OPEN.get() or current_thread() not in self._bystanders)
+
+    def _enter(self, part: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
         """Opens the record of a pass of the backbone, which counts once the pass has ended."""
+        if kwargs is None or not self._is_own():  # torch forgets them in others' calls while a hook comes or goes
+            return
+        if part.training:
+            raise EncodeError(
+                "expected a model in evaluation mode inside `with sender.capture()`, got one in training mode, whose "
+                "dropout gives one text many messages: call model.eval() first"
+            )
         given = dict(zip(self._names, args, strict=False)) | kwargs
         ids, embeds = given.get("input_ids"), given.get("inputs_embeds")
         source = ids if ids is not None else embeds
@@ -141,7 +166,7 @@ class Capture:
 
     def _check_step(self) -> None:
         """Refuses the step of a ``generate`` that is not watched: which of its tokens end a row would not be known."""
-        if not self._is_generating():
+        if self._is_own() and not self._is_generating():
             raise EncodeError(
                 "expected calls of the model that belong to `with sender.capture()`, got prepare_inputs_for_generation "
                 "outside of its `generate`, as from one that was taken from it before: call model.generate itself "
@@ -214,7 +239,8 @@ class _Watch:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         given = dict(zip(self._names, args, strict=False)) | kwargs
         with ExitStack() as running:
-            begun = [running.enter_context(capture._generating(given)) for capture in self.captures]
+            own = [capture for capture in self.captures if capture._is_own()]
+            begun = [running.enter_context(capture._generating(given)) for capture in own]
             result = self._generate(*args, **kwargs)
             for generate in begun:
                 generate.finish(result, given)
@@ -222,7 +248,7 @@ class _Watch:
 
     def _watched_step(self, prepare: Callable[..., Any]) -> Callable[..., Any]:
         def step(*args: Any, **kwargs: Any) -> Any:
-            for capture in self.captures:
+            for capture in tuple(self.captures):
                 capture._check_step()
             return prepare(*args, **kwargs)
 
@@ -247,17 +273,19 @@ class _Watch:
 @contextmanager
 def _watched(capture: Capture, owner: Any) -> Iterator[None]:
     """Keeps one watch per model for as long as any capture of it is open: captures may end in any order."""
-    found = vars(owner).get("generate")
-    watch = found if isinstance(found, _Watch) else _Watch(owner)
-    if watch is not found:
-        watch.install(owner)
-    watch.captures.append(capture)
+    with lock_of(owner):
+        found = vars(owner).get("generate")
+        watch = found if isinstance(found, _Watch) else _Watch(owner)
+        if watch is not found:
+            watch.install(owner)
+        watch.captures.append(capture)
     try:
         yield
     finally:
-        watch.captures.remove(capture)
-        if not watch.captures:
-            watch.put_back(owner)
+        with lock_of(owner):
+            watch.captures.remove(capture)
+            if not watch.captures:
+                watch.put_back(owner)
 
 
 @contextmanager
@@ -282,9 +310,11 @@ def recording(model: Any, tokenizer: Any, layers: tuple[int, ...]) -> Iterator[C
         if hasattr(owner, "generate"):
             stack.enter_context(_watched(capture, owner))
         capture._recording = True
+        _OPEN.set(_OPEN.get() | {id(capture)})
         try:
             yield capture
         finally:
+            _OPEN.set(_OPEN.get() - {id(capture)})
             capture._recording = False
 
 

@@ -1,27 +1,32 @@
 """Identifies a loaded model by digests of weights, tokenizer, chat template, dtype class and adapters.
 
-The digest of a large model is kept in a cache, keyed by path, size and modification time of its weight files and by a
-sum over every tensor in memory, so that a second load is quick and weights changed since the load do not pass.
+The weights are all state that the modules save (``ilcp.models.state``). Of adapters count those that are in effect: one
+that is switched off or merged leaves a model that is known by the weights it computes with.
 """
 
 import json
-import os
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from ilcp.errors import ConfigError, StorageError
-from ilcp.files import write_whole
-from ilcp.identity import ModelIdentity, digest, digest_all
-from ilcp.models.adapter import LOW_RANK, unwrapped
+from ilcp.errors import ConfigError
+from ilcp.identity import ANY, ModelIdentity, digest, digest_all, require_same
+from ilcp.models.adapter import (
+    LOW_RANK,
+    SCALING,
+    Tuned,
+    bare_name,
+    innermost,
+    tuned_layers,
+    unwrapped,
+    vocabulary_size,
+)
+from ilcp.models.state import PLAIN, hashed, marks, saved_state
 
-__all__ = ["identify", "weights_digest"]
+__all__ = ["Known", "identify", "weights_digest"]
 
-SLICE = 1 << 24  # elements
-CACHE_FROM_BYTES = 64 << 20  # under 64 MiB hashing takes less than 0.1 s and needs no cache
-WRAPPED = ".base_layer."  # what peft calls the weights that it adds others to
 SCALED = b"embeddings are scaled where they are looked up"
 DTYPE_CLASSES = {"float32": "full", "float64": "full", "bfloat16": "half", "float16": "half"}
 
@@ -30,16 +35,10 @@ def identify(model: Any, tokenizer: Any) -> ModelIdentity:
     """Returns the identity of a model and its tokenizer, as they are in memory now.
 
     Raises:
-        ConfigError: the tokenizer is None, or has more tokens than the model has embeddings.
+        ConfigError: the tokenizer is None, or has more tokens than the model has embeddings; or the model holds weights
+            that cannot be hashed, which the text names.
     """
-    if tokenizer is None:
-        raise ConfigError("expected the model's tokenizer, got None: load it from the model's folder")
-    vocabulary = model.get_input_embeddings().num_embeddings
-    if len(tokenizer) > vocabulary:
-        raise ConfigError(
-            f"expected a tokenizer of at most {vocabulary} tokens (the model's embeddings), got {len(tokenizer)}: "
-            "this tokenizer does not belong to this model; load both from the same folder"
-        )
+    _require_fitting(model, tokenizer)
     dtype = str(model.dtype).removeprefix("torch.")
     weights = weights_digest(model)
     return ModelIdentity(
@@ -52,20 +51,63 @@ def identify(model: Any, tokenizer: Any) -> ModelIdentity:
 
 
 def weights_digest(model: nn.Module) -> bytes:
-    """Returns the digest, 16 bytes, of every parameter and saved buffer by name. Tied weights count once.
+    """Returns the digest, 16 bytes, of all that the model's modules save, by name. Tied weights count once.
 
     A low-rank adapter is left out: the weights below it are those of the model without it.
+
+    Raises:
+        ConfigError: there is something that cannot be hashed; the text names it.
     """
-    tensors = _tensors(model)
-    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-    key = _cache_key(model, tensors) if size >= CACHE_FROM_BYTES else None
-    cached = _cache_read().get(key) if key else None
-    if cached:
-        return bytes.fromhex(cached)
-    result = digest_all(part for name in sorted(tensors) for part in _tensor_parts(name, tensors[name]))
-    if key:
-        _cache_write(key, result.hex())
-    return result
+    state = {name: value for name, value in saved_state(model).items() if LOW_RANK not in name}
+    return digest_all(part for name in sorted(state) for part in hashed(name, state[name]))
+
+
+class Known:
+    """The identities that a model has to have wherever it is used, and the marks of the one that was last found so.
+
+    Args:
+        side: "sender" or "receiver", for people.
+        expected: as the codecs hold it.
+    """
+
+    def __init__(self, side: str, expected: Sequence[ModelIdentity]):
+        self._side, self._expected = side, tuple(each for each in expected if each != ANY)
+        self._marks: Any = None
+
+    def require(self, model: Any, tokenizer: Any) -> None:
+        """Refuses another model, or one that has become another.
+
+        It reads no weight, unless something was written to since, an adapter was switched, merged or scaled, or the
+        tokenizer has changed.
+
+        Raises:
+            IdentityError: the text names the part that differs.
+            ConfigError: as ``identify``.
+        """
+        if self._expected:
+            now = marks(model), tuned_layers(model), _tokenizer_marks(tokenizer)
+            if now != self._marks:
+                identity = identify(model, tokenizer)
+                for expected in self._expected:
+                    require_same(self._side, expected, identity)
+                self._marks = now
+        elif self._marks is None:
+            _require_fitting(model, tokenizer)
+            self._marks = ()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_marks": None}  # they are of tensors here: a copy is looked at anew
+
+
+def _require_fitting(model: Any, tokenizer: Any) -> None:
+    if tokenizer is None:
+        raise ConfigError("expected the model's tokenizer, got None: load it from the model's folder")
+    vocabulary = vocabulary_size(model)
+    if len(tokenizer) > vocabulary:
+        raise ConfigError(
+            f"expected a tokenizer of at most {vocabulary} tokens (the model's embeddings), got {len(tokenizer)}: "
+            "this tokenizer does not belong to this model; load both from the same folder"
+        )
 
 
 def _embeds_scaled(model: Any) -> bool:
@@ -73,33 +115,57 @@ def _embeds_scaled(model: Any) -> bool:
 
     Gemma 2 scales there under transformers 5, and behind it under 4.57: the same weights, another embedding space.
     """
-    module = model.get_input_embeddings()
+    module = innermost(model.get_input_embeddings())
+    weight: Any = getattr(module, "weight", None)
+    if type(weight) not in PLAIN:  # packed: no row to look at
+        return False
     with torch.no_grad():
-        vector = module(torch.zeros(1, dtype=torch.long, device=module.weight.device))[0]
-    return not torch.equal(vector, module.weight[0])
+        vector = module(torch.zeros(1, dtype=torch.long, device=weight.device))[0]
+    return not torch.equal(vector, weight[0])
 
 
 def _adapters(model: Any) -> str:
-    """Returns the names of peft's adapters and the digest of the low-rank weights; empty without adapters."""
-    added = {name: tensor for name, tensor in unwrapped(model).named_parameters() if LOW_RANK in name}
-    if not added:
-        return ",".join(sorted(getattr(model, "peft_config", None) or ()))
-    names = ",".join(sorted({name.split(LOW_RANK)[1].split(".")[1] for name in added}))  # lora_A.default.weight
-    return f"{names}:{digest_all(part for name in sorted(added) for part in _tensor_parts(name, added[name])).hex()}"
+    """Returns the names of the adapters in effect, the digest of their low-rank weights, and what is unusual of them.
+
+    Empty without any. The weights of another kind of adapter count among the model's.
+    """
+    layers = tuned_layers(model)
+    low_rank = {name: value for name, value in unwrapped(model).named_parameters() if LOW_RANK in name}
+    added = {name: value for name, value in low_rank.items() if _adapter_of(name) in layers[_layer_of(name)].in_effect}
+    names = {_adapter_of(name) for name in added}
+    if not low_rank:
+        active = {name for layer in layers.values() for name in layer.active}
+        names = active or set(getattr(model, "peft_config", None) or ())
+    parts = [",".join(sorted(names))]
+    if added:
+        parts.append(digest_all(part for name in sorted(added) for part in hashed(name, added[name])).hex())
+    lora = set(map(_layer_of, low_rank))
+    unusual = {name: said for name, layer in layers.items() if (said := _unusual(layer, name in lora))}
+    if unusual:
+        where = digest(*(f"{name} {said}".encode() for name, said in sorted(unusual.items())))
+        parts.append(f"{', '.join(sorted(set(unusual.values())))} in {where.hex()}")
+    return ":".join(parts)
 
 
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    model = unwrapped(model)
-    tensors: dict[str, Tensor] = dict(model.named_parameters())
-    saved = set(model.state_dict())
-    tensors |= {name: buffer for name, buffer in model.named_buffers() if name in saved}
-    return {name.replace(WRAPPED, "."): tensor for name, tensor in tensors.items() if LOW_RANK not in name}
+def _layer_of(name: str) -> str:
+    return bare_name(name.split(LOW_RANK)[0])
 
 
-def _tensor_parts(name: str, tensor: Tensor) -> tuple[bytes, bytes]:
-    flat = tensor.detach().reshape(-1).cpu().contiguous()
-    header = f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode()
-    return header, flat.view(torch.uint8).numpy().tobytes()
+def _adapter_of(name: str) -> str:
+    return name.split(LOW_RANK)[1].split(".")[1]  # lora_A.default.weight
+
+
+def _unusual(layer: Tuned, low_rank: bool) -> str:
+    """Returns what a layer does otherwise than with all its adapters active and scaled by ``SCALING``, but for what
+    shows in the weights that count."""
+    counts = layer.in_effect if low_rank else layer.adapters
+    said = [f"{name} scaled by {factor}" for name, factor in layer.scaling if factor != SCALING and name in counts]
+    if low_rank:
+        said += ["switched off, but merged"] if layer.disabled and layer.merged else []
+    elif (layer.active, layer.disabled, layer.merged) != (layer.adapters, False, ()):
+        active = "none" if layer.disabled else "+".join(layer.active)
+        said += [f"{active} active of {'+'.join(layer.adapters)}, merged {'+'.join(layer.merged) or 'none'}"]
+    return " and ".join(said)
 
 
 def _tokenizer_digest(tokenizer: Any) -> bytes:
@@ -112,44 +178,9 @@ def _tokenizer_digest(tokenizer: Any) -> bytes:
     return digest(json.dumps(record, sort_keys=True).encode())
 
 
-def _cache_key(model: nn.Module, tensors: dict[str, Tensor]) -> str | None:
-    path = str(getattr(getattr(model, "config", None), "_name_or_path", None) or "")
-    place = Path(path)
-    files = [place] if place.is_file() else []  # a GGUF
-    if path and place.is_dir():
-        files = sorted([*place.glob("*.safetensors"), *place.glob("*.bin")])
-    if not files:
-        return None
-    stats = [f"{file.resolve()} {file.stat().st_size} {file.stat().st_mtime_ns}".encode() for file in files]
-    sums = [f"{name} {t.dtype} {tuple(t.shape)} {_sums(t)}".encode() for name, t in sorted(tensors.items())]
-    return digest(*stats, *sums).hex()
-
-
-def _sums(tensor: Tensor) -> tuple[float, float]:
-    """Returns sum and sum of squares: a change of any element shows in one of them, but for rounding."""
-    total = squares = 0.0
-    for part in tensor.detach().reshape(-1).split(SLICE):  # double precision takes four times the room of half
-        total += float(part.double().sum())
-        squares += float(part.double().square().sum())
-    return total, squares
-
-
-def _cache_file() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ilcp" / "weights.json"
-
-
-def _cache_read() -> dict[str, str]:
-    try:
-        record = json.loads(_cache_file().read_text())
-    except (OSError, ValueError):
-        return {}  # no cache, or a damaged one: hash again
-    return record if isinstance(record, dict) else {}
-
-
-def _cache_write(key: str, value: str) -> None:
-    file = _cache_file()
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(file, json.dumps(_cache_read() | {key: value}))
-    except (OSError, StorageError):
-        return  # a read-only home costs time, not correctness
+def _tokenizer_marks(tokenizer: Any) -> tuple[Any, ...]:
+    """Returns what differs once the tokenizer was changed: the vocabulary, which is large, is only counted."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    parts = (getattr(backend, name, None) for name in ("normalizer", "pre_tokenizer", "post_processor", "decoder"))
+    states = [part.__getstate__() for part in parts if part is not None]
+    return getattr(tokenizer, "chat_template", None), len(tokenizer), states

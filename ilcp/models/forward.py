@@ -16,8 +16,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ilcp.errors import ConfigError, EncodeError, IlcpError
+from ilcp.models.adapter import unwrapped, vocabulary_size
 from ilcp.models.reading import window_tokens
 from ilcp.models.support import forward_takes
+from ilcp.nn.inference import inference
 
 __all__ = [
     "COMMON",
@@ -49,7 +51,7 @@ def embed(model: Any, ids: Sequence[int]) -> Tensor:
 @torch.no_grad()
 def embedding_norm(model: Any) -> float:
     """Returns the mean norm of the embeddings as the model reads them: some families scale them."""
-    vocabulary = model.get_input_embeddings().num_embeddings
+    vocabulary = vocabulary_size(model)
     sample = range(0, vocabulary, -(-vocabulary // NORM_SAMPLE))
     return float(embed(model, sample).float().norm(dim=-1).mean())
 
@@ -114,7 +116,7 @@ class Prefill:
         logits: Tensor = self.outputs(prompt).logits[0, -1]
         return logits
 
-    @torch.no_grad()
+    @inference(lambda prefill: unwrapped(prefill.model))
     def outputs(self, prompt: Tensor, cache: Any = None, cached_tokens: int = 0) -> Any:
         """Returns the model's own outputs for ``prompt``, which follows what is in ``cache``; the cache grows by it."""
         total = cached_tokens + len(prompt)

@@ -11,6 +11,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from ilcp.errors import ConfigError, IlcpError, MissingExtraError
+from ilcp.models.adapter import vocabulary_size
 from ilcp.models.sources import at_home, gguf_file, in_folder
 from ilcp.nn.device import usable_device
 
@@ -86,7 +87,7 @@ def _from_gguf(file: Path, dtype: str) -> tuple[Any, Any]:
             tokenizer = PreTrainedTokenizerFast.from_pretrained(**name)
             if not isinstance(tokenizer.chat_template, str | None):
                 raise ConfigError(f"expected a text as chat template in {file}, got {tokenizer.chat_template!r}")
-            _drop_tokens_from(model.get_input_embeddings().num_embeddings, tokenizer)
+            _drop_tokens_from(vocabulary_size(model), tokenizer)
             for token in ("bos_token", "eos_token", "unk_token", "pad_token"):  # transformers 4 mixes them up
                 known = getattr(config, f"{token}_id", None)
                 if known is not None and known != getattr(tokenizer, f"{token}_id"):

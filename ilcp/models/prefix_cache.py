@@ -26,6 +26,9 @@ class PrefixCaches:
     def __init__(self) -> None:
         self._beginnings: WeakKeyDictionary[Any, bytes] = WeakKeyDictionary()
 
+    def __reduce__(self) -> tuple[type["PrefixCaches"], tuple[()]]:
+        return PrefixCaches, ()  # in another process, or a copy, there are no caches of its own yet
+
     def prefilled(self, model: Any, beginning: Tensor) -> Any:
         """Returns a cache of the model's keys and values for the embedded tokens ``"tokens hidden"``.
 

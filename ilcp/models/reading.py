@@ -9,27 +9,33 @@ last is ``last_hidden_state``. Only the layers asked for are kept, each written 
 computed. Where the last is not among them, a pass ends with the uppermost: the blocks above it are never run.
 ``ilcp.models.capture`` uses the same hooks to record calls that somebody else makes, which run to their end.
 
+Any number of threads may read with one model: they take turns, and hooks know their own pass by a context variable.
+A call of somebody else's runs beside them, to its end, and leaves nothing in what is read.
+
 A text longer than the model's window is read in overlapping windows; of each overlap the later window keeps the second
 half, so that every token is captured once and (but for the first tokens of the text) with at least that much context.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from functools import partial
 from inspect import signature
-from threading import get_ident
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 
 from ilcp.errors import ConfigError, EncodeError
+from ilcp.models.adapter import innermost, plain, vocabulary_size
+from ilcp.nn.inference import evaluating, lock_of
 
 __all__ = [
     "MAX_TOKENS",
     "Writer",
     "backbone",
     "capture_batch",
+    "is_reading",
     "padded_ids",
     "read_ids",
     "read_outputs",
@@ -44,6 +50,13 @@ OVERLAP_SHARE = 4  # windows overlap by a quarter: half of it is context only, h
 FALLBACK_WINDOW_TOKENS = 2048  # for a configuration that states no limit
 MAX_TOKENS = 1 << 17  # of one text: a book of 300 pages; the states of more, at once, are gigabytes
 
+_PASS: Final[ContextVar[object]] = ContextVar("pass", default=None)  # the one that this thread reads by, if any
+
+
+def is_reading() -> bool:
+    """Says whether the call that runs here is a pass of ``read_ids``, ``capture_batch`` or ``run_ids``."""
+    return _PASS.get() is not None
+
 
 def backbone(model: Any) -> Any:
     """Returns the part of ``model`` that computes hidden states: no head, no peft wrapper, no vision tower; LoRA stays.
@@ -52,7 +65,7 @@ def backbone(model: Any) -> Any:
         ConfigError: the adapter is a learned prompt, which no pass of the backbone alone contains.
     """
     outer = reading_part(model)
-    return getattr(outer, "language_model", outer)
+    return plain(getattr(outer, "language_model", outer))
 
 
 def reading_part(model: Any) -> Any:
@@ -61,6 +74,7 @@ def reading_part(model: Any) -> Any:
     Raises:
         ConfigError: the adapter is a learned prompt, which no pass of the backbone alone contains.
     """
+    model = plain(model)
     if hasattr(model, "get_base_model"):
         adapter = getattr(model, "active_peft_config", None)
         if getattr(adapter, "is_prompt_learning", False):
@@ -68,8 +82,8 @@ def reading_part(model: Any) -> Any:
                 f"expected an adapter inside the model's layers, such as LoRA, got {type(adapter).__name__}: "
                 "a learned prompt is not part of the model that is read; merge or remove it"
             )
-        model = model.get_base_model()
-    base = getattr(model, "base_model", model)
+        model = plain(model.get_base_model())
+    base = plain(getattr(model, "base_model", model))
     decoder_only = not getattr(getattr(model, "config", None), "is_encoder_decoder", False)
     if base is model and decoder_only and hasattr(model, "get_decoder"):
         decoder = model.get_decoder()  # Gemma 3 in transformers 4 keeps its backbone elsewhere than it says
@@ -89,8 +103,9 @@ def window_tokens(model: Any) -> int:
 def _first_position(model: Any) -> int:
     """Returns the first position of a model: RoBERTa and its kin count on from their padding's."""
     for name, module in model.named_modules():
-        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding) and module.padding_idx is not None:
-            return module.padding_idx + 1
+        table = innermost(module)  # of what peft put around it
+        if name.endswith("position_embeddings") and isinstance(table, nn.Embedding) and table.padding_idx is not None:
+            return table.padding_idx + 1
     return 0
 
 
@@ -113,20 +128,25 @@ def tapped(model: Any, layers: Sequence[int], sink: Callable[[int, Tensor], None
         )
     handles = []
     try:
-        for place, layer in enumerate(layers):
-            if layer < len(blocks):
-                entering = partial(_entering, sink, place)
-                handles.append(blocks[layer].register_forward_pre_hook(entering, with_kwargs=True))
-            else:
-                handles.append(base.register_forward_hook(partial(_leaving, sink, place)))
+        with lock_of(base):
+            for place, layer in enumerate(layers):
+                if layer < len(blocks):
+                    entering = partial(_entering, sink, place)
+                    handles.append(blocks[layer].register_forward_pre_hook(entering, with_kwargs=True))
+                else:
+                    handles.append(base.register_forward_hook(partial(_leaving, sink, place)))
         yield
     finally:
-        for handle in handles:
-            handle.remove()
+        with lock_of(base):
+            for handle in handles:
+                handle.remove()
 
 
-def _entering(sink: Callable[[int, Tensor], None], place: int, _: Any, args: Any, kwargs: Any) -> None:
-    sink(place, args[0] if args else kwargs["hidden_states"])
+def _entering(
+    sink: Callable[[int, Tensor], None], place: int, _: Any, args: Any, kwargs: Mapping[str, Any] | None = None
+) -> None:
+    if kwargs is not None:  # torch forgets them in another thread's call while a hook comes or goes
+        sink(place, args[0] if args else kwargs["hidden_states"])
 
 
 def _leaving(sink: Callable[[int, Tensor], None], place: int, _: Any, __: Any, outputs: Any) -> None:
@@ -238,7 +258,7 @@ def require_ids(model: Any, ids: Sequence[int]) -> None:
     Raises:
         EncodeError: there are none or too many, or one is not in the model's vocabulary.
     """
-    vocabulary = model.get_input_embeddings().num_embeddings
+    vocabulary = vocabulary_size(model)
     if len(ids) == 0:
         raise EncodeError("expected at least one token, got none: there is nothing to hand off")
     if len(ids) > MAX_TOKENS:
@@ -295,24 +315,35 @@ def _run(
     accepted = signature(base.forward).parameters
     options: dict[str, Any] = {"use_cache": False} if "use_cache" in accepted else {}
     window = window_tokens(model) if len(places) > 1 else ids.shape[1]
-    thread, stops, heard = get_ident(), _may_stop(model, base, layers), 0
+    with lock_of(base), evaluating(base):
+        own, stops, heard = object(), _may_stop(model, base, layers), 0
 
-    def hear(place: int, state: Tensor) -> None:
-        nonlocal heard
-        if get_ident() != thread:  # somebody else's call of the same model
-            return
-        sink(place, state)
-        heard += 1
-        if stops and heard % len(layers) == 0:
-            raise _AllRead
+        def hear(place: int, state: Tensor) -> None:
+            nonlocal heard
+            if _PASS.get() is not own:  # somebody else's call of the same model
+                return
+            sink(place, state)
+            heard += 1
+            if stops and heard % len(layers) == 0:
+                raise _AllRead
 
-    with tapped(model, layers, hear):
-        for start, _, _ in places:
-            seen = mask[:, start : start + window]
-            if "position_ids" in accepted and not bool(seen[:, 0].all()):  # no plain forward derives them from the mask
-                options["position_ids"] = (seen.long().cumsum(1) - 1).clamp(min=0) + _first_position(base)
-            with suppress(_AllRead):
-                base(input_ids=ids[:, start : start + window], attention_mask=seen, **options)
+        with tapped(model, layers, hear), _reading(own):
+            for start, _, _ in places:
+                seen = mask[:, start : start + window]
+                if "position_ids" in accepted and not bool(seen[:, 0].all()):  # no plain forward derives them from it
+                    options["position_ids"] = (seen.long().cumsum(1) - 1).clamp(min=0) + _first_position(base)
+                with suppress(_AllRead):
+                    base(input_ids=ids[:, start : start + window], attention_mask=seen, **options)
+
+
+@contextmanager
+def _reading(own: object) -> Iterator[None]:
+    """Marks what runs inside the ``with``, in this thread, as the pass ``own``."""
+    before = _PASS.set(own)
+    try:
+        yield
+    finally:
+        _PASS.reset(before)
 
 
 def _may_stop(model: Any, base: Any, layers: Sequence[int]) -> bool:

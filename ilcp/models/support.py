@@ -6,8 +6,7 @@ own: a forward pass of a few tokens, by their ids and by their embeddings, has t
 is refused by name. A model wrapped by peft counts as what it wraps.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from inspect import signature
 from typing import Any
 
@@ -15,8 +14,9 @@ import torch
 from torch import Tensor
 
 from ilcp.errors import ConfigError
-from ilcp.models.adapter import unwrapped
+from ilcp.models.adapter import unwrapped, vocabulary_size
 from ilcp.models.reading import capture_batch
+from ilcp.nn.inference import evaluating
 
 __all__ = ["TESTED", "forward_takes", "require_receiver", "require_sender", "require_tokenizer"]
 
@@ -177,8 +177,7 @@ def _check_sender(model: Any) -> None:
             f"{name}: there is not one state per token; take a tested family (SUPPORT.md)"
         )
     try:
-        with _evaluating(model):
-            captured = capture_batch(model, ids, torch.ones_like(ids), range(len(outputs.hidden_states)))
+        captured = capture_batch(model, ids, torch.ones_like(ids), range(len(outputs.hidden_states)))
         apart = [_apart(a, b.to(a.device)) for a, b in zip(outputs.hidden_states, captured.unbind(1), strict=True)]
     except Exception as error:
         raise ConfigError(
@@ -196,26 +195,15 @@ def _check_sender(model: Any) -> None:
 
 def _probe_ids(model: Any) -> Tensor:
     """Returns a few ids from all over the vocabulary, ``"1 tokens"``."""
-    vocabulary = model.get_input_embeddings().num_embeddings
+    vocabulary = vocabulary_size(model)
     ids: Sequence[int] = [vocabulary * (index + 1) // (PROBE_TOKENS + 2) for index in range(PROBE_TOKENS)]
     return torch.tensor([ids], device=model.device)
 
 
 def _evaluated(model: Any, **inputs: Any) -> Any:
     """Runs one pass in evaluation mode, without a cache, and returns its outputs."""
-    with _evaluating(model):
+    with evaluating(model):
         return model(**inputs, use_cache=False) if forward_takes(model, "use_cache") else model(**inputs)
-
-
-@contextmanager
-def _evaluating(model: Any) -> Iterator[None]:
-    """Puts the model in evaluation mode for the length of the ``with``, then back in the mode it was in."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
 
 
 def _apart(a: Tensor, b: Tensor) -> float:

@@ -21,6 +21,7 @@ from ilcp.message.literals import auto, line
 from ilcp.models.adapter import LOW_RANK
 from ilcp.models.prompt import Layout, answer_ids, layout, pieces
 from ilcp.nn.distributed import shard
+from ilcp.nn.inference import evaluating
 from ilcp.tasks.cases import Case, Question
 from ilcp.training.facts import Fact, facts_of
 from ilcp.training.hyperparameters import Hyperparameters
@@ -207,19 +208,15 @@ def frozen(models: Models) -> Iterator[None]:
     learning = {id(parameter) for parameter in models.adapted()}
     parameters = [p for model in (models.sender, models.receiver) for p in model.parameters() if id(p) not in learning]
     wanted = [p.requires_grad for p in parameters]
-    modes = models.sender.training, models.receiver.training
     attention = models.receiver.config._attn_implementation
     try:
-        models.sender.eval()
-        models.receiver.eval()
-        for parameter in parameters:
-            parameter.requires_grad_(False)
-        if models.receiver.device.type == "cpu":  # torch's fused attention with a mask is slow backwards on a CPU
-            models.receiver.set_attn_implementation("eager")
-        yield
+        with evaluating(models.sender), evaluating(models.receiver):
+            for parameter in parameters:
+                parameter.requires_grad_(False)
+            if models.receiver.device.type == "cpu":  # torch's fused attention with a mask is slow backwards on a CPU
+                models.receiver.set_attn_implementation("eager")
+            yield
     finally:
         models.receiver.set_attn_implementation(attention)
-        models.sender.train(modes[0])
-        models.receiver.train(modes[1])
         for parameter, flag in zip(parameters, wanted, strict=True):
             parameter.requires_grad_(flag)

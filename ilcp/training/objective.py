@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ilcp.errors import ConfigError
+from ilcp.models.adapter import vocabulary_size
 from ilcp.models.forward import PADDING, embed
 from ilcp.nn.distributed import all_reduce, rank, world
 from ilcp.nn.whitening import whitening
@@ -119,7 +120,7 @@ def calibrate(
         few += [case] if tokens <= CALIBRATION_TOKENS or not few else []
     batch = Batcher(models, hyperparameters).batch(few, random.Random(0), whole=True)
     states, mask = Reader(models, network.layers, hyperparameters).states(batch.texts)
-    vocabulary = models.receiver.get_input_embeddings().num_embeddings
+    vocabulary = vocabulary_size(models.receiver)
     sample = range(0, vocabulary, -(-vocabulary // CALIBRATION_TOKENS))
     stand_in = embed(models.receiver, sample).float().unsqueeze(1)
     network.calibrate(states, mask, stand_in if phrasebook is None else phrasebook.memory(batch))

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from ilcp.errors import ConfigError, StorageError
 from ilcp.files import replacing
+from ilcp.models.adapter import vocabulary_size
 from ilcp.models.forward import PADDING, embed
 from ilcp.models.prompt import answer_ids
 from ilcp.tasks.cases import Case
@@ -153,4 +154,4 @@ def _said(pace: Pace, made: int, note: str) -> str:
 
 def _embedding(models: Models) -> Tensor:
     """Returns ``"vocabulary hidden"`` as the receiver's own embedding module gives it: some scale their rows."""
-    return embed(models.receiver, range(models.receiver.get_input_embeddings().num_embeddings)).detach().float()
+    return embed(models.receiver, range(vocabulary_size(models.receiver))).detach().float()

@@ -18,7 +18,7 @@ from ilcp_codecs.facts.agenda import Agenda, Code
 from ilcp_codecs.facts.config import SETTINGS, FactsConfig
 from ilcp_codecs.facts.find import find
 from ilcp_codecs.facts.network import FactsNetwork, Latent
-from ilcp_codecs.states import StatesCodec
+from ilcp_codecs.states import StatesCodec, by_network
 
 if TYPE_CHECKING:
     from ilcp.tasks.cases import Case
@@ -75,7 +75,7 @@ class FactsCodec(StatesCodec):
         questions: tuple[str, ...] = self.config.questions
         return questions
 
-    @torch.no_grad()
+    @by_network
     def encode(self, context: Context, payload_bytes: int | None = None) -> bytes:
         """Returns the payload of a context's states: no longer than what was said needs, nor than ``payload_bytes``.
 
@@ -89,7 +89,7 @@ class FactsCodec(StatesCodec):
         bits = tuple(_in_turn(whole, tokens[:length]) for whole, tokens, length in rows)
         return self._agenda.encode(Code(tuple(topics.tolist()), tuple(lengths.tolist()), bits), most)
 
-    @torch.no_grad()
+    @by_network
     def decode_unrounded(self, context: Context) -> Memory:
         """Returns the memory of the latent before it is rounded, which no payload holds: for measuring only.
 
@@ -99,7 +99,7 @@ class FactsCodec(StatesCodec):
         topics, lengths, z = self._latent(context)
         return self._memory(topics, lengths, Latent(*(part.clamp(-1, 1) for part in z)))
 
-    @torch.no_grad()
+    @by_network
     def decode(self, payload: bytes) -> Memory:
         """Returns memory of a vector per topic that was said, and one per word of its value.
 
@@ -108,7 +108,7 @@ class FactsCodec(StatesCodec):
         """
         return self._memory(*self._read(payload))
 
-    @torch.no_grad()
+    @by_network
     def facts(self, payload: bytes) -> list[tuple[str, tuple[int, ...]]]:
         """Returns what a payload says: each topic with the likeliest tokens of its value, as ids of the receiver's.
 

@@ -75,7 +75,8 @@ class FactsNetwork(nn.Module):
         tree = [torch.arange(topics), torch.full((topics,), -1), *torch.ones(2, topics)]  # any order, nothing is likely
         self.register_buffer("tree", torch.stack([row.int() for row in tree]))
         # Topic and words of each fact that the code is learned by: of training only, so it is no part of the codec.
-        self.register_buffer("values", torch.zeros(1, 1 + most, dtype=torch.long), persistent=False)
+        none = torch.zeros(1, 1 + most, dtype=torch.long, device="cpu")  # where the weights are not there yet
+        self.register_buffer("values", none, persistent=False)
         self.register_buffer("spans", torch.ones(topics, most, dtype=torch.int32))
 
     @property

@@ -30,6 +30,7 @@ from ilcp.errors import ConfigError, DecodeError, StorageError
 from ilcp.identity import require_same
 from ilcp.inputs import require_text
 from ilcp.message import MAX_PAYLOAD_BYTES
+from ilcp.models.adapter import plain
 from ilcp.models.fingerprint import identify
 from ilcp.models.prompt import layout
 from ilcp.models.reading import window_tokens
@@ -106,6 +107,7 @@ class LmCodec(TextCodec):
     name = "text-lm"
 
     def __init__(self, model: Any, tokenizer: Any, payload_bytes: int = MAX_PAYLOAD_BYTES):
+        model = plain(model)
         sender = identify(model, tokenizer)
         super().__init__(payload_bytes, sender.weights, sender)
         self.model = model
@@ -192,8 +194,9 @@ class LmCodec(TextCodec):
 
     def _paths(self, text: str, budget_bits: float) -> list[range_code.Path]:
         """Returns the ways to code ``text``, each up to the first symbol beyond the budget."""
-        if self._latest and self._latest[0] == text and self._latest[1] >= budget_bits:
-            return self._latest[2]
+        latest = self._latest  # once: another thread may put its own there
+        if latest and latest[0] == text and latest[1] >= budget_bits:
+            return latest[2]
         ways = [MODEL, *self._ids(text)], [BYTES, *text.encode("utf-8")]
         paths = [range_code.walk(symbols, self._source(), budget_bits) for symbols in ways]
         whole = all(path.bits[-1] <= budget_bits for path in paths)

@@ -14,7 +14,7 @@ from ilcp.codec.spec import CodecSpec, Trained
 from ilcp.errors import DecodeError, IlcpError
 from ilcp.nn.distributed import rank, shard_rng, world
 from ilcp.nn.half import round_to_half
-from ilcp_codecs.states import StatesCodec
+from ilcp_codecs.states import StatesCodec, by_network
 from ilcp_codecs.vae.bottleneck import Bottleneck, dequantise, quantise
 from ilcp_codecs.vae.config import SETTINGS, VaeConfig
 from ilcp_codecs.vae.pooler import Pooler
@@ -78,7 +78,9 @@ class VaeNetwork(nn.Module):
     def known(self, payload_bytes: int) -> Tensor:
         """Returns ``"slots dims"``: 1 for each dimension that a payload of that length carries, 0 for the others."""
         c = self.config
-        sent = torch.zeros(8 * c.payload_bytes)
+        sent = torch.zeros(
+            8 * c.payload_bytes, device="cpu", dtype=torch.float32
+        )  # where the weights are not there yet
         sent[c.order()[: 8 * payload_bytes]] = 1
         return rearrange(sent, "(slots dims bits) -> slots dims bits", bits=c.bits, slots=c.slots).amin(-1)
 
@@ -112,7 +114,7 @@ class VaeCodec(StatesCodec):
     def _network(cls, settings: Mapping[str, Any], where: str, error: type[IlcpError]) -> VaeNetwork:
         return VaeNetwork(VaeConfig.from_dict(settings, where, error=error))
 
-    @torch.no_grad()
+    @by_network
     def encode(self, context: Context, payload_bytes: int | None = None) -> bytes:
         """Returns the payload of a context's states; a shorter one is a prefix of the longer.
 
@@ -125,7 +127,7 @@ class VaeCodec(StatesCodec):
         planes = np.unpackbits(codes[..., None], axis=-1, bitorder="little", count=self.config.bits)[..., ::-1]
         return np.packbits(planes.reshape(-1)[self._order]).tobytes()[:length]
 
-    @torch.no_grad()
+    @by_network
     def decode_unrounded(self, context: Context) -> Memory:
         """Returns the memory of the latent before it is quantised, which no payload holds: for measuring only.
 
@@ -134,7 +136,7 @@ class VaeCodec(StatesCodec):
         """
         return SoftPrompt(self.network.projector(self._latent(context)[None])[0])
 
-    @torch.no_grad()
+    @by_network
     def decode(self, payload: bytes) -> Memory:
         """Returns memory of one vector per slot.
 

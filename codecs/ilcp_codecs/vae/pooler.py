@@ -86,8 +86,8 @@ class Pooler(nn.Module):
         """Returns ``"batch slots tokens"``: each token's distance from the middle of a slot's stretch, in stretches."""
         slots, tokens = len(self.queries), mask.shape[1]
         stretch = rearrange(mask.sum(1) / slots, "batch -> batch 1 1").clamp(min=1e-6)
-        middles = rearrange(torch.arange(slots, device=mask.device) + 0.5, "slots -> 1 slots 1") * stretch
-        places = rearrange(torch.arange(tokens, device=mask.device) + 0.5, "tokens -> 1 1 tokens")
+        middles = rearrange(torch.arange(slots, device=mask.device).float() + 0.5, "slots -> 1 slots 1") * stretch
+        places = rearrange(torch.arange(tokens, device=mask.device).float() + 0.5, "tokens -> 1 1 tokens")
         return ((places - middles) / stretch).square()
 
 
