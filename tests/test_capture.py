@@ -137,12 +137,9 @@ def test_a_pass_ends_with_the_uppermost_layer_that_is_read(tokenizer, family: st
 
 
 def test_who_waits_for_the_end_of_a_pass_gets_it(tokenizer) -> None:
-    """A capture, somebody's hook and a configuration that reports are why a pass runs to its end; no hook remains."""
+    """Somebody's hook and a configuration that reports are why a pass runs to its end; no hook remains."""
     sender = sender_of(build("llama", len(tokenizer), layers=4), tokenizer)
     ran, before = blocks_run(sender.model), hooks_of(sender.model)
-    with sender.capture() as capture:
-        read = sender.read(TEXTS[0])
-    assert torch.equal(present(read.states), present(capture.rows[0].states))
     heard = []
     handle = backbone(sender.model).register_forward_hook(lambda *_: heard.append(1))
     sender.read(TEXTS[0])

@@ -349,8 +349,8 @@ def _reading(own: object) -> Iterator[None]:
 def _may_stop(model: Any, base: Any, layers: Sequence[int]) -> bool:
     """Says whether a pass may end below its last state, because nobody else waits for its end.
 
-    Others' hooks do, such as those of a capture; so does transformers 4, which patches the blocks of a model that is
-    configured to report, and puts them back when all have run.
+    Others' hooks do (a capture's do not, but look the same); so does transformers 4, which patches the blocks of a
+    model that is configured to report, and puts them back when all have run.
     """
     heard = any(part._forward_hooks or part._forward_pre_hooks for part in (base, reading_part(model)))
     reports = any(getattr(base.config, f"output_{what}", False) for what in ("hidden_states", "attentions"))
