@@ -103,7 +103,7 @@ def test_what_no_text_can_say_is_refused_at_both_ends(small: Any, content: Any, 
 def test_null_beside_a_tools_call_is_nothing() -> None:
     """A null content is an empty one: no template prints Python's None; the call's name and words are there."""
     sender = sender_of(make_model(300), tokenizer_with(CALLING))
-    turns = [
+    turns: list[dict[str, Any]] = [
         {"role": "user", "content": QUESTION},
         {"role": "assistant", "content": None, "tool_calls": [CALL]},
         {"role": "tool", "content": "Mara"},
@@ -125,9 +125,9 @@ def test_words_that_a_template_leaves_out_are_missed_in_every_arm() -> None:
     reads_parts = (
         "{% for m in messages %}<|user|>{% for part in m['content'] %}{{ part['text'] }}{% endfor %}{% endfor %}"
     )
-    told = [{"role": "user", "content": QUESTION}]
+    told: list[dict[str, Any]] = [{"role": "user", "content": QUESTION}]
     tool = [{"role": "tool", "content": "Mara, by the list."}, *told]
-    calls = [{"role": "assistant", "content": "", "tool_calls": [CALL]}, *told]
+    calls: list[dict[str, Any]] = [{"role": "assistant", "content": "", "tool_calls": [CALL]}, *told]
     for template, chat, index in ((drops_tools, tool, 0), (cuts, tool, 0), (reads_parts, told, 0), (None, calls, 0)):
         tokenizer = tokenizer_with(template)
         with pytest.raises(
@@ -158,7 +158,10 @@ def test_a_marker_where_no_memory_can_stand_is_refused_in_every_arm() -> None:
     """In a call's arguments, or a name, a marker would stay in the prompt as it is."""
     tokenizer = tokenizer_with(CALLING)
     call = {"function": {"name": "find", "arguments": {"text": MEMORY_HERE}}}
-    chat = [{"role": "assistant", "content": "", "tool_calls": [call]}, {"role": "user", "content": QUESTION}]
+    chat: list[dict[str, Any]] = [
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "user", "content": QUESTION},
+    ]
     for contexts in ([None], [DOCUMENT], []):
         with pytest.raises(ConfigError, match="this template has no place for a memory"):
             pieces(tokenizer, chat, contexts)

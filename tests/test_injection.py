@@ -290,7 +290,7 @@ def test_without_a_marker_memories_open_the_last_user_message(receiver) -> None:
     memory = spelled(receiver)
     lone = [{"role": "user", "content": QUESTION}]
     assert torch.equal(receiver.prompt(memory, QUESTION), receiver.prompt(memory, lone))
-    turns = [{"role": "user", "content": "Hello."}, {"role": "assistant", "content": None}, *lone]
+    turns: list[dict[str, Any]] = [{"role": "user", "content": "Hello."}, {"role": "assistant", "content": None}, *lone]
     opened = [turns[0], {**turns[1], "content": ""}, {"role": "user", "content": f"{DOCUMENT}\n\n{QUESTION}"}]
     rendered = TOKENIZER.apply_chat_template(opened, tokenize=False, add_generation_prompt=True)
     assert torch.equal(embed(receiver.model, ids_of(rendered)), receiver.prompt(memory, turns))

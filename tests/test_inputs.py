@@ -186,7 +186,8 @@ def test_a_generator_is_a_list_wherever_a_list_is_meant(small: Any) -> None:
     known = {QUESTION: "Mara"}
     listed_ones = sender.verified(TEXT, receiver, 90, list(known))
     assert listed_ones == sender.verified(TEXT, receiver, 90, known.keys())
-    assert pieces(receiver.tokenizer, turns, [None]) == pieces(receiver.tokenizer, (turn for turn in turns), [None])
+    one_by_one: Any = (turn for turn in turns)
+    assert pieces(receiver.tokenizer, turns, [None]) == pieces(receiver.tokenizer, one_by_one, [None])
 
 
 @pytest.mark.parametrize("single", ["a text", b"bytes", bytearray(b"x"), {"a": 1}, Path("a"), 7, None])

@@ -56,8 +56,9 @@ def test_a_pooler_reads_a_long_text_in_stretches(small: Any, monkeypatch: pytest
 def test_an_extractor_reads_a_long_text_in_stretches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the facts codec too, whose tokens attend to each other in every head."""
     torch.manual_seed(0)
-    asked = dict(topics=("a", "b"), questions=("a?", "b?"))
-    config = FactsConfig((0, 1), 32, 48, words=9, width=32, heads=4, blocks=1, **asked)
+    config = FactsConfig(
+        (0, 1), 32, 48, words=9, width=32, heads=4, blocks=1, topics=("a", "b"), questions=("a?", "b?")
+    )
     states = torch.randn(1, 2, TOKENS, 32)
     whole, parts, before, after = read_twice(Extractor(config).eval(), states, monkeypatch)
     torch.testing.assert_close(whole.x, parts.x, atol=1e-5, rtol=1e-4)

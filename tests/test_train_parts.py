@@ -90,7 +90,10 @@ def test_chat_logs_become_hand_offs(tmp_path) -> None:
     assert "user: Find the cause.\n\nsearcher: The disk is full.\n\nsearcher: Since Monday." == second.context
     assert (Question("", "Report: a full disk since Monday.", "continuation"),) == second.questions
     assert "Since Monday." == third.questions[0].answer
-    parts = [{**talk[0], "content": [{"type": "text", "text": talk[0]["content"]}]}, {"role": "tool", "content": None}]
+    parts: list[dict[str, Any]] = [
+        {**talk[0], "content": [{"type": "text", "text": talk[0]["content"]}]},
+        {"role": "tool", "content": None},
+    ]
     parts[1]["tool_calls"] = [{"function": {"name": "look", "arguments": '{"at": "disk"}'}}]
     file.write_text(json.dumps({"id": "a", "messages": parts}))
     (called,) = read_jsonl(file)

@@ -1,6 +1,6 @@
 """A message that knows what it lost: what is asked, which literals are taken, and what is refused before any work."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -38,7 +38,7 @@ class Reader(Receiver):
         self.right = right
         self.asked: list[tuple[str, ...]] = []
 
-    def score(self, items: Sequence[Any], **options: Any) -> list[Score]:
+    def score(self, items: Iterable[Any], **options: Any) -> list[Score]:
         """Scores each item 5 nats higher where it is right."""
         self.asked += [memory.literals for memory, _, _ in items]
         found = [self.right(memory.literals, question, answer) for memory, question, answer in items]

@@ -76,7 +76,7 @@ class Receiver:
         self,
         model: Any,
         tokenizer: Any,
-        codec: Codec | Sequence[Codec],
+        codec: Codec | Iterable[Codec],
         *,
         key: Key | None = None,
         replay: ReplayCache | None = None,

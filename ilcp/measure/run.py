@@ -83,8 +83,7 @@ def run(
     texts = equal_texts(sender) if texts is None else texts
     specs_of = partial(_specs, sender, receiver, _lengths(sender, lengths), texts, seed, hops, budgets)
     chosen = _chosen(specs_of(cases), arms)
-    draft = unfinished(keep)
-    report = resumed(_empty(sender, cases, task, seed, answers_end), draft)
+    report = resumed(_empty(sender, cases, task, seed, answers_end), draft := unfinished(keep))
     left = [case for case in cases if case.id not in report.left_out]
     asking = Asking(left, specs_of, partial(Scorer, receiver, answers_end=answers_end))
     report = _asked(report, chosen, asking, draft, progress)
