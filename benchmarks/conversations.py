@@ -41,6 +41,7 @@ from ilcp.measure.scoring import Scorer
 from ilcp.measure.verified import ENVELOPE_BYTES
 from ilcp.models.loading import load_model
 from ilcp.tasks import Case
+from ilcp.tasks.written import write_jsonl
 from ilcp.training.begun import is_begun
 from ilcp_codecs.text import HeadCodec, LmCodec, TailCodec
 
@@ -100,7 +101,8 @@ def train(args: argparse.Namespace) -> None:
     conversations = data.read(args.data / "train.jsonl", args.characters)[: args.conversations]
     cases = data.mixed(conversations, args.seed)
     file = args.runs / "train.jsonl"
-    data.write(cases, file)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_jsonl(file, cases)
     print(f"{len(cases)} cases of {len(conversations)} conversations in {file}", flush=True)
     sender, receiver = (args.models / name for name in args.pair.split("-"))
     codec = ilcp.train(

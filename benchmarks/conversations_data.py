@@ -16,10 +16,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from ilcp.files import write_whole
 from ilcp.tasks import Case, read_jsonl
 
-__all__ = ["NEW", "Conversation", "asked", "histories", "mixed", "read", "write"]
+__all__ = ["NEW", "Conversation", "asked", "histories", "mixed", "read"]
 
 NEW = ", new services"  # behind the kind of a question about services that no training conversation has
 SHARES = {1: 0.7, 2: 0.15, 4: 0.15}  # of the training conversations that go into histories of each size
@@ -109,22 +108,3 @@ def asked(conversations: Sequence[Conversation]) -> list[Case]:
 
 def _renamed(case: Case) -> Case:
     return replace(case, questions=tuple(replace(q, kind=q.kind + NEW) for q in case.questions))
-
-
-def write(cases: Sequence[Case], file: Path) -> None:
-    """Writes cases as JSONL, each question with the answer that is trained on beside its other spellings.
-
-    Raises:
-        StorageError: the file cannot be written.
-    """
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(file, "".join(json.dumps(_record(case), ensure_ascii=False) + "\n" for case in cases))
-
-
-def _record(case: Case) -> dict[str, object]:
-    questions = [
-        {"question": q.text, "answer": q.answer, "answers": q.answers, "kind": q.kind}
-        | ({"topic": q.facts[0][0]} if q.facts else {})
-        for q in case.questions
-    ]
-    return {"id": case.id, "context": case.context, "questions": questions}

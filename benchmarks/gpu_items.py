@@ -12,7 +12,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -32,6 +32,7 @@ from ilcp.files import write_whole
 from ilcp.measure import equal_texts, load_report, run
 from ilcp.tasks import Case, case_files, read_jsonl, thin
 from ilcp.tasks.case_files import PRESENT
+from ilcp.tasks.written import write_jsonl
 from ilcp.training.begun import is_begun
 
 RECIPE = Path(__file__).parent / "gpu.toml"
@@ -115,7 +116,7 @@ def tiny_training(args: argparse.Namespace) -> Record:
     with TemporaryDirectory(dir=args.work) as scratch:
         folder = Path(scratch)
         for split, n in (("train", SMOKE_CASES), ("test", SMOKE_TEST)):
-            write_cases(dossiers(split, args.seed, n, facts=SMOKE_FACTS), folder / f"{split}.jsonl")
+            write_jsonl(folder / f"{split}.jsonl", dossiers(split, args.seed, n, facts=SMOKE_FACTS))
         given = vars(args) | {"names": ["sender", "receiver"], "models": embedded.HERE, "data": folder, "work": folder}
         tiny = argparse.Namespace(**given)
         trained, measured = train(tiny, **SMOKE), measure(tiny, repetitions=0)
@@ -204,32 +205,15 @@ def cases_of(args: argparse.Namespace, split: str) -> tuple[Path, str]:
         return args.data / f"{split}.jsonl", CONVERSATIONS
     file = args.work / f"dossiers-{split}.jsonl"
     if not file.exists():
-        write_cases(dossiers(split, args.seed, TRAINING if split == "train" else TEST), file)
+        write_jsonl(file, dossiers(split, args.seed, TRAINING if split == "train" else TEST))
     return file, DOSSIERS
 
 
 def dossiers(split: str, seed: int, n: int, facts: int = PRESENT) -> Iterable[Case]:
-    """Yields dossiers with questions that ask for one fact each."""
-    return (thin(case, PER_KIND, number) for number, case in enumerate(case_files(split, seed, n, facts=facts)))
-
-
-def write_cases(cases: Iterable[Case], file: Path) -> Path:
-    """Writes cases as ``read_jsonl`` reads them, with the attribute that a question asks for as its topic."""
-    lines = (
-        json.dumps(
-            {
-                "id": case.id,
-                "context": case.context,
-                "questions": [
-                    {"question": q.text, "answer": q.answer, "kind": q.kind, "topic": q.facts[0][0]}
-                    for q in case.questions
-                ],
-            }
-        )
-        for case in cases
-    )
-    write_whole(file, "\n".join(lines) + "\n")
-    return file
+    """Yields dossiers with questions that ask for one fact each, and give nothing to choose from."""
+    for number, case in enumerate(case_files(split, seed, n, facts=facts)):
+        asked = thin(case, PER_KIND, number).questions
+        yield replace(case, questions=tuple(replace(question, choices=None) for question in asked))
 
 
 WORKS: dict[str, Callable[[argparse.Namespace], Record]] = {"smoke": smoke, "train": train, "measure": measure}

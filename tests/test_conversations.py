@@ -17,6 +17,7 @@ from ilcp.models.fingerprint import identify
 from ilcp.models.forward import embed
 from ilcp.models.loading import load_model
 from ilcp.tasks import read_jsonl
+from ilcp.tasks.written import write_jsonl
 from ilcp.training import Models
 from ilcp.training.facts import value_tokens
 from ilcp_codecs.facts import FactsCodec
@@ -104,7 +105,7 @@ def test_cases_to_train_on_use_each_conversation_once(tmp_path) -> None:
     used = [part for case in cases for part in case.id.split("+")]
     assert len(used) == len(set(used)) <= len(found)
     assert {1, 2, 4} == {case.id.count("+") + 1 for case in cases}
-    data.write(cases, tmp_path / "mixed.jsonl")
+    write_jsonl(tmp_path / "mixed.jsonl", cases)
     assert cases == list(read_jsonl(tmp_path / "mixed.jsonl"))
     own = {one.case.id: one.case.questions for one in found}
     for case in cases:  # the answers of each conversation by itself, whatever spelling comes last in the history

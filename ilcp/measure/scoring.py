@@ -1,6 +1,6 @@
 """Questions asked of a receiver: what it answers, and the log-likelihoods of the gold answers."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -10,13 +10,13 @@ import numpy as np
 from ilcp.codec.memory import Memory
 from ilcp.handoff import Receiver
 from ilcp.measure.arms import ArmInput, ArmSpec
-from ilcp.measure.fitting import SPARE_TOKENS, answer_room
+from ilcp.measure.fitting import answer_room
 from ilcp.measure.items import DECIMALS, Arm
 from ilcp.models.forward import has_room
 from ilcp.models.prompt import answer_ids, text_ids
 from ilcp.tasks.cases import Case, Question
 
-__all__ = ["Answers", "Scorer", "longest_answer"]
+__all__ = ["Answers", "Scorer"]
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Scorer:
 
     @cached_property
     def _longest(self) -> int:
-        return longest_answer(self.receiver, (question for _, question in self.asked)) + SPARE_TOKENS
+        return max(answer_room(self.receiver.tokenizer, question) for _, question in self.asked)
 
     def _room(self, case: Case, question: Question) -> int:
         """Returns how many tokens an answer may have: as many as any of them, or its own where the text leaves less."""
@@ -107,11 +107,6 @@ class Scorer:
         given, whole = (answer_ids(tokenizer, text, end=False) for text in (question.given, question.answer))
         same = [a == b for a, b in zip(given, whole, strict=False)]
         return same.index(False) if False in same else len(same)
-
-
-def longest_answer(receiver: Receiver, questions: Iterable[Question]) -> int:
-    """Returns the tokens of the longest accepted answer."""
-    return max(len(answer_ids(receiver.tokenizer, answer)) for question in questions for answer in question.answers)
 
 
 def _kept(value: float) -> float:

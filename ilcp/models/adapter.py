@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ilcp.codec.folder import ADAPTER
-from ilcp.errors import ConfigError, MissingExtraError, StorageError
+from ilcp.errors import ConfigError, IlcpError, MissingExtraError, StorageError
 from ilcp.files import require_readable, usual_modes, write_whole
 
 __all__ = [
@@ -56,13 +56,9 @@ def begun_adapter(model: Any, folder: Path) -> Any:
         ConfigError: the folder holds none for this model.
         MissingExtraError: peft is not installed.
     """
-    peft = _peft()
     if not (folder / "adapter_config.json").is_file():  # peft would look for it on a hub
         raise ConfigError(f"expected a folder of low-rank weights as adapter, got {folder}: no adapter_config.json")
-    try:
-        return peft.PeftModel.from_pretrained(model, str(folder), is_trainable=True)
-    except Exception as error:  # peft, safetensors and torch raise many kinds, all of which mean this
-        raise ConfigError(f"expected low-rank weights for the receiver in {folder}, got: {error}") from error
+    return _adapted(model, folder, "low-rank weights for the receiver", ConfigError, is_trainable=True)
 
 
 def save_adapter(adapter: Any, folder: Path) -> None:
@@ -91,13 +87,18 @@ def adapt(model: Any, codec: Any) -> Any:
     folder = getattr(codec, "folder", None)
     if folder is None or not (folder / ADAPTER).is_dir():
         return model
+    return _adapted(model, folder / ADAPTER, "the receiver's adapter", StorageError).eval()
+
+
+def _adapted(model: Any, folder: Path, what: str, refusal: type[IlcpError], **options: Any) -> Any:
+    """Wraps ``model`` with the low-rank weights of ``folder``; raises ``refusal`` where they are not its own."""
     peft = _peft()
     try:
-        for file in (folder / ADAPTER).iterdir():
+        for file in folder.iterdir():
             require_readable(file)
-        return peft.PeftModel.from_pretrained(model, str(folder / ADAPTER)).eval()
+        return peft.PeftModel.from_pretrained(model, str(folder), **options)
     except Exception as error:  # peft, safetensors and torch raise many kinds, all of which mean this
-        raise StorageError(f"expected the receiver's adapter in {folder / ADAPTER}, got: {error}") from error
+        raise refusal(f"expected {what} in {folder}, got: {error}") from error
 
 
 def plain(module: Any) -> Any:
