@@ -417,3 +417,19 @@ def test_an_adapter_has_the_usual_modes(small, tmp_path) -> None:
     probe.touch()
     assert {probe.stat().st_mode} == {file.stat().st_mode for file in (tmp_path / "adapter").iterdir()}
     assert "peft_type" in json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+
+
+def test_low_rank_weights_that_may_not_be_read_are_not_called_missing(small, tmp_path, monkeypatch) -> None:
+    """At both doors: a codec's own adapter, and one that a training starts with."""
+    from ilcp.models.adapter import ADAPTER, adapt, begun_adapter, new_adapter, save_adapter
+
+    def denied(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    model = deepcopy(small.receiver.model)
+    save_adapter(new_adapter(deepcopy(model), 2), tmp_path / ADAPTER)
+    monkeypatch.setattr("ilcp.models.adapter.require_readable", denied)
+    with pytest.raises(ilcp.errors.StorageError, match=r"the receiver's adapter in .*Permission denied"):
+        adapt(model, SimpleNamespace(folder=tmp_path))
+    with pytest.raises(ConfigError, match=r"low-rank weights for the receiver in .*Permission denied"):
+        begun_adapter(model, tmp_path / ADAPTER)
