@@ -17,6 +17,7 @@ says first how long it will take; each arm is kept as soon as it is done. ``--wi
 import argparse
 import json
 import time
+import tomllib
 from collections.abc import Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
@@ -30,6 +31,7 @@ import tables_conversations
 import torch
 from conversations_arms import ComputedLm, Zstd, compared, true_facts
 from conversations_figures import record_of
+from gpu_parts import model_at
 
 import ilcp
 from ilcp.codec.memory import TextMemory
@@ -47,6 +49,7 @@ from ilcp_codecs.text import HeadCodec, LmCodec, TailCodec
 
 HERE = Path(__file__).parent
 RECIPES = HERE / "conversations"
+RUNS = Path("benchmarks/runs/conversations")  # as the recipes call it
 PAIRS = ("smollm2-smollm2", "smollm2-gemma3", "minilm-smollm2")
 LENGTHS = {1: (80, 40, 20, 10), 2: (160, 80, 40, 20, 10), 4: (320, 160, 80, 40, 20, 10)}  # by conversations in a row
 BUDGETS = (60, 100, 140)  # bytes on the wire of messages that were read back
@@ -72,6 +75,7 @@ def main() -> None:
         each.add_argument("--runs", type=Path, default=HERE / "runs" / "conversations")
         each.add_argument("--seed", type=int, default=7, help="of the histories, and of what is drawn in measuring")
         each.add_argument("--threads", type=int, default=2)
+        each.add_argument("--device", default="cpu", help="of both models: cuda, cuda:1 ...")
     train_parser.add_argument("--characters", type=int, default=1100, help="train on conversations of fewer")
     train_parser.add_argument("--conversations", type=int, help="train on so many of them; without it, on all")
     train_parser.add_argument("--steps", type=int, help="in place of the recipe's")
@@ -83,6 +87,7 @@ def main() -> None:
     measure_parser.add_argument("--repetitions", type=int, default=50, help="of the times; 0: not measured")
     measure_parser.add_argument("--check-lm", type=int, default=0, metavar="N", help="code N texts for real as well")
     measure_parser.add_argument("--out", type=Path, default=HERE / "results")
+    measure_parser.add_argument("--commit", help="of this code, where it lies without its repository")
     commands.add_parser("tables")
     args = parser.parse_args()
     if args.command == "tables":
@@ -104,7 +109,7 @@ def train(args: argparse.Namespace) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     write_jsonl(file, cases)
     print(f"{len(cases)} cases of {len(conversations)} conversations in {file}", flush=True)
-    sender, receiver = (args.models / name for name in args.pair.split("-"))
+    sender, receiver = models_of(args)
     codec = ilcp.train(
         RECIPES / f"{args.pair}.toml",
         resume=is_begun(args.runs / args.pair / "codec"),
@@ -112,18 +117,32 @@ def train(args: argparse.Namespace) -> None:
         receiver=receiver,
         data=file,
         out=args.runs / args.pair / "codec",
+        adapter=adapter_of(args),
+        device=args.device,
+        states_gb=None if args.device == "cpu" else 0.0,  # a GPU reads a text again as fast as its states are read
         steps=args.steps,
         minutes=args.minutes,
     )
     print(codec.evidence)
 
 
+def models_of(args: argparse.Namespace) -> list[Path]:
+    """Returns where the pair's models are: folders, or GGUF files of their names."""
+    return [model_at(args.models, name) or args.models / name for name in args.pair.split("-")]
+
+
+def adapter_of(args: argparse.Namespace) -> Path | None:
+    """Returns the low-rank weights of another pair's receiver that this pair's recipe begins with, where they are."""
+    named = tomllib.loads((RECIPES / f"{args.pair}.toml").read_text(encoding="utf-8")).get("adapter")
+    return args.runs / Path(named).relative_to(RUNS) if named else None
+
+
 def measure(args: argparse.Namespace) -> None:
     """Measures the codec of a pair in every arm, on histories of every size, and writes the figures."""
-    sender, receiver = (args.models / name for name in args.pair.split("-"))
+    sender, receiver = models_of(args)
     codec = args.codec or args.runs / args.pair / "codec"
-    pair = load_pair(codec, sender=sender, receiver=receiver, allow_unmeasured=True)
-    lm = ComputedLm(*load_model(receiver, dtype="float32"))  # as it came, without the adapter
+    pair = load_pair(codec, sender=sender, receiver=receiver, allow_unmeasured=True, device=args.device)
+    lm = ComputedLm(*load_model(receiver, dtype="float32", device=args.device))  # as it came, without the adapter
     samples = [one.case.context for one in data.read(args.data / "train.jsonl")[:SAMPLES]]
     texts = {"head": HeadCodec(), "tail": TailCodec(), "zstd": Zstd.fit(samples), "lm": lm}
     conversations = data.read(args.data / "test.jsonl")
@@ -133,6 +152,8 @@ def measure(args: argparse.Namespace) -> None:
         reports[size] = measured(pair, cases, size, texts, args)
     checked = check_lm(lm, conversations, args.check_lm) if args.check_lm else None
     record = record_of(args.pair, args.seed, args.data / "test.jsonl", pair.path, reports, checked)
+    if args.commit:
+        record["provenance"]["commit"] = args.commit
     args.out.mkdir(parents=True, exist_ok=True)
     file = args.out / f"conversations-{args.pair}.json"
     file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

@@ -30,7 +30,8 @@ def record_of(
         "seed": seed,
         "data": {"file": file.name, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()},
         "provenance": dict(next(iter(reports.values())).provenance),
-        "training": {name: training[name] for name in TRAINED if name in training},
+        "training": {name: training[name] for name in TRAINED if name in training}
+        | {"machine": training.get("provenance", {}).get("machine")},
         "lm_check": checked,
         "histories": {str(size): _figures(report) for size, report in reports.items()},
     }

@@ -1,6 +1,6 @@
 """Does what waits for a GPU, for whoever has one for a quarter of an hour: without a network, and never for long.
 
-    python benchmarks/gpu.py --models FOLDER [--data FOLDER] [--minutes 9]   # writes benchmarks/results/gpu-*.json
+    python benchmarks/gpu.py --models FOLDER --data FOLDER [--minutes 9]   # writes benchmarks/results/gpu-*.json
     python benchmarks/gpu.py --smoke                                        # the first item alone, on a CPU as well
     python benchmarks/gpu.py pack benchmarks/real/gemma3 --out PARTS        # a model in parts of 60 MB, to be carried
 
@@ -9,10 +9,10 @@ The items, in this order, each with its own limit::
 {items}
 
 The models are folders as ``make real`` makes them, or GGUF files of those names; parts in the folder are put together
-first. ``--data`` has train.jsonl and test.jsonl, as ``ilcp train`` reads them; without them dossiers are used, and the
-results say so. An item that has a result of this code and this device is skipped; one that does not fit into the time
-that is left, or lacks a model, is left for the next call, and this says so. Trainings and measurements go on with what
-an earlier call left in ``--work``. Ctrl-C and SIGTERM end the item that runs, and leave what is done.
+first. ``--data`` has train.jsonl and test.jsonl, as ``conversations.py`` reads them. An item that has a result of this
+code and this device is skipped; one that does not fit into the time that is left, or lacks a model, is left for the
+next call, and this says so. Trainings and measurements go on with what an earlier call left in ``--work``. Ctrl-C and
+SIGTERM end the item that runs, and leave what is done.
 """
 
 import argparse
@@ -40,7 +40,8 @@ from ilcp.measure import provenance
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
-SCRIPTS = ("gpu.py", "gpu_items.py", "gpu.toml", "scale.py", "scale_steps.py")  # what a result depends on, beside ilcp
+PARTS = ("", "_arms", "_data", "_figures")
+SCRIPTS = ("gpu.py", "gpu_items.py", "scale.py", "scale_steps.py", *(f"conversations{part}.py" for part in PARTS))
 GRACE_S = 10.0  # for an item to end by itself, within its limit
 MARGIN_S = 10.0  # for the end of this script, within --minutes
 MEGA = 1e6
@@ -62,18 +63,19 @@ class Item:
         return f"    {self.name:<23}{self.limit_s:>4.0f} s   {self.what}"
 
 
-def of_pair(sender: str, receiver: str) -> tuple[Item, Item]:
+def of_pair(pair: str, minutes: float, after: str | None = None) -> tuple[Item, Item]:
     """Returns the training of a codec between two models, and its measurement."""
-    name, models = f"{sender}-{receiver}", (sender, receiver)
+    models = tuple(dict.fromkeys(pair.split("-")))
     training = Item(
-        f"{name}-train",
-        "ilcp.train with an adapted receiver, bfloat16",
-        330,
-        ("gpu_items.py", "train", *models),
+        f"{pair}-train",
+        f"conversations/{pair}.toml in {minutes:g} minutes",
+        60 * minutes + 60,
+        ("gpu_items.py", "train", pair, "--minutes", str(minutes)),
         models,
+        after,
     )
-    words = ("gpu_items.py", "measure", *models)
-    return training, Item(f"{name}-measure", "every control, on test cases", 105, words, models, training.name)
+    words = ("gpu_items.py", "measure", pair)
+    return training, Item(f"{pair}-measure", "all test conversations", 240, words, models, training.name)
 
 
 def of_size(size: str, limit_s: float) -> Item:
@@ -85,11 +87,12 @@ def of_size(size: str, limit_s: float) -> Item:
 SMOKE = Item("smoke", "the device, a tiny training and measurement, tiny steps", 60, ("gpu_items.py", "smoke"))
 ITEMS = (
     SMOKE,
-    *of_pair("smollm2", "gemma3"),
+    *of_pair("smollm2-smollm2", 5),
+    *of_pair("smollm2-gemma3", 5),
     of_size("0.5B", 60),
     of_size("1.5B", 90),
     of_size("7B", 180),
-    *of_pair("minilm", "smollm2"),
+    *of_pair("minilm-smollm2", 3, after="smollm2-smollm2-train"),
 )
 
 
@@ -182,8 +185,9 @@ class Session:
         made = [str(HERE / script), *words, "--device", self.torch_device, "--seed", str(self.seed)]
         if script == "scale.py":
             return [*made, "--out", str(self.draft(item))]
-        folders = {"--models": self.models, "--data": self.data, "--work": self.draft(item).parent}
-        given = [word for name, folder in folders.items() if folder is not None for word in (name, str(folder))]
+        options = {"--models": self.models, "--data": self.data, "--work": self.draft(item).parent}
+        options |= {"--results": self.results, "--commit": self.commit}
+        given = [word for name, value in options.items() if value is not None for word in (name, str(value))]
         return [*made, *given, "--draft", str(self.draft(item))]
 
     def draft(self, item: Item) -> Path:

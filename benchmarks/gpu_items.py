@@ -13,11 +13,11 @@ import time
 import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
-from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import conversations
 import torch
 from gpu_parts import model_at
 from scale import MIN_REPETITIONS
@@ -26,26 +26,26 @@ from scale_steps import Document, Hop, Machine
 
 import ilcp
 from ilcp import embedded
-from ilcp.codec.folder import evidence_of
+from ilcp.codec.folder import evidence_of, training_of
 from ilcp.errors import ConfigError
 from ilcp.files import write_whole
-from ilcp.measure import equal_texts, load_report, run
-from ilcp.tasks import Case, case_files, read_jsonl, thin
-from ilcp.tasks.case_files import PRESENT
+from ilcp.measure import run
+from ilcp.tasks import Case, case_files, thin
 from ilcp.tasks.written import write_jsonl
-from ilcp.training.begun import is_begun
 
-RECIPE = Path(__file__).parent / "gpu.toml"
-CONVERSATIONS, DOSSIERS = "conversations", "dossiers of ilcp.tasks.case_files: there were no conversations in --data"
-TRAINING, TEST = 1500, 200  # dossiers, where there are no conversations; TEST is also how many cases are measured
+STEPS = 4000  # of the recipe's 1200, which two cores do not come to in its minutes
+WITHOUT = ("verified-*", "literals-only-*")  # the message of one case after the other, which a GPU does no faster
 PER_KIND = {"lookup": 3, "absent": 1, "join": 0, "code": 0}  # a join asks for two facts, and a topic is one
-REPETITIONS = 60  # of the times
-TEXTS = ("head", "zstd")  # a language model codes text token by token, which takes longer than all the rest
 SMOKE_CASES, SMOKE_TEST, SMOKE_FACTS = 160, 4, 3  # the fewest that train, and short dossiers
 SMOKE: dict[str, Any] = dict(
+    adapt_receiver=True,
+    dtype="bfloat16",
+    too_long="skip",
     test_cases=16,
     codec=dict(width=32, heads=4, speller_width=32, blocks=1),
     training=dict(
+        minutes=1.0,
+        teacher_floor=0.0,
         steps=2,
         contexts=4,
         questions=2,
@@ -63,11 +63,14 @@ Record = dict[str, Any]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=WORKS)
-    parser.add_argument("names", nargs="*", help="sender and receiver, as their folders are called")
+    parser.add_argument("pair", nargs="?", choices=conversations.PAIRS)
+    parser.add_argument("--minutes", type=float, help="of a training")
     parser.add_argument("--draft", type=Path, required=True, help="where the JSON goes")
     parser.add_argument("--models", type=Path)
     parser.add_argument("--data", type=Path)
     parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--results", type=Path, help="where the figures of a pair go")
+    parser.add_argument("--commit")
     parser.add_argument("--device", required=True)
     parser.add_argument("--seed", type=int, default=7)
     args = parser.parse_args()
@@ -111,16 +114,25 @@ def product(args: argparse.Namespace) -> Record:
 
 
 def tiny_training(args: argparse.Namespace) -> Record:
-    """Trains the embedded pair for a few steps and measures what came out, as the items of other models do."""
+    """Trains the embedded pair for a few steps with an adapted receiver, and measures what came out."""
     args.work.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=args.work) as scratch:
-        folder = Path(scratch)
-        for split, n in (("train", SMOKE_CASES), ("test", SMOKE_TEST)):
-            write_jsonl(folder / f"{split}.jsonl", dossiers(split, args.seed, n, facts=SMOKE_FACTS))
-        given = vars(args) | {"names": ["sender", "receiver"], "models": embedded.HERE, "data": folder, "work": folder}
-        tiny = argparse.Namespace(**given)
-        trained, measured = train(tiny, **SMOKE), measure(tiny, repetitions=0)
-        return {"evidence": trained["evidence"], "n": measured["n"], "verdict": measured["verdict"]}
+        data, codec = Path(scratch) / "train.jsonl", Path(scratch) / "codec"
+        write_jsonl(data, dossiers("train", args.seed, SMOKE_CASES))
+        models = {side: embedded.HERE / side for side in ("sender", "receiver")}
+        ilcp.train(**models, **SMOKE, data=data, out=codec, device=args.device, seed=args.seed)
+        pair = ilcp.load_pair(codec, **models, allow_unmeasured=True, device=args.device)
+        cases, found = tuple(dossiers("test", args.seed, SMOKE_TEST)), evidence_of(codec)
+        assert found is not None
+        report = run(pair.sender, pair.receiver, cases, task="dossiers", seed=args.seed, texts={}, repetitions=0)
+        return {"evidence": asdict(found), "n": report.n, "verdict": report.to_dict()["verdict"]}
+
+
+def dossiers(split: str, seed: int, n: int) -> Iterable[Case]:
+    """Yields short dossiers with questions that ask for one fact each, and give nothing to choose from."""
+    for number, case in enumerate(case_files(split, seed, n, facts=SMOKE_FACTS)):
+        asked = thin(case, PER_KIND, number).questions
+        yield replace(case, questions=tuple(replace(question, choices=None) for question in asked))
 
 
 def tiny_scale(args: argparse.Namespace) -> Record:
@@ -133,87 +145,45 @@ def tiny_scale(args: argparse.Namespace) -> Record:
 # --- two models ------------------------------------------------------------------------------------------------------
 
 
-def train(args: argparse.Namespace, **changes: Any) -> Record:
-    """Trains a codec by the recipe with these changes, or goes on with a training that was ended."""
-    sender, receiver = (found(args, name) for name in args.names)
-    data, what = cases_of(args, "train")
-    out = codec_of(args)
-    if not (out / "config.json").exists() or evidence_of(out) is None:
-        ends = dict(sender=sender, receiver=receiver, data=data, out=out)
-        ilcp.train(RECIPE, **ends, **changes, device=args.device, seed=args.seed, resume=is_begun(out))
-    return {"data": what, **outcome(out), "figures": load_report(report_of(out)).to_dict()["figures"]}
-
-
-def measure(args: argparse.Namespace, repetitions: int = REPETITIONS) -> Record:
-    """Measures that codec on test cases, with every control; what was measured stays, arm by arm."""
-    sender, receiver = (found(args, name) for name in args.names)
-    data, what = cases_of(args, "test")
-    out = codec_of(args)
-    pair = ilcp.load_pair(out, sender=sender, receiver=receiver, allow_unmeasured=True, device=args.device)
-    samples = (case.context for case in read_jsonl(cases_of(args, "train")[0]))
-    texts = equal_texts(pair.sender, samples)
-    report = run(
-        pair.sender,
-        pair.receiver,
-        tuple(islice(read_jsonl(data), TEST)),
-        task=data.stem,
-        seed=args.seed,
-        texts={name: texts[name] for name in TEXTS},
-        repetitions=repetitions,
-        keep=args.work / f"{out.name}-report.json",
-    )
-    record = report.to_dict()
-    models = report.provenance["models"]
-    return {"data": what, "n": report.n, "models": models, "verdict": record["verdict"], "figures": record["figures"]}
-
-
-def outcome(folder: Path) -> Record:
-    """Returns what a finished training says of itself, without the paths of a machine."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    training, evidence = config["training"], config["evidence"]
-    kept = ("recipe", "cases", "steps", "minutes", "tokens_per_s", "time_shares", "step_s", "receiver_pass_s", "reader")
-    models = {side: config["trained"][side] for side in ("sender", "receiver")}
+def train(args: argparse.Namespace) -> Record:
+    """Trains a pair's codec by its recipe, or goes on with a training that was ended."""
+    codec = args.work / args.pair / "codec"
+    if not (codec / "config.json").exists() or evidence_of(codec) is None:
+        conversations.train(
+            _given(args, characters=float("inf"), conversations=None, steps=STEPS, minutes=args.minutes)
+        )
+    evidence, training = evidence_of(codec), training_of(codec)
+    assert evidence is not None
+    models = asdict(ilcp.load(codec).trained)
+    kept = ("recipe", "cases", "steps", "minutes", "tokens_per_s", "time_shares", "reader")
     shown = {name: training[name] for name in kept if name in training}
-    return {"n": evidence["n"], "models": models, "training": shown, "evidence": evidence, "spec": config["spec"]}
+    models = {side: models[side] for side in ("sender", "receiver")}
+    return {"n": evidence.n, "models": models, "training": shown, "evidence": asdict(evidence)}
 
 
-def codec_of(args: argparse.Namespace) -> Path:
-    """Returns the folder of the codec between the two named models."""
-    return args.work / "-".join(args.names)
+def measure(args: argparse.Namespace) -> Record:
+    """Measures that codec on all test conversations; what was measured stays, arm by arm."""
+    whole = dict(codec=None, histories=tuple(conversations.LENGTHS), n=None, check_lm=0, repetitions=0)
+    conversations.measure(_given(args, **whole, without=WITHOUT, out=args.results, commit=args.commit))
+    file = args.results / f"conversations-{args.pair}.json"
+    record = json.loads(file.read_text(encoding="utf-8"))
+    n = {size: found["n"] for size, found in record["histories"].items()}
+    return {"n": n["1"], "models": record["provenance"]["models"], "file": file.name, "histories": n}
 
 
-def report_of(codec: Path) -> Path:
-    """Returns the file of the report that a training leaves beside its codec."""
-    return codec.with_name(codec.name + ".run") / "report.json"
-
-
-def found(args: argparse.Namespace, name: str) -> Path:
-    """Returns where a model is.
+def _given(args: argparse.Namespace, **more: Any) -> argparse.Namespace:
+    """Returns the arguments of ``conversations.py``.
 
     Raises:
-        ConfigError: it is not there.
+        ConfigError: a model or the data is not there.
     """
-    place = model_at(args.models, name)
-    if place is None:
-        raise ConfigError(f"expected a model {name} in {args.models}, got none: carry it there (see gpu.py pack)")
-    return place
-
-
-def cases_of(args: argparse.Namespace, split: str) -> tuple[Path, str]:
-    """Returns the file of a split and what is in it: conversations where both files are there, else dossiers."""
-    if args.data is not None and all((args.data / f"{name}.jsonl").is_file() for name in ("train", "test")):
-        return args.data / f"{split}.jsonl", CONVERSATIONS
-    file = args.work / f"dossiers-{split}.jsonl"
-    if not file.exists():
-        write_jsonl(file, dossiers(split, args.seed, TRAINING if split == "train" else TEST))
-    return file, DOSSIERS
-
-
-def dossiers(split: str, seed: int, n: int, facts: int = PRESENT) -> Iterable[Case]:
-    """Yields dossiers with questions that ask for one fact each, and give nothing to choose from."""
-    for number, case in enumerate(case_files(split, seed, n, facts=facts)):
-        asked = thin(case, PER_KIND, number).questions
-        yield replace(case, questions=tuple(replace(question, choices=None) for question in asked))
+    if args.data is None or not all((args.data / f"{name}.jsonl").is_file() for name in ("train", "test")):
+        raise ConfigError(f"expected train.jsonl and test.jsonl in --data, got {args.data}: carry them there")
+    for name in args.pair.split("-"):
+        if model_at(args.models, name) is None:
+            raise ConfigError(f"expected a model {name} in {args.models}, got none: carry it there (see gpu.py pack)")
+    given = {name: getattr(args, name) for name in ("pair", "models", "data", "device", "seed")}
+    return argparse.Namespace(**given, runs=args.work, **more)
 
 
 WORKS: dict[str, Callable[[argparse.Namespace], Record]] = {"smoke": smoke, "train": train, "measure": measure}

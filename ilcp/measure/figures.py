@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import torch
 
 from ilcp.errors import ConfigError
 
@@ -70,7 +71,7 @@ def provenance(**models: Any) -> dict[str, Any]:
         "commit": _commit(),
         "versions": {name: metadata.version(name) for name in PACKAGES},
         "python": platform.python_version(),
-        "machine": f"{platform.system()} {platform.machine()}, {_processor()}",
+        "machine": ", ".join([f"{platform.system()} {platform.machine()}", _processor(), *_gpus()]),
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "models": models,
     }
@@ -90,6 +91,11 @@ def _commit() -> str:
         return git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return "none"  # installed from a wheel: the version says which release
+
+
+def _gpus() -> list[str]:
+    """Returns the names of the GPUs that there are, used or not."""
+    return [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
 
 
 def _processor() -> str:

@@ -18,6 +18,8 @@ from ilcp.tasks.cases import Case, Question
 
 __all__ = ["Answers", "Scorer"]
 
+BATCH, BATCH_ON_GPU = 64, 512  # prompts in a pass at most; on a GPU a pass of few takes as long as one of many
+
 
 @dataclass(frozen=True)
 class Answers:
@@ -36,6 +38,7 @@ class Scorer:
 
     def __init__(self, receiver: Receiver, cases: Sequence[Case], *, answers_end: bool = True):
         self.receiver, self.answers_end = receiver, answers_end
+        self.batch = BATCH_ON_GPU if receiver.model.device.type == "cuda" else BATCH
         self.asked = [(number, question) for number, case in enumerate(cases) for question in case.questions]
         self._given = [self._given_tokens(question) for _, question in self.asked]
         self._rooms = [self._room(cases[number], question) for number, question in self.asked] if answers_end else []
@@ -63,7 +66,7 @@ class Scorer:
             EncodeError: as ``Receiver.score``.
         """
         asked = [(memories[number], question.text, question.answer) for number, question in self.asked]
-        scores = self.receiver.score(asked, end=self.answers_end)
+        scores = self.receiver.score(asked, end=self.answers_end, batch=self.batch)
         nats = [_kept(sum(score.token_nats)) for score in scores]
         new = [_kept(sum(score.token_nats[given:])) for score, given in zip(scores, self._given, strict=True)]
         answers = self._greedy(asked, [score.exact for score in scores]) if self.answers_end else []
@@ -84,7 +87,8 @@ class Scorer:
         answers: list[str | None] = [None] * len(asked)
         for room in sorted({self._rooms[index] for index in wrong}):
             these = [index for index in wrong if self._rooms[index] == room]
-            given = self.receiver.answers([asked[index][:2] for index in these], max_new_tokens=room)
+            prompts = [asked[index][:2] for index in these]
+            given = self.receiver.answers(prompts, max_new_tokens=room, batch=self.batch)
             for index, answer in zip(these, given, strict=True):
                 answers[index] = None if answer == asked[index][2] else answer
         return answers
