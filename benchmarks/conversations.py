@@ -50,6 +50,23 @@ from ilcp_codecs.text import HeadCodec, LmCodec, TailCodec
 HERE = Path(__file__).parent
 RECIPES = HERE / "conversations"
 RUNS = Path("benchmarks/runs/conversations")  # as the recipes call it
+ON_GPU: dict[
+    str, Any
+] = {  # a step of few contexts takes as long as one of many: fewer steps of more go before a recipe
+    "states_gb": 12.0,
+    "training": dict(
+        contexts=32,
+        reader_contexts=32,
+        facts_contexts=64,
+        facts_steps=2000,
+        learning_rate=3e-4,
+        reader_learning_rate=8e-4,
+        adapter_learning_rate=1.5e-4,
+        facts_learning_rate=1.5e-3,
+        warmup_steps=30,
+        validate_every=60,
+    ),
+}
 PAIRS = ("smollm2-smollm2", "smollm2-gemma3", "minilm-smollm2")
 LENGTHS = {1: (80, 40, 20, 10), 2: (160, 80, 40, 20, 10), 4: (320, 160, 80, 40, 20, 10)}  # by conversations in a row
 BUDGETS = (60, 100, 140)  # bytes on the wire of messages that were read back
@@ -119,7 +136,7 @@ def train(args: argparse.Namespace) -> None:
         out=args.runs / args.pair / "codec",
         adapter=adapter_of(args),
         device=args.device,
-        states_gb=None if args.device == "cpu" else 0.0,  # a GPU reads a text again as fast as its states are read
+        **({} if args.device == "cpu" else ON_GPU),
         steps=args.steps,
         minutes=args.minutes,
     )

@@ -69,13 +69,13 @@ def of_pair(pair: str, minutes: float, after: str | None = None) -> tuple[Item, 
     training = Item(
         f"{pair}-train",
         f"conversations/{pair}.toml in {minutes:g} minutes",
-        60 * minutes + 60,
+        60 * minutes + 110,  # and the start, and the evidence
         ("gpu_items.py", "train", pair, "--minutes", str(minutes)),
         models,
         after,
     )
     words = ("gpu_items.py", "measure", pair)
-    return training, Item(f"{pair}-measure", "all test conversations", 240, words, models, training.name)
+    return training, Item(f"{pair}-measure", "all test conversations", 135, words, models, training.name)
 
 
 def of_size(size: str, limit_s: float) -> Item:
@@ -87,12 +87,12 @@ def of_size(size: str, limit_s: float) -> Item:
 SMOKE = Item("smoke", "the device, a tiny training and measurement, tiny steps", 60, ("gpu_items.py", "smoke"))
 ITEMS = (
     SMOKE,
-    *of_pair("smollm2-smollm2", 5),
-    *of_pair("smollm2-gemma3", 5),
+    *of_pair("smollm2-smollm2", 3.5),
+    *of_pair("smollm2-gemma3", 3.5),
     of_size("0.5B", 60),
     of_size("1.5B", 90),
     of_size("7B", 180),
-    *of_pair("minilm-smollm2", 3, after="smollm2-smollm2-train"),
+    *of_pair("minilm-smollm2", 2.5, after="smollm2-smollm2-train"),
 )
 
 

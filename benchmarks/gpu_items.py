@@ -33,7 +33,6 @@ from ilcp.measure import run
 from ilcp.tasks import Case, case_files, thin
 from ilcp.tasks.written import write_jsonl
 
-STEPS = 4000  # of the recipe's 1200, which two cores do not come to in its minutes
 WITHOUT = ("verified-*", "literals-only-*")  # the message of one case after the other, which a GPU does no faster
 PER_KIND = {"lookup": 3, "absent": 1, "join": 0, "code": 0}  # a join asks for two facts, and a topic is one
 SMOKE_CASES, SMOKE_TEST, SMOKE_FACTS = 160, 4, 3  # the fewest that train, and short dossiers
@@ -149,9 +148,7 @@ def train(args: argparse.Namespace) -> Record:
     """Trains a pair's codec by its recipe, or goes on with a training that was ended."""
     codec = args.work / args.pair / "codec"
     if not (codec / "config.json").exists() or evidence_of(codec) is None:
-        conversations.train(
-            _given(args, characters=float("inf"), conversations=None, steps=STEPS, minutes=args.minutes)
-        )
+        conversations.train(_given(args, characters=float("inf"), conversations=None, steps=None, minutes=args.minutes))
     evidence, training = evidence_of(codec), training_of(codec)
     assert evidence is not None
     models = asdict(ilcp.load(codec).trained)

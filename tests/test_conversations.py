@@ -187,8 +187,8 @@ def home(tmp_path_factory) -> Path:
 def untrained(recipe: Path, *, sender: Path, receiver: Path, data: Path, out: Path, **options: Any) -> Any:
     """Stands in for ``ilcp.train``: a codec of the topics of that file, which learned nothing."""
     assert recipe == Path(script.HERE) / "conversations" / "smollm2-gemma3.toml"
-    usual = {"resume": False, "device": "cpu", "adapter": None, "states_gb": None}
-        assert usual | {"steps": None, "minutes": 5.0} == options
+    usual = {"resume": False, "device": "cpu", "adapter": None}
+    assert usual | {"steps": None, "minutes": 5.0} == options
     models = Models(*load_model(sender), *load_model(receiver))
     tiny = dict(width=32, heads=4, blocks=1, speller_width=32)
     torch.manual_seed(0)

@@ -254,7 +254,7 @@ def test_the_usual_call_begins_the_first_training_and_its_measurement() -> None:
     left_s = 60 * 9 - gpu.MARGIN_S
     assert sum(each.limit_s for each in gpu.ITEMS[:3]) <= left_s - 15  # and the start of the script
     assert max(each.limit_s for each in gpu.ITEMS) < left_s
-    assert ["smoke", "smollm2-gemma3-train", "smollm2-gemma3-measure"] == [each.name for each in gpu.ITEMS[:3]]
+    assert ["smoke", "smollm2-smollm2-train", "smollm2-smollm2-measure"] == [each.name for each in gpu.ITEMS[:3]]
 
 
 @pytest.mark.parametrize("body", ["pass", "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)"])
@@ -356,18 +356,15 @@ def test_pack_is_a_word_of_the_script(monkeypatch, tmp_path, capsys) -> None:
     assert "carry SHA256SUMS" in capsys.readouterr().out
 
 
-def test_conversations_are_used_where_both_files_are_there(tmp_path) -> None:
-    """Else dossiers of one fact a question, and the record says so."""
-    args = items.argparse.Namespace(data=tmp_path, work=tmp_path / "work", seed=7)
-    args.work.mkdir()
-    (tmp_path / "train.jsonl").write_text("")
-    file, what = items.cases_of(args, "test")
-    assert "dossiers" in what
-    read = list(items.read_jsonl(file))
-    assert items.TEST == len(read)
-    assert {"lookup", "absent"} == {question.kind for case in read for question in case.questions}
-    (tmp_path / "test.jsonl").write_text("")
-    assert (tmp_path / "test.jsonl", "conversations") == items.cases_of(args, "test")
+def test_what_is_not_there_is_named(tmp_path) -> None:
+    """A pair without its data, or without a model, is refused before anything is loaded."""
+    given = dict(pair="smollm2-gemma3", work=tmp_path, models=tmp_path, device="cpu", seed=7, minutes=1.0)
+    with pytest.raises(ConfigError, match="expected train.jsonl and test.jsonl in --data, got None"):
+        items.train(items.argparse.Namespace(data=None, **given))
+    for name in ("train", "test"):
+        (tmp_path / f"{name}.jsonl").write_text("")
+    with pytest.raises(ConfigError, match="expected a model smollm2 in"):
+        items.train(items.argparse.Namespace(data=tmp_path, **given))
 
 
 def test_a_size_of_scale_is_kept_and_shown(monkeypatch, tmp_path, session) -> None:

@@ -26,7 +26,7 @@ from ilcp.errors import ConfigError, DecodeError, EncodeError, MissingExtraError
 from ilcp.handoff import Receiver, Sender
 from ilcp.identity import ANY
 from ilcp.measure import Report, equal_texts, load_report, run
-from ilcp.measure.fitting import SPARE_TOKENS, misfit
+from ilcp.measure.fitting import SPARE_TOKENS, Fitting
 from ilcp.measure.run import require_cases
 from ilcp.models.prompt import text_ids
 from ilcp.models.reading import window_tokens
@@ -217,7 +217,7 @@ def test_one_rule_says_what_fits(pair) -> None:
         times = room // max(1, len(text_ids(receiver.tokenizer, text * 2, asked.text)) - length)
         for count in range(times - 8, times + 2):
             case = Case("edge", text * count, (asked,))
-            fits = misfit(receiver.model, receiver.tokenizer, case) is None
+            fits = Fitting(receiver.model, receiver.tokenizer).misfit(case) is None
             allowed.add(fits)
             for refuse in (
                 lambda case=case: require_cases([case, CASES[0]], receiver),
@@ -233,7 +233,7 @@ def test_a_case_at_the_edge_is_asked_beside_one_with_a_long_answer(pair) -> None
     """Each answer has room of its own; where another case's text has none for it, that case alone is left out."""
     receiver, question = pair.receiver, Question("Who?", "Mara")
     count = window_tokens(receiver.model) // 4
-    while misfit(receiver.model, receiver.tokenizer, Case("full", "It was Mara. " * count, (question,))):
+    while Fitting(receiver.model, receiver.tokenizer).misfit(Case("full", "It was Mara. " * count, (question,))):
         count -= 1
     full = Case("full", "It was Mara. " * count, (question,))
     long = Case("long", "It was Ilse.", (Question("Who?", "nobody but Ilse, as far as anybody in the office knows"),))

@@ -32,7 +32,7 @@ from ilcp.measure import (
     save_report,
 )
 from ilcp.measure.bootstrap import Bootstrap
-from ilcp.measure.fitting import SPARE_TOKENS, answer_room
+from ilcp.measure.fitting import SPARE_TOKENS, Fitting
 from ilcp.measure.items import Arm, Items, f1
 from ilcp.measure.page import page
 from ilcp.measure.plots import plots
@@ -221,8 +221,9 @@ def test_any_accepted_spelling_is_right(pair, tmp_path) -> None:
 def test_room_is_left_for_the_longest_spelling(pair) -> None:
     """An answer may be as long as any accepted spelling before it is cut off."""
     spelled = Question("Who?", "Mara", answers=("Mara", "Mara of Ghent, in person"))
-    tokenizer = pair.receiver.tokenizer
-    longest, shortest = (answer_room(tokenizer, q) - SPARE_TOKENS for q in (spelled, Question("Who?", "Mara")))
+    model, tokenizer = pair.receiver.model, pair.receiver.tokenizer
+    room = Fitting(model, tokenizer).answer_room
+    longest, shortest = (room(q) - SPARE_TOKENS for q in (spelled, Question("Who?", "Mara")))
     assert len(answer_ids(tokenizer, "Mara of Ghent, in person")) == longest > shortest
 
 

@@ -22,7 +22,7 @@ from ilcp.measure.cost import cost, require_repetitions
 from ilcp.measure.fanout import fan_out
 from ilcp.measure.figures import provenance
 from ilcp.measure.files import resumed, save_report, unfinished
-from ilcp.measure.fitting import misfit
+from ilcp.measure.fitting import Fitting
 from ilcp.measure.hops import hop_specs
 from ilcp.measure.items import Items
 from ilcp.measure.report import Report, plain
@@ -206,6 +206,7 @@ def require_cases(cases: Sequence[Case], receiver: Receiver, *, answers_end: boo
     """
     if len(cases) < 2:
         raise ConfigError(f"expected at least two cases (another case's message is a control), got {len(cases)}")
+    fitting = Fitting(receiver.model, receiver.tokenizer, answers_end=answers_end, template=receiver.template or None)
     seen: set[str] = set()
     contexts: dict[str, str] = {}
     for case in cases:
@@ -220,9 +221,7 @@ def require_cases(cases: Sequence[Case], receiver: Receiver, *, answers_end: boo
             )
         if not case.questions:
             raise ConfigError(f"expected questions about case {case.id!r}, got none")
-        said = misfit(
-            receiver.model, receiver.tokenizer, case, answers_end=answers_end, template=receiver.template or None
-        )
+        said = fitting.misfit(case)
         if said is not None:
             raise ConfigError(said)
 

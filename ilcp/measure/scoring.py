@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -10,10 +9,9 @@ import numpy as np
 from ilcp.codec.memory import Memory
 from ilcp.handoff import Receiver
 from ilcp.measure.arms import ArmInput, ArmSpec
-from ilcp.measure.fitting import answer_room
+from ilcp.measure.fitting import Fitting
 from ilcp.measure.items import DECIMALS, Arm
-from ilcp.models.forward import has_room
-from ilcp.models.prompt import answer_ids, text_ids
+from ilcp.models.prompt import answer_ids
 from ilcp.tasks.cases import Case, Question
 
 __all__ = ["Answers", "Scorer"]
@@ -41,7 +39,7 @@ class Scorer:
         self.batch = BATCH_ON_GPU if receiver.model.device.type == "cuda" else BATCH
         self.asked = [(number, question) for number, case in enumerate(cases) for question in case.questions]
         self._given = [self._given_tokens(question) for _, question in self.asked]
-        self._rooms = [self._room(cases[number], question) for number, question in self.asked] if answers_end else []
+        self._rooms = self._answer_rooms(cases) if answers_end else []
 
     def arm(self, spec: ArmSpec, given: ArmInput, none: Arm | None) -> Arm:
         """Returns the arm's answers; those that ``given`` stores need ``none``, as ``stored`` says."""
@@ -93,17 +91,17 @@ class Scorer:
                 answers[index] = None if answer == asked[index][2] else answer
         return answers
 
-    @cached_property
-    def _longest(self) -> int:
-        return max(answer_room(self.receiver.tokenizer, question) for _, question in self.asked)
-
-    def _room(self, case: Case, question: Question) -> int:
-        """Returns how many tokens an answer may have: as many as any of them, or its own where the text leaves less."""
+    def _answer_rooms(self, cases: Sequence[Case]) -> list[int]:
+        """Returns how many tokens each answer may have: as any of them, or its own where the text leaves no more."""
         receiver = self.receiver
-        text = len(text_ids(receiver.tokenizer, case.context, question.text, receiver.template))
-        if has_room(receiver.model, text, self._longest):
-            return self._longest
-        return answer_room(receiver.tokenizer, question)
+        fitting = Fitting(receiver.model, receiver.tokenizer, template=receiver.template)
+        longest = max(fitting.answer_room(question) for _, question in self.asked)
+        contexts, rooms = [fitting.context_tokens(case) for case in cases], list[int]()
+        for number, question in self.asked:
+            text = fitting.asked_tokens(cases[number], question, contexts[number], longest)
+            fits = text + longest <= fitting.window_tokens
+            rooms.append(longest if fits else fitting.answer_room(question))
+        return rooms
 
     def _given_tokens(self, question: Question) -> int:
         """Counts the tokens of the answer that its given beginning takes."""

@@ -38,6 +38,7 @@ __all__ = [
     "layout",
     "pieces",
     "text_ids",
+    "texts_ids",
 ]
 
 MEMORY_HERE = "\ue000ilcp\ue001"  # private-use characters: no text carries them by accident
@@ -73,6 +74,16 @@ def text_ids(
         EncodeError, ConfigError: as ``pieces``.
     """
     return pieces(tokenizer, question, [context], template)[0]
+
+
+def texts_ids(tokenizer: Any, asked: Sequence[tuple[str, str]]) -> list[tuple[int, ...]]:
+    """Returns ``text_ids`` of many pairs of a context and a question, which a fast tokenizer works on side by side.
+
+    Raises:
+        EncodeError, ConfigError: as ``pieces``.
+    """
+    whole = [_render(tokenizer, question, _held([context], ()), 0, {}) for context, question in asked]
+    return [tuple(ids) for ids in tokenizer(whole, add_special_tokens=False, verbose=False).input_ids] if whole else []
 
 
 def answer_ids(tokenizer: Any, answer: str, *, end: bool = True) -> tuple[int, ...]:

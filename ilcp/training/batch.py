@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ilcp.errors import ConfigError
-from ilcp.measure.fitting import misfit
+from ilcp.measure.fitting import Fitting
 from ilcp.message.literals import auto, line
 from ilcp.models.adapter import LOW_RANK
 from ilcp.models.prompt import Layout, answer_ids, layout, pieces
@@ -107,12 +107,13 @@ class Batch:
 
 
 class Batcher:
-    """Turns cases into batches; remembers the prompts of questions that come again."""
+    """Turns cases into batches; remembers the prompts of questions, and the answers, that come again."""
 
     def __init__(self, models: Models, hyperparameters: Hyperparameters):
         self.models = models
         self.hyperparameters = hyperparameters
         self._layouts: dict[str, Layout] = {}
+        self._answers: dict[str, tuple[int, ...]] = {}
         self._topics = {topic: number for number, topic in enumerate(hyperparameters.topics)}
         self._told: dict[str, tuple[Fact, ...]] = {}
 
@@ -171,11 +172,17 @@ class Batcher:
         return self._told[case.id]
 
     def _row(self, context: int, question: Question, beside: str) -> Row:
-        answer = answer_ids(self.models.receiver_tokenizer, question.answer, end=self.hyperparameters.answers_end)
+        answer = self._answer(question.answer)
         if not answer:
             raise ConfigError(f"expected an answer to {question.text!r}, got an empty one")
         place = self._layout(question.text, beside)
         return Row(context, place.prefix, place.suffix, answer[: self.hyperparameters.answer_tokens], question.text)
+
+    def _answer(self, answer: str) -> tuple[int, ...]:
+        if answer not in self._answers:
+            ends = self.hyperparameters.answers_end
+            self._answers[answer] = answer_ids(self.models.receiver_tokenizer, answer, end=ends)
+        return self._answers[answer]
 
     def _reconstruction(self, context: int, case: Case) -> Row:
         ids = answer_ids(self.models.receiver_tokenizer, case.context, end=False)
@@ -194,10 +201,11 @@ def require_fitting(models: Models, cases: Iterable[Case], hyperparameters: Hype
     """Refuses a case whose full text, question and answer are more than the receiver can read at once.
 
     Raises:
-        ConfigError: as ``ilcp.measure.fitting.misfit`` says.
+        ConfigError: as ``ilcp.measure.fitting.Fitting`` says.
     """
+    fitting = Fitting(models.receiver, models.receiver_tokenizer, answers_end=hyperparameters.answers_end)
     for case in cases:
-        said = misfit(models.receiver, models.receiver_tokenizer, case, answers_end=hyperparameters.answers_end)
+        said = fitting.misfit(case)
         if said is not None:
             raise ConfigError(said)
 

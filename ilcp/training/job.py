@@ -23,7 +23,7 @@ from ilcp.codec.protocols import Codec
 from ilcp.errors import ConfigError
 from ilcp.files import require_writable
 from ilcp.measure import provenance
-from ilcp.measure.fitting import misfit
+from ilcp.measure.fitting import Fitting
 from ilcp.models.adapter import begun_adapter, new_adapter
 from ilcp.models.fingerprint import identify
 from ilcp.models.loading import load_model
@@ -163,10 +163,10 @@ def _answers_end(cases: Sequence[Case]) -> bool:
 
 def _fitting(config: TrainingConfig, models: Models, cases: Sequence[Case], hyperparameters: Hyperparameters) -> Split:
     """Splits the cases that the receiver can read in full into three parts."""
-    receiver, tokenizer, ends = models.receiver, models.receiver_tokenizer, hyperparameters.answers_end
+    fitting = Fitting(models.receiver, models.receiver_tokenizer, answers_end=hyperparameters.answers_end)
     kept, beyond = [], []
     for case in cases:
-        said = misfit(receiver, tokenizer, case, answers_end=ends)
+        said = fitting.misfit(case)
         kept.append(case) if said is None else beyond.append(said)
     if beyond and config.too_long == "refuse" and config.data is not None:
         raise ConfigError(f"{beyond[0]}. So it is with {len(beyond)} of {len(cases)} cases")

@@ -5,6 +5,7 @@ memory and the literals beside it, or one reading of its text.
 """
 
 from collections.abc import Hashable, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ilcp.models.forward import embed, left_padded
 from ilcp.models.packing import common_tokens, pack, packed_logits
-from ilcp.models.prompt import text_ids
+from ilcp.models.prompt import texts_ids
 from ilcp.training.batch import Models, Row
 
 __all__ = ["memory_logits", "text_logits"]
@@ -22,6 +23,9 @@ __all__ = ["memory_logits", "text_logits"]
 # Contexts x tokens x tokens of one pass: what attention keeps of it for the way back is so much of every head and layer
 # (of 30 layers of 9 heads in single precision 1.6 GB, computed). A history of conversations would take many times that.
 MOST_PAIRS = 1_500_000
+# On a GPU attention keeps nothing of it, and a pass of few contexts takes as long as one of many. What bounds it there
+# is the rest of what a layer keeps: of 20,000 tokens of such a model 30 GB, computed.
+MOST_PAIRS_ON_GPU = 16_000_000
 
 
 def memory_logits(models: Models, rows: Sequence[Row], memory: Sequence[Tensor] | Tensor) -> tuple[Tensor, Tensor]:
@@ -41,7 +45,7 @@ def text_logits(models: Models, rows: Sequence[Row], contexts: Sequence[str]) ->
     Rows of one context share one reading of its text.
     """
     tokenizer = models.receiver_tokenizer
-    prompts = [text_ids(tokenizer, context, row.question) for row, context in zip(rows, contexts, strict=True)]
+    prompts = texts_ids(tokenizer, [(context, row.question) for row, context in zip(rows, contexts, strict=True)])
     return _logits(models, rows, [(row.context, text) for row, text in zip(rows, contexts, strict=True)], prompts)
 
 
@@ -54,33 +58,33 @@ def _logits(
 ) -> tuple[Tensor, Tensor]:
     """Packs prompts of ids that have the same key into one sequence, what is ``before`` that key's prompts first."""
     receiver = models.receiver
-    groups = {key: [prompt for other, prompt in zip(keys, prompts, strict=True) if other == key] for key in keys}
+    groups: dict[Hashable, list[tuple[int, ...]]] = {}
+    for key, prompt in zip(keys, prompts, strict=True):
+        groups.setdefault(key, []).append(prompt)
     common = {key: common_tokens(group) for key, group in groups.items()}
-    beginnings = [
-        torch.cat([*([before[key]] if before else []), embed(receiver, group[0][: common[key]])])
-        for key, group in groups.items()
-    ]
-    rests = [
-        embed(receiver, prompt[common[key] :] + row.answer[:-1])
-        for key, prompt, row in zip(keys, prompts, rows, strict=True)
-    ]
+    ids = [group[0][: common[key]] for key, group in groups.items()]
+    ids += [prompt[common[key] :] + row.answer[:-1] for key, prompt, row in zip(keys, prompts, rows, strict=True)]
+    embeds = embed(receiver, list(chain.from_iterable(ids))).split(list(map(len, ids)))  # at once: a GPU is far away
+    beginnings, rests = list(embeds[: len(groups)]), embeds[len(groups) :]
+    if before:
+        beginnings = [torch.cat([before[key], own]) for key, own in zip(groups, beginnings, strict=True)]
     numbers = {key: number for number, key in enumerate(groups)}
     owner, answers = [numbers[key] for key in keys], [row.answer for row in rows]
     labels = left_padded(answers).to(rests[0].device)
     sizes = list(map(len, beginnings))
     for number, rest in zip(owner, rests, strict=True):
         sizes[number] += len(rest)
-    parts = _parts(sizes)
+    parts = _parts(sizes, MOST_PAIRS if receiver.device.type == "cpu" else MOST_PAIRS_ON_GPU)
     if len(parts) == 1:
         return packed_logits(receiver, pack(beginnings, rests, owner, list(map(len, answers)))), labels
     return _in_parts(receiver, parts, beginnings, rests, owner, list(map(len, answers))), labels
 
 
-def _parts(sizes: Sequence[int]) -> list[list[int]]:
+def _parts(sizes: Sequence[int], most_pairs: int) -> list[list[int]]:
     """Splits contexts of so many tokens into passes, those of like length together."""
     parts: list[list[int]] = []
     for number in sorted(range(len(sizes)), key=lambda n: sizes[n]):
-        if parts and (len(parts[-1]) + 1) * sizes[number] ** 2 <= MOST_PAIRS:
+        if parts and (len(parts[-1]) + 1) * sizes[number] ** 2 <= most_pairs:
             parts[-1].append(number)
         else:
             parts.append([number])

@@ -23,7 +23,7 @@ from rich.progress import track
 
 from ilcp.errors import ConfigError, EncodeError, StorageError
 from ilcp.files import write_whole
-from ilcp.measure.fitting import misfit
+from ilcp.measure.fitting import Fitting
 from ilcp.models.forward import embed, has_room, pad_left
 from ilcp.models.prompt import text_ids
 from ilcp.models.reading import window_tokens
@@ -166,7 +166,7 @@ def _is_of_use(models: Models, record: dict[str, Any]) -> bool:
     questions = tuple(Question(each["question"], each["answer"]) for each in asked)
     case, ends = Case("", record["context"], questions), "questions" in record
     try:
-        return misfit(models.receiver, models.receiver_tokenizer, case, answers_end=ends) is None
+        return Fitting(models.receiver, models.receiver_tokenizer, answers_end=ends).misfit(case) is None
     except EncodeError:  # a template, or a marker of ours, that the text does not go with
         return False
 
