@@ -249,7 +249,17 @@ def test_true_facts_are_the_codec_s_memory_of_what_was_said(home) -> None:
     sides = {"sender": home / "models" / "smollm2", "receiver": home / "models" / "gemma3"}
     recipe = Path(script.HERE) / "conversations" / "smollm2-gemma3.toml"
     file = home / "data" / "train.jsonl"
-    untrained(recipe, **sides, data=file, out=home / "codec", resume=False, steps=None, minutes=5.0)
+    untrained(
+        recipe,
+        **sides,
+        data=file,
+        out=home / "codec",
+        resume=False,
+        steps=None,
+        minutes=5.0,
+        device="cpu",
+        adapter=None,
+    )
     pair = ilcp.load_pair(home / "codec", **sides, allow_unmeasured=True)
     cases = data.asked(data.read(home / "data" / "test.jsonl"))[:3]
     for case, memory in zip(cases, arms.true_facts(pair.receiver, cases), strict=True):

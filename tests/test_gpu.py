@@ -359,7 +359,7 @@ def test_pack_is_a_word_of_the_script(monkeypatch, tmp_path, capsys) -> None:
 def test_what_is_not_there_is_named(tmp_path) -> None:
     """A pair without its data, or without a model, is refused before anything is loaded."""
     given = dict(pair="smollm2-gemma3", work=tmp_path, models=tmp_path, device="cpu", seed=7, minutes=1.0)
-    with pytest.raises(ConfigError, match="expected train.jsonl and test.jsonl in --data, got None"):
+    with pytest.raises(ConfigError, match=r"expected train\.jsonl and test\.jsonl in --data, got None"):
         items.train(items.argparse.Namespace(data=None, **given))
     for name in ("train", "test"):
         (tmp_path / f"{name}.jsonl").write_text("")

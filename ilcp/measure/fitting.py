@@ -60,8 +60,12 @@ class Fitting:
         return None
 
     def context_tokens(self, case: Case) -> int:
-        """Returns how many tokens the context of a case has by itself."""
-        return len(self.tokenizer(case.context, add_special_tokens=False, verbose=False).input_ids)
+        """Returns how many tokens the prompt has that holds the context of a case and no question.
+
+        Raises:
+            EncodeError, ConfigError: as ``ilcp.models.prompt.pieces``.
+        """
+        return len(text_ids(self.tokenizer, case.context, "", self.template))
 
     def asked_tokens(self, case: Case, question: Question, context_tokens: int, room: int) -> int:
         """Returns how many tokens the prompt has that holds the context; a few too many where these and ``room`` fit.
