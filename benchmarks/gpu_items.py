@@ -26,13 +26,15 @@ from scale_steps import Document, Hop, Machine
 
 import ilcp
 from ilcp import embedded
-from ilcp.codec.folder import evidence_of, training_of
+from ilcp.codec.folder import evidence_of, load_to_measure, training_of
 from ilcp.errors import ConfigError
 from ilcp.files import write_whole
 from ilcp.measure import run
 from ilcp.tasks import Case, case_files, thin
 from ilcp.tasks.written import write_jsonl
+from ilcp.training.log import LOG
 
+KEPT = ("recipe", "cases", "steps", "minutes", "step_s", "tokens_per_s", "time_shares", "reader")
 WITHOUT = ("verified-*", "literals-only-*")  # the message of one case after the other, which a GPU does no faster
 PER_KIND = {"lookup": 3, "absent": 1, "join": 0, "code": 0}  # a join asks for two facts, and a topic is one
 SMOKE_CASES, SMOKE_TEST, SMOKE_FACTS = 160, 4, 3  # the fewest that train, and short dossiers
@@ -149,13 +151,20 @@ def train(args: argparse.Namespace) -> Record:
     codec = args.work / args.pair / "codec"
     if not (codec / "config.json").exists() or evidence_of(codec) is None:
         conversations.train(_given(args, characters=float("inf"), conversations=None, steps=None, minutes=args.minutes))
-    evidence, training = evidence_of(codec), training_of(codec)
-    assert evidence is not None
-    models = asdict(ilcp.load(codec).trained)
-    kept = ("recipe", "cases", "steps", "minutes", "tokens_per_s", "time_shares", "reader")
-    shown = {name: training[name] for name in kept if name in training}
-    models = {side: models[side] for side in ("sender", "receiver")}
-    return {"n": evidence.n, "models": models, "training": shown, "evidence": asdict(evidence)}
+    return outcome(codec)
+
+
+def outcome(codec: Path) -> Record:
+    """Returns what a training says of itself, without the paths of a machine; its evidence where it was measured."""
+    evidence, training, trained = evidence_of(codec), training_of(codec), asdict(load_to_measure(codec).trained)
+    shown = {name: training[name] for name in KEPT if name in training}
+    *_, last = (codec / LOG).read_text(encoding="utf-8").splitlines()
+    return {
+        "n": evidence.n if evidence else training["cases"]["validation"],
+        "models": {side: trained[side] for side in ("sender", "receiver")},
+        "training": shown | {"validation": json.loads(last)},
+        "evidence": asdict(evidence) if evidence else None,
+    }
 
 
 def measure(args: argparse.Namespace) -> Record:

@@ -301,8 +301,9 @@ def scale() -> str:
 
 
 def gpu() -> str:
-    """Makes the table of what was trained and measured on a GPU."""
-    return tables_gpu.gpu([result(file.stem) for file in sorted(RESULTS.glob("gpu-*.json"))], table, number)
+    """Makes the table of what was done on a GPU."""
+    files = (file for file in sorted(RESULTS.glob("gpu-*.json")) if "gpu-scale" not in file.name)
+    return tables_gpu.gpu([result(file.stem) for file in files], table)
 
 
 def variants() -> str:

@@ -25,7 +25,7 @@ from ilcp_codecs.text import LmCodec
 from tests.helpers import load_script, make_model, make_tokenizer, text_of, vectors_of
 
 data, arms, script = map(load_script, ("conversations_data", "conversations_arms", "conversations"))
-shown = load_script("tables_conversations")
+shown, items = load_script("tables_conversations"), load_script("gpu_items")
 
 DOMAINS = ("Trips", "Rooms", "Meals", "Calls", "Songs")
 PLACES = ("Brno", "Turin", "Porto", "Graz", "Lund")
@@ -187,15 +187,16 @@ def home(tmp_path_factory) -> Path:
 def untrained(recipe: Path, *, sender: Path, receiver: Path, data: Path, out: Path, **options: Any) -> Any:
     """Stands in for ``ilcp.train``: a codec of the topics of that file, which learned nothing."""
     assert recipe == Path(script.HERE) / "conversations" / "smollm2-gemma3.toml"
-    usual = {"resume": False, "device": "cpu", "adapter": None}
-    assert usual | {"steps": None, "minutes": 5.0} == options
+    usual = {"resume": False, "device": "cpu", "adapter": None, "steps": None, "minutes": 5.0}
+    assert usual == options
     models = Models(*load_model(sender), *load_model(receiver))
     tiny = dict(width=32, heads=4, blocks=1, speller_width=32)
     torch.manual_seed(0)
     network = FactsCodec.untrained_for(models, tiny, list(read_jsonl(data)))
     ends = identify(models.sender, models.sender_tokenizer), identify(models.receiver, models.receiver_tokenizer)
-    reader = {"before": {"exact": 0.1}, "after": {"exact": 0.9}, "questions": 64}
-    ilcp.save(FactsCodec.from_network(network, *ends), out, training={"steps": 3, "reader": reader})
+    made: dict[str, Any] = {"steps": 3, "cases": {"validation": 9}}
+    made["reader"] = {"before": {"exact": 0.1}, "after": {"exact": 0.9}, "questions": 64}
+    ilcp.save(FactsCodec.from_network(network, *ends), out, training=made)
     return ilcp.load(out)
 
 
@@ -242,6 +243,29 @@ def test_the_whole_way(home, monkeypatch, capsys) -> None:
     assert "0.100 exact from the full text before, 0.900 after it" in said
     assert "| true-facts |" in said
     assert "| recovery, 80 bytes, seen services | 0.6 | 0.85 |" in said
+
+
+def test_the_items_for_a_gpu_are_this_script(home, monkeypatch, tmp_path) -> None:
+    """A training and a measurement of ``gpu.py`` leave what it asks for, and the figures where they are committed."""
+
+    def trained(recipe: Path, *, out: Path, **options: Any) -> Any:
+        codec = untrained(recipe, out=out, **options)
+        (out / items.LOG).write_text(json.dumps({"step": 3, "validation_exact": {"text": 0.5}}) + "\n")
+        return codec
+
+    monkeypatch.setattr(ilcp, "train", trained)
+    given = dict(pair="smollm2-gemma3", device="cpu", seed=7, minutes=5.0, work=tmp_path, results=tmp_path / "results")
+    args = items.argparse.Namespace(**given, models=home / "models", data=home / "data", commit="abc")
+    made = items.train(args)
+    assert ({"step": 3, "validation_exact": {"text": 0.5}}, None) == (made["training"]["validation"], made["evidence"])
+    monkeypatch.setattr(script, "LENGTHS", {1: (20,)})
+    monkeypatch.setattr(items.conversations, "LENGTHS", {1: (20,)})
+    monkeypatch.setattr(items, "WITHOUT", (*items.WITHOUT, "head-*", "tail-*", "zstd-*", "lm-*"))
+    found = items.measure(args)
+    assert (24, {"1": 24}) == (found["n"], found["histories"])
+    record = json.loads((tmp_path / "results" / found["file"]).read_text(encoding="utf-8"))
+    assert "abc" == record["provenance"]["commit"]
+    assert {"sender", "receiver"} == set(made["models"]) == set(found["models"])
 
 
 def test_true_facts_are_the_codec_s_memory_of_what_was_said(home) -> None:

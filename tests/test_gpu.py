@@ -382,21 +382,14 @@ def test_a_size_of_scale_is_kept_and_shown(monkeypatch, tmp_path, session) -> No
     assert "not run: cpu: tiny to tiny, 1,024 tokens" in tables.scale()
 
 
-def test_trainings_on_a_gpu_have_a_table_once_there_are_any(monkeypatch, tmp_path) -> None:
-    """Without a result a sentence says so; with one its device, data and figures stand there."""
+def test_what_was_done_on_a_gpu_has_a_table(monkeypatch, tmp_path) -> None:
+    """Without a result a sentence says so; an item that is not complete says why."""
     tables: ModuleType = load_script("tables")
     monkeypatch.setattr(tables, "RESULTS", tmp_path)
-    assert "No figure here is of a GPU so far" in tables.gpu()
-    exact = {"all": {"exact": {"value": 0.5, "unit": "", "n": 3, "low": 0.4, "high": 0.6}}}
-    arms = dict.fromkeys(("text", "message", "none", "mismatched", "zstd-80", "zstd-40"), exact)
-    gain = {"all": {"exact": exact["all"]["exact"]}}
-    record = {
-        "item": "a-b-train",
-        "device": DEVICE,
-        "n": 3,
-        "complete": True,
-        "result": {"data": "conversations", "figures": {"arms": arms, "content gain": gain}},
-    }
-    (tmp_path / "gpu-a-b-train.json").write_text(json.dumps(record))
+    assert "Nothing was run on a GPU so far" in tables.gpu()
+    exact = {"text": 0.5, "message": 0.25, "mismatched": 0.125, "none": 0.0}
+    training = {"steps": 20, "reader": {"steps": 38}, "validation": {"validation_exact": exact}}
+    record = {"item": "a-b-train", "device": DEVICE, "seconds": 12.3, "complete": False, "reason": "time was over"}
+    (tmp_path / "gpu-a-b-train.json").write_text(json.dumps(record | {"result": {"training": training}}))
     (row,) = [line for line in tables.gpu().splitlines() if "a-b-train" in line]
-    assert row.startswith("| a-b-train | some GPU | conversations | 3 | 0.500 [0.400, 0.600] |")
+    assert row == ("| a-b-train | some GPU | 12 s | no: time was over | 38 + 20 | 0.500 | 0.250 | 0.125 | 0.000 |")
