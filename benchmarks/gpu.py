@@ -40,8 +40,7 @@ from ilcp.measure import provenance
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
-PARTS = ("", "_arms", "_data", "_figures")
-SCRIPTS = ("gpu.py", "gpu_items.py", "scale.py", "scale_steps.py", *(f"conversations{part}.py" for part in PARTS))
+SCRIPTS = ("gpu*.py", "scale*.py", "conversations*.py", "conversations/*.toml")  # what a result depends on, beside ilcp
 GRACE_S = 10.0  # for an item to end by itself, within its limit
 MARGIN_S = 10.0  # for the end of this script, within --minutes
 MEGA = 1e6
@@ -143,7 +142,7 @@ class Session:
             return all(
                 record[key] == value for key, value in (*self.stamp().items(), ("complete", True), ("seed", self.seed))
             )
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, TypeError):
             return False
 
     def stamp(self) -> dict[str, Any]:
@@ -185,7 +184,11 @@ class Session:
         made = [str(HERE / script), *words, "--device", self.torch_device, "--seed", str(self.seed)]
         if script == "scale.py":
             return [*made, "--out", str(self.draft(item))]
-        options = {"--models": self.models, "--data": self.data, "--work": self.draft(item).parent}
+        options: dict[str, Path | str | None] = {
+            "--models": self.models,
+            "--data": self.data,
+            "--work": self.draft(item).parent,
+        }
         options |= {"--results": self.results, "--commit": self.commit}
         given = [word for name, value in options.items() if value is not None for word in (name, str(value))]
         return [*made, *given, "--draft", str(self.draft(item))]
@@ -234,6 +237,7 @@ def main() -> None:
             args.data,
             args.seed,
             args.commit,
+            sources=digest_of_sources(args.data),
         )
         print(f"{device}, torch {torch.__version__}, code {session.sources}", flush=True)
         sys.exit(0 if session.go(args.items) and not problems else 1)
@@ -294,10 +298,11 @@ def described(device: str) -> dict[str, Any]:
     }
 
 
-def digest_of_sources() -> str:
-    """Returns a digest of all code that results depend on, which tells more than a commit where files were changed."""
+def digest_of_sources(data: Path | None = None) -> str:
+    """Returns a digest of the code, recipes and data that results depend on; of changed files no commit tells."""
     found = hashlib.sha256()
-    files = [HERE / name for name in SCRIPTS]
+    files = [file for pattern in SCRIPTS for file in sorted(HERE.glob(pattern))]
+    files += [] if data is None else sorted(data.glob("*.jsonl"))
     for package in (ilcp, ilcp_codecs):
         files += sorted(Path(package.__path__[0]).rglob("*.py"))
     for file in files:
@@ -324,8 +329,11 @@ def end(child: subprocess.Popen[bytes]) -> None:
         try:
             child.wait(GRACE_S)
         except subprocess.TimeoutExpired:
-            child.kill()
-            child.wait()
+            pass
+        finally:  # a second signal comes as an exception, and leaves no process on the GPU either
+            if child.poll() is None:
+                child.kill()
+                child.wait()
 
 
 def say(item: Item, text: str) -> None:

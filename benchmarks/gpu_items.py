@@ -120,7 +120,7 @@ def tiny_training(args: argparse.Namespace) -> Record:
     with TemporaryDirectory(dir=args.work) as scratch:
         data, codec = Path(scratch) / "train.jsonl", Path(scratch) / "codec"
         write_jsonl(data, dossiers("train", args.seed, SMOKE_CASES))
-        models = {side: embedded.HERE / side for side in ("sender", "receiver")}
+        models: dict[str, Any] = {side: embedded.HERE / side for side in ("sender", "receiver")}
         ilcp.train(**models, **SMOKE, data=data, out=codec, device=args.device, seed=args.seed)
         pair = ilcp.load_pair(codec, **models, allow_unmeasured=True, device=args.device)
         cases, found = tuple(dossiers("test", args.seed, SMOKE_TEST)), evidence_of(codec)

@@ -15,7 +15,7 @@ def gpu(records: Sequence[dict[str, Any]], table: Callable[[list[str], list[list
     for record in records:
         training = record["result"].get("training", {})
         exact = training.get("validation", {}).get("validation_exact", {})
-        steps = f"{training['reader']['steps']} + {training['steps']}" if "reader" in training else ""
+        steps = " + ".join(str(part["steps"]) for part in (training.get("reader"), training) if part)
         shown = [f"{exact[arm]:.3f}" if arm in exact else "" for arm in ARMS.values()]
         became = "yes" if record["complete"] else f"no: {record['reason']}"
         rows.append([record["item"], record["device"]["name"], f"{record['seconds']:.0f} s", became, steps, *shown])

@@ -107,3 +107,5 @@ def read_text(path: str | Path, what: str = "a readable text file") -> str:
             f"expected UTF-8 text in {path}, got byte {error.object[error.start]:#04x} at {error.start}: "
             "save it as UTF-8"
         ) from error
+    except ValueError as error:  # a path with a null in it
+        raise ConfigError(f"expected {what}, got {str(path)!r}: {error}") from error

@@ -39,7 +39,8 @@ Gemma 2 scales its embeddings inside its embedding module from transformers 5 on
 trained for a gemma2 receiver under one is refused under the other, by its identity.
 
 A model can come from a GGUF file too, of an architecture that transformers reads (`ilcp[gguf]`). Its tokenizer is
-rebuilt from the file, differently by transformers 5 and 4: a codec trained under one may be refused under the other.
+rebuilt from the file, differently by transformers 5 and 4, and by some releases of 5 (5.17 and 5.23 for SmolLM2): a
+codec trained under one is refused under the other. `save_pretrained` makes a folder of it that all of them read alike.
 
 Another decoder is admitted if embeddings and ids of a few tokens give it the same logits, and refused by name if not;
 encoder-decoders and recurrent (state-space) models are refused as receivers. See `ilcp/models/support.py`.

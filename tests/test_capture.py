@@ -688,6 +688,42 @@ def test_captures_end_in_any_order(llama) -> None:
     assert 0 == hooks_of(llama.model)
 
 
+def test_a_capture_that_ends_meanwhile_hides_no_other(llama) -> None:
+    """A generate tells every open capture of its own thread, also where another thread's ends while it looks."""
+    with llama.capture() as capture:
+        watch = vars(llama.model)["generate"]
+
+        class Ending:
+            def _is_own(self) -> bool:
+                watch.captures.remove(self)
+                return False
+
+            def _check_step(self) -> None:
+                """Stands in for a capture of another thread."""
+
+        watch.captures.insert(0, Ending())
+        llama.model.generate(torch.tensor([[5, 6]]), max_new_tokens=2, min_new_tokens=2)
+    assert 3 == llama.read(capture).tokens
+
+
+def test_a_pass_that_was_interrupted_takes_nothing_in(llama) -> None:
+    """After a Ctrl-C inside the model the sender reads other texts, inside the same capture."""
+    interrupted = [True]
+
+    def interrupt(*_: Any) -> None:
+        if interrupted.pop():
+            raise KeyboardInterrupt
+        interrupted.append(False)
+
+    alone = llama.read([5, 6, 7, 8, 9]).states
+    with llama.capture():
+        handle = _blocks(backbone(llama.model))[1].register_forward_pre_hook(interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            llama.model(torch.tensor([[5, 6]]))
+        handle.remove()
+        assert torch.equal(alone, llama.read([5, 6, 7, 8, 9]).states)
+
+
 def test_a_second_call_meanwhile_is_refused(llama) -> None:
     """A call from another thread while one is running is refused there, and the first one's capture is its own."""
     errors: list[Exception] = []

@@ -1,5 +1,7 @@
 """Chat messages as other programs write them: parts, null contents, calls, prefill; and templates that drop words."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,8 +10,9 @@ import torch
 from ilcp import MEMORY_HERE, Receiver, Sender, TextMemory
 from ilcp.errors import ConfigError, EncodeError
 from ilcp.message import Message
-from ilcp.models.chat import messages_of, require_written, spoken, through_template
+from ilcp.models.chat import messages_of, require_template, require_written, spoken, through_template
 from ilcp.models.prompt import pieces, text_ids
+from ilcp.tasks import read_jsonl
 from ilcp_codecs.text import PlainCodec
 from tests.chat_templates import CHAT_TEMPLATES, tokenizer_of
 from tests.helpers import make_model, make_tokenizer, sender_of
@@ -116,6 +119,28 @@ def test_null_beside_a_tools_call_is_nothing() -> None:
     assert sender.encode(empty) == sender.encode(turns)
     asked = [*turns, {"role": "user", "content": f"{MEMORY_HERE} So?"}]
     assert "None" not in "".join(map(sender.tokenizer.decode, pieces(sender.tokenizer, asked, [None])))
+
+
+@pytest.mark.parametrize(
+    "calls", [5, {"function": {"name": "f"}}, [5], [{"function": "f"}], [{"function": None}], [{}], [{"name": ""}]]
+)
+def test_calls_of_tools_in_another_form_are_refused_by_index(small: Any, calls: Any, tmp_path: Path) -> None:
+    """At every door: no call without a name says that a content was written, and no other form crashes."""
+    chat = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Words.", "tool_calls": calls}]
+    with pytest.raises(EncodeError, match="expected the tool calls of message 1 as a list"):
+        small.sender.encode(chat)
+    with pytest.raises(EncodeError, match="expected the tool calls of message 1 as a list"):
+        small.receiver.generate(None, [*chat, {"role": "user", "content": "So?"}])
+    file = tmp_path / "log.jsonl"
+    file.write_text(json.dumps({"messages": chat}))
+    with pytest.raises(ConfigError, match="expected the tool calls of message 1 as a list"):
+        list(read_jsonl(file))
+
+
+def test_arguments_of_the_template_are_named(small: Any) -> None:
+    """A list in their place says what was expected."""
+    with pytest.raises(ConfigError, match="expected arguments of the chat template in a dict, got list"):
+        require_template(["enable_thinking"])  # type: ignore[arg-type]
 
 
 def test_words_that_a_template_leaves_out_are_missed_in_every_arm() -> None:

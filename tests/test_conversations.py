@@ -12,6 +12,7 @@ import torch
 import ilcp
 from ilcp.codec.context import Context
 from ilcp.errors import DecodeError
+from ilcp.handoff import Receiver
 from ilcp.measure import load_report
 from ilcp.models.fingerprint import identify
 from ilcp.models.forward import embed
@@ -268,6 +269,30 @@ def test_the_items_for_a_gpu_are_this_script(home, monkeypatch, tmp_path) -> Non
     assert {"sender", "receiver"} == set(made["models"]) == set(found["models"])
 
 
+def test_a_case_that_fails_costs_itself_and_no_hours(home, monkeypatch, capsys) -> None:
+    """The rest is measured and gone on with; what was measured is not measured again."""
+    monkeypatch.setattr(ilcp, "train", untrained)
+    start(monkeypatch, home, "train", "--minutes", "5")
+    bad, score = next(read_jsonl(home / "data" / "test.jsonl")).context, Receiver.score
+
+    def failing(receiver: Receiver, asked: Any, **options: Any) -> Any:
+        asked = list(asked)
+        if any(getattr(memory, "text", None) == bad for memory, *_ in asked):
+            raise RuntimeError("too odd")
+        return score(receiver, asked, **options)
+
+    monkeypatch.setattr(Receiver, "score", failing)
+    few = ("--histories", "1", "--n", "6", "--repetitions", "0", "--out", str(home / "out"))
+    left = ("*-*[0-9]", "random", "zero", "continuous")
+    start(monkeypatch, home, "measure", *few, "--without", *left)
+    report = load_report(home / "runs" / "smollm2-gemma3" / "report-1.json")
+    assert (5, ("test/0",)) == (report.n, report.left_out)
+    assert "true-facts" in report.arms
+    monkeypatch.setattr(script, "run", None)
+    start(monkeypatch, home, "measure", *few, "--without", *left)
+    assert "5 cases of 1" in capsys.readouterr().out
+
+
 def test_true_facts_are_the_codec_s_memory_of_what_was_said(home) -> None:
     """A topic's words, the receiver's own embeddings of the value, a line break; what was not said is not there."""
     sides = {"sender": home / "models" / "smollm2", "receiver": home / "models" / "gemma3"}
@@ -335,7 +360,9 @@ def test_the_times_are_taken_of_one_and_of_four(home, monkeypatch) -> None:
     monkeypatch.setattr(script, "cost", lambda *ends, **options: asked.append(options))
     monkeypatch.setattr(script, "save_report", lambda report, keep: None)
     pair, cases = type("Pair", (), dict(sender=None, receiver=type("R", (), {"codec": None}))), data.asked([])
-    monkeypatch.setattr(script, "kept", lambda *_: type("Report", (), {"arms": {}, "cost": None})())
+    monkeypatch.setattr(
+        script, "kept", lambda *_: type("Report", (), {"arms": {}, "cost": None, "kept": staticmethod(list)})()
+    )
     monkeypatch.setattr(script, "replace", lambda report, **changed: report)
     args = type("Args", (), dict(runs=home, pair="x", seed=7, without=[], repetitions=60))
     cases = data.asked(data.read(home / "data" / "test.jsonl"))

@@ -268,6 +268,48 @@ def test_a_process_is_ended_within_its_limit(monkeypatch, body) -> None:
     assert "exit code 3 (see above)" == gpu.launch(("-c", "raise SystemExit(3)"), 60.0)
 
 
+def test_what_a_result_depends_on_is_in_its_digest(tmp_path, monkeypatch) -> None:
+    """A recipe, a script and the data: another of them, and the item is done again."""
+    for name in ("gpu_parts.py", "conversations.py", "conversations/a-b.toml"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("one")
+    monkeypatch.setattr(gpu, "HERE", tmp_path)
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "train.jsonl").write_text("one")
+    found = [gpu.digest_of_sources(data)]
+    for file in (tmp_path / "gpu_parts.py", tmp_path / "conversations" / "a-b.toml", data / "train.jsonl"):
+        file.write_text("two")
+        found.append(gpu.digest_of_sources(data))
+    assert 4 == len(set(found))
+
+
+def test_a_second_signal_leaves_no_process(monkeypatch) -> None:
+    """What holds the device is ended, however this script is."""
+
+    class Child:
+        killed = False
+
+        def poll(self) -> int | None:
+            return -9 if self.killed else None
+
+        def terminate(self) -> None:
+            """Does not heed it."""
+
+        def wait(self, timeout: float | None = None) -> int:
+            if timeout is not None:
+                raise SystemExit(143)
+            return -9
+
+        def kill(self) -> None:
+            self.killed = True
+
+    child = Child()
+    with pytest.raises(SystemExit):
+        gpu.end(child)
+    assert child.killed
+
+
 # --- the script ------------------------------------------------------------------------------------------------------
 
 

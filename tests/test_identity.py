@@ -1,5 +1,6 @@
 """Identity at weight level: what is hashed, what is not, what cannot be, and how a change is noticed in use."""
 
+import copy
 import pickle
 import sys
 from collections.abc import Callable
@@ -219,6 +220,18 @@ def test_marks_without_a_change_cost_time_only(monkeypatch) -> None:
     known = pickle.loads(pickle.dumps(known))
     known.require(model, tokenizer)
     assert 3 == len(hashings)
+
+
+def test_inference_tensors_are_looked_at_each_time() -> None:
+    """They count no writes: a model that was copied in inference mode is hashed anew, and a change is noticed."""
+    with torch.inference_mode():
+        model = copy.deepcopy(make_model(300, seed=1))
+    known = Known("sender", [identify(model, tokenizer := make_tokenizer(300))])
+    known.require(model, tokenizer)
+    with torch.inference_mode():
+        model.lm_head.weight.add_(1)
+    with pytest.raises(IdentityError, match="weights"):
+        known.require(model, tokenizer)
 
 
 def test_a_receiver_notices_another_model_at_its_next_use() -> None:

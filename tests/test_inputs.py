@@ -1,5 +1,6 @@
 """The doors through which texts and lists come in: what is refused at each, and what makes no difference."""
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -7,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from ilcp import Receiver, TextMemory
+from ilcp import Receiver, Sender, TextMemory
 from ilcp.codec.context import Context
 from ilcp.embedded.domain import surprise_bits_per_byte
-from ilcp.errors import ConfigError, EncodeError
+from ilcp.errors import ConfigError, DecodeError, EncodeError
 from ilcp.handoff.sources import MAX_CHARACTERS
 from ilcp.inputs import listed, read_text, require_text, seen
 from ilcp.measure.payload import payload
@@ -210,6 +211,38 @@ def test_a_text_too_long_is_refused_with_both_numbers_before_anything_reads_it(s
         small.sender.read([5] * (MAX_TOKENS + 1))
     with pytest.raises(EncodeError, match="at most 2,097,152 characters"):
         surprise_bits_per_byte(small.sender, book)
+
+
+def test_a_token_that_was_made_special_later_is_known(small: Any) -> None:
+    """What may not stand in a message is asked of the tokenizer as it is now."""
+    tokenizer = copy.deepcopy(small.receiver.tokenizer)
+    receiver = Receiver(small.receiver.model, tokenizer, PlainCodec(), allow_unmeasured=True)
+    message = Message(receiver.codec.trained.codec_id(receiver.codec.spec), b"Mara <|evil|> yes").to_bytes()
+    receiver.decode(message)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|evil|>"]})
+    with pytest.raises(DecodeError, match="spells a control token"):
+        receiver.decode(message)
+
+
+def test_items_of_another_shape_are_named(small: Any) -> None:
+    """A batch says which item lacks a part."""
+    with pytest.raises(ConfigError, match=r"items \(message, question, answer\) in a list, got 2 parts as item 1"):
+        small.receiver.score([(None, "Who?", "Mara"), (None, "Who?")])
+    with pytest.raises(ConfigError, match=r"items \(message, question\) in a list, got str as item 0"):
+        small.receiver.answers(["Who?"])
+
+
+def test_a_batch_names_the_source_that_a_codec_refuses(small: Any) -> None:
+    """Not only what reads a source says which it was."""
+    sender = Sender(small.sender.model, small.sender.tokenizer, PlainCodec())
+    with pytest.raises(EncodeError, match=r"source 1: .*at most 65535 bytes"):
+        sender.encode_batch(["Mara.", "Mara. " * 20_000])
+
+
+def test_a_path_that_no_file_can_have_is_refused() -> None:
+    """A null byte is no fault of Python's."""
+    with pytest.raises(ConfigError, match="null"):
+        read_text("a\0b")
 
 
 def test_a_message_of_text_that_spells_a_control_token_is_refused(small: Any) -> None:

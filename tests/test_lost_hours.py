@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
@@ -20,7 +21,7 @@ from tokenizers.models import BPE
 import ilcp
 from ilcp.codec.context import Context
 from ilcp.codec.memory import Memory, TextMemory
-from ilcp.codec.seen import write_seen
+from ilcp.codec.seen import seen_by, write_seen
 from ilcp.codec.spec import CodecSpec, Trained
 from ilcp.errors import ConfigError, DecodeError, EncodeError, MissingExtraError, UnmeasuredError
 from ilcp.handoff import Receiver, Sender
@@ -192,6 +193,36 @@ def test_cases_of_the_training_are_told(pair, tmp_path) -> None:
     assert 4 == load_report(tmp_path / "report.json").seen
     assert CASES[0].context[:20] not in (tmp_path / "seen.jsonl").read_text()
     assert "OVERLAP" not in measured(pair, codec, CASES[4:]).verdict()
+
+
+def test_cases_of_the_training_are_counted_without_those_left_out(pair, tmp_path) -> None:
+    """Never more of them than there are; a list of them that somebody damaged says nothing and ends nothing."""
+    codec: Any = Told(EncodeError("too odd"), "encode")
+    codec.folder = tmp_path
+    write_seen(tmp_path, [case.context for case in CASES])
+    report = measured(pair, codec)
+    assert (5, 5) == (report.seen, report.n)
+    assert "told (trained on 5 of them)" == report.evidence().task
+    for damaged in ('["a"]\n', "{}\n", "[" * 100_000):
+        (tmp_path / "seen.jsonl").write_text(damaged)
+        assert not seen_by(codec)(CASES[0].context)
+
+
+def test_what_a_failed_pass_held_is_free_when_its_halves_are_asked(pair, monkeypatch) -> None:
+    """Where the memory was not enough for all cases, it has to be there for some of them."""
+    held: list[weakref.ref[torch.Tensor]] = []
+    alive: list[int] = []
+
+    def arm(scorer: Any, spec: Any, given: Any, none: Any) -> Any:
+        alive.append(sum(each() is not None for each in held))
+        activations = torch.zeros(9)
+        held.append(weakref.ref(activations))
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr("ilcp.measure.scoring.Scorer.arm", arm)
+    with pytest.raises(torch.OutOfMemoryError):
+        measured(pair, Told())
+    assert {0} == set(alive)
 
 
 def test_texts_too_few_for_a_dictionary_leave_zstd_without(pair) -> None:
@@ -373,6 +404,27 @@ def test_cases_are_read_as_they_were_written(tmp_path) -> None:
     cases = [Case("a", "In Oslo.", (asked, Question("Who?", "Mara"))), Case("b", "It began.", goes_on)]
     write_jsonl(tmp_path / "cases.jsonl", cases)
     assert cases == merged(read_jsonl(tmp_path / "cases.jsonl"))
+
+
+def test_ids_of_written_cases_are_their_own(tmp_path) -> None:
+    """Also where a line took the id that several continuations of one text would get."""
+    file = tmp_path / "cases.jsonl"
+    cases = [
+        Case("x", "It began.", tuple(Question("", said, "continuation") for said in ("Then.", "Later."))),
+        Case("x#1", "It ended.", (Question("", "Then.", "continuation"),)),
+        Case("y", "In Oslo.", (Question("Where?", "Oslo"), Question("", "It rained.", "continuation"))),
+    ]
+    write_jsonl(file, cases)
+    assert ["x", "x#2", "x#1", "y", "y#1"] == [case.id for case in read_jsonl(file)]
+    assert cases == merged(read_jsonl(file))
+
+
+def test_a_question_with_a_marker_is_not_trained_on(tmp_path) -> None:
+    """The memory would stand elsewhere than beside the other questions about it."""
+    marked = [Case(str(n), f"Mara has {n}.", (Question(f"{ilcp.MEMORY_HERE} Who?", "Mara"),)) for n in range(40)]
+    write_jsonl(tmp_path / "cases.jsonl", marked)
+    with pytest.raises(ConfigError, match=r"expected questions without ilcp\.MEMORY_HERE to train on.* '0'"):
+        ilcp.train(sender="none", receiver="none", data=tmp_path / "cases.jsonl", out=tmp_path / "codec")
 
 
 def test_saved_files_are_everybodys_as_far_as_others_are(small, tmp_path) -> None:

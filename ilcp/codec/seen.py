@@ -3,7 +3,6 @@
 A measurement of the same texts says less than it seems to; with this it can tell.
 """
 
-import json
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -32,7 +31,7 @@ def seen_by(codec: Codec) -> Callable[[str], bool]:
     folder = getattr(codec, "folder", None)
     with suppress(OSError, ValueError):
         if folder is not None:
-            known.update(json.loads(line) for line in (folder / SEEN).read_text(encoding="utf-8").splitlines())
+            known.update(line.strip('"') for line in (folder / SEEN).read_text(encoding="utf-8").splitlines())
     return lambda text: bool(known) and _digest(text) in known
 
 

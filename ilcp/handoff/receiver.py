@@ -215,7 +215,7 @@ class Receiver:
             DecodeError, IdentityError: as ``decode``.
         """
         require_count("batch", batch)
-        items = listed(items, "items (message, question, answer) in a list", "item", error=ConfigError)
+        items = _tuples(items, ("message", "question", "answer"))
         self._known.require(self.model, self.tokenizer)
         asked, answers = [(message, question) for message, question, _ in items], [answer for *_, answer in items]
         if packs(self.model):
@@ -248,7 +248,7 @@ class Receiver:
         """
         require_count("batch", batch)
         require_count("max_new_tokens", max_new_tokens)
-        items = listed(items, "items (message, question) in a list", "item", error=ConfigError)
+        items = _tuples(items, ("message", "question"))
         require_options(options, min(batch, len(items)), cached=False)
         self._known.require(self.model, self.tokenizer)
         if not options and packs(self.model):
@@ -337,3 +337,18 @@ def _codecs(codec: Any) -> tuple[Codec, ...]:
             shown = repr(each) if each is None or isinstance(each, str | Path) else type(each).__name__
             raise ConfigError(f"expected a codec, got {shown}: load it with ilcp.load(folder_or_hub_id)")
     return codecs
+
+
+def _tuples(items: Iterable[Any], names: tuple[str, ...]) -> list[Any]:
+    """Returns the items of a batch.
+
+    Raises:
+        ConfigError: they are no list of tuples with such parts.
+    """
+    wanted = f"items ({', '.join(names)}) in a list"
+    found = listed(items, wanted, "item", error=ConfigError)
+    for index, item in enumerate(found):
+        if not isinstance(item, tuple | list) or len(item) != len(names):
+            got = f"{len(item)} parts" if isinstance(item, tuple | list) else type(item).__name__
+            raise ConfigError(f"expected {wanted}, got {got} as item {index}: put {' and '.join(names)} into a tuple")
+    return found

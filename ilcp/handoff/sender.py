@@ -186,7 +186,7 @@ class Sender:
         for index, context in self._contexts(sources, batch):
             with _named(index):
                 beside = () if literals is None else chosen(literals, said(sources[index], context))
-            messages[index] = self.pack(self.codec.encode(context, payload_bytes), beside)
+                messages[index] = self.pack(self.codec.encode(context, payload_bytes), beside)
         return messages
 
     def read(self, source: Any) -> Context:

@@ -12,6 +12,7 @@ What is measured takes hours, and what fails is of any kind: a codec, a tokenize
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from traceback import clear_frames
 from typing import Any
 
 from ilcp.errors import ConfigError, DecodeError, EncodeError, IlcpError
@@ -60,6 +61,7 @@ class Asking:
             try:
                 return _asked(report, self._specs[name], self._scorer)
             except Exception as error:  # of any kind: see above
+                clear_frames(error.__traceback__)  # which hold the memory that the others need
                 everything = range(len(self.cases))
                 failing = self._failing(report, name, everything) or self._beside_the_next(report, name)
                 kept = [number for number in everything if number not in failing]
@@ -97,6 +99,7 @@ class Asking:
                 _asked(narrowed(report, numbers), spec, self._scorer_of(part))
             return None
         except Exception as error:  # as above
+            clear_frames(error.__traceback__)
             return error
 
 

@@ -11,7 +11,7 @@ A figure is never stored for itself: it is made from the items whenever it is as
 for people; ``from_dict`` makes them anew and refuses a file whose figures differ, so that none can be typed in by hand.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from typing import Any
@@ -29,6 +29,7 @@ from ilcp.measure.formats import FORMAT, FORMATS, translated
 from ilcp.measure.items import JOINT, LOG_LIKELIHOOD, Arm, Items
 from ilcp.measure.verdict import CONTROLS, ESSENTIAL, verdict
 from ilcp.records import read_record
+from ilcp.tasks.cases import Case
 
 __all__ = ["FORMAT", "Report"]
 
@@ -88,6 +89,10 @@ class Report:
     def n(self) -> int:
         """The number of documents."""
         return len(self.items.entropy_bits)
+
+    def kept(self, cases: Iterable[Case]) -> list[Case]:
+        """Returns those of the cases that were not left out."""
+        return [case for case in cases if case.id not in self.left_out]
 
     @property
     def kinds(self) -> tuple[str, ...]:

@@ -187,7 +187,7 @@ class Capture:
         raise EncodeError(f"expected calls of the model that belong to `with sender.capture()`, got {said}")
 
     def _write(self, place: int, state: Tensor) -> None:
-        if self._forward is not None and self._thread == get_ident():
+        if self._forward is not None and self._thread == get_ident() and not is_reading():
             self._forward.writer(place, state)
 
     def _leave(self, _: Any, __: Any, outputs: Any) -> None:
@@ -239,7 +239,7 @@ class _Watch:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         given = dict(zip(self._names, args, strict=False)) | kwargs
         with ExitStack() as running:
-            own = [capture for capture in self.captures if capture._is_own()]
+            own = [capture for capture in tuple(self.captures) if capture._is_own()]  # others may end
             begun = [running.enter_context(capture._generating(given)) for capture in own]
             result = self._generate(*args, **kwargs)
             for generate in begun:

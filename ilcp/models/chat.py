@@ -40,6 +40,10 @@ def require_template(template: Mapping[str, Any] | None) -> dict[str, Any]:
     Raises:
         ConfigError: with the names of those that are not, and why.
     """
+    if not isinstance(template, Mapping | None):
+        raise ConfigError(
+            f"expected arguments of the chat template in a dict, got {type(template).__name__}: write {{'name': value}}"
+        )
     decided = sorted(DECIDED.keys() & (template or {}).keys())
     if decided:
         reasons = "; ".join(f"{name}: {DECIDED[name]}" for name in decided)
@@ -78,7 +82,22 @@ def _message(message: Any, index: int) -> dict[str, Any]:
     own = dict(message)
     if "content" in own:
         own["content"] = _content(own["content"], f"message {index}")
+    _require_calls(own, f"message {index}")
     return own
+
+
+def _require_calls(message: Mapping[str, Any], where: str) -> None:
+    """Refuses tool calls that are not in the usual form."""
+    calls, single = message.get("tool_calls") or [], message.get("function_call")
+    expected = f"the tool calls of {where} as a list of {{'function': {{'name': ..., 'arguments': ...}}}}"
+    if isinstance(calls, Mapping):
+        raise EncodeError(f"expected {expected}, got {type(calls).__name__}: put it into a list")
+    for call in (*listed(calls, expected, "call"), *(() if single is None else (single,))):
+        function = call.get("function", call) if isinstance(call, Mapping) else call
+        name = function.get("name") if isinstance(function, Mapping) else None
+        if not isinstance(name, str) or not name:
+            raise EncodeError(f"expected {expected}, got {call!r:.100}: name the function that is called")
+        require_text(name, f"the name of a function that {where} calls")
 
 
 def _content(content: Any, where: str) -> str:
@@ -167,7 +186,7 @@ def _calls(message: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yields name and arguments of each tool that a message calls."""
     calls = message.get("tool_calls") or ()
     for call in (*calls, *filter(None, (message.get("function_call"),))):
-        function = call.get("function", call) if isinstance(call, Mapping) else {}
+        function = call.get("function", call)
         arguments = function.get("arguments", "")
         said = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False, default=str)
-        yield str(function.get("name", "")), said
+        yield function["name"], said

@@ -227,11 +227,13 @@ def _closing(tokenizer: Any, chat_template: str, end: int | None) -> int | None:
 
 def holds_control(tokenizer: Any, text: str) -> bool:
     """Checks whether ``text`` spells a token that steers the model, such as the end of a turn, rather than words."""
-    return not _control_ids(tokenizer).isdisjoint(_ids(tokenizer, text))
+    known = len(tokenizer), tuple(tokenizer.all_special_ids)
+    return not _control_ids(tokenizer, known).isdisjoint(_ids(tokenizer, text))
 
 
 @lru_cache(maxsize=8)
-def _control_ids(tokenizer: Any) -> frozenset[int]:
+def _control_ids(tokenizer: Any, _known: tuple[int, tuple[int, ...]]) -> frozenset[int]:
+    """Returns the ids that steer the model; a tokenizer to which tokens were added since is asked again."""
     added = getattr(tokenizer, "added_tokens_decoder", {})
     control = {*tokenizer.all_special_ids, *(number for number, token in added.items() if token.special)}
     return frozenset(control - {tokenizer.unk_token_id})  # what a tokenizer does not know steers nothing

@@ -171,7 +171,7 @@ def _tensor_marks(tensor: Any, depth: int) -> Iterator[Any]:
     if hasattr(tensor, FLATTEN):
         yield from (mark for part in tensor.__tensor_flatten__()[0] for mark in _marks(getattr(tensor, part), depth))
         return
-    version = None if tensor.is_inference() else tensor._version
+    version = float("nan") if tensor.is_inference() else tensor._version  # unknown: unlike itself
     if tensor.layout is torch.strided:
         storage = StorageWeakRef(tensor.untyped_storage())
         yield storage, tensor.storage_offset(), tensor.stride(), tuple(tensor.shape), tensor.dtype, version

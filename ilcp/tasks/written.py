@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +30,20 @@ def write_jsonl(path: Path, cases: Iterable[Case]) -> None:
     Raises:
         StorageError: the file cannot be written.
     """
-    write_whole(path, "".join(f"{json.dumps(line)}\n" for case in cases for line in _lines(case)))
+    cases = list(cases)
+    taken = {case.id for case in cases}
+    write_whole(path, "".join(f"{json.dumps(line)}\n" for case in cases for line in _lines(case, taken)))
 
 
-def _lines(case: Case) -> Iterator[dict[str, Any]]:
+def _lines(case: Case, taken: set[str]) -> Iterator[dict[str, Any]]:
+    """Yields the lines of a case; what does not go into its own gets an id that is not ``taken``, and takes it."""
     asked = [_record(question) for question in case.questions if question.text]
     if asked:
         yield {"id": case.id, "context": case.context, "questions": asked}
+    names = (f"{case.id}#{number}" for number in count(1))
     for number, question in enumerate(question for question in case.questions if not question.text):
-        name = f"{case.id}#{number}" if number else case.id
+        name = case.id if not asked and number == 0 else next(name for name in names if name not in taken)
+        taken.add(name)
         yield {"id": name, "context": case.context, "continuation": question.answer}
 
 

@@ -74,7 +74,8 @@ def finish(job: Job, codec: Codec, result: Result) -> None:
             f"'ilcp measure {out} --attach'"
         )
         raise
-    shutil.rmtree(job.config.work / STATES, ignore_errors=True)  # the largest part of it, and made again within minutes
+    for name in (STATES, BEFORE):  # the largest part of it, made again within minutes; what is replaced for good
+        shutil.rmtree(job.config.work / name, ignore_errors=True)
     tell(report.verdict())
 
 

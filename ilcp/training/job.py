@@ -27,6 +27,7 @@ from ilcp.measure.fitting import Fitting
 from ilcp.models.adapter import begun_adapter, new_adapter
 from ilcp.models.fingerprint import identify
 from ilcp.models.loading import load_model
+from ilcp.models.prompt import MEMORY_HERE
 from ilcp.models.support import require_receiver, require_sender
 from ilcp.nn.distributed import all_reduce, init_device, is_main, same_everywhere
 from ilcp.nn.half import round_to_half
@@ -127,6 +128,12 @@ def _read(config: TrainingConfig) -> list[Case]:
     assert config.data is not None
     cases = merged(read_jsonl(config.data))
     _answers_end(cases)
+    marked = next((case.id for case in cases for question in case.questions if MEMORY_HERE in question.text), None)
+    if marked is not None:
+        raise ConfigError(
+            f"expected questions without ilcp.MEMORY_HERE to train on, got one in case {marked!r}: in a training the "
+            "memory stands before the question; take the marker out"
+        )
     require_enough(len(cases))
     return with_topics(cases)
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from ilcp.errors import ConfigError
 from ilcp.models.forward import embed, left_padded
 from ilcp.models.packing import common_tokens, pack, packed_logits
 from ilcp.models.prompt import texts_ids
@@ -58,6 +59,8 @@ def _logits(
 ) -> tuple[Tensor, Tensor]:
     """Packs prompts of ids that have the same key into one sequence, what is ``before`` that key's prompts first."""
     receiver = models.receiver
+    if not (before or all(prompts)):
+        raise ConfigError("expected a context or a question to each answer, got neither: such a case teaches nothing")
     groups: dict[Hashable, list[tuple[int, ...]]] = {}
     for key, prompt in zip(keys, prompts, strict=True):
         groups.setdefault(key, []).append(prompt)
