@@ -77,6 +77,10 @@ _LAZY = {  # most need torch, which takes seconds to import; the others, what no
 }
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
         return getattr(import_module(_LAZY[name]), name)

@@ -221,6 +221,8 @@ def test_a_process_of_its_own_ends_without_a_traceback() -> None:
         (("inspect", "no-such-file"), "expected a readable message file, got no-such-file"),
         (("demo", "--document", "no-such-file", "--ask", "Who?"), "expected a readable text file, got no-such-file"),
         (("demo", "--ask", "Who?"), "expected --document and --ask together"),
+        (("demo", "--document", __file__, "--ask", ""), "expected a question in --ask"),
+        (("measure", "embedded", "--hops=-1"), "-1 is not in the range"),
         (("measure", "embedded", "--task", "no-such-file"), "expected a readable file of cases, got no-such-file"),
         (("measure", "no-such-codec"), "expected a codec's folder with a config.json, got no-such-codec"),
         (("measure", "embedded", "--attach"), "expected a codec's folder to --attach"),
@@ -233,6 +235,16 @@ def test_wrong_use_is_explained(run: Run, words: tuple[str, ...], fragment: str)
     done = run(*words)
     assert 2 == CONFIG == done.returncode
     assert fragment in done.stderr.replace("\n", " ")
+
+
+def test_home_is_the_users_behind_an_equals_sign_too(run: Run, tmp_path: Path, monkeypatch) -> None:
+    """A shell leaves ``--out=~/place`` as it is; no folder of that name is made."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.txt").write_text(next(case_files("test", 7, 1)).context)
+    assert 0 == run("encode", "a.txt", "--out=~/messages").returncode
+    assert (tmp_path / "home" / "messages" / "a.txt.ilcp").exists()
+    assert not (tmp_path / "~").exists()
 
 
 def test_encode_names_the_files_that_fail_and_goes_on(run: Run, tmp_path: Path) -> None:

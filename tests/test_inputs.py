@@ -232,6 +232,26 @@ def test_items_of_another_shape_are_named(small: Any) -> None:
         small.receiver.answers(["Who?"])
 
 
+def test_what_is_no_tokenizer_cache_clock_or_batch_is_named(small: Any) -> None:
+    """At once, and not where it is first used."""
+    model, tokenizer, codec = small.receiver.model, small.receiver.tokenizer, PlainCodec()
+    for wrong, said in (
+        (dict(key=bytes(range(32)), replay="replay.sqlite"), "an ilcp.ReplayCache or None.*got replay as str"),
+        (dict(clock=5), "a clock to be called, got clock as int"),
+        (dict(template=["a"]), "arguments of the chat template in a dict, got list"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            Receiver(model, tokenizer, codec, allow_unmeasured=True, **wrong)
+    with pytest.raises(ConfigError, match="expected the model's tokenizer, got str"):
+        Receiver(model, "a/folder", codec, allow_unmeasured=True)
+    for batch in ("8", 0, 2.5):
+        with pytest.raises(ConfigError, match="expected batch to be a whole number from 1"):
+            small.sender.encode_batch(["Mara."], batch=batch)
+    for name in ("is_assistant", "penalty_alpha", "diversity_penalty", "bos_token_id"):
+        with pytest.raises(ConfigError, match=f"got {name}"):
+            small.receiver.generate(None, "Who?", **{name: 1})
+
+
 def test_a_batch_names_the_source_that_a_codec_refuses(small: Any) -> None:
     """Not only what reads a source says which it was."""
     sender = Sender(small.sender.model, small.sender.tokenizer, PlainCodec())

@@ -311,3 +311,35 @@ def test_the_budget_of_auto_is_less_than_a_payload() -> None:
     """What ``auto`` adds is bounded by its constant, whatever the text."""
     text = " ".join(f"K{n}Z{n}" for n in range(500))
     assert AUTO_BYTES - 6 <= len("\n".join(auto(text)).encode()) <= AUTO_BYTES < 80
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "costs 1\u202f200,50 EUR",
+        "costs 1\u00a0200,50 EUR",
+        "costs 1 200,50 EUR",
+        "code INC\xadA-20391",
+        "code INC\u201320391",
+        "call +49 30 1234567 now",
+        "call tel:+49 30 1234567",
+        "2024年05月17日",
+    ],
+)
+def test_a_part_of_something_longer_is_not_picked(text: str) -> None:
+    """Amounts and telephones with spaces in them, words with a hyphen that is none, dates in Han: none, not a piece."""
+    assert () == auto(text)
+
+
+def test_signs_of_html_end_words_and_stand_for_one_in_urls() -> None:
+    """What an address is in a page's source is not what it is for a reader."""
+    assert ("INC-20391", "2024-05-17") == auto("INC-20391&nbsp;2024-05-17")
+    assert ("mara@example.org",) == auto("&lt;mara@example.org&gt;")
+    assert ("https://x.org/a?b=1&c=2",) == auto("<a href='https://x.org/a?b=1&amp;c=2'>")
+
+
+def test_long_words_take_no_longer_than_their_length() -> None:
+    """No expression goes over a text without spaces again and again."""
+    started = time.perf_counter()
+    auto("a\u2013" * 100_000 + "1 " + "1\u00a0" * 100_000 + "+" * 100_000)
+    assert time.perf_counter() - started < 10

@@ -354,6 +354,21 @@ def test_a_run_says_how_long_it_may_become() -> None:
     """Steps, contexts and minutes stand in its first lines, whether they were given or not."""
     assert "3,000 steps of 16 contexts: the first minute" in length_text(Hyperparameters(steps=3000))
     assert "20 steps of 8 contexts, in 1 h 30 min at most" in length_text(Hyperparameters(20, minutes=90, contexts=8))
+    whole = length_text(Hyperparameters(20, contexts=8, facts_steps=100), reads=True, learns_facts=True)
+    assert whole.startswith(
+        "4 steps of 4 contexts learning to read, then 100 steps of 16 contexts learning facts, then 20 steps of 8 "
+        "contexts through the receiver: the first minute"
+    )
+
+
+def test_a_short_run_has_a_short_lesson() -> None:
+    """Steps mean what they say, also where the codec learns without the receiver first; a recipe may say otherwise."""
+    given = dict[str, Any](sender="a", receiver="b", data="c", out="d")
+
+    def lesson(**training: int) -> int:
+        return read_config(**given, training=training).hyperparameters(True, facts=True).facts_steps
+
+    assert (100, 3000, 3000, 7) == (lesson(steps=20), lesson(), lesson(steps=9000), lesson(steps=20, facts_steps=7))
 
 
 def test_a_console_that_is_gone_ends_no_run(tmp_path) -> None:

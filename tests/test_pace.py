@@ -125,7 +125,8 @@ def test_a_line_comes_within_the_first_minute_and_then_one_a_minute(clock, capsy
         clock.now += 1000
         tell(1.0, f"{clock.now:.0f} s")
         tell(1.0, "at once")
-    assert ["27 s", "90 s", "153 s", "216 s", "1270 s"] == capsys.readouterr().err.splitlines()
+    said = capsys.readouterr().err.splitlines()
+    assert [f"training: {seconds} s" for seconds in (27, 90, 153, 216, 1270)] == said
 
 
 def test_on_a_terminal_the_bar_says_the_same(clock, monkeypatch) -> None:
@@ -197,7 +198,7 @@ def test_reading_says_its_tokens_and_its_end(models, tmp_path, talkative, capsys
     StateStore(tmp_path, models, (0, 2), wanted, 1 << 30).fill(reader, texts)
     said = capsys.readouterr().err
     tokens = sum(len(models.sender_tokenizer(text).input_ids) for text in texts)
-    assert said.startswith(f"the sender reads · {tokens} of {tokens} tokens · ")
+    assert said.startswith(f"the sender reads: {tokens} of {tokens} tokens · ")
     assert " tokens/s · ends about " in said
     told = [
         replace(case, questions=(replace(case.questions[0], facts=(("who", case.questions[0].answer),)),))

@@ -43,6 +43,11 @@ def test_the_public_names_are_those_listed() -> None:
     assert listed == sorted(listed)
 
 
+def test_a_shell_completes_the_public_names() -> None:
+    """Also those that are loaded late."""
+    assert set(ilcp.__all__) <= set(dir(ilcp))
+
+
 def test_every_public_name_is_there() -> None:
     """What an ``__all__`` lists can be had, also where it is loaded late."""
     for module in MODULES:

@@ -1,5 +1,7 @@
 """The command line, which is thin: the other rooms make what it shows."""
 
+import os
+import re
 import sys
 from typing import Annotated
 
@@ -38,6 +40,7 @@ app = typer.Typer(
     """,
     epilog=help_text(),
 )
+HOME = re.compile(r"(--[a-z-]+=)(~[^/]*(?=/|$))")  # which a shell leaves as it is behind the sign
 for command in (demo, train, measure, compare, encode, inspect, send, receive, serve):
     app.command()(command)
 
@@ -45,6 +48,7 @@ for command in (demo, train, measure, compare, encode, inspect, send, receive, s
 def main() -> None:
     """Runs the command line: an error of ilcp's becomes one sentence and the exit code of its class."""
     mild_streams()
+    sys.argv[1:] = [HOME.sub(lambda found: found[1] + os.path.expanduser(found[2]), word) for word in sys.argv[1:]]
     try:
         app()
     except IlcpError as error:

@@ -12,7 +12,7 @@ from rich.table import Table
 from ilcp.cli.common import busy, err, out
 from ilcp.cli.exit_codes import OUTSIDE
 from ilcp.errors import ConfigError, EncodeError
-from ilcp.inputs import read_text
+from ilcp.inputs import read_text, require_text
 
 if TYPE_CHECKING:
     from ilcp.embedded.demo import Demo
@@ -36,6 +36,8 @@ def demo(
         raise ConfigError(
             "expected --document and --ask together, got one of them: ilcp demo --document FILE --ask '...'"
         )
+    for question in ask or ():
+        require_text(question, "a question in --ask", error=ConfigError)
     with busy("loading the embedded pair"):
         from ilcp.embedded import load_pair
         from ilcp.embedded.demo import run_demo

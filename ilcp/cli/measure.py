@@ -35,7 +35,7 @@ def measure(
     sender: SenderOption = None,
     receiver: ReceiverOption = None,
     device: DeviceOption = "cpu",
-    hops: Annotated[int, typer.Option(help="How many hops to hand on (case files only); 0: not measured.")] = 0,
+    hops: Annotated[int, typer.Option(min=0, help="How many hops to hand on (case files only); 0: not measured.")] = 0,
     budget: Annotated[
         list[int] | None,
         typer.Option(help="Also measure messages that the receiver read back, of so many bytes; may be repeated."),

@@ -86,6 +86,9 @@ class Receiver:
     ):
         if replay is not None and key is None:
             raise ConfigError("expected a key beside the replay cache, got none: a bare message has no id to remember")
+        if not (replay is None or isinstance(replay, ReplayCache)) or not callable(clock):
+            wrong = f"replay as {type(replay).__name__}" if callable(clock) else f"clock as {type(clock).__name__}"
+            raise ConfigError(f"expected an ilcp.ReplayCache or None, and a clock to be called, got {wrong}")
         self.model = model = plain(model)
         require_receiver(model)
         require_tokenizer(tokenizer, "receiver")

@@ -35,6 +35,7 @@ from ilcp.models.adapter import plain
 from ilcp.models.capture import Capture, recording
 from ilcp.models.chat import require_template, spoken
 from ilcp.models.fingerprint import Known
+from ilcp.models.generate_options import require_count
 from ilcp.models.reading import capture_batch, padded_ids, read_ids, read_outputs, require_ids, window_tokens
 from ilcp.models.support import require_sender, require_tokenizer
 
@@ -181,6 +182,7 @@ class Sender:
             raise ConfigError(
                 f"expected literals as 'auto' or None for a batch, got {got}: encode the sources one by one"
             )
+        require_count("batch", batch)
         sources = listed(sources, "a list of sources", "source")
         messages: list[bytes] = [b""] * len(sources)
         for index, context in self._contexts(sources, batch):

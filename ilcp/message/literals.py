@@ -73,13 +73,20 @@ _SIGNS = (
     "\u2190-\u2211\u2213-\u2bff\u3000-\u3040\uff01\uff08\uff09\uff0c\uff1a\uff1b\uff1f\uff5b-\uff65"
     "\U0001f000-\U0001faff"
 )
-# A tag's end in HTML is no path; "](" stands in a link of Markdown.
-_SPLIT = re.compile(rf"(?:</\w+(?=>)|[\s<>|{_SIGNS}]|\]\(|\]\[|[,;](?=[A-Za-z]+://))+")
+# A tag's end in HTML is no path; "](" stands in a link of Markdown; a sign of HTML's own ends a word, but for "&amp;".
+_ENTITY = r"&(?:lt|gt|quot|apos|nbsp|#\d+|#x[\da-fA-F]+);"
+_SPLIT = re.compile(rf"(?:</\w+(?=>)|{_ENTITY}|[\s<>|{_SIGNS}]|\]\(|\]\[|[,;](?=[A-Za-z]+://))+")
+# What is one for a reader, written with spaces: thousands, and numbers of telephones. No part of it is picked.
+_SPACED = re.compile(r"(?<![\w.,])(?:\d{1,3}(?:[ \u00a0\u2009\u202f]\d{3})+(?!\d)|(?:tel:)?\+\d+(?:[ \u00a0-]\d+)+)\S*")
+_HYPHEN = re.compile(r"(?<=[^\W\d_])–(?=\d)")  # what this dash is between letters and digits, like as not
+_JOINER = "\u2060"
 _SPLIT_WORD = re.compile(r"[=—–\"{}]+|['’]s\b|(?i:mailto:)|[,;:](?=[^\s@,;:]+@)")
 _URL = re.compile(r"(?<![A-Za-z0-9+.-])[A-Za-z][A-Za-z0-9+.-]*://[^\"{}]+")
 _BORDER = re.compile(f"([{_UNSPACED}]+|[{UNSEEN}]+)")
 _LETTERS = re.compile(r"[^\W\d_]*")
 _JOINTS = "/\\@-_~"  # at a border they say that the word goes on beyond it
+_INSIDE = re.compile(f"[\u00ad{_JOINER}]")  # a soft hyphen or word joiner stands in a word
+_COUNTED = re.compile("[年月日号號년월일]")  # behind a number they say that it is part of a date
 _AROUND = ".,;:!?()[]{}<>\"'`*"  # punctuation that stands around a word and is no part of it
 
 
@@ -92,7 +99,7 @@ def auto(text: str, budget_bytes: int = AUTO_BYTES) -> tuple[str, ...]:
     if not 0 <= budget_bytes <= MAX_LITERALS_BYTES:
         raise ConfigError(f"expected a budget of 0 to {MAX_LITERALS_BYTES} bytes, got {budget_bytes}")
     found: dict[str, str | None] = {}
-    for token in _tokens(text):
+    for token in _tokens(_HYPHEN.sub(_JOINER, _SPACED.sub(" ", text))):
         word = _bare(token)
         if word and word not in found and len(word) <= budget_bytes and not _REFUSED.search(word):
             found[word] = next((kind for kind, rule in KINDS.items() if rule.fullmatch(word)), None)
@@ -116,7 +123,7 @@ def _tokens(text: str) -> Iterator[str]:
         yield from _words(token[: url.start()])
         own, *beyond = _BORDER.split(url[0])
         if not any(map(seen, beyond)):  # else what stands there may be the URL's, or the sentence's
-            yield own
+            yield own.replace("&amp;", "&")
         yield from _words(token[url.end() :])
 
 
@@ -132,7 +139,9 @@ def _words(token: str) -> Iterator[str]:
 
 def _cut(end: str, other: str = "", border: str = "") -> bool:
     """Says whether a word may go on beyond its ``end``, where ``border`` parts it from the ``other`` one."""
-    return bool(border) and (end in _JOINTS or not (seen(border) or _LETTERS.fullmatch(other)))
+    inside = bool(other) and bool(_INSIDE.search(border))
+    joined = inside or end in _JOINTS or (end.isdigit() and bool(_COUNTED.match(border)))
+    return bool(border) and (joined or not (seen(border) or _LETTERS.fullmatch(other)))
 
 
 def _bare(word: str) -> str:

@@ -97,7 +97,8 @@ def _require_calls(message: Mapping[str, Any], where: str) -> None:
         name = function.get("name") if isinstance(function, Mapping) else None
         if not isinstance(name, str) or not name:
             raise EncodeError(f"expected {expected}, got {call!r:.100}: name the function that is called")
-        require_text(name, f"the name of a function that {where} calls")
+        for told in (name, function.get("arguments", "")):
+            require_text(told, f"a call of {where}", may_be_empty=True) if isinstance(told, str) else None
 
 
 def _content(content: Any, where: str) -> str:

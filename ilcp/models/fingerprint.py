@@ -100,8 +100,9 @@ class Known:
 
 
 def _require_fitting(model: Any, tokenizer: Any) -> None:
-    if tokenizer is None:
-        raise ConfigError("expected the model's tokenizer, got None: load it from the model's folder")
+    if not hasattr(tokenizer, "get_vocab"):
+        got = "None" if tokenizer is None else type(tokenizer).__name__
+        raise ConfigError(f"expected the model's tokenizer, got {got}: load it from the model's folder")
     vocabulary = vocabulary_size(model)
     if len(tokenizer) > vocabulary:
         raise ConfigError(

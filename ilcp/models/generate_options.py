@@ -14,6 +14,7 @@ __all__ = ["before_stop", "end_ids", "neutral", "require_count", "require_option
 _PROMPT = "the prompt is made from the message and the question"
 _ONE = "the answer is one str"
 _IDS = "it needs a prompt of token ids, and a memory has none"
+_CODE = "transformers does this only with code from elsewhere, which does not know where a memory sits"
 DECIDED = {  # options of transformers' generate that are not the caller's, and why
     **dict.fromkeys(("inputs", "input_ids", "inputs_embeds", "attention_mask", "position_ids"), _PROMPT),
     **dict.fromkeys(("cache_position", "token_type_ids"), _PROMPT),
@@ -23,10 +24,14 @@ DECIDED = {  # options of transformers' generate that are not the caller's, and 
     **dict.fromkeys(("guidance_scale", "negative_prompt_ids", "negative_prompt_attention_mask"), _IDS),
     **dict.fromkeys(("assistant_early_exit", "token_healing"), _IDS),
     **dict.fromkeys(("encoder_repetition_penalty", "encoder_no_repeat_ngram_size"), _IDS),
+    **dict.fromkeys(("is_assistant", "num_assistant_tokens", "assistant_confidence_threshold"), _IDS),
+    **dict.fromkeys(("decoder_start_token_id", "bos_token_id", "decoder_input_ids"), _PROMPT),
+    **dict.fromkeys(("penalty_alpha", "dola_layers", "constraints", "force_words_ids", "num_beam_groups"), _CODE),
+    "diversity_penalty": _CODE,
     "adapter_names": "the codec is for the adapters that are active: switch them before",
     "past_key_values": "pass it as cache=, so that it is copied",
     "cache": "it is one prompt's; pass it to generate, question by question",
-    **dict.fromkeys(("custom_generate", "trust_remote_code"), "code from elsewhere does not know where a memory sits"),
+    **dict.fromkeys(("custom_generate", "trust_remote_code"), "such code does not know where a memory sits"),
     "max_length": "pass max_new_tokens=, which does not count the prompt",
     "min_length": "pass min_new_tokens=, which does not count the prompt",
     "tokenizer": "the receiver passes its own",

@@ -26,7 +26,7 @@ from ilcp.models.loading import DTYPES
 from ilcp.records import read_record, refuse_unknown
 from ilcp.tasks.load import RUN
 from ilcp.training.data import LEAST
-from ilcp.training.hyperparameters import Hyperparameters, renamed
+from ilcp.training.hyperparameters import FACTS_STEPS, Hyperparameters, renamed
 from ilcp.training.selfstudy import SelfStudy
 
 __all__ = ["TrainingConfig", "read_config"]
@@ -39,6 +39,7 @@ CONTINUATIONS = dict(steps=STEPS, contexts=32, questions=1, kl_weight=0.5, answe
 FACTS = dict(
     steps=600, contexts=8, questions=8, learning_rate=2e-4, literals_share=0.25, validate_every=200, answers_end=True
 )
+LESSON = 5  # steps of the lesson for each step through the receiver, unless facts_steps says otherwise
 COMMON = dict(collapse_after=0.5, validation_contexts=64)
 TABLES = ("self_study", "codec", "training")
 
@@ -117,7 +118,10 @@ class TrainingConfig:
         Raises:
             ConfigError: one of them is unknown, of another type, or impossible.
         """
-        usual = COMMON | (FACTS if facts else ANSWERS if answers_end else CONTINUATIONS)
+        usual: dict[str, Any] = COMMON | (FACTS if facts else ANSWERS if answers_end else CONTINUATIONS)
+        steps = self.training.get("steps")
+        if facts and isinstance(steps, int):  # a short run has a short lesson
+            usual = usual | {"facts_steps": max(1, min(FACTS_STEPS, LESSON * steps))}
         return read_record(Hyperparameters, usual | dict(self.training) | {"seed": self.seed}, "[training]")
 
     def to_dict(self) -> dict[str, Any]:

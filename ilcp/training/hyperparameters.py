@@ -6,7 +6,7 @@ from typing import Any
 
 from ilcp.errors import ConfigError
 
-__all__ = ["Hyperparameters", "renamed"]
+__all__ = ["FACTS_STEPS", "Hyperparameters", "renamed"]
 
 RENAMED = {"close_answers": "answers_end"}  # in recipes and checkpoints of before
 WEIGHTS = (
@@ -19,6 +19,9 @@ WEIGHTS = (
     "facts_weight",
     "weight_decay",
 )
+
+
+FACTS_STEPS = 3000
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +45,9 @@ class Hyperparameters:
     naming_steps: int = 0  # the first steps: memory vectors learn to name their topics' answers, nothing else
     alignment_steps: int = 0  # the steps after them: the alignment alone, still without a pass through the receiver
     topics: tuple[str, ...] = ()  # in the order of the memory vectors that are aligned to them
-    facts_steps: int = 3000  # of a codec that learns facts: so many steps teach it what was said, before the receiver
+    facts_steps: int = (
+        FACTS_STEPS  # of a codec that learns facts: so many steps teach it what was said, before the receiver
+    )
     facts_share: float = 0.5  # of ``minutes`` that they take at most
     facts_contexts: int = 16  # per step of theirs
     facts_learning_rate: float = 1e-3

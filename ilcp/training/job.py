@@ -207,7 +207,8 @@ def _train(job: Job, network: Any, resume: bool) -> Result:
     store = StateStore(config.work / STATES, models, network.layers, job.hyperparameters, int(config.states_gb * GIGA))
     tell(f"{len(cases.training)} cases to learn from, {len(cases.validation)} to watch, {len(cases.test)} to measure")
     need = estimate(models, network, store, texts, config.work, job.hyperparameters) if is_main() else None
-    tell(f"{need}; {length_text(job.hyperparameters)}")
+    reads, learns = models.adapter is not None, isinstance(network, FactNetwork)
+    tell(f"{need}; {length_text(job.hyperparameters, reads=reads, learns_facts=learns)}")
     reader = Reader(models, network.layers, job.hyperparameters, store)
     lengths = [len(case.context) for case in cases.training]  # tokens tell too much: they made batches alike in answers
     source = Shuffled(cases.training, lengths, config.seed)

@@ -2,8 +2,8 @@
 
 ::
 
-    the sender reads · 12,000 of 340,000 tokens · 2,310 tokens/s · ends about 14:12 (2 min) · peak 1.5 GB
-    step 40 of 3,000 · 3.20 s a step · ends about 14:55 (2 h 38 min) · peak 1.7 GB · loss 2.310
+    the sender reads: 12,000 of 340,000 tokens · 2,310 tokens/s · ends about 14:12 (2 min) · peak 1.5 GB
+    training: step 40 of 3,000 · 3.20 s a step · ends about 14:55 (2 h 38 min) · peak 1.7 GB · loss 2.310
 
 A terminal shows it in a bar. Elsewhere it is a line within the first minute, and one a minute from then on.
 """
@@ -84,7 +84,7 @@ class StepPace:
         return (busy_s - self._busy_before) / max(1, step - self._stage.first)
 
     def line(self, seconds: float, note: str) -> str:
-        """Returns the line of a run that has taken ``seconds``."""
+        """Returns the line of a stage that has taken ``seconds``."""
         step, stage = self._at[0], self._stage
         left_s = 60 * self._hyperparameters.minutes - seconds
         in_time = step + left_s / max(1e-9, stage.each_s(step))
@@ -134,7 +134,7 @@ def voice(console: Console, what: str) -> Iterator[Tell]:
                 bar.update(task, completed=share, line=line)
             elif is_main() and time.monotonic() >= due:
                 due = time.monotonic() + EVERY_S
-                say(console, line)
+                say(console, f"{what}: {line}")
 
         yield tell
 
@@ -157,11 +157,24 @@ def peak_bytes(device: torch.device) -> int:
     return int(getattr(info, "peak_wset", info.rss))  # Windows keeps one
 
 
-def length_text(hyperparameters: Hyperparameters) -> str:
-    """Says how long a run may become; how long that takes is known once its first steps are made."""
-    steps, minutes = hyperparameters.steps, hyperparameters.minutes
+def length_text(hyperparameters: Hyperparameters, *, reads: bool = False, learns_facts: bool = False) -> str:
+    """Says how long a run may become; how long that takes is known once its first steps are made.
+
+    Args:
+        reads: whether the receiver learns to read first.
+        learns_facts: whether the codec has a lesson of its own before the receiver is asked.
+    """
+    wanted, minutes = hyperparameters, hyperparameters.minutes
+    stages = [("through the receiver", wanted.steps, wanted.contexts)]
+    if learns_facts and wanted.facts_steps:
+        stages.insert(0, ("learning facts", wanted.facts_steps, wanted.facts_contexts))
+    if reads and wanted.reader_share:
+        steps = max(1, round(wanted.reader_share * wanted.steps))
+        stages.insert(0, ("learning to read", steps, wanted.reader_contexts))
     most = "" if math.isinf(minutes) else f", in {seconds_text(60 * minutes)} at most"
-    return f"{steps:,} steps of {hyperparameters.contexts} contexts{most}: the first minute says what they take"
+    names = [f" {what}" if len(stages) > 1 else "" for what, _, _ in stages]
+    said = (f"{n:,} steps of {contexts} contexts{name}" for (_, n, contexts), name in zip(stages, names, strict=True))
+    return f"{', then '.join(said)}{most}: the first minute says what they take"
 
 
 def seconds_text(seconds: float) -> str:

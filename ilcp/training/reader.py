@@ -181,7 +181,7 @@ class StateStore:
 
 
 def _reading(pace: Pace, done: int, device: torch.device) -> str:
-    tokens = f"the sender reads · {done:,} of {pace.total:,} tokens · {1 / max(1e-9, pace.each_s(done)):,.0f} tokens/s"
+    tokens = f"{done:,} of {pace.total:,} tokens · {1 / max(1e-9, pace.each_s(done)):,.0f} tokens/s"
     return f"{tokens} · {pace.ends(done)} · peak {bytes_text(peak_bytes(device))}"
 
 
