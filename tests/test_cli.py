@@ -222,7 +222,7 @@ def test_a_process_of_its_own_ends_without_a_traceback() -> None:
         (("demo", "--document", "no-such-file", "--ask", "Who?"), "expected a readable text file, got no-such-file"),
         (("demo", "--ask", "Who?"), "expected --document and --ask together"),
         (("demo", "--document", __file__, "--ask", ""), "expected a question in --ask"),
-        (("measure", "embedded", "--hops=-1"), "-1 is not in the range"),
+        (("measure", "embedded", "--hops=-1"), "should be greater than or equal to 0"),
         (("measure", "embedded", "--task", "no-such-file"), "expected a readable file of cases, got no-such-file"),
         (("measure", "no-such-codec"), "expected a codec's folder with a config.json, got no-such-codec"),
         (("measure", "embedded", "--attach"), "expected a codec's folder to --attach"),

@@ -236,8 +236,8 @@ def test_what_is_no_tokenizer_cache_clock_or_batch_is_named(small: Any) -> None:
     """At once, and not where it is first used."""
     model, tokenizer, codec = small.receiver.model, small.receiver.tokenizer, PlainCodec()
     for wrong, said in (
-        (dict(key=bytes(range(32)), replay="replay.sqlite"), "an ilcp.ReplayCache or None.*got replay as str"),
-        (dict(clock=5), "a clock to be called, got clock as int"),
+        (dict(key=bytes(range(32)), replay="replay.sqlite"), "expected replay to be a replay cache, got str"),
+        (dict(clock=5), "expected clock to be a clock to be called, got int"),
         (dict(template=["a"]), "arguments of the chat template in a dict, got list"),
     ):
         with pytest.raises(ConfigError, match=said):

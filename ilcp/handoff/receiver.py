@@ -86,9 +86,13 @@ class Receiver:
     ):
         if replay is not None and key is None:
             raise ConfigError("expected a key beside the replay cache, got none: a bare message has no id to remember")
-        if not (replay is None or isinstance(replay, ReplayCache)) or not callable(clock):
-            wrong = f"replay as {type(replay).__name__}" if callable(clock) else f"clock as {type(clock).__name__}"
-            raise ConfigError(f"expected an ilcp.ReplayCache or None, and a clock to be called, got {wrong}")
+        given: Any = {"clock": clock} if replay is None else {"clock": clock, "replay": replay}
+        for name, means, method in (
+            ("clock", "a clock to be called", "__call__"),
+            ("replay", "a replay cache", "admit"),
+        ):
+            if name in given and not hasattr(given[name], method):
+                raise ConfigError(f"expected {name} to be {means}, got {type(given[name]).__name__}")
         self.model = model = plain(model)
         require_receiver(model)
         require_tokenizer(tokenizer, "receiver")
