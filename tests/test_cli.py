@@ -279,7 +279,7 @@ def test_no_file_stops_the_others(run: Run, tmp_path: Path, monkeypatch) -> None
     done = run("encode", *map(str, files), "--out", str(tmp_path / "messages"))
     assert (1, "1 encoded, 0 were there, 2 failed\n") == (done.returncode, done.stdout)
     assert all(said in done.stderr for said in ("a.txt: Traceback", "MemoryError: no room", "TypeError: a defect"))
-    assert ["c.txt.ilcp"] == [file.name for file in (tmp_path / "messages").iterdir()]
+    assert ["c.txt.ilcp"] == [file.name for file in (tmp_path / "messages").glob("*.ilcp")]
 
 
 def test_a_text_that_the_embedded_pair_cannot_carry_is_marked(run: Run, tmp_path: Path) -> None:
