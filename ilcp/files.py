@@ -72,8 +72,7 @@ def replacing(path: Path, *, private: bool = False, new: bool = False) -> Iterat
             mode = os.fstat(made.fileno()).st_mode
         try:
             yield draft
-            sync(draft)
-            draft.chmod(mode)  # safetensors puts a file of its own there, for its owner only
+            sync(draft, mode)  # safetensors puts a file of its own there, for its owner only
             _link(draft, path) if new else os.replace(draft, path)
             sync(path.parent)
         finally:
@@ -82,17 +81,19 @@ def replacing(path: Path, *, private: bool = False, new: bool = False) -> Iterat
         raise StorageError(f"expected room for {path}, got: {error}; free space, or choose another place") from error
 
 
-def sync(path: Path) -> None:
-    """Returns when a file's content, or the names in a folder, are on the disk.
+def sync(path: Path, mode: int | None = None) -> None:
+    """Returns when a file's content, or the names in a folder, are on the disk; a file gets the mode before.
 
     Raises:
-        OSError: they cannot be brought there, or a link is in the place.
+        OSError: they cannot be brought there, or a link is in the file's place.
     """
-    folder, posix = path.is_dir(), os.name == "posix"
+    folder, posix = mode is None and path.is_dir(), os.name == "posix"
     if folder and not posix:
         return  # Windows opens no folders
-    handle = os.open(path, (os.O_RDONLY if posix else os.O_RDWR) | NO_FOLLOW)
+    handle = os.open(path, (os.O_RDONLY if posix else os.O_RDWR) | (0 if folder else NO_FOLLOW))
     try:
+        if mode is not None and posix:
+            os.fchmod(handle, stat.S_IMODE(mode))
         os.fsync(handle)
     except OSError as error:
         if not (folder and error.errno in NOT_SYNCED):
@@ -114,10 +115,8 @@ def settle(folder: Path) -> None:
     mode = probe.stat().st_mode
     probe.unlink()
     for path in (*folder.rglob("*"), folder):
-        if path.is_file() and not path.is_symlink():
-            path.chmod(mode)
-        if not path.is_symlink():
-            sync(path)
+        if not path.is_symlink() or path == folder:
+            sync(path, mode if path.is_file() else None)
 
 
 @contextmanager
@@ -176,7 +175,12 @@ def own_file(path: Path) -> None:
             _made(path)
         for file in (path.with_name(path.name + end) for end in BESIDE):
             with suppress(FileNotFoundError):
-                _require_own(file, found := file.lstat())
+                found = file.lstat()
+                if not stat.S_ISREG(found.st_mode):
+                    raise StorageError(
+                        f"expected a file at {file}, got a link or something else: remove it, or name another place"
+                    )
+                _require_own(file, found)
                 if found.st_mode & 0o777 & ~PRIVATE:
                     file.chmod(PRIVATE)
     except OSError as error:
@@ -193,9 +197,6 @@ def _made(path: Path) -> None:
 
 
 def _require_own(path: Path, found: os.stat_result) -> None:
-    folder = stat.S_ISDIR(found.st_mode)
-    if not folder and not stat.S_ISREG(found.st_mode):
-        raise StorageError(f"expected a file at {path}, got a link or something else: remove it, or name another place")
     if found.st_uid != os.geteuid():
         raise StorageError(
             f"expected {path} of this account's own, got user {found.st_uid}'s, who could read or exchange what is "
@@ -203,7 +204,7 @@ def _require_own(path: Path, found: os.stat_result) -> None:
         )
     # Many systems give each account a group of its own, of the same number, and let it write: that is nobody else.
     others = stat.S_IWOTH | (0 if found.st_gid == found.st_uid else stat.S_IWGRP)
-    if folder and found.st_mode & others:
+    if stat.S_ISDIR(found.st_mode) and found.st_mode & others:
         raise StorageError(
             f"expected a folder in which nobody else may write, got {path} of mode {stat.S_IMODE(found.st_mode):o}: "
             f"chmod go-w {path}, or name a new folder in it"

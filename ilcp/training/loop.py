@@ -29,7 +29,7 @@ from ilcp.training.result import Result
 from ilcp.training.signals import deferred_signals
 from ilcp.training.validation import Validation, Validator
 
-__all__ = ["CHECKPOINT", "Result", "Run", "Source", "fit", "require_share"]
+__all__ = ["Result", "Run", "Source", "fit", "require_share"]
 
 Source = Callable[[int, int], Sequence[Case]]  # (first number, how many) -> about so many; the same for the same two
 FINAL_RATE = 0.02  # of the learning rate, where the cosine ends

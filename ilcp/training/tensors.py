@@ -15,15 +15,16 @@ __all__ = ["checked", "write_tensors"]
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], words: Mapping[str, str] | None = None) -> None:
-    """Writes a safetensors file for its owner only, with ``words`` and each tensor's digest beside them.
+    """Writes a safetensors file for its owner only, with ``words`` and each tensor's digest, which covers them, beside.
 
     Raises:
         StorageError: the disk is full, or not to be written to.
     """
     kept = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    digests = {name: _digest(tensor) for name, tensor in kept.items()}
+    words = dict(words or {})
+    digests = {name: _digest(tensor, words) for name, tensor in kept.items()}
     with replacing(path, private=True) as draft:
-        save_file(kept, draft, metadata=digests | dict(words or {}))
+        save_file(kept, draft, metadata=digests | words)
 
 
 def checked(opened: Any, name: str) -> Tensor:
@@ -34,13 +35,14 @@ def checked(opened: Any, name: str) -> Tensor:
         SafetensorError: there is none, or the file is damaged.
     """
     tensor: Tensor = opened.get_tensor(name)
-    wanted, got = (opened.metadata() or {}).get(name), _digest(tensor)
-    if wanted not in (None, got):
-        raise ValueError(f"{name} with digest {got} where {wanted} was written")
+    beside, names = opened.metadata() or {}, set(opened.keys())
+    got = _digest(tensor, {key: value for key, value in beside.items() if key not in names})
+    if beside.get(name, got) != got:
+        raise ValueError(f"{name} with digest {got} where {beside[name]} was written")
     return tensor
 
 
-def _digest(tensor: Tensor) -> str:
+def _digest(tensor: Tensor, words: Mapping[str, str]) -> str:
     tensor = tensor.detach().cpu()
-    about = f"{tensor.dtype} {tuple(tensor.shape)}".encode()
-    return digest_all([about, memoryview(tensor.reshape(-1).view(torch.uint8).numpy())]).hex()
+    about = f"{tensor.dtype} {tuple(tensor.shape)} {sorted(words.items())}".encode()
+    return digest_all([about, tensor.reshape(-1).view(torch.uint8).numpy().data]).hex()
