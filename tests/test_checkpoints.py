@@ -18,9 +18,11 @@ from ilcp.errors import ConfigError, StorageError
 from ilcp.files import held
 from ilcp.training import Phrasebook, StateStore, fit
 from ilcp.training.checkpoint import BEFORE, CHECKPOINT, has_checkpoint, read_checkpoint, write_checkpoint
+from ilcp.training.log import Log, read_log
 from ilcp.training.loop import Run
 from ilcp.training.reader import Reader
 from ilcp.training.tensors import write_tensors
+from ilcp.training.tuning import tuned
 from tests.helpers import ROOT, present
 from tests.taught import cases, make_hyperparameters, make_network
 
@@ -116,6 +118,25 @@ def test_a_crash_between_two_names_is_a_run_that_goes_on(models, tmp_path) -> No
         train(make_network(), models, hyperparameters=wanted(steps=2), folder=tmp_path)
     assert 2 == train(make_network(), models, hyperparameters=wanted(steps=2), folder=tmp_path, resume=True).steps
     assert (tmp_path / CHECKPOINT).exists()
+
+
+@pytest.mark.parametrize("line", [b"\xff\xfe", b"[]", b'{"loss": 1}', b'{"step": null}', b'"step"', b"[" * 100_000])
+def test_a_damaged_line_of_a_log_ends_no_run(tmp_path: Path, line: bytes) -> None:
+    """What is no line of a log is left out when a run goes on; the others stay."""
+    log = Log(tmp_path)
+    log.file.write_bytes(b'{"step": 1}\n' + line + b'\n{"step": 2}\n{"step": 3}\n')
+    log.forget_after(2)
+    assert [{"step": 1}, {"step": 2}] == read_log(log.file)
+
+
+@pytest.mark.parametrize("content", [b"{}", b'{"before": 1}', b'{"before": {}, "after": {}, "minutes": "x"}', b"[1]"])
+def test_a_damaged_record_of_the_first_stage_is_named(tmp_path: Path, content: bytes) -> None:
+    """What the stage brought is read for its minutes by a run that goes on: without them it is a StorageError."""
+    (tmp_path / "reader").mkdir()
+    write_checkpoint(tmp_path / "reader", STATE)
+    (tmp_path / "reader" / "brought.json").write_bytes(content)
+    with pytest.raises(StorageError, match=r"expected a run's own record in .*brought.json, got"):
+        tuned(tmp_path)
 
 
 # ---- states and phrasebook

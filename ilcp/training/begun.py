@@ -109,7 +109,7 @@ def _kept(file: Path) -> dict[str, Any]:
     try:
         record = msgspec.convert(json.loads(file.read_text(encoding="utf-8")), dict[str, Any])
         return record | {"training": renamed(msgspec.convert(record.get("training"), dict[str, Any]))}
-    except (OSError, ValueError, msgspec.MsgspecError) as error:
+    except (OSError, ValueError, RecursionError, msgspec.MsgspecError) as error:
         raise StorageError(
             f"expected the configuration of a run in {file}, got: {error}; remove {file.parent}"
         ) from error

@@ -96,9 +96,19 @@ def tuned(folder: str | Path) -> dict[str, Any] | None:
     if not (file.exists() and has_checkpoint(file.parent)):
         return None
     try:
-        return msgspec.json.decode(file.read_bytes(), type=dict[str, Any])
+        brought = msgspec.json.decode(file.read_bytes(), type=dict[str, Any])
+        msgspec.convert(brought, _Brought)
+        return brought
     except (OSError, msgspec.MsgspecError) as error:
         raise StorageError(f"expected a run's own record in {file}, got: {error}; remove it, and resume") from error
+
+
+class _Brought(msgspec.Struct):
+    """What a run goes on with of what the stage brought."""
+
+    before: dict[str, float]
+    after: dict[str, float]
+    minutes: float
 
 
 class _NoCodec(nn.Module):
