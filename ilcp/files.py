@@ -137,8 +137,9 @@ def held(lock: Path) -> Iterator[None]:
     try:
         if fcntl is not None:
             _lock(handle, lock)
-        os.ftruncate(handle, 0)
-        os.write(handle, f"{os.getpid()} on {socket.gethostname()}".encode())
+        with suppress(OSError):  # a full disk: what holds is the lock, this is for people
+            os.ftruncate(handle, 0)
+            os.write(handle, f"{os.getpid()} on {socket.gethostname()}".encode())
         yield
     finally:
         os.close(handle)

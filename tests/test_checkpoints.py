@@ -1,5 +1,7 @@
 """What a run keeps: nothing that the disk damaged passes for what was written, and no second run writes there."""
 
+import errno
+import fcntl
 import os
 import random
 import shutil
@@ -274,3 +276,22 @@ def test_a_lock_follows_no_link_and_shows_no_controls(tmp_path: Path) -> None:
         (tmp_path / "lock").write_text("\x1b[31m7")
         with pytest.raises(ConfigError, match=r"got process \\x1b\[31m7, which"), held(tmp_path / "lock"):
             pass
+
+
+def test_a_lock_holds_on_a_full_disk_and_nothing_is_held_without_locks(tmp_path: Path, monkeypatch) -> None:
+    """What says who holds it is for people; a file system that knows no locks is worked on as before there were any."""
+
+    def fails(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "write", fails)
+        with (
+            held(tmp_path / "lock"),
+            pytest.raises(ConfigError, match="one process at a time"),
+            held(tmp_path / "lock"),
+        ):
+            pass
+    monkeypatch.setattr(fcntl, "flock", lambda *_: fails())
+    with held(tmp_path / "lock"), held(tmp_path / "lock"):
+        pass

@@ -60,7 +60,7 @@ def receive(
     credentials: Creds = None,
     log_json: Logs = False,
 ) -> None:
-    """Writes messages to files, each acknowledged once its file is on the disk."""
+    """Writes messages to files, overwriting none, each acknowledged once its file is on the disk."""
     from ilcp.transport import connect
     from ilcp.transport.backend import checked_name
 
