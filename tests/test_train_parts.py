@@ -245,7 +245,7 @@ def test_the_store_is_bounded_and_does_without_what_it_lacks(models, tmp_path, m
     fresh, _ = Reader(models, LAYERS, hyperparameters()).states(texts)
     assert torch.allclose(fresh * mask[:, None, :, None], mixed * mask[:, None, :, None], rtol=2**-7, atol=1e-5)
 
-    def full(*_):
+    def full(*_, **__):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("ilcp.training.tensors.save_file", full)
