@@ -24,6 +24,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from ilcp.files import settle
+
 OUT = Path(__file__).parent / "real"
 SOURCE = "source.json"
 CHUNK = 1 << 20
@@ -188,6 +190,7 @@ def draft(folder: Path) -> Iterator[tuple[Path, Path]]:
         new = Path(scratch) / "new"
         new.mkdir()
         yield Path(scratch), new
+        settle(new)
         if folder.exists():
             folder.rename(Path(scratch) / "old")
         new.rename(folder)

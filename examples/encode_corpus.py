@@ -2,8 +2,8 @@
 
     python examples/encode_corpus.py [WORK_FOLDER]
 
-``ilcp encode`` writes each message whole or not at all and leaves alone what is there, so a job that was stopped is
-simply run again. The corpus here is of incident dossiers, which is all that the embedded pair knows.
+``ilcp encode`` writes each message whole or not at all and leaves alone what is there of the same text, so a job that
+was stopped is simply run again. The corpus here is of incident dossiers, which is all that the embedded pair knows.
 """
 
 import subprocess
@@ -25,8 +25,9 @@ encode = [sys.executable, "-m", "ilcp", "encode", "--out", str(messages)]
 subprocess.run([*encode, *map(str, files[:12])], check=True)  # the job, stopped after twelve
 subprocess.run([*encode, *map(str, files)], check=True)  # run again: the others
 
-sizes = [sum(path.stat().st_size for path in folder.iterdir()) for folder in (corpus, messages)]
+done = sorted(messages.glob("*.ilcp"))
+sizes = [sum(path.stat().st_size for path in some) for some in (files, done)]
 print(f"{len(files)} dossiers: {sizes[0]:,} bytes of text, {sizes[1]:,} bytes of messages")
 receiver = ilcp.load_pair().receiver
-for path in sorted(messages.iterdir())[:3]:
+for path in done[:3]:
     print(f"{path.name}: {receiver.generate(path.read_bytes(), 'Which region is affected?')}")

@@ -103,6 +103,18 @@ def main() -> None:
         write("memory", f"frame-{number}-twice", b"\2\0" + frame + frame)
     for number, floats in enumerate(((0.0, 0.5, -1e-40), (1e30,), (float("nan"), float("-inf")))):
         write("memory", f"floats-{number}", b"\3\0" + struct.pack(f"<{len(floats)}f", *floats))
+    for side in (0, 2, 4):
+        for number, changes in enumerate(((), ((40, 1, 0),), ((0, 128, 0), (300, 4, 0)), ((0, 0, 200),))):
+            write(
+                "kept", f"changes-{side}-{number}", bytes([side]) + b"".join(struct.pack("<HBB", *c) for c in changes)
+            )
+    for side, content in (
+        (1, b"PK\x03\x04"),
+        (1, b"\x80\x02l\n."),
+        (3, b"\x02\0\0\0\0\0\0\0{}"),
+        (5, b'[]\n{"step": "x"}\n\xff'),
+    ):
+        write("kept", f"raw-{side}-{content[:2].hex()}", bytes([side]) + content)
 
 
 def write(target: str, name: str, data: bytes) -> None:

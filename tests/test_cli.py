@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import shutil
 import signal
@@ -263,6 +264,76 @@ def test_encode_names_the_files_that_fail_and_goes_on(run: Run, tmp_path: Path) 
     assert f"expected to be able to write {good}" in done.stderr
 
 
+def test_encode_tells_by_content_what_is_done(run: Run, tmp_path: Path) -> None:
+    """A text that changed is encoded again however old its file seems; one that was only touched is not, nor is one
+    whose mark was lost and whose message is there; a message of another text is replaced."""
+    file, other = tmp_path / "a.txt", tmp_path / "b.txt"
+    texts = [case.context for case in case_files("test", 21, 3)]
+    words = ("encode", str(file), "--out", str(tmp_path / "messages"))
+    message = tmp_path / "messages" / "a.txt.ilcp"
+
+    def counted(text: str, seconds: int) -> str:
+        file.write_text(text, encoding="utf-8")
+        os.utime(file, (seconds, seconds))
+        return run(*words).stdout.split(", 0 failed")[0]
+
+    assert "1 encoded, 0 were there" == counted(texts[0], 2_000_000_000)
+    first = message.read_bytes()
+    assert "0 encoded, 1 were there" == counted(texts[0], 3_000_000_000)
+    assert "1 encoded, 0 were there" == counted(texts[1], 1_000_000_000)
+    second = message.read_bytes()
+    assert first != second
+    message.write_bytes(first)
+    assert "1 encoded, 0 were there" == counted(texts[1], 1_000_000_000)
+    assert second == message.read_bytes()
+    (tmp_path / "messages" / ".encoded").write_bytes(b"\xff cut o")
+    assert "0 encoded, 1 were there" == counted(texts[1], 1_000_000_000)
+    other.write_text(texts[2], encoding="utf-8")
+    assert "1 encoded, 1 were there" in run("encode", str(file), str(other), *words[2:]).stdout
+    assert {0o600} == {found.stat().st_mode & 0o777 for found in (tmp_path / "messages").iterdir()}
+
+
+def test_the_marks_of_encode_go_through_no_link(run: Run, tmp_path: Path) -> None:
+    """What somebody put in their place is not written to; the message is kept, and the text says what is wrong."""
+    (tmp_path / "theirs").write_text("theirs")
+    (tmp_path / "a.txt").write_text(CASE.context, encoding="utf-8")
+    (tmp_path / "messages").mkdir()
+    (tmp_path / "messages" / ".encoded").symlink_to(tmp_path / "theirs")
+    done = run("encode", str(tmp_path / "a.txt"), "--out", str(tmp_path / "messages"))
+    assert (STORAGE, "0 encoded, 0 were there, 1 failed\n") == (done.returncode, done.stdout)
+    assert "expected room in" in done.stderr
+    assert "theirs" == (tmp_path / "theirs").read_text()
+
+
+def test_receive_overwrites_no_other_message(run: Run, tmp_path: Path) -> None:
+    """Two recipients' messages of one id do not meet in one file: the second stays in the spool until there is room
+    elsewhere; one that is there already, as after a death before its acknowledgement, is acknowledged."""
+    spool, folder = f"spool://{tmp_path}/spool", tmp_path / "got"
+    one, two = (Message(bytes(8), bytes([number])).to_bytes() for number in (1, 2))
+    with transport.connect(spool) as c:
+        c.send(one, to="a", handoff_id="x")
+        c.send(two, to="b", handoff_id="x")
+        c.send(one, to="c", handoff_id="x")
+
+    def receive(name: str, out: Path) -> Done:
+        return run("receive", "--via", spool, "--as", name, "--out", str(out), "--timeout", "1")
+
+    assert 0 == receive("a", folder).returncode
+    assert 0o600 == (folder / "x.ilcp").stat().st_mode & 0o777
+    done = receive("b", folder)
+    assert STORAGE == done.returncode
+    assert re.search("another message at .*x.ilcp, .*choose another --out; it is still there", _flat(done.stderr))
+    assert one == (folder / "x.ilcp").read_bytes()
+    assert 0 == receive("c", folder).returncode
+    assert 0 == receive("b", tmp_path / "other").returncode
+    assert two == (tmp_path / "other" / "x.ilcp").read_bytes()
+    assert ["x.ilcp"] == [file.name for file in folder.iterdir()]
+
+
+def _flat(text: str) -> str:
+    return " ".join(text.split())
+
+
 def test_encode_passes_over_what_cannot_be_written(run: Run, tmp_path: Path) -> None:
     """A name that is too long with its suffix is a failure of that file alone; a long one that fits is none."""
     long, longer, good = (tmp_path / name for name in ("n" * 250, "m" * 252, "good.txt"))
@@ -291,7 +362,7 @@ def test_no_file_stops_the_others(run: Run, tmp_path: Path, monkeypatch) -> None
     done = run("encode", *map(str, files), "--out", str(tmp_path / "messages"))
     assert (1, "1 encoded, 0 were there, 2 failed\n") == (done.returncode, done.stdout)
     assert all(said in done.stderr for said in ("a.txt: Traceback", "MemoryError: no room", "TypeError: a defect"))
-    assert ["c.txt.ilcp"] == [file.name for file in (tmp_path / "messages").iterdir()]
+    assert ["c.txt.ilcp"] == [file.name for file in (tmp_path / "messages").glob("*.ilcp")]
 
 
 def test_a_text_that_the_embedded_pair_cannot_carry_is_marked(run: Run, tmp_path: Path) -> None:

@@ -28,8 +28,8 @@ from ilcp.tasks import read_jsonl
 from ilcp.training import StateStore
 from ilcp.training import finish as finish_module
 from ilcp.training import job as job_module
+from ilcp.training.checkpoint import CHECKPOINT, read_checkpoint
 from ilcp.training.log import read_log
-from ilcp.training.loop import CHECKPOINT
 from ilcp.training.tuning import _TextObjective
 from tests.helpers import environment, noting, present, run_python, wait_for
 from tests.taught import cases, make_blurred, make_models, save_models, write_cases
@@ -165,7 +165,7 @@ def ended(home) -> Path:
     wait_for(out.with_name("codec.run") / CHECKPOINT, process)
     process.send_signal(signal.SIGTERM)
     said = process.communicate(timeout=60)[1]
-    state = torch.load(out.with_name("codec.run") / CHECKPOINT, weights_only=True)
+    state = read_checkpoint(out.with_name("codec.run"))[0]
     assert 130 == process.returncode
     assert f"interrupted; stopped at step {state['step']}" in said
     assert not out.exists()
@@ -176,7 +176,7 @@ def ended(home) -> Path:
 def test_a_run_that_was_killed_ends_with_the_same_weights(home, tmp_path, request, end) -> None:
     """kill -9, or a polite end, in the middle; then --resume: bit for bit the weights of the undisturbed run."""
     shutil.copytree(request.getfixturevalue(end), tmp_path / "codec.run")
-    state = torch.load(tmp_path / "codec.run" / CHECKPOINT, weights_only=True)
+    state = read_checkpoint(tmp_path / "codec.run")[0]
     assert 0 < state["step"] < 40
     words = ["train", "--recipe", str(recipe(home)), "--out", str(tmp_path / "codec"), "--resume"]
     resumed = CliRunner().invoke(app, words)

@@ -17,7 +17,7 @@ from ilcp.tasks import Case, Question
 from ilcp.training import Hyperparameters, Models, Phrasebook, calibrate, fit, write_phrasebook
 from ilcp.training import packed as packed_module
 from ilcp.training.batch import Batcher
-from ilcp.training.loop import CHECKPOINT
+from ilcp.training.checkpoint import CHECKPOINT, read_checkpoint
 from ilcp.training.objective import Objective, alignment_loss, targets_of
 from ilcp.training.packed import memory_logits, text_logits
 from ilcp.training.reader import Reader
@@ -123,7 +123,7 @@ def test_a_checkpoint_of_before_goes_on_and_a_damaged_one_is_named(models, tmp_p
     wanted = hyperparameters(steps=2)
     fit(network(), models, cases, cases(10_000, 16), wanted, tmp_path)
     file = tmp_path / CHECKPOINT
-    state = torch.load(file, weights_only=True)
+    state = read_checkpoint(tmp_path)[0]
     state["recipe"]["close_answers"] = state["recipe"].pop("answers_end")
     torch.save(state, file)
     assert 2 == fit(network(), models, cases, cases(10_000, 16), wanted, tmp_path, resume=True).steps
@@ -137,7 +137,7 @@ def test_a_checkpoint_that_lacks_something_is_damaged(models, tmp_path) -> None:
     wanted = hyperparameters(steps=2, patience=2, validate_every=1)
     fit(network(), models, cases, cases(10_000, 16), wanted, tmp_path)
     file = tmp_path / CHECKPOINT
-    state = torch.load(file, weights_only=True)
+    state = read_checkpoint(tmp_path)[0]
 
     def reshaped(tensors: dict) -> dict:
         return {

@@ -22,6 +22,7 @@ from ilcp.transport import (
     DiskFullError,
     FullError,
     LeaseLostError,
+    NotWritableError,
     Settings,
     UnreachableError,
     connect,
@@ -95,6 +96,38 @@ def test_a_file_that_is_no_spool_is_refused(tmp_path: Path) -> None:
     other.close()
     with pytest.raises(CorruptError, match="expected an ilcp spool of version 1"):
         connect(f"spool://{tmp_path}").__enter__()
+
+
+def test_a_spool_is_its_accounts_alone(tmp_path: Path) -> None:
+    """The folder that is made, the database and what SQLite keeps beside it are closed to others, old ones too."""
+    for made in (False, True):
+        folder = tmp_path / str(made)
+        if made:
+            folder.mkdir(0o755)
+            make_store(folder / FILE, Clock()).close()
+            (folder / FILE).chmod(0o644)
+        with connect(f"spool://{folder}", name="planner") as c:
+            c.send(BARE, to="planner")
+            assert {0o600} == {file.stat().st_mode & 0o777 for file in folder.iterdir()}
+            assert 3 == len(list(folder.iterdir()))
+        assert (0o755 if made else 0o700) == folder.stat().st_mode & 0o777
+
+
+def test_a_spool_that_another_account_may_have_made_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another's folder, one where others may write, and a link at the database's place: each text says what to do."""
+    (folder := tmp_path / "open").mkdir()
+    folder.chmod(0o777)
+    with pytest.raises(NotWritableError, match=r"nobody else may write, got .*open of mode 777: chmod go-w"):
+        connect(f"spool://{folder}").__enter__()
+    (folder := tmp_path / "link").mkdir()
+    (folder / FILE).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(NotWritableError, match=r"expected a file at .*, got a link or something else: remove it"):
+        connect(f"spool://{folder}").__enter__()
+    assert not (tmp_path / "elsewhere").exists()
+    me = os.geteuid()
+    monkeypatch.setattr(os, "geteuid", lambda: me + 1)
+    with pytest.raises(NotWritableError, match=rf"of this account's own, got user {me}'s.*name another place"):
+        connect(f"spool://{tmp_path}/link").__enter__()
 
 
 @pytest.mark.parametrize("page", range(12))

@@ -23,8 +23,8 @@ from ilcp.training import Hyperparameters, Models, fit, tune
 from ilcp.training import stage as stage_module
 from ilcp.training import tuning as tuning_module
 from ilcp.training.batch import Batcher
+from ilcp.training.checkpoint import CHECKPOINT, read_checkpoint
 from ilcp.training.log import Log, draw_curve, read_log
-from ilcp.training.loop import CHECKPOINT
 from ilcp.training.objective import Objective
 from ilcp.training.packed import text_logits
 from ilcp.training.precision import precision
@@ -292,7 +292,7 @@ def test_a_codecs_run_of_before_goes_on(reading, tmp_path) -> None:
     """A checkpoint that knows nothing of the stage, written when the floor was another, is resumed."""
     models, wanted = deepcopy(reading), hyperparameters(steps=2, teacher_floor=0.5)
     fit(make_network(), models, cases, cases(10_000, 16), wanted, tmp_path)
-    state = torch.load(tmp_path / CHECKPOINT, weights_only=True)
+    state = read_checkpoint(tmp_path)[0]
     state["recipe"] = {name: value for name, value in state["recipe"].items() if "reader" not in name}
     del state["recipe"]["adapter_after"]
     torch.save(state, tmp_path / CHECKPOINT)

@@ -60,7 +60,7 @@ def receive(
     credentials: Creds = None,
     log_json: Logs = False,
 ) -> None:
-    """Writes messages to files, each acknowledged once its file is on the disk."""
+    """Writes messages to files, overwriting none, each acknowledged once its file is on the disk."""
     from ilcp.transport import connect
     from ilcp.transport.backend import checked_name
 
@@ -78,7 +78,7 @@ def receive(
             path = to / (checked_name("a hand-off's id", delivery.handoff_id) + SUFFIX)
             try:
                 to.mkdir(parents=True, exist_ok=True)
-                write_whole(path, delivery.message, durable=True)
+                _keep(path, delivery.message)
             except (OSError, StorageError) as error:
                 delivery.nack()
                 said = error.__cause__ or error
@@ -121,6 +121,19 @@ def serve(
         ilcp.transport.serve.serve(
             spool, host=host, port=port, token=token, certificate=certificate, key=key, ready=ready
         )
+
+
+def _keep(path: Path, message: bytes) -> None:
+    """Writes a message, and leaves alone what is there: the same, as after a death before the ack, or another's."""
+    try:
+        write_whole(path, message, private=True, new=True)
+    except StorageError as error:
+        if not isinstance(error.__cause__, FileExistsError):
+            raise
+        if not path.is_file() or path.read_bytes() != message:
+            raise StorageError(
+                f"another message at {path}, such as another recipient's: move it away, or choose another --out"
+            ) from None
 
 
 def _settings(token: str | None, ca: Path | None, credentials: Path | None) -> "Settings":

@@ -24,7 +24,7 @@ from ilcp.codec.registry import codec_class
 from ilcp.codec.spec import CodecSpec, Trained
 from ilcp.errors import ConfigError, StorageError, UnmeasuredError
 from ilcp.evidence import Evidence
-from ilcp.files import usual_modes, write_whole
+from ilcp.files import settle, sync, write_whole
 from ilcp.identity import ModelIdentity
 from ilcp.records import read_record
 
@@ -135,12 +135,14 @@ def save(
         if card is not None:
             (draft / CARD).write_text(card, encoding="utf-8")
         folder.mkdir(parents=True, exist_ok=True)
-        usual_modes(draft)
+        settle(draft)
         for file in sorted(draft.iterdir()):
             target = folder / file.name
             if target.is_dir():
                 shutil.rmtree(target)
             file.replace(target)
+        sync(folder)
+        sync(folder.parent)
     except (OSError, SafetensorError) as error:
         raise StorageError(
             f"expected room for a codec in {folder}, got: {error}; free space or choose another"

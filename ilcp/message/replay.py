@@ -7,8 +7,9 @@
 
 Without a path the cache is the process's own; with one it is a SQLite file, shared by the processes of one host (never
 over a network file system: its locks are not to be trusted). It stores no key, payload or literal, but who can write to
-the file can let old messages in again. A commit survives the death of the process; the last ones before a power cut may
-be lost (WAL, synchronous=NORMAL), and those messages can come once more.
+the file can let old messages in again, so that it has to lie in a folder where nobody else may write. A commit
+survives the death of the process; the last ones before a power cut may be lost (WAL, synchronous=NORMAL), and those
+messages can come once more.
 
 **Bounds.** An entry takes about 100 bytes and goes when its message has expired for good. At `max_entries` of them the
 cache refuses what is new, because forgetting an unexpired one would let it in again: that is a ``ReplayCacheError``,
@@ -33,8 +34,8 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from ilcp.errors import ConfigError, ExpiredError, IlcpError, ReplayCacheError, ReplayError
-from ilcp.files import file_id
+from ilcp.errors import ConfigError, ExpiredError, IlcpError, ReplayCacheError, ReplayError, StorageError
+from ilcp.files import file_id, own_file
 from ilcp.message.checks import require_now
 from ilcp.message.format import CLOCK_SKEW_S, Seal
 
@@ -66,7 +67,7 @@ class ReplayCache:
 
     Raises:
         ConfigError: `max_entries` or `max_ttl_s` is below 1.
-        ReplayCacheError: the file cannot be opened, or is no replay cache.
+        ReplayCacheError: the file cannot be opened, is no replay cache, or is another account's or could be.
     """
 
     def __init__(self, path: str | Path | None = None, *, max_entries: int = MAX_ENTRIES, max_ttl_s: int = MAX_TTL_S):
@@ -208,6 +209,8 @@ class ReplayCache:
 
     def _open(self) -> sqlite3.Connection:
         try:
+            if self.path is not None:
+                own_file(self.path)
             database = sqlite3.connect(
                 self.path or ":memory:", timeout=BUSY_S, isolation_level=None, check_same_thread=False
             )
@@ -217,7 +220,7 @@ class ReplayCache:
             _require_ours(database, self._name)
             database.executescript(_SCHEMA)
             self._file = None if self.path is None else file_id(self.path)
-        except sqlite3.Error as error:
+        except (sqlite3.Error, StorageError) as error:
             raise ReplayCacheError(f"expected a replay cache in {self._name}, got: {error}") from error
         return database
 

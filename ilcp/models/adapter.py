@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from ilcp.codec.folder import ADAPTER
 from ilcp.errors import ConfigError, IlcpError, MissingExtraError, StorageError
-from ilcp.files import require_readable, usual_modes, write_whole
+from ilcp.files import require_readable, settle, write_whole
 
 __all__ = [
     "LOW_RANK",
@@ -70,7 +70,7 @@ def save_adapter(adapter: Any, folder: Path) -> None:
     record = json.loads(config.read_text(encoding="utf-8"))
     record["base_model_name_or_path"] = None  # a path of this machine; the codec's identity says which model it is
     write_whole(config, json.dumps(record, indent=2) + "\n")
-    usual_modes(folder)
+    settle(folder)
 
 
 def adapt(model: Any, codec: Any) -> Any:

@@ -17,7 +17,7 @@ from ilcp.identity import ModelIdentity, digest
 from ilcp.nn.distributed import any_rank, is_main
 from ilcp.tasks.load import own_test
 from ilcp.training import lesson, tuning
-from ilcp.training.checkpoint import CHECKPOINT, differences
+from ilcp.training.checkpoint import differences, has_checkpoint
 from ilcp.training.config import TrainingConfig
 from ilcp.training.hyperparameters import renamed
 from ilcp.training.log import flat
@@ -26,7 +26,7 @@ from ilcp.training.precision import in_bfloat16
 __all__ = ["KEPT", "STUDY", "is_begun", "refuse_taken", "same_config"]
 
 KEPT, STUDY = "plan.json", "self-study.jsonl"  # in the run's folder, named as ever
-CHECKPOINTS = (CHECKPOINT, f"{tuning.FOLDER}/{CHECKPOINT}", f"{lesson.FOLDER}/{CHECKPOINT}")  # of all stages
+STAGES = ("", tuning.FOLDER, lesson.FOLDER)  # each with a checkpoint of its own
 HALVED = "in bfloat16"
 
 
@@ -44,7 +44,7 @@ def refuse_taken(config: TrainingConfig, resume: bool) -> None:
     out, work = config.out, config.work
     if out.is_symlink() or out.is_mount():
         raise ConfigError(f"expected a plain folder for the codec, got a link or mount at {out}: name one inside")
-    unmeasured = _is_unmeasured(out) and (work / CHECKPOINT).exists()
+    unmeasured = _is_unmeasured(out) and has_checkpoint(work)
     if out.exists() and (not out.is_dir() or any(out.iterdir())) and not (resume and unmeasured):
         holds, way_out = "is not empty", ""
         if out.is_dir() and (out / CONFIG).exists():
@@ -56,7 +56,7 @@ def refuse_taken(config: TrainingConfig, resume: bool) -> None:
         )
     if resume and not is_begun(out):
         raise ConfigError(f"expected a run to go on with in {work}, got none: leave --resume out to begin one")
-    if any((work / name).exists() for name in CHECKPOINTS) and not resume:
+    if any(has_checkpoint(work / stage) for stage in STAGES) and not resume:
         raise ConfigError(
             f"expected no run in {work}, got one with a checkpoint: pass --resume to go on with it, remove it, "
             "or choose another --out"
@@ -82,7 +82,7 @@ def same_config(config: TrainingConfig, identities: Sequence[ModelIdentity], dev
     record = json.loads(json.dumps(config.to_dict() | names | {"data digest": data}, default=str))
     file, halved = config.work / KEPT, False
     if is_main():
-        trained = any((config.work / name).exists() for name in CHECKPOINTS)
+        trained = any(has_checkpoint(config.work / stage) for stage in STAGES)
         begun = file.exists() and (trained or (config.work / STUDY).exists())
         before = _kept(file) if begun else {}
         halved = bool(before.pop(HALVED, in_bfloat16(device, config.hyperparameters(True))))
@@ -109,7 +109,7 @@ def _kept(file: Path) -> dict[str, Any]:
     try:
         record = msgspec.convert(json.loads(file.read_text(encoding="utf-8")), dict[str, Any])
         return record | {"training": renamed(msgspec.convert(record.get("training"), dict[str, Any]))}
-    except (OSError, ValueError, msgspec.MsgspecError) as error:
+    except (OSError, ValueError, RecursionError, msgspec.MsgspecError) as error:
         raise StorageError(
             f"expected the configuration of a run in {file}, got: {error}; remove {file.parent}"
         ) from error

@@ -1,6 +1,12 @@
-"""The checkpoint of a run: written whole or not at all, and gone on with under the same hyperparameters only."""
+"""The checkpoint of a run: written whole or not at all, and gone on with under the same hyperparameters only.
+
+There are two, the latest and the one before it, each with a digest of all that it holds: what the disk did to the one
+costs the minutes between them, not the run.
+"""
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from io import BytesIO
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -8,32 +14,91 @@ from typing import Any
 import torch
 
 from ilcp.errors import ConfigError, StorageError
-from ilcp.files import replacing
+from ilcp.files import held, replacing
+from ilcp.identity import digest_all
+from ilcp.nn.distributed import is_main
 from ilcp.training.hyperparameters import Hyperparameters
 
-__all__ = ["CHECKPOINT", "differences", "require_same", "write_checkpoint"]
+__all__ = [
+    "BEFORE",
+    "CHECKPOINT",
+    "alone",
+    "differences",
+    "has_checkpoint",
+    "read_checkpoint",
+    "require_same",
+    "write_checkpoint",
+]
 
-CHECKPOINT = "checkpoint.pt"
+CHECKPOINT, BEFORE = "checkpoint.pt", "checkpoint.before.pt"  # the latest, and the one before it
+LOCK = "checkpoint.lock"
+MAGIC = b"ilcp checkpoint\n"  # then the digest of the rest, which torch wrote; one of before has torch's part alone
+HEAD_BYTES = len(MAGIC) + 16
 LENGTHS = {"steps", "minutes", "texts"}  # may grow, so that a run goes on for longer; None: not said, or without end
 FREE = {"teacher_floor", "validate_every", "checkpoint_minutes"}  # how a run is judged, watched and kept
 
 
+def alone(folder: Path, lock: str = LOCK) -> AbstractContextManager[None]:
+    """Holds a run's folder inside a ``with``, for all processes of one run.
+
+    Raises:
+        ConfigError: another run holds it; the text says which process.
+        StorageError: the lock cannot be made.
+    """
+    return held(folder / lock) if is_main() else nullcontext()
+
+
+def has_checkpoint(folder: Path) -> bool:
+    """Says whether a run left a checkpoint in the folder; a crash may leave the one before alone."""
+    return any((folder / name).exists() for name in (CHECKPOINT, BEFORE))
+
+
 def write_checkpoint(folder: Path, state: Mapping[str, Any]) -> None:
-    """Writes the checkpoint whole or not at all; the one before stays until then.
+    """Writes the checkpoint whole or not at all; the one before stays beside it.
 
     Raises:
         StorageError: the disk is full, or not to be written to.
     """
-    file = folder / CHECKPOINT
+    file, buffer = folder / CHECKPOINT, BytesIO(bytes(HEAD_BYTES))
+    buffer.seek(HEAD_BYTES)
+    torch.save(dict(state), buffer)
+    content = buffer.getbuffer()
+    content[:HEAD_BYTES] = MAGIC + digest_all([content[HEAD_BYTES:]])
     try:
-        with replacing(file, durable=True) as draft:
-            torch.save(dict(state), draft)
-    except (StorageError, RuntimeError) as error:  # torch wraps a full disk into a RuntimeError
-        kept = "the checkpoint before stays" if file.exists() else "none was there before"
+        with replacing(file, private=True) as draft:
+            draft.write_bytes(content)
+            if file.exists():
+                file.replace(folder / BEFORE)
+    except StorageError as error:
+        kept = "the checkpoint before stays" if has_checkpoint(folder) else "none was there before"
         raise StorageError(
             f"expected room for a checkpoint in {folder}, got: {error.__cause__ or error}; {kept}: free space, then "
             "resume"
         ) from error
+
+
+def read_checkpoint(folder: Path, device: torch.device | str = "cpu") -> tuple[Any, Path]:
+    """Returns what the latest whole checkpoint of the folder holds, and its file.
+
+    Raises:
+        StorageError: none is whole.
+    """
+    failed: Exception | None = None
+    for file in (folder / CHECKPOINT, folder / BEFORE):
+        try:
+            return torch.load(BytesIO(_content(file)), weights_only=True, map_location=device), file
+        except Exception as error:  # pickle, zip and torch raise many kinds, all of which mean this
+            failed = failed or error
+    raise StorageError(f"expected a checkpoint in {folder / CHECKPOINT}, got a damaged file: {failed!r}") from failed
+
+
+def _content(file: Path) -> memoryview:
+    data = memoryview(file.read_bytes())
+    if data[: len(MAGIC)] != MAGIC:  # one of before, or damaged: then torch cannot read it
+        return data
+    if data[len(MAGIC) : HEAD_BYTES] != digest_all([data[HEAD_BYTES:]]):
+        raise ValueError("its digest is that of something else")
+    return data[HEAD_BYTES:]
 
 
 def require_same(before: Mapping[str, Any], hyperparameters: Hyperparameters, folder: Path) -> None:

@@ -18,8 +18,8 @@ from ilcp.training.reader import StateStore
 __all__ = ["Estimate", "estimate"]
 
 COPIES = 4  # of what is trained: weights, gradients, and AdamW's two moments
-SAVED = 3 * 2  # weights and moments in a checkpoint, and two checkpoints while the new one is written
-TUNED = 4  # the adapter in the first stage's checkpoint, which stays: weights, moments, and the best weights
+GENERATIONS = 3  # of a checkpoint: two that stay, and the new one while it is written
+TUNED = 2 * 4  # the adapter in the first stage's checkpoints, two of which stay: weights, moments, the best weights
 MEGA = 1e6
 
 
@@ -79,9 +79,7 @@ def estimate(
     models_bytes = sum(p.numel() * p.element_size() for p in both.values())
     need = Estimate(
         states_bytes=min(store.bytes_of(texts), store.limit_bytes),
-        checkpoint_bytes=SAVED * trained
-        + 2 * (whole - trained)
-        + 2 * whole * (hyperparameters.patience > 0)
+        checkpoint_bytes=GENERATIONS * (2 * trained + whole + whole * (hyperparameters.patience > 0))  # with moments
         + TUNED * tuned * (hyperparameters.reader_share > 0),
         models_bytes=models_bytes,
         training_bytes=COPIES * trained + whole - trained + tuned,  # the adapter once more, which sets the targets

@@ -21,7 +21,7 @@ from ilcp.codec.folder import ADAPTER, CARD, attach_evidence, save
 from ilcp.codec.protocols import Codec
 from ilcp.codec.seen import write_seen
 from ilcp.errors import ConfigError, StorageError
-from ilcp.files import write_whole
+from ilcp.files import settle, sync, write_whole
 from ilcp.handoff import Receiver, Sender
 from ilcp.measure import Report, equal_texts, load_report, run
 from ilcp.models.adapter import save_adapter
@@ -112,6 +112,7 @@ def _save(job: Job, codec: Codec, made: dict[str, Any]) -> None:
                 shutil.copyfile(config.work / name, draft / name)
         if job.models.adapter is not None:
             save_adapter(job.models.adapter, draft / ADAPTER)
+        settle(draft)
     except (OSError, SafetensorError) as error:
         raise StorageError(f"expected room for the codec in {draft}, got: {error}; free space, then resume") from error
     try:
@@ -122,6 +123,7 @@ def _save(job: Job, codec: Codec, made: dict[str, Any]) -> None:
             config.out.rmdir()
         config.out.parent.mkdir(parents=True, exist_ok=True)
         draft.replace(config.out)
+        sync(config.out.parent)
     except OSError as error:
         raise StorageError(
             f"expected to put the codec at {config.out}, got: {error}; it is whole in {draft}"

@@ -36,6 +36,7 @@ from ilcp.tasks.load import own_test
 from ilcp.tasks.written import merged, write_jsonl
 from ilcp.training.batch import Models, frozen
 from ilcp.training.begun import KEPT, STUDY, refuse_taken, same_config
+from ilcp.training.checkpoint import alone, has_checkpoint
 from ilcp.training.choice import chosen, learns_facts, untrained
 from ilcp.training.config import TrainingConfig, read_config
 from ilcp.training.data import Shuffled, Split, require_enough, split
@@ -44,7 +45,7 @@ from ilcp.training.finish import STATES, Job, finish, shows, tell
 from ilcp.training.hyperparameters import Hyperparameters
 from ilcp.training.lesson import learn_facts
 from ilcp.training.log import Log
-from ilcp.training.loop import CHECKPOINT, Result, fit, require_share
+from ilcp.training.loop import Result, fit, require_share
 from ilcp.training.objective import FactNetwork, calibrate
 from ilcp.training.pace import length_text
 from ilcp.training.phrasebook import kept_phrasebook
@@ -58,6 +59,7 @@ __all__ = ["train", "train_codec"]
 
 VALIDATION = 64  # cases by which the learning is watched, at most
 CALIBRATION = 64
+LOCK = "run.lock"  # of the whole run; a stage holds its checkpoints besides
 GIGA = 1e9
 
 
@@ -86,8 +88,8 @@ def train_codec(config: TrainingConfig, *, resume: bool = False) -> Codec:
         resume: goes on with what an earlier call of the same configuration left in ``config.work``.
 
     Raises:
-        ConfigError: the models, the data or the configuration cannot be used, or ``config.out`` or ``config.work``
-            holds another codec or run; the text says what to do.
+        ConfigError: the models, the data or the configuration cannot be used, ``config.out`` or ``config.work`` holds
+            another codec or run, or another process works there; the text says what to do.
         TrainingError: the receiver cannot answer from the full text, the codec collapsed, or a number is not finite.
         StorageError: the disk is full or not to be written to, or a file of the run is damaged.
         MissingExtraError: a package that the configuration needs is not installed.
@@ -98,6 +100,14 @@ def train_codec(config: TrainingConfig, *, resume: bool = False) -> Codec:
     method = chosen(config, given or ())
     require_writable(config.work / KEPT)
     device = init_device(config.device)
+    with alone(config.work, LOCK):
+        return _trained(config, given, method, device, resume)
+
+
+def _trained(
+    config: TrainingConfig, given: list[Case] | None, method: Any, device: torch.device, resume: bool
+) -> Codec:
+    """Trains in folders that were looked at, and are held."""
     models, made_by = _models(config, device), provenance()
     identities = (
         identify(models.sender, models.sender_tokenizer),
@@ -216,7 +226,7 @@ def _train(job: Job, network: Any, resume: bool) -> Result:
     phrasebook = None
     if not isinstance(network, FactNetwork):
         phrasebook = kept_phrasebook(models, source, job.hyperparameters, config.work)
-    if not (config.work / CHECKPOINT).exists():
+    if not has_checkpoint(config.work):
         few = (cases.training + cases.validation)[:CALIBRATION]
         calibrate(network, models, few, job.hyperparameters, phrasebook)
         same_everywhere(network)
@@ -248,7 +258,7 @@ def _teacher(job: Job, source: Shuffled, reader: Reader, resume: bool) -> Valida
     """
     models, wanted, work = job.models, job.hyperparameters, job.config.work
     validator = Validator(models, job.cases.validation[: wanted.validation_contexts], wanted, reader)
-    begun = (work / CHECKPOINT).exists()
+    begun = has_checkpoint(work)
     if models.adapter is not None and wanted.reader_share and (not begun or tuned(work)):
         brought = tune(models, source, validator, wanted, work, resume=resume)
         if not begun and is_main():

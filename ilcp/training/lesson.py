@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ilcp.training.batch import Batch, Models, frozen
+from ilcp.training.checkpoint import alone
 from ilcp.training.facts import Told
 from ilcp.training.hyperparameters import Hyperparameters
 from ilcp.training.log import Log
@@ -77,7 +78,7 @@ def learn_facts(
         ConfigError, StorageError, TrainingError, Interrupted: as ``fit``.
     """
     run = _Lesson(network, models, hyperparameters, Path(folder) / FOLDER, store)
-    with frozen(models):
+    with alone(run.folder), frozen(models):
         run.resumed(resume)
         with deferred_signals() as interrupted:
             return run.go(source, lambda: run.recall(validator.batch), interrupted)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -79,13 +80,13 @@ class Log:
 
 
 def read_log(file: Path) -> list[dict[str, Any]]:
-    """Reads the lines of a log; one that was cut off while it was written is left out."""
+    """Reads the lines of a log; one that was cut off while it was written, or damaged since, is left out."""
     records = []
-    for line in file.read_text(encoding="utf-8").splitlines():
-        try:
-            records.append(_renamed(json.loads(line)))
-        except ValueError:
-            continue
+    for line in file.read_bytes().splitlines():
+        with suppress(ValueError, RecursionError):
+            record = json.loads(line)
+            if isinstance(record, dict) and isinstance(record.get("step"), int | float):
+                records.append(_renamed(record))
     return records
 
 

@@ -17,7 +17,7 @@ from ilcp.errors import ConfigError, Interrupted, StorageError, TrainingError
 from ilcp.nn.distributed import all_reduce, any_rank, average_gradients, is_main, world
 from ilcp.tasks.cases import Case
 from ilcp.training.batch import Batch, Batcher, Models, frozen
-from ilcp.training.checkpoint import CHECKPOINT, require_same, write_checkpoint
+from ilcp.training.checkpoint import CHECKPOINT, alone, has_checkpoint, read_checkpoint, require_same, write_checkpoint
 from ilcp.training.clock import Clock
 from ilcp.training.hyperparameters import Hyperparameters, renamed
 from ilcp.training.log import Log
@@ -29,7 +29,7 @@ from ilcp.training.result import Result
 from ilcp.training.signals import deferred_signals
 from ilcp.training.validation import Validation, Validator
 
-__all__ = ["CHECKPOINT", "Result", "Run", "Source", "fit", "require_share"]
+__all__ = ["Result", "Run", "Source", "fit", "require_share"]
 
 Source = Callable[[int, int], Sequence[Case]]  # (first number, how many) -> about so many; the same for the same two
 FINAL_RATE = 0.02  # of the learning rate, where the cosine ends
@@ -65,8 +65,8 @@ def fit(
         announced_bytes: of memory, by ``ilcp.training.estimate``; a run that takes half as much again says so.
 
     Raises:
-        ConfigError: a checkpoint is there and ``resume`` is false, or is of other hyperparameters; a case does not fit
-            into the receiver's window; ``contexts`` cannot be shared by the processes; or there are too few cases.
+        ConfigError: a checkpoint is there and ``resume`` is false, or is of other hyperparameters; another run is at
+            work there; a case does not fit into the window; ``contexts`` cannot be shared; there are too few cases.
         TrainingError: the receiver does not answer from the full text, the loss is not finite, or the message still
             says nothing when ``collapse_after`` is reached. The last checkpoint stays.
         StorageError: the disk is full or not to be written to, or the checkpoint is damaged.
@@ -77,8 +77,8 @@ def fit(
     log = Log(folder, tensorboard=tensorboard and is_main())
     models = models.with_teacher()
     run = Run(network, models, hyperparameters, folder, phrasebook, store, log)
-    resumed = run.resumed(resume)
-    with frozen(models):
+    with alone(run.folder), frozen(models):
+        resumed = run.resumed(resume)
         validator = validation if isinstance(validation, Validator) else _reads(run, validation)
         if not resumed:
             validator.require_teacher()
@@ -334,7 +334,7 @@ class Run:
             parameter.copy_(value)
 
     def save(self) -> None:
-        """Writes the checkpoint whole or not at all; the one before stays until then.
+        """Writes the checkpoint whole or not at all; the one before stays.
 
         Raises:
             StorageError: the disk is full, or not to be written to.
@@ -362,22 +362,25 @@ class Run:
             ConfigError: there is one, and ``resume`` is false; or it is of other hyperparameters.
             StorageError: it is damaged.
         """
-        file = self.folder / CHECKPOINT
-        if not file.exists():
+        if not has_checkpoint(self.folder):
             return False
         if not resume:
             raise ConfigError(
                 f"expected a new folder, got {self.folder} with a checkpoint: pass resume=True, or choose another"
             )
+        state, file = read_checkpoint(self.folder, self.device)
         try:
-            state = torch.load(file, weights_only=True, map_location=self.device)
             require_same(renamed(state["recipe"]), self.hyperparameters, self.folder)
             self._take(state)
         except ConfigError:
             raise
-        except Exception as error:  # pickle, zip and torch raise many kinds, all of which mean this
+        except Exception as error:  # something is missing in it, or of another kind or shape
             raise StorageError(f"expected a checkpoint in {file}, got a damaged file: {error!r}") from error
+        all_reduce(0.0, self.device)  # no process reads any more
+        if file.name != CHECKPOINT:
+            self.say(f"the latest checkpoint in {self.folder} is missing or damaged, the one before it is taken")
         if is_main():
+            file.replace(self.folder / CHECKPOINT)  # else it would be the next to go
             self.log.forget_after(self.step)
         return True
 

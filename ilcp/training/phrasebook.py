@@ -17,12 +17,10 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
 from ilcp.errors import ConfigError, StorageError
-from ilcp.files import replacing
 from ilcp.models.adapter import vocabulary_size
 from ilcp.models.forward import PADDING, embed
 from ilcp.models.prompt import answer_ids
@@ -32,6 +30,7 @@ from ilcp.training.hyperparameters import Hyperparameters
 from ilcp.training.pace import Pace, seconds_text, voice
 from ilcp.training.packed import memory_logits
 from ilcp.training.precision import precision
+from ilcp.training.tensors import checked, write_tensors
 
 __all__ = ["Phrasebook", "kept_phrasebook", "write_phrasebook"]
 
@@ -67,8 +66,7 @@ class Phrasebook:
             StorageError: the disk is full, or not to be written to.
         """
         order = sorted(self.words, key=lambda word: self.words[word])
-        with replacing(file) as draft:
-            save_file({"vectors": self.vectors, "places": self.places}, draft, metadata={"words": "\n".join(order)})
+        write_tensors(file, {"vectors": self.vectors, "places": self.places}, {"words": "\n".join(order)})
 
     @classmethod
     def load(cls, file: Path) -> "Phrasebook":
@@ -80,8 +78,8 @@ class Phrasebook:
         try:
             with safe_open(file, "pt") as opened:
                 words = (opened.metadata() or {})["words"].split("\n")
-                vectors, places = opened.get_tensor("vectors"), opened.get_tensor("places")
-        except (OSError, KeyError, SafetensorError) as error:
+                vectors, places = checked(opened, "vectors"), checked(opened, "places")
+        except (OSError, KeyError, ValueError, SafetensorError) as error:
             raise StorageError(f"expected a phrasebook in {file}, got: {error}") from error
         if len(words) != len(vectors):
             raise StorageError(f"expected a phrasebook in {file}, got {len(words)} words and {len(vectors)} vectors")

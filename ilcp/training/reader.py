@@ -6,7 +6,8 @@
 
 A shard holds the states of one fixed group of texts, whatever else is read, and appears whole or not at all: a run that
 was killed goes on with the shards that are there, and computes the same numbers as one that was not. It holds them in
-two bytes a number: float32 is rounded to bfloat16, which keeps its range and about three digits.
+two bytes a number: float32 is rounded to bfloat16, which keeps its range and about three digits. Beside each text's
+states is their digest; what does not have it is computed anew.
 """
 
 from collections.abc import Iterable, Sequence
@@ -17,12 +18,10 @@ from typing import Any
 import torch
 from rich.console import Console
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
 from ilcp.errors import StorageError
-from ilcp.files import replacing
 from ilcp.identity import digest
 from ilcp.models.fingerprint import identify
 from ilcp.models.reading import capture_batch, padded_ids, read_ids, window_tokens
@@ -31,6 +30,7 @@ from ilcp.training.batch import Models
 from ilcp.training.hyperparameters import Hyperparameters
 from ilcp.training.pace import Pace, bytes_text, peak_bytes, say, voice
 from ilcp.training.precision import in_bfloat16, precision
+from ilcp.training.tensors import checked, write_tensors
 
 __all__ = ["Reader", "StateStore"]
 
@@ -110,6 +110,7 @@ class StateStore:
         self._token_bytes: int = len(layers) * models.sender.config.hidden_size * self._dtype.itemsize
         self._where: dict[str, Path] = {}
         self._open: dict[Path, Any] = {}
+        self._checked: set[str] = set()
 
     def fill(self, reader: Reader, texts: Iterable[str]) -> None:
         """Computes and keeps the states of these texts, shard by shard, until the limit; what is there is not read.
@@ -138,8 +139,7 @@ class StateStore:
         lengths = mask.sum(1).long().tolist()
         rows = zip(group, states.to(self._dtype).cpu(), lengths, strict=True)
         self.folder.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as draft:
-            save_file({_name(text): row[:, :length].contiguous() for text, row, length in rows}, draft)
+        write_tensors(path, {_name(text): row[:, :length] for text, row, length in rows})
 
     def get(self, text: str) -> Tensor | None:
         """Returns states ``"layers tokens hidden"`` of a text, as they are kept; None where they are not."""
@@ -150,9 +150,13 @@ class StateStore:
         try:
             if path not in self._open:
                 self._open[path] = safe_open(path, "pt").__enter__()  # type: ignore[no-untyped-call]
-            states: Tensor = self._open[path].get_tensor(name)
-        except (OSError, SafetensorError):  # never written, or damaged since
+            if name in self._checked:
+                states: Tensor = self._open[path].get_tensor(name)
+                return states
+            states = checked(self._open[path], name)
+        except (OSError, SafetensorError, ValueError):  # never written, or damaged since
             return None
+        self._checked.add(name)
         return states
 
     def bytes_of(self, texts: Iterable[str]) -> int:

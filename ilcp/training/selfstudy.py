@@ -142,7 +142,7 @@ def _write(models: Models, settings: SelfStudy, file: Path, seed: int, progress:
         start = int(done.read_text()) if done.exists() else 0
         written = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
         lines = [each for each in written if int(json.loads(each)["id"].split(".")[0]) < start]  # no batch twice
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise StorageError(f"expected a run's own cases in {file}, got: {error!r}; remove it, and {done}") from error
     batches = -(-settings.texts // settings.batch)
     write: Callable[..., Iterator[dict[str, Any]]] = _questions if settings.asks(models) else _continuations

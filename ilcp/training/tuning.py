@@ -22,9 +22,10 @@ from ilcp.errors import StorageError
 from ilcp.files import write_whole
 from ilcp.nn.distributed import is_main
 from ilcp.training.batch import Batch, Models, frozen
+from ilcp.training.checkpoint import alone, has_checkpoint
 from ilcp.training.hyperparameters import Hyperparameters
 from ilcp.training.log import Log
-from ilcp.training.loop import CHECKPOINT, Run, Source
+from ilcp.training.loop import Run, Source
 from ilcp.training.objective import Objective
 from ilcp.training.precision import precision
 from ilcp.training.signals import deferred_signals
@@ -64,7 +65,7 @@ def tune(
         ConfigError, StorageError, TrainingError, Interrupted: as ``fit``.
     """
     run, brought = _Reading(models, hyperparameters, Path(folder) / FOLDER), tuned(folder)
-    with frozen(models):
+    with alone(run.folder), frozen(models):
         if brought is not None:
             run.resumed(resume)
             run.keep_best()
@@ -92,12 +93,22 @@ def tuned(folder: str | Path) -> dict[str, Any] | None:
         StorageError: the file that says so is damaged.
     """
     file = Path(folder) / FOLDER / BROUGHT
-    if not (file.exists() and file.with_name(CHECKPOINT).exists()):
+    if not (file.exists() and has_checkpoint(file.parent)):
         return None
     try:
-        return msgspec.json.decode(file.read_bytes(), type=dict[str, Any])
+        brought = msgspec.json.decode(file.read_bytes(), type=dict[str, Any])
+        msgspec.convert(brought, _Brought)
+        return brought
     except (OSError, msgspec.MsgspecError) as error:
         raise StorageError(f"expected a run's own record in {file}, got: {error}; remove it, and resume") from error
+
+
+class _Brought(msgspec.Struct):
+    """What a run goes on with of what the stage brought."""
+
+    before: dict[str, float]
+    after: dict[str, float]
+    minutes: float
 
 
 class _NoCodec(nn.Module):

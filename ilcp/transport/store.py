@@ -26,10 +26,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
-from ilcp.errors import TransportError
-from ilcp.files import file_id
+from ilcp.errors import StorageError, TransportError
+from ilcp.files import file_id, own_file
 from ilcp.transport.backend import Lease, is_name
 from ilcp.transport.errors import (
     CorruptError,
@@ -90,6 +91,7 @@ class Store:
 
     Raises:
         CorruptError: ``path`` is no spool, or a damaged one.
+        NotWritableError: ``path`` is another account's, or could be.
         UnreachableError: ``path`` cannot be opened.
     """
 
@@ -99,6 +101,11 @@ class Store:
         self._path, self._clock, self._dedup_s, self._max_bytes = path, clock, dedup_s, max_bytes
         self._sync = "FULL" if power_safe else "NORMAL"
         self._lock = threading.Lock()
+        if path != ":memory:":
+            try:
+                own_file(Path(path))
+            except StorageError as error:
+                raise NotWritableError(str(error)) from error
         with self._lock, self._named_errors():
             self._db = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
             try:
