@@ -7,6 +7,7 @@ unless its caller says ``allow_unmeasured=True``. ``ilcp measure --attach`` writ
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from math import isfinite, nan
 from typing import Any
 
 from ilcp.errors import ConfigError, UnmeasuredError
@@ -16,6 +17,7 @@ __all__ = ["EARLIER_ARMS", "Evidence", "require_evidence"]
 
 # What reports and evidence of before call an arm; the name that it has.
 EARLIER_ARMS = {"other": "mismatched", "literals-other": "literals-mismatched"}
+ROUNDED = 1e-3  # of figures with four places
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,28 @@ class Evidence:
     arms: Mapping[str, float]
     commit: str
 
+    def require_sound(self) -> None:
+        """Refuses figures that no measurement gives: who wrote them may be anybody.
+
+        Raises:
+            UnmeasuredError: with what was expected.
+        """
+        message, other = (self.arms.get(name, nan) for name in ("message", "mismatched"))
+        bounds = [bound for bound in (self.low, self.high) if bound is not None]
+        figures = (self.content_gain, *bounds, *self.arms.values())
+        expected = {
+            "the arms message and mismatched": {"message", "mismatched"} <= self.arms.keys(),
+            "finite figures": all(map(isfinite, figures)),
+            "shares from 0 to 1": self.unit != "exact match" or all(0 <= value <= 1 for value in self.arms.values()),
+            "a content gain that is the difference of its arms": abs(message - other - self.content_gain) < ROUNDED,
+            "n of at least 2 where there is an interval": self.n >= (2 if bounds else 1),
+            "an interval around the content gain": not bounds
+            or (len(bounds) == 2 and bounds[0] <= self.content_gain <= bounds[1]),
+        }
+        for what, is_so in expected.items():
+            if not is_so:
+                raise UnmeasuredError(f"expected {what}, got {self}: measure again")
+
     @property
     def holds(self) -> bool:
         """Says whether the content gain is above zero with its interval."""
@@ -53,13 +77,15 @@ class Evidence:
         """Reads the evidence that ``dataclasses.asdict`` wrote.
 
         Raises:
-            UnmeasuredError: a field is missing, unknown or of another type.
+            UnmeasuredError: a field is missing, unknown or of another type, or no measurement gives such figures.
         """
         try:
             found = read_record(cls, record, "the evidence")
         except ConfigError as error:
             raise UnmeasuredError(f"{error}: measure again") from None
-        return replace(found, arms={EARLIER_ARMS.get(name, name): value for name, value in found.arms.items()})
+        found = replace(found, arms={EARLIER_ARMS.get(name, name): value for name, value in found.arms.items()})
+        found.require_sound()
+        return found
 
 
 def require_evidence(evidence: Evidence | None, codec_id: str) -> None:
@@ -78,6 +104,7 @@ def require_evidence(evidence: Evidence | None, codec_id: str) -> None:
             f"expected the evidence of codec {codec_id}, got that of {evidence.codec_id}: weights or models "
             f"differ; {way_out}"
         )
+    evidence.require_sound()
     if not evidence.holds:
         raise UnmeasuredError(
             f"expected a content gain above zero with its interval, got {evidence}: the message says no more than "

@@ -4,13 +4,13 @@ import traceback
 import warnings
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
 from rich.progress import Progress, TimeElapsedColumn
 
-from ilcp.cli.common import EMBEDDED, DeviceOption, SenderOption, busy, err, interruptible, out
+from ilcp.cli.common import EMBEDDED, DeviceOption, DownloadOption, SenderOption, busy, err, interruptible, out
 from ilcp.cli.exit_codes import exit_code
 from ilcp.errors import ConfigError, DecodeError, IlcpError, StorageError
 from ilcp.files import require_writable, write_whole
@@ -31,6 +31,7 @@ def encode(
     sender: SenderOption = None,
     to: Annotated[Path, typer.Option("--out", help="Where the messages go: NAME.ilcp for a file NAME.")] = Path("."),
     device: DeviceOption = "cpu",
+    download: DownloadOption = False,
     payload_bytes: Annotated[
         int | None, typer.Option("--bytes", help="A shorter payload, if the codec has it.")
     ] = None,
@@ -47,7 +48,8 @@ def encode(
     with busy("loading the sender and the codec"):
         from ilcp.embedded import load_sender
 
-        reader = load_sender(None if codec == EMBEDDED else codec, sender=sender, device=device)
+        named: dict[str, Any] = {"sender": sender, "device": device, "allow_download": download}
+        reader = load_sender(None if codec == EMBEDDED else codec, **named)
     length = reader.codec.spec.length(payload_bytes) if reader.codec.spec.prefixes else None
     codec_id = reader.codec.trained.codec_id(reader.codec.spec).hex()
     counted: Counter[str] = Counter()

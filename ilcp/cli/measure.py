@@ -7,9 +7,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
-from ilcp.cli.common import EMBEDDED, DeviceOption, ReceiverOption, SenderOption, busy, err, interruptible, out
+from ilcp.cli.common import (
+    EMBEDDED,
+    DeviceOption,
+    DownloadOption,
+    PlainConsole,
+    ReceiverOption,
+    SenderOption,
+    busy,
+    err,
+    interruptible,
+    out,
+)
 from ilcp.errors import ConfigError
 from ilcp.files import require_writable, write_whole
 from ilcp.identity import digest
@@ -35,6 +45,7 @@ def measure(
     sender: SenderOption = None,
     receiver: ReceiverOption = None,
     device: DeviceOption = "cpu",
+    download: DownloadOption = False,
     hops: Annotated[int, typer.Option(help="How many hops to hand on (case files only); 0: not measured.")] = 0,
     budget: Annotated[
         list[int] | None,
@@ -62,7 +73,7 @@ def measure(
 
         _refuse_early(codec, attach, html, png, keep, repetitions)
         asked = tasks.task(task or _own(codec), n=n, seed=seed)
-        ends: dict[str, Any] = {"sender": sender, "receiver": receiver, "device": device}
+        ends: dict[str, Any] = {"sender": sender, "receiver": receiver, "device": device, "allow_download": download}
         pair = embedded.load_pair(None if codec == EMBEDDED else codec, **ends, allow_unmeasured=True)
         texts = equal_texts(pair.sender, asked.samples())
     wanted: dict[str, Any] = {"seed": seed, "hops": hops, "budgets": budget or (), "repetitions": repetitions}
@@ -85,7 +96,7 @@ def _attach(folder: Path, report: "Report") -> None:
 def _show(report: "Report") -> None:
     from ilcp.measure import table
 
-    table.show(report, out if out.is_terminal else Console(width=100))
+    table.show(report, out if out.is_terminal else PlainConsole(width=100))
 
 
 def _beside(codec: str, *options: object) -> Path:

@@ -34,8 +34,9 @@ from ilcp.models.fingerprint import Known
 from ilcp.models.forward import embed, embedding_norm
 from ilcp.models.generate_options import require_count, require_options
 from ilcp.models.packing import packs
+from ilcp.models.plain_text import unfit
 from ilcp.models.prefix_cache import PrefixCaches
-from ilcp.models.prompt import MEMORY_HERE, holds_control, pieces
+from ilcp.models.prompt import pieces
 from ilcp.models.support import require_receiver, require_tokenizer
 from ilcp.nn.inference import inference
 
@@ -111,8 +112,8 @@ class Receiver:
 
         Raises:
             DecodeError: the bytes are no message, damaged, expired, or not under this receiver's key; or the payload
-                decodes to NaN, infinity, another width, vectors out of the norm band of this receiver's embeddings, or
-                text that spells a control token.
+                decodes to NaN, infinity, another width, vectors out of the norm band of this receiver's embeddings; or
+                its text or literals are not plain (see ``ilcp.models.plain_text``).
             ReplayError: the message was decoded before.
             ReplayCacheError: the replay cache cannot say so.
             MismatchedCodecError: the message was made by another codec; it is an IdentityError and a DecodeError.
@@ -124,15 +125,18 @@ class Receiver:
         parsed, key = verified(message, key=self.key, now_unix_s=now)
         memory = self._codec_of(parsed.codec_id).decode(parsed.payload)
         held = memory.in_prompt(self._hidden, self._embedding_norm)
-        if isinstance(held, str) and MEMORY_HERE in held:
-            raise DecodeError("expected a memory of plain text, got one with ilcp.MEMORY_HERE in it: drop it")
-        if isinstance(held, str) and holds_control(self.tokenizer, held):
-            raise DecodeError("expected a memory of plain text, got one that spells a control token: drop it")
-        if parsed.literals and holds_control(self.tokenizer, line(parsed.literals)):
-            raise DecodeError("expected literals of plain text, got one that spells a control token: leave it out")
+        self._require_plain("a memory of plain text", held if isinstance(held, str) else "")
+        for literal in parsed.literals:
+            self._require_plain("literals of plain text", literal)
+        self._require_plain("literals of plain text", line(parsed.literals))
         if self.replay is not None and key is not None and parsed.seal is not None:
             self.replay.admit(key, parsed.seal, now_unix_s=now)  # last, so that what is refused uses up no id
         return memory.beside(parsed.literals) if parsed.literals else memory
+
+    def _require_plain(self, expected: str, text: str) -> None:
+        because = unfit(self.tokenizer, text)
+        if because is not None:
+            raise DecodeError(f"expected {expected}, got one {because}: leave it out, or drop the message")
 
     def forget(self, message: bytes) -> None:
         """Lets a sealed message in once more, because the work on it failed.
