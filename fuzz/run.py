@@ -1,6 +1,6 @@
-"""Coverage-guided fuzzing of what reads bytes of a peer: messages, memories, and the receive side of every transport.
+"""Coverage-guided fuzzing of what reads strangers' bytes: messages, memories, transports, folders of codecs.
 
-    python fuzz/run.py [--target message|memory|transport|all]... [--inputs 100000] [--keep] [--json FILE]
+    python fuzz/run.py [--target message|memory|transport|folder|all]... [--inputs 100000] [--keep] [--json FILE]
 
 Targets run one after the other, ``--inputs`` each (``message=6000000`` gives one its own number). Inputs begin with
 ``fuzz/corpus/TARGET``; what is found to reach new code is kept for the run, or with ``--keep`` in that folder. An input
@@ -24,7 +24,7 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 TREE = [str(HERE.parent), str(HERE.parent / "codecs")]  # this checkout, wherever an installed ilcp may be
-TARGETS = ("message", "memory", "transport")
+TARGETS = ("message", "memory", "transport", "folder")
 MAX_INPUT_BYTES = 1400  # covers payloads beyond 256 bytes and literals beyond their limit; the rest is only longer
 MAX_PROCESS_MB = 1536  # torch takes a third of it
 SAID = ("NEW", "REDUCE", "RELOAD", "Uses:", "ommended dictionary", "WARNING: Failed")  # of no use afterwards
@@ -131,7 +131,7 @@ def fuzz(target: str, options: list[str]) -> int:
     """Hands this process over to libFuzzer, with the target's modules instrumented."""
     import atheris
 
-    if target == "memory":
+    if target in ("memory", "folder"):
         import torch  # its own modules are not what is fuzzed
 
         torch.set_num_threads(1)

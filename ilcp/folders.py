@@ -10,6 +10,7 @@ import os
 import re
 import stat
 from collections.abc import Iterable
+from errno import ENOENT
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,10 @@ def inside(folder: Path, name: str) -> Path:
         OSError: there is none, or it cannot be looked at.
         StorageError: it is no regular file, or leads out of the folder.
     """
-    home, real = Path(os.path.realpath(folder)), Path(os.path.realpath(folder / name, strict=True))
+    try:
+        home, real = Path(os.path.realpath(folder)), Path(os.path.realpath(folder / name, strict=True))
+    except ValueError:  # of a name that no file has
+        raise FileNotFoundError(ENOENT, os.strerror(ENOENT), str(folder / name)) from None
     blobs = (parent.parent / "blobs" for parent in (home, *home.parents) if parent.name == "snapshots")
     if not any(real.is_relative_to(place) for place in (home, *blobs)):
         raise StorageError(f"expected a file that lies in {folder}, got {name}, a link out of it: copy the file there")

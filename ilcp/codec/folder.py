@@ -92,13 +92,16 @@ class HubCodec(ModelHubMixin):
         return str(self.push_to_hub(repo_id or Path(save_directory).name, **options)) if push_to_hub else None
 
     @classmethod
-    def _from_pretrained(cls, *, model_id: str, **options: Any) -> Self:
-        known = ("revision", "cache_dir", "force_download", "local_files_only", "token")
-        codec: Any = load(model_id, **{name: value for name, value in options.items() if name in known})
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **hub: Any) -> Self:
+        """Returns the codec as ``ilcp.load`` does: the mixin's own would ask a hub for a path that was mistyped.
+
+        Raises:
+            ConfigError: it is another codec's; or as ``ilcp.load``, as are StorageError and IdentityError.
+        """
+        codec: Any = load(pretrained_model_name_or_path, **hub)
         if not isinstance(codec, cls):
-            raise ConfigError(
-                f"expected a codec of {cls.__name__} in {model_id}, got {type(codec).__name__}: use ilcp.load"
-            )
+            got = f"got {type(codec).__name__}: use ilcp.load"
+            raise ConfigError(f"expected a codec of {cls.__name__} in {pretrained_model_name_or_path}, {got}")
         return codec
 
 
