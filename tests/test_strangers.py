@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from copy import deepcopy
@@ -17,16 +18,19 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import ilcp
+from ilcp.cli.common import PlainConsole
+from ilcp.cli.measure import _seed
 from ilcp.codec.folder import ADAPTER, attach_evidence, save
 from ilcp.codec.seen import seen_by
 from ilcp.errors import ConfigError, DecodeError, StorageError, UnmeasuredError
-from ilcp.evidence import Evidence, require_evidence
+from ilcp.evidence import Evidence, require_evidence, require_signed, signed, trusted_keys
 from ilcp.folders import is_hub_id
 from ilcp.identity import ANY
 from ilcp.message import Message
 from ilcp.models.adapter import adapt, begun_adapter, new_adapter, save_adapter
 from ilcp.models.fingerprint import identify
 from ilcp.models.loading import load_model
+from ilcp.tasks import case_files, cases_digest
 from ilcp_codecs.facts.agenda import Agenda
 from ilcp_codecs.facts.config import FactsConfig
 from ilcp_codecs.text import LmCodec, PlainCodec, ZstdCodec
@@ -480,3 +484,84 @@ def test_evidence_that_no_measurement_gives_is_damaged(figures: dict[str, Any], 
         Evidence.from_dict(asdict(wrong))
     with pytest.raises(UnmeasuredError, match=f"expected {said}"):
         require_evidence(wrong, "ab")
+
+
+def test_signed_evidence_binds_figures_codec_cases_and_who_measured(pair, tmp_path: Path) -> None:
+    """A receiver that trusts a key takes what it signed, from a folder too; anything else in its place is refused."""
+    key, other = bytes(range(32)), bytes(range(1, 33))
+    codec = deepcopy(pair.sender.codec)
+    made = signed(codec.evidence, key, cases_digest(case_files("test", 7, 3)))
+    codec.evidence = made
+    ilcp.save(codec, tmp_path / "codec")
+    attach_evidence(tmp_path / "codec", made)
+    assert made.measured_by in (tmp_path / "codec" / "README.md").read_text()
+    assert made == ilcp.load(tmp_path / "codec").evidence
+    assert ilcp.load_pair(tmp_path / "codec", trust=[made.measured_by])
+    for wrong in (
+        pair.sender.codec.evidence,
+        signed(codec.evidence, other, ""),
+        replace(made, n=500),
+        replace(made, task_digest="00"),
+        replace(made, codec_id="00"),
+        replace(made, measured_by=signed(made, other, "").measured_by),
+        replace(made, signature="xyz"),
+        None,
+    ):
+        with pytest.raises(UnmeasuredError, match=r"expected evidence (that somebody trusted signed|as .* signed it)"):
+            require_signed(wrong, trusted_keys([bytes.fromhex(made.measured_by), signed(made, key, "").measured_by]))
+    model, tokenizer = pair.receiver.model, pair.receiver.tokenizer
+    codec.evidence = replace(made, n=500)
+    with pytest.raises(UnmeasuredError, match="that it did not sign"):
+        ilcp.Receiver(model, tokenizer, codec, trust=[made.measured_by], allow_unmeasured=True)
+    for nobody in ([], "ab", ["ab"], [b"ab"], [3]):
+        with pytest.raises(ConfigError, match=r"expected (a list of )?public keys"):
+            ilcp.Receiver(model, tokenizer, codec, trust=nobody)  # type: ignore[arg-type]
+
+
+def test_a_signing_key_is_made_for_its_owner_only(tmp_path: Path) -> None:
+    """``--sign`` makes a key where there is none, takes it again, and refuses what is none."""
+    seed = _seed(tmp_path / "key", attach=True)
+    assert seed == _seed(tmp_path / "key", attach=True)
+    assert 0o600 == (tmp_path / "key").stat().st_mode & 0o777
+    (tmp_path / "key").write_text("ab")
+    with pytest.raises(ConfigError, match="a signing key of 32 bytes"):
+        _seed(tmp_path / "key", attach=True)
+    with pytest.raises(ConfigError, match="--attach beside --sign"):
+        _seed(tmp_path / "key", attach=False)
+
+
+# --- the terminal --------------------------------------------------------------------------------------------------
+
+
+def test_a_peers_words_do_not_steer_the_terminal(capsys) -> None:
+    """Control characters in what is printed are written out, in lines, errors and tables; brackets are no markup."""
+    from rich.table import Table
+
+    console = PlainConsole(force_terminal=True, width=60)
+    table = Table("a")
+    table.add_row("cell \x1b[2J")
+    console.print(table)
+    console.print("line \x1b]0;title\x07 \x9b2J [b] [/b]", markup=False)
+    said = capsys.readouterr().out
+    for escaped in ("cell \\x1b[2J", "\\x1b]0;title\\x07 \\x9b2J [b] [/b]"):
+        assert escaped in re.sub("\x1b\\[[0-9;]*m", "", said)
+    assert not re.search("\x1b(?!\\[[0-9;]*m)|\x9b|\x07", said)
+
+
+def test_a_path_is_no_markup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A message that is received into a folder with brackets in its name is written, acknowledged and named."""
+    from typer.testing import CliRunner
+
+    from ilcp.cli import app
+
+    message = ilcp.load_pair().sender.encode("Ticket INC-1 is owned by Mara.")
+    (tmp_path / "message").write_bytes(message)
+    spool, folder = f"spool://{tmp_path}/spool", tmp_path / "[b] [" / "b]"
+    for words in (
+        ["send", str(tmp_path / "message"), "--via", spool, "--to", "b"],
+        ["receive", "--via", spool, "--as", "b", "--out", str(folder)],
+    ):
+        done = CliRunner().invoke(app, words)
+        assert 0 == done.exit_code, done.output
+    assert str(folder) in done.output.replace("\n", "")
+    assert [message] == [file.read_bytes() for file in folder.iterdir()]

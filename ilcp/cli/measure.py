@@ -1,9 +1,12 @@
 """``ilcp measure`` and ``ilcp compare``: the worth of a codec, and its changes."""
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
+from secrets import token_hex
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -20,7 +23,8 @@ from ilcp.cli.common import (
     interruptible,
     out,
 )
-from ilcp.errors import ConfigError
+from ilcp.errors import ConfigError, MissingExtraError
+from ilcp.evidence import SEED_BYTES
 from ilcp.files import require_writable, write_whole
 from ilcp.identity import digest
 
@@ -59,6 +63,10 @@ def measure(
     html: Annotated[Path | None, typer.Option(help="A page with plots; needs ilcp\\[plots].", dir_okay=False)] = None,
     png: Annotated[Path | None, typer.Option(help="A folder for the plots; needs ilcp\\[plots].")] = None,
     attach: Annotated[bool, typer.Option("--attach", help="Write the result into the codec's folder.")] = False,
+    sign: Annotated[
+        Path | None,
+        typer.Option(help="Signs it with this file's key, made if missing; needs ilcp\\[sign].", dir_okay=False),
+    ] = None,
 ) -> None:
     """Measures what a codec's message is worth, against everything that it must beat, on any pair of models.
 
@@ -72,6 +80,7 @@ def measure(
         from ilcp.measure import equal_texts
 
         _refuse_early(codec, attach, html, png, keep, repetitions)
+        key = None if sign is None else _seed(sign, attach)
         asked = tasks.task(task or _own(codec), n=n, seed=seed)
         ends: dict[str, Any] = {"sender": sender, "receiver": receiver, "device": device, "allow_download": download}
         pair = embedded.load_pair(None if codec == EMBEDDED else codec, **ends, allow_unmeasured=True)
@@ -81,16 +90,41 @@ def measure(
     with _left(keep):
         _show(report)
         if attach:
-            _attach(pair.path, report)
+            _attach(pair.path, report, key, asked)
         _draw(report, html, png)
     if as_json is None:
         keep.unlink(missing_ok=True)
 
 
-def _attach(folder: Path, report: "Report") -> None:
+def _attach(folder: Path, report: "Report", seed: bytes | None, asked: "Task") -> None:
     from ilcp.codec.folder import attach_evidence
+    from ilcp.evidence import signed
+    from ilcp.tasks import cases_digest
 
-    attach_evidence(folder, report.evidence())
+    evidence = report.evidence()
+    if seed is not None:
+        evidence = signed(evidence, seed, cases_digest(asked.cases))
+        out.print(f"signed by {evidence.measured_by}", highlight=False, soft_wrap=True)
+    attach_evidence(folder, evidence)
+
+
+def _seed(file: Path, attach: bool) -> bytes:
+    """Reads a signing key (hex), or makes one, for its owner only."""
+    if not attach:
+        raise ConfigError("expected --attach beside --sign, got none: what is signed is what is attached")
+    if find_spec("nacl") is None:
+        raise MissingExtraError.of("PyNaCl", "for signed evidence", "sign")
+    try:
+        if not file.exists():
+            made = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with open(made, "w", encoding="ascii") as new:
+                new.write(token_hex(SEED_BYTES) + "\n")
+        seed = bytes.fromhex(file.read_text(encoding="ascii"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"expected a signing key in hex in {file}, got: {error}") from error
+    if len(seed) != SEED_BYTES:
+        raise ConfigError(f"expected a signing key of {SEED_BYTES} bytes in {file}, got {len(seed)}")
+    return seed
 
 
 def _show(report: "Report") -> None:

@@ -326,7 +326,8 @@ def measured(evidence: Evidence) -> str:
     """Returns what a card says of the evidence."""
     arms = "\n".join(f"| {name} | {value:.3f} |" for name, value in evidence.arms.items())
     table = f"| arm | {evidence.unit} |\n| --- | ---: |\n{arms}"
-    return f"{MEASURED}\n\n{table}\n\nMeasured at {evidence.commit}: {evidence}.\n"
+    by = f" Signed by `{evidence.measured_by}`." if evidence.signature else ""
+    return f"{MEASURED}\n\n{table}\n\nMeasured at {evidence.commit}: {evidence}.{by}\n"
 
 
 def attach_evidence(folder: str | Path, evidence: Evidence) -> None:

@@ -6,6 +6,7 @@ The embedded pair is a small sender, a small receiver and a trained codec, loade
 """
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,7 @@ def load_pair(
     key: Key | None = None,
     replay: ReplayCache | None = None,
     allow_unmeasured: bool = False,
+    trust: Iterable[str | bytes] | None = None,
     allow_download: bool = False,
     device: str = "cpu",
 ) -> Pair:
@@ -65,6 +67,7 @@ def load_pair(
         key: 16 to 64 bytes, or an ``ilcp.KeyRing``; messages are then sealed (127 bytes) and bare ones refused.
         replay: lets the receiver decode each sealed message once; needs a key.
         allow_unmeasured: takes a codec whose content gain was not measured, or is not above zero, or is damaged.
+        trust: public keys of those whose signed evidence counts; see ``ilcp.Receiver``.
         allow_download: fetches models that the codec names and you do not; otherwise they have to be here already.
         device: of both models; the codec stays on the CPU.
 
@@ -77,9 +80,10 @@ def load_pair(
     """
     method = (load_to_measure if allow_unmeasured else load)(HERE / "codec" if codec is None else codec)
     model, tokenizer = _model(method, "receiver", receiver, device, allow_download)
+    options: dict[str, Any] = dict(key=key, replay=replay, allow_unmeasured=allow_unmeasured, trust=trust)
     return Pair(
         _sender(method, sender, key, device, allow_download),
-        Receiver(adapt(model, method), tokenizer, method, key=key, replay=replay, allow_unmeasured=allow_unmeasured),
+        Receiver(adapt(model, method), tokenizer, method, **options),
         folder_of(method),
     )
 

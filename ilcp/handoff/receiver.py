@@ -21,7 +21,7 @@ from torch import Tensor
 from ilcp.codec.memory import Memory, TextMemory
 from ilcp.codec.protocols import Codec
 from ilcp.errors import ConfigError, DecodeError, EncodeError, MismatchedCodecError
-from ilcp.evidence import require_evidence
+from ilcp.evidence import require_evidence, require_signed, trusted_keys
 from ilcp.handoff.answers import Group, Score, answered, answered_packed, require_prompt, scored, scored_packed
 from ilcp.inputs import listed, require_text
 from ilcp.message import verified
@@ -60,6 +60,8 @@ class Receiver:
         replay: decodes each sealed message once, whichever process asks; keep its memory to ask it several questions.
         clock: the time in unix seconds, by which messages expire.
         allow_unmeasured: takes a codec that was not measured, or that was and carries nothing (see ``ilcp.evidence``).
+        trust: public keys (32 bytes, or their hex) of those whose signed evidence counts, and no other; None for what
+            each codec's folder says of itself.
         template: arguments for the chat template beside the messages, such as ``{"enable_thinking": False}``; every
             prompt of this receiver is rendered with them.
 
@@ -68,7 +70,9 @@ class Receiver:
             argument that is no chat template's own.
         IdentityError: a codec was trained for another receiver; the text names the part that differs. Every later call
             that runs the model raises it too, once weights, adapters or tokenizer are no longer those checked here.
-        UnmeasuredError: a codec's content gain was not measured, or is not above zero; the text says what was measured.
+        UnmeasuredError: a codec's content gain was not measured, or is not above zero, or nobody trusted says so; the
+            text says what was measured.
+        MissingExtraError: somebody is to be trusted, and PyNaCl is not installed.
 
     One receiver serves any number of threads.
     """
@@ -83,6 +87,7 @@ class Receiver:
         replay: ReplayCache | None = None,
         clock: Callable[[], float] = time.time,
         allow_unmeasured: bool = False,
+        trust: Iterable[str | bytes] | None = None,
         template: Mapping[str, Any] | None = None,
     ):
         if replay is not None and key is None:
@@ -93,8 +98,12 @@ class Receiver:
         self.codecs = _codecs(codec)
         self._known = Known("receiver", [each.trained.receiver for each in self.codecs])
         self._known.require(model, tokenizer)
-        for each in () if allow_unmeasured else self.codecs:
-            require_evidence(each.evidence, each.trained.codec_id(each.spec).hex())
+        trusted = () if trust is None else trusted_keys(trust)
+        for each in self.codecs:
+            if trusted:
+                require_signed(each.evidence, trusted)
+            if not allow_unmeasured:
+                require_evidence(each.evidence, each.trained.codec_id(each.spec).hex())
         model.eval()
         self.tokenizer = tokenizer
         self.codec = self.codecs[0]
