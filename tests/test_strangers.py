@@ -548,13 +548,13 @@ def test_a_peers_words_do_not_steer_the_terminal(capsys) -> None:
     assert not re.search("\x1b(?!\\[[0-9;]*m)|\x9b|\x07", said)
 
 
-def test_a_path_is_no_markup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_path_is_no_markup(tmp_path: Path) -> None:
     """A message that is received into a folder with brackets in its name is written, acknowledged and named."""
     from typer.testing import CliRunner
 
     from ilcp.cli import app
 
-    message = ilcp.load_pair().sender.encode("Ticket INC-1 is owned by Mara.")
+    message = Message(bytes(8), b"payload").to_bytes()
     (tmp_path / "message").write_bytes(message)
     spool, folder = f"spool://{tmp_path}/spool", tmp_path / "[b] [" / "b]"
     for words in (

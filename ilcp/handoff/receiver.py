@@ -69,7 +69,8 @@ class Receiver:
         ConfigError: the model cannot receive, there is no tokenizer, no codec, a replay cache without a key, or an
             argument that is no chat template's own.
         IdentityError: a codec was trained for another receiver; the text names the part that differs. Every later call
-            that runs the model raises it too, once weights, adapters or tokenizer are no longer those checked here.
+            that runs the model raises it too, once weights, adapters or tokenizer are no longer those checked here,
+            as far as torch counts writes (it counts none through ``.data``).
         UnmeasuredError: a codec's content gain was not measured, or is not above zero, or nobody trusted says so; the
             text says what was measured.
         MissingExtraError: somebody is to be trusted, and PyNaCl is not installed.

@@ -132,7 +132,10 @@ def _refuse_kernels(config: Any, folder: Path) -> None:
 def _cached(hub_id: str) -> bool:
     from huggingface_hub import try_to_load_from_cache
 
-    return isinstance(try_to_load_from_cache(hub_id, "config.json"), str)
+    try:
+        return isinstance(try_to_load_from_cache(hub_id, "config.json"), str)
+    except (OSError, ValueError):  # no hub could know such an id
+        return False
 
 
 def _fetched(place: str, name: str, download: bool) -> Path:
