@@ -233,7 +233,7 @@ def test_a_hub_is_asked_only_for_what_the_caller_named(pair, tmp_path: Path, ask
     for options, local in (({}, True), ({"allow_download": True}, False), ({"sender": "me/mine"}, False)):
         asked.clear()
         with pytest.raises(ConfigError, match="no network"):
-            ilcp.load_pair(tmp_path / "codec", receiver=ilcp.embedded.HERE / "receiver", **options)  # type: ignore[arg-type]
+            ilcp.load_pair(tmp_path / "codec", receiver=ilcp.embedded.HERE / "receiver", **options)
         assert [(options.get("sender", "owner/model"), local)] == asked
     with pytest.raises(ConfigError, match=r"names it as its receiver: .*allow_download=True"):
         ilcp.load_pair(tmp_path / "codec")
@@ -381,7 +381,8 @@ def test_chances_of_a_stranger_are_looked_at() -> None:
     ones = np.ones((2, 2), dtype=np.int32)
 
     def agenda(order=(0, 1), parent=(-1, 0), chances=ones, lengths=ones) -> Agenda:
-        return Agenda(*(np.array(each, dtype=np.int32) for each in (order, parent, chances, lengths)), 4, 4)
+        rows: Any = (np.array(each, dtype=np.int32) for each in (order, parent, chances, lengths))
+        return Agenda(*rows, whole_dims=4, token_dims=4)
 
     agenda()
     for wrong in (
@@ -394,7 +395,7 @@ def test_chances_of_a_stranger_are_looked_at() -> None:
         {"lengths": 0 * ones},
     ):
         with pytest.raises(ConfigError, match="topics in an order"):
-            agenda(**wrong)  # type: ignore[arg-type]
+            agenda(**wrong)
 
 
 def test_the_order_of_bits_is_the_one_that_payloads_have() -> None:
