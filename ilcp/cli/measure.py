@@ -35,15 +35,28 @@ if TYPE_CHECKING:
 
 __all__ = ["compare", "measure"]
 
+TaskOption = Annotated[
+    str | None,
+    typer.Option(help="'case-files', or a JSONL file of cases; without it, those that the training kept apart."),
+]
+BudgetOption = Annotated[
+    list[int] | None,
+    typer.Option(help="Also measure messages that the receiver read back, of so many bytes; may be repeated."),
+]
+ReportOption = Annotated[
+    Path | None,
+    typer.Option("--json", help="Keep the report here; an interrupted run goes on from it.", dir_okay=False),
+]
+SignOption = Annotated[
+    Path | None,
+    typer.Option(help="Signs it with this file's key, made if missing; needs ilcp\\[sign].", dir_okay=False),
+]
 UNFINISHED = [".unfinished", ".json"]  # ends the name of what is kept until all outputs are written
 
 
 def measure(
     codec: Annotated[str, typer.Argument(help="A codec's folder or hub id, or 'embedded'.")],
-    task: Annotated[
-        str | None,
-        typer.Option(help="'case-files', or a JSONL file of cases; without it, those that the training kept apart."),
-    ] = None,
+    task: TaskOption = None,
     n: Annotated[int | None, typer.Option(help="How many cases; without it 500, or as many as a file has.")] = None,
     seed: Annotated[int, typer.Option(help="Of the test documents, the intervals and the random payloads.")] = 7,
     sender: SenderOption = None,
@@ -51,22 +64,13 @@ def measure(
     device: DeviceOption = "cpu",
     download: DownloadOption = False,
     hops: Annotated[int, typer.Option(help="How many hops to hand on (case files only); 0: not measured.")] = 0,
-    budget: Annotated[
-        list[int] | None,
-        typer.Option(help="Also measure messages that the receiver read back, of so many bytes; may be repeated."),
-    ] = None,
+    budget: BudgetOption = None,
     repetitions: Annotated[int, typer.Option(help="Of the times, at least 50; 0: not measured.")] = 60,
-    as_json: Annotated[
-        Path | None,
-        typer.Option("--json", help="Keep the report here; an interrupted run goes on from it.", dir_okay=False),
-    ] = None,
+    as_json: ReportOption = None,
     html: Annotated[Path | None, typer.Option(help="A page with plots; needs ilcp\\[plots].", dir_okay=False)] = None,
     png: Annotated[Path | None, typer.Option(help="A folder for the plots; needs ilcp\\[plots].")] = None,
     attach: Annotated[bool, typer.Option("--attach", help="Write the result into the codec's folder.")] = False,
-    sign: Annotated[
-        Path | None,
-        typer.Option(help="Signs it with this file's key, made if missing; needs ilcp\\[sign].", dir_okay=False),
-    ] = None,
+    sign: SignOption = None,
 ) -> None:
     """Measures what a codec's message is worth, against everything that it must beat, on any pair of models.
 
