@@ -19,6 +19,7 @@ from ilcp.errors import ConfigError, StorageError
 __all__ = ["fetched", "inside", "is_hub_id", "read_json", "regular", "shapes_of"]
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+MOST_DEPTH = 64  # of tables in tables: what walks through them needs no more than Python's stack has
 MOST_JSON_BYTES = 64 << 20  # ten times a large tokenizer: a configuration beyond it is none
 
 
@@ -90,9 +91,16 @@ def read_json(file: Path) -> Any:
     if file.stat().st_size > MOST_JSON_BYTES:
         raise ValueError(f"{file.stat().st_size} bytes, more than the {MOST_JSON_BYTES >> 20} MiB of any configuration")
     try:
-        return json.loads(file.read_text(encoding="utf-8-sig"))
+        record = json.loads(file.read_text(encoding="utf-8-sig"))
     except RecursionError as error:
         raise ValueError(str(error)) from error
+    level = [record]
+    for _ in range(MOST_DEPTH):
+        inner = (each.values() if isinstance(each, dict) else each for each in level if isinstance(each, dict | list))
+        level = [each for some in inner for each in some]
+    if level:
+        raise ValueError(f"more than {MOST_DEPTH} levels of tables and lists in each other")
+    return record
 
 
 def shapes_of(file: Path) -> dict[str, tuple[tuple[int, ...], str]]:

@@ -22,11 +22,12 @@ from ilcp.cli.common import PlainConsole
 from ilcp.cli.measure import _seed
 from ilcp.codec.folder import ADAPTER, attach_evidence, save
 from ilcp.codec.seen import seen_by
-from ilcp.errors import ConfigError, DecodeError, StorageError, UnmeasuredError
+from ilcp.errors import ConfigError, DecodeError, EncodeError, StorageError, UnmeasuredError
 from ilcp.evidence import Evidence, require_evidence, require_signed, signed, trusted_keys
 from ilcp.folders import is_hub_id
 from ilcp.identity import ANY
 from ilcp.message import Message
+from ilcp.message.literals import chosen
 from ilcp.models.adapter import adapt, begun_adapter, new_adapter, save_adapter
 from ilcp.models.fingerprint import identify
 from ilcp.models.loading import load_model
@@ -305,6 +306,7 @@ def test_every_codec_comes_back_from_a_hub(tmp_path: Path, monkeypatch: pytest.M
         ({"num_hidden_layers": 10**9}, "num_hidden_layers = 1000000000 in config.json, and 2. tensors"),
         ({"vocab_size": 10**9, "hidden_size": 40_000}, "numbers as config.json says"),
         ({"attn_implementation": "me/kernel"}, "no code from elsewhere"),
+        ({"text_config": json.loads('{"a":' * 90 + "1" + "}" * 90)}, "more than 64 levels"),
         ({"text_config": {"_attn_implementation": {"": "me/kernel"}}}, "no code from elsewhere"),
     ],
 )
@@ -448,6 +450,13 @@ def test_one_rule_says_what_text_of_a_message_may_reach_a_prompt(reader, text: s
             DecodeError, match=r"expected (a memory|literals) of plain text, got one that (holds|spells)"
         ):
             reader.decode(wire.to_bytes())
+
+
+@pytest.mark.parametrize("text", [text for text in STEERS if text[0] == "a"])
+def test_what_every_receiver_would_refuse_is_no_literal(text: str) -> None:
+    """Who sends hears of characters that are not seen before the message is made."""
+    with pytest.raises(EncodeError, match=r"literal 1 of characters that are seen, got U\+"):
+        chosen(["plain", text], None)
 
 
 def test_questions_of_a_codecs_folder_are_text_of_a_stranger(reader) -> None:

@@ -9,16 +9,11 @@ import re
 from functools import lru_cache
 from typing import Any
 
+from ilcp.inputs import hidden
 from ilcp.models.prompt import MEMORY_HERE
 
 __all__ = ["unfit"]
 
-JOINING = "\u00ad\u034f\u180b-\u180d\u180f\u200c\u200d\ufe00-\ufe0f"
-HIDDEN = (
-    "\u061c\u115f\u1160\u17b4\u17b5\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\u3164\ufeff\uffa0\ufff0-\ufffb"
-)
-HIDDEN += "\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
-_UNSEEN = re.compile(f"[{HIDDEN}]|(?:^|\\s)[{JOINING}]|[{JOINING}]{{3}}")
 # How added tokens are spelled that steer; others are words that somebody's texts often have. Gemma has tokens for HTML.
 _HTML = "table|caption|thead|tbody|tfoot|t[rhd]|h[1-6]|blockquote|strong|em|[bisu]|su[bp]|code"
 _MARKUP = re.compile(rf"(?!</?(?:{_HTML})>)[<\[{{|].*[>\]}}|]", re.DOTALL)
@@ -28,9 +23,9 @@ def unfit(tokenizer: Any, text: str) -> str | None:
     """Says why a text may not stand in a prompt, to end a sentence with ("that holds U+200B"); None where it may."""
     if MEMORY_HERE in text:
         return "with ilcp.MEMORY_HERE in it"
-    unseen = _UNSEEN.search(text)
+    unseen = hidden(text)
     if unseen:
-        return f"that holds U+{ord(unseen[0][-1]):04X}, which nobody sees, at character {unseen.end() - 1}"
+        return f"that holds {unseen}, which nobody sees"
     if not _control_ids(tokenizer).isdisjoint(tokenizer(text, add_special_tokens=False).input_ids if text else ()):
         return "that spells a control token"
     return None
