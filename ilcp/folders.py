@@ -16,7 +16,7 @@ from typing import Any
 
 from ilcp.errors import ConfigError, StorageError
 
-__all__ = ["fetched", "inside", "is_hub_id", "read_json", "regular", "shapes_of"]
+__all__ = ["fetched", "inside", "is_hub_id", "read_json", "regular", "shapes_of", "slip"]
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 MOST_DEPTH = 64  # of tables in tables: what walks through them needs no more than Python's stack has
@@ -29,6 +29,13 @@ def is_hub_id(source: str | Path) -> bool:
     Where a folder of the owner's name is, it is a path that was mistyped, and no hub is asked.
     """
     return isinstance(source, str) and bool(HUB_ID.fullmatch(source)) and not os.path.exists(source.split("/")[0])
+
+
+def slip(source: str | Path) -> str:
+    """Says, to end a sentence with, why what is written as an id was taken for a path; empty where it was not."""
+    if isinstance(source, str) and HUB_ID.fullmatch(source) and not is_hub_id(source):
+        return f" (a folder {source.split('/')[0]!r} lies here, so that no hub is asked for it)"
+    return ""
 
 
 def fetched(hub_id: str, patterns: Iterable[str], what: str, **hub: Any) -> Path:

@@ -138,6 +138,7 @@ def test_no_pickle_of_low_rank_weights_is_read(adapter: Path) -> None:
             door()
     (adapter / "adapter_model.safetensors").unlink()
     (adapter / "adapter_model.bin").write_bytes(pickle.dumps(Evil()))
+    os.mkfifo(adapter / "pipe")  # is not waited for
     for door, error in doors(adapter):
         with pytest.raises(error, match=r"adapter_model\.safetensors"):
             door()
@@ -260,6 +261,9 @@ def test_a_path_that_was_mistyped_is_no_id(tmp_path: Path, asked: Any, monkeypat
             with pytest.raises(ConfigError):
                 door(name)
         assert not is_hub_id(name)
+    for door in (ilcp.load, load_model):
+        with pytest.raises(ConfigError, match="a folder 'runs' lies here"):
+            door("runs/codce")
     assert [] == asked
     assert is_hub_id("me/mine")
 

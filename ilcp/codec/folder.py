@@ -24,7 +24,7 @@ from ilcp.codec.spec import CodecSpec, Trained
 from ilcp.errors import ConfigError, IlcpError, StorageError, UnmeasuredError
 from ilcp.evidence import Evidence
 from ilcp.files import usual_modes, write_whole
-from ilcp.folders import fetched, inside, is_hub_id, read_json
+from ilcp.folders import fetched, inside, is_hub_id, read_json, slip
 from ilcp.identity import ANY, ModelIdentity
 from ilcp.records import read_record
 
@@ -284,7 +284,9 @@ def _record(source: str | Path, config: Path) -> dict[str, Any]:
         record = read_json(inside(config.parent, config.name))
     except OSError as error:
         because = (error.strerror or "unreadable").lower()
-        raise ConfigError(f"expected a codec's folder with a config.json, got {source}: {because}") from error
+        raise ConfigError(
+            f"expected a codec's folder with a config.json, got {source}: {because}{slip(source)}"
+        ) from error
     except ValueError as error:
         raise StorageError(f"expected JSON in {config}, got something else: {error}") from error
     if not isinstance(record, dict) or record.get("format") != FORMAT:

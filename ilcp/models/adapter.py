@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from ilcp.codec.folder import ADAPTER, ADAPTER_FILES
 from ilcp.errors import ConfigError, IlcpError, MissingExtraError, StorageError
 from ilcp.files import require_readable, usual_modes, write_whole
+from ilcp.folders import inside
 from ilcp.models.adapter_config import low_rank_config
 
 __all__ = [
@@ -98,8 +99,8 @@ def _adapted(model: Any, root: Path, folder: Path, what: str, refusal: type[Ilcp
     its own, or not such as ``ilcp.models.adapter_config`` takes."""
     peft = _peft()
     try:
-        for file in folder.iterdir():
-            require_readable(file)
+        for name in ADAPTER_FILES:
+            require_readable(inside(root, str((folder / name).relative_to(root))))
         config = peft.LoraConfig(**low_rank_config(root, folder), inference_mode=not train)
         adapter = peft.get_peft_model(model, config)
         loaded = peft.set_peft_model_state_dict(adapter, load_file(folder / ADAPTER_FILES[1]))

@@ -7,7 +7,7 @@ from typing import Any
 from ilcp.codec.folder import ADAPTER_FILES
 from ilcp.errors import ConfigError, StorageError
 from ilcp.files import require_readable
-from ilcp.folders import fetched, is_hub_id, read_json, regular
+from ilcp.folders import fetched, is_hub_id, read_json, regular, slip
 
 __all__ = ["FETCHED", "at_home", "folder_of", "gguf_file"]
 
@@ -88,7 +88,7 @@ def require_id(source: str | Path) -> str:
     if is_hub_id(source):
         return text
     if "/" in text or os.sep in text or isinstance(source, Path) or not text.strip("."):
-        raise ConfigError(f"expected a model's folder with a config.json, got {source}: no such file")
+        raise ConfigError(f"expected a model's folder with a config.json, got {source}: no such file{slip(source)}")
     raise ConfigError(
         f"expected a model's folder, a GGUF file or a hub id (owner/name), got {source}: there is no such folder"
     )

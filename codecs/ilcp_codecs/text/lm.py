@@ -156,7 +156,8 @@ class LmCodec(TextCodec):
         """
         try:
             for file in (folder / FOLDER).iterdir():
-                inside(folder, f"{FOLDER}/{file.name}")
+                if file.is_symlink() or not file.is_dir():
+                    inside(folder, f"{FOLDER}/{file.name}")
             model, tokenizer = load_folder(folder_of(folder / FOLDER), str(folder / FOLDER), "auto")
         except (OSError, ConfigError) as error:  # the folder's fault, not the caller's
             raise StorageError(
