@@ -387,8 +387,8 @@ def test_chances_of_a_stranger_are_looked_at() -> None:
     ones = np.ones((2, 2), dtype=np.int32)
 
     def agenda(order=(0, 1), parent=(-1, 0), chances=ones, lengths=ones) -> Agenda:
-        rows: Any = (np.array(each, dtype=np.int32) for each in (order, parent, chances, lengths))
-        return Agenda(*rows, whole_dims=4, token_dims=4)
+        first, second, third, fourth = (np.array(each, dtype=np.int32) for each in (order, parent, chances, lengths))
+        return Agenda(first, second, third, fourth, whole_dims=4, token_dims=4)
 
     agenda()
     for wrong in (
