@@ -29,6 +29,8 @@ PULLED = b"$JS.ACK.ilcp-handoffs.a.1.1.1.1700000000000000000.0\nNats-Msg-Id: a.x
 ACKED = b'\n--\nr\n\n{"stream":"KV_ilcp-settled","seq":1,"domain":"","duplicate":false}\n--\nr\n\n'
 FOUND = b"r\nNats-Stream: s\nNats-Subject: $KV.ilcp-told.a\nNats-Sequence: 1\nNats-Time-Stamp: 2026-01-01T00:00:00Z\n\n"
 ROW = b"tx\nbmessage\ni0\n\nf0\nf0\n\ni1\ni135\nb" + TOLD + b"\n1.abcd"
+# In the place of a configuration's value.
+SAID = (b"null", b"-1", b"1e99", b"{}", b"[[]]", b'"x"', b"1" * 400, b"[" * 1200, b"../x", b"\0")
 TRANSPORT = {
     0: (
         b"\0" + GIVEN + b"\n--\n204\n\n",
@@ -101,6 +103,10 @@ def main() -> None:
         frame = FRAMES.compress(text.encode())
         write("memory", f"frame-{number}", b"\2\0" + frame)
         write("memory", f"frame-{number}-twice", b"\2\0" + frame + frame)
+    for number, said in enumerate(SAID):
+        for place in (0, 9, 17, 33):
+            write("folder", f"codec-{number}-{place}", bytes([0, place]) + said)
+        write("folder", f"adapter-{number}", bytes([1, number]) + said)
     for number, floats in enumerate(((0.0, 0.5, -1e-40), (1e30,), (float("nan"), float("-inf")))):
         write("memory", f"floats-{number}", b"\3\0" + struct.pack(f"<{len(floats)}f", *floats))
     for side in (0, 2, 4):

@@ -3,19 +3,29 @@
 A codec whose message says no more than another case's message is a codec whose receiver makes its answers up. So
 ``Receiver`` takes no codec without ``Evidence``, and none whose content gain is not above zero with its interval,
 unless its caller says ``allow_unmeasured=True``. ``ilcp measure --attach`` writes it.
+
+It is what the folder says of itself, and who can write there can write any. ``ilcp measure --sign`` therefore signs it
+(Ed25519, RFC 8032): the signature binds every figure, the codec's id, the cases and who measured, and a receiver that
+is told whom to ``trust`` takes no other.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from math import isfinite, nan
 from typing import Any
 
-from ilcp.errors import ConfigError, UnmeasuredError
+from ilcp.errors import ConfigError, MissingExtraError, UnmeasuredError
 from ilcp.records import read_record
 
-__all__ = ["EARLIER_ARMS", "Evidence", "require_evidence"]
+__all__ = ["EARLIER_ARMS", "SEED_BYTES", "Evidence", "require_evidence", "require_signed", "signed", "trusted_keys"]
+
+SEED_BYTES = 32  # of a signing key, and of its public half
+SIGNED = b"ilcp evidence 1\0"  # before what is signed: no other signature of the same key passes for one
 
 # What reports and evidence of before call an arm; the name that it has.
 EARLIER_ARMS = {"other": "mismatched", "literals-other": "literals-mismatched"}
+ROUNDED = 1e-3  # of figures with four places
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +33,8 @@ class Evidence:
     """The controls of one measurement: of which codec, on which task, and how the message fared.
 
     ``content_gain`` is the message minus another case's message, with its 95 % interval, in ``unit`` (exact match, or
-    nats where answers go on); ``arms`` holds the mean of the message, of each control and of the full text.
+    nats where answers go on); ``arms`` holds the mean of the message, of each control and of the full text. Signed
+    evidence also holds the digest of the cases, the public key of who measured, and the signature, all in hex.
     """
 
     codec_id: str
@@ -36,6 +47,31 @@ class Evidence:
     high: float | None
     arms: Mapping[str, float]
     commit: str
+    task_digest: str = ""
+    measured_by: str = ""
+    signature: str = ""
+
+    def require_sound(self) -> None:
+        """Refuses figures that no measurement gives: who wrote them may be anybody.
+
+        Raises:
+            UnmeasuredError: with what was expected.
+        """
+        message, other = (self.arms.get(name, nan) for name in ("message", "mismatched"))
+        bounds = [bound for bound in (self.low, self.high) if bound is not None]
+        figures = (self.content_gain, *bounds, *self.arms.values())
+        expected = {
+            "the arms message and mismatched": {"message", "mismatched"} <= self.arms.keys(),
+            "finite figures": all(map(isfinite, figures)),
+            "shares from 0 to 1": self.unit != "exact match" or all(0 <= value <= 1 for value in self.arms.values()),
+            "a content gain that is the difference of its arms": abs(message - other - self.content_gain) < ROUNDED,
+            "n of at least 2 where there is an interval": self.n >= (2 if bounds else 1),
+            "an interval around the content gain": not bounds
+            or (len(bounds) == 2 and bounds[0] <= self.content_gain <= bounds[1]),
+        }
+        for what, is_so in expected.items():
+            if not is_so:
+                raise UnmeasuredError(f"expected {what}, got {self}: measure again")
 
     @property
     def holds(self) -> bool:
@@ -53,13 +89,15 @@ class Evidence:
         """Reads the evidence that ``dataclasses.asdict`` wrote.
 
         Raises:
-            UnmeasuredError: a field is missing, unknown or of another type.
+            UnmeasuredError: a field is missing, unknown or of another type, or no measurement gives such figures.
         """
         try:
             found = read_record(cls, record, "the evidence")
         except ConfigError as error:
             raise UnmeasuredError(f"{error}: measure again") from None
-        return replace(found, arms={EARLIER_ARMS.get(name, name): value for name, value in found.arms.items()})
+        found = replace(found, arms={EARLIER_ARMS.get(name, name): value for name, value in found.arms.items()})
+        found.require_sound()
+        return found
 
 
 def require_evidence(evidence: Evidence | None, codec_id: str) -> None:
@@ -78,8 +116,75 @@ def require_evidence(evidence: Evidence | None, codec_id: str) -> None:
             f"expected the evidence of codec {codec_id}, got that of {evidence.codec_id}: weights or models "
             f"differ; {way_out}"
         )
+    evidence.require_sound()
     if not evidence.holds:
         raise UnmeasuredError(
             f"expected a content gain above zero with its interval, got {evidence}: the message says no more than "
             "another case's message; train it further, or pass allow_unmeasured=True if you know why"
         )
+
+
+def signed(evidence: Evidence, seed: bytes, task_digest: str) -> Evidence:
+    """Returns the evidence with a signature.
+
+    Args:
+        seed: the signing key, 32 bytes that nobody else has.
+        task_digest: of the cases that were measured, as ``ilcp.tasks.cases_digest`` gives it.
+
+    Raises:
+        MissingExtraError: PyNaCl is not installed.
+        ConfigError: the key has another length.
+    """
+    if len(seed) != SEED_BYTES:
+        raise ConfigError(f"expected a signing key of {SEED_BYTES} bytes, got {len(seed)}")
+    key = _nacl().SigningKey(seed)
+    known = replace(evidence, task_digest=task_digest, measured_by=bytes(key.verify_key).hex())
+    return replace(known, signature=key.sign(_content(known)).signature.hex())
+
+
+def require_signed(evidence: Evidence | None, trust: Iterable[str]) -> None:
+    """Refuses evidence that none of those trusted signed, whose public keys are given in hex.
+
+    Raises:
+        MissingExtraError: PyNaCl is not installed.
+        UnmeasuredError: there is no evidence, no signature, one of somebody else, or one of something else.
+    """
+    by = "" if evidence is None else evidence.measured_by
+    if evidence is None or not evidence.signature or by not in trust:
+        got = f"some signed by {by}" if by else "none that is signed"
+        raise UnmeasuredError(f"expected evidence that somebody trusted signed, got {got}: see 'ilcp measure --sign'")
+    nacl = _nacl()
+    try:
+        nacl.VerifyKey(bytes.fromhex(by)).verify(_content(evidence), bytes.fromhex(evidence.signature))
+    except Exception as error:  # a hexadecimal that is none, another length, or BadSignatureError: all mean this
+        raise UnmeasuredError(
+            f"expected evidence as {by} signed it, got figures or a codec that it did not sign: measure again"
+        ) from error
+
+
+def trusted_keys(keys: Iterable[str | bytes]) -> tuple[str, ...]:
+    """Returns public keys in hex.
+
+    Raises:
+        ConfigError: one of them is no public key, or there is none.
+    """
+    some: Iterable[Any] = () if isinstance(keys, str | bytes) else keys
+    found = tuple(key.hex() if isinstance(key, bytes) else key for key in some)
+    for key in found:
+        if not isinstance(key, str) or len(key) != 2 * SEED_BYTES or set(key) - set("0123456789abcdef"):
+            raise ConfigError(f"expected public keys of {SEED_BYTES} bytes, as bytes or in hex, got {key!r}")
+    if not found:
+        raise ConfigError("expected a list of public keys to trust, got none: leave trust out to trust every folder")
+    return found
+
+
+def _content(evidence: Evidence) -> bytes:
+    return SIGNED + json.dumps(asdict(replace(evidence, signature="")), sort_keys=True).encode()
+
+
+def _nacl() -> Any:
+    try:
+        import nacl.signing
+    except ImportError as error:
+        raise MissingExtraError.of("PyNaCl", "for signed evidence", "sign") from error
+    return nacl.signing

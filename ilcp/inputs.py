@@ -13,7 +13,7 @@ from typing import Any
 
 from ilcp.errors import ConfigError, EncodeError, IlcpError
 
-__all__ = ["UNSEEN", "listed", "mending", "read_text", "require_text", "seen"]
+__all__ = ["UNSEEN", "hidden", "listed", "mending", "read_text", "require_text", "seen"]
 
 Refusal = Callable[[str], IlcpError]  # mostly an error's class
 
@@ -24,11 +24,28 @@ UNSEEN = (
     "\u2800\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
 )
 _SEEN = re.compile(f"[^\\s{UNSEEN}]")
+# Inside a character class: what joins letters and pictures, or chooses how one is drawn. It may follow what is seen.
+_JOINING = "\u00ad\u034f\u180b-\u180d\u180f\u200c\u200d\ufe00-\ufe0f"
+# What turns the direction, has no width, or is a tag: it hides words from a person that a model reads.
+_HIDING = (
+    "\u061c\u115f\u1160\u17b4\u17b5\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\u3164\ufeff\uffa0\ufff0-\ufffb"
+    "\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
+)
+_HIDDEN = re.compile(f"[{_HIDING}]|(?:^|\\s)[{_JOINING}]|[{_JOINING}]{{3}}")
 
 
 def seen(text: str) -> bool:
     """Says whether a text has a character that can be seen: neither a space, nor a control, nor of no width."""
     return _SEEN.search(text) is not None
+
+
+def hidden(text: str) -> str | None:
+    """Returns what a text hides from who reads it, as "U+202E at character 7"; None where it hides nothing.
+
+    What joins letters (in Persian, in Hindi) or pictures counts where it follows nothing that it could join.
+    """
+    found = _HIDDEN.search(text)
+    return None if found is None else f"U+{ord(found[0][-1]):04X} at character {found.end() - 1}"
 
 
 def require_text(text: Any, what: str = "a text", *, error: Refusal = EncodeError, may_be_empty: bool = False) -> str:

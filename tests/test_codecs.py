@@ -499,7 +499,7 @@ def test_numbers_of_a_config_that_contradict_each_other_are_damage(tmp_path) -> 
     record = json.loads((tmp_path / "codec" / "config.json").read_text(encoding="utf-8"))
     for key, change, said in (
         ("settings", {"heads": 7}, "width to be a multiple of heads, got 192 and 7: settings in .*config.json"),
-        ("settings", {"sender_hidden": -1}, "whole numbers from 1 for .*sender_hidden"),
+        ("settings", {"sender_hidden": -1}, "whole numbers from 1 to 1048576 for .*sender_hidden"),
         ("spec", {"payload_bytes": 0}, "payload_bytes from 1 to 65535, got 0: spec in .*config.json"),
     ):
         _damage(tmp_path / "codec", **{**record, key: record[key] | change})

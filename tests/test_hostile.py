@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fuzz.limits import Limits
+from fuzz.run import TARGETS
 from ilcp.codec.memory import NORM_BAND, Memory, SoftPrompt
 from ilcp.errors import AuthenticationError, DecodeError, ExpiredError
 from ilcp.handoff import Receiver
@@ -231,7 +232,7 @@ def test_any_payload_decodes_within_the_band_or_is_refused(small: Any, payload: 
     assert bool(torch.isfinite(vectors).all())
 
 
-@pytest.mark.parametrize("target", ["message", "memory", "transport", "kept"])
+@pytest.mark.parametrize("target", TARGETS)
 def test_the_fuzzer_runs_over_its_corpus(target: str, tmp_path: Path) -> None:
     """Each target takes its committed corpus and a few hundred inputs more without a finding, and counts them."""
     pytest.importorskip("atheris", reason="atheris is not installed: it has wheels for some Pythons only")

@@ -23,7 +23,7 @@ CODECS = ROOT / "codecs"
 # own module, which names what is below it.
 FLOORS = (
     ("errors",),
-    ("files", "inputs", "records"),
+    ("files", "folders", "inputs", "records"),
     ("identity",),
     ("evidence", "message"),
     ("codec", "nn"),
@@ -41,6 +41,7 @@ TORCH_FREE = (
     "errors",
     "evidence",
     "files",
+    "folders",
     "identity",
     "ilcp",
     "inputs",

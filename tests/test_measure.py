@@ -572,7 +572,8 @@ def test_admission(pair, perfect, tmp_path) -> None:
     assert held == ilcp.load(folder).evidence
     assert "| mismatched | 0.400 |" in (folder / "README.md").read_text()
     assert ilcp.load_pair(folder)
-    attach_evidence(folder, replace(held, content_gain=0.1, low=-0.1, high=0.3))
+    arms = {"message": 0.5, "mismatched": 0.4}
+    attach_evidence(folder, replace(held, content_gain=0.1, low=-0.1, high=0.3, arms=arms))
     assert 1 == (folder / "README.md").read_text().count("## Measured")
     with pytest.raises(UnmeasuredError, match=r"got content gain 0.100 \[-0.100, 0.300\].*mismatched 0.400.*task, n=9"):
         ilcp.load_pair(folder)

@@ -12,14 +12,14 @@ where the next symbol is uncertain (and where one is nearly certain, up to 12); 
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from math import log2
+from math import inf, log2
 from typing import Any
 
 import constriction  # type: ignore[import-untyped]
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Path", "Probabilities", "Source", "decided", "payload_of", "walk", "whole_payload"]
+__all__ = ["SEARCH_BYTES", "Path", "Probabilities", "Source", "decided", "payload_of", "walk", "whole_payload"]
 
 WORD_BYTES = 4  # constriction's words are uint32, the most significant first
 PIN_SYMBOLS = 1 << 16  # the first of so many even ones, three times over, narrows an interval to its lower edge
@@ -90,12 +90,12 @@ def whole_payload(path: Path) -> bytes:
     return payload
 
 
-def decided(payload: bytes, source: Source) -> list[int]:
-    """Returns the symbols that a payload decides."""
+def decided(payload: bytes, source: Source, most: float = inf) -> list[int]:
+    """Returns the symbols that a payload decides; one over ``most`` where it decides more."""
     decoder = _Decoder(payload)
     symbols: list[int] = []
     symbol = decoder.next(_table(source(None)))
-    while symbol is not None:
+    while symbol is not None and len(symbols) <= most:
         symbols.append(symbol)
         symbol = decoder.next(_table(source(symbol)))
     return symbols

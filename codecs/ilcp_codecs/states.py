@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Self
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from ilcp.codec.context import Context
 from ilcp.codec.folder import CONFIG, HubCodec
@@ -17,6 +17,7 @@ from ilcp.codec.spec import CodecSpec, Trained
 from ilcp.errors import ConfigError, EncodeError, IdentityError, IlcpError, StorageError
 from ilcp.evidence import Evidence
 from ilcp.files import require_readable
+from ilcp.folders import inside, shapes_of
 from ilcp.identity import ModelIdentity
 from ilcp.models.adapter import innermost
 from ilcp.models.fingerprint import weights_digest
@@ -126,16 +127,19 @@ class StatesCodec(HubCodec):
             StorageError: the weights are missing, damaged, or of another shape.
             IdentityError: the weights are not those the codec was saved with.
         """
-        with torch.device("meta"):  # no weight is drawn, and so nobody's random numbers are
+        with torch.device("meta"):  # no weight is drawn, and so nobody's random numbers are; and none takes memory yet
             network = cls._network(settings, f"settings in {folder / CONFIG}", StorageError)
         file = folder / WEIGHTS
         try:
             state: dict[str, Tensor] = {}
             for file in (*(folder / name for name in cls.apart), folder / WEIGHTS):
-                require_readable(file)
+                require_readable(inside(folder, file.name))
+                _require_shapes(network, shapes_of(file))
                 state |= load_file(file)
             state = {name: each.float() if each.is_floating_point() else each for name, each in state.items()}
             network.load_state_dict(state, strict=True, assign=True)
+        except StorageError:
+            raise
         except Exception as error:  # safetensors and torch raise several kinds, all of which mean this
             raise StorageError(f"expected the codec's weights in {file}, got: {error}") from error
         found = weights_digest(network).hex()
@@ -148,3 +152,15 @@ class StatesCodec(HubCodec):
         if codec.spec != spec:
             raise IdentityError(f"expected the codec spec {spec}, got {codec.spec} from its settings in {folder}")
         return codec
+
+
+def _require_shapes(network: nn.Module, found: Mapping[str, tuple[tuple[int, ...], str]]) -> None:
+    """Refuses weights that are not of the network's shapes, or whole numbers in the place of others, by the header.
+
+    Raises:
+        ValueError: with the first that is not; which are missing, ``load_state_dict`` says.
+    """
+    for name, wanted in network.state_dict().items():
+        shape, kind = found.get(name, (tuple(wanted.shape), ""))
+        if shape != tuple(wanted.shape) or (kind and kind.startswith(("F", "BF")) != wanted.is_floating_point()):
+            raise ValueError(f"{name} of shape {shape} ({kind}), where the settings make it {tuple(wanted.shape)}")

@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.text import Text
 
 from ilcp.cli.exit_codes import INTERRUPTED
 from ilcp.errors import ConfigError, DecodeError, Interrupted
@@ -19,6 +20,8 @@ from ilcp.message import MAX_MESSAGE_BYTES, Description, describe
 __all__ = [
     "EMBEDDED",
     "DeviceOption",
+    "DownloadOption",
+    "PlainConsole",
     "ReceiverOption",
     "SenderOption",
     "busy",
@@ -30,6 +33,7 @@ __all__ = [
 ]
 
 EMBEDDED = "embedded"
+CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(0x7F, 0xA0)) if chr(code) not in "\t\n"}
 
 SenderOption = Annotated[
     str | None,
@@ -39,10 +43,22 @@ ReceiverOption = Annotated[
     str | None,
     typer.Option(help="The receiver: folder, hub id or GGUF file; without it, the one that the codec names."),
 ]
+DownloadOption = Annotated[
+    bool, typer.Option("--allow-download", help="Fetch models that only the codec names, from the hub.")
+]
 DeviceOption = Annotated[str, typer.Option(help="That the models compute on: cpu, cuda, cuda:1 ...")]
 
-out = Console()
-err = Console(stderr=True)
+
+class PlainConsole(Console):
+    """A console to which control characters in a text are characters: a peer's words do not steer the terminal."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Returns the text, with what would steer a terminal written as ``\\x1b``."""
+        return super().render_str(text.translate(CONTROLS), **options)
+
+
+out = PlainConsole()
+err = PlainConsole(stderr=True)
 
 
 def mild_streams() -> None:

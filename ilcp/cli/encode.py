@@ -6,13 +6,13 @@ import warnings
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
 from rich.progress import Progress, TimeElapsedColumn
 
-from ilcp.cli.common import EMBEDDED, DeviceOption, SenderOption, busy, err, interruptible, out
+from ilcp.cli.common import EMBEDDED, DeviceOption, DownloadOption, SenderOption, busy, err, interruptible, out
 from ilcp.cli.exit_codes import exit_code
 from ilcp.errors import ConfigError, DecodeError, IlcpError, StorageError
 from ilcp.files import NO_FOLLOW, PRIVATE, require_writable, write_whole
@@ -35,6 +35,7 @@ def encode(
     sender: SenderOption = None,
     to: Annotated[Path, typer.Option("--out", help="Where the messages go: NAME.ilcp for a file NAME.")] = Path("."),
     device: DeviceOption = "cpu",
+    download: DownloadOption = False,
     payload_bytes: Annotated[
         int | None, typer.Option("--bytes", help="A shorter payload, if the codec has it.")
     ] = None,
@@ -51,7 +52,8 @@ def encode(
     with busy("loading the sender and the codec"):
         from ilcp.embedded import load_sender
 
-        reader = load_sender(None if codec == EMBEDDED else codec, sender=sender, device=device)
+        named: dict[str, Any] = {"sender": sender, "device": device, "allow_download": download}
+        reader = load_sender(None if codec == EMBEDDED else codec, **named)
     messages = _Messages(to, reader, payload_bytes)
     counted: Counter[str] = Counter()
     failures: list[Exception] = []

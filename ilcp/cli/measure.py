@@ -1,16 +1,30 @@
 """``ilcp measure`` and ``ilcp compare``: the worth of a codec, and its changes."""
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
+from secrets import token_hex
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
-from ilcp.cli.common import EMBEDDED, DeviceOption, ReceiverOption, SenderOption, busy, err, interruptible, out
-from ilcp.errors import ConfigError
+from ilcp.cli.common import (
+    EMBEDDED,
+    DeviceOption,
+    DownloadOption,
+    PlainConsole,
+    ReceiverOption,
+    SenderOption,
+    busy,
+    err,
+    interruptible,
+    out,
+)
+from ilcp.errors import ConfigError, MissingExtraError
+from ilcp.evidence import SEED_BYTES
 from ilcp.files import require_writable, write_whole
 from ilcp.identity import digest
 
@@ -21,33 +35,42 @@ if TYPE_CHECKING:
 
 __all__ = ["compare", "measure"]
 
+TaskOption = Annotated[
+    str | None,
+    typer.Option(help="'case-files', or a JSONL file of cases; without it, those that the training kept apart."),
+]
+BudgetOption = Annotated[
+    list[int] | None,
+    typer.Option(help="Also measure messages that the receiver read back, of so many bytes; may be repeated."),
+]
+ReportOption = Annotated[
+    Path | None,
+    typer.Option("--json", help="Keep the report here; an interrupted run goes on from it.", dir_okay=False),
+]
+SignOption = Annotated[
+    Path | None,
+    typer.Option(help="Signs it with this file's key, made if missing; needs ilcp\\[sign].", dir_okay=False),
+]
 UNFINISHED = [".unfinished", ".json"]  # ends the name of what is kept until all outputs are written
 
 
 def measure(
     codec: Annotated[str, typer.Argument(help="A codec's folder or hub id, or 'embedded'.")],
-    task: Annotated[
-        str | None,
-        typer.Option(help="'case-files', or a JSONL file of cases; without it, those that the training kept apart."),
-    ] = None,
+    task: TaskOption = None,
     n: Annotated[int | None, typer.Option(help="How many cases; without it 500, or as many as a file has.")] = None,
     seed: Annotated[int, typer.Option(help="Of the test documents, the intervals and the random payloads.")] = 7,
     sender: SenderOption = None,
     receiver: ReceiverOption = None,
     device: DeviceOption = "cpu",
+    download: DownloadOption = False,
     hops: Annotated[int, typer.Option(min=0, help="How many hops to hand on (case files only); 0: not measured.")] = 0,
-    budget: Annotated[
-        list[int] | None,
-        typer.Option(help="Also measure messages that the receiver read back, of so many bytes; may be repeated."),
-    ] = None,
+    budget: BudgetOption = None,
     repetitions: Annotated[int, typer.Option(help="Of the times, at least 50; 0: not measured.")] = 60,
-    as_json: Annotated[
-        Path | None,
-        typer.Option("--json", help="Keep the report here; an interrupted run goes on from it.", dir_okay=False),
-    ] = None,
+    as_json: ReportOption = None,
     html: Annotated[Path | None, typer.Option(help="A page with plots; needs ilcp\\[plots].", dir_okay=False)] = None,
     png: Annotated[Path | None, typer.Option(help="A folder for the plots; needs ilcp\\[plots].")] = None,
     attach: Annotated[bool, typer.Option("--attach", help="Write the result into the codec's folder.")] = False,
+    sign: SignOption = None,
 ) -> None:
     """Measures what a codec's message is worth, against everything that it must beat, on any pair of models.
 
@@ -61,8 +84,9 @@ def measure(
         from ilcp.measure import equal_texts
 
         _refuse_early(codec, attach, html, png, keep, repetitions)
+        key = None if sign is None else _seed(sign, attach)
         asked = tasks.task(task or _own(codec), n=n, seed=seed)
-        ends: dict[str, Any] = {"sender": sender, "receiver": receiver, "device": device}
+        ends: dict[str, Any] = {"sender": sender, "receiver": receiver, "device": device, "allow_download": download}
         pair = embedded.load_pair(None if codec == EMBEDDED else codec, **ends, allow_unmeasured=True)
         texts = equal_texts(pair.sender, asked.samples())
     wanted: dict[str, Any] = {"seed": seed, "hops": hops, "budgets": budget or (), "repetitions": repetitions}
@@ -70,22 +94,47 @@ def measure(
     with _left(keep):
         _show(report)
         if attach:
-            _attach(pair.path, report)
+            _attach(pair.path, report, key, asked)
         _draw(report, html, png)
     if as_json is None:
         keep.unlink(missing_ok=True)
 
 
-def _attach(folder: Path, report: "Report") -> None:
+def _attach(folder: Path, report: "Report", seed: bytes | None, asked: "Task") -> None:
     from ilcp.codec.folder import attach_evidence
+    from ilcp.evidence import signed
+    from ilcp.tasks import cases_digest
 
-    attach_evidence(folder, report.evidence())
+    evidence = report.evidence()
+    if seed is not None:
+        evidence = signed(evidence, seed, cases_digest(asked.cases))
+        out.print(f"signed by {evidence.measured_by}", highlight=False, soft_wrap=True)
+    attach_evidence(folder, evidence)
+
+
+def _seed(file: Path, attach: bool) -> bytes:
+    """Reads a signing key (hex), or makes one, for its owner only."""
+    if not attach:
+        raise ConfigError("expected --attach beside --sign, got none: what is signed is what is attached")
+    if find_spec("nacl") is None:
+        raise MissingExtraError.of("PyNaCl", "for signed evidence", "sign")
+    try:
+        if not file.exists():
+            made = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with open(made, "w", encoding="ascii") as new:
+                new.write(token_hex(SEED_BYTES) + "\n")
+        seed = bytes.fromhex(file.read_text(encoding="ascii"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"expected a signing key in hex in {file}, got: {error}") from error
+    if len(seed) != SEED_BYTES:
+        raise ConfigError(f"expected a signing key of {SEED_BYTES} bytes in {file}, got {len(seed)}")
+    return seed
 
 
 def _show(report: "Report") -> None:
     from ilcp.measure import table
 
-    table.show(report, out if out.is_terminal else Console(width=100))
+    table.show(report, out if out.is_terminal else PlainConsole(width=100))
 
 
 def _beside(codec: str, *options: object) -> Path:

@@ -46,7 +46,9 @@ def send(
     with connect(via, settings=_settings(token, ca, credentials)) as c:
         receipt = c.send(message, to=to, handoff_id=handoff_id)
     kept = "was there already" if receipt.duplicate else "sent"
-    out.print(f"{receipt.handoff_id}  {len(message)} bytes to {to}: {kept}", highlight=False, soft_wrap=True)
+    out.print(
+        f"{receipt.handoff_id}  {len(message)} bytes to {to}: {kept}", highlight=False, soft_wrap=True, markup=False
+    )
 
 
 def receive(
@@ -85,7 +87,12 @@ def receive(
                 raise StorageError(f"expected room for a message in {to}, got: {said}; it is still there") from error
             delivery.ack()
             came += 1
-            out.print(f"{delivery.handoff_id}  {len(delivery.message)} bytes: {path}", highlight=False, soft_wrap=True)
+            out.print(
+                f"{delivery.handoff_id}  {len(delivery.message)} bytes: {path}",
+                highlight=False,
+                soft_wrap=True,
+                markup=False,
+            )
     if came < count:
         err.print(f"{came} of {count} came within {timeout_s:g} s each", highlight=False)
         raise typer.Exit(NOTHING_CAME)
@@ -115,7 +122,7 @@ def serve(
     _log(log_json)
 
     def ready(url: str) -> None:
-        out.print(f"serving {spool} at {url}", highlight=False, soft_wrap=True)
+        out.print(f"serving {spool} at {url}", highlight=False, soft_wrap=True, markup=False)
 
     with interruptible("every message that was kept is in the spool"):
         ilcp.transport.serve.serve(

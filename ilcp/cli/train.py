@@ -56,4 +56,4 @@ def train(
     with interruptible(f"the same command with --resume goes on with what {config.work} holds"):
         codec = train_codec(config, resume=resume)
     if is_main():
-        out.print(f"{config.out}: {codec.evidence}", highlight=False, soft_wrap=True)
+        out.print(f"{config.out}: {codec.evidence}", highlight=False, soft_wrap=True, markup=False)

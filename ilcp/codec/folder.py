@@ -2,34 +2,35 @@
 
 It holds ``config.json`` (which codec, its spec, whom it was trained for, how), ``model.safetensors`` (weights, where it
 has any), ``README.md`` (a card for people) and, where the receiver was adapted to it, ``receiver-adapter``. Nothing in
-it is code, and nothing in it is a pickle.
+it is code, and nothing in it is a pickle. Who wrote it may be a stranger: ``ilcp.folders`` says which files are opened.
 """
 
 import json
 import os
-import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any, Self
 
-from huggingface_hub import ModelHubMixin, snapshot_download
+from huggingface_hub import ModelHubMixin
 from safetensors import SafetensorError
 
 from ilcp.codec.protocols import Codec
-from ilcp.codec.registry import codec_class
+from ilcp.codec.registry import codec_class, codec_names
 from ilcp.codec.spec import CodecSpec, Trained
-from ilcp.errors import ConfigError, StorageError, UnmeasuredError
+from ilcp.errors import ConfigError, IlcpError, StorageError, UnmeasuredError
 from ilcp.evidence import Evidence
 from ilcp.files import settle, sync, write_whole
-from ilcp.identity import ModelIdentity
+from ilcp.folders import fetched, inside, is_hub_id, read_json, slip
+from ilcp.identity import ANY, ModelIdentity
 from ilcp.records import read_record
 
 __all__ = [
     "ADAPTER",
+    "ADAPTER_FILES",
     "HubCodec",
     "attach_evidence",
     "evidence_of",
@@ -45,10 +46,9 @@ FORMAT = 1  # of config.json; another number is refused
 MEASURED = "## Measured, with its controls"
 CONFIG, CARD = "config.json", "README.md"
 ADAPTER = "receiver-adapter"  # the folder of the receiver's low-rank weights
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 EXTRAS = ("*.png", "*.jsonl")  # what a card refers to
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-# What a codec's own ``load_files`` may raise of settings that it did not write.
-NOT_ITS_SETTINGS = (ConfigError, LookupError, TypeError, AttributeError, ValueError, ArithmeticError)
+A_CODEC = "a codec's folder or its id on a hub"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,13 +92,16 @@ class HubCodec(ModelHubMixin):
         return str(self.push_to_hub(repo_id or Path(save_directory).name, **options)) if push_to_hub else None
 
     @classmethod
-    def _from_pretrained(cls, *, model_id: str, **options: Any) -> Self:
-        known = ("revision", "cache_dir", "force_download", "local_files_only", "token")
-        codec: Any = load(model_id, **{name: value for name, value in options.items() if name in known})
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **hub: Any) -> Self:
+        """Returns the codec as ``ilcp.load`` does: the mixin's own would ask a hub for a path that was mistyped.
+
+        Raises:
+            ConfigError: it is another codec's; or as ``ilcp.load``, as are StorageError and IdentityError.
+        """
+        codec: Any = load(pretrained_model_name_or_path, **hub)
         if not isinstance(codec, cls):
-            raise ConfigError(
-                f"expected a codec of {cls.__name__} in {model_id}, got {type(codec).__name__}: use ilcp.load"
-            )
+            got = f"got {type(codec).__name__}: use ilcp.load"
+            raise ConfigError(f"expected a codec of {cls.__name__} in {pretrained_model_name_or_path}, {got}")
         return codec
 
 
@@ -164,16 +167,23 @@ def _draft_beside(folder: Path) -> Path:
 
 
 def _copy(before: Path, folder: Path) -> None:
-    """Copies what a codec's folder holds beside weights and configuration."""
-    for file in (before / CARD, *(file for kind in EXTRAS for file in before.glob(kind))):
-        if file.exists():
-            shutil.copyfile(file, folder / file.name)
-    if (before / ADAPTER).is_dir():
-        shutil.copytree(before / ADAPTER, folder / ADAPTER)
+    """Copies what a codec's folder holds beside weights and configuration; raises as ``inside``."""
+    names = [name for name in (CARD, *_extras(before)) if os.path.lexists(before / name)]
+    if os.path.lexists(before / ADAPTER):
+        (folder / ADAPTER).mkdir()
+        names += [f"{ADAPTER}/{name}" for name in ADAPTER_FILES]
+    for name in names:
+        shutil.copyfile(inside(before, name), folder / name)
+
+
+def _extras(folder: Path) -> Iterator[str]:
+    return (file.name for kind in EXTRAS for file in folder.glob(kind))
 
 
 def load(source: str | Path, **hub: Any) -> Codec:
     """Returns the codec in a folder or on a hub, ready to encode and decode. Runs no code from there, reads no pickle.
+
+    Weights that are not of the shapes that the configuration says are refused before they take memory.
 
     Args:
         source: a folder, or an id such as ``"me/my-codec"``, which is fetched with huggingface_hub.
@@ -218,16 +228,27 @@ def _loaded(source: str | Path, hub: Mapping[str, Any]) -> tuple[Codec, dict[str
         method = codec_class(saved.spec.name)
     except ConfigError as error:
         raise ConfigError(f"{error}: install the package of the codec that {config} names") from error
-    try:
-        codec: Codec = method.load_files(
-            folder, saved.spec, Trained(sender, receiver, saved.trained.weights), saved.settings
-        )
-    except NOT_ITS_SETTINGS as error:
+    if saved.spec.runs_sender and ANY in (sender, receiver):
         raise StorageError(
-            f"expected settings of codec {saved.spec.name!r} in {config}, got {type(error).__name__}: {error}"
-        ) from error
+            f"expected the identities of both models in {config}, because codec {saved.spec.name!r} reads states, got "
+            "an empty one, which would fit every model: fetch the codec again"
+        )
+    codec = _made(method, folder, saved, Trained(sender, receiver, saved.trained.weights))
     codec.evidence, codec.folder = None, folder
     return codec, record
+
+
+def _made(method: Any, folder: Path, saved: _Saved, trained: Trained) -> Codec:
+    """Returns what the codec's own ``load_files`` makes; whatever a stranger's settings bring out is a StorageError."""
+    try:
+        codec: Codec = method.load_files(folder, saved.spec, trained, saved.settings)
+    except Exception as error:
+        if isinstance(error, IlcpError) and not isinstance(error, ConfigError):
+            raise
+        raise StorageError(
+            f"expected settings of codec {saved.spec.name!r} in {folder / CONFIG}, got {type(error).__name__}: {error}"
+        ) from error
+    return codec
 
 
 def training_of(folder: Path) -> dict[str, Any]:
@@ -262,11 +283,13 @@ def _evidence(record: Mapping[str, Any]) -> Evidence | None:
 def _record(source: str | Path, config: Path) -> dict[str, Any]:
     """Reads a folder's ``config.json``; raises as ``load``."""
     try:
-        record = json.loads(config.read_text(encoding="utf-8-sig"))
+        record = read_json(inside(config.parent, config.name))
     except OSError as error:
         because = (error.strerror or "unreadable").lower()
-        raise ConfigError(f"expected a codec's folder with a config.json, got {source}: {because}") from error
-    except (ValueError, RecursionError) as error:
+        raise ConfigError(
+            f"expected a codec's folder with a config.json, got {source}: {because}{slip(source)}"
+        ) from error
+    except ValueError as error:
         raise StorageError(f"expected JSON in {config}, got something else: {error}") from error
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         found = record.get("format") if isinstance(record, dict) else type(record).__name__
@@ -286,25 +309,29 @@ def folder_of(codec: Codec) -> Path:
 
 
 def _fetched(source: str | Path, hub: Mapping[str, Any]) -> Path:
-    """Returns the folder itself, or the local copy of what the hub has under that id."""
+    """Returns the folder itself, or the local copy of what the hub has under that id.
+
+    Which files that is, the codec's own class says: ``hub_files`` are patterns of what it has beside the usual.
+    """
     if not isinstance(source, str | Path):
-        raise ConfigError(f"expected a codec's folder or its id on a hub, got {type(source).__name__}")
+        raise ConfigError(f"expected {A_CODEC}, got {type(source).__name__}")
     place = Path(os.path.expanduser(source))
-    if isinstance(source, Path) or os.path.exists(place) or not HUB_ID.fullmatch(source):
+    if os.path.exists(place) or not is_hub_id(source):
         return place
-    try:
-        kinds = ["*.json", "*.safetensors", CARD, *EXTRAS]
-        return Path(snapshot_download(source, allow_patterns=kinds, **hub))
-    except Exception as error:  # the hub's client and its transport raise many kinds, all of which mean this
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ConfigError(f"expected a codec's folder or its id on a hub, got {source!r}: {first}") from error
+    hub_id = str(source)
+    first = fetched(hub_id, [CONFIG], A_CODEC, **hub)
+    name = _saved(_record(source, first / CONFIG), first / CONFIG).spec.name
+    own = getattr(codec_class(name), "hub_files", ()) if name in codec_names() else ()
+    adapter = [f"{ADAPTER}/{file}" for file in ADAPTER_FILES]
+    return fetched(hub_id, ["config.json", "*.safetensors", CARD, *EXTRAS, *adapter, *own], A_CODEC, **hub)
 
 
 def measured(evidence: Evidence) -> str:
     """Returns what a card says of the evidence."""
     arms = "\n".join(f"| {name} | {value:.3f} |" for name, value in evidence.arms.items())
     table = f"| arm | {evidence.unit} |\n| --- | ---: |\n{arms}"
-    return f"{MEASURED}\n\n{table}\n\nMeasured at {evidence.commit}: {evidence}.\n"
+    by = f" Signed by `{evidence.measured_by}`." if evidence.signature else ""
+    return f"{MEASURED}\n\n{table}\n\nMeasured at {evidence.commit}: {evidence}.{by}\n"
 
 
 def attach_evidence(folder: str | Path, evidence: Evidence) -> None:
@@ -322,7 +349,8 @@ def attach_evidence(folder: str | Path, evidence: Evidence) -> None:
     if evidence.codec_id != codec_id:
         raise UnmeasuredError(f"expected the evidence of codec {codec_id} in {folder}, got that of {evidence.codec_id}")
     try:
-        before = card.read_text(encoding="utf-8").split(MEASURED)[0].rstrip() if card.exists() else ""
+        held = inside(Path(folder), CARD).read_text(encoding="utf-8") if os.path.lexists(card) else ""
+        before = held.split(MEASURED)[0].rstrip()
     except (OSError, ValueError) as error:
         raise StorageError(f"expected a card as text in {card}, got: {error}") from error
     record = _record(folder, config) | {"evidence": asdict(evidence)}

@@ -19,7 +19,8 @@ class Codec(Protocol):
     """The seam. Encoding is deterministic, decoding needs nothing but the payload, and neither changes the codec.
 
     ``evidence`` is what was measured of it, and ``folder`` where it was loaded from: ``ilcp.load`` sets both, and a
-    codec that is made otherwise has None. ``ilcp.testing.CodecContract`` checks all this of any codec.
+    codec that is made otherwise has None. A class whose ``save_files`` writes more than ``*.safetensors`` names it in
+    ``hub_files``, as patterns: a hub is asked for no other files. ``ilcp.testing.CodecContract`` checks any codec.
     """
 
     spec: CodecSpec

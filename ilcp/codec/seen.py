@@ -8,6 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from ilcp.codec.protocols import Codec
+from ilcp.errors import StorageError
+from ilcp.folders import inside
 from ilcp.identity import digest
 
 __all__ = ["SEEN", "seen_by", "write_seen"]
@@ -29,9 +31,9 @@ def seen_by(codec: Codec) -> Callable[[str], bool]:
     """Returns what says of a text whether the codec was trained on it; no text where its folder does not tell."""
     known: set[str] = set()
     folder = getattr(codec, "folder", None)
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError, StorageError):  # what is none tells nothing
         if folder is not None:
-            known.update(line.strip('"') for line in (folder / SEEN).read_text(encoding="utf-8").splitlines())
+            known.update(line.strip('"') for line in inside(folder, SEEN).read_text(encoding="utf-8").splitlines())
     return lambda text: bool(known) and _digest(text) in known
 
 

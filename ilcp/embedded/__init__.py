@@ -6,6 +6,7 @@ The embedded pair is a small sender, a small receiver and a trained codec, loade
 """
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,8 @@ def load_pair(
     key: Key | None = None,
     replay: ReplayCache | None = None,
     allow_unmeasured: bool = False,
+    trust: Iterable[str | bytes] | None = None,
+    allow_download: bool = False,
     device: str = "cpu",
 ) -> Pair:
     """Loads the embedded pair; or a codec of your own with the two models that it names, or with those given.
@@ -64,6 +67,8 @@ def load_pair(
         key: 16 to 64 bytes, or an ``ilcp.KeyRing``; messages are then sealed (127 bytes) and bare ones refused.
         replay: lets the receiver decode each sealed message once; needs a key.
         allow_unmeasured: takes a codec whose content gain was not measured, or is not above zero, or is damaged.
+        trust: public keys of those whose signed evidence counts; see ``ilcp.Receiver``.
+        allow_download: fetches models that the codec names and you do not; otherwise they have to be here already.
         device: of both models; the codec stays on the CPU.
 
     Raises:
@@ -74,10 +79,11 @@ def load_pair(
         UnmeasuredError: the codec's content gain was not measured, or is not above zero.
     """
     method = (load_to_measure if allow_unmeasured else load)(HERE / "codec" if codec is None else codec)
-    model, tokenizer = _model(method, "receiver", receiver, device)
+    model, tokenizer = _model(method, "receiver", receiver, device, allow_download)
+    options: dict[str, Any] = dict(key=key, replay=replay, allow_unmeasured=allow_unmeasured, trust=trust)
     return Pair(
-        _sender(method, sender, key, device),
-        Receiver(adapt(model, method), tokenizer, method, key=key, replay=replay, allow_unmeasured=allow_unmeasured),
+        _sender(method, sender, key, device, allow_download),
+        Receiver(adapt(model, method), tokenizer, method, **options),
         folder_of(method),
     )
 
@@ -87,6 +93,7 @@ def load_sender(
     *,
     sender: str | Path | None = None,
     key: Key | None = None,
+    allow_download: bool = False,
     device: str = "cpu",
 ) -> Sender:
     """Loads the sending end alone; see ``load_pair``.
@@ -95,27 +102,31 @@ def load_sender(
         ConfigError, IdentityError, StorageError: as ``load_pair``.
     """
     method = load(HERE / "codec" if codec is None else codec)
-    return _sender(method, sender, key, device)
+    return _sender(method, sender, key, device, allow_download)
 
 
-def _sender(codec: Codec, given: str | Path | None, key: Key | None, device: str) -> Sender:
+def _sender(codec: Codec, given: str | Path | None, key: Key | None, device: str, download: bool) -> Sender:
     """Makes the sending end; that of the embedded codec says when a text is outside what it knows."""
     embedded = json.loads((HERE / "codec" / CONFIG).read_text(encoding="utf-8"))["codec_id"]
     kind = DossierSender if codec.trained.codec_id(codec.spec).hex() == embedded else Sender
-    return kind(*_model(codec, "sender", given, device), codec, key=key)
+    return kind(*_model(codec, "sender", given, device, download), codec, key=key)
 
 
-def _model(codec: Codec, side: str, given: str | Path | None, device: str) -> tuple[Any, Any]:
+def _model(codec: Codec, side: str, given: str | Path | None, device: str, download: bool) -> tuple[Any, Any]:
     """Loads the model of one side: the one given, the one that the codec's training names, or the embedded one."""
     plan = _plan(folder_of(codec))
     named = getattr(plan, side)
     usable_device(device)  # before what another place of the model might mend
+    wanted: dict[str, Any] = dict(dtype=plan.dtype, device=device, encoder=True)
     try:
-        return load_model(given or named or HERE / side, dtype=plan.dtype, device=device, encoder=True)
+        return load_model(given or named or HERE / side, **wanted, download=bool(given) or download)
     except ConfigError as error:
         if given or not named:
             raise
-        raise ConfigError(f"{error}; the codec names it as its {side}: say where it is with {side}=") from error
+        raise ConfigError(
+            f"{error}; the codec names it as its {side}: say where it is with {side}=, or let what a codec names be "
+            "fetched from a hub with allow_download=True"
+        ) from error
 
 
 def _plan(folder: Path) -> _Plan:

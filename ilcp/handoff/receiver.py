@@ -21,7 +21,7 @@ from torch import Tensor
 from ilcp.codec.memory import Memory, TextMemory
 from ilcp.codec.protocols import Codec
 from ilcp.errors import ConfigError, DecodeError, EncodeError, MismatchedCodecError
-from ilcp.evidence import require_evidence
+from ilcp.evidence import require_evidence, require_signed, trusted_keys
 from ilcp.handoff.answers import Group, Score, answered, answered_packed, require_prompt, scored, scored_packed
 from ilcp.inputs import listed, require_text
 from ilcp.message import verified
@@ -34,8 +34,9 @@ from ilcp.models.fingerprint import Known
 from ilcp.models.forward import embed, embedding_norm
 from ilcp.models.generate_options import require_count, require_options
 from ilcp.models.packing import packs
+from ilcp.models.plain_text import unfit
 from ilcp.models.prefix_cache import PrefixCaches
-from ilcp.models.prompt import MEMORY_HERE, holds_control, pieces
+from ilcp.models.prompt import pieces
 from ilcp.models.support import require_receiver, require_tokenizer
 from ilcp.nn.inference import inference
 
@@ -59,6 +60,8 @@ class Receiver:
         replay: decodes each sealed message once, whichever process asks; keep its memory to ask it several questions.
         clock: the time in unix seconds, by which messages expire.
         allow_unmeasured: takes a codec that was not measured, or that was and carries nothing (see ``ilcp.evidence``).
+        trust: public keys (32 bytes, or their hex) of those whose signed evidence counts, and no other; None for what
+            each codec's folder says of itself.
         template: arguments for the chat template beside the messages, such as ``{"enable_thinking": False}``; every
             prompt of this receiver is rendered with them.
 
@@ -66,8 +69,11 @@ class Receiver:
         ConfigError: the model cannot receive, there is no tokenizer, no codec, a replay cache without a key, or an
             argument that is no chat template's own.
         IdentityError: a codec was trained for another receiver; the text names the part that differs. Every later call
-            that runs the model raises it too, once weights, adapters or tokenizer are no longer those checked here.
-        UnmeasuredError: a codec's content gain was not measured, or is not above zero; the text says what was measured.
+            that runs the model raises it too, once weights, adapters or tokenizer are no longer those checked here,
+            as far as torch counts writes (it counts none through ``.data``).
+        UnmeasuredError: a codec's content gain was not measured, or is not above zero, or nobody trusted says so; the
+            text says what was measured.
+        MissingExtraError: somebody is to be trusted, and PyNaCl is not installed.
 
     One receiver serves any number of threads.
     """
@@ -82,6 +88,7 @@ class Receiver:
         replay: ReplayCache | None = None,
         clock: Callable[[], float] = time.time,
         allow_unmeasured: bool = False,
+        trust: Iterable[str | bytes] | None = None,
         template: Mapping[str, Any] | None = None,
     ):
         if replay is not None and key is None:
@@ -99,8 +106,12 @@ class Receiver:
         self.codecs = _codecs(codec)
         self._known = Known("receiver", [each.trained.receiver for each in self.codecs])
         self._known.require(model, tokenizer)
-        for each in () if allow_unmeasured else self.codecs:
-            require_evidence(each.evidence, each.trained.codec_id(each.spec).hex())
+        trusted = () if trust is None else trusted_keys(trust)
+        for each in self.codecs:
+            if trusted:
+                require_signed(each.evidence, trusted)
+            if not allow_unmeasured:
+                require_evidence(each.evidence, each.trained.codec_id(each.spec).hex())
         model.eval()
         self.tokenizer = tokenizer
         self.codec = self.codecs[0]
@@ -118,8 +129,8 @@ class Receiver:
 
         Raises:
             DecodeError: the bytes are no message, damaged, expired, or not under this receiver's key; or the payload
-                decodes to NaN, infinity, another width, vectors out of the norm band of this receiver's embeddings, or
-                text that spells a control token.
+                decodes to NaN, infinity, another width, vectors out of the norm band of this receiver's embeddings; or
+                its text or literals are not plain (see ``ilcp.models.plain_text``).
             ReplayError: the message was decoded before.
             ReplayCacheError: the replay cache cannot say so.
             MismatchedCodecError: the message was made by another codec; it is an IdentityError and a DecodeError.
@@ -131,15 +142,18 @@ class Receiver:
         parsed, key = verified(message, key=self.key, now_unix_s=now)
         memory = self._codec_of(parsed.codec_id).decode(parsed.payload)
         held = memory.in_prompt(self._hidden, self._embedding_norm)
-        if isinstance(held, str) and MEMORY_HERE in held:
-            raise DecodeError("expected a memory of plain text, got one with ilcp.MEMORY_HERE in it: drop it")
-        if isinstance(held, str) and holds_control(self.tokenizer, held):
-            raise DecodeError("expected a memory of plain text, got one that spells a control token: drop it")
-        if parsed.literals and holds_control(self.tokenizer, line(parsed.literals)):
-            raise DecodeError("expected literals of plain text, got one that spells a control token: leave it out")
+        self._require_plain("a memory of plain text", held if isinstance(held, str) else "")
+        for literal in parsed.literals:
+            self._require_plain("literals of plain text", literal)
+        self._require_plain("literals of plain text", line(parsed.literals))
         if self.replay is not None and key is not None and parsed.seal is not None:
             self.replay.admit(key, parsed.seal, now_unix_s=now)  # last, so that what is refused uses up no id
         return memory.beside(parsed.literals) if parsed.literals else memory
+
+    def _require_plain(self, expected: str, text: str) -> None:
+        because = unfit(self.tokenizer, text)
+        if because is not None:
+            raise DecodeError(f"expected {expected}, got one {because}: leave it out, or drop the message")
 
     def forget(self, message: bytes) -> None:
         """Lets a sealed message in once more, because the work on it failed.

@@ -63,7 +63,8 @@ class Sender:
     Raises:
         ConfigError: one of them is not what its name says, or the model's states cannot be captured.
         IdentityError: the codec was trained for another sender; the text names the part that differs. Every later call
-            raises it too, once weights, adapters or tokenizer are no longer those that were checked.
+            raises it too, once weights, adapters or tokenizer are no longer those that were checked, as far as torch
+            counts writes (it counts none through ``.data``).
 
     One sender serves any number of threads: its passes take turns.
     """

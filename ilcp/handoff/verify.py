@@ -17,13 +17,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from ilcp.codec.memory import Memory, TextMemory
-from ilcp.errors import ConfigError, EncodeError, IdentityError
+from ilcp.errors import ConfigError, EncodeError, IdentityError, StorageError
 from ilcp.handoff.receiver import Receiver
 from ilcp.handoff.sources import said
 from ilcp.inputs import listed, require_text
 from ilcp.message.literals import chosen, line
 from ilcp.models.generate_options import require_count
-from ilcp.models.prompt import holds_control
+from ilcp.models.plain_text import unfit
 
 if TYPE_CHECKING:
     from ilcp.handoff.sender import Sender
@@ -77,6 +77,7 @@ def read_back(
     length = payload_within(sender, budget_bytes, payload_bytes, first)
     _require_same_codec(sender, receiver)
     asked = _questions(sender.codec, questions)
+    _require_plain(receiver, asked if questions is None else ())
     context = sender.read(source)
     text = said(source, context)
     known = known_answers(receiver, asked, text)
@@ -87,7 +88,7 @@ def read_back(
             size = len(sender.pack(payload, beside))
         except EncodeError:  # no line of text, or too many of them
             return False
-        return size <= budget_bytes and not holds_control(receiver.tokenizer, line(beside))
+        return size <= budget_bytes and not any(unfit(receiver.tokenizer, each) for each in (*beside, line(beside)))
 
     beside = sender.codec.decode(payload).beside
     bare, best = mended(receiver, beside, known, text or "", fits, first)
@@ -242,6 +243,15 @@ def _questions(codec: Any, questions: Questions | None) -> Questions:
     elif some := listed(given, expected, "question", error=ConfigError):
         return list(dict.fromkeys(require_text(question, each, error=ConfigError) for question in some))
     raise ConfigError(f"expected {expected}, got none, and the codec has none of its own")
+
+
+def _require_plain(receiver: Receiver, own: Iterable[str]) -> None:
+    """Refuses questions of the codec's own that may not stand in a prompt: its folder may be a stranger's."""
+    for question in own:
+        because = unfit(receiver.tokenizer, question)
+        if because is not None:
+            expected = "questions of plain text in the codec's settings"
+            raise StorageError(f"expected {expected}, got one {because}: give your own")
 
 
 def payload_within(

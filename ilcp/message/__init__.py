@@ -63,7 +63,8 @@ replay, or whether `handoff_id` is unique: a reader that minds asks ``ilcp.messa
 **Threat model.** The check finds accidents (one in 2**32 goes unseen) and stops nobody: anyone can compute it.
 The MAC covers every field and shows that a holder of the key wrote them. It does not show
 - *that they are harmless.* Who holds the key steers the receiver: a latent from an untrusted sender is an untrusted
-  prompt that no filter can read, and literals go into it as they are, but for control tokens. A key per trust domain.
+  prompt that no filter can read, and literals go into it as they are, but for control tokens and characters that nobody
+  sees. A key per trust domain.
 - *which holder wrote them.* The key is shared: a receiver can forge what its sender might have sent.
 - *that nobody else reads them.* Nothing is encrypted: use TLS where the content is confidential.
 - *that they come once*, at all, or in order. Who records a message can deliver it again until it expires, but for a

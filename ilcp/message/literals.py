@@ -22,7 +22,7 @@ import msgspec
 import zstandard
 
 from ilcp.errors import ConfigError, DecodeError, EncodeError
-from ilcp.inputs import UNSEEN, require_text, seen
+from ilcp.inputs import UNSEEN, hidden, require_text, seen
 from ilcp.message.checks import require_bytes
 
 __all__ = [
@@ -208,7 +208,10 @@ def chosen(literals: Iterable[str] | str, text: str | None) -> tuple[str, ...]:
         except TypeError:
             got = type(literals).__name__
             raise EncodeError(f"expected literals as 'auto' or a list of str, got {got}") from None
-        texts = (require_text(each, f"literal {place}", may_be_empty=not each) for place, each in enumerate(some))
+        texts = [require_text(each, f"literal {place}", may_be_empty=not each) for place, each in enumerate(some)]
+        for place, unseen in enumerate(map(hidden, texts)):
+            if unseen:  # every receiver would refuse the message
+                raise EncodeError(f"expected literal {place} of characters that are seen, got {unseen}: leave it out")
         return require_literals(tuple(dict.fromkeys(texts)))
     if literals != "auto":
         got = f"a str of {len(literals)} characters"  # never its words

@@ -8,9 +8,13 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ilcp.codec.folder import ADAPTER
+from safetensors.torch import load_file
+
+from ilcp.codec.folder import ADAPTER, ADAPTER_FILES
 from ilcp.errors import ConfigError, IlcpError, MissingExtraError, StorageError
 from ilcp.files import require_readable, settle, write_whole
+from ilcp.folders import inside
+from ilcp.models.adapter_config import low_rank_config
 
 __all__ = [
     "LOW_RANK",
@@ -56,9 +60,9 @@ def begun_adapter(model: Any, folder: Path) -> Any:
         ConfigError: the folder holds none for this model.
         MissingExtraError: peft is not installed.
     """
-    if not (folder / "adapter_config.json").is_file():  # peft would look for it on a hub
-        raise ConfigError(f"expected a folder of low-rank weights as adapter, got {folder}: no adapter_config.json")
-    return _adapted(model, folder, "low-rank weights for the receiver", ConfigError, is_trainable=True)
+    if not (folder / ADAPTER_FILES[0]).is_file():
+        raise ConfigError(f"expected a folder of low-rank weights as adapter, got {folder}: no {ADAPTER_FILES[0]}")
+    return _adapted(model, folder, folder, "low-rank weights for the receiver", ConfigError, train=True)
 
 
 def save_adapter(adapter: Any, folder: Path) -> None:
@@ -66,7 +70,7 @@ def save_adapter(adapter: Any, folder: Path) -> None:
     halves = {name: weight.half() for name, weight in adapter.state_dict().items() if LOW_RANK in name}
     adapter.save_pretrained(str(folder), safe_serialization=True, state_dict=halves)
     (folder / "README.md").unlink(missing_ok=True)  # the codec's card says it all
-    config = folder / "adapter_config.json"
+    config = folder / ADAPTER_FILES[0]
     record = json.loads(config.read_text(encoding="utf-8"))
     record["base_model_name_or_path"] = None  # a path of this machine; the codec's identity says which model it is
     write_whole(config, json.dumps(record, indent=2) + "\n")
@@ -87,16 +91,23 @@ def adapt(model: Any, codec: Any) -> Any:
     folder = getattr(codec, "folder", None)
     if folder is None or not (folder / ADAPTER).is_dir():
         return model
-    return _adapted(model, folder / ADAPTER, "the receiver's adapter", StorageError).eval()
+    return _adapted(model, folder, folder / ADAPTER, "the receiver's adapter", StorageError).eval()
 
 
-def _adapted(model: Any, folder: Path, what: str, refusal: type[IlcpError], **options: Any) -> Any:
-    """Wraps ``model`` with the low-rank weights of ``folder``; raises ``refusal`` where they are not its own."""
+def _adapted(model: Any, root: Path, folder: Path, what: str, refusal: type[IlcpError], *, train: bool = False) -> Any:
+    """Wraps ``model`` with the low-rank weights of ``folder``, inside ``root``; raises ``refusal`` where they are not
+    its own, or not such as ``ilcp.models.adapter_config`` takes."""
     peft = _peft()
     try:
-        for file in folder.iterdir():
-            require_readable(file)
-        return peft.PeftModel.from_pretrained(model, str(folder), **options)
+        for name in ADAPTER_FILES:
+            require_readable(inside(root, str((folder / name).relative_to(root))))
+        config = peft.LoraConfig(**low_rank_config(root, folder), inference_mode=not train)
+        adapter = peft.get_peft_model(model, config)
+        loaded = peft.set_peft_model_state_dict(adapter, load_file(folder / ADAPTER_FILES[1]))
+        lacking = [name for name in loaded.missing_keys if LOW_RANK in name]
+        if lacking or loaded.unexpected_keys:
+            raise ValueError(f"no {', '.join(lacking[:3])}, or no layers for {', '.join(loaded.unexpected_keys[:3])}")
+        return adapter
     except Exception as error:  # peft, safetensors and torch raise many kinds, all of which mean this
         raise refusal(f"expected {what} in {folder}, got: {error}") from error
 

@@ -12,16 +12,17 @@ from tokenizers import Tokenizer
 
 from ilcp.errors import ConfigError, IlcpError, MissingExtraError
 from ilcp.models.adapter import vocabulary_size
-from ilcp.models.sources import at_home, gguf_file, in_folder
+from ilcp.models.believed import require_depth, require_held
+from ilcp.models.sources import at_home, folder_of, gguf_file
 from ilcp.nn.device import usable_device
 
-__all__ = ["DTYPES", "load_model"]
+__all__ = ["DTYPES", "load_folder", "load_model"]
 
 DTYPES = ("float32", "bfloat16", "float16")
 
 
 def load_model(
-    source: str | Path, *, dtype: str = "float32", device: Any = "cpu", encoder: bool = False
+    source: str | Path, *, dtype: str = "float32", device: Any = "cpu", encoder: bool = False, download: bool = True
 ) -> tuple[Any, Any]:
     """Returns a model in evaluation mode and its tokenizer; folders and files are read without asking any server.
 
@@ -30,9 +31,11 @@ def load_model(
 
     Args:
         source: a folder written by ``save_pretrained``, a model's id on the hub, or a GGUF file
-            (``path/to/model.gguf``, ``folder:file.gguf``, ``owner/name:file.gguf``). No code from it is run.
+            (``path/to/model.gguf``, ``folder:file.gguf``, ``owner/name:file.gguf``). No code from it is run, and no
+            pickle read: weights are safetensors.
         dtype: of the weights in memory; it is part of the model's identity.
         encoder: also takes models that are no causal language models (a sender needs hidden states only).
+        download: fetches an id from the hub; false for one that a stranger named, which then has to be here already.
 
     Raises:
         ConfigError: there is no such model, no tokenizer with it, or no such device; or the dtype is unknown.
@@ -41,26 +44,37 @@ def load_model(
     if dtype not in DTYPES:
         raise ConfigError(f"expected a dtype of {', '.join(DTYPES)}, got {dtype!r}")
     device, source = usable_device(str(device)), at_home(source)
-    file = gguf_file(source)
+    file = gguf_file(source, download=download)
     if file is not None:
         model, tokenizer = _from_gguf(file, dtype)
     else:
-        model, tokenizer = _from_folder(str(source), dtype, encoder, local=in_folder(source))
+        model, tokenizer = load_folder(folder_of(source, download=download), str(source), dtype, encoder)
     return model.to(device).eval(), tokenizer
 
 
-def _from_folder(source: str, dtype: str, encoder: bool, *, local: bool) -> tuple[Any, Any]:
+def load_folder(folder: Path, source: str, dtype: str, encoder: bool = False) -> tuple[Any, Any]:
+    """Returns the model in a folder of ``ilcp.models.sources.folder_of``, and its tokenizer.
+
+    Args:
+        source: what to call the folder.
+        dtype: one of ``DTYPES``, or "auto" for that of its files.
+
+    Raises:
+        ConfigError: as ``load_model``.
+    """
     from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-    here: dict[str, Any] = dict(local_files_only=local, trust_remote_code=False)  # False: not even asked for
-    with _quiet(local), _refusing(f"a language model in {source}"):
-        config = AutoConfig.from_pretrained(source, **here)
+    here: dict[str, Any] = dict(local_files_only=True, trust_remote_code=False)  # False: not even asked for
+    with _quiet(), _refusing(f"a language model in {source}"):
+        require_depth(folder)
+        config = AutoConfig.from_pretrained(folder, **here)
         causal = bool(set(config.architectures or ()) & set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()))
         kind = AutoModel if encoder and not causal else AutoModelForCausalLM
-        model = kind.from_pretrained(source, dtype=dtype, **here)
+        require_held(kind, config, folder)
+        model = kind.from_pretrained(folder, dtype=dtype, use_safetensors=True, **here)
     with _refusing(f"the model's tokenizer beside it in {source}", "; save it there with save_pretrained"):
-        return model, AutoTokenizer.from_pretrained(source, **here)
+        return model, AutoTokenizer.from_pretrained(folder, **here)
 
 
 def _from_gguf(file: Path, dtype: str) -> tuple[Any, Any]:
@@ -109,7 +123,8 @@ def _alone(file: Path) -> Iterator[dict[str, Any]]:
     """Gives the file as transformers takes it, in a folder of its own: configurations beside it would go before it."""
     with TemporaryDirectory(prefix="ilcp-gguf-") as folder:
         (Path(folder) / "model.gguf").symlink_to(file.resolve())
-        yield dict(pretrained_model_name_or_path=folder, gguf_file="model.gguf", local_files_only=True)
+        alone = dict(pretrained_model_name_or_path=folder, gguf_file="model.gguf")
+        yield alone | {"local_files_only": True, "trust_remote_code": False}
 
 
 def _unpacked() -> dict[str, Any]:
@@ -125,11 +140,11 @@ def _unpacked() -> dict[str, Any]:
 
 
 @contextmanager
-def _quiet(local: bool = True) -> Iterator[None]:
+def _quiet() -> Iterator[None]:
     """Silences transformers' bars: one for a load of a few milliseconds is noise."""
     from transformers.utils import logging
 
-    bars = local and logging.is_progress_bar_enabled()
+    bars = logging.is_progress_bar_enabled()
     if bars:
         logging.disable_progress_bar()
     try:

@@ -34,7 +34,6 @@ __all__ = [
     "Span",
     "answer_ids",
     "continuation",
-    "holds_control",
     "layout",
     "pieces",
     "text_ids",
@@ -223,20 +222,6 @@ def _closing(tokenizer: Any, chat_template: str, end: int | None) -> int | None:
     first = continuation(tokenizer, behind[0])[0][:1] if len(behind) == 1 else ()
     special = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
     return first[0] if first and first[0] in special else end
-
-
-def holds_control(tokenizer: Any, text: str) -> bool:
-    """Checks whether ``text`` spells a token that steers the model, such as the end of a turn, rather than words."""
-    known = len(tokenizer), tuple(tokenizer.all_special_ids)
-    return not _control_ids(tokenizer, known).isdisjoint(_ids(tokenizer, text))
-
-
-@lru_cache(maxsize=8)
-def _control_ids(tokenizer: Any, _known: tuple[int, tuple[int, ...]]) -> frozenset[int]:
-    """Returns the ids that steer the model; a tokenizer to which tokens were added since is asked again."""
-    added = getattr(tokenizer, "added_tokens_decoder", {})
-    control = {*tokenizer.all_special_ids, *(number for number, token in added.items() if token.special)}
-    return frozenset(control - {tokenizer.unk_token_id})  # what a tokenizer does not know steers nothing
 
 
 def continuation(tokenizer: Any, text: str) -> tuple[tuple[int, ...], tuple[Span, ...]]:

@@ -1,14 +1,19 @@
-"""Says where a model is: in a folder, in a GGUF file, or on a hub."""
+"""Says where a model is: in a folder, in a GGUF file, or on a hub; what is fetched is a folder like any other."""
 
 import os
 from pathlib import Path
+from typing import Any
 
-from ilcp.errors import ConfigError
+from ilcp.codec.folder import ADAPTER_FILES
+from ilcp.errors import ConfigError, StorageError
 from ilcp.files import require_readable
+from ilcp.folders import fetched, is_hub_id, read_json, regular, slip
 
-__all__ = ["at_home", "gguf_file", "in_folder"]
+__all__ = ["FETCHED", "at_home", "folder_of", "gguf_file"]
 
 SUFFIX = ".gguf"
+# Of a hub's repository: no code, no pickles, no weights in other formats.
+FETCHED = ("*.json", "*.jinja", "*.txt", "*.model", "model*.safetensors")
 # Models of the hub's first years have no owner in their ids; since then every id has one.
 OWNERLESS = (
     *("albert-", "bert-", "camembert-base", "ctrl", "distilbert-", "distilgpt2", "distilroberta-", "gpt2"),
@@ -23,19 +28,20 @@ def at_home(source: str | Path) -> str | Path:
     return Path(os.path.expanduser(source)) if isinstance(source, Path) else os.path.expanduser(source)
 
 
-def gguf_file(source: str | Path) -> Path | None:
+def gguf_file(source: str | Path, *, download: bool = True) -> Path | None:
     """Returns the GGUF file that ``source`` names, fetched if it is on the hub; None for any other kind of source.
 
     Args:
         source: ``path/to/model.gguf``, ``folder:file.gguf`` or ``owner/name:file.gguf``.
+        download: asks the hub for it; otherwise the copy has to be here.
 
     Raises:
         ConfigError: there is no such file, or it is no GGUF.
     """
     text = str(source)
-    if Path(text).is_dir():
+    if os.path.isdir(text):  # which says no of every text that is no path; Path's own raises for some
         return None
-    if Path(text).is_file():
+    if os.path.isfile(text):
         return _checked(Path(text))
     place, colon, name = text.partition(":")
     if not colon:
@@ -44,55 +50,101 @@ def gguf_file(source: str | Path) -> Path | None:
         return None
     if not place or ":" in name or not name.lower().endswith(SUFFIX):
         raise ConfigError(f"expected folder:file{SUFFIX} or owner/name:file{SUFFIX}, got {text!r}")
-    if not Path(place).is_dir():
-        return _checked(_fetched(place, name))
-    if not (Path(place) / name).is_file():
+    if not os.path.isdir(place):
+        return _checked(_fetched(place, name, download))
+    if not os.path.isfile(Path(place) / name):
         raise ConfigError(f"expected a GGUF file {name} in {place}, got no such file{_beside(Path(place))}")
     return _checked(Path(place) / name)
 
 
-def in_folder(source: str | Path) -> bool:
-    """Says whether ``source`` is a model's folder (not a hub id), and refuses what can be neither.
+def folder_of(source: str | Path, *, download: bool = True) -> Path:
+    """Returns a model's folder: the one that ``source`` names, or the local copy of a hub's repository of that id.
+
+    Args:
+        source: a folder, or an id on the hub.
+        download: asks the hub for it; otherwise the copy has to be here.
 
     Raises:
-        ConfigError: it is a folder without a model, a path to nothing, or no id that a hub could know.
+        ConfigError: it is a folder without a model or with more than one, a path to nothing, no id that a hub could
+            know, or cannot be fetched.
     """
-    if Path(source).is_dir():
-        try:
-            for file in (Path(source) / "config.json", *Path(source).glob("*.safetensors")):
-                require_readable(file)
-        except FileNotFoundError:
-            beside = _beside(Path(source))
+    if os.path.isdir(source):
+        return _readable(Path(source))
+    hub_id = require_id(source)
+    return _readable(
+        fetched(hub_id, FETCHED, "a language model", ignore_patterns=["*/*"], local_files_only=not download)
+    )
+
+
+def require_id(source: str | Path) -> str:
+    """Returns the id on a hub, and refuses what is a path to nothing, or no id that a hub could know.
+
+    Raises:
+        ConfigError: with what was expected.
+    """
+    text = str(source)
+    if "/" not in text and isinstance(source, str) and (text.startswith(OWNERLESS) or (text and _cached(text))):
+        return text
+    if is_hub_id(source):
+        return text
+    if "/" in text or os.sep in text or isinstance(source, Path) or not text.strip("."):
+        raise ConfigError(f"expected a model's folder with a config.json, got {source}: no such file{slip(source)}")
+    raise ConfigError(
+        f"expected a model's folder, a GGUF file or a hub id (owner/name), got {source}: there is no such folder"
+    )
+
+
+def _readable(folder: Path) -> Path:
+    """Returns a folder with a model of its own, whose files can be read and are none but regular ones."""
+    try:
+        for file in (folder / "config.json", *(file for kind in FETCHED for file in folder.glob(kind))):
+            require_readable(regular(file))
+        if os.path.lexists(folder / ADAPTER_FILES[0]):
             raise ConfigError(
-                f"expected a model's folder with a config.json, got {source}: no such file{beside}"
-            ) from None
-        except OSError as error:  # transformers would call it missing
-            because = (error.strerror or "unreadable").lower()
-            raise ConfigError(f"expected a model's folder that can be read, got {error.filename}: {because}") from error
-        return True
-    parts = str(source).split("/")
-    if isinstance(source, Path) or len(parts) > 2 or not all(part.strip(".") for part in parts):
-        raise ConfigError(f"expected a model's folder with a config.json, got {source}: no such file")
-    if len(parts) == 1 and not parts[0].startswith(OWNERLESS) and not _cached(parts[0]):
-        raise ConfigError(
-            f"expected a model's folder, a GGUF file or a hub id (owner/name), got {source}: there is no such folder"
-        )
-    return False
+                f"expected a model's folder, got {folder} with low-rank weights in it ({ADAPTER_FILES[0]}): they may "
+                "name another model, and code; load them with peft, and give the model itself"
+            )
+        _refuse_kernels(read_json(folder / "config.json"), folder)
+    except FileNotFoundError:
+        beside = _beside(folder)
+        raise ConfigError(f"expected a model's folder with a config.json, got {folder}: no such file{beside}") from None
+    except OSError as error:  # transformers would call it missing
+        because = (error.strerror or "unreadable").lower()
+        raise ConfigError(f"expected a model's folder that can be read, got {error.filename}: {because}") from error
+    except (ValueError, StorageError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"expected a model's folder with a config.json, got {folder}: {error}") from error
+    return folder
+
+
+def _refuse_kernels(config: Any, folder: Path) -> None:
+    """Refuses a configuration that has transformers fetch code to compute with: "owner/name" as implementation."""
+    for name, value in config.items() if isinstance(config, dict) else ():
+        named = value.values() if isinstance(value, dict) else (value,)
+        if "_implementation" in name and any("/" in str(each) for each in named):
+            raise ConfigError(
+                f"expected no code from elsewhere in {folder}/config.json, got {name} = {value!r}: remove it"
+            )
+        _refuse_kernels(value, folder)
 
 
 def _cached(hub_id: str) -> bool:
     from huggingface_hub import try_to_load_from_cache
 
-    return isinstance(try_to_load_from_cache(hub_id, "config.json"), str)
+    try:
+        return isinstance(try_to_load_from_cache(hub_id, "config.json"), str)
+    except (OSError, ValueError):  # no hub could know such an id
+        return False
 
 
-def _fetched(place: str, name: str) -> Path:
+def _fetched(place: str, name: str, download: bool) -> Path:
     """Returns one file of a hub repository, from the cache where it is there."""
     from huggingface_hub import hf_hub_download
 
-    in_folder(place)  # refuses what is neither
+    require_id(place)
     try:
-        return Path(hf_hub_download(place, name))
+        return Path(hf_hub_download(place, name, local_files_only=not download))
     except Exception as error:  # the hub's client raises many kinds, all of which mean this
         raise ConfigError(f"expected {name} in a folder or on the hub at {place}, got: {error}") from error
 

@@ -1,16 +1,17 @@
 """A case is one document with its questions, wherever it comes from."""
 
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from ilcp.errors import ConfigError, EncodeError
+from ilcp.identity import digest
 from ilcp.inputs import read_text, require_text
 from ilcp.models.chat import messages_of, words_of
 
-__all__ = ["ABSENT", "Case", "FactCode", "Question", "Rewrite", "read_jsonl", "thin"]
+__all__ = ["ABSENT", "Case", "FactCode", "Question", "Rewrite", "cases_digest", "read_jsonl", "thin"]
 
 ABSENT = "absent"  # the kind of a question that the context does not answer: its answer says so
 
@@ -263,6 +264,11 @@ def _end(spelling: str, context: str) -> tuple[int, int]:
             return end, anyhow
         at = context.rfind(spelling, 0, end - 1)
     return 0, anyhow
+
+
+def cases_digest(cases: Iterable[Case]) -> str:
+    """Returns the digest, in hex, of all that the cases say, in their order: what a measurement was made on."""
+    return digest(*(json.dumps(asdict(case), sort_keys=True).encode() for case in cases)).hex()
 
 
 def _label(record: dict[str, Any], field: str, usual: str, where: str) -> str:

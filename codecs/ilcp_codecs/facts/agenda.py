@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ilcp.errors import ConfigError
 from ilcp_codecs import range_code
 
 __all__ = ["Agenda", "Code"]
@@ -44,6 +45,10 @@ class Agenda:
     ``order`` ``"topics"`` is that in which topics are coded, ``parent`` each one's (-1: none), ``chances``
     ``"topics 2"`` that it is said when its parent is not, and when it is; ``lengths`` ``"topics most"`` are the chances
     of one token, two, and so on. All chances are whole numbers of ``SCALE`` parts.
+
+    Raises:
+        ConfigError: the order is none, a parent comes behind its topic, or something is impossible or certain: weights
+            may be anybody's.
     """
 
     order: NDArray[np.int32]
@@ -52,6 +57,17 @@ class Agenda:
     lengths: NDArray[np.int32]
     whole_dims: int
     token_dims: int
+
+    def __post_init__(self) -> None:
+        topics = np.arange(len(self.order))
+        place, known = np.empty_like(topics), self.parent >= 0
+        ordered = np.array_equal(np.sort(self.order), topics) and self.parent.max() < len(topics)
+        if ordered:
+            place[self.order] = topics
+            ordered = bool((place[self.parent[known]] < place[known]).all())
+        possible = self.chances.min() > 0 and self.chances.max() < SCALE and self.lengths.min() > 0
+        if not (ordered and possible):
+            raise ConfigError("expected topics in an order, parents first, and chances between never and always")
 
     @classmethod
     def fit(cls, said: NDArray[np.bool_], counts: NDArray[np.int64], *, whole_dims: int, token_dims: int) -> "Agenda":

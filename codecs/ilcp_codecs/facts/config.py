@@ -4,9 +4,11 @@ from dataclasses import dataclass, fields
 
 from ilcp.errors import ConfigError
 from ilcp.message import MAX_PAYLOAD_BYTES
+from ilcp_codecs.vae.config import MOST, MOST_BLOCKS, MOST_LAYERS
 
 __all__ = ["SETTINGS", "VALUE_TOKENS", "FactsConfig"]
 
+MOST_TOKENS = 256  # of a value or of a topic's name: a sentence
 MOST_TOPICS = 4096  # a payload that nobody made may name them all, and each may take a dozen memory vectors
 VALUE_TOKENS = 8  # a name, an address, a date in words; what is longer is cut
 FOUND = ("topics", "questions", "words")  # what the training cases decide
@@ -53,10 +55,15 @@ class FactsConfig:
             ),
             *(self.width, self.heads, self.blocks, self.speller_width),
         )
-        if min(whole) < 1:
+        if min(whole) < 1 or max(*whole, *self.sender_layers) > MOST:
             raise ConfigError(
-                "expected whole numbers from 1 for sender_hidden, receiver_hidden, words, whole_dims, token_dims, "
-                f"value_tokens, topic_tokens, width, heads, blocks and speller_width, got {whole}"
+                f"expected whole numbers from 1 to {MOST} for sender_hidden, receiver_hidden, words, whole_dims, "
+                f"token_dims, value_tokens, topic_tokens, width, heads, blocks and speller_width, got {whole}"
+            )
+        if max(self.value_tokens, self.topic_tokens) > MOST_TOKENS or self.blocks > MOST_BLOCKS:
+            raise ConfigError(
+                f"expected at most {MOST_TOKENS} value_tokens and topic_tokens and {MOST_BLOCKS} blocks, got "
+                f"{self.value_tokens}, {self.topic_tokens} and {self.blocks}"
             )
         if not 1 <= self.payload_bytes <= MAX_PAYLOAD_BYTES:
             raise ConfigError(f"expected payload_bytes from 1 to {MAX_PAYLOAD_BYTES}, got {self.payload_bytes}")
@@ -68,8 +75,10 @@ class FactsConfig:
             raise ConfigError(
                 f"expected a question for each of {len(self.topics)} topics, got {len(self.questions)} questions"
             )
-        if not self.sender_layers or min(self.sender_layers) < 0:
-            raise ConfigError(f"expected the sender's layers to read, from 0, got {self.sender_layers}")
+        if not 1 <= len(self.sender_layers) <= MOST_LAYERS or min(self.sender_layers) < 0:
+            raise ConfigError(
+                f"expected 1 to {MOST_LAYERS} of the sender's layers to read, from 0, got {self.sender_layers[:20]}"
+            )
 
 
 # What a recipe may set: all that neither the two models nor the cases decide.

@@ -21,6 +21,7 @@ from ilcp.codec.memory import Memory, TextMemory
 from ilcp.codec.spec import CodecSpec, Trained
 from ilcp.errors import ConfigError, DecodeError, EncodeError, IdentityError, StorageError
 from ilcp.evidence import Evidence
+from ilcp.folders import inside
 from ilcp.identity import ANY, ModelIdentity
 from ilcp.inputs import require_text
 from ilcp.message import MAX_PAYLOAD_BYTES
@@ -29,6 +30,7 @@ __all__ = ["HeadCodec", "PlainCodec", "TailCodec", "ZstdCodec"]
 
 DICTIONARY = "dictionary.zstd"
 DICTIONARY_BYTES = 16 << 10  # about what a few thousand short texts can fill
+MOST_DICTIONARY_BYTES = 1 << 20  # zstd's own limit for a trained one is far below
 MAX_TEXT_BYTES = 1 << 20  # what one payload may expand to: 1 MiB is more text than a small receiver's window holds
 WINDOW_LOG = 17  # what a frame may ask the decompressor to allocate: 128 KiB, more than any payload that fits
 LEVEL = 19
@@ -126,6 +128,7 @@ class ZstdCodec(TextCodec):
     """The longest beginning of the text that fits when compressed with a dictionary trained on such texts."""
 
     name = "text-zstd"
+    hub_files = (DICTIONARY,)
 
     def __init__(self, payload_bytes: int = MAX_PAYLOAD_BYTES, dictionary: bytes = b""):
         super().__init__(payload_bytes, _dictionary_digest(dictionary))
@@ -175,13 +178,16 @@ class ZstdCodec(TextCodec):
             IdentityError: it is not the one that the codec was saved with.
         """
         try:
-            dictionary = (folder / DICTIONARY).read_bytes()
+            with inside(folder, DICTIONARY).open("rb") as file:
+                dictionary = file.read(MOST_DICTIONARY_BYTES + 1)
         except OSError as error:
             raise StorageError(f"expected the dictionary {folder / DICTIONARY}, got: {error}") from error
         found = _dictionary_digest(dictionary)
         if found != trained.weights:  # before zstd reads it
             raise IdentityError(f"expected dictionary {trained.weights}, got {found}: fetch the codec again")
-        return cls(spec.payload_bytes, dictionary)
+        codec = cls(spec.payload_bytes, dictionary)
+        codec._frame(b"", 0)  # zstd looks at a dictionary when it first uses it
+        return codec
 
     def _pack(self, text: str, limit: int) -> bytes:
         raw = text.encode("utf-8")

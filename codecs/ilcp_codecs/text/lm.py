@@ -27,13 +27,16 @@ import torch
 
 from ilcp.codec.spec import CodecSpec, Trained
 from ilcp.errors import ConfigError, DecodeError, StorageError
+from ilcp.folders import inside
 from ilcp.identity import require_same
 from ilcp.inputs import require_text
 from ilcp.message import MAX_PAYLOAD_BYTES
 from ilcp.models.adapter import plain
 from ilcp.models.fingerprint import identify
+from ilcp.models.loading import load_folder
 from ilcp.models.prompt import layout
 from ilcp.models.reading import window_tokens
+from ilcp.models.sources import FETCHED, folder_of
 from ilcp_codecs import range_code
 from ilcp_codecs.range_code import Probabilities
 from ilcp_codecs.text.codecs import TextCodec
@@ -45,6 +48,8 @@ MODEL, BYTES = 0, 1  # the modes
 MODES = np.array([255, 1]) / 256  # the model costs 0.006 bits to announce, bytes 8
 FLOOR = 2**-10  # the share of probability that all tokens divide evenly: 0.0014 bits a token, and none is impossible
 MAX_TOKENS = 1 << 11  # so many steps of the model: at milliseconds each, hostile bytes cost seconds; then all are alike
+# Each is a step of the model, so that hostile bytes cost no more than text of as many: one bit a token, and a start.
+TOKENS_PER_BYTE, LEAST_TOKENS = 8, 64
 ROUND = 2**8  # logits are multiples of its inverse: worth 1e-6 bits a token, and far above what float64 leaves unclear
 CUT_OFF = "\ufffd"  # what a tokenizer makes of a character of which some bytes are missing
 
@@ -105,6 +110,7 @@ class LmCodec(TextCodec):
     """
 
     name = "text-lm"
+    hub_files = tuple(f"{FOLDER}/{name}" for name in FETCHED)
 
     def __init__(self, model: Any, tokenizer: Any, payload_bytes: int = MAX_PAYLOAD_BYTES):
         model = plain(model)
@@ -148,13 +154,12 @@ class LmCodec(TextCodec):
             StorageError: the model or its tokenizer is missing or damaged.
             IdentityError: it is not the one that the codec was saved with.
         """
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
-        here: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
         try:
-            model = AutoModelForCausalLM.from_pretrained(str(folder / FOLDER), dtype="auto", **here)
-            tokenizer = AutoTokenizer.from_pretrained(str(folder / FOLDER), **here)
-        except Exception as error:  # transformers, tokenizers and safetensors raise many kinds, all of which mean this
+            for file in (folder / FOLDER).iterdir():
+                if file.is_symlink() or not file.is_dir():
+                    inside(folder, f"{FOLDER}/{file.name}")
+            model, tokenizer = load_folder(folder_of(folder / FOLDER), str(folder / FOLDER), "auto")
+        except (OSError, ConfigError) as error:  # the folder's fault, not the caller's
             raise StorageError(
                 f"expected a language model and its tokenizer in {folder / FOLDER}, got: {error}"
             ) from error
@@ -166,7 +171,11 @@ class LmCodec(TextCodec):
         return max(heads, key=lambda head: (head[0], -len(head[1])))[1]
 
     def _unpack(self, payload: bytes) -> bytes:
-        text = self._read(range_code.decided(payload, self._source()))
+        most = _most_tokens(len(payload))
+        symbols = range_code.decided(payload, self._source(), 1 + most)
+        if len(symbols) > 1 + most:
+            raise DecodeError(f"expected at most {most} tokens in {len(payload)} bytes, got more: nobody writes that")
+        text = self._read(symbols)
         if not text:
             raise DecodeError(f"expected at least one character, got {len(payload)} bytes that decide none")
         return text.encode("utf-8")
@@ -206,8 +215,14 @@ class LmCodec(TextCodec):
     def _head(self, text: str, path: range_code.Path, limit: int) -> tuple[int, bytes]:
         """Returns how many characters of ``text`` fit into ``limit`` bytes along ``path``, and their payload."""
         for count in range(bisect_right(path.bits, 8 * limit) - 1, 1, -1):  # what has more bits cannot fit
+            if count - 1 > _most_tokens(min(limit, int(path.bits[count] / 8) + range_code.SEARCH_BYTES)):
+                continue
             head = self._read(path.symbols[:count])
             payload = range_code.payload_of(path, count, limit) if head and text.startswith(head) else b""
-            if payload:
+            if payload and count - 1 <= _most_tokens(len(payload)):
                 return len(head), payload
         return 0, b""
+
+
+def _most_tokens(payload_bytes: int) -> int:
+    return LEAST_TOKENS + TOKENS_PER_BYTE * payload_bytes

@@ -4,11 +4,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+import numpy as np
+
 from ilcp.errors import ConfigError, IlcpError
+from ilcp.message import MAX_PAYLOAD_BYTES
 from ilcp.records import read_record
 
-__all__ = ["SETTINGS", "VaeConfig"]
+__all__ = ["MOST", "MOST_BLOCKS", "MOST_LAYERS", "SETTINGS", "VaeConfig"]
 
+# A folder's author may be anybody: these are believed before a weight is looked at.
+MOST = 1 << 20  # of any size: no model is a million wide, and products of three stay far from 64 bits
+MOST_BLOCKS = 64  # each is modules of its own, whatever the weights are
+MOST_LAYERS = 1024  # that are read of a sender: deeper ones are not known
+MOST_PREFIXES = 64  # each takes a mask as long as the latent
 MOST_BIAS = 1e4  # attention to one's own stretch of the text alone: more is no other, and float32 has an end
 # Files of before say these; the field that each became.
 EARLIER = {
@@ -53,10 +61,15 @@ class VaeConfig:
         shape = (self.slots, self.dims, self.width, self.heads, self.blocks, self.projector_width)
         whole = (*shape, self.sender_hidden, self.receiver_hidden)
         numbers = (*whole, *self.sender_layers, *self.prefixes)
-        if not all(isinstance(number, int) for number in numbers) or min(whole) < 1:
+        if not all(isinstance(number, int) for number in numbers) or min(whole) < 1 or max(numbers) > MOST:
             raise ConfigError(
-                "expected whole numbers from 1 for slots, dims, width, heads, blocks, projector_width, sender_hidden "
-                f"and receiver_hidden, and whole numbers in sender_layers and prefixes, got {numbers}"
+                f"expected whole numbers from 1 to {MOST} for slots, dims, width, heads, blocks, projector_width, "
+                f"sender_hidden and receiver_hidden, and such in sender_layers and prefixes, got {numbers[:20]}"
+            )
+        if self.blocks > MOST_BLOCKS or len(self.prefixes) > MOST_PREFIXES or len(self.sender_layers) > MOST_LAYERS:
+            raise ConfigError(
+                f"expected at most {MOST_BLOCKS} blocks, {MOST_PREFIXES} prefixes and {MOST_LAYERS} sender_layers, got "
+                f"{self.blocks}, {len(self.prefixes)} and {len(self.sender_layers)}"
             )
         if not abs(self.locality_bias) <= MOST_BIAS:
             raise ConfigError(f"expected a locality_bias of at most {MOST_BIAS:g}, got {self.locality_bias}")
@@ -64,6 +77,8 @@ class VaeConfig:
             raise ConfigError(f"expected 1, 2 or 4 bits per dimension, got {self.bits}")
         if not self.prefixes or sorted(set(self.prefixes)) != list(self.prefixes) or self.prefixes[0] < 1:
             raise ConfigError(f"expected prefixes in ascending order from 1 byte, got {self.prefixes}")
+        if self.payload_bytes > MAX_PAYLOAD_BYTES:
+            raise ConfigError(f"expected prefixes of up to {MAX_PAYLOAD_BYTES} bytes, got {self.payload_bytes}")
         if self.slots * self.dims * self.bits != 8 * self.payload_bytes:
             raise ConfigError(
                 f"expected slots x dims x bits to be 8 x {self.payload_bytes} bytes, "
@@ -87,11 +102,10 @@ class VaeConfig:
     def order(self) -> list[int]:
         """Returns where each bit of the payload comes from, numbered as in ``"(slots dims bits)"``."""
 
-        def turn(place: int) -> tuple[bool, int, int, int]:
-            slot, dim, bit = place // (self.dims * self.bits), place // self.bits % self.dims, place % self.bits
-            return slot >= self.priority_slots or dim >= self.priority_dims, dim, bit, slot
-
-        return sorted(range(8 * self.payload_bytes), key=turn)
+        slot, dim, bit = np.indices((self.slots, self.dims, self.bits)).reshape(3, -1)
+        late = (slot >= self.priority_slots) | (dim >= self.priority_dims)
+        order: list[int] = np.lexsort((slot, bit, dim, late)).tolist()  # the last decides first
+        return order
 
     @classmethod
     def from_dict(
