@@ -6,12 +6,13 @@ writes as one line of JSON. Spans are made when opentelemetry's API is installed
 
 import json
 import logging
+import time
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from importlib import import_module
 from typing import Any
 
-__all__ = ["FIELDS", "LOGGER", "JsonFormatter", "logged", "span"]
+__all__ = ["FIELDS", "LOGGER", "JsonFormatter", "Sparing", "logged", "span"]
 
 LOGGER = "ilcp.transport"
 TRACER = "ilcp.transport"
@@ -41,6 +42,35 @@ class JsonFormatter(logging.Formatter):
         if record.exc_info and record.exc_info[0] is not None:
             line["error"] = record.exc_info[0].__name__
         return json.dumps(line)
+
+
+class Sparing(logging.Filter):
+    """Lets some lines a minute pass, and says in the next one how many did not: who is refused writes no log."""
+
+    def __init__(self, most: int = 60, every_s: float = 60.0) -> None:
+        super().__init__()
+        self.most, self.every_s = most, every_s
+        self._began_s, self._count, self._left_out = time.monotonic(), 0, 0
+
+    def lets_pass(self) -> bool:
+        """Counts a line, and says whether it may be written."""
+        if time.monotonic() - self._began_s > self.every_s:
+            self._began_s, self._count = time.monotonic(), 0
+        self._count += 1
+        self._left_out += self._count > self.most
+        return self._count <= self.most
+
+    def left_out(self) -> str:
+        """Says in a line that passes how many did not since the last one."""
+        gone, self._left_out = self._left_out, 0
+        return f" ({gone} more were not logged)" if gone else ""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """See ``lets_pass``."""
+        passes = self.lets_pass()
+        if passes:
+            record.msg = f"{record.msg}{self.left_out()}"
+        return passes
 
 
 def logged(event: str, **fields: Any) -> None:
