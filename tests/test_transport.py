@@ -140,7 +140,6 @@ def test_capabilities_of_the_wrong_type_are_the_callers_mistake() -> None:
         ("spool://host/folder", "absolute path"),
         ("memory://a/b", "expected memory://name"),
         ("http://", "expected http://host:port"),
-        ("http://host/path", "expected http://host:port"),
         ("http://host:x", "expected an address"),
         ("http://xn--:1", "expected an address that httpx takes"),
         ("http://a\0b:1", "expected an address of printable characters"),

@@ -71,7 +71,7 @@ OLDEST = f"SELECT number FROM handoffs WHERE {FREE} ORDER BY number LIMIT 1"
 TAKE = f"""UPDATE handoffs SET attempt = attempt + 1, lease = ?, taken_s = ?, free_s = ? WHERE number = ({OLDEST})
     RETURNING number, id, message, attempt"""
 HELD = f"number = ? AND lease = ? AND message IS NOT NULL AND free_s > ? AND taken_s <= ? AND {QUEUE}"
-BURY = "UPDATE handoffs SET dead = 1, attempt = 0, lease = NULL, taken_s = 0, free_s = 0 WHERE number = ?"
+BURY = "UPDATE handoffs SET dead = 1, attempt = attempt - 1, lease = NULL, taken_s = 0, free_s = 0 WHERE number = ?"
 
 LOST = "expected a lease that is held, got one that ended: the message is handed out again"
 
