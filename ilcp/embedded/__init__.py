@@ -51,6 +51,7 @@ def load_pair(
     sender: str | Path | None = None,
     receiver: str | Path | None = None,
     key: Key | None = None,
+    audience: str | None = None,
     replay: ReplayCache | None = None,
     allow_unmeasured: bool = False,
     device: str = "cpu",
@@ -62,6 +63,7 @@ def load_pair(
         sender, receiver: folders, hub ids or GGUF files of the models; None for those that the codec was trained with
             by ``ilcp train``, or else for the embedded ones. A receiver that was adapted gets its adapter.
         key: 16 to 64 bytes, or an ``ilcp.KeyRing``; messages are then sealed (127 bytes) and bare ones refused.
+        audience: the receiver's name, for which alone messages are then sealed; needs a key.
         replay: lets the receiver decode each sealed message once; needs a key.
         allow_unmeasured: takes a codec whose content gain was not measured, or is not above zero, or is damaged.
         device: of both models; the codec stays on the CPU.
@@ -76,8 +78,16 @@ def load_pair(
     method = (load_to_measure if allow_unmeasured else load)(HERE / "codec" if codec is None else codec)
     model, tokenizer = _model(method, "receiver", receiver, device)
     return Pair(
-        _sender(method, sender, key, device),
-        Receiver(adapt(model, method), tokenizer, method, key=key, replay=replay, allow_unmeasured=allow_unmeasured),
+        _sender(method, sender, key, audience, device),
+        Receiver(
+            adapt(model, method),
+            tokenizer,
+            method,
+            key=key,
+            audience=audience,
+            replay=replay,
+            allow_unmeasured=allow_unmeasured,
+        ),
         folder_of(method),
     )
 
@@ -87,6 +97,7 @@ def load_sender(
     *,
     sender: str | Path | None = None,
     key: Key | None = None,
+    audience: str | None = None,
     device: str = "cpu",
 ) -> Sender:
     """Loads the sending end alone; see ``load_pair``.
@@ -95,14 +106,14 @@ def load_sender(
         ConfigError, IdentityError, StorageError: as ``load_pair``.
     """
     method = load(HERE / "codec" if codec is None else codec)
-    return _sender(method, sender, key, device)
+    return _sender(method, sender, key, audience, device)
 
 
-def _sender(codec: Codec, given: str | Path | None, key: Key | None, device: str) -> Sender:
+def _sender(codec: Codec, given: str | Path | None, key: Key | None, audience: str | None, device: str) -> Sender:
     """Makes the sending end; that of the embedded codec says when a text is outside what it knows."""
     embedded = json.loads((HERE / "codec" / CONFIG).read_text(encoding="utf-8"))["codec_id"]
     kind = DossierSender if codec.trained.codec_id(codec.spec).hex() == embedded else Sender
-    return kind(*_model(codec, "sender", given, device), codec, key=key)
+    return kind(*_model(codec, "sender", given, device), codec, key=key, audience=audience)
 
 
 def _model(codec: Codec, side: str, given: str | Path | None, device: str) -> tuple[Any, Any]:

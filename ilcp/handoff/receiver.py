@@ -25,7 +25,7 @@ from ilcp.evidence import require_evidence
 from ilcp.handoff.answers import Group, Score, answered, answered_packed, require_prompt, scored, scored_packed
 from ilcp.inputs import listed, require_text
 from ilcp.message import verified
-from ilcp.message.keys import Key
+from ilcp.message.keys import Key, require_audience
 from ilcp.message.literals import line
 from ilcp.message.replay import ReplayCache
 from ilcp.models.adapter import plain, unwrapped
@@ -56,6 +56,8 @@ class Receiver:
         codec: trained for this receiver; or several, for messages of several senders. A message's codec id picks one.
         key: the sender's key, or an ``ilcp.KeyRing`` of those that senders use; bare messages are then refused.
             May be assigned later, to rotate.
+        audience: the name under which senders seal for this receiver; messages for another one, or for nobody by name,
+            are then refused.
         replay: decodes each sealed message once, whichever process asks; keep its memory to ask it several questions.
         clock: the time in unix seconds, by which messages expire.
         allow_unmeasured: takes a codec that was not measured, or that was and carries nothing (see ``ilcp.evidence``).
@@ -79,6 +81,7 @@ class Receiver:
         codec: Codec | Iterable[Codec],
         *,
         key: Key | None = None,
+        audience: str | None = None,
         replay: ReplayCache | None = None,
         clock: Callable[[], float] = time.time,
         allow_unmeasured: bool = False,
@@ -86,6 +89,7 @@ class Receiver:
     ):
         if replay is not None and key is None:
             raise ConfigError("expected a key beside the replay cache, got none: a bare message has no id to remember")
+        require_audience(audience, key)
         self.model = model = plain(model)
         require_receiver(model)
         require_tokenizer(tokenizer, "receiver")
@@ -97,7 +101,7 @@ class Receiver:
         model.eval()
         self.tokenizer = tokenizer
         self.codec = self.codecs[0]
-        self.key = key
+        self.key, self.audience = key, audience
         self.replay = replay
         self.clock = clock
         self.template = require_template(template)
@@ -121,7 +125,7 @@ class Receiver:
         now = int(self.clock())
         if self.replay is not None and self.key is None:
             raise ConfigError("expected a key beside the replay cache, got none: without it nothing is authenticated")
-        parsed, key = verified(message, key=self.key, now_unix_s=now)
+        parsed, key = verified(message, key=self.key, now_unix_s=now, audience=self.audience)
         memory = self._codec_of(parsed.codec_id).decode(parsed.payload)
         held = memory.in_prompt(self._hidden, self._embedding_norm)
         if isinstance(held, str) and MEMORY_HERE in held:
@@ -140,7 +144,8 @@ class Receiver:
         Raises:
             DecodeError, ReplayCacheError: as ``decode``.
         """
-        parsed, key = verified(message, key=self.key, now_unix_s=int(self.clock()))
+        now = int(self.clock())
+        parsed, key = verified(message, key=self.key, now_unix_s=now, audience=self.audience)
         if self.replay is not None and key is not None and parsed.seal is not None:
             self.replay.forget(key, parsed.seal)
 
