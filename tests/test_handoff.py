@@ -433,11 +433,11 @@ def test_the_public_names_are_the_documented_ones() -> None:
         ilcp.teleport  # noqa: B018
 
 
-def test_a_message_for_one_receiver_is_refused_by_another(small: Any) -> None:
+def test_a_message_for_one_receiver_is_refused_by_another(small) -> None:
     """With an audience a seal is for one name: another, and nobody by name, do not verify, though the key is theirs."""
     sender, receiver = small.sender, small.receiver
 
-    def end(audience: str | None, key: Any = KEY) -> Receiver:
+    def end(audience: str | None, key: bytes | KeyRing | None = KEY) -> Receiver:
         return Receiver(
             receiver.model, receiver.tokenizer, small.codec, key=key, audience=audience, allow_unmeasured=True
         )
@@ -463,7 +463,7 @@ def test_a_message_for_one_receiver_is_refused_by_another(small: Any) -> None:
             end(wrong)  # type: ignore[arg-type]
 
 
-def test_the_replay_cache_knows_a_message_for_an_audience(small: Any) -> None:
+def test_the_replay_cache_knows_a_message_for_an_audience(small) -> None:
     """A message that was sealed for this receiver is let in once, and may be forgotten."""
     sender = type(small.sender)(small.sender.model, small.sender.tokenizer, small.codec, key=KEY, audience="planner")
     end = Receiver(

@@ -173,12 +173,12 @@ def test_a_full_spool_says_so_and_keeps_what_it_has(tmp_path: Path) -> None:
 def test_a_full_disk_says_so_and_keeps_what_it_has(tmp_path: Path) -> None:
     """When SQLite finds no room for a page, the message is refused, and the others can still be acknowledged."""
     store = make_store(tmp_path / FILE, Clock())
-    store._db.execute("PRAGMA max_page_count = 40")
+    store._db.execute("PRAGMA max_page_count = 30")
     kept: list[int] = []
 
     def fill() -> None:
         for number in range(100):
-            store.put("planner", str(number), bytes(4000))
+            store.put("planner", str(number), bytes(3000))
             kept.append(number)
 
     with pytest.raises(DiskFullError, match="expected room on the disk"):
