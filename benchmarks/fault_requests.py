@@ -46,14 +46,8 @@ CHUNKS = b"5\r\nhello\r\n0\r\n\r\n"
 
 def request(path: str, *headers: str, body: bytes = b"", method: str = "POST", last: bool = True) -> bytes:
     """Writes a request as bytes; latin-1, so that any byte can be written."""
-    head = [
-        f"{method} {path} HTTP/1.1",
-        "host: localhost",
-        AUTHORIZED,
-        *headers,
-        *(["connection: close"] if last else []),
-    ]
-    return "\r\n".join([*head, "", ""]).encode("latin-1") + body
+    first = [f"{method} {path} HTTP/1.1", "host: localhost", AUTHORIZED, *(["connection: close"] if last else [])]
+    return "\r\n".join([*first, *headers, "", ""]).encode("latin-1") + body
 
 
 def good(rng: random.Random) -> bytes:

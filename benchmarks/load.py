@@ -3,11 +3,11 @@
     python benchmarks/load.py [--transports memory spool spool-process http nats] [--n 2000] [--senders 1 8 64]
 
 So many senders at once, tasks of one process, send n messages of 100 bytes between them; then as many receivers take
-and acknowledge them; those that were sent over HTTP from the spool behind it. `spool-process` is the spool with ``power_safe=False``. Beside them, with the same bytes and as
-many tasks: *raw NATS* (publish with its acknowledgement; pull and acknowledge), *raw HTTP* (httpx posting to a
-Starlette app that keeps nothing), *raw SQLite* (insert and commit in WAL, ``synchronous=FULL``, one at a time).
-``ratio`` is raw over ours, of sends per second: 1.4 means that we take 1.4 times as long. For HTTP it holds a durable
-write that raw HTTP does not make.
+and acknowledge them. What was sent over HTTP is taken from the spool behind it. `spool-process` is the spool with
+``power_safe=False``. Beside them, with the same bytes and as many tasks: *raw NATS* (publish with its acknowledgement;
+pull and acknowledge), *raw HTTP* (httpx posting to a Starlette app that keeps nothing), *raw SQLite* (insert and commit
+in WAL, ``synchronous=FULL``, one at a time). ``ratio`` is raw over ours, of sends per second: 1.4 means that we take
+1.4 times as long. For HTTP it holds a durable write that raw HTTP does not make.
 """
 
 import argparse

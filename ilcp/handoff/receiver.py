@@ -12,6 +12,7 @@ memories sit. A message's literals follow right after its memory, an empty line 
 
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +32,11 @@ from ilcp.message.replay import ReplayCache
 from ilcp.models.adapter import plain, unwrapped
 from ilcp.models.chat import Chat, require_template
 from ilcp.models.fingerprint import Known
-from ilcp.models.forward import embed, embedding_norm
+from ilcp.models.forward import embed, embedding_norm, require_room
 from ilcp.models.generate_options import require_count, require_options
 from ilcp.models.packing import packs
 from ilcp.models.prefix_cache import PrefixCaches
-from ilcp.models.prompt import MEMORY_HERE, holds_control, pieces
+from ilcp.models.prompt import MEMORY_HERE, holds_control, pieces, text_ids
 from ilcp.models.support import require_receiver, require_tokenizer
 from ilcp.nn.inference import inference
 
@@ -116,7 +117,7 @@ class Receiver:
         Raises:
             DecodeError: the bytes are no message, damaged, expired, or not under this receiver's key; or the payload
                 decodes to NaN, infinity, another width, vectors out of the norm band of this receiver's embeddings, or
-                text that spells a control token.
+                text that spells a control token or is longer than the receiver's window.
             ReplayError: the message was decoded before.
             ReplayCacheError: the replay cache cannot say so.
             MismatchedCodecError: the message was made by another codec; it is an IdentityError and a DecodeError.
@@ -132,6 +133,9 @@ class Receiver:
             raise DecodeError("expected a memory of plain text, got one with ilcp.MEMORY_HERE in it: drop it")
         if isinstance(held, str) and holds_control(self.tokenizer, held):
             raise DecodeError("expected a memory of plain text, got one that spells a control token: drop it")
+        if isinstance(held, str) and held:  # what no question would fit beside is the peer's fault
+            tokens = len(text_ids(self.tokenizer, held, "", self.template))
+            require_room(self.model, tokens, what="a memory of text", way_out="drop it", error=DecodeError)
         if parsed.literals and holds_control(self.tokenizer, line(parsed.literals)):
             raise DecodeError("expected literals of plain text, got one that spells a control token: leave it out")
         if self.replay is not None and key is not None and parsed.seal is not None:
@@ -217,19 +221,19 @@ class Receiver:
         Raises:
             EncodeError: a prompt and its answer do not fit into the receiver's window, or an answer is empty.
             ConfigError: the batch is no count, or the chat template has no place for a memory.
-            DecodeError, IdentityError: as ``decode``.
+            DecodeError, IdentityError: as ``decode``; the text names the item by its index.
         """
         require_count("batch", batch)
         items = listed(items, "items (message, question, answer) in a list", "item", error=ConfigError)
         self._known.require(self.model, self.tokenizer)
         asked, answers = [(message, question) for message, question, _ in items], [answer for *_, answer in items]
         if packs(self.model):
-            groups = self._groups(asked, batch)
+            groups = self._groups(asked, batch, 1)
             by_number = scored_packed(self.model, self.tokenizer, groups, answers, end=end, batch=batch)
             return [by_number[number] for number in range(len(items))]
         scores: list[Score] = []
         for start in range(0, len(items), batch):
-            prompts = [self.prompt(self._memories(m, None), question) for m, question in asked[start : start + batch]]
+            prompts = [self._asked(start + n, *each, 1) for n, each in enumerate(asked[start : start + batch])]
             scores += scored(self.model, self.tokenizer, prompts, answers[start : start + batch], end=end)
         return scores
 
@@ -257,18 +261,29 @@ class Receiver:
         require_options(options, min(batch, len(items)), cached=False)
         self._known.require(self.model, self.tokenizer)
         if not options and packs(self.model):
-            groups = self._groups(items, batch)
+            groups = self._groups(items, batch, max_new_tokens)
             by_number = answered_packed(self.model, self.tokenizer, groups, max_new_tokens, batch)
             return [by_number[number] for number in range(len(items))]
         found: list[str] = []
         for start in range(0, len(items), batch):
-            prompts = [self.prompt(self._memories(m, None), question) for m, question in items[start : start + batch]]
+            part = items[start : start + batch]
+            prompts = [self._asked(start + n, *each, max_new_tokens) for n, each in enumerate(part)]
             found += answered(self.model, self.tokenizer, prompts, max_new_tokens, options)
         return found
 
-    def _groups(self, asked: Sequence[tuple[Sources, str | Chat]], batch: int) -> Iterator[Group]:
+    def _asked(self, number: int, message: Sources, question: str | Chat, room: int) -> Tensor:
+        """Returns the prompt of an item, which leaves room for so many tokens of an answer; an error names the item."""
+        with _named(number):
+            prompt = self.prompt(self._memories(message, None), question)
+            require_prompt(self.model, prompt, room)
+        return prompt
+
+    def _groups(self, asked: Sequence[tuple[Sources, str | Chat]], batch: int, room: int) -> Iterator[Group]:
         """Yields the prompts, those about equal memories together, and at most ``batch`` of these."""
-        memories = [self._memories(message, None) for message, _ in asked]
+        memories = []
+        for number, (message, _) in enumerate(asked):
+            with _named(number):
+                memories.append(self._memories(message, None))
         groups: dict[Hashable, list[int]] = {}
         for number, each in enumerate(memories):  # what a digest leaves out is found when prompts are compared
             key = tuple(None if memory is None else (memory.digest(), memory.literals) for memory in each)
@@ -276,7 +291,7 @@ class Receiver:
         for group in groups.values():
             for start in range(0, len(group), batch):
                 part = group[start : start + batch]
-                yield part, (self.prompt(memories[number], asked[number][1]) for number in part)
+                yield part, (self._asked(number, memories[number], asked[number][1], room) for number in part)
 
     def prompt(self, memory: Memory | Sequence[Memory | None] | None, question: str | Chat) -> Tensor:
         """Returns the embedded prompt, ``"tokens hidden"``, which the receiver reads before its first new token.
@@ -331,6 +346,15 @@ class Receiver:
                 f"expected message bytes, a Memory, a sequence of them or None, got {type(message).__name__}"
             )
         return self.decode(bytes(message))
+
+
+@contextmanager
+def _named(number: int) -> Iterator[None]:
+    """Names the item of a batch in whatever refuses it."""
+    try:
+        yield
+    except (DecodeError, EncodeError) as error:
+        raise type(error)(f"item {number}: {error}") from error
 
 
 def _codecs(codec: Any) -> tuple[Codec, ...]:

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 
@@ -18,7 +19,7 @@ from ilcp.transport.door import BACKLOG, Door, listening
 from ilcp.transport.errors import AddressError
 from ilcp.transport.telemetry import Sparing
 
-__all__ = ["serve"]
+__all__ = ["configured", "serve"]
 
 GOODBYE_S = 5  # who has not sent the rest of a message by then sends it again
 STRANGERS_LOGS = ("asyncio", "uvicorn.error")  # whose lines whoever connects can bring out
@@ -50,21 +51,7 @@ def serve(
     async def work() -> None:
         url = folder.resolve().as_uri().replace("file:", "spool:", 1)
         async with connect_async(url, settings=settings) as connection:
-            config = uvicorn.Config(
-                ingress(connection, name, token=token, hosts=(*hosts, host)),
-                http=Door,
-                backlog=BACKLOG,
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                proxy_headers=False,  # whoever sends X-Forwarded-For could be anybody
-                lifespan="off",
-                ws="none",
-                ssl_certfile=certificate,
-                ssl_keyfile=key,
-                timeout_graceful_shutdown=GOODBYE_S,
-            )
-            _load(config)
+            config = configured(ingress(connection, name, token=token, hosts=(*hosts, host)), certificate, key)
             with listening(host, port) as door:
                 scheme = "http" if certificate is None else "https"
                 where = f"[{host}]" if ":" in host else host
@@ -75,12 +62,33 @@ def serve(
         asyncio.run(work())
 
 
-def _load(config: uvicorn.Config) -> None:
+def configured(app: Any, certificate: Path | None = None, key: Path | None = None) -> uvicorn.Config:
+    """Configures uvicorn for strangers.
+
+    Raises:
+        AddressError: the certificate cannot be loaded.
+    """
+    config = uvicorn.Config(
+        app,
+        http=Door,
+        backlog=BACKLOG,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,  # whoever sends X-Forwarded-For could be anybody
+        lifespan="off",
+        ws="none",
+        ssl_certfile=certificate,
+        ssl_keyfile=key,
+        timeout_graceful_shutdown=GOODBYE_S,
+    )
     try:
         config.load()
     except (OSError, ssl.SSLError) as error:
-        got = f"{config.ssl_certfile} and {config.ssl_keyfile}: {error}"
-        raise AddressError(f"expected a certificate and its key in PEM, got {got}") from error
+        raise AddressError(
+            f"expected a certificate and its key in PEM, got {certificate} and {key}: {error}"
+        ) from error
+    return config
 
 
 @contextmanager
