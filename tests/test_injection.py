@@ -417,7 +417,7 @@ def test_a_peers_overlong_text_is_the_peers_fault_and_names_its_item() -> None:
     receiver = Receiver(model, TOKENIZER, codec, allow_unmeasured=True)
     number = codec.trained.codec_id(codec.spec)
     short, long = (Message(number, text).to_bytes() for text in (b"Mara", b"word " * 12_000))
-    with pytest.raises(DecodeError, match="expected a memory of text of at most .* drop it"):
+    with pytest.raises(DecodeError, match=r"expected a memory of text of at most .* drop it"):
         receiver.decode(long)
     for wrong, error in ((long, DecodeError), (short[:-1], DecodeError), (TextMemory("word " * 12_000), EncodeError)):
         for call in (
@@ -425,7 +425,7 @@ def test_a_peers_overlong_text_is_the_peers_fault_and_names_its_item() -> None:
             lambda wrong=wrong: receiver.answers([(short, "Who?"), (wrong, "Who?")], do_sample=True),
             lambda wrong=wrong: receiver.score([(short, "Who?", "Mara"), (wrong, "Who?", "Mara")]),
         ):
-            with pytest.raises(error, match="^item 1: expected"):
+            with pytest.raises(error, match=r"^item 1: expected"):
                 call()
 
 
