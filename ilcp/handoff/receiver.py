@@ -233,7 +233,7 @@ class Receiver:
             return [by_number[number] for number in range(len(items))]
         scores: list[Score] = []
         for start in range(0, len(items), batch):
-            prompts = [self._asked(start + n, *each, 1) for n, each in enumerate(asked[start : start + batch])]
+            prompts = [self._asked(start + n, m, about, 1) for n, (m, about) in enumerate(asked[start : start + batch])]
             scores += scored(self.model, self.tokenizer, prompts, answers[start : start + batch], end=end)
         return scores
 
@@ -267,7 +267,7 @@ class Receiver:
         found: list[str] = []
         for start in range(0, len(items), batch):
             part = items[start : start + batch]
-            prompts = [self._asked(start + n, *each, max_new_tokens) for n, each in enumerate(part)]
+            prompts = [self._asked(start + n, m, asked, max_new_tokens) for n, (m, asked) in enumerate(part)]
             found += answered(self.model, self.tokenizer, prompts, max_new_tokens, options)
         return found
 

@@ -56,7 +56,8 @@ class Door(H11Protocol):
     @property
     def is_idle(self) -> bool:
         """Says whether no request is in work."""
-        return self.cycle is None or self.cycle.response_complete
+        cycle: Any = self.cycle  # None before the first
+        return cycle is None or bool(cycle.response_complete)
 
     def _wait_for_head(self) -> None:
         self._stop_waiting()
