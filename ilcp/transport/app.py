@@ -13,8 +13,7 @@ import asyncio
 import hmac
 import ipaddress
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -30,7 +29,7 @@ from ilcp.transport.backend import MEDIA_TYPE, checked_to, checked_token
 from ilcp.transport.connection import AsyncConnection
 from ilcp.transport.errors import AddressError, ConflictError, FullError
 from ilcp.transport.spool import StoreBackend
-from ilcp.transport.telemetry import Sparing, logged
+from ilcp.transport.telemetry import REFUSED, logged, spared
 
 __all__ = ["MIN_TOKEN", "ingress"]
 
@@ -68,39 +67,16 @@ class _Metrics:
         self.waiting_bytes = Gauge("ilcp_handoffs_waiting_bytes", "what they take", registry=self.registry)
 
 
-class _Places:
-    """Limits how many requests may be in work."""
-
-    def __init__(self, most: int) -> None:
-        self.most, self.taken = most, 0
-
-    @contextmanager
-    def one(self) -> Iterator[None]:
-        """Takes a place for as long as a request takes."""
-        if self.taken >= self.most:
-            text = f"expected at most {self.most} such requests at once, got more"
-            raise FullError(text, retry_after_s=RETRY_AFTER_S)
-        self.taken += 1
-        try:
-            yield
-        finally:
-            self.taken -= 1
-
-
 class _Ingress:
-    def __init__(
-        self,
-        connection: AsyncConnection,
-        backend: StoreBackend,
-        name: str,
-        token: str,
-        hosts: frozenset[str],
-        most: int,
-    ) -> None:
-        self.connection, self.backend, self.name, self.hosts = connection, backend, name, hosts
-        self.places, self.places_of_wrong = _Places(most), _Places(most)
-        self.token = token.encode()
-        self.metrics, self.sparing = _Metrics(), Sparing()
+    def __init__(self, connection: AsyncConnection, name: str, token: str, hosts: Sequence[str], most: int) -> None:
+        backend = connection._backend
+        if not isinstance(backend, StoreBackend):
+            raise AddressError("expected a connection to a spool, got another: connect_async('spool:///folder')")
+        self.connection, self.backend, self.name = connection, backend, checked_to(name)
+        self.token, self.hosts = checked_token(token, MIN_TOKEN).encode(), LOCAL | set(map(_host, hosts))
+        self.places = asyncio.Semaphore(most)
+        self.places_of_wrong = asyncio.Semaphore(most)  # who guesses keeps nobody out
+        self.metrics = _Metrics()
         self.healthy = (float("-inf"), True)
 
     def route(self, path: str, method: str, operation: str, handler: Handler, *, open_to_all: bool = False) -> Route:
@@ -115,7 +91,7 @@ class _Ingress:
                     response = await handler(request)
                 else:
                     await self._admit(request)
-                    with self.places.one():
+                    async with _one(self.places):
                         response = await handler(request)
             except ClientDisconnect:
                 response = Response(status_code=400)
@@ -125,9 +101,9 @@ class _Ingress:
                 self.metrics.active.dec()
             self.metrics.requests.labels(operation, str(response.status_code)).inc()
             self.metrics.seconds.labels(operation).observe(time.perf_counter() - began)
-            if response.status_code >= 400 and self.sparing.lets_pass():
+            if response.status_code >= 400:
                 peer = request.client.host if request.client else "unknown"
-                logged(f"{operation} refused{self.sparing.left_out()}", status=response.status_code, peer=peer)
+                logged(f"{operation} refused", REFUSED, status=response.status_code, peer=peer)
             return response
 
         return Route(path, answer, methods=[method])
@@ -144,7 +120,7 @@ class _Ingress:
         scheme, _, given = request.headers.get("authorization", "")[:TOKEN_BYTES].partition(" ")
         if scheme.lower() == "bearer" and hmac.compare_digest(given.encode(), self.token):
             return
-        with self.places_of_wrong.one():  # places of their own: who guesses keeps nobody out
+        async with _one(self.places_of_wrong):
             await asyncio.sleep(WRONG_S)
         raise _Refused(401, "expected Authorization: Bearer with the token of the ingress, got none or another")
 
@@ -211,11 +187,8 @@ def ingress(
         AddressError: a name that is none, a token that is short or that no client could show, or a connection to
             something else.
     """
-    backend = connection._backend
-    if not isinstance(backend, StoreBackend):
-        raise AddressError("expected a connection to a spool, got another: connect_async('spool:///folder')")
-    allowed = LOCAL | {_host(each) for each in hosts}
-    door = _Ingress(connection, backend, checked_to(name), checked_token(token, MIN_TOKEN), allowed, max_at_once)
+    door = _Ingress(connection, name, token, hosts, max_at_once)
+    spared(REFUSED)
     app = Starlette(
         routes=[
             door.route("/health", "GET", "health", door.health, open_to_all=True),
@@ -227,6 +200,13 @@ def ingress(
     )
     app.router.redirect_slashes = False  # a path has one spelling, and no answer sends anybody elsewhere
     return app
+
+
+def _one(places: asyncio.Semaphore) -> asyncio.Semaphore:
+    """Gives a place for as long as a request takes, and lets nobody wait for one."""
+    if places.locked():
+        raise FullError("expected fewer such requests at once, got too many", retry_after_s=RETRY_AFTER_S)
+    return places
 
 
 def _host(header: str) -> str:

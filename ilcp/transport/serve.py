@@ -1,7 +1,6 @@
 """The server behind ``ilcp serve``: uvicorn, and an ingress in front of a spool, until SIGINT or SIGTERM."""
 
 import asyncio
-import logging
 import signal
 import ssl
 import threading
@@ -17,7 +16,7 @@ from ilcp.transport.app import ingress
 from ilcp.transport.backend import Settings
 from ilcp.transport.door import BACKLOG, Door, listening
 from ilcp.transport.errors import AddressError
-from ilcp.transport.telemetry import Sparing
+from ilcp.transport.telemetry import spared
 
 __all__ = ["configured", "serve"]
 
@@ -58,7 +57,8 @@ def serve(
                 ready(f"{scheme}://{where}:{door.getsockname()[1]}")
                 await uvicorn.Server(config).serve(sockets=[door])
 
-    with _ended_after_closing(), _sparing_logs():
+    spared(*STRANGERS_LOGS)
+    with _ended_after_closing():
         asyncio.run(work())
 
 
@@ -89,18 +89,6 @@ def configured(app: Any, certificate: Path | None = None, key: Path | None = Non
             f"expected a certificate and its key in PEM, got {certificate} and {key}: {error}"
         ) from error
     return config
-
-
-@contextmanager
-def _sparing_logs() -> Iterator[None]:
-    spared = [(logging.getLogger(name), Sparing()) for name in STRANGERS_LOGS]
-    for logger, sparing in spared:
-        logger.addFilter(sparing)
-    try:
-        yield
-    finally:
-        for logger, sparing in spared:
-            logger.removeFilter(sparing)
 
 
 @contextmanager

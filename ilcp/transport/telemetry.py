@@ -12,9 +12,10 @@ from functools import cache
 from importlib import import_module
 from typing import Any
 
-__all__ = ["FIELDS", "LOGGER", "JsonFormatter", "Sparing", "logged", "span"]
+__all__ = ["FIELDS", "LOGGER", "REFUSED", "JsonFormatter", "Sparing", "logged", "span", "spared"]
 
 LOGGER = "ilcp.transport"
+REFUSED = f"{LOGGER}.refused"
 TRACER = "ilcp.transport"
 
 SPAN_SEND = "ilcp.handoff send"
@@ -50,32 +51,28 @@ class Sparing(logging.Filter):
     def __init__(self, most: int = 60, every_s: float = 60.0) -> None:
         super().__init__()
         self.most, self.every_s = most, every_s
-        self._began_s, self._count, self._left_out = time.monotonic(), 0, 0
-
-    def lets_pass(self) -> bool:
-        """Counts a line, and says whether it may be written."""
-        if time.monotonic() - self._began_s > self.every_s:
-            self._began_s, self._count = time.monotonic(), 0
-        self._count += 1
-        self._left_out += self._count > self.most
-        return self._count <= self.most
-
-    def left_out(self) -> str:
-        """Says in a line that passes how many did not since the last one."""
-        gone, self._left_out = self._left_out, 0
-        return f" ({gone} more were not logged)" if gone else ""
+        self._began_s, self._count = time.monotonic(), 0
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """See ``lets_pass``."""
-        passes = self.lets_pass()
-        if passes:
-            record.msg = f"{record.msg}{self.left_out()}"
-        return passes
+        """Counts a line, and says whether it may be written."""
+        if time.monotonic() - self._began_s > self.every_s:
+            gone = self._count - self.most
+            record.msg = f"{record.msg} ({gone} more were not logged)" if gone > 0 else record.msg
+            self._began_s, self._count = time.monotonic(), 0
+        self._count += 1
+        return self._count <= self.most
 
 
-def logged(event: str, **fields: Any) -> None:
+def spared(*loggers: str) -> None:
+    """Has loggers, whose lines strangers bring out, write some of them only."""
+    for logger in map(logging.getLogger, loggers):
+        if not any(isinstance(each, Sparing) for each in logger.filters):
+            logger.addFilter(Sparing())
+
+
+def logged(event: str, logger: str = LOGGER, **fields: Any) -> None:
     """Writes one record; only `FIELDS` may be given."""
-    logging.getLogger(LOGGER).info(event, extra=fields)
+    logging.getLogger(logger).info(event, extra=fields)
 
 
 def span(name: str, **attributes: Any) -> AbstractContextManager[Any]:
