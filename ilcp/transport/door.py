@@ -5,13 +5,16 @@ file descriptor left. Here what was idle for longest goes when there are too man
 """
 
 import asyncio
-import resource
 import socket
+import sys
 from typing import Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ilcp.transport.errors import UnreachableError
+
+if sys.platform != "win32":
+    import resource
 
 __all__ = ["BACKLOG", "Door", "listening", "most_connections"]
 
@@ -86,6 +89,8 @@ class _Listening(socket.socket):
 
 def most_connections() -> int:
     """Returns how many connections are kept: what file descriptors there are bounds it too."""
+    if sys.platform == "win32":  # which counts no file descriptors
+        return MAX_CONNECTIONS
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     room = MAX_CONNECTIONS if files == resource.RLIM_INFINITY else files - RESERVED - 2 * BACKLOG
     return max(1, min(MAX_CONNECTIONS, room))
