@@ -5,6 +5,7 @@ token, one in small letters with what the headers say. The ingress is for ``a``,
 """
 
 import re
+from ipaddress import ip_address
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
@@ -131,8 +132,13 @@ def _check(scope: dict[str, Any], body: bytes, status: int) -> None:
 def _from_outside(headers: dict[bytes, bytes]) -> bool:
     """Says whether no web page can have sent it: a host that is no name, and no origin."""
     host = headers.get(b"host", b"").decode("latin-1")
-    name = r"|localhost\.*|[0-9.]+|\[[0-9a-f:]+\]"
-    return b"origin" not in headers and re.fullmatch(rf"({name})(:.*)?", host, re.I | re.S) is not None
+    found = re.fullmatch(r"(?:\[(?P<six>[^\]]+)\]|(?P<name>[^][:]*))(?::[0-9]*)?", host)
+    named = "" if found is None else (found["six"] or found["name"]).rstrip(".").lower()
+    try:
+        local = named in ("", "localhost") or bool(ip_address(named))
+    except ValueError:
+        local = False
+    return b"origin" not in headers and found is not None and local
 
 
 def _well_formed(scope: dict[str, Any], headers: dict[bytes, bytes], body: bytes) -> str | None:

@@ -590,9 +590,8 @@ def test_nothing_grows_for_ever(server: NatsServer) -> None:
         kept = by_another(server.url, lambda stream: stream.stream_info(STREAM)).config
         assert (64 << 20, 2) == (kept.max_bytes, kept.max_age)
         assert MAX_MESSAGE_BYTES < kept.max_msg_size < 2 * MAX_MESSAGE_BYTES
-        for bucket in (SETTLED, TOLD):
-            info = by_another(server.url, lambda stream, bucket=bucket: stream.stream_info(f"KV_{bucket}"))
-            assert 0 < info.config.max_bytes <= 256 << 20
+        for info in (lambda s: s.stream_info(f"KV_{SETTLED}"), lambda s: s.stream_info(f"KV_{TOLD}")):
+            assert 0 < by_another(server.url, info).config.max_bytes <= 256 << 20
         RealClock().advance(2.5)
         assert c.receive() is None
         assert not c.send(b"y", to="planner", handoff_id="a").duplicate

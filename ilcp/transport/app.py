@@ -2,7 +2,7 @@
 
 A receiver mounts it in an app of its own, or ``ilcp serve`` runs it::
 
-    async with ilcp.connect_async("spool:///folder") as c:
+    async with connect_async("spool:///folder") as c:
         app = ingress(c, "planner", token=token)      # messages for planner, which takes them from the spool
 
 Nothing of a request is read before its host, token, path and declared length are in order. A message that is undamaged
@@ -12,6 +12,7 @@ is kept; whether it verifies, and what it means, is the receiver's to find out.
 import asyncio
 import hmac
 import ipaddress
+import re
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
@@ -41,6 +42,8 @@ BODY_S = 10.0  # the largest body takes 0.1 s at 5 Mbit/s; who sends half of one
 WRONG_S = 1.0  # a wrong token is answered so much later
 HEALTH_S = 1.0  # who has no token makes the store look no oftener
 LOCAL = frozenset({"localhost", ""})  # HTTP/1.0 may leave the host out; browsers do not
+
+_HOST = re.compile(r"(?:\[([^\]]+)\]|([^:\[\]]*))(?::[0-9]*)?")
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -210,10 +213,9 @@ def _one(places: asyncio.Semaphore) -> asyncio.Semaphore:
 
 
 def _host(header: str) -> str:
-    """Returns the host of a Host header, without its port."""
-    if header.startswith("["):
-        return header[1:].partition("]")[0]
-    return header.partition(":")[0].rstrip(".").lower()
+    """Returns the host of a Host header, without its port; of one that is none, what is no host."""
+    found = _HOST.fullmatch(header)
+    return (found[1] or found[2]).rstrip(".").lower() if found else "?"
 
 
 def _is_ip(host: str) -> bool:
