@@ -46,8 +46,8 @@ CHUNKS = b"5\r\nhello\r\n0\r\n\r\n"
 
 def request(path: str, *headers: str, body: bytes = b"", method: str = "POST", last: bool = True) -> bytes:
     """Writes a request as bytes; latin-1, so that any byte can be written."""
-    first = [f"{method} {path} HTTP/1.1", "host: localhost", AUTHORIZED, *(["connection: close"] if last else [])]
-    return "\r\n".join([*first, *headers, "", ""]).encode("latin-1") + body
+    first, then = [f"{method} {path} HTTP/1.1", "host: localhost", AUTHORIZED], ["connection: close"] if last else []
+    return "\r\n".join([*first, *headers, *then, "", ""]).encode("latin-1") + body
 
 
 def good(rng: random.Random) -> bytes:

@@ -17,9 +17,8 @@ from ilcp.transport.capabilities import Capabilities
 
 __all__ = ["found", "told"]
 
-COLUMNS = ("id", "message", "attempt", "lease", "taken_s", "free_s", "settled_s", "messages", "bytes", "body")
-COLUMNS += ("digest", "sent_s", "dead")
-HANDOFF = COLUMNS[:7] + COLUMNS[10:]
+HANDOFF = ("id", "message", "attempt", "lease", "taken_s", "free_s", "settled_s", "digest", "sent_s", "dead")
+COLUMNS = (*HANDOFF[:7], "messages", "bytes", "body", *HANDOFF[7:])
 STORE = memory_store()
 APP = in_front_of(STORE)
 EMPTY = (
