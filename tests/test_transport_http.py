@@ -274,6 +274,21 @@ def test_no_web_page_gets_in(server: Served, headers: dict[str, str], status: in
     assert [(fresh, BARE)][: status == 202] == server.taken()
 
 
+@pytest.mark.parametrize("wrong", ["a b:c", "http://planner.example", "[::1", ""])
+def test_a_host_that_is_none_lets_nobody_in(wrong: str) -> None:
+    """What is no name of a host is refused, and an address that the ingress listens on allows nothing by accident."""
+
+    async def main(*hosts: str) -> int:
+        async with connect_async("memory://hosts") as c:
+            app = ingress(c, "planner", token=TOKEN, hosts=hosts)
+            async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
+                return (await client.get("/health", headers={"host": "::1"})).status_code
+
+    with pytest.raises(AddressError, match="expected hosts as names"):
+        asyncio.run(main(wrong))
+    assert 403 == asyncio.run(main("::1"))
+
+
 def test_a_large_body_is_refused_before_it_is_read(server: Served) -> None:
     """A declared length over the limit is answered with 413 although not one byte of the body was sent."""
     with contextlib.closing(half_sent(server, MAX_MESSAGE_BYTES + 1)) as s:

@@ -76,7 +76,10 @@ class _Ingress:
         if not isinstance(backend, StoreBackend):
             raise AddressError("expected a connection to a spool, got another: connect_async('spool:///folder')")
         self.connection, self.backend, self.name = connection, backend, checked_to(name)
-        self.token, self.hosts = checked_token(token, MIN_TOKEN).encode(), LOCAL | set(map(_host, hosts))
+        self.token = checked_token(token, MIN_TOKEN).encode()
+        self.hosts = LOCAL | {each if _is_ip(each) else _host(each) for each in hosts}
+        if None in self.hosts or "" in hosts:  # else whatever is none would be let in
+            raise AddressError(f"expected hosts as names, such as planner.example, got {', '.join(map(repr, hosts))}")
         self.places = asyncio.Semaphore(most)
         self.places_of_wrong = asyncio.Semaphore(most)  # who guesses keeps nobody out
         self.metrics = _Metrics()
@@ -116,7 +119,7 @@ class _Ingress:
         if "origin" in request.headers:
             raise _Refused(403, "expected no Origin, got one: no web page sends messages")
         host = _host(request.headers.get("host", ""))
-        if host not in self.hosts and not _is_ip(host):
+        if host is None or (host not in self.hosts and not _is_ip(host)):
             raise _Refused(403, "expected a Host that is an IP address or was allowed, got another: --allow-host NAME")
 
     async def _admit(self, request: Request) -> None:
@@ -187,8 +190,8 @@ def ingress(
         max_at_once: so many requests are in work at once.
 
     Raises:
-        AddressError: a name that is none, a token that is short or that no client could show, or a connection to
-            something else.
+        AddressError: a name or a host that is none, a token that is short or that no client could show, or a
+            connection to something else.
     """
     door = _Ingress(connection, name, token, hosts, max_at_once)
     spared(REFUSED)
@@ -212,10 +215,10 @@ def _one(places: asyncio.Semaphore) -> asyncio.Semaphore:
     return places
 
 
-def _host(header: str) -> str:
-    """Returns the host of a Host header, without its port; of one that is none, what is no host."""
+def _host(header: str) -> str | None:
+    """Returns the host of a Host header, without its port; None: it is none."""
     found = _HOST.fullmatch(header)
-    return (found[1] or found[2]).rstrip(".").lower() if found else "?"
+    return (found[1] or found[2]).rstrip(".").lower() if found else None
 
 
 def _is_ip(host: str) -> bool:
