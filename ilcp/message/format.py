@@ -331,5 +331,5 @@ def _verify(parsed: _Parsed, keys: tuple[bytes, ...]) -> bytes | None:
     if not keys:
         return None
     # The right MAC is never told.
-    because = "sealed with another key, for another audience, or altered"
+    because = "sealed with another key, or altered, or for another audience"
     raise AuthenticationError(f"expected a MAC that verifies under the key given, got {parsed.tag.hex()}: {because}")
