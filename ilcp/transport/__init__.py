@@ -15,7 +15,7 @@ True
     memory://name             one process (tests)
     spool:///folder           several processes on one host, durable, no server
     http://host:port, https   sends to a receiver elsewhere, which runs ``ilcp serve`` in front of its spool, or mounts
-                              ``ilcp.transport.app.ingress``                          pip install 'ilcp[http]'
+                              ``ilcp.transport.ingress``                              pip install 'ilcp[http]'
     nats://host:port, tls     fleets, over NATS JetStream                             pip install 'ilcp[nats]'
 
 **At least once.** A message that was sent is handed out until somebody acknowledges it. Who receives it holds it for
@@ -87,6 +87,7 @@ __all__ = [
     "choose",
     "connect",
     "connect_async",
+    "ingress",
 ]
 
 
@@ -99,6 +100,20 @@ _SCHEMES = {  # the module, the function that opens it for an event loop, and th
     "nats": ("ilcp.transport.nats", "open_nats", "nats"),
     "tls": ("ilcp.transport.nats", "open_nats", "nats"),
 }
+
+
+def __getattr__(name: str) -> Any:
+    """Loads what needs a server's libraries.
+
+    Raises:
+        MissingExtraError: they are not installed.
+    """
+    if name != "ingress":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        return import_module("ilcp.transport.app").ingress
+    except ModuleNotFoundError as error:
+        raise MissingExtraError.of(str(error.name), "for an ingress", "http") from error
 
 
 @contextmanager
