@@ -1,4 +1,4 @@
-"""What the live HTTP endpoint makes of malformed requests and of wrong tokens; see `fault_scenarios.py`.
+"""What the live HTTP ingress makes of malformed requests, wrong tokens and idle connections; see `fault_scenarios.py`.
 
 A malformed request is bytes on a socket of its own. Each kind is made so that nothing in it can be meant as a whole
 message: whatever is kept, or answered with a 2xx or a 5xx, breaks the promise.
@@ -14,42 +14,45 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager, suppress
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
-from fault_shared import MESSAGE, free_port, patient, start
+from fault_shared import MESSAGE, TOKEN, free_port, patient, start
 
 from ilcp.message import MAX_MESSAGE_BYTES
-from ilcp.transport import MEDIA_TYPE, Settings
+from ilcp.transport import MEDIA_TYPE, connect
 from ilcp.transport.app import BODY_S, MAX_AT_ONCE
 from ilcp.transport.spool import spool_file
 
 Row = dict[str, Any]
-TOKEN = "Correct-Horse-42"
 ENDPOINT = """
 import sys
 from pathlib import Path
 from ilcp.transport.serve import serve
-serve(Path(sys.argv[1]), port=int(sys.argv[2]), token=sys.argv[3])
+serve(Path(sys.argv[1]), "planner", port=int(sys.argv[2]), token=sys.argv[3])
 """
 ANSWER_S = BODY_S + 5.0
 AUTHORIZED = f"authorization: Bearer {TOKEN}"
-MEDIA = f"content-type: {MEDIA_TYPE}"
+ID = "ilcp-handoff-id: bad"
+MEDIA = f"content-type: {MEDIA_TYPE}\r\n{ID}"
+WHOLE = f"content-length: {len(MESSAGE)}"
+GUESSERS = 64
+IDLE_S = 1.0
 CHUNKS = b"5\r\nhello\r\n0\r\n\r\n"
 
 
 def request(path: str, *headers: str, body: bytes = b"", method: str = "POST", last: bool = True) -> bytes:
     """Writes a request as bytes; latin-1, so that any byte can be written."""
-    head = [f"{method} {path} HTTP/1.1", "host: x", AUTHORIZED, *headers, *(["connection: close"] if last else [])]
-    return "\r\n".join([*head, "", ""]).encode("latin-1") + body
+    first, then = [f"{method} {path} HTTP/1.1", "host: localhost", AUTHORIZED], ["connection: close"] if last else []
+    return "\r\n".join([*first, *headers, *then, "", ""]).encode("latin-1") + body
 
 
 def good(rng: random.Random) -> bytes:
     """Writes what would be kept if it came whole."""
-    body = rng.randbytes(rng.randrange(1, 200))
-    return request("/v1/planner", MEDIA, f"content-length: {len(body)}", body=body)
+    return request("/v1/planner", MEDIA, WHOLE, body=MESSAGE)
 
 
 def truncated(rng: random.Random) -> bytes:
@@ -84,7 +87,7 @@ def bad_header(rng: random.Random) -> bytes:
     lines = ["no colon", "x : y", " x: y", "x: a\x00b", "x: a\rb", ": y", "x\x7f: y", "host: y", "(x): y"]
     ids = ["../x", "a b", "a" * 65, "", "a/b", "a.b", "%61", "'--", "a\tb"]
     lines += [f"ilcp-handoff-id: {known}" for known in ids]
-    return request("/v1/planner", rng.choice(lines), MEDIA, "content-length: 5", body=b"hello")
+    return request("/v1/planner", rng.choice(lines), MEDIA, WHOLE, body=MESSAGE)
 
 
 def non_ascii(rng: random.Random) -> bytes:
@@ -101,7 +104,7 @@ def non_ascii(rng: random.Random) -> bytes:
             media += letter
         case 4:
             path += "%" + letter.encode("latin-1").hex()[:2]
-    return request(path, f"{name}: {value}", media, "content-length: 5", body=b"hello")
+    return request(path, f"{name}: {value}", media, WHOLE, body=MESSAGE)
 
 
 def wrong_media_type(rng: random.Random) -> bytes:
@@ -114,40 +117,21 @@ def wrong_media_type(rng: random.Random) -> bytes:
         "",
         "*/*",
     ]
-    return request("/v1/planner", f"content-type: {rng.choice(types)}", "content-length: 5", body=b"hello")
+    return request("/v1/planner", f"content-type: {rng.choice(types)}", ID, WHOLE, body=MESSAGE)
 
 
 def traversal(rng: random.Random) -> bytes:
     up = rng.choice(["../", "..%2f", "%2e%2e/", "%2e%2e%2f", "..\\", "..%5c", "....//", "%252e%252e%252f", "..;/"])
     end = rng.choice(["etc/passwd", "v1/planner", "handoffs.sqlite", "planner%00", ""])
     path = rng.choice(["/v1/", "/", "//", "/v1/planner/"]) + up * rng.randrange(1, 6) + end
-    return request(path, MEDIA, "content-length: 5", body=b"hello", method=rng.choice(["POST", "GET", "PUT"]))
+    return request(path, MEDIA, WHOLE, body=MESSAGE, method=rng.choice(["POST", "GET", "PUT"]))
 
 
-def bad_number(rng: random.Random) -> bytes:
-    number = rng.choice(
-        [
-            "nan",
-            "inf",
-            "-inf",
-            "-1",
-            "1e999",
-            "0",
-            "",
-            "x",
-            "0x1",
-            "1_0",
-            "%EF%BC%91",
-            "%2B1",
-            "1,5",
-            "+1",
-            "9" * 400,
-            "'",
-        ]
-    )
-    first, second = rng.choice([(number, "0"), ("1", number or "x"), (number, number)])
-    second = "-0" if second == "0" else second  # a wait of nothing is none of the bad ones
-    return request(f"/v1/planner/receive?lease_s={first}&wait_s={second}", "content-length: 0")
+def web_page(rng: random.Random) -> bytes:
+    host = rng.choice(["evil.example", "localhost.evil.example", "1.2.3.4.evil.example", "-", "[::1", "x:y"])
+    origin = rng.choice(["http://evil.example", "null", "http://localhost", "https://127.0.0.1", "file://"])
+    whole = request("/v1/planner", *rng.choice([[], [f"origin: {origin}"]]), MEDIA, WHOLE, body=MESSAGE)
+    return whole if b"origin" in whole else whole.replace(b"host: localhost", f"host: {host}".encode())
 
 
 def garbage(rng: random.Random) -> bytes:
@@ -157,14 +141,12 @@ def garbage(rng: random.Random) -> bytes:
 
 def no_such_door(rng: random.Random) -> bytes:
     method = rng.choice(["DELETE", "PATCH", "TRACE", "OPTIONS", "post", "X" * 300, "PUT", "LOCK", "PROPFIND"])
-    path = rng.choice(
-        ["/v1/planner", "/v1/planner/ack", "/v2/planner", "/v1/planner/steal", "*", "http://y/v1/planner"]
-    )
-    return request(path, MEDIA, "content-length: 5", body=b"hello", method=method)
+    path = rng.choice(["/v1/planner", "/v1/planner/ack", "/v2/planner", "/v1/critic", "*", "http://y/v1/planner"])
+    return request(path, MEDIA, WHOLE, body=MESSAGE, method=method)
 
 
 def pipelined(rng: random.Random) -> bytes:
-    kinds = [wrong_media_type, bad_number, no_such_door, traversal, bad_header, chunked]
+    kinds = [wrong_media_type, web_page, no_such_door, traversal, bad_header, chunked]
     several = [rng.choice(kinds)(rng).replace(b"connection: close\r\n", b"") for _ in range(rng.randrange(1, 5))]
     return b"".join(several) + wrong_media_type(rng)
 
@@ -183,7 +165,7 @@ KINDS: tuple[Callable[[random.Random], bytes], ...] = (
     non_ascii,
     wrong_media_type,
     traversal,
-    bad_number,
+    web_page,
     garbage,
     no_such_door,
     pipelined,
@@ -193,13 +175,13 @@ CUT = (truncated, garbage)  # the sender says that it has ended: no server can k
 
 @contextmanager
 def served() -> Iterator[tuple[int, str, Path]]:
-    """Runs an endpoint, and gives its port, its address, and the file of its spool."""
+    """Runs an ingress, and gives its port, its address, and the file of its spool."""
     with tempfile.TemporaryDirectory() as home:
         port = free_port()
         process = start([sys.executable, "-c", ENDPOINT, home, port, TOKEN])
         try:
             url = f"http://127.0.0.1:{port}"
-            with patient(url, None, Settings(token=TOKEN)):
+            with patient(url, None):
                 yield int(port), url, spool_file(Path(home))
         finally:
             process.kill()
@@ -213,7 +195,7 @@ def kept(file: Path) -> int:
 
 
 def malformed_requests(n: int, rng: random.Random) -> Row:
-    """Sends n requests of all kinds in turn, then more half-open ones than the endpoint serves at once."""
+    """Sends n requests of all kinds in turn, then more half-open ones than the ingress serves at once."""
     seen: dict[str, Counter[str]] = {kind.__name__: Counter() for kind in (*KINDS, half_open)}
     half = n // (len(KINDS) + 1)
     with served() as (port, url, file):
@@ -225,9 +207,9 @@ def malformed_requests(n: int, rng: random.Random) -> Row:
         for s in waiting:
             seen[half_open.__name__].update(answers(s, until_s, end=False))
         remaining = kept(file)
-        with patient(url, "planner", Settings(token=TOKEN)) as c:
+        with patient(url, None) as c, connect(f"spool://{file.parent}", name="planner") as behind:
             c.send(MESSAGE, to="planner", handoff_id="good")
-            delivery = c.receive(5)
+            delivery = behind.receive(5)
             answered = delivery is not None and delivery.message == MESSAGE and delivery.handoff_id == "good"
     by_status = sum(seen.values(), Counter())
     wrong = sum(count for status, count in by_status.items() if status[0] in "25")
@@ -240,7 +222,7 @@ def malformed_requests(n: int, rng: random.Random) -> Row:
         "answers_by_kind": {kind: dict(sorted(counts.items())) for kind, counts in seen.items()},
         "answered_5xx": sum(count for status, count in by_status.items() if status[0] == "5"),
         "half_open_at_once": len(waiting),
-        "requests_that_the_endpoint_serves_at_once": MAX_AT_ONCE,
+        "requests_that_the_ingress_serves_at_once": MAX_AT_ONCE,
         "kept": remaining,
         "good_request_answered_afterwards": answered,
         "held": wrong == remaining == by_status["no answer in time"] == 0 and answered and len(waiting) > MAX_AT_ONCE,
@@ -248,7 +230,7 @@ def malformed_requests(n: int, rng: random.Random) -> Row:
 
 
 def opened(port: int, data: bytes) -> socket.socket:
-    """Opens a connection and sends ``data``, as far as the endpoint took it."""
+    """Opens a connection and sends ``data``, as far as the ingress took it."""
     s = socket.create_connection(("127.0.0.1", port), ANSWER_S)
     with suppress(OSError):
         s.sendall(data)
@@ -256,7 +238,7 @@ def opened(port: int, data: bytes) -> socket.socket:
 
 
 def answers(s: socket.socket, until_s: float, *, end: bool) -> list[str]:
-    """Reads the statuses that come until the endpoint closes; ``end``: we say first that nothing more will come."""
+    """Reads the statuses that come until the ingress closes; ``end``: we say first that nothing more will come."""
     read = b""
     with s:
         try:
@@ -295,17 +277,17 @@ def wrong_tokens(n: int, rng: random.Random) -> Row:
         "another scheme": lambda: rng.choice(["Basic ", "Token ", "", "Bearer:", "Bearer Bearer "]) + TOKEN,
     }
     let_in = {}
-    with served() as (port, _, file), closing(HTTPConnection("127.0.0.1", port, timeout=ANSWER_S)) as c:
+    with served() as (port, _, file), ThreadPoolExecutor(GUESSERS) as guessers:  # each guess is answered late
 
         def post(authorization: str | None) -> int:
-            headers = {"content-type": MEDIA_TYPE} | ({} if authorization is None else {"authorization": authorization})
-            c.request("POST", "/v1/planner", MESSAGE, headers)
-            answer = c.getresponse()
-            answer.read()
-            return answer.status
+            headers = {"content-type": MEDIA_TYPE, "ilcp-handoff-id": "guess"}
+            headers |= {} if authorization is None else {"authorization": authorization}
+            with closing(HTTPConnection("127.0.0.1", port, timeout=ANSWER_S)) as c:
+                c.request("POST", "/v1/planner", MESSAGE, headers)
+                return c.getresponse().status
 
         for how, make in wrong.items():
-            let_in[how] = sum(post(make()) != 401 for _ in range(n))
+            let_in[how] = sum(status != 401 for status in guessers.map(post, [make() for _ in range(n)]))
         remaining = kept(file)
         right = post(f"Bearer {TOKEN}")
     return {
@@ -316,5 +298,26 @@ def wrong_tokens(n: int, rng: random.Random) -> Row:
         "let_in": let_in,
         "kept": remaining,
         "status_with_the_right_token": right,
-        "held": not any(let_in.values()) and remaining == 0 and right == 201,
+        "held": not any(let_in.values()) and remaining == 0 and right == 202,
+    }
+
+
+def idle_connections(n: int) -> Row:
+    """Opens n connections that say nothing, and asks beside them."""
+    with served() as (port, _, _), ExitStack() as stack:
+        for _ in range(n):
+            stack.enter_context(socket.create_connection(("127.0.0.1", port), ANSWER_S))
+        began = time.monotonic()
+        with closing(HTTPConnection("127.0.0.1", port, timeout=ANSWER_S)) as c:
+            c.request("GET", "/health")
+            status = c.getresponse().status
+        seconds = time.monotonic() - began
+    return {
+        "scenario": "idle connections",
+        "transport": "http",
+        "promise": f"health is answered within {IDLE_S:g} s",
+        "idle": n,
+        "status": status,
+        "seconds": round(seconds, 3),
+        "held": status == 200 and seconds < IDLE_S,
     }

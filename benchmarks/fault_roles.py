@@ -5,7 +5,7 @@ import sys
 import time
 from pathlib import Path
 
-from fault_shared import MESSAGE, lines, patient
+from fault_shared import MESSAGE, TOKEN, lines, patient
 
 from ilcp.errors import TransportError
 
@@ -41,10 +41,10 @@ def receive(url: str, book: str) -> None:
 
 
 def serve_http(folder: str, port: str) -> None:
-    """Serves a spool over HTTP."""
+    """Takes messages over HTTP into a spool."""
     from ilcp.transport.serve import serve  # the other roles do without its libraries
 
-    serve(Path(folder), port=int(port))
+    serve(Path(folder), "planner", token=TOKEN, port=int(port))
 
 
 if __name__ == "__main__":

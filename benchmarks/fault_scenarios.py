@@ -1,7 +1,7 @@
 """What else can go wrong, a scenario each, and the promise that is kept: `benchmarks/faults.py` runs and writes them.
 
 Each gives plain counts and ``held``, whether they are as ``promise`` says. `fault_requests.py` has those of the HTTP
-endpoint; the others are here: a full disk, a clock that jumps, a receiver that is slower than its lease, and messages
+ingress; the others are here: a full disk, a clock that jumps, a receiver that is slower than its lease, and messages
 that somebody recorded and sends again.
 """
 
@@ -17,7 +17,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from fault_requests import malformed_requests, wrong_tokens
+from fault_requests import idle_connections, malformed_requests, wrong_tokens
 from fault_shared import MESSAGE, address, patient, start
 
 from ilcp.errors import ReplayError, TransportError
@@ -41,6 +41,7 @@ def scenarios(seed: int) -> list[Row]:
         told(slow_receiver, "nats", 100),
         told(malformed_requests, 10_000, random.Random(seed)),
         told(wrong_tokens, 1000, random.Random(seed)),
+        told(idle_connections, 2000),
         told(replay_by_transport, 1000),
         told(replay_to_two_processes, 1000),
     ]
@@ -90,7 +91,7 @@ def full_disk() -> Row:
     with (
         tempfile.TemporaryDirectory() as scratch,
         disk(Path(scratch)) as (home, what),
-        connect(f"spool://{home}/spool", name="planner") as c,
+        connect(f"spool://{home}/spool", name="planner", settings=Settings(max_name_bytes=64 << 20)) as c,
     ):
         books, mounted = Filler(c), what.startswith("tmpfs")
         kept = books.send(range(900))
@@ -234,7 +235,7 @@ class Jumps:
 def jumping_clock(n: int, rng: random.Random) -> Row:
     """Hands on n messages while the clock of all jumps by an hour, to and fro."""
     clock = JumpingClock()
-    settings = Settings(lease_s=30.0, dedup_s=2 * JUMP_S, clock=clock, power_safe=False)
+    settings = Settings(lease_s=30.0, dedup_s=2 * JUMP_S, max_deliveries=1000, clock=clock, power_safe=False)
     with tempfile.TemporaryDirectory() as home, ExitStack() as stack:
         sender, *receivers = (
             stack.enter_context(connect(f"spool://{home}", name="planner", settings=settings)) for _ in range(3)
@@ -273,7 +274,7 @@ def slow_receiver(transport: str, n: int) -> Row:
     """Has a receiver hold n messages for longer than its lease, while another one gets and acknowledges them."""
     lease_s = 2.0
     with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
-        url, server = address(transport, Path(scratch))
+        url, _, server = address(transport, Path(scratch))
         if server is not None:
             process = start(server)
             stack.callback(process.wait)

@@ -11,26 +11,35 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 from ilcp.errors import TransportError
+from ilcp.message import Message
 from ilcp.transport import Connection, Settings, connect
 
 ROLES = Path(__file__).parent / "fault_roles.py"
-MESSAGE = bytes(range(100))
+MESSAGE = Message(bytes(8), bytes(range(80))).to_bytes()  # 100 bytes
+TOKEN = "Correct-Horse-42"
 LEASE_S = 2.0
 
 
-def address(name: str, home: Path) -> tuple[str, list[str] | None]:
-    """Says where to connect to, and what has to run there."""
-    port = free_port()
+def address(name: str, home: Path) -> tuple[str, str, list[str] | None]:
+    """Says where to send to and where to receive from, and what has to run there."""
+    port, spool = free_port(), f"spool://{home / 'spool'}"
     if name == "spool":
-        return f"spool://{home / 'spool'}", None
+        return spool, spool, None
     if name == "http":
-        return f"http://127.0.0.1:{port}", role("serve", home / "spool", port)
+        return f"http://127.0.0.1:{port}", spool, role("serve", home / "spool", port)
     binary = shutil.which("nats-server")
     if binary is None:
         sys.exit("expected nats-server on the path, got none: apt-get install nats-server, or leave nats out")
-    return f"nats://127.0.0.1:{port}", [binary, "-js", "-a", "127.0.0.1", "-p", port, "-sd", str(home / "nats")]
+    nats = f"nats://127.0.0.1:{port}"
+    return nats, nats, [binary, "-js", "-a", "127.0.0.1", "-p", port, "-sd", str(home / "nats")]
+
+
+def settings_for(url: str, **more: Any) -> Settings:
+    """Makes the settings of a connection, with the token where one is asked for."""
+    return Settings(lease_s=LEASE_S, token=TOKEN if url.startswith("http") else None, **more)
 
 
 def free_port() -> str:
@@ -72,7 +81,7 @@ def patient(url: str, name: str | None, settings: Settings | None = None) -> Ite
     with ExitStack() as stack:
         while True:
             try:
-                c = stack.enter_context(connect(url, name=name, settings=settings or Settings(lease_s=LEASE_S)))
+                c = stack.enter_context(connect(url, name=name, settings=settings or settings_for(url)))
                 break
             except TransportError:
                 time.sleep(0.1)

@@ -1,6 +1,10 @@
 """Hand-offs while sender, receiver and server are killed (-9) at random: what is lost, repeated, out of order.
 
     python benchmarks/faults.py [--only kills|scenarios] [--transports spool nats http] [--n 2000] [--kill-every-s 2]
+                                [--add]
+
+``http`` is sent to an ingress and received from the spool behind it. With ``--add`` the counts are added to those of
+the file, so that a long run may be made in parts.
 
 Two senders hand on n/2 messages each; a sender that is killed begins again at the first one it had no receipt for,
 under the same id. Two receivers compete, and each writes a hand-off down (id, time) when it gets it, before it
@@ -43,15 +47,18 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=2000, help="hand-offs per transport")
     parser.add_argument("--kill-every-s", type=float, default=2.0, help="mean seconds between two kills")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--add", action="store_true", help="add to the rows of the file, with --only kills")
     parser.add_argument("--json", type=Path, default=HERE / "results" / "faults.json")
     args = parser.parse_args()
     there = json.loads(args.json.read_text(encoding="utf-8")) if args.only and args.json.exists() else {}
     failed = False
     if args.only != "scenarios":
-        rows = [faulted(name, args.n, args.kill_every_s, random.Random(args.seed)) for name in args.transports]
+        before = {row["transport"]: row for row in there.get("rows", ())} if args.add else {}
+        new = [faulted(name, args.n, args.kill_every_s, args.seed, before.get(name)) for name in args.transports]
+        rows = [*({**before} | {row["transport"]: row for row in new}).values()]
         there |= {
             "what": "hand-offs counted while sender, receiver and server processes were killed (-9) at random",
-            "n": args.n,
+            "n": max(row["sent_with_receipt"] for row in rows),
             "seed": args.seed,
             "kill_every_s": args.kill_every_s,
             "lease_s": LEASE_S,
@@ -62,7 +69,7 @@ def main() -> None:
         for row in rows:
             print(json.dumps(row))
         failed |= any(row["lost"] or row["handed_out_after_its_acknowledgement"] for row in rows)
-        failed |= any(row["sent_with_receipt"] < args.n // SENDERS * SENDERS for row in rows)
+        failed |= any(row["sent_with_receipt"] < row["parts"] * (args.n // SENDERS * SENDERS) for row in new)
     if args.only != "kills":
         known = {"seed": args.seed, "provenance": provenance()}  # of the rows, where there are any
         there = {**known, **there, "scenarios": scenarios(args.seed)}
@@ -74,20 +81,35 @@ def main() -> None:
     sys.exit(int(failed))
 
 
-def faulted(name: str, n: int, kill_every_s: float, rng: random.Random) -> dict[str, Any]:
-    """Puts one transport under fire."""
+def faulted(name: str, n: int, kill_every_s: float, seed: int, before: dict[str, Any] | None) -> dict[str, Any]:
+    """Puts one transport under fire, and adds what is counted to what was before."""
+    part = 0 if before is None else before.get("parts", 1)
+    rng = random.Random(seed + part)
     with tempfile.TemporaryDirectory() as scratch:
         home = Path(scratch)
-        url, server = address(name, home)
+        url, behind, server = address(name, home)
         commands: dict[str, list[str]] = {} if server is None else {"server": server}
-        commands |= {f"receiver-{who}": role("receive", url, home / f"received-{who}") for who in range(RECEIVERS)}
+        commands |= {f"receiver-{who}": role("receive", behind, home / f"received-{who}") for who in range(RECEIVERS)}
         commands |= {
             f"sender-{who}": role("send", url, who, n // SENDERS, home / f"sent-{who}") for who in range(SENDERS)
         }
         started = time.monotonic()
         kills = fire(commands, home, n // SENDERS * SENDERS, kill_every_s, rng)
         seconds = time.monotonic() - started
-        return {"transport": name, "seconds": round(seconds, 1), "kills": kills, **counted(home)}
+        row = {"transport": name, "parts": 1, "seconds": round(seconds, 1), "kills": kills, **counted(home)}
+    return row if before is None else summed(before, row)
+
+
+def summed(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """Adds the numbers of two rows, and those of what is in them."""
+    return {
+        key: summed(one.get(key, {}), new)
+        if isinstance(new, dict)
+        else new
+        if isinstance(new, str)
+        else round(one.get(key, 0) + new, 1)
+        for key, new in other.items()
+    }
 
 
 def fire(commands: dict[str, list[str]], home: Path, n: int, kill_every_s: float, rng: random.Random) -> dict[str, int]:

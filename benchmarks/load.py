@@ -3,11 +3,11 @@
     python benchmarks/load.py [--transports memory spool spool-process http nats] [--n 2000] [--senders 1 8 64]
 
 So many senders at once, tasks of one process, send n messages of 100 bytes between them; then as many receivers take
-and acknowledge them. `spool-process` is the spool with ``power_safe=False``. Beside them, with the same bytes and as
-many tasks: *raw NATS* (publish with its acknowledgement; pull and acknowledge), *raw HTTP* (httpx posting to a
-Starlette app that keeps nothing), *raw SQLite* (insert and commit in WAL, ``synchronous=FULL``, one at a time).
-``ratio`` is raw over ours, of sends per second: 1.4 means that we take 1.4 times as long. For HTTP it holds a durable
-write that raw HTTP does not make.
+and acknowledge them. What was sent over HTTP is taken from the spool behind it. `spool-process` is the spool with
+``power_safe=False``. Beside them, with the same bytes and as many tasks: *raw NATS* (publish with its acknowledgement;
+pull and acknowledge), *raw HTTP* (httpx posting to a Starlette app that keeps nothing), *raw SQLite* (insert and commit
+in WAL, ``synchronous=FULL``, one at a time). ``ratio`` is raw over ours, of sends per second: 1.4 means that we take
+1.4 times as long. For HTTP it holds a durable write that raw HTTP does not make.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
-from fault_shared import MESSAGE, address, free_port
+from fault_shared import MESSAGE, TOKEN, address, free_port
 
 from ilcp.errors import TransportError
 from ilcp.transport import Settings, connect_async
@@ -77,10 +77,13 @@ async def measured(name: str, n: int, senders: int) -> list[dict[str, Any]]:
     """Measures ours, and beside it the raw one where there is one."""
     with tempfile.TemporaryDirectory() as scratch:
         home = Path(scratch)
-        url, server = ("memory://load", None) if name == "memory" else address(name.partition("-")[0], home)
+        kind = name.partition("-")[0]
+        url, behind, server = ("memory://load",) * 2 + (None,) if name == "memory" else address(kind, home)
         process = None if server is None else subprocess.Popen(server, stderr=subprocess.DEVNULL)
         try:
-            ours = await handed_on(url, Settings(power_safe=name != "spool-process"), n, senders)
+            settings = Settings(power_safe=name != "spool-process")
+            sending = Settings(token=TOKEN) if name == "http" else settings
+            ours = await handed_on((url, sending), (behind, settings), n, senders)
             rows = [{"transport": name, "senders": senders, **ours}]
             if name in RAW_OF:
                 raw = await RAW[name](url, home, n, senders)
@@ -93,13 +96,14 @@ async def measured(name: str, n: int, senders: int) -> list[dict[str, Any]]:
                 process.wait()
 
 
-async def handed_on(url: str, settings: Settings, n: int, senders: int) -> dict[str, Any]:
+async def handed_on(to: tuple[str, Settings], behind: tuple[str, Settings], n: int, senders: int) -> dict[str, Any]:
     """Measures our own: sends all, then receives and acknowledges all."""
     async with AsyncExitStack() as stack:
-        c = await patiently(lambda: stack.enter_async_context(connect_async(url, name="planner", settings=settings)))
+        c = await patiently(lambda: stack.enter_async_context(connect_async(to[0], settings=to[1])))
+        mine = await stack.enter_async_context(connect_async(behind[0], name="planner", settings=behind[1]))
 
         async def receive() -> None:
-            delivery = await c.receive(10)
+            delivery = await mine.receive(10)
             assert delivery is not None
             await delivery.ack()
 

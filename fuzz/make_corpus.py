@@ -14,11 +14,11 @@ VECTORS = json.loads((HERE.parent / "tests" / "golden" / "v1" / "vectors.json").
 
 
 # Of each side of the transports, by its number in ``fuzz.transport_target.SIDES``: what is in order, and what is not.
-LEASE = b"content-type: application/vnd.ilcp.message\nilcp-lease: 1.00ff\nilcp-handoff-id: x\nilcp-attempt: 1"
-GIVEN = b"200\n" + LEASE + b"\nilcp-lease-s: 60.0\n\nmessage"
 TOLD = b'{"codec_ids":["00112233445566aa"],"versions":[1],"sealed":false,"text":true}'
 JSON = b"\ncontent-type: application/json\n\n"
-SEND = b"POST /v1/a\ncontent-type: application/vnd.ilcp.message\ncontent-length: 7\n"
+BARE = bytes.fromhex(VECTORS["accepted"][0]["hex"])
+MEDIA = b"\ncontent-type: application/vnd.ilcp.message\ncontent-length: %d\n" % len(BARE)
+SEND = b"POST /v1/a" + MEDIA + b"ilcp-handoff-id: x\n"
 INFO = (
     b'{"stream_name":"ilcp-handoffs","name":"a","num_ack_pending":0,"num_redelivered":0,"num_waiting":0,'
     b'"num_pending":0,"created":"2026-01-01T00:00:00Z","config":{"ack_policy":"explicit","ack_wait":60000000000,'
@@ -28,39 +28,39 @@ INFO = (
 PULLED = b"$JS.ACK.ilcp-handoffs.a.1.1.1.1700000000000000000.0\nNats-Msg-Id: a.x\n\nmessage"
 ACKED = b'\n--\nr\n\n{"stream":"KV_ilcp-settled","seq":1,"domain":"","duplicate":false}\n--\nr\n\n'
 FOUND = b"r\nNats-Stream: s\nNats-Subject: $KV.ilcp-told.a\nNats-Sequence: 1\nNats-Time-Stamp: 2026-01-01T00:00:00Z\n\n"
-ROW = b"tx\nbmessage\ni0\n\nf0\nf0\n\ni1\ni135\nb" + TOLD + b"\n1.abcd"
+ROW = b"tx\nbmessage\ni0\n\nf0\nf0\n\ni1\ni135\nb" + TOLD + b"\nb" + bytes(16) + b"\nf1e9\ni0\n1.abcd"
 # In the place of a configuration's value.
 SAID = (b"null", b"-1", b"1e99", b"{}", b"[[]]", b'"x"', b"1" * 400, b"[" * 1200, b"../x", b"\0")
 TRANSPORT = {
     0: (
-        b"\0" + GIVEN + b"\n--\n204\n\n",
-        b"\1" + GIVEN + b'\n--\n409\n\n{"error": "expected a lease"}',
-        b"\2" + b"200" + JSON + TOLD,
-        b"\2" + b"404" + JSON + b'{"error": "nothing"}',
-        b"\3" + b"201" + JSON + b'{"handoff_id": "x", "duplicate": false}',
-        b"\3" + b"429\nretry-after: 1\n\n" + b"[" * 1100,
-        b"\3" + b"307\nlocation: //[\nset-cookie: a=b; path=/\n\n",
-        b"\3" + b"307\nlocation: on: /\n\n",
-        b"\4" + b"503\n\n{}",
-        b"\x80" + GIVEN,
+        b"\0" + b"200" + JSON + TOLD,
+        b"\0" + b"404" + JSON + b"null",
+        b"\0" + b"404" + JSON + b'{"error": "another name"}',
+        b"\1" + b"202\n\n",
+        b"\1" + b"200\nilcp-handoff-id: x\n\n",
+        b"\1" + b"409" + JSON + b'{"error": "another message"}',
+        b"\1" + b"429\nretry-after: 1\n\n" + b"[" * 1100,
+        b"\1" + b"307\nlocation: //[\nset-cookie: a=b; path=/\n\n",
+        b"\1" + b"307\nlocation: on: /\n\n",
+        b"\1" + b"503\n\n{}\n--\n202\n\n",
+        b"\x80" + b"200" + JSON + TOLD,
     ),
     1: (
-        b"\0" + b"HTTP/1.1 " + GIVEN.replace(b"\n", b"\r\n").replace(b"200", b"200 OK\r\ncontent-length: 7", 1),
-        b"\2" + b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\n{}\n\r\n0\r\n\r\n",
-        b"\3" + b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.0 201\r\n\r\n",
+        b"\0" + b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(TOLD) + TOLD,
+        b"\0" + b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\n{}\n\r\n0\r\n\r\n",
+        b"\1" + b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.0 202\r\n\r\n",
     ),
     2: (
-        SEND + b"\nmessage",
-        SEND.replace(b"POST", b"post") + b"authorization: Bearer correct\nilcp-handoff-id: known\n\nmessage",
-        SEND.replace(b"7", b"127") + b"\n" + bytes.fromhex(VECTORS["accepted"][0]["hex"]),
-        b"POST /v1/a/receive?lease_s=60&wait_s=1\n\n",
-        b"POST /v1/b/ack\nilcp-lease: 2.abcd\n\n",
-        b"POST /v1/b/ack\nilcp-lease: 2.abce\n\n",
-        b"POST /v1/a/ack\nilcp-lease: 2.abcd\n\n",
-        b"POST /v1/b/nack?delay_s=1\nilcp-lease: 2.abcd\n\n",
-        b"PUT /v1/a/capabilities\ncontent-length: %d\n\n" % len(TOLD) + TOLD,
+        SEND + b"\n" + BARE,
+        SEND.replace(b"POST", b"post") + b"authorization: Bearer correct-horse-battery\n\n" + BARE,
+        SEND.replace(b": x", b": known") + b"\n" + BARE,
+        SEND + b"origin: null\n\n" + BARE,
+        SEND + b"host: localhost:80\n\n" + BARE,
+        SEND + b"host: evil.example\n\n" + BARE,
+        SEND.replace(b"/a", b"/b") + b"\n" + BARE,
+        b"POST /v1/a" + MEDIA + b"\n" + BARE,
         b"GET /v1/a/capabilities\n\n",
-        b"GET /metrics\nhost: x\n\n",
+        b"GET /metrics\nhost: [::1]\n\n",
         b"GET /health/?%ff\nhost: [\n\n",
         b"GET /v1\n\n",
     ),

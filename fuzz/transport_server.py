@@ -1,55 +1,54 @@
-"""The HTTP endpoint, called as ASGI: any method, path, query, headers and body.
+"""The HTTP ingress, called as ASGI: any method, path, query, headers and body.
 
-An input is ``METHOD PATH?QUERY``, lines of headers, an empty line, the body. A method in small letters goes to an
-endpoint that asks for a token. Two messages are there: a free one for ``a``, and one for ``b`` that is leased.
+An input is ``METHOD PATH?QUERY``, lines of headers, an empty line, the body. A method in capitals comes with the
+token, one in small letters with what the headers say. The ingress is for ``a``, for whom a message is there.
 """
 
 import re
+from ipaddress import ip_address
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
+import ilcp.transport.app
 from fuzz.transport_client import LOOP, NOW_S
 from ilcp.errors import DecodeError
 from ilcp.message import MAX_MESSAGE_BYTES, describe
-from ilcp.transport.app import endpoint
-from ilcp.transport.backend import MEDIA_TYPE, Lease
+from ilcp.transport.app import ingress
+from ilcp.transport.backend import MEDIA_TYPE, Settings, content_digest
+from ilcp.transport.connection import AsyncConnection
 from ilcp.transport.spool import StoreBackend
 from ilcp.transport.store import Store
 
-__all__ = ["Impatient", "asked", "memory_store", "status_of"]
+__all__ = ["AUTHORIZED", "asked", "in_front_of", "memory_store", "status_of"]
 
-TOKEN = "correct"
-LEASED = b"2.abcd"
+TOKEN = "correct-horse-battery"
+AUTHORIZED = (b"authorization", f"Bearer {TOKEN}".encode())
 WORD = re.compile(r"[A-Za-z0-9_-]{1,64}")
-SENDS = re.compile(r"/v1/([A-Za-z0-9_-]{1,64})")
-CHANGES = {("POST", 201), ("POST", 200), ("POST", 204), ("PUT", 204)}  # what may leave the store another
 RESTORE = (
     "DELETE FROM handoffs",
-    "DELETE FROM capabilities",
+    "DELETE FROM names",
     "UPDATE totals SET messages = 0, bytes = 0",
-    "INSERT INTO handoffs (number, name, id, message) VALUES (1, 'a', 'known', x'6d')",
-    "INSERT INTO handoffs (number, name, id, message, attempt, lease, taken_s, free_s) "
-    f"VALUES (2, 'b', 'held', x'6e', 1, 'abcd', {NOW_S}, {NOW_S + 60})",
-    "UPDATE sqlite_sequence SET seq = 2",
+    "INSERT INTO handoffs (number, name, id, message, digest, sent_s) "
+    f"VALUES (1, 'a', 'known', x'6d', x'{content_digest(b'm').hex()}', {NOW_S})",
+    "UPDATE sqlite_sequence SET seq = 1",
 )
+SETTINGS = Settings(clock=lambda: NOW_S, power_safe=False)
 Headers = list[tuple[bytes, bytes]]
-
-
-class Impatient(StoreBackend):
-    """A store's backend that waits for nobody."""
-
-    async def take(self, name: str, lease_s: float, wait_s: float) -> Lease | None:
-        return await super().take(name, lease_s, 0.0)
+ilcp.transport.app.WRONG_S = 0.0
 
 
 def memory_store() -> Store:
     """Makes a store in memory, whose clock stands still."""
-    return Store(":memory:", clock=lambda: NOW_S, dedup_s=600.0, max_bytes=64 << 20, power_safe=False)
+    return Store(":memory:", SETTINGS)
+
+
+def in_front_of(store: Store) -> Any:
+    """Makes an ingress for ``a``."""
+    return ingress(AsyncConnection(StoreBackend(store), None, SETTINGS), "a", token=TOKEN)
 
 
 STORE = memory_store()
-BACKEND = Impatient(STORE)
-OPEN, LOCKED = endpoint(BACKEND), endpoint(BACKEND, token=TOKEN)
+APP = in_front_of(STORE)
 
 
 def _restore() -> int:
@@ -75,10 +74,10 @@ def asked(data: bytes) -> None:
         "query_string": bytes(byte for byte in query if 32 < byte < 127),  # as h11 lets through
         "headers": [(name, value) for name, value in headers if name.replace(b"-", b"").isalnum()],
     }
-    locked = method.islower()
+    if not method.islower():
+        scope["headers"].insert(0, AUTHORIZED)
     try:
-        status = LOOP.run_until_complete(status_of(LOCKED if locked else OPEN, scope, body))
-        _check(scope, body, status, locked)
+        _check(scope, body, LOOP.run_until_complete(status_of(APP, scope, body)))
     finally:
         if STORE._db.total_changes != STATE["changes"]:
             STATE["changes"] = _restore()
@@ -110,34 +109,40 @@ async def status_of(app: Any, scope: dict[str, Any], body: bytes) -> int:
     return started[0]
 
 
-def _check(scope: dict[str, Any], body: bytes, status: int, locked: bool) -> None:
+def _check(scope: dict[str, Any], body: bytes, status: int) -> None:
     method, headers = scope["method"], dict(reversed(scope["headers"]))
     changed = STORE._db.total_changes != STATE["changes"]
     assert status < 500, f"status {status}"
-    assert not changed or (method, status) in CHANGES, f"{method} changed the store with status {status}"
+    assert not changed or (method, status) == ("POST", 202), f"{method} changed the store with status {status}"
     scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
-    if locked and (scheme.lower(), given) != (b"bearer", TOKEN.encode()):
-        assert status in (401, 404, 405) or scope["path"] == "/health", f"status {status} without the token"
+    if (scheme.lower(), given) != (b"bearer", TOKEN.encode()):
+        assert status in (401, 403, 404, 405) or scope["path"] == "/health", f"status {status} without the token"
         assert not changed, "changed without the token"
         return
-    if changed and (method, status) == ("POST", 204):
-        lease = headers.get(b"ilcp-lease", b"").lstrip(b"0")  # a row's number may have zeros in front
-        assert scope["path"] in ("/v1/b/ack", "/v1/b/nack"), f"{scope['path']} settled what was leased to b"
-        assert lease == LEASED, f"{scope['path']} settled a lease that was not its own"
-    kept = STORE._db.execute("SELECT name, id, message FROM handoffs WHERE number > 2").fetchall()
+    kept = STORE._db.execute("SELECT name, id, message FROM handoffs WHERE number > 1").fetchall()
     known = _well_formed(scope, headers, body)
-    sends = method == "POST" and SENDS.fullmatch(scope["path"]) is not None
-    if sends:
-        assert (status in (200, 201)) == (known is not None), f"a send was answered with {status}"
-        assert len(kept) == (status == 201), f"{len(kept)} messages were kept with status {status}"
+    sends = (method, scope["path"]) == ("POST", "/v1/a") and _from_outside(headers)
+    assert (status in (200, 202, 409)) >= (sends and known is not None), f"a send was answered with {status}"
+    assert len(kept) == (status == 202), f"{len(kept)} messages were kept with status {status}"
     if kept:
         assert sends, "a request that is no send was kept"
-        assert (scope["path"][4:], body) == (kept[0][0], kept[0][2])
-        assert known in ("", kept[0][1])
+        assert ("a", known, body) == kept[0]
+
+
+def _from_outside(headers: dict[bytes, bytes]) -> bool:
+    """Says whether no web page can have sent it: a host that is no name, and no origin."""
+    host = headers.get(b"host", b"").decode("latin-1")
+    found = re.fullmatch(r"(?:\[(?P<six>[^\]]+)\]|(?P<name>[^][:]*))(?::[0-9]*)?", host)
+    named = "" if found is None else (found["six"] or found["name"]).rstrip(".").lower()
+    try:
+        local = named in ("", "localhost") or bool(ip_address(named))
+    except ValueError:
+        local = False
+    return b"origin" not in headers and found is not None and local
 
 
 def _well_formed(scope: dict[str, Any], headers: dict[bytes, bytes], body: bytes) -> str | None:
-    """Reads the id of a send as ``ilcp.transport.api`` has it, empty for a fresh one; None where it is no send."""
+    """Reads the id of a send as ``ilcp.transport.api`` has it; None where it is no send."""
     given = headers.get(b"ilcp-handoff-id")
     right = headers.get(b"content-type") == MEDIA_TYPE.encode() and b"transfer-encoding" not in headers
     right = right and _declared(scope["headers"]) == len(body)
@@ -146,12 +151,12 @@ def _well_formed(scope: dict[str, Any], headers: dict[bytes, bytes], body: bytes
     try:
         own = describe(body).handoff_id
     except DecodeError:
-        own = None
+        return None
     if given is not None and not WORD.fullmatch(given.decode("latin-1")):
         return None
     if given is not None and own is not None and own != given.decode("latin-1"):
         return None
-    return own or (given or b"").decode("latin-1")
+    return own or (given.decode("latin-1") if given is not None else None)
 
 
 def _declared(headers: Headers) -> int | None:

@@ -433,7 +433,7 @@ def test_a_console_that_is_not_utf8_is_written_to(encoding: str, tmp_path: Path,
 
 def test_encode_knows_a_sealed_message_that_is_there(run: Run, tmp_path: Path, pair) -> None:
     """Its payload's length is read without its key, so the run goes on, whatever length is asked for."""
-    sealed = ilcp.Sender(pair.sender.model, pair.sender.tokenizer, pair.sender.codec, key=b"k" * 32)
+    sealed = ilcp.Sender(pair.sender.model, pair.sender.tokenizer, pair.sender.codec, key=bytes(range(32)))
     files = [tmp_path / "sealed.txt", tmp_path / "good.txt"]
     for file in files:
         file.write_text(CASE.context, encoding="utf-8")

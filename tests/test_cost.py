@@ -29,7 +29,7 @@ CONTEXTS = [case.context for case in case_files("validation", 3, 3, facts=2)]
 LONG = " ".join(case.context for case in case_files("validation", 1, 3))
 QUESTION = "Which region is affected?"
 OTHER = "Who owns the ticket?"
-KEY = b"k" * 32
+KEY = bytes(range(32))
 
 
 class Watching(ilcp.Receiver):

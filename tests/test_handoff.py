@@ -7,10 +7,19 @@ import pytest
 import torch
 
 import ilcp
-from ilcp import Memory, Message, Receiver, Sender, SoftPrompt, TextMemory
-from ilcp.errors import AuthenticationError, ConfigError, DecodeError, EncodeError, ExpiredError, IdentityError
+from ilcp import KeyRing, Memory, Message, Receiver, Sender, SoftPrompt, TextMemory
+from ilcp.errors import (
+    AuthenticationError,
+    ConfigError,
+    DecodeError,
+    EncodeError,
+    ExpiredError,
+    IdentityError,
+    ReplayError,
+)
 from ilcp.handoff.passes import Limits, packed, passes, sequences
 from ilcp.message import Seal
+from ilcp.message.replay import ReplayCache
 from ilcp.models.forward import answer_logits, answer_scores, embed, has_room, require_room
 from ilcp.models.prompt import MEMORY_HERE, answer_ids, layout, pieces, text_ids
 from ilcp.models.reading import read_ids
@@ -20,7 +29,7 @@ from tests.helpers import make_model, make_tokenizer, vectors_of
 CASE = next(iter(case_files("validation", 3, 1)))
 SHORT = next(iter(case_files("validation", 3, 1, facts=2))).context
 QUESTION = "Which region is affected?"
-KEY = b"k" * 32
+KEY = bytes(range(32))
 
 
 def test_one_hop_end_to_end(pair) -> None:
@@ -231,7 +240,9 @@ def test_sealed_hops(small) -> None:
     assert torch.equal(
         vectors_of(receiver.decode(message)), vectors_of(small.receiver.decode(small.sender.encode(SHORT)))
     )
-    wrong = Receiver(small.receiver.model, small.receiver.tokenizer, small.codec, key=b"x" * 32, allow_unmeasured=True)
+    wrong = Receiver(
+        small.receiver.model, small.receiver.tokenizer, small.codec, key=bytes(range(1, 33)), allow_unmeasured=True
+    )
     for end, data in ((wrong, message), (small.receiver, message), (receiver, small.sender.encode(SHORT))):
         with pytest.raises(AuthenticationError):
             end.decode(data)
@@ -420,3 +431,53 @@ def test_the_public_names_are_the_documented_ones() -> None:
     assert all(getattr(ilcp, name) for name in ilcp.__all__)
     with pytest.raises(AttributeError, match="no attribute 'teleport'"):
         ilcp.teleport  # noqa: B018
+
+
+def test_a_message_for_one_receiver_is_refused_by_another(small) -> None:
+    """With an audience a seal is for one name: another, and nobody by name, do not verify, though the key is theirs."""
+    sender, receiver = small.sender, small.receiver
+
+    def end(audience: str | None, key: bytes | KeyRing | None = KEY) -> Receiver:
+        return Receiver(
+            receiver.model, receiver.tokenizer, small.codec, key=key, audience=audience, allow_unmeasured=True
+        )
+
+    sealed = {
+        audience: type(sender)(sender.model, sender.tokenizer, small.codec, key=KEY, audience=audience).encode(SHORT)
+        for audience in ("planner", "critic", None)
+    }
+    assert 1 == len({len(message) for message in sealed.values()})
+    for written, message in sealed.items():
+        for reads in sealed:
+            if reads == written:
+                end(reads).decode(message)
+                continue
+            with pytest.raises(AuthenticationError, match="for another audience"):
+                end(reads).decode(message)
+    ring = KeyRing(bytes(range(1, 33)), (KEY,))
+    assert end("planner", ring).decode(sealed["planner"])
+    with pytest.raises(ConfigError, match="expected a key beside the audience"):
+        end("planner", None)
+    for wrong in ("", "x" * 257, "a\nb", b"planner", 5):
+        with pytest.raises(ConfigError, match="expected audience as 1 to 256 bytes"):
+            end(wrong)  # type: ignore[arg-type]
+
+
+def test_the_replay_cache_knows_a_message_for_an_audience(small) -> None:
+    """A message that was sealed for this receiver is let in once, and may be forgotten."""
+    sender = type(small.sender)(small.sender.model, small.sender.tokenizer, small.codec, key=KEY, audience="planner")
+    end = Receiver(
+        small.receiver.model,
+        small.receiver.tokenizer,
+        small.codec,
+        key=KEY,
+        audience="planner",
+        replay=ReplayCache(),
+        allow_unmeasured=True,
+    )
+    message = sender.encode(SHORT)
+    end.decode(message)
+    with pytest.raises(ReplayError):
+        end.decode(message)
+    end.forget(message)
+    end.decode(message)

@@ -411,6 +411,24 @@ def test_several_codecs_serve_one_receiver() -> None:
         Receiver(model, TOKENIZER, [])
 
 
+def test_a_peers_overlong_text_is_the_peers_fault_and_names_its_item() -> None:
+    """Text that leaves no question room is a DecodeError, and in a batch each error says whose item it is."""
+    model, codec = build("llama", len(TOKENIZER)), PlainCodec()
+    receiver = Receiver(model, TOKENIZER, codec, allow_unmeasured=True)
+    number = codec.trained.codec_id(codec.spec)
+    short, long = (Message(number, text).to_bytes() for text in (b"Mara", b"word " * 12_000))
+    with pytest.raises(DecodeError, match=r"expected a memory of text of at most .* drop it"):
+        receiver.decode(long)
+    for wrong, error in ((long, DecodeError), (short[:-1], DecodeError), (TextMemory("word " * 12_000), EncodeError)):
+        for call in (
+            lambda wrong=wrong: receiver.answers([(short, "Who?"), (wrong, "Who?")]),
+            lambda wrong=wrong: receiver.answers([(short, "Who?"), (wrong, "Who?")], do_sample=True),
+            lambda wrong=wrong: receiver.score([(short, "Who?", "Mara"), (wrong, "Who?", "Mara")]),
+        ):
+            with pytest.raises(error, match=r"^item 1: expected"):
+                call()
+
+
 def test_each_of_several_codecs_is_checked(small, pair) -> None:
     """A codec for another receiver, or one without proof, is refused behind a good one too."""
     model, tokenizer, good = pair.receiver.model, pair.receiver.tokenizer, pair.receiver.codec

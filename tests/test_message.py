@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import dataclasses
+import hashlib
 import json
 import pathlib
 import time
@@ -18,6 +19,7 @@ from ilcp import message as wire_format
 from ilcp.errors import AuthenticationError, ConfigError, DecodeError, EncodeError, ExpiredError
 from ilcp.message import MAX_MESSAGE_BYTES, MAX_PAYLOAD_BYTES, Message, Part, Seal, describe
 from ilcp.message.format import CLOCK_SKEW_S, MIN_MESSAGE_BYTES
+from ilcp.message.keys import KeyRing, keys_of
 from ilcp.message.literals import MAX_LITERALS_BYTES
 from ilcp.testing.strategies import bare_messages, hostile_bytes, keys, sealed_messages, with_check, with_mac
 
@@ -847,3 +849,28 @@ def test_what_a_reader_refuses_is_not_described(
         describe(wire, key=key)
     assert error is type(caught.value)
     assert fragment in str(caught.value)
+
+
+def test_an_audience_is_a_key_of_its_own() -> None:
+    """As the specification says: the same bytes but for the MAC, under the key that BLAKE2b makes for the name."""
+    message = Message(bytes(8), b"payload", Seal(bytes(8), 2**31))
+    bare, planner = message.to_bytes(KEY), message.to_bytes(KEY, audience="planner")
+    made = hashlib.blake2b(b"planner", key=KEY, digest_size=32, person=b"ilcp audience").digest()
+    assert bare[:-16] == planner[:-16]
+    assert hashlib.blake2b(planner[:-18], key=made, digest_size=16).digest() == planner[-16:]
+    assert message == Message.from_bytes(planner, key=KEY, now_unix_s=2**30, audience="planner")
+    assert "valid under the key" == describe(planner, key=KEY, audience="planner").check
+    for wire, audience in ((planner, None), (planner, "critic"), (bare, "planner")):
+        with pytest.raises(AuthenticationError, match="for another audience"):
+            Message.from_bytes(wire, key=KEY, now_unix_s=2**30, audience=audience)
+    with pytest.raises(ConfigError, match="expected a key beside the audience"):
+        Message.from_bytes(planner, audience="planner")
+
+
+@pytest.mark.parametrize("key", [bytes(16), bytes(64), b"k" * 32])
+def test_memory_that_was_never_filled_is_no_key(key: bytes) -> None:
+    """A key of one byte again and again is refused at each door, because everybody would guess it."""
+    ring = KeyRing(KEY)
+    for use in (lambda: keys_of(key), lambda: KeyRing(key), lambda: KeyRing(KEY, (key,)), lambda: ring.accepting(key)):
+        with pytest.raises(ConfigError, match="expected a key of random bytes"):
+            use()

@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ilcp import transport
 from ilcp.errors import ConfigError, DecodeError, EncodeError, MissingExtraError, StorageError, TransportError
 from ilcp.message import MAX_MESSAGE_BYTES
 from ilcp.transport import (
@@ -87,6 +88,16 @@ def test_a_missing_loop_names_its_extra(url: str, extra: str, monkeypatch: pytes
         pass
 
 
+def test_an_ingress_without_its_libraries_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a service mounts is loaded when it is asked for, and says what to install."""
+    monkeypatch.setitem(sys.modules, "starlette.applications", None)
+    monkeypatch.delitem(sys.modules, "ilcp.transport.app", raising=False)
+    with pytest.raises(MissingExtraError, match=r"pip install 'ilcp\[http\]'"):
+        _ = transport.ingress
+    with pytest.raises(AttributeError, match="no attribute 'egress'"):
+        _ = transport.egress
+
+
 def test_the_private_names_of_nats_py_exist() -> None:
     """What is overridden of nats-py's client, and read of it, is there, and is what it was."""
     nats_client = pytest.importorskip("ilcp.transport.nats_client")
@@ -140,7 +151,6 @@ def test_capabilities_of_the_wrong_type_are_the_callers_mistake() -> None:
         ("spool://host/folder", "absolute path"),
         ("memory://a/b", "expected memory://name"),
         ("http://", "expected http://host:port"),
-        ("http://host/path", "expected http://host:port"),
         ("http://host:x", "expected an address"),
         ("http://xn--:1", "expected an address that httpx takes"),
         ("http://a\0b:1", "expected an address of printable characters"),

@@ -72,6 +72,35 @@ with {opened.format(url="sys.argv[1]")} as c:
     assert done.stdout.startswith(SPOKEN_OF)
 
 
+def test_a_fork_cannot_use_its_parents_async_connection(tmp_path: Path) -> None:
+    """Nor does a forked child wait for ever in an ``async with``: each call says so, and the with is left in peace."""
+    code = """
+import asyncio, os, signal, sys
+from ilcp.transport import AddressError, Capabilities, connect_async
+async def main():
+    async with connect_async(sys.argv[1], name="planner") as c:
+        await c.send(b"x", to="planner", handoff_id="a")
+        delivery = await c.receive()
+        child = os.fork()
+        if not child:
+            signal.alarm(10)
+            calls = (lambda: c.send(b"x", to="planner"), c.receive, lambda: c.capabilities("planner"), delivery.ack)
+            for call in (*calls, lambda: c.publish(Capabilities(())), delivery.nack, delivery.extend):
+                try:
+                    await call()
+                except AddressError as error:
+                    print(error, flush=True)
+        else:
+            assert os.waitpid(child, 0)[1] == 0
+            await delivery.ack()
+    if not child:
+        os._exit(0)  # the loop is the parent's: to close it would take it from there too
+asyncio.run(main())
+"""
+    done = run_python("-c", code, f"spool://{tmp_path}", timeout_s=60, cwd=ROOT)
+    assert [7, 0] == [done.stdout.count(SPOKEN_OF), done.returncode], done.stderr
+
+
 @pytest.mark.parametrize("wrong", [None, "", "2", -1.0, float("nan")])
 def test_a_time_that_is_none_is_refused(wrong: Any) -> None:
     """Nothing passes for no time at all but zero."""
@@ -239,13 +268,12 @@ def test_a_name_in_memory_ends_with_its_last_connection() -> None:
 def test_threads_that_connect_at_once_meet(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two who connect to a name at the same time get one store."""
     together, duplicates = threading.Barrier(2, timeout=10), []
-    quick = spool._store
 
     def slow(path: str, settings: Settings) -> Store:
         time.sleep(0.1)
-        return quick(path, settings)
+        return Store(path, settings)
 
-    monkeypatch.setattr(spool, "_store", slow)
+    monkeypatch.setattr(spool, "Store", slow)
 
     def work() -> None:
         together.wait()
@@ -263,7 +291,7 @@ def test_threads_that_connect_at_once_meet(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_a_name_in_memory_has_one_size() -> None:
     """Who connects with another size than the first is told, and not ignored."""
-    with connect("memory://one-size"), pytest.raises(AddressError, match="expected dedup_s and max_bytes"):
+    with connect("memory://one-size"), pytest.raises(AddressError, match="expected dedup_s, max_bytes"):
         connect("memory://one-size", settings=Settings(dedup_s=5)).__enter__()
 
 

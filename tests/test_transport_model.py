@@ -7,10 +7,12 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
-from ilcp.transport import Connection, Delivery, LeaseLostError, Settings
+from ilcp.transport import ConflictError, Connection, Delivery, LeaseLostError, Settings
 from tests.transport_model import KINDS, Clock, Entry, Kind, Model, RealClock
 
 NAMES = ("planner", "critic")
+QUEUES = (*NAMES, "planner-dead", "critic-dead")
+MAX_DELIVERIES = 3
 IDS = ("a", "b", "c", "d")
 LEASE_S, DEDUP_S = 30.0, 600.0
 REAL_LEASE_S = 0.6
@@ -28,14 +30,16 @@ class Hops(RuleBasedStateMachine):
         super().__init__()
         self.clock = Clock() if self.kind.moves_clock else RealClock()
         self.lease_s = LEASE_S if self.kind.moves_clock else REAL_LEASE_S
-        self.model = Model(self.lease_s, DEDUP_S, self.clock)
+        most = MAX_DELIVERIES if self.kind.moves_clock else 100
+        self.model = Model(self.lease_s, DEDUP_S, most, self.clock)
         self.held: list[tuple[str, Entry, Delivery]] = []
         self.stack = contextlib.ExitStack()
         self.ends: dict[str, Connection] = {}
         self.closing: dict[str, contextlib.ExitStack] = {}
         self.expiries = 0
-        self.door = self.stack.enter_context(self.kind.opened(Settings(lease_s=self.lease_s, clock=self.clock)))
-        for name in NAMES:
+        theirs = Settings(lease_s=self.lease_s, max_deliveries=most, clock=self.clock)
+        self.door = self.stack.enter_context(self.kind.opened(theirs))
+        for name in QUEUES:
             self._open(name)
 
     def _open(self, name: str) -> None:
@@ -44,21 +48,27 @@ class Hops(RuleBasedStateMachine):
 
     @rule(name=st.sampled_from(NAMES), handoff_id=st.sampled_from(IDS), message=st.binary(min_size=1, max_size=200))
     def send(self, name: str, handoff_id: str, message: bytes) -> None:
-        """A message is kept once per name and id, the first of them."""
-        receipt = self.ends[NAMES[0]].send(message, to=name, handoff_id=handoff_id)
-        assert (handoff_id, self.model.send(name, handoff_id, message)) == receipt
+        """A message is kept once per name and id, the first of them; another one is refused."""
+        known = self.model.send(name, handoff_id, message)
+        if known is None:
+            with pytest.raises(ConflictError, match=f"known under {handoff_id}, got another"):
+                self.ends[NAMES[0]].send(message, to=name, handoff_id=handoff_id)
+        else:
+            assert (handoff_id, known) == self.ends[NAMES[0]].send(message, to=name, handoff_id=handoff_id)
 
     @precondition(lambda self: any(self.model.queues.values()))
-    @rule(which=st.integers(0))
-    def send_again(self, which: int) -> None:
+    @rule(which=st.integers(0), message=st.sampled_from([None, b"another"]))
+    def send_again(self, which: int, message: bytes | None) -> None:
         """What was sent before, waiting, held, settled or long forgotten, is known as long as it should be."""
-        known = [(name, entry.handoff_id) for name, queue in self.model.queues.items() for entry in queue]
-        self.send(*known[which % len(known)], b"another")
+        known = [(name, entry) for name, queue in self.model.queues.items() for entry in queue]
+        name, entry = known[which % len(known)]
+        self.send(name, entry.handoff_id, message or entry.message)
 
-    @rule(name=st.sampled_from(NAMES))
+    @rule(name=st.sampled_from(QUEUES))
     def receive(self, name: str) -> None:
         """The oldest free message, or none."""
         free = self.model.free(name)
+        self.model.bury(name)
         delivery = self.ends[name].receive(timeout_s=5 if free and not self.kind.moves_clock else 0)
         if not free:
             assert delivery is None
@@ -98,20 +108,20 @@ class Hops(RuleBasedStateMachine):
         if holds:
             entry.free_s = self.clock() + self.lease_s
 
-    @precondition(lambda self: any(map(self.model.free, NAMES)))
+    @precondition(lambda self: any(map(self.model.free, QUEUES)))
     @rule(which=st.integers(0), delay_s=st.sampled_from(DELAYS_S))
     def work(self, which: int, delay_s: float | None) -> None:
         """A message is received and settled at once, and the next receive meets what that left."""
-        names = [name for name in NAMES if self.model.free(name)]
+        names = [name for name in QUEUES if self.model.free(name)]
         self.receive(names[which % len(names)])
         self.settle(len(self.held) - 1, delay_s)
         self.receive(names[which % len(names)])
 
-    @precondition(lambda self: self.kind.moves_clock and any(map(self.model.free, NAMES)))
+    @precondition(lambda self: self.kind.moves_clock and any(map(self.model.free, QUEUES)))
     @rule(which=st.integers(0))
     def overstay(self, which: int) -> None:
         """Until a lease ends its message is nobody else's; then it is the next one's."""
-        names = [name for name in NAMES if self.model.free(name)]
+        names = [name for name in QUEUES if self.model.free(name)]
         for seconds in (0.6 * self.lease_s, 0.5 * self.lease_s, 0.0):
             self.receive(names[which % len(names)])
             self.wait(seconds)
@@ -124,10 +134,10 @@ class Hops(RuleBasedStateMachine):
         self.settle(which, None)
         for part in (0.95, 0.1):
             self.wait(part * DEDUP_S)
-            self.send(name, entry.handoff_id, b"another")
+            self.send(name.removesuffix("-dead"), entry.handoff_id, entry.message)
 
     @precondition(lambda self: self.held)
-    @rule(name=st.sampled_from(NAMES))
+    @rule(name=st.sampled_from(QUEUES))
     def crash(self, name: str) -> None:
         """A receiver that goes away keeps its leases until they end; its successor waits for that."""
         self.closing[name].close()
@@ -156,14 +166,15 @@ class Hops(RuleBasedStateMachine):
         """In the end everything that was sent and not settled comes, and nothing else."""
         try:
             self.clock.advance(self.lease_s * 1.1)
-            for name in NAMES:
+            for name in QUEUES:
                 while self.model.free(name):
                     self.receive(name)
                     self.held[-1][2].ack()
                     self.held[-1][1].settled_s = self.clock()
+                self.model.bury(name)
                 assert self.ends[name].receive() is None
         finally:
-            for name in NAMES:
+            for name in QUEUES:
                 self.closing[name].close()
             self.stack.close()
 

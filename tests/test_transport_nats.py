@@ -25,6 +25,7 @@ from ilcp.errors import MissingExtraError
 from ilcp.message import MAX_MESSAGE_BYTES
 from ilcp.transport import (
     AddressError,
+    ConflictError,
     FullError,
     ProtocolError,
     RefusedError,
@@ -32,7 +33,8 @@ from ilcp.transport import (
     UnreachableError,
     connect,
 )
-from ilcp.transport.nats import SETTLED, NatsBackend, open_nats
+from ilcp.transport.backend import LEAST_BYTES
+from ilcp.transport.nats import SETTLED, TOLD, NatsBackend, open_nats
 from ilcp.transport.nats_client import STREAM, SUBJECT, connected
 from tests.transport_model import (
     NATS_SERVER,
@@ -212,13 +214,13 @@ def test_a_hand_off_may_have_a_status_of_its_own(server: NatsServer) -> None:
 
 def slow_look_up(monkeypatch: pytest.MonkeyPatch, *times_s: float) -> None:
     """Makes the look-ups of what is settled take so long, and then no time."""
-    left, look_up = list(times_s), NatsBackend._is_settled
+    left, look_up = list(times_s), NatsBackend._settled_as
 
-    async def slow(self: NatsBackend, key: str) -> bool:
+    async def slow(self: NatsBackend, key: str) -> bytes | None:
         await asyncio.sleep(left.pop(0) if left else 0)
         return await look_up(self, key)
 
-    monkeypatch.setattr(NatsBackend, "_is_settled", slow)
+    monkeypatch.setattr(NatsBackend, "_settled_as", slow)
 
 
 def test_a_lease_is_never_longer_than_the_servers(server: NatsServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -272,10 +274,10 @@ def test_an_id_that_waits_is_kept_once_however_long(server: NatsServer) -> None:
     with connect(server.url, name="planner", settings=Settings(lease_s=0.3, dedup_s=0.6)) as c:
         assert not c.send(b"x", to="planner", handoff_id="a").duplicate
         RealClock().advance(0.8)
-        assert c.send(b"another", to="planner", handoff_id="a").duplicate
+        assert c.send(b"x", to="planner", handoff_id="a").duplicate
         delivery = c.receive(1)
         assert delivery is not None
-        assert c.send(b"another", to="planner", handoff_id="a").duplicate
+        assert c.send(b"x", to="planner", handoff_id="a").duplicate
         assert b"x" == delivery.message
         delivery.ack()
         assert c.receive(0.5) is None
@@ -339,7 +341,7 @@ def test_another_lease_for_the_same_name_is_refused(server: NatsServer) -> None:
 
 def test_a_full_stream_says_so(server: NatsServer) -> None:
     """What does not fit into the stream is refused by name."""
-    with connect(server.url, settings=Settings(max_bytes=MAX_MESSAGE_BYTES)) as c:
+    with connect(server.url, settings=Settings(max_bytes=LEAST_BYTES)) as c:
         c.send(bytes(40_000), to="planner")
         with pytest.raises(FullError, match="expected room in the stream"):
             c.send(bytes(40_000), to="planner")
@@ -506,3 +508,106 @@ def test_two_receivers_of_one_name_share_its_messages() -> None:
             got.append(delivery.handoff_id)
         assert [str(number) for number in range(20)] == got
         assert one.receive() is None
+
+
+def test_other_content_under_a_known_id_is_refused(server: NatsServer) -> None:
+    """Another message is no duplicate while the first waits, is held, was settled, or was no hand-off at all."""
+
+    def refused() -> None:
+        with pytest.raises(ConflictError, match="expected the message that is known under a, got another"):
+            c.send(b"genuine", to="planner", handoff_id="a")
+
+    with connect(server.url, name="planner") as c:
+        c.send(b"forged", to="planner", handoff_id="a")
+        refused()
+        delivery = c.receive(5)
+        assert delivery is not None
+        refused()
+        delivery.ack()
+        refused()
+        assert c.send(b"forged", to="planner", handoff_id="a").duplicate
+        headers = {"Nats-Msg-Id": "critic.b"}
+        by_another(server.url, lambda stream: stream.publish(f"{SUBJECT}.planner.b", b"rubbish", headers=headers))
+        assert c.receive() is None
+        with pytest.raises(ConflictError):
+            c.send(b"genuine", to="critic", handoff_id="b")
+        server.kill()  # it forgets the ids; what comes under a settled one is another message, and is not dropped
+        server.start()
+        c.send(b"genuine", to="planner", handoff_id="a")
+        delivery = c.receive(10)
+        assert delivery is not None
+        assert ("a", b"genuine") == (delivery.handoff_id, delivery.message)
+
+
+def test_a_poisoned_message_blocks_nothing(server: NatsServer) -> None:
+    """What was handed out so often and never acknowledged goes to the dead letters, under its id, which stays known."""
+    settings = Settings(max_deliveries=2)
+    with (
+        connect(server.url, name="planner", settings=settings) as c,
+        connect(server.url, name="planner-dead", settings=settings) as dead,
+    ):
+        for handoff_id in ("poison", "good"):
+            c.send(handoff_id.encode(), to="planner", handoff_id=handoff_id)
+        seen = []
+        while (delivery := c.receive()) is not None:
+            seen.append(delivery.handoff_id)
+            delivery.ack() if delivery.handoff_id == "good" else delivery.nack()
+        assert ["good", "poison", "poison"] == sorted(seen)
+        assert c.send(b"poison", to="planner", handoff_id="poison").duplicate
+        for _ in range(4):
+            delivery = dead.receive(5)
+            assert delivery is not None
+            assert ("poison", b"poison") == (delivery.handoff_id, delivery.message)
+            delivery.nack()
+        delivery = dead.receive(5)
+        assert delivery is not None
+        delivery.ack()
+        assert 0 == waiting(server.url)
+
+
+def test_what_cannot_become_a_dead_letter_comes_again(server: NatsServer) -> None:
+    """Where another message lies under its id among the dead letters, it is handed out later, and blocks nothing."""
+    with connect(server.url, name="planner", settings=Settings(max_deliveries=1, lease_s=1)) as c:
+        headers = {"Nats-Msg-Id": "planner-dead.a"}
+        by_another(server.url, lambda stream: stream.publish(f"{SUBJECT}.planner-dead.a", b"x", headers=headers))
+        c.send(b"poison", to="planner", handoff_id="a")
+        delivery = c.receive(5)
+        assert delivery is not None
+        delivery.nack()
+        assert c.receive() is None
+        c.send(b"good", to="planner", handoff_id="b")
+        delivery = c.receive(5)
+        assert delivery is not None
+        assert "b" == delivery.handoff_id
+        delivery.ack()
+        assert 2 == waiting(server.url)
+
+
+def test_nothing_grows_for_ever(server: NatsServer) -> None:
+    """The stream and the buckets have their limits at the server, and unread mail goes when it is too old."""
+    with connect(server.url, name="planner", settings=Settings(max_age_s=2, dedup_s=2, lease_s=1)) as c:
+        c.send(b"x", to="planner", handoff_id="a")
+        kept = by_another(server.url, lambda stream: stream.stream_info(STREAM)).config
+        assert (64 << 20, 2) == (kept.max_bytes, kept.max_age)
+        assert MAX_MESSAGE_BYTES < kept.max_msg_size < 2 * MAX_MESSAGE_BYTES
+        for info in (lambda s: s.stream_info(f"KV_{SETTLED}"), lambda s: s.stream_info(f"KV_{TOLD}")):
+            assert 0 < by_another(server.url, info).config.max_bytes <= 256 << 20
+        RealClock().advance(2.5)
+        assert c.receive() is None
+        assert not c.send(b"y", to="planner", handoff_id="a").duplicate
+    with pytest.raises(AddressError, match="expected dedup_s of at most max_age_s 300, got 600"):
+        connect(server.url, settings=Settings(max_age_s=300)).__enter__()
+    with pytest.raises(AddressError, match="expected no max_name_bytes with nats://"):
+        connect(server.url, settings=Settings(max_name_bytes=1 << 20)).__enter__()
+
+
+def test_an_acknowledgement_needs_no_room(server: NatsServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the bucket of acknowledgements is full, they still end what they are for."""
+    monkeypatch.setattr("ilcp.transport.nats.SETTLED_BYTES", 200)
+    with connect(server.url, name="planner") as c:
+        for number in range(3):
+            c.send(b"x", to="planner", handoff_id=str(number))
+            delivery = c.receive(5)
+            assert delivery is not None
+            delivery.ack()
+        assert 0 == waiting(server.url)

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import resource
 import signal
 import socket
 import subprocess
@@ -17,12 +18,12 @@ from typer.testing import CliRunner
 
 from ilcp.cli.send import receive, send, serve
 from ilcp.errors import StorageError
-from ilcp.transport import AddressError, UnreachableError, connect
-from ilcp.transport.serve import _bound
+from ilcp.transport import AddressError, RefusedError, Settings, UnreachableError, connect
+from ilcp.transport.door import listening, most_connections
 from ilcp.transport.spool import FILE
 from tests.transport_model import BARE, free_port
 
-TOKEN = "correct-horse"
+TOKEN = "correct-horse-battery"
 SERVE = """
 import sys, typer
 from ilcp.cli.send import serve
@@ -34,7 +35,7 @@ def begin(spool: Path, *words: str, token: str | None = None) -> None:
     """Calls ``ilcp serve`` in this process, and raises what it raises; it must not come to serving."""
     app = typer.Typer()
     app.command()(serve)
-    ask = ["--spool", str(spool), "--port", "0", *words]
+    ask = ["--spool", str(spool), "--as", "planner", "--port", "0", *words]
     with patch.object(uvicorn.Server, "serve", side_effect=AssertionError("it serves")):
         done = CliRunner(env={"ILCP_TOKEN": token}).invoke(app, ask)
     assert done.exception is not None
@@ -42,18 +43,21 @@ def begin(spool: Path, *words: str, token: str | None = None) -> None:
 
 
 def test_serve_send_and_receive_as_processes(tmp_path: Path) -> None:
-    """A message goes through ``ilcp serve``, which is killed (-9) and started again, from file to file."""
+    """A message goes through ``ilcp serve``, which is killed (-9) and started again, from file to file.
+
+    The receiver takes it from the spool, whatever token is in its environment."""
     app = typer.Typer()
     app.command()(send)
     app.command()(receive)
-    port = free_port()
+    port, spool = free_port(), tmp_path / "spool"
     file = tmp_path / "m.ilcp"
     file.write_bytes(BARE)
     environment = {"ILCP_TOKEN": TOKEN}
 
     def start() -> subprocess.Popen[str]:
-        words = [sys.executable, "-c", SERVE, "--port", str(port), "--spool", str(tmp_path / "spool"), "--log-json"]
-        process = subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        words = ["--port", str(port), "--spool", str(spool), "--as", "planner", "--log-json"]
+        line = [sys.executable, "-c", SERVE, *words]
+        process = subprocess.Popen(line, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         assert process.stdout is not None
         assert f"http://127.0.0.1:{port}" in process.stdout.readline()
         return process
@@ -69,14 +73,17 @@ def test_serve_send_and_receive_as_processes(tmp_path: Path) -> None:
     finally:
         first.kill()
         first.communicate()
-    refused = runner.invoke(app, ["send", str(file), *via, "--to", "planner"])
-    assert isinstance(refused.exception, UnreachableError)
+    done = runner.invoke(app, ["receive", *via, "--as", "planner", "--out", str(tmp_path / "in")])
+    assert "take from the spool behind it" in str(done.exception)
     second = start()
     try:
-        done = runner.invoke(app, ["receive", *via, "--as", "planner", "--out", str(tmp_path / "in"), "--timeout", "2"])
+        done = runner.invoke(app, ["send", str(file), *via, "--to", "planner", "--id", "case-1"])
+        assert "was there already" in done.stdout
+        out = ["--via", f"spool://{spool}", "--as", "planner", "--out", str(tmp_path / "in"), "--timeout"]
+        done = runner.invoke(app, ["receive", *out, "2"])
         assert 0 == done.exit_code, done.exception
         assert file.read_bytes() == (tmp_path / "in" / "case-1.ilcp").read_bytes()
-        done = runner.invoke(app, ["receive", *via, "--as", "planner", "--out", str(tmp_path / "in"), "--timeout", "0"])
+        done = runner.invoke(app, ["receive", *out, "0"])
         assert 4 == done.exit_code
     finally:
         second.terminate()
@@ -86,36 +93,52 @@ def test_serve_send_and_receive_as_processes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--host", "0.0.0.0"], "expected a token"),
+        (["--as", "a.b"], "expected a receiver's name"),
+        (["--as", "planner-dead"], "expected a receiver's name"),
+        (["--host", "0.0.0.0", "--token", "x"], "expected a token of at least 16"),
+        (["--token", "x"], "expected a token of at least 16"),
         (["--certificate", "none.pem", "--key", "none.pem"], "expected a certificate"),
         (["--certificate", "none.pem"], "expected a certificate and its key, or neither"),
         (["--key", "none.pem"], "expected a certificate and its key, or neither"),
-        (["--token", ""], "expected a token"),
-        (["--token", "two words"], "expected a token"),
-        (["--token", "schlüssel"], "expected a token"),
+        (["--token", "two words are long enough"], "expected a token"),
+        (["--token", "schlüssel" * 3], "expected a token"),
     ],
 )
 def test_serve_refuses_what_is_unsafe_or_missing(tmp_path: Path, words: list[str], said: str) -> None:
-    """A host that others reach needs a token, which clients can show; a certificate has to be there, with its key."""
+    """A token can neither be guessed nor fail to be shown; a certificate has to be there, with its key."""
     with pytest.raises(AddressError, match=said):
         begin(tmp_path, *words)
 
 
-def test_serve_refuses_an_empty_token_from_the_environment(tmp_path: Path) -> None:
-    """A secret that was not filled in does not open the endpoint to everybody."""
-    with pytest.raises(AddressError, match="expected a token in ILCP_TOKEN"):
-        begin(tmp_path, token="")
+@pytest.mark.parametrize("token", [None, ""])
+def test_serve_makes_up_a_token_and_prints_it_once(tmp_path: Path, token: str | None) -> None:
+    """Without a token, also where a secret was not filled in, nobody gets in but with the one that is printed."""
+    line = [sys.executable, "-c", SERVE, "--port", "0", "--spool", str(tmp_path), "--as", "planner", "--log-json"]
+    environment = {} if token is None else {"ILCP_TOKEN": token}
+    process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    assert process.stdout is not None
+    url = process.stdout.readline().split()[-1]
+    name, _, made_up = process.stdout.readline().strip().partition("=")
+    with pytest.raises(RefusedError):
+        connect(url).__enter__()
+    with connect(url, settings=Settings(token=made_up)) as c:
+        c.send(BARE, to="planner", handoff_id="a")
+    process.terminate()
+    said = process.communicate(timeout=20)
+    assert ("ILCP_TOKEN", 43) == (name, len(made_up))
+    assert made_up not in "".join(said)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, -signal.SIGTERM), (signal.SIGINT, 130)])
 def test_serve_closes_its_spool_when_it_is_told_to_stop(tmp_path: Path, number: int, code: int) -> None:
     """After SIGTERM and Ctrl-C the spool is one file, without a log beside it, and the exit says what ended it."""
-    line = [sys.executable, "-c", SERVE, "--port", "0", "--spool", str(tmp_path)]
-    process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={})
+    line = [sys.executable, "-c", SERVE, "--port", "0", "--spool", str(tmp_path), "--as", "planner"]
+    environment = {"ILCP_TOKEN": TOKEN}
+    process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
     assert process.stdout is not None
     url = process.stdout.readline().split()[-1]
-    with connect(url, name="planner") as c:
-        c.send(b"a message", to="planner")
+    with connect(url, settings=Settings(token=TOKEN)) as c:
+        c.send(BARE, to="planner", handoff_id="a")
     process.send_signal(number)
     _, said = process.communicate(timeout=20)
     assert (code, [FILE]) == (process.returncode, sorted(p.name for p in tmp_path.iterdir()))
@@ -172,10 +195,34 @@ def test_small_answers_do_not_wait_for_each_other() -> None:
             seen.set_result(writer.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
             writer.close()
 
-        with _bound("127.0.0.1", 0) as listening:
-            async with await asyncio.start_server(accepted, sock=listening):
-                _, writer = await asyncio.open_connection(*listening.getsockname()[:2])
+        with listening("127.0.0.1", 0) as door:
+            async with await asyncio.start_server(accepted, sock=door):
+                _, writer = await asyncio.open_connection(*door.getsockname()[:2])
                 writer.close()
                 return int(await seen)
 
     assert asyncio.run(main())
+
+
+def test_a_socket_accepts_what_the_process_has_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is beyond, TLS handshakes included, is closed at once; with room it goes on, and no descriptor runs out."""
+    monkeypatch.setattr("ilcp.transport.door.MAX_CONNECTIONS", 2)
+    monkeypatch.setattr("ilcp.transport.door.BACKLOG", 1)
+    with contextlib.ExitStack() as stack, listening("127.0.0.1", 0) as door:
+
+        def arrive() -> socket.socket:
+            stack.enter_context(socket.create_connection(door.getsockname()))
+            return stack.enter_context(door.accept()[0])
+
+        first, *_ = (arrive() for _ in range(3))
+        with pytest.raises(ConnectionAbortedError):
+            arrive()
+        first.close()
+        assert arrive().fileno() >= 0
+
+
+def test_few_file_descriptors_are_few_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a process may open little, fewer connections are kept, and some descriptors are left for the spool."""
+    for files, most in ((1024, 704), (400, 80), (100, 1), (1 << 20, 1000), (resource.RLIM_INFINITY, 1000)):
+        monkeypatch.setattr(resource, "getrlimit", lambda _, files=files: (files, files))
+        assert most == most_connections()

@@ -16,7 +16,9 @@ import pytest
 
 from ilcp.message import MAX_MESSAGE_BYTES
 from ilcp.transport import (
+    AddressError,
     Capabilities,
+    ConflictError,
     Connection,
     CorruptError,
     DiskFullError,
@@ -27,15 +29,16 @@ from ilcp.transport import (
     UnreachableError,
     connect,
 )
+from ilcp.transport.schema import SCHEMA
 from ilcp.transport.spool import FILE
-from ilcp.transport.store import RESERVE_BYTES, SCHEMA, Store
+from ilcp.transport.store import MAX_TOLD_BYTES, RESERVE_BYTES, Store
 from tests.transport_model import BARE, Clock
 
 
 def make_store(path: object, clock: Clock, **more: Any) -> Store:
     """Makes a store with small settings."""
-    options: dict[str, Any] = dict(clock=clock, dedup_s=60.0, max_bytes=1 << 20, power_safe=False)
-    return Store(str(path), **(options | more))
+    options: dict[str, Any] = dict(clock=clock, dedup_s=60.0, max_bytes=1 << 20, max_name_bytes=1 << 20)
+    return Store(str(path), Settings(**({"power_safe": False} | options | more)))
 
 
 def test_two_receivers_share_one_spool(tmp_path: Path) -> None:
@@ -94,7 +97,7 @@ def test_a_file_that_is_no_spool_is_refused(tmp_path: Path) -> None:
     other = sqlite3.connect(file)
     other.execute("CREATE TABLE mine (x)")
     other.close()
-    with pytest.raises(CorruptError, match="expected an ilcp spool of version 1"):
+    with pytest.raises(CorruptError, match="expected an ilcp spool of version 2"):
         connect(f"spool://{tmp_path}").__enter__()
 
 
@@ -157,7 +160,7 @@ def test_a_damaged_page_is_named_or_does_no_harm(tmp_path: Path, page: int) -> N
 
 def test_half_a_schema_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A spool whose making fails half-way is as if it had not begun, and can be made by the next."""
-    monkeypatch.setattr("ilcp.transport.store.SCHEMA", (*SCHEMA[:3], "no statement"))
+    monkeypatch.setattr("ilcp.transport.schema.SCHEMA", (*SCHEMA[:3], "no statement"))
     with pytest.raises(CorruptError, match="syntax error"):
         make_store(tmp_path / FILE, Clock())
     monkeypatch.undo()
@@ -208,7 +211,7 @@ def test_a_full_disk_says_so_and_keeps_what_it_has(tmp_path: Path) -> None:
 
     def fill() -> None:
         for number in range(100):
-            store.put("planner", str(number), bytes(4000))
+            store.put("planner", str(number), bytes(3000))
             kept.append(number)
 
     with pytest.raises(DiskFullError, match="expected room on the disk"):
@@ -236,7 +239,7 @@ def test_what_acknowledgements_need_of_the_disk_is_left_to_them(
     ):
         store.put("planner", "b", bytes(40_000))
     left = 0
-    assert not store.put("planner", "a", BARE)
+    assert not store.put("planner", "a", bytes(5000))
     lease = store.take("planner", 30)
     assert lease is not None
     store.settle("planner", lease.token, None)
@@ -324,3 +327,117 @@ def test_a_spool_that_was_taken_away_is_said(tmp_path: Path, made_again: bool) -
     with connect(url, name="planner") as c:
         found = c.receive()
         assert (["theirs"] if made_again else []) == [each.handoff_id for each in (found,) if each is not None]
+
+
+def test_a_poisoned_message_blocks_nothing() -> None:
+    """What was handed out so often and never acknowledged goes to the dead letters, and the one behind it comes."""
+    settings = Settings(max_deliveries=3)
+    with (
+        connect("memory://poison", name="planner", settings=settings) as c,
+        connect("memory://poison", name="planner-dead", settings=settings) as dead,
+    ):
+        for handoff_id in ("poison", "good"):
+            c.send(BARE, to="planner", handoff_id=handoff_id)
+        seen = []
+        for _ in range(4):
+            delivery = c.receive()
+            assert delivery is not None
+            seen.append(delivery.handoff_id)
+            delivery.nack()
+        assert ["poison"] * 3 + ["good"] == seen
+        assert c.send(BARE, to="planner", handoff_id="poison").duplicate
+        for _ in range(5):  # there it stays, until somebody acknowledges it
+            delivery = dead.receive()
+            assert delivery is not None
+            assert ("poison", BARE) == (delivery.handoff_id, delivery.message)
+            delivery.nack()
+        with pytest.raises(AddressError, match="what ends so are a name's dead letters"):
+            c.send(BARE, to="planner-dead")
+
+
+def test_mail_that_nobody_reads_is_dropped(caplog: pytest.LogCaptureFixture) -> None:
+    """After ``max_age_s`` an unread message goes and is forgotten, and that is logged; one that is held stays."""
+    clock = Clock()
+    store = make_store(":memory:", clock, max_age_s=100.0)
+    store.put("planner", "read", BARE)
+    clock.advance(1)
+    lease = store.take("planner", 200)
+    assert lease is not None
+    store.put("planner", "unread", BARE)
+    clock.advance(101)
+    with caplog.at_level("INFO", "ilcp.transport"):
+        assert store.take("planner", 30) is None
+    assert ["dropped 1 that nobody acknowledged within max_age_s"] == [each.getMessage() for each in caplog.records]
+    assert (1, len(BARE) + 128) == store.waiting()
+    store.settle("planner", lease.token, None)
+    assert store.put("planner", "unread", BARE)
+
+
+def test_one_name_leaves_room_for_the_others() -> None:
+    """A name that nobody reads fills its own share, dead letters included, and no other's; what is read makes room."""
+    store = make_store(":memory:", Clock(), max_bytes=4 << 20, max_name_bytes=None, max_deliveries=1)
+    for number in range(17):
+        store.put("unread", str(number), bytes(60_000))
+    with pytest.raises(FullError, match=r"got 17 waiting messages of unread that take .*raise max_name_bytes"):
+        store.put("unread", "17", bytes(60_000))
+    assert store.put("read", "a", bytes(60_000))
+    for _ in range(2):
+        lease = store.take("unread", 30)
+        assert lease is not None
+        store.settle("unread", lease.token, 0.0)
+    with pytest.raises(FullError, match="17 waiting messages of unread"):
+        store.put("unread", "more", bytes(60_000))
+    lease = store.take("unread-dead", 30)
+    assert lease is not None
+    store.settle("unread-dead", lease.token, None)
+    assert store.put("unread", "more", bytes(60_000))
+
+
+def test_what_receivers_say_of_themselves_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thousands of names cannot fill the disk with capabilities; who has told already may tell anew."""
+    monkeypatch.setattr("ilcp.transport.store.MAX_TOLD_BYTES", 100)
+    assert 1 << 20 < MAX_TOLD_BYTES < 1 << 30
+    store = make_store(":memory:", Clock())
+    store.publish("planner", bytes(60))
+    with pytest.raises(FullError, match="expected at most 100 bytes of capabilities"):
+        store.publish("critic", bytes(60))
+    store.publish("planner", bytes(90))
+
+
+@pytest.mark.parametrize("settled", [False, True])
+def test_other_content_under_a_known_id_is_refused(tmp_path: Path, settled: bool) -> None:
+    """While the first waits and after its acknowledgement, another message is no duplicate, and the first is kept."""
+    with connect(f"spool://{tmp_path}", name="planner") as c:
+        c.send(b"forged", to="planner", handoff_id="a")
+        if settled:
+            delivery = c.receive()
+            assert delivery is not None
+            delivery.ack()
+        with pytest.raises(ConflictError, match="expected the message that is known under a, got another"):
+            c.send(b"genuine", to="planner", handoff_id="a")
+        assert c.send(b"forged", to="planner", handoff_id="a").duplicate
+        assert not c.send(b"genuine", to="critic", handoff_id="a").duplicate
+
+
+def test_a_spool_of_version_1_is_taken_over(tmp_path: Path) -> None:
+    """What waits in a file of before comes, is known by its content, and counts in its name's share."""
+    file = tmp_path / FILE
+    old = sqlite3.connect(file)
+    for statement in (*SCHEMA, "PRAGMA user_version = 1"):
+        old.execute(statement)
+    add = "INSERT INTO handoffs (name, id, message) VALUES ('planner', ?, ?)"
+    old.executemany(add, [("a", b"waiting"), ("b", b"settled")])
+    old.execute("UPDATE handoffs SET message = NULL, settled_s = 1e12 WHERE id = 'b'")
+    old.commit()
+    old.close()
+    with connect(f"spool://{tmp_path}", name="planner") as c:
+        assert c.send(b"waiting", to="planner", handoff_id="a").duplicate
+        assert c.send(b"whatever", to="planner", handoff_id="b").duplicate  # nobody wrote down what it was
+        with pytest.raises(ConflictError):
+            c.send(b"another", to="planner", handoff_id="a")
+        delivery = c.receive()
+        assert delivery is not None
+        assert ("a", b"waiting", 1) == (delivery.handoff_id, delivery.message, delivery.attempt)
+    store = make_store(file, Clock())
+    assert [("planner", 1, len(b"waiting") + 128)] == store._db.execute("SELECT * FROM names").fetchall()
+    store.close()

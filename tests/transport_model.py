@@ -10,8 +10,8 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
@@ -20,10 +20,9 @@ import pytest
 
 from ilcp.message import Message, Seal
 from ilcp.transport import Connection, Settings, connect, connect_async
-from ilcp.transport.connection import AsyncConnection
 from ilcp.transport.portal import connected_by_portal
 
-SEALED = Message(bytes(8), b"payload", Seal(b"\x01" * 8, 2**31)).to_bytes(bytes(16))
+SEALED = Message(bytes(8), b"payload", Seal(b"\x01" * 8, 2**31)).to_bytes(bytes(range(16)))
 BARE = Message(bytes(8), b"payload").to_bytes()
 NATS_SERVER = shutil.which("nats-server")
 OPENSSL = shutil.which("openssl")
@@ -69,6 +68,7 @@ class Entry:
     attempt: int = 0
     free_s: float = 0.0
     settled_s: float | None = None
+    dead: bool = False
 
 
 @dataclass
@@ -77,22 +77,39 @@ class Model:
 
     lease_s: float
     dedup_s: float
+    max_deliveries: int
     clock: Clock
     queues: dict[str, list[Entry]] = field(default_factory=dict)
 
-    def send(self, name: str, handoff_id: str, message: bytes) -> bool:
-        """Keeps a message, and says whether it is a duplicate."""
+    def send(self, name: str, handoff_id: str, message: bytes) -> bool | None:
+        """Keeps a message, and says whether it is a duplicate; None: another one is known under the id."""
         queue = self.queues.setdefault(name, [])
         queue[:] = [e for e in queue if e.settled_s is None or self.clock() - e.settled_s <= self.dedup_s]
-        if any(entry.handoff_id == handoff_id for entry in queue):
-            return True
+        for entry in queue:
+            if entry.handoff_id == handoff_id:
+                return True if entry.message == message else None
         queue.append(Entry(handoff_id, message))
         return False
 
     def free(self, name: str) -> list[Entry]:
         """Lists what may be handed out now, oldest first."""
-        now = self.clock()
-        return [entry for entry in self.queues.get(name, []) if entry.settled_s is None and entry.free_s <= now]
+        dead, now = name.endswith("-dead"), self.clock()
+        queue = self.queues.get(name.removesuffix("-dead"), [])
+        free = [e for e in queue if e.settled_s is None and e.free_s <= now and e.dead == dead]
+        while free and self._is_given_up(free[0]):
+            del free[0]
+        return free
+
+    def bury(self, name: str) -> None:
+        """Does what a receive does first: what comes up once too often is a dead letter from then on."""
+        for entry in self.queues.get(name, []):
+            if entry.settled_s is None and entry.free_s <= self.clock() and not entry.dead:
+                if not self._is_given_up(entry):
+                    return
+                entry.dead = True
+
+    def _is_given_up(self, entry: Entry) -> bool:
+        return not entry.dead and entry.attempt >= self.max_deliveries
 
     def take(self, entry: Entry) -> None:
         """Hands the entry out."""
@@ -111,7 +128,7 @@ class Kind:
 
 
 def by_portal(url: str, *, name: str | None = None) -> AbstractContextManager[Connection]:
-    """Connects as ``http`` and ``nats`` do it, through an event loop in another thread, to whatever the address is."""
+    """Connects as ``nats`` does it, through an event loop in another thread, to whatever the address is."""
     return connected_by_portal(connect_async(url, name=name))
 
 
@@ -129,33 +146,6 @@ def spool(settings: Settings) -> Iterator[Door]:
     with tempfile.TemporaryDirectory() as folder:
         theirs = replace(settings, power_safe=False)  # what a power cut may do is another test's
         yield lambda name: connect(f"spool://{folder}", name=name, settings=theirs)
-
-
-@contextmanager
-def http(settings: Settings) -> Iterator[Door]:
-    """Joins the real app and the real client, without a socket between them."""
-    import asyncio
-    from urllib.parse import urlsplit
-
-    import httpx
-
-    from ilcp.transport.app import endpoint
-    from ilcp.transport.http import HttpBackend, client_for
-    from ilcp.transport.spool import open_memory
-
-    store = asyncio.run(open_memory(urlsplit(f"memory://{next(_NUMBERS)}"), settings))
-    app = endpoint(store, token="secret")
-
-    @asynccontextmanager
-    async def opened(name: str) -> AsyncIterator[AsyncConnection]:
-        theirs = Settings(lease_s=settings.lease_s, clock=settings.clock, token="secret")
-        async with client_for("http://endpoint", theirs, httpx.ASGITransport(app)) as client:
-            yield AsyncConnection(HttpBackend(client, theirs), name, theirs)
-
-    try:
-        yield lambda name: connected_by_portal(opened(name))
-    finally:
-        asyncio.run(store.close())
 
 
 @contextmanager
@@ -264,7 +254,6 @@ def certificate(folder: Path, start: str, end: str) -> tuple[Path, Path]:
 KINDS = (
     Kind("memory", memory),
     Kind("spool", spool),
-    Kind("http", http),
     pytest.param(Kind("nats", nats, moves_clock=False, keeps_order=False), marks=NEEDS_NATS),
 )
 _NUMBERS = itertools.count()

@@ -3,6 +3,7 @@
 import logging
 import os
 from pathlib import Path
+from secrets import token_urlsafe
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -18,9 +19,10 @@ if TYPE_CHECKING:
 __all__ = ["receive", "send", "serve"]
 
 SUFFIX = ".ilcp"
+TOKEN = "ILCP_TOKEN"
 
-Via = Annotated[str, typer.Option("--via", help="spool:///folder, http://host:port or nats://host:port.")]
-Token = Annotated[str | None, typer.Option(envvar="ILCP_TOKEN", help="The other side's token; better in ILCP_TOKEN.")]
+Via = Annotated[str, typer.Option("--via", help="spool:///folder, nats://host:port or, to send, https://host:port.")]
+Token = Annotated[str | None, typer.Option(help="The other side's token; better in ILCP_TOKEN, which it is without.")]
 Ca = Annotated[Path | None, typer.Option("--ca", help="Trust this certificate (PEM) in place of the system's.")]
 Creds = Annotated[Path | None, typer.Option("--credentials", help="NATS: a .creds file.")]
 Logs = Annotated[bool, typer.Option("--log-json", help="Log every step to standard error, a JSON object per line.")]
@@ -43,7 +45,7 @@ def send(
 
     _log(log_json)
     message, _ = read_message(file)
-    with connect(via, settings=_settings(token, ca, credentials)) as c:
+    with connect(via, settings=_settings(via, token, ca, credentials)) as c:
         receipt = c.send(message, to=to, handoff_id=handoff_id)
     kept = "was there already" if receipt.duplicate else "sent"
     out.print(
@@ -71,7 +73,7 @@ def receive(
     came = 0
     with (
         interruptible("what was written is acknowledged, the rest is still there"),
-        connect(via, name=name, settings=_settings(token, ca, credentials)) as c,
+        connect(via, name=name, settings=_settings(via, token, ca, credentials)) as c,
     ):
         while came < count:
             delivery = c.receive(timeout_s)
@@ -99,34 +101,51 @@ def receive(
 
 
 def serve(
-    spool: Annotated[Path, typer.Option("--spool", help="The folder that keeps the messages.", file_okay=False)],
+    spool: Annotated[Path, typer.Option("--spool", help="The receiver's spool, a folder.", file_okay=False)],
+    name: Annotated[str, typer.Option("--as", help="Whose messages come in.")],
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 picks a free one.")] = 8080,
-    host: Annotated[str, typer.Option(help="Any other than this host's own needs a token.")] = "127.0.0.1",
-    token: Annotated[str | None, typer.Option(envvar="ILCP_TOKEN", help="Who asks has to show it.")] = None,
+    host: Annotated[str, typer.Option(help="The address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(help="A name by which senders reach it, beside its IP address; repeat it."),
+    ] = None,
+    token: Annotated[
+        str | None, typer.Option(envvar=TOKEN, help="Who sends has to show it; made up and printed once without.")
+    ] = None,
     certificate: Annotated[Path | None, typer.Option(help="TLS: the certificate, PEM.", dir_okay=False)] = None,
     key: Annotated[Path | None, typer.Option(help="TLS: its key, PEM.", dir_okay=False)] = None,
     log_json: Logs = False,
 ) -> None:
-    """Serves a spool over HTTP, with /health and Prometheus' /metrics, until Ctrl-C or SIGTERM.
+    """Takes messages for one receiver over HTTP and puts them into its spool, until Ctrl-C or SIGTERM.
+
+    The receiver takes them from there: ilcp receive --via spool://DIR. /health and Prometheus' /metrics are served too.
 
     Exit code 130 after Ctrl-C; after SIGTERM it ends by that signal, which a shell shows as 143.
     """
-    from ilcp.transport.errors import AddressError
-
     try:
         import ilcp.transport.serve
     except ModuleNotFoundError as error:
         raise MissingExtraError.of(str(error.name), "to serve with", "http") from error
-    if token is None and "ILCP_TOKEN" in os.environ:  # set and empty: typer takes it for not set
-        raise AddressError("expected a token in ILCP_TOKEN, got an empty one: unset it to serve everybody on this host")
     _log(log_json)
+    made_up = None if token else token_urlsafe(32)
 
     def ready(url: str) -> None:
-        out.print(f"serving {spool} at {url}", highlight=False, soft_wrap=True, markup=False)
+        text = f"taking messages for {name} into {spool} at {url}"
+        out.print(text, highlight=False, soft_wrap=True, markup=False)
+        if made_up:
+            out.print(f"{TOKEN}={made_up}", highlight=False, soft_wrap=True, markup=False)
 
     with interruptible("every message that was kept is in the spool"):
         ilcp.transport.serve.serve(
-            spool, host=host, port=port, token=token, certificate=certificate, key=key, ready=ready
+            spool,
+            name,
+            token=token or str(made_up),
+            host=host,
+            port=port,
+            hosts=allow_host or (),
+            certificate=certificate,
+            key=key,
+            ready=ready,
         )
 
 
@@ -143,7 +162,8 @@ def _keep(path: Path, message: bytes) -> None:
             ) from None
 
 
-def _settings(token: str | None, ca: Path | None, credentials: Path | None) -> "Settings":
+def _settings(via: str, token: str | None, ca: Path | None, credentials: Path | None) -> "Settings":
+    """Makes the settings; a token of the environment is for whoever is asked for one, and no spool is."""
     import ssl
 
     from ilcp.transport import AddressError, Settings
@@ -152,6 +172,8 @@ def _settings(token: str | None, ca: Path | None, credentials: Path | None) -> "
         tls = None if ca is None else ssl.create_default_context(cafile=ca)
     except (OSError, ssl.SSLError) as error:
         raise AddressError(f"expected a certificate in PEM, got {ca}: {error}") from error
+    if token is None and not via.startswith(("spool:", "memory:")):
+        token = os.environ.get(TOKEN) or None
     return Settings(token=token, tls=tls, credentials=credentials)
 
 

@@ -52,6 +52,7 @@ def load_pair(
     sender: str | Path | None = None,
     receiver: str | Path | None = None,
     key: Key | None = None,
+    audience: str | None = None,
     replay: ReplayCache | None = None,
     allow_unmeasured: bool = False,
     trust: Iterable[str | bytes] | None = None,
@@ -65,6 +66,7 @@ def load_pair(
         sender, receiver: folders, hub ids or GGUF files of the models; None for those that the codec was trained with
             by ``ilcp train``, or else for the embedded ones. A receiver that was adapted gets its adapter.
         key: 16 to 64 bytes, or an ``ilcp.KeyRing``; messages are then sealed (127 bytes) and bare ones refused.
+        audience: the receiver's name, for which alone messages are then sealed; needs a key.
         replay: lets the receiver decode each sealed message once; needs a key.
         allow_unmeasured: takes a codec whose content gain was not measured, or is not above zero, or is damaged.
         trust: public keys of those whose signed evidence counts; see ``ilcp.Receiver``.
@@ -80,9 +82,10 @@ def load_pair(
     """
     method = (load_to_measure if allow_unmeasured else load)(HERE / "codec" if codec is None else codec)
     model, tokenizer = _model(method, "receiver", receiver, device, allow_download)
-    options: dict[str, Any] = dict(key=key, replay=replay, allow_unmeasured=allow_unmeasured, trust=trust)
+    options: dict[str, Any] = dict(key=key, audience=audience, replay=replay, trust=trust)
+    options["allow_unmeasured"] = allow_unmeasured
     return Pair(
-        _sender(method, sender, key, device, allow_download),
+        _sender(method, sender, key, audience, device, allow_download),
         Receiver(adapt(model, method), tokenizer, method, **options),
         folder_of(method),
     )
@@ -93,6 +96,7 @@ def load_sender(
     *,
     sender: str | Path | None = None,
     key: Key | None = None,
+    audience: str | None = None,
     allow_download: bool = False,
     device: str = "cpu",
 ) -> Sender:
@@ -102,14 +106,16 @@ def load_sender(
         ConfigError, IdentityError, StorageError: as ``load_pair``.
     """
     method = load(HERE / "codec" if codec is None else codec)
-    return _sender(method, sender, key, device, allow_download)
+    return _sender(method, sender, key, audience, device, allow_download)
 
 
-def _sender(codec: Codec, given: str | Path | None, key: Key | None, device: str, download: bool) -> Sender:
+def _sender(
+    codec: Codec, given: str | Path | None, key: Key | None, audience: str | None, device: str, download: bool
+) -> Sender:
     """Makes the sending end; that of the embedded codec says when a text is outside what it knows."""
     embedded = json.loads((HERE / "codec" / CONFIG).read_text(encoding="utf-8"))["codec_id"]
     kind = DossierSender if codec.trained.codec_id(codec.spec).hex() == embedded else Sender
-    return kind(*_model(codec, "sender", given, device, download), codec, key=key)
+    return kind(*_model(codec, "sender", given, device, download), codec, key=key, audience=audience)
 
 
 def _model(codec: Codec, side: str, given: str | Path | None, device: str, download: bool) -> tuple[Any, Any]:

@@ -12,6 +12,7 @@ memories sit. A message's literals follow right after its memory, an empty line 
 
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +26,18 @@ from ilcp.evidence import require_evidence, require_signed, trusted_keys
 from ilcp.handoff.answers import Group, Score, answered, answered_packed, require_prompt, scored, scored_packed
 from ilcp.inputs import listed, require_text
 from ilcp.message import verified
-from ilcp.message.keys import Key
+from ilcp.message.keys import Key, require_audience
 from ilcp.message.literals import line
 from ilcp.message.replay import ReplayCache
 from ilcp.models.adapter import plain, unwrapped
 from ilcp.models.chat import Chat, require_template
 from ilcp.models.fingerprint import Known
-from ilcp.models.forward import embed, embedding_norm
+from ilcp.models.forward import embed, embedding_norm, require_room
 from ilcp.models.generate_options import require_count, require_options
 from ilcp.models.packing import packs
 from ilcp.models.plain_text import unfit
 from ilcp.models.prefix_cache import PrefixCaches
-from ilcp.models.prompt import pieces
+from ilcp.models.prompt import pieces, text_ids
 from ilcp.models.support import require_receiver, require_tokenizer
 from ilcp.nn.inference import inference
 
@@ -57,6 +58,8 @@ class Receiver:
         codec: trained for this receiver; or several, for messages of several senders. A message's codec id picks one.
         key: the sender's key, or an ``ilcp.KeyRing`` of those that senders use; bare messages are then refused.
             May be assigned later, to rotate.
+        audience: the name under which senders seal for this receiver; messages for another one, or for nobody by name,
+            are then refused.
         replay: decodes each sealed message once, whichever process asks; keep its memory to ask it several questions.
         clock: the time in unix seconds, by which messages expire.
         allow_unmeasured: takes a codec that was not measured, or that was and carries nothing (see ``ilcp.evidence``).
@@ -85,6 +88,7 @@ class Receiver:
         codec: Codec | Iterable[Codec],
         *,
         key: Key | None = None,
+        audience: str | None = None,
         replay: ReplayCache | None = None,
         clock: Callable[[], float] = time.time,
         allow_unmeasured: bool = False,
@@ -100,6 +104,7 @@ class Receiver:
         ):
             if name in given and not hasattr(given[name], method):
                 raise ConfigError(f"expected {name} to be {means}, got {type(given[name]).__name__}")
+        require_audience(audience, key)
         self.model = model = plain(model)
         require_receiver(model)
         require_tokenizer(tokenizer, "receiver")
@@ -115,7 +120,7 @@ class Receiver:
         model.eval()
         self.tokenizer = tokenizer
         self.codec = self.codecs[0]
-        self.key = key
+        self.key, self.audience = key, audience
         self.replay = replay
         self.clock = clock
         self.template = require_template(template)
@@ -130,7 +135,7 @@ class Receiver:
         Raises:
             DecodeError: the bytes are no message, damaged, expired, or not under this receiver's key; or the payload
                 decodes to NaN, infinity, another width, vectors out of the norm band of this receiver's embeddings; or
-                its text or literals are not plain (see ``ilcp.models.plain_text``).
+                its text or literals are not plain (see ``ilcp.models.plain_text``), or longer than the window.
             ReplayError: the message was decoded before.
             ReplayCacheError: the replay cache cannot say so.
             MismatchedCodecError: the message was made by another codec; it is an IdentityError and a DecodeError.
@@ -139,13 +144,16 @@ class Receiver:
         now = int(self.clock())
         if self.replay is not None and self.key is None:
             raise ConfigError("expected a key beside the replay cache, got none: without it nothing is authenticated")
-        parsed, key = verified(message, key=self.key, now_unix_s=now)
+        parsed, key = verified(message, key=self.key, now_unix_s=now, audience=self.audience)
         memory = self._codec_of(parsed.codec_id).decode(parsed.payload)
         held = memory.in_prompt(self._hidden, self._embedding_norm)
         self._require_plain("a memory of plain text", held if isinstance(held, str) else "")
         for literal in parsed.literals:
             self._require_plain("literals of plain text", literal)
         self._require_plain("literals of plain text", line(parsed.literals))
+        if isinstance(held, str) and held:  # what no question would fit beside is the peer's fault
+            tokens = len(text_ids(self.tokenizer, held, "", self.template))
+            require_room(self.model, tokens, what="a memory of text", way_out="drop it", error=DecodeError)
         if self.replay is not None and key is not None and parsed.seal is not None:
             self.replay.admit(key, parsed.seal, now_unix_s=now)  # last, so that what is refused uses up no id
         return memory.beside(parsed.literals) if parsed.literals else memory
@@ -161,7 +169,8 @@ class Receiver:
         Raises:
             DecodeError, ReplayCacheError: as ``decode``.
         """
-        parsed, key = verified(message, key=self.key, now_unix_s=int(self.clock()))
+        now = int(self.clock())
+        parsed, key = verified(message, key=self.key, now_unix_s=now, audience=self.audience)
         if self.replay is not None and key is not None and parsed.seal is not None:
             self.replay.forget(key, parsed.seal)
 
@@ -233,19 +242,19 @@ class Receiver:
         Raises:
             EncodeError: a prompt and its answer do not fit into the receiver's window, or an answer is empty.
             ConfigError: the batch is no count, or the chat template has no place for a memory.
-            DecodeError, IdentityError: as ``decode``.
+            DecodeError, IdentityError: as ``decode``; the text names the item by its index.
         """
         require_count("batch", batch)
         items = _tuples(items, ("message", "question", "answer"))
         self._known.require(self.model, self.tokenizer)
         asked, answers = [(message, question) for message, question, _ in items], [answer for *_, answer in items]
         if packs(self.model):
-            groups = self._groups(asked, batch)
+            groups = self._groups(asked, batch, 1)
             by_number = scored_packed(self.model, self.tokenizer, groups, answers, end=end, batch=batch)
             return [by_number[number] for number in range(len(items))]
         scores: list[Score] = []
         for start in range(0, len(items), batch):
-            prompts = [self.prompt(self._memories(m, None), question) for m, question in asked[start : start + batch]]
+            prompts = [self._asked(start + n, m, about, 1) for n, (m, about) in enumerate(asked[start : start + batch])]
             scores += scored(self.model, self.tokenizer, prompts, answers[start : start + batch], end=end)
         return scores
 
@@ -273,18 +282,29 @@ class Receiver:
         require_options(options, min(batch, len(items)), cached=False)
         self._known.require(self.model, self.tokenizer)
         if not options and packs(self.model):
-            groups = self._groups(items, batch)
+            groups = self._groups(items, batch, max_new_tokens)
             by_number = answered_packed(self.model, self.tokenizer, groups, max_new_tokens, batch)
             return [by_number[number] for number in range(len(items))]
         found: list[str] = []
         for start in range(0, len(items), batch):
-            prompts = [self.prompt(self._memories(m, None), question) for m, question in items[start : start + batch]]
+            part = items[start : start + batch]
+            prompts = [self._asked(start + n, m, asked, max_new_tokens) for n, (m, asked) in enumerate(part)]
             found += answered(self.model, self.tokenizer, prompts, max_new_tokens, options)
         return found
 
-    def _groups(self, asked: Sequence[tuple[Sources, str | Chat]], batch: int) -> Iterator[Group]:
+    def _asked(self, number: int, message: Sources, question: str | Chat, room: int) -> Tensor:
+        """Returns the prompt of an item, which leaves room for so many tokens of an answer; an error names the item."""
+        with _named(number):
+            prompt = self.prompt(self._memories(message, None), question)
+            require_prompt(self.model, prompt, room)
+        return prompt
+
+    def _groups(self, asked: Sequence[tuple[Sources, str | Chat]], batch: int, room: int) -> Iterator[Group]:
         """Yields the prompts, those about equal memories together, and at most ``batch`` of these."""
-        memories = [self._memories(message, None) for message, _ in asked]
+        memories = []
+        for number, (message, _) in enumerate(asked):
+            with _named(number):
+                memories.append(self._memories(message, None))
         groups: dict[Hashable, list[int]] = {}
         for number, each in enumerate(memories):  # what a digest leaves out is found when prompts are compared
             key = tuple(None if memory is None else (memory.digest(), memory.literals) for memory in each)
@@ -292,7 +312,7 @@ class Receiver:
         for group in groups.values():
             for start in range(0, len(group), batch):
                 part = group[start : start + batch]
-                yield part, (self.prompt(memories[number], asked[number][1]) for number in part)
+                yield part, (self._asked(number, memories[number], asked[number][1], room) for number in part)
 
     def prompt(self, memory: Memory | Sequence[Memory | None] | None, question: str | Chat) -> Tensor:
         """Returns the embedded prompt, ``"tokens hidden"``, which the receiver reads before its first new token.
@@ -347,6 +367,15 @@ class Receiver:
                 f"expected message bytes, a Memory, a sequence of them or None, got {type(message).__name__}"
             )
         return self.decode(bytes(message))
+
+
+@contextmanager
+def _named(number: int) -> Iterator[None]:
+    """Names the item of a batch in whatever refuses it."""
+    try:
+        yield
+    except (DecodeError, EncodeError) as error:
+        raise type(error)(f"item {number}: {error}") from error
 
 
 def _codecs(codec: Any) -> tuple[Codec, ...]:

@@ -29,7 +29,7 @@ from ilcp.handoff.sources import (
 from ilcp.handoff.verify import Questions, Verified, read_back
 from ilcp.inputs import listed, require_text
 from ilcp.message import Message, Seal
-from ilcp.message.keys import Key
+from ilcp.message.keys import Key, require_audience
 from ilcp.message.literals import chosen
 from ilcp.models.adapter import plain
 from ilcp.models.capture import Capture, recording
@@ -57,6 +57,8 @@ class Sender:
         codec: trained for this sender.
         key: 16 to 64 bytes shared with the receiver, or an ``ilcp.KeyRing``, whose current one counts; messages
             are then sealed (127 bytes in place of 100). May be assigned later, to rotate.
+        audience: the receiver for whom messages are sealed, by the name that it has as its own; another one with the
+            same key refuses them.
         ttl_s: how long a sealed message is valid, in seconds.
         template: arguments for the chat template beside the messages; every chat of this sender is written with them.
 
@@ -76,6 +78,7 @@ class Sender:
         codec: Codec,
         *,
         key: Key | None = None,
+        audience: str | None = None,
         ttl_s: int = TTL_S,
         template: Mapping[str, Any] | None = None,
     ):
@@ -87,7 +90,8 @@ class Sender:
         self._known.require(self.model, tokenizer)
         self.tokenizer = tokenizer
         self.codec = codec
-        self.key = key
+        require_audience(audience, key)
+        self.key, self.audience = key, audience
         self.ttl_s = ttl_s
         self.template = require_template(template)
         self._codec_id = codec.trained.codec_id(codec.spec)
@@ -252,7 +256,7 @@ class Sender:
             EncodeError: no message can carry the payload or the literals.
         """
         seal = None if self.key is None else Seal.fresh(ttl_s=self.ttl_s)
-        return Message(self._codec_id, payload, seal, literals=literals).to_bytes(self.key)
+        return Message(self._codec_id, payload, seal, literals=literals).to_bytes(self.key, audience=self.audience)
 
     def _read_capture(self, capture: Capture) -> Context:
         if capture.model is not self.model or capture.layers != tuple(self.codec.layers):

@@ -279,7 +279,7 @@ def cost(
         points = bench.by_length(fitting, max(LENGTH_REPETITIONS, n // 3), longest_tokens, progress)
         flops = bench.count(fitting[0])
         processor_share = (time.process_time() - busy_s) / (time.perf_counter() - wall_s)
-    message = payload(sender.encode(fitting[0]), key=sender.key)
+    message = payload(sender.encode(fitting[0]), key=sender.key, audience=sender.audience)
     return Cost(
         question=question,
         threads=threads,

@@ -31,7 +31,7 @@ MAX_ANSWER_TOKENS = 16
 def forwarded(sender: Sender, receiver: Receiver, wire: bytes, hops: int) -> bytes:
     """Returns the message after so many hops that only pass it on: parsed, and packed again."""
     for _ in range(hops):
-        wire = sender.pack(Message.from_bytes(wire, key=receiver.key).payload)
+        wire = sender.pack(Message.from_bytes(wire, key=receiver.key, audience=receiver.audience).payload)
     return wire
 
 
@@ -62,7 +62,8 @@ def hop_specs(
 
 
 def _arrived(receiver: Receiver, wires: Sequence[bytes]) -> ArmInput:
-    payload = tuple(len(Message.from_bytes(wire, key=receiver.key).payload) for wire in wires)
+    read = (Message.from_bytes(wire, key=receiver.key, audience=receiver.audience) for wire in wires)
+    payload = tuple(len(message.payload) for message in read)
     return ArmInput([receiver.decode(wire) for wire in wires], payload, tuple(map(len, wires)))
 
 

@@ -33,13 +33,20 @@ class Payload:
 
 
 def payload(
-    message: bytes, *, key: Key | None = None, text: str | None = None, sender: Any = None, receiver: Any = None
+    message: bytes,
+    *,
+    key: Key | None = None,
+    audience: str | None = None,
+    text: str | None = None,
+    sender: Any = None,
+    receiver: Any = None,
 ) -> Payload:
     """Measures the size of ``message`` as serialised, and of what it stands for.
 
     Args:
         message: what ``Sender.encode`` gave.
         key: of a sealed message; without it the MAC is not verified.
+        audience: whom it was sealed for, if for anybody by name.
         text: what was encoded; its UTF-8 and zstd sizes are then measured.
         sender: an ``ilcp.Sender``; with ``text``, the size of its last hidden states is computed.
         receiver: an ``ilcp.Receiver``; with ``text``, its token count is measured and its KV cache computed.
@@ -50,7 +57,7 @@ def payload(
     """
     if text is None and (sender is not None or receiver is not None):
         raise ConfigError("expected a text beside the sender or receiver: sizes are of what was encoded")
-    found = describe(message, key=key)
+    found = describe(message, key=key, audience=audience)
     replaces: dict[str, Measured | Computed] = {}
     if text is not None:
         text = require_text(text, error=ConfigError, may_be_empty=True)

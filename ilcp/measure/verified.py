@@ -86,7 +86,7 @@ class _Inputs:
             self.sender.verified(case.context, self.receiver, budget_bytes, known).message
             for case, known in zip(self.cases, self.known, strict=True)
         ]
-        parsed = [Message.from_bytes(wire, key=self.receiver.key) for wire in wires]
+        parsed = [Message.from_bytes(wire, key=self.receiver.key, audience=self.receiver.audience) for wire in wires]
         crossed = [message.payload + to_field(message.literals) for message in parsed]
         return ArmInput([self.receiver.decode(wire) for wire in wires], sizes(crossed), sizes(wires))
 

@@ -30,6 +30,9 @@ exactly one encoding, but for literals: their text, or any frame that is shorter
 - `check` MUST be the unkeyed BLAKE2b, digest size 4, and `mac` the keyed BLAKE2b, digest size 16, no salt and no
   personalisation, of all bytes that precede the check or mac field: that field's own 2-byte header is not covered.
 - The key has 16 to 64 bytes and MUST NOT be used for anything else.
+- A message MAY be sealed for one recipient, by a name that both ends know and that is not on the wire: the audience, 1
+  to 256 bytes of UTF-8. Its MAC is then under another key: the keyed BLAKE2b under the key, digest size 32, no salt,
+  personalisation "ilcp audience" (zeros behind it), of the audience.
 - `expires_unix_s` MUST take the 5-byte encoding, so it MUST be at least 2**16: msgpack would shorten a smaller number.
 - `literals` are strings, joined by line feeds (0x0a) to a text in UTF-8. Each occurs once, has a character or more,
   begins and ends with no space (U+0020), and holds none of U+0000-001F, U+007F-009F, U+2028, U+2029, U+E000-F8FF.
@@ -52,7 +55,8 @@ before 1, hashes nothing before 8, opens nothing unverified, and never allocates
  6. the fields, encoded again, give the very same bytes: any other msgpack spelling of the same values is refused;
  7. the kind is the one asked for: a reader that holds a key MUST refuse a bare message (else whoever strips the seal
     is believed); one without a key MUST NOT accept a sealed message, though it MAY show it, marked as not verified;
- 8. the check matches, or the MAC does under one of the keys believed (at most 4), compared in constant time;
+ 8. the check matches, or the MAC does under one of the keys believed (at most 4), compared in constant time; a reader
+    with an audience MUST believe no other key than those made for it;
  9. the literals: the frame declares 1 to 1024 bytes, is whole, ends with the field and is shorter than its text; the
     text is UTF-8, and each string in it is as above;
 10. now < `expires_unix_s` + 30 by the reader's clock: clocks of one installation may differ by 30 seconds.
@@ -66,6 +70,7 @@ The MAC covers every field and shows that a holder of the key wrote them. It doe
   prompt that no filter can read, and literals go into it as they are, but for control tokens and characters that nobody
   sees. A key per trust domain.
 - *which holder wrote them.* The key is shared: a receiver can forge what its sender might have sent.
+- *whom they are for*, without an audience: any holder of the key takes them.
 - *that nobody else reads them.* Nothing is encrypted: use TLS where the content is confidential.
 - *that they come once*, at all, or in order. Who records a message can deliver it again until it expires, but for a
   replay cache; and once to each receiver that has a cache of its own.

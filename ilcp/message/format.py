@@ -108,13 +108,16 @@ class Message(msgspec.Struct, frozen=True):
         if self.literals != ():
             require_literals(self.literals)
 
-    def to_bytes(self, key: Key | None = None) -> bytes:
+    def to_bytes(self, key: Key | None = None, *, audience: str | None = None) -> bytes:
         """Returns the message's bytes; `key` (or a ring's current one) is needed where, and only where, it is sealed.
 
+        With an `audience` it verifies for a reader of that name only.
+
         Raises:
-            ConfigError: a sealed message without a key, a bare one with a key, or a key not of 16 to 64 bytes.
+            ConfigError: a sealed message without a key, a bare one with a key, or a key not of 16 to 64 bytes, or an
+                audience that is none.
         """
-        seals = sealing_key(key)
+        seals = sealing_key(key, audience)
         if (self.seal is None) != (seals is None):
             got = "a sealed one without" if seals is None else "a bare one with a key"
             raise ConfigError(f"expected a sealed message with a key or a bare one without, got {got}")
@@ -123,25 +126,33 @@ class Message(msgspec.Struct, frozen=True):
         return wire[:-size] + _tag(wire[: -2 - size], seals)
 
     @classmethod
-    def from_bytes(cls, data: BytesLike, *, key: Key | None = None, now_unix_s: int | None = None) -> "Message":
+    def from_bytes(
+        cls, data: BytesLike, *, key: Key | None = None, now_unix_s: int | None = None, audience: str | None = None
+    ) -> "Message":
         """Returns the message that `data` holds, verified: with a key only a sealed one, without a key only a bare one.
+
+        With an `audience` only what was sealed for it verifies, without one only what was sealed for nobody by name.
 
         Raises:
             DecodeError: bytes that are not a whole, canonical, undamaged message v1.
-            AuthenticationError: a wrong key, a sealed message and no key, or a bare message and a key.
+            AuthenticationError: a wrong key or audience, a sealed message and no key, or a bare message and a key.
             ExpiredError: a message that verifies, but too late.
             ConfigError: a key not of 16 to 64 bytes, or a `now_unix_s` that is no time.
         """
-        return verified(data, key=key, now_unix_s=now_unix_s)[0]
+        return verified(data, key=key, now_unix_s=now_unix_s, audience=audience)[0]
 
 
-def verified(data: BytesLike, *, key: Key | None = None, now_unix_s: int | None = None) -> tuple[Message, bytes | None]:
+def verified(
+    data: BytesLike, *, key: Key | None = None, now_unix_s: int | None = None, audience: str | None = None
+) -> tuple[Message, bytes | None]:
     """Reads as ``Message.from_bytes``; returns the key that verified the message as well, None for a bare one.
+
+    With an audience that is the key made for it.
 
     Raises:
         DecodeError, AuthenticationError, ExpiredError, ConfigError: as ``Message.from_bytes``.
     """
-    keys = keys_of(key)
+    keys = keys_of(key, audience)
     if now_unix_s is not None:
         require_now(now_unix_s)
     parsed = _parse(data)
@@ -180,15 +191,15 @@ class Description:
     expires_unix_s: int | None
 
 
-def describe(data: BytesLike, *, key: Key | None = None) -> Description:
+def describe(data: BytesLike, *, key: Key | None = None, audience: str | None = None) -> Description:
     """Describes `data` part by part. An expired message is described, not refused.
 
     Raises:
         DecodeError: bytes that are not a whole, canonical, undamaged message v1.
-        AuthenticationError: a key that does not verify the message, or a key given for a bare one.
+        AuthenticationError: a key and audience that do not verify the message, or a key given for a bare one.
         ConfigError: a key not of 16 to 64 bytes.
     """
-    keys = keys_of(key)
+    keys = keys_of(key, audience)
     parsed = _parse(data)
     found, message = _verify(parsed, keys), parsed.message
     seal = message.seal
@@ -320,5 +331,5 @@ def _verify(parsed: _Parsed, keys: tuple[bytes, ...]) -> bytes | None:
     if not keys:
         return None
     # The right MAC is never told.
-    because = "sealed with another key, or altered"
+    because = "sealed with another key, or altered, or for another audience"
     raise AuthenticationError(f"expected a MAC that verifies under the key given, got {parsed.tag.hex()}: {because}")

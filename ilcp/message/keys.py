@@ -1,6 +1,6 @@
 """The keys of sealed messages: one that seals, and a few that are still, or already, believed.
 
-    >>> old, new = bytes(32), bytes(range(32))
+    >>> old, new = bytes(range(32)), bytes(range(1, 33))
     >>> KeyRing(old).accepting(new).promoting(new).without(old) == KeyRing(new)
     True
 
@@ -21,14 +21,16 @@ threat model of ``ilcp.message``. Which one verified is not told to the sender.
 """
 
 from dataclasses import dataclass
+from hashlib import blake2b
 
 from ilcp.errors import ConfigError
 from ilcp.message.checks import require_bytes
 
-__all__ = ["MAX_KEYS", "MAX_KEY_BYTES", "MIN_KEY_BYTES", "Key", "KeyRing", "keys_of", "sealing_key"]
+__all__ = ["MAX_KEYS", "MAX_KEY_BYTES", "MIN_KEY_BYTES", "Key", "KeyRing", "keys_of", "require_audience", "sealing_key"]
 
 MIN_KEY_BYTES = 16  # below 128 bits the key, not the MAC, is what one would guess
 MAX_KEY_BYTES = 64  # BLAKE2b takes no longer key
+MAX_AUDIENCE_BYTES = 256
 MAX_KEYS = 4  # an old, a current and a next one, and one to spare; each costs a forged message about 1 us
 
 
@@ -37,7 +39,7 @@ class KeyRing:
     """The key that seals, and those that are accepted beside it, tried in this order; 16 to 64 bytes each.
 
     Raises:
-        ConfigError: a key of another type or length, the same key twice, or more than 4 keys.
+        ConfigError: a key of another type or length or of one byte only, the same key twice, or more than 4 keys.
     """
 
     current: bytes
@@ -94,25 +96,48 @@ class KeyRing:
 Key = bytes | KeyRing
 
 
-def keys_of(key: Key | None) -> tuple[bytes, ...]:
-    """Returns the keys that verify: none, one, or those of a ring.
+def keys_of(key: Key | None, audience: str | None = None) -> tuple[bytes, ...]:
+    """Returns the keys that verify: none, one, or those of a ring; with an audience, what each makes of it.
 
     Raises:
-        ConfigError: neither a ring nor a key of 16 to 64 bytes.
+        ConfigError: neither a ring nor a key of 16 to 64 bytes, or an audience that is none or stands alone.
     """
-    if isinstance(key, KeyRing):
-        return key.keys
-    return () if key is None else (_require_key(key),)
+    keys = key.keys if isinstance(key, KeyRing) else () if key is None else (_require_key(key),)
+    if audience is None:
+        return keys
+    require_audience(audience, key)
+    return tuple(
+        blake2b(audience.encode(), key=each, digest_size=32, person=b"ilcp audience").digest() for each in keys
+    )
 
 
-def sealing_key(key: Key | None) -> bytes | None:
-    """Returns the key that seals: the one given, or the current one of a ring.
+def sealing_key(key: Key | None, audience: str | None = None) -> bytes | None:
+    """Returns the key that seals: the one given, or the current one of a ring; with an audience, what it makes of it.
 
     Raises:
-        ConfigError: neither a ring nor a key of 16 to 64 bytes.
+        ConfigError: as ``keys_of``.
     """
-    return next(iter(keys_of(key)), None)
+    return next(iter(keys_of(key, audience)), None)
+
+
+def require_audience(audience: object, key: Key | None) -> None:
+    """Checks the name of whom messages are sealed for.
+
+    Raises:
+        ConfigError: it is no text of 1 to 256 bytes, or there is no key beside it.
+    """
+    if audience is None:
+        return
+    size = len(audience.encode(errors="replace")) if isinstance(audience, str) else 0
+    if not isinstance(audience, str) or not audience.isprintable() or not 0 < size <= MAX_AUDIENCE_BYTES:
+        got = f"{size} bytes" if isinstance(audience, str) else type(audience).__name__
+        raise ConfigError(f"expected audience as 1 to {MAX_AUDIENCE_BYTES} bytes of printable text, got {got}")
+    if key is None:
+        raise ConfigError("expected a key beside the audience, got none: a bare message is anybody's")
 
 
 def _require_key(key: object) -> bytes:
-    return require_bytes("key", key, MIN_KEY_BYTES, MAX_KEY_BYTES, error=ConfigError)
+    found = require_bytes("key", key, MIN_KEY_BYTES, MAX_KEY_BYTES, error=ConfigError)
+    if len(set(found)) == 1:
+        raise ConfigError("expected a key of random bytes, got one byte again and again: secrets.token_bytes(32)")
+    return found

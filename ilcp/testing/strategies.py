@@ -74,8 +74,8 @@ def contexts(layers: int = 0, hidden: int = 0, max_tokens: int = 12) -> st.Searc
 
 
 def keys() -> st.SearchStrategy[bytes]:
-    """Any key that may seal a message: 16 to 64 bytes."""
-    return st.binary(min_size=16, max_size=64)
+    """Any key that may seal a message: 16 to 64 bytes, not all alike."""
+    return st.binary(min_size=16, max_size=64).filter(lambda key: len(set(key)) > 1)
 
 
 def seals() -> st.SearchStrategy[Seal]:

@@ -1,4 +1,4 @@
-"""Ways for a message from one agent's process to the next: in memory, a spool on one host, HTTP, NATS JetStream.
+"""Ways for a message from one agent's process to the next: in memory, a spool on one host, HTTP into one, NATS.
 
 >>> with connect("memory://manual", name="planner") as c:
 ...     receipt = c.send(b"a message", to="planner", handoff_id="case-17")
@@ -14,14 +14,19 @@ True
 
     memory://name             one process (tests)
     spool:///folder           several processes on one host, durable, no server
-    http://host:port, https   two services; the other end is ``ilcp serve``           pip install 'ilcp[http]'
+    http://host:port, https   sends to a receiver elsewhere, which runs ``ilcp serve`` in front of its spool, or mounts
+                              ``ilcp.transport.ingress``                              pip install 'ilcp[http]'
     nats://host:port, tls     fleets, over NATS JetStream                             pip install 'ilcp[nats]'
 
 **At least once.** A message that was sent is handed out until somebody acknowledges it. Who receives it holds it for
 ``lease_s``, and as long again with each ``delivery.extend()``; a receiver that dies, gives it back or takes longer
 loses it to the next. The **hand-off id** is the idempotency key: a name keeps a message once per id, and what was
-acknowledged is not handed out again, also when it is sent again within ``dedup_s``. A sealed message shows its id; a
-bare one has the ``handoff_id`` that its sender gives, or a fresh one per send.
+acknowledged is not handed out again, also when it is sent again within ``dedup_s``. Other content under a known id is
+a ``ConflictError``. A sealed message shows its id; a bare one has the ``handoff_id`` that its sender gives, or a fresh
+one per send.
+
+**Not for ever.** What was handed out ``max_deliveries`` times and never acknowledged goes to the name's dead letters: a
+connection named ``planner-dead`` receives those of ``planner``. What nobody takes within ``max_age_s`` is dropped.
 
 **Order** is that of sending, per name, until something is handed out again: a receiver gets the oldest message that is
 free (NATS: what is handed out again comes when it comes).
@@ -31,6 +36,7 @@ free (NATS: what is handed out again comes when it comes).
 ``import ilcp.transport`` loads no torch, and a transport's library only once its scheme is used.
 """
 
+import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from importlib import import_module
@@ -38,12 +44,13 @@ from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
 from ilcp.errors import MissingExtraError
-from ilcp.transport.backend import MEDIA_TYPE, Backend, Settings
+from ilcp.transport.backend import MEDIA_TYPE, SENDS_ONLY, Backend, Settings
 from ilcp.transport.capabilities import Capabilities, Choice, choose
 from ilcp.transport.connection import AsyncConnection, AsyncDelivery, Receipt
 from ilcp.transport.errors import (
     AddressError,
     CapabilityError,
+    ConflictError,
     CorruptError,
     DiskFullError,
     FullError,
@@ -64,6 +71,7 @@ __all__ = [
     "Capabilities",
     "CapabilityError",
     "Choice",
+    "ConflictError",
     "Connection",
     "CorruptError",
     "Delivery",
@@ -79,6 +87,7 @@ __all__ = [
     "choose",
     "connect",
     "connect_async",
+    "ingress",
 ]
 
 
@@ -93,17 +102,31 @@ _SCHEMES = {  # the module, the function that opens it for an event loop, and th
 }
 
 
+def __getattr__(name: str) -> Any:
+    """Loads what needs a server's libraries.
+
+    Raises:
+        MissingExtraError: they are not installed.
+    """
+    if name != "ingress":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        return import_module("ilcp.transport.app").ingress
+    except ModuleNotFoundError as error:
+        raise MissingExtraError.of(str(error.name), "for an ingress", "http") from error
+
+
 @contextmanager
 def connect(url: str, *, name: str | None = None, settings: Settings | None = None) -> Iterator[Connection]:
     """Opens a connection to ``url`` for the length of a ``with``; ``name`` is whose messages ``receive`` gives.
 
     Raises:
-        AddressError: an unknown scheme, an address or a setting that it does not take.
+        AddressError: an unknown scheme, an address or a setting that it does not take; a name with http.
         MissingExtraError: the scheme's library is not installed.
         UnreachableError, RefusedError, CorruptError: nobody there, no entry, or no spool.
     """
     settings = settings or Settings()
-    parts = _parts(url)
+    parts = _parts(url, name)
     if parts.scheme in _IN_PLACE:
         backend = getattr(import_module("ilcp.transport.spool"), _IN_PLACE[parts.scheme])(parts, settings)
         held = connected_in_place(backend, name, settings)
@@ -125,16 +148,18 @@ async def connect_async(
         AddressError, MissingExtraError, UnreachableError, RefusedError, CorruptError: as ``connect``.
     """
     settings = settings or Settings()
-    parts = _parts(url)
+    parts = _parts(url, name)
     backend: Backend = await _opener(parts)(parts, settings)
+    pid = os.getpid()
     try:
         yield AsyncConnection(backend, name, settings)
     finally:
-        await backend.close()
+        if pid == os.getpid():  # else what is to be closed is the parent's
+            await backend.close()
 
 
-def _parts(url: object) -> SplitResult:
-    """Reads an address, which has a known scheme and no credentials."""
+def _parts(url: object, name: str | None) -> SplitResult:
+    """Reads an address, which has a known scheme and no credentials, and gives messages where there is a ``name``."""
     if not isinstance(url, str) or not url.isprintable() or "?" in url or "#" in url:
         raise AddressError("expected an address of printable characters, without ? and # (%3F and %23), got another")
     try:
@@ -146,6 +171,8 @@ def _parts(url: object) -> SplitResult:
         raise AddressError("expected an address without credentials, got some in it: give them in Settings")
     if parts.scheme not in _SCHEMES:
         raise AddressError(f"expected a scheme of {', '.join(_SCHEMES)}, got {parts.scheme!r} in {url!r}")
+    if name is not None and parts.scheme in ("http", "https"):
+        raise AddressError(SENDS_ONLY)
     return parts
 
 

@@ -1,15 +1,20 @@
-"""The HTTP endpoint: a Starlette app in front of a store. `ilcp.transport.api` says what it answers.
+"""The HTTP ingress of one receiver: a Starlette app in front of its spool. `ilcp.transport.api` says what it answers.
 
-Nothing of a request is read before its token, its path and its declared length are in order. A request without a length
-is refused (411). Nothing about a message's meaning is checked here.
+A receiver mounts it in an app of its own, or ``ilcp serve`` runs it::
+
+    async with connect_async("spool:///folder") as c:
+        app = ingress(c, "planner", token=token)      # messages for planner, which takes them from the spool
+
+Nothing of a request is read before its host, token, path and declared length are in order. A message that is undamaged
+is kept; whether it verifies, and what it means, is the receiver's to find out.
 """
 
 import asyncio
 import hmac
+import ipaddress
 import re
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -19,35 +24,26 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from ilcp.errors import DecodeError, EncodeError, TransportError
-from ilcp.message import MAX_MESSAGE_BYTES
-from ilcp.transport.api import ATTEMPT_HEADER, ID_HEADER, LEASE_FOR_HEADER, LEASE_HEADER, MAX_WAIT_S, PREFIX
-from ilcp.transport.backend import (
-    MAX_CAPABILITIES_BYTES,
-    MAX_LEASE_S,
-    MEDIA_TYPE,
-    Lease,
-    checked_id,
-    checked_message,
-    checked_name,
-    checked_s,
-    checked_token,
-)
-from ilcp.transport.capabilities import Capabilities
-from ilcp.transport.errors import AddressError, FullError, LeaseLostError
+from ilcp.message import MAX_MESSAGE_BYTES, describe
+from ilcp.transport.api import ID_HEADER, PREFIX
+from ilcp.transport.backend import MEDIA_TYPE, checked_to, checked_token
+from ilcp.transport.connection import AsyncConnection
+from ilcp.transport.errors import AddressError, ConflictError, FullError
 from ilcp.transport.spool import StoreBackend
-from ilcp.transport.telemetry import logged
+from ilcp.transport.telemetry import REFUSED, logged, spared
 
-__all__ = ["endpoint"]
+__all__ = ["MIN_TOKEN", "ingress"]
 
-HELD = ("ack", "nack", "extend")  # what a receiver does with what it holds: never refused for want of room
-# Each takes some 50 kB. Receivers wait, and have places of their own, or they would keep out who has messages for them.
-MAX_RECEIVERS = 256
-MAX_AT_ONCE = 256  # others
+MIN_TOKEN = 16  # characters; what `ilcp serve` makes up has 43
+MAX_AT_ONCE = 256  # requests in work, of some 50 kB each
 RETRY_AFTER_S = 1
 TOKEN_BYTES = 4096  # no header that is longer is compared
 BODY_S = 10.0  # the largest body takes 0.1 s at 5 Mbit/s; who sends half of one keeps its place no longer
+WRONG_S = 1.0  # a wrong token is answered so much later
+HEALTH_S = 1.0  # who has no token makes the store look no oftener
+LOCAL = frozenset({"localhost", ""})  # HTTP/1.0 may leave the host out; browsers do not
 
-_SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,20})?(e-?[0-9]{1,3})?")  # as repr(float) writes it; float() takes more
+_HOST = re.compile(r"(?:\[([^\]]+)\]|([^:\[\]]*))(?::[0-9]*)?")
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -74,45 +70,35 @@ class _Metrics:
         self.waiting_bytes = Gauge("ilcp_handoffs_waiting_bytes", "what they take", registry=self.registry)
 
 
-class _Places:
-    """Limits how many requests of a kind may be in work; None: any number."""
-
-    def __init__(self, most: int | None) -> None:
-        self.most, self.taken = most, 0
-
-    @contextmanager
-    def one(self) -> Iterator[None]:
-        """Takes a place for as long as a request takes."""
-        if self.most is not None and self.taken >= self.most:
-            text = f"expected at most {self.most} such requests at once, got more"
-            raise FullError(text, retry_after_s=RETRY_AFTER_S)
-        self.taken += 1
-        try:
-            yield
-        finally:
-            self.taken -= 1
-
-
-class _Endpoint:
-    def __init__(self, backend: StoreBackend, token: str | None, max_at_once: int, max_receivers: int) -> None:
-        self.backend = backend
-        self.places = {"receive": _Places(max_receivers), **{name: _Places(None) for name in (*HELD, "health")}}
-        self.other_places = _Places(max_at_once)
-        self.token = None if token is None else token.encode()
+class _Ingress:
+    def __init__(self, connection: AsyncConnection, name: str, token: str, hosts: Sequence[str], most: int) -> None:
+        backend = connection._backend
+        if not isinstance(backend, StoreBackend):
+            raise AddressError("expected a connection to a spool, got another: connect_async('spool:///folder')")
+        self.connection, self.backend, self.name = connection, backend, checked_to(name)
+        self.token = checked_token(token, MIN_TOKEN).encode()
+        self.hosts = LOCAL | {each if _is_ip(each) else _host(each) for each in hosts}
+        if None in self.hosts or "" in hosts:  # else whatever is none would be let in
+            raise AddressError(f"expected hosts as names, such as planner.example, got {', '.join(map(repr, hosts))}")
+        self.places = asyncio.Semaphore(most)
+        self.places_of_wrong = asyncio.Semaphore(most)  # who guesses keeps nobody out
         self.metrics = _Metrics()
+        self.healthy = (float("-inf"), True)
 
     def route(self, path: str, method: str, operation: str, handler: Handler, *, open_to_all: bool = False) -> Route:
         """Puts a handler behind the checks that all share; what it raises becomes a status."""
-        places = self.places.get(operation, self.other_places)
 
         async def answer(request: Request) -> Response:
             began = time.perf_counter()
             self.metrics.active.inc()
             try:
-                if not open_to_all:
-                    self._admit(request)
-                with places.one():
+                self._check_host(request)
+                if open_to_all:
                     response = await handler(request)
+                else:
+                    await self._admit(request)
+                    async with _one(self.places):
+                        response = await handler(request)
             except ClientDisconnect:
                 response = Response(status_code=400)
             except (_Refused, TransportError, EncodeError, DecodeError) as error:
@@ -123,85 +109,66 @@ class _Endpoint:
             self.metrics.seconds.labels(operation).observe(time.perf_counter() - began)
             if response.status_code >= 400:
                 peer = request.client.host if request.client else "unknown"
-                logged(f"{operation} refused", status=response.status_code, peer=peer)
+                logged(f"{operation} refused", REFUSED, status=response.status_code, peer=peer)
             return response
 
         return Route(path, answer, methods=[method])
 
-    def _admit(self, request: Request) -> None:
-        if self.token is not None:
-            scheme, _, given = request.headers.get("authorization", "")[:TOKEN_BYTES].partition(" ")
-            if scheme.lower() != "bearer" or not hmac.compare_digest(given.encode(), self.token):
-                raise _Refused(401, "expected Authorization: Bearer with the endpoint's token, got none or another")
+    def _check_host(self, request: Request) -> None:
+        """Refuses what a web page may have a browser ask: by a name that it pointed here, or from its own origin."""
+        if "origin" in request.headers:
+            raise _Refused(403, "expected no Origin, got one: no web page sends messages")
+        host = _host(request.headers.get("host", ""))
+        if host is None or (host not in self.hosts and not _is_ip(host)):
+            raise _Refused(403, "expected a Host that is an IP address or was allowed, got another: --allow-host NAME")
+
+    async def _admit(self, request: Request) -> None:
+        scheme, _, given = request.headers.get("authorization", "")[:TOKEN_BYTES].partition(" ")
+        if scheme.lower() == "bearer" and hmac.compare_digest(given.encode(), self.token):
+            return
+        async with _one(self.places_of_wrong):
+            await asyncio.sleep(WRONG_S)
+        raise _Refused(401, "expected Authorization: Bearer with the token of the ingress, got none or another")
+
+    def _require_name(self, request: Request) -> None:
+        if request.path_params["name"] != self.name:
+            raise _Refused(404, "expected the name of the receiver behind this address, got another")
 
     async def send(self, request: Request) -> Response:
-        name = checked_name("name", request.path_params["name"])
+        self._require_name(request)
         if request.headers.get("content-type") != MEDIA_TYPE:
             raise _Refused(415, f"expected content-type {MEDIA_TYPE}, got another")
-        wire = checked_message(await _body(request, MAX_MESSAGE_BYTES))
-        known = checked_id(wire, request.headers.get(ID_HEADER))
-        new = await self.backend.put(name, known, wire)
-        if not new:
+        wire, given = await _body(request, MAX_MESSAGE_BYTES), request.headers.get(ID_HEADER)
+        if describe(wire).handoff_id is None and given is None:
+            raise _Refused(400, f"expected {ID_HEADER} beside a bare message, got none: repeated, it would come twice")
+        receipt = await self.connection.send(wire, to=self.name, handoff_id=given)
+        if receipt.duplicate:
             self.metrics.duplicates.inc()
-        logged("kept", queue=name, handoff_id=known, message_bytes=len(wire), duplicate=not new)
-        return JSONResponse({"handoff_id": known, "duplicate": not new}, 201 if new else 200)
-
-    async def receive(self, request: Request) -> Response:
-        name = checked_name("name", request.path_params["name"])
-        lease_s = _seconds(request, "lease_s", MAX_LEASE_S, None)
-        wait_s = _seconds(request, "wait_s", MAX_WAIT_S, 0.0)
-        lease = await self.backend.take(name, lease_s, wait_s)
-        if lease is None:
-            return Response(status_code=204)
-        if await request.is_disconnected():  # nobody will get the answer: free at once, not when the lease ends
-            await self.backend.give_back(name, lease)
-            return Response(status_code=400)
-        logged("handed out", queue=name, handoff_id=lease.handoff_id, attempt=lease.attempt)
-        headers = {
-            LEASE_HEADER: lease.token,
-            ID_HEADER: lease.handoff_id,
-            ATTEMPT_HEADER: str(lease.attempt),
-            LEASE_FOR_HEADER: repr(lease_s),
-        }
-        return Response(lease.message, media_type=MEDIA_TYPE, headers=headers)
-
-    async def ack(self, request: Request) -> Response:
-        return await self._settle(request, None)
-
-    async def nack(self, request: Request) -> Response:
-        return await self._settle(request, _seconds(request, "delay_s", MAX_LEASE_S, 0.0))
-
-    async def extend(self, request: Request) -> Response:
-        lease_s = _seconds(request, "lease_s", MAX_LEASE_S, None)
-        await self.backend.extend(*_held(request), lease_s)
-        return Response(status_code=204)
-
-    async def _settle(self, request: Request, retry_in_s: float | None) -> Response:
-        await self.backend.settle(*_held(request), retry_in_s=retry_in_s)
-        return Response(status_code=204)
-
-    async def publish(self, request: Request) -> Response:
-        name = checked_name("name", request.path_params["name"])
-        body = await _body(request, MAX_CAPABILITIES_BYTES)
-        await self.backend.publish(name, Capabilities.from_bytes(body).to_bytes())
-        return Response(status_code=204)
+        return Response(status_code=200 if receipt.duplicate else 202, headers={ID_HEADER: receipt.handoff_id})
 
     async def lookup(self, request: Request) -> Response:
-        name = checked_name("name", request.path_params["name"])
-        body = await self.backend.lookup(name)
+        self._require_name(request)
+        body = await self.backend.lookup(self.name)
         if body is None:
-            raise _Refused(404, f"expected {name} to have told what it reads, got nothing")
+            return JSONResponse(None, 404)
         return Response(body, media_type="application/json")
 
     async def health(self, request: Request) -> Response:
-        try:
-            await self.backend.waiting()
-        except TransportError:  # its text names the spool, and whoever asks is told no more than that
-            raise _Refused(503, "expected a spool that can be read, got none: /metrics says why") from None
+        looked_s, healthy = self.healthy
+        if time.monotonic() - looked_s > HEALTH_S:
+            self.healthy = time.monotonic(), healthy  # who comes meanwhile does not look as well
+            try:
+                await self.backend.waiting()
+                healthy = True
+            except TransportError:
+                healthy = False
+            self.healthy = time.monotonic(), healthy
+        if not healthy:  # why is told to those who have the token
+            raise _Refused(503, "expected a spool that can be read, got none: /metrics says why")
         return JSONResponse({"status": "ok"})
 
     async def hello(self, request: Request) -> Response:
-        return JSONResponse({"ilcp": "endpoint", "max_message_bytes": MAX_MESSAGE_BYTES})
+        return JSONResponse({"ilcp": "ingress", "max_message_bytes": MAX_MESSAGE_BYTES})
 
     async def show_metrics(self, request: Request) -> Response:
         messages, used = await self.backend.waiting()
@@ -210,30 +177,30 @@ class _Endpoint:
         return Response(generate_latest(self.metrics.registry), media_type="text/plain; version=0.0.4")
 
 
-def endpoint(
-    backend: StoreBackend,
-    *,
-    token: str | None = None,
-    max_at_once: int = MAX_AT_ONCE,
-    max_receivers: int = MAX_RECEIVERS,
+def ingress(
+    connection: AsyncConnection, name: str, *, token: str, hosts: Sequence[str] = (), max_at_once: int = MAX_AT_ONCE
 ) -> Starlette:
-    """Makes the app, for uvicorn or any ASGI server. Without a token everybody who reaches it may do everything.
+    """Makes the app that takes messages for ``name``, for uvicorn or any ASGI server.
+
+    Args:
+        connection: to the receiver's spool; it has to be open for as long as the app serves.
+        name: whose messages.
+        token: what every sender has to show.
+        hosts: the names by which senders reach it, beside IP addresses and localhost.
+        max_at_once: so many requests are in work at once.
 
     Raises:
-        AddressError: a token that no client could show.
+        AddressError: a name or a host that is none, a token that is short or that no client could show, or a
+            connection to something else.
     """
-    door = _Endpoint(backend, None if token is None else checked_token(token), max_at_once, max_receivers)
+    door = _Ingress(connection, name, token, hosts, max_at_once)
+    spared(REFUSED)
     app = Starlette(
         routes=[
             door.route("/health", "GET", "health", door.health, open_to_all=True),
             door.route("/metrics", "GET", "metrics", door.show_metrics),
             door.route(PREFIX, "GET", "hello", door.hello),
             door.route(PREFIX + "/{name}", "POST", "send", door.send),
-            door.route(PREFIX + "/{name}/receive", "POST", "receive", door.receive),
-            door.route(PREFIX + "/{name}/ack", "POST", "ack", door.ack),
-            door.route(PREFIX + "/{name}/nack", "POST", "nack", door.nack),
-            door.route(PREFIX + "/{name}/extend", "POST", "extend", door.extend),
-            door.route(PREFIX + "/{name}/capabilities", "PUT", "publish", door.publish),
             door.route(PREFIX + "/{name}/capabilities", "GET", "lookup", door.lookup),
         ]
     )
@@ -241,10 +208,25 @@ def endpoint(
     return app
 
 
-def _held(request: Request) -> tuple[str, Lease]:
-    """Reads whose lease a request is about."""
-    name = checked_name("name", request.path_params["name"])
-    return name, Lease(request.headers.get(LEASE_HEADER, "")[:64], "", b"", 0, 0.0)
+def _one(places: asyncio.Semaphore) -> asyncio.Semaphore:
+    """Gives a place for as long as a request takes, and lets nobody wait for one."""
+    if places.locked():
+        raise FullError("expected fewer such requests at once, got too many", retry_after_s=RETRY_AFTER_S)
+    return places
+
+
+def _host(header: str) -> str | None:
+    """Returns the host of a Host header, without its port; None: it is none."""
+    found = _HOST.fullmatch(header)
+    return (found[1] or found[2]).rstrip(".").lower() if found else None
+
+
+def _is_ip(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 async def _body(request: Request, most: int) -> bytes:
@@ -266,22 +248,12 @@ async def _body(request: Request, most: int) -> bytes:
     return bytes(body)
 
 
-def _seconds(request: Request, what: str, most: float, default: float | None) -> float:
-    text = request.query_params.get(what)
-    if text is None and default is not None:
-        return default
-    if not _SECONDS.fullmatch(text or ""):
-        raise _Refused(400, f"expected {what} as seconds, got {(text or '')[:40]!r}")
-    seconds = float(text or "")
-    return 0.0 if seconds == 0.0 and default is not None else checked_s(what, seconds, most)
-
-
 def _as_response(error: Exception) -> Response:
     headers: dict[str, Any] = {}
     match error:
         case _Refused(status=status):
             pass
-        case LeaseLostError():
+        case ConflictError():
             status = 409
         case FullError(retry_after_s=after):
             status, headers = 429, {"retry-after": str(int(after or RETRY_AFTER_S))}

@@ -5,6 +5,7 @@ message that nobody holds; ``extend`` holds it for longer; ``settle`` ends a lea
 except for the hand-off id that a sealed one shows in the clear.
 """
 
+import hashlib
 import re
 import ssl
 import time
@@ -17,7 +18,7 @@ from typing import NamedTuple, Protocol
 from ilcp.errors import DecodeError, EncodeError
 from ilcp.message import MAX_MESSAGE_BYTES, describe
 from ilcp.message.format import BytesLike
-from ilcp.transport.errors import AddressError
+from ilcp.transport.errors import AddressError, ConflictError
 
 __all__ = [
     "MEDIA_TYPE",
@@ -27,9 +28,14 @@ __all__ = [
     "checked_id",
     "checked_message",
     "checked_name",
+    "checked_queue",
     "checked_s",
+    "checked_to",
     "checked_token",
+    "content_digest",
+    "dead_letters",
     "is_name",
+    "require_same",
 ]
 
 MEDIA_TYPE = "application/vnd.ilcp.message"
@@ -37,6 +43,13 @@ MAX_LEASE_S = 12 * 3600.0  # a receiver that works longer on one hand-off keeps 
 MAX_DEDUP_S = 7 * 86400.0  # ids of a week; beyond, the list outgrows the messages
 FRESH_ID_BYTES = 16  # random: no two sends of the world meet
 MAX_CAPABILITIES_BYTES = 1 << 16  # the ids of 3,000 codecs
+MAX_AGE_S = 366 * 86400.0
+ROW_BYTES = 128  # what a row of a store and its index entries take beside the message, rounded up
+LEAST_BYTES = MAX_MESSAGE_BYTES + ROW_BYTES
+NAMES_THAT_FILL = 4
+DEAD = "-dead"  # ends the name of a name's dead letters, to which nobody sends
+SENDS_ONLY = "expected a transport to receive from, got http://: take from the spool behind it, or use NATS"
+NOT_OURS = "expected an open connection of this process, got one that is closed or from before a fork: connect again"
 CLOSED_MEANWHILE = "expected an open connection, got one that another thread closed meanwhile"
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")  # is a URL's path segment and a NATS subject token as it stands
@@ -48,10 +61,12 @@ class Settings:
 
     ``lease_s`` is how long a receiver may hold a hand-off before another one gets it; ``timeout_s`` how long the other
     side may take to answer; ``clock`` (unix seconds) is there for tests. Memory and spool: an id is remembered for
-    ``dedup_s`` after its acknowledgement, and all waiting messages take at most ``max_bytes``; ``power_safe=False`` of
-    a spool survives killed processes but may lose the last hand-offs to a power cut. NATS: both hold when the stream is
-    first made. http and https: ``token``. https and NATS: ``tls``. NATS: ``credentials``, a ``.creds`` file, or
-    ``token``.
+    ``dedup_s`` after its acknowledgement, all waiting messages take at most ``max_bytes``, those of a name at most
+    ``max_name_bytes`` (None: a quarter of it), and what nobody has acknowledged for ``max_age_s`` is dropped;
+    ``power_safe=False`` of a spool survives killed processes but may lose the last hand-offs to a power cut. NATS:
+    ``dedup_s``, ``max_bytes`` and ``max_age_s`` hold when the stream is first made, and a name has no share of its own.
+    All three: what was handed out ``max_deliveries`` times and never acknowledged goes to the name's dead letters. http
+    and https: ``token``. https and NATS: ``tls``. NATS: ``credentials``, a ``.creds`` file, or ``token``.
 
     Raises:
         AddressError: a number outside its limits, or a setting of another type.
@@ -61,6 +76,9 @@ class Settings:
     timeout_s: float = 10.0
     dedup_s: float = 600.0
     max_bytes: int = 64 << 20
+    max_name_bytes: int | None = None
+    max_age_s: float = 7 * 86400.0
+    max_deliveries: int = 10
     power_safe: bool = True
     token: str | None = field(default=None, repr=False)
     tls: ssl.SSLContext | None = None
@@ -71,12 +89,20 @@ class Settings:
         checked_s("lease_s", self.lease_s, MAX_LEASE_S)
         checked_s("timeout_s", self.timeout_s, MAX_LEASE_S)
         checked_s("dedup_s", self.dedup_s, MAX_DEDUP_S)
-        for name, kind in {"max_bytes": int, "token": str, "tls": ssl.SSLContext, "credentials": Path}.items():
+        checked_s("max_age_s", self.max_age_s, MAX_AGE_S)
+        for name, kind in {"token": str, "tls": ssl.SSLContext, "credentials": Path}.items():
             got = getattr(self, name)
-            if not isinstance(got, kind) and (got is not None or kind is int):
+            if not isinstance(got, kind | None):
                 raise AddressError(f"expected {name} of type {kind.__name__}, got {type(got).__name__}")
-        if self.max_bytes < MAX_MESSAGE_BYTES:
-            raise AddressError(f"expected max_bytes of at least one message, {MAX_MESSAGE_BYTES}, got {self.max_bytes}")
+        for name, least in {"max_bytes": LEAST_BYTES, "max_name_bytes": LEAST_BYTES, "max_deliveries": 1}.items():
+            got = getattr(self, name)
+            if (got is not None or name != "max_name_bytes") and (type(got) is not int or not least <= got < 1 << 63):
+                raise AddressError(f"expected {name} as a whole number of at least {least}, got {got!r}")
+
+    @property
+    def name_bytes(self) -> int:
+        """What the waiting messages of one name may take."""
+        return self.max_name_bytes or max(self.max_bytes // NAMES_THAT_FILL, LEAST_BYTES)
 
     def only(self, scheme: str, *used: str) -> None:
         """Refuses what was set and is not ``used``.
@@ -103,7 +129,7 @@ class Backend(Protocol):
     """The operations of a transport. Each raises ``TransportError`` and nothing else of its own."""
 
     async def put(self, name: str, handoff_id: str, message: bytes) -> bool:
-        """Keeps the message, once, and says whether it is new."""
+        """Keeps the message, once, and says whether it is new; other content under a known id: ``ConflictError``."""
 
     async def take(self, name: str, lease_s: float, wait_s: float) -> Lease | None:
         """Leases the oldest message that is free; None when there was none for ``wait_s``."""
@@ -140,12 +166,60 @@ def checked_name(what: str, name: object) -> str:
     return name
 
 
-def checked_token(token: str) -> str:
+def checked_to(name: object) -> str:
+    """Returns ``name``, to which messages are sent.
+
+    Raises:
+        AddressError: it is none, or that of dead letters.
+    """
+    if checked_name("a receiver's name", name).endswith(DEAD):
+        raise AddressError(f"expected a receiver's name, got {name!r}: what ends so are a name's dead letters")
+    return str(name)
+
+
+def checked_queue(name: object) -> str:
+    """Returns ``name``, under which messages are received: a receiver's, or that of its dead letters.
+
+    Raises:
+        AddressError: it is none.
+    """
+    checked_name("name", name.removesuffix(DEAD) if isinstance(name, str) else name)
+    return str(name)
+
+
+def dead_letters(name: str) -> str | None:
+    """Names the dead letters of a name; None: it is that of some, which stay however often they are handed out."""
+    return None if name.endswith(DEAD) else name + DEAD
+
+
+def content_digest(message: bytes) -> bytes:
+    """Returns by what a store knows a message again that it has no longer."""
+    return hashlib.blake2b(message, digest_size=16).digest()
+
+
+def require_same(handoff_id: str, known: object, message: bytes) -> None:
+    """Checks that what is ``known`` under an id is the digest of this message; None: it was never told.
+
+    Raises:
+        ConflictError: it is another's.
+    """
+    if known is not None and known != content_digest(message):
+        raise ConflictError(
+            f"expected the message that is known under {handoff_id}, got another: send this one under a fresh id; if "
+            "the id was yours alone, somebody else has written under it: seal your messages"
+        )
+
+
+def checked_token(token: str, least: int = 1) -> str:
     """Returns ``token``, as a header carries it.
 
     Raises:
-        AddressError: it is empty, or has anything but printable ASCII without spaces.
+        AddressError: it is shorter than ``least``, or has anything but printable ASCII without spaces.
     """
+    if 0 < len(token) < least:
+        raise AddressError(
+            f"expected a token of at least {least} characters, got {len(token)}: leave it out for a new one"
+        )
     if not token or not token.isascii() or not token.isprintable() or " " in token:
         raise AddressError(f"expected a token of printable ASCII without spaces, got {'another' if token else 'none'}")
     return token

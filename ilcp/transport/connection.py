@@ -1,5 +1,6 @@
 """The calls of a connection, over any ``Backend``; `ilcp.transport.sync` calls it for programs without a loop."""
 
+import os
 import time
 from typing import Any, Literal, NamedTuple
 
@@ -8,13 +9,16 @@ from ilcp.message.format import BytesLike
 from ilcp.transport import telemetry
 from ilcp.transport.backend import (
     MAX_LEASE_S,
+    NOT_OURS,
     Backend,
     Lease,
     Settings,
     checked_id,
     checked_message,
     checked_name,
+    checked_queue,
     checked_s,
+    checked_to,
 )
 from ilcp.transport.capabilities import Capabilities
 from ilcp.transport.errors import AddressError, CapabilityError, LeaseLostError, ProtocolError, UnreachableError
@@ -38,7 +42,7 @@ class AsyncDelivery:
     """
 
     def __init__(self, backend: Backend, name: str, lease: Lease, settings: Settings) -> None:
-        self._backend, self._name, self._clock = backend, name, settings.clock
+        self._backend, self._name, self._clock, self._pid = backend, name, settings.clock, os.getpid()
         self._settled: Literal["ack", "nack"] | None = None
         self._ack_in_doubt = False
         self._lease_s = settings.lease_s
@@ -120,6 +124,7 @@ class AsyncDelivery:
 
     def _require_held(self, how: str) -> None:
         """Refuses what only who holds the delivery may do with it."""
+        _require_ours(self._pid)
         was = None
         if self._settled:
             was = f"after its {self._settled}"
@@ -132,11 +137,20 @@ class AsyncDelivery:
 
 
 class AsyncConnection:
-    """A way to send to any name, and to receive under one's own, ``name``. Any number of tasks may share it."""
+    """A way to send to any name, and to receive under one's own, ``name``. Any number of tasks may share it.
+
+    A message that was handed out ``max_deliveries`` times goes to the dead letters, under the name ``NAME-dead``.
+    """
 
     def __init__(self, backend: Backend, name: str | None, settings: Settings) -> None:
-        self.name = name if name is None else checked_name("name", name)
-        self._backend, self._settings = backend, settings
+        self.name = name if name is None else checked_queue(name)
+        self._inner, self._settings, self._pid = backend, settings, os.getpid()
+
+    @property
+    def _backend(self) -> Backend:
+        """The backend, whose loop and threads are those of the process that connected: after a fork nobody answers."""
+        _require_ours(self._pid)
+        return self._inner
 
     async def send(self, message: BytesLike, *, to: str, handoff_id: str | None = None) -> Receipt:
         """Hands ``message`` on to be kept for ``to``, once per id.
@@ -147,10 +161,11 @@ class AsyncConnection:
         Raises:
             EncodeError: no bytes, none of them, or too many.
             AddressError: a name or an id that no transport takes.
+            ConflictError: another message is known under the id.
             FullError: there is no room now.
             TransportError: the other side cannot be reached, or does not want it.
         """
-        wire, name = checked_message(message), checked_name("a receiver's name", to)
+        wire, name = checked_message(message), checked_to(to)
         known = checked_id(wire, handoff_id)
         lease = Lease("", known, wire, 0, 0.0)
         with telemetry.span(telemetry.SPAN_SEND, **_attributes("send", name, lease)) as span:
@@ -208,6 +223,11 @@ class AsyncConnection:
         if self.name is None:
             raise AddressError("expected a connection with a name, got one without: connect(url, name='planner')")
         return self.name
+
+
+def _require_ours(pid: int) -> None:
+    if os.getpid() != pid:
+        raise AddressError(NOT_OURS)
 
 
 def _attributes(operation: str, name: str, lease: Lease) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from ilcp.errors import ConfigError, StorageError, TransportError
 __all__ = [
     "AddressError",
     "CapabilityError",
+    "ConflictError",
     "CorruptError",
     "DiskFullError",
     "FullError",
@@ -59,12 +60,19 @@ class CorruptError(StorageError, TransportError):
     """The spool's file is damaged, or is no spool."""
 
 
+class ConflictError(TransportError):
+    """Another message is known under this hand-off id, and this one is not kept: send it under a fresh id.
+
+    Who reused no id of their own has met somebody else's message: a forged one, where bare messages are sent.
+    """
+
+
 class LeaseLostError(TransportError):
     """A delivery was settled too late or otherwise before: it was, or will be, handed out again."""
 
 
 class ProtocolError(TransportError):
-    """The other side speaks, but not as an ilcp endpoint does."""
+    """The other side speaks, but not as an ilcp ingress does."""
 
 
 class CapabilityError(TransportError):

@@ -1,8 +1,7 @@
-"""``http://host:port`` and ``https://``: a client of ``ilcp serve``, over httpx.
+"""``http://host:port`` and ``https://``: a client of an HTTP ingress, over httpx. It sends, and receives nothing.
 
-A call takes at most ``timeout_s``, and a receiver's wait on top. A connection that cannot be made is tried again by
-httpx, with its own back-off; nothing else is repeated, so that the caller decides. TLS verifies against the system's
-certificates unless ``Settings.tls`` is another context.
+A call takes at most ``timeout_s``; within it a send is repeated where nobody answers, or there is no room. TLS verifies
+against the system's certificates unless ``Settings.tls`` is another context.
 """
 
 import asyncio
@@ -12,78 +11,62 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.cookiejar import CookieJar, DefaultCookiePolicy
-from typing import Any
+from typing import Any, NoReturn
 from urllib.parse import SplitResult
 
 import httpx
 
 from ilcp.errors import EncodeError
-from ilcp.message import MAX_MESSAGE_BYTES
-from ilcp.transport.api import ATTEMPT_HEADER, ID_HEADER, LEASE_FOR_HEADER, LEASE_HEADER, MAX_WAIT_S, PREFIX
-from ilcp.transport.backend import (
-    MAX_CAPABILITIES_BYTES,
-    MAX_LEASE_S,
-    MEDIA_TYPE,
-    Lease,
-    Settings,
-    checked_name,
-    checked_s,
-    checked_token,
-)
-from ilcp.transport.errors import AddressError, FullError, LeaseLostError, ProtocolError, RefusedError, UnreachableError
+from ilcp.transport.api import ID_HEADER, PREFIX
+from ilcp.transport.backend import MAX_CAPABILITIES_BYTES, MEDIA_TYPE, SENDS_ONLY, Settings, checked_token
+from ilcp.transport.errors import AddressError, ConflictError, FullError, ProtocolError, RefusedError, UnreachableError
 
 __all__ = ["HttpBackend", "open_http"]
 
 CONNECT_TRIES = 3  # httpx waits 0, 0.5, 1 s between them
-MAX_ANSWER_BYTES = max(MAX_MESSAGE_BYTES, MAX_CAPABILITIES_BYTES) + 1024
+RETRY_S = 0.1  # twice as long each time
+MAX_ANSWER_BYTES = MAX_CAPABILITIES_BYTES + 1024
 
 
 class HttpBackend:
-    """A ``Backend`` onto an endpoint."""
+    """A ``Backend`` onto an ingress, which takes what is put."""
 
     def __init__(self, client: httpx.AsyncClient, settings: Settings) -> None:
         self._client, self._settings = client, settings
 
     async def put(self, name: str, handoff_id: str, message: bytes) -> bool:
-        """See ``Backend``."""
+        """See ``Backend``. Within ``timeout_s`` it is tried again under its id, where that may help."""
         headers = {"content-type": MEDIA_TYPE, ID_HEADER: handoff_id}
-        answer, _ = await self._ask("POST", f"{PREFIX}/{name}", (200, 201), content=message, headers=headers)
-        return answer.status_code == 201
-
-    async def take(self, name: str, lease_s: float, wait_s: float) -> Lease | None:
-        """See ``Backend``. Long waits are several requests."""
-        end = time.monotonic() + wait_s
+        until_s, pause_s = time.monotonic() + self._settings.timeout_s, RETRY_S
         while True:
-            left = max(0.0, end - time.monotonic())
-            this_s = min(left, MAX_WAIT_S)
-            wanted = {"lease_s": repr(lease_s), "wait_s": repr(this_s)}
-            answer, body = await self._ask("POST", f"{PREFIX}/{name}/receive", (200, 204), wait_s=this_s, params=wanted)
-            if answer.status_code == 200:
-                return _lease(answer, body, self._settings.clock())
-            if left <= MAX_WAIT_S:
-                return None
+            left_s = until_s - time.monotonic()
+            try:
+                path = f"{PREFIX}/{name}"
+                answer, _ = await self._ask("POST", path, (200, 202), left_s, content=message, headers=headers)
+                return answer.status_code == 202
+            except (UnreachableError, FullError) as error:
+                pause_s = max(2 * pause_s, getattr(error, "retry_after_s", None) or 0.0)
+                if self._client.is_closed or time.monotonic() + pause_s >= until_s:
+                    raise
+                await asyncio.sleep(pause_s)
 
-    async def extend(self, name: str, lease: Lease, lease_s: float) -> float:
-        """See ``Backend``. It counts from the request: what the answer takes is not held."""
-        began_s, asked = self._settings.clock(), {"lease_s": repr(lease_s)}
-        await self._ask("POST", f"{PREFIX}/{name}/extend", (204,), params=asked, headers={LEASE_HEADER: lease.token})
-        return began_s + lease_s
+    async def take(self, *_: object, **__: object) -> NoReturn:
+        """Refuses: nothing is received over HTTP.
 
-    async def settle(self, name: str, lease: Lease, *, retry_in_s: float | None) -> None:
-        """See ``Backend``."""
-        how, params = ("ack", None) if retry_in_s is None else ("nack", {"delay_s": repr(retry_in_s)})
-        await self._ask("POST", f"{PREFIX}/{name}/{how}", (204,), params=params, headers={LEASE_HEADER: lease.token})
+        Raises:
+            AddressError: always.
+        """
+        raise AddressError(SENDS_ONLY)
 
-    async def publish(self, name: str, body: bytes) -> None:
-        """See ``Backend``."""
-        headers = {"content-type": "application/json"}
-        await self._ask("PUT", f"{PREFIX}/{name}/capabilities", (204,), content=body, headers=headers)
+    extend = settle = publish = take
 
     async def lookup(self, name: str) -> bytes | None:
         """See ``Backend``."""
         answer, body = await self._ask("GET", f"{PREFIX}/{name}/capabilities", (200, 404))
         if answer.status_code == 404 and answer.headers.get("content-type") != "application/json":
-            raise ProtocolError(f"expected an ilcp endpoint, got 404 from {answer.url}: is the address right?")
+            raise ProtocolError(f"expected an ilcp ingress, got 404 from {answer.url}: is the address right?")
+        if answer.status_code == 404 and body != b"null":
+            raise _refusal(answer, body)
         return body if answer.status_code == 200 else None
 
     async def close(self) -> None:
@@ -91,15 +74,15 @@ class HttpBackend:
         await self._client.aclose()
 
     async def _ask(
-        self, method: str, path: str, good: tuple[int, ...], *, wait_s: float = 0.0, **more: Any
+        self, method: str, path: str, good: tuple[int, ...], most_s: float | None = None, **more: Any
     ) -> tuple[httpx.Response, bytes]:
-        """Returns the answer and its body, which is read neither beyond nor longer than an endpoint may answer."""
+        """Returns the answer and its body, which is read neither beyond nor longer than an ingress may answer."""
         if self._client.is_closed:
             raise UnreachableError("expected an open connection, got one that is closed: connect again")
-        most_s = self._settings.timeout_s + wait_s
+        most_s = self._settings.timeout_s if most_s is None else most_s
         with _named_errors(self._client.base_url):
             async with asyncio.timeout(most_s), self._client.stream(method, path, timeout=most_s, **more) as answer:
-                body = bytearray()  # appended to in place: an endpoint may send one byte at a time
+                body = bytearray()  # appended to in place: an ingress may send one byte at a time
                 async for chunk in answer.aiter_raw():
                     body += chunk
                     if len(body) > MAX_ANSWER_BYTES:
@@ -112,20 +95,20 @@ class HttpBackend:
 
 
 async def open_http(url: SplitResult, settings: Settings) -> HttpBackend:
-    """Opens a client of the endpoint, which has answered a request with our token.
+    """Opens a client of the ingress, which has answered a request with our token.
 
     Raises:
-        AddressError: the URL has no host, or more than a host and a port; ``tls`` without https.
-        UnreachableError, RefusedError, ProtocolError: nobody answers, not to us, or not as an endpoint does.
+        AddressError: the URL has no host; ``tls`` without https.
+        UnreachableError, RefusedError, ProtocolError: nobody answers, not to us, or not as an ingress does.
     """
     settings.only(url.scheme, "timeout_s", "token", *(["tls"] if url.scheme == "https" else []))
-    if not url.hostname or url.path.strip("/"):
+    if not url.hostname:
         raise AddressError(f"expected {url.scheme}://host:port, got {url.geturl()!r}")
     backend = HttpBackend(client_for(url.geturl(), settings), settings)
     try:
         answer, body = await backend._ask("GET", f"{PREFIX}", (200,))
         if answer.headers.get("content-type") != "application/json" or b'"ilcp"' not in body:
-            raise ProtocolError(f"expected an ilcp endpoint at {url.geturl()}, got another page: is the port right?")
+            raise ProtocolError(f"expected an ilcp ingress at {url.geturl()}, got another page: is the port right?")
     except BaseException:
         await backend.close()
         raise
@@ -152,27 +135,12 @@ def client_for(
         verify = settings.tls if settings.tls is not None else ssl.create_default_context()
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
         transport = httpx.AsyncHTTPTransport(verify=verify, retries=CONNECT_TRIES, limits=limits)
-    cookies = CookieJar(DefaultCookiePolicy(allowed_domains=()))  # what an endpoint wants kept would grow for ever
+    cookies = CookieJar(DefaultCookiePolicy(allowed_domains=()))  # what an ingress wants kept would grow for ever
     return httpx.AsyncClient(base_url=where, headers=headers, cookies=cookies, transport=transport)
 
 
-def _lease(answer: httpx.Response, body: bytes, now_s: float) -> Lease:
-    """Reads the lease that an answer gives. It began when the answer was sent; the endpoint's clock decides."""
-    headers = answer.headers
-    try:
-        if headers["content-type"] != MEDIA_TYPE or not body:
-            raise ValueError(headers["content-type"])
-        token, known = headers[LEASE_HEADER], checked_name("handoff_id", headers[ID_HEADER])
-        attempt, for_s = int(headers[ATTEMPT_HEADER]), float(headers[LEASE_FOR_HEADER])
-        if not token.isascii() or not token.isprintable() or attempt < 1:  # the token goes back in a header
-            raise ValueError(f"lease {token!r}, attempt {attempt}")
-        return Lease(token, known, body, attempt, now_s + checked_s(LEASE_FOR_HEADER, for_s, MAX_LEASE_S))
-    except (KeyError, ValueError) as error:
-        raise ProtocolError(f"expected a message with its lease, got another answer: {error!r}") from error
-
-
 def _refusal(answer: httpx.Response, body: bytes) -> Exception:
-    """Gives the error that a status means here, with the endpoint's own words where it has some."""
+    """Gives the error that a status means here, with the ingress's own words where it has some."""
     try:
         said = str(json.loads(body)["error"])[:500]
     except (ValueError, KeyError, TypeError, RecursionError):
@@ -180,18 +148,22 @@ def _refusal(answer: httpx.Response, body: bytes) -> Exception:
     where = f"from {answer.url.copy_with(query=None)}, got: {said}"
     match answer.status_code:
         case 401 | 403:
-            return RefusedError(f"expected entry {where}; give the endpoint's token (ILCP_TOKEN, or Settings(token=…))")
+            return RefusedError(
+                f"expected entry {where}; give the token of the ingress (ILCP_TOKEN, Settings(token=…))"
+            )
+        case 404 if answer.headers.get("content-type") == "application/json":
+            return AddressError(f"expected a receiver of that name {where}")
         case 409:
-            return LeaseLostError(said)
-        case 413:
-            return EncodeError(f"expected a message that fits {where}")
+            return ConflictError(said)
+        case 400 | 413:
+            return EncodeError(f"expected a message that is taken {where}")
         case 429:
             after = answer.headers.get("retry-after", "")
             wait = float(after) if after.isascii() and after.isdigit() else None
             return FullError(f"expected room {where}; try again later", retry_after_s=wait)
         case status if status == 408 or status >= 500:
             return UnreachableError(f"expected an answer {where}")
-    return ProtocolError(f"expected an answer of an ilcp endpoint {where}; is the address right?")
+    return ProtocolError(f"expected an answer of an ilcp ingress {where}; is the address right?")
 
 
 @contextmanager
@@ -200,7 +172,7 @@ def _named_errors(where: object) -> Iterator[None]:
     try:
         yield
     except httpx.InvalidURL as error:  # of a redirect, which is read although nobody follows it
-        raise ProtocolError(f"expected an answer of an ilcp endpoint from {where}, got a redirect: {error}") from error
+        raise ProtocolError(f"expected an answer of an ilcp ingress from {where}, got a redirect: {error}") from error
     except TimeoutError as error:
         raise UnreachableError(
             f"expected an answer of {where}, got none in time; is ilcp serve running there?"

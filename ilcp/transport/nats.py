@@ -3,8 +3,12 @@
 A stream keeps what waits (`STREAM`, work queue, one subject per name and id, one message per subject), and one durable
 consumer per name hands it out. An id that was settled is refused by ``Nats-Msg-Id``. The server forgets those ids when
 it is restarted, and the last acknowledgements when it is killed; so an acknowledgement is first written down in a
-bucket (`SETTLED`, entries live for ``dedup_s``), and what stands there is not handed out again. Names and what they
-read are in another (`TOLD`). A message in the stream that is no hand-off is removed, and logged.
+bucket (`SETTLED`, the message's digest, entries live for ``dedup_s``), and what stands there is not handed out again.
+What a refused id's message was is read back: other content is no duplicate. Names and what they read are in another
+bucket (`TOLD`). A message in the stream that is no hand-off is removed, and logged.
+
+The stream has the settings' ``max_bytes`` and ``max_age_s``, from whoever makes it; JetStream knows no share of a name.
+What was handed out ``max_deliveries`` times is sent to the name's dead letters before it is settled under its own.
 
 What JetStream has acknowledged survives a killed server; whether it survives a power cut is the server's setting.
 ``tls://``, or ``Settings.tls``, asks for TLS: a server that does not require it is told nothing and refused.
@@ -28,9 +32,10 @@ from nats.js.kv import KeyValue
 
 from ilcp.message import MAX_MESSAGE_BYTES
 from ilcp.transport import telemetry
-from ilcp.transport.backend import Lease, Settings, is_name
-from ilcp.transport.errors import AddressError, ProtocolError
+from ilcp.transport.backend import Lease, Settings, content_digest, dead_letters, is_name, require_same
+from ilcp.transport.errors import AddressError, ConflictError, FullError, ProtocolError
 from ilcp.transport.nats_client import (
+    NO_ROOM,
     RECONNECT_S,
     STREAM,
     SUBJECT,
@@ -53,6 +58,9 @@ PULL_PART = 0.1  # of a lease: no request waits longer, because the lease counts
 GRACE_S = 1.0  # for the way of an answer
 DEDUP_LEASES = 2  # an acknowledgement is remembered for so many leases at least: one passes before it is asked for
 LEASE_SLACK_S = 1e-6  # nats-py cuts nanoseconds off
+HEADER_BYTES = 4096  # a message's own are 200
+SETTLED_BYTES, TOLD_BYTES = 256 << 20, 16 << 20  # some 2 million acknowledgements within dedup_s; 100,000 receivers
+NEVER_TOLD = b"none"  # is no digest: nobody knows what was sent under an id
 NAME_TAKEN = 10058  # JetStream's error: there is a stream of that name, made otherwise
 ONCE = "per subject"  # in the text of 10077, where it is the one message per subject that is there already
 GONE = (nats.errors.NoRespondersError, nats.errors.ConnectionReconnectingError, errors.ServiceUnavailableError)
@@ -78,10 +86,13 @@ class NatsBackend:
                     f"{SUBJECT}.{key}", message, timeout=timeout_s, stream=STREAM, headers={ID_HEADER: key}
                 )
             except errors.APIError as error:
-                if ONCE in (error.description or ""):
-                    return False
-                raise
-        return not kept.duplicate
+                if ONCE not in (error.description or ""):
+                    raise
+            else:
+                if not kept.duplicate:
+                    return True
+            require_same(handoff_id, await self._known(key), message)
+        return False
 
     async def take(self, name: str, lease_s: float, wait_s: float) -> Lease | None:
         """See ``Backend``. None is the server's word: who waits goes on waiting for a server that is away."""
@@ -114,7 +125,7 @@ class NatsBackend:
         """See ``Backend``."""
         with named_errors():
             if retry_in_s is None:
-                await self._settled.put(f"{name}.{lease.handoff_id}", b"")
+                await self._note(f"{name}.{lease.handoff_id}", lease.message)
                 answer = b"+ACK"
             else:
                 answer = b"-NAK" + (json.dumps({"delay": int(retry_in_s * 1e9)}).encode() if retry_in_s else b"")
@@ -137,12 +148,39 @@ class NatsBackend:
         """See ``Backend``."""
         await close_client(self._client)
 
-    async def _is_settled(self, key: str) -> bool:
+    async def _note(self, key: str, message: bytes) -> None:
+        """Writes down what is settled. A full bucket stops no acknowledgement: the server's own memory is left."""
         try:
-            await self._settled.get(key)
+            await self._settled.put(key, content_digest(message))
+        except errors.APIError as error:
+            if error.err_code not in NO_ROOM:
+                raise
+            telemetry.logged(f"no room in {SETTLED}", queue=key.partition(".")[0])
+
+    async def _settled_as(self, key: str) -> bytes | None:
+        """Returns the digest of what was settled under this key; empty: it was not told."""
+        try:
+            return (await self._settled.get(key)).value or b""
         except errors.KeyNotFoundError:
-            return False
-        return True
+            return None
+
+    async def _known(self, key: str) -> bytes | None:
+        """Returns the digest of the message that the server knows by this key; None: only that there was one."""
+        try:  # first: what is settled meanwhile stands in the bucket before it goes from here
+            return content_digest((await self._stream.get_last_msg(STREAM, f"{SUBJECT}.{key}")).data or b"")
+        except errors.NotFoundError:
+            known = await self._settled_as(key)
+            return NEVER_TOLD if known is None else known or None
+
+    async def _give_up(self, name: str, lease: Lease) -> None:
+        """Moves a message to the dead letters of its name; where it cannot be now, it comes again later."""
+        telemetry.logged("given up", queue=name, handoff_id=lease.handoff_id, attempt=lease.attempt - 1)
+        try:
+            await self.put(str(dead_letters(name)), lease.handoff_id, lease.message)
+        except (ConflictError, FullError):
+            await self.settle(name, lease, retry_in_s=self._settings.lease_s)
+        else:
+            await self.settle(name, lease, retry_in_s=None)
 
     async def _consume(self, name: str, lease_s: float) -> None:
         """Makes the name's consumer, if this connection has not seen it yet.
@@ -196,34 +234,43 @@ class NatsBackend:
             await self._client.request(message.reply, b"+TERM", timeout=self._settings.timeout_s)
             telemetry.logged("dropped: not a hand-off", queue=name)
             return None
-        if await self._is_settled(key):
+        if await self._settled_as(key) in (b"", content_digest(message.data)):
             await self._client.request(message.reply, b"+ACK", timeout=self._settings.timeout_s)
             return None
         left_s = end - time.monotonic()
         if left_s <= 0:  # it is, or will be, somebody else's
             raise nats.errors.TimeoutError
-        return Lease(message.reply, handoff_id, message.data, attempt, self._settings.clock() + left_s)
+        lease = Lease(message.reply, handoff_id, message.data, attempt, self._settings.clock() + left_s)
+        if attempt > self._settings.max_deliveries and dead_letters(name) is not None:
+            await self._give_up(name, lease)
+            return None
+        return lease
 
 
 async def open_nats(url: SplitResult, settings: Settings) -> NatsBackend:
     """Connects to the server, with the stream and the buckets in place.
 
     Raises:
-        AddressError: the URL has no host, or more than a host and a port; ``dedup_s`` is too short for the lease.
+        AddressError: the URL has no host, or more than a host and a port; ``dedup_s`` is too short for the lease, or
+            longer than ``max_age_s``.
         MissingExtraError: credentials, and no nkeys to read them with.
         UnreachableError, RefusedError: nobody answers, or not to us, or without the TLS that was asked for.
         ProtocolError: the server has no JetStream, or our stream's name for another one.
     """
-    settings.only(url.scheme, "timeout_s", "dedup_s", "max_bytes", "token", "tls", "credentials")
+    of_stream = ("dedup_s", "max_bytes", "max_age_s", "max_deliveries")
+    settings.only(url.scheme, "timeout_s", *of_stream, "token", "tls", "credentials")
     if not url.hostname or url.path.strip("/") or url.query or url.fragment:
         raise AddressError(f"expected {url.scheme}://host:port, got {url.geturl()!r}")
     _check_dedup(settings.dedup_s, settings.lease_s)
+    if settings.dedup_s > settings.max_age_s:
+        raise AddressError(f"expected dedup_s of at most max_age_s {settings.max_age_s:g}, got {settings.dedup_s:g}")
     client = await connected(url.geturl(), settings)
     try:
         with named_errors():
             stream = client.jetstream(timeout=settings.timeout_s)
             await _make_stream(stream, settings)
-            buckets = await _bucket(stream, SETTLED, settings.dedup_s), await _bucket(stream, TOLD, None)
+            settled = await _bucket(stream, SETTLED, settings.dedup_s, SETTLED_BYTES)
+            buckets = settled, await _bucket(stream, TOLD, None, TOLD_BYTES)
     except BaseException:
         await close_client(client)
         raise
@@ -243,6 +290,8 @@ async def _make_stream(stream: JetStreamContext, settings: Settings) -> None:
             max_msgs_per_subject=1,
             storage=api.StorageType.FILE,
             max_bytes=settings.max_bytes,
+            max_age=settings.max_age_s,
+            max_msg_size=MAX_MESSAGE_BYTES + HEADER_BYTES,
             duplicate_window=settings.dedup_s,
         )
         await _unless_made(stream.add_stream(wanted))
@@ -251,11 +300,11 @@ async def _make_stream(stream: JetStreamContext, settings: Settings) -> None:
         raise ProtocolError(f"expected {STREAM} with {SUBJECTS}, got {there.subjects}: empty it, and have it removed")
 
 
-async def _bucket(stream: JetStreamContext, name: str, ttl_s: float | None) -> KeyValue:
+async def _bucket(stream: JetStreamContext, name: str, ttl_s: float | None, max_bytes: int) -> KeyValue:
     try:
         return await stream.key_value(name)
     except errors.BucketNotFoundError:
-        await _unless_made(stream.create_key_value(bucket=name, ttl=ttl_s, direct=True))
+        await _unless_made(stream.create_key_value(bucket=name, ttl=ttl_s, max_bytes=max_bytes, direct=True))
         return await stream.key_value(name)
 
 

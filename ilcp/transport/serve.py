@@ -1,37 +1,37 @@
-"""The server behind ``ilcp serve``: uvicorn, with the endpoint in front of a spool, until SIGINT or SIGTERM.
-
-uvicorn waits for the rest of a request's head without end: where strangers can reach it, put a proxy in front of it.
-"""
+"""The server behind ``ilcp serve``: uvicorn, and an ingress in front of a spool, until SIGINT or SIGTERM."""
 
 import asyncio
-import ipaddress
 import signal
-import socket
 import ssl
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import urlsplit
+from typing import Any
 
 import uvicorn
 
-from ilcp.transport.app import endpoint
+from ilcp.transport import connect_async
+from ilcp.transport.app import ingress
 from ilcp.transport.backend import Settings
-from ilcp.transport.errors import AddressError, UnreachableError
-from ilcp.transport.spool import StoreBackend, open_spool
+from ilcp.transport.door import BACKLOG, Door, listening
+from ilcp.transport.errors import AddressError
+from ilcp.transport.telemetry import spared
 
-__all__ = ["serve"]
+__all__ = ["configured", "serve"]
 
-GOODBYE_S = 5  # waiting receivers are cut off after it; their messages were not handed out
+GOODBYE_S = 5  # who has not sent the rest of a message by then sends it again
+STRANGERS_LOGS = ("asyncio", "uvicorn.error")  # whose lines whoever connects can bring out
 
 
 def serve(
     folder: Path,
+    name: str,
     *,
+    token: str,
     host: str = "127.0.0.1",
     port: int = 0,
-    token: str | None = None,
+    hosts: Sequence[str] = (),
     certificate: Path | None = None,
     key: Path | None = None,
     settings: Settings | None = None,
@@ -40,56 +40,55 @@ def serve(
     """Serves until it is told to stop; ``ready`` gets the address once requests are taken (port 0 picks a free one).
 
     Raises:
-        AddressError: another host than this one without a token, a token that no client could show, or a certificate
-            that cannot be loaded or has no key.
+        AddressError: a name or token that ``ingress`` refuses, or a certificate that cannot be loaded or has no key.
         UnreachableError: the port is taken, or the spool cannot be opened.
         CorruptError: the folder holds no spool, or a damaged one.
     """
-    if token is None and not _is_loopback(host):
-        raise AddressError(f"expected a token, because {host} can be reached from elsewhere, got none: set ILCP_TOKEN")
     if (certificate is None) != (key is None):
         raise AddressError(f"expected a certificate and its key, or neither, got {certificate} and {key}")
+
+    async def work() -> None:
+        url = folder.resolve().as_uri().replace("file:", "spool:", 1)
+        async with connect_async(url, settings=settings) as connection:
+            config = configured(ingress(connection, name, token=token, hosts=(*hosts, host)), certificate, key)
+            with listening(host, port) as door:
+                scheme = "http" if certificate is None else "https"
+                where = f"[{host}]" if ":" in host else host
+                ready(f"{scheme}://{where}:{door.getsockname()[1]}")
+                await uvicorn.Server(config).serve(sockets=[door])
+
+    spared(*STRANGERS_LOGS)
     with _ended_after_closing():
-        asyncio.run(_serve(folder, host, port, token, certificate, key, settings or Settings(), ready))
+        asyncio.run(work())
 
 
-async def _serve(
-    folder: Path,
-    host: str,
-    port: int,
-    token: str | None,
-    certificate: Path | None,
-    key: Path | None,
-    settings: Settings,
-    ready: Callable[[str], None],
-) -> None:
-    backend: StoreBackend = await open_spool(
-        urlsplit(folder.resolve().as_uri().replace("file:", "spool:", 1)), settings
+def configured(app: Any, certificate: Path | None = None, key: Path | None = None) -> uvicorn.Config:
+    """Configures uvicorn for strangers.
+
+    Raises:
+        AddressError: the certificate cannot be loaded.
+    """
+    config = uvicorn.Config(
+        app,
+        http=Door,
+        backlog=BACKLOG,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,  # whoever sends X-Forwarded-For could be anybody
+        lifespan="off",
+        ws="none",
+        ssl_certfile=certificate,
+        ssl_keyfile=key,
+        timeout_graceful_shutdown=GOODBYE_S,
     )
     try:
-        config = uvicorn.Config(
-            endpoint(backend, token=token),
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            lifespan="off",
-            ssl_certfile=certificate,
-            ssl_keyfile=key,
-            timeout_graceful_shutdown=GOODBYE_S,
-        )
-        try:
-            config.load()
-        except (OSError, ssl.SSLError) as error:
-            raise AddressError(
-                f"expected a certificate and its key in PEM, got {certificate} and {key}: {error}"
-            ) from error
-        with _bound(host, port) as listening:
-            scheme = "http" if certificate is None else "https"
-            where = f"[{host}]" if ":" in host else host
-            ready(f"{scheme}://{where}:{listening.getsockname()[1]}")
-            await uvicorn.Server(config).serve(sockets=[listening])
-    finally:
-        await backend.close()
+        config.load()
+    except (OSError, ssl.SSLError) as error:
+        raise AddressError(
+            f"expected a certificate and its key in PEM, got {certificate} and {key}: {error}"
+        ) from error
+    return config
 
 
 @contextmanager
@@ -111,24 +110,3 @@ def _ended_after_closing() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
         if ended:
             signal.raise_signal(signal.SIGTERM)
-
-
-def _bound(host: str, port: int) -> socket.socket:
-    # With the protocol named, asyncio sends small answers at once (TCP_NODELAY); otherwise each waits 40 ms for an ACK.
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    try:
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind((host, port))
-        listening.listen(1024)
-    except OSError as error:
-        listening.close()
-        raise UnreachableError(f"expected port {port} of {host} free, got: {error.strerror}; choose another") from error
-    return listening
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

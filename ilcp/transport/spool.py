@@ -32,6 +32,7 @@ __all__ = [
 T = TypeVar("T")
 
 FILE = "handoffs.sqlite"
+OF_A_STORE = ("dedup_s", "max_bytes", "max_name_bytes", "max_age_s", "max_deliveries")
 # A receiver that waits looks again after 1 ms, then less and less often, at last every 30 ms: 64 waiting receivers then
 # take a tenth of a core.
 POLL_S, POLL_GROWTH, POLL_MOST_S = 0.001, 1.5, 0.03
@@ -41,7 +42,7 @@ class _Shared(NamedTuple):
     """A store that has a name, what it was made with, and how many are connected to it."""
 
     store: Store
-    made_with: tuple[float, int]
+    made_with: tuple[float, ...]
     users: int
 
 
@@ -213,26 +214,26 @@ async def open_memory(url: SplitResult, settings: Settings) -> ThreadedStoreBack
 
 
 def _spool(url: SplitResult, settings: Settings) -> Store:
-    settings.only("spool", "dedup_s", "max_bytes", "power_safe")
+    settings.only("spool", *OF_A_STORE, "power_safe")
     if url.netloc or not url.path.strip("/"):
         raise AddressError(f"expected spool:///folder, with an absolute path, got {url.geturl()!r}")
     try:
         file = spool_file(Path(unquote(url.path, errors="strict")))
     except ValueError as error:  # a NUL, or no UTF-8
         raise AddressError(f"expected spool:///folder, got {url.geturl()!r}, which names none: {error}") from error
-    return _store(str(file), settings)
+    return Store(str(file), settings)
 
 
 def _join(url: SplitResult, settings: Settings) -> Store:
     """Finds or makes the store of a name in memory, for one user more."""
-    settings.only("memory", "dedup_s", "max_bytes")
+    settings.only("memory", *OF_A_STORE)
     if url.path:
         raise AddressError(f"expected memory://name, got {url.geturl()!r}")
-    name, wanted = url.netloc, (settings.dedup_s, settings.max_bytes)
+    name, wanted = url.netloc, tuple(getattr(settings, each) for each in OF_A_STORE)
     with _STORES_LOCK:
-        shared = _STORES.get(name) or _Shared(_store(":memory:", settings), wanted, 0)
+        shared = _STORES.get(name) or _Shared(Store(":memory:", settings), wanted, 0)
         if shared.made_with != wanted:
-            got = f"expected dedup_s and max_bytes {shared.made_with}, with which memory://{name} was made"
+            got = f"expected {', '.join(OF_A_STORE)} {shared.made_with}, with which memory://{name} was made"
             raise AddressError(f"{got}, got {wanted}")
         _STORES[name] = shared._replace(users=shared.users + 1)
     return shared.store
@@ -246,13 +247,3 @@ def _leave(name: str) -> None:
             _STORES[name] = shared._replace(users=shared.users - 1)
         else:
             shared.store.close()
-
-
-def _store(path: str, settings: Settings) -> Store:
-    return Store(
-        path,
-        clock=settings.clock,
-        dedup_s=settings.dedup_s,
-        max_bytes=settings.max_bytes,
-        power_safe=settings.power_safe,
-    )

@@ -1,4 +1,4 @@
-"""The queue itself, in one SQLite file (or in memory): what the spool, the HTTP endpoint and the tests stand on.
+"""The queue itself, in one SQLite file (or in memory): what the spool, the HTTP ingress and the tests stand on.
 
 **Durability.** WAL. With ``power_safe`` a hand-off is synced to the disk before ``put`` returns, and an acknowledgement
 before ``settle`` does (``synchronous=FULL``); leases are not (``NORMAL``: a lease that a power cut forgets is a message
@@ -6,14 +6,18 @@ that is free again). Without it no commit waits for the disk: killed processes l
 last commits of both kinds. `benchmarks/load.py` measures both.
 
 **Once.** A name has each id once: while the message waits, and for ``dedup_s`` after its acknowledgement, but not
-beyond the latest ``MAX_REMEMBERED`` hand-offs of the spool. Order is that of ``put``; a message that is handed out
-again keeps its place.
+beyond the latest ``MAX_REMEMBERED`` hand-offs of the spool. Other content under it is refused, by its digest. Order is
+that of ``put``; a message that is handed out again keeps its place.
+
+**Never for ever.** What was handed out ``max_deliveries`` times becomes a dead letter of its name, where it waits under
+its id, and blocks nothing. What was sent ``max_age_s`` ago and is not held goes. The messages of one name, dead letters
+included, take no more than its share of the store.
 
 **Clocks.** Leases use the wall clock, because a spool outlives a boot. A clock set forward ends leases early, one set
 back by more than ``CLOCK_SLACK_S`` voids those that seem to begin in the future: the message is handed out again, and
 the late settlement refused. A clock set forward by more than ``dedup_s`` forgets the ids that were acknowledged: what
-is sent again under one of them is handed out again. The clock is read inside the transaction, so that one process's now
-is never before the lease that another has just made.
+is sent again under one of them is handed out again; by more than ``max_age_s``, it drops what waits. The clock is read
+inside the transaction, so that one process's now is never before the lease that another has just made.
 
 **A full disk.** Leases and acknowledgements need room too, in the log. So messages are refused while there is less than
 ``RESERVE_BYTES``, and what is there is still handed out. Where others take that as well, every call is refused; what is
@@ -24,14 +28,23 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from ilcp.errors import StorageError, TransportError
 from ilcp.files import file_id, own_file
-from ilcp.transport.backend import Lease, is_name
+from ilcp.transport.backend import (
+    DEAD,
+    ROW_BYTES,
+    Lease,
+    Settings,
+    content_digest,
+    dead_letters,
+    is_name,
+    require_same,
+)
 from ilcp.transport.errors import (
     CorruptError,
     DiskFullError,
@@ -40,48 +53,26 @@ from ilcp.transport.errors import (
     NotWritableError,
     UnreachableError,
 )
+from ilcp.transport.schema import prepare
+from ilcp.transport.telemetry import logged
 
 __all__ = ["Store"]
 
-APPLICATION_ID = 0x696C6370  # "ilcp"
-SCHEMA_VERSION = 1
 BUSY_S = 30.0  # a writer holds the file for milliseconds; after this long something is stuck
 TURN_S = 0.001
-ROW_BYTES = 128  # what a row and its index entries take beside the message, rounded up
 RESERVE_BYTES = 8 << 20  # the log grows to 4 MB before it is written back, and the file by as much
 CLOCK_SLACK_S = 5.0  # a clock that is nudged back by less only makes a lease that much longer
 MAX_REMEMBERED = 1_000_000  # about 100 MB of ids
+MAX_TOLD_BYTES = 16 << 20  # what all receivers say of themselves: 100,000 of a codec each
 NOT_WRITABLE = (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_IOERR)
 
-SCHEMA = (
-    """CREATE TABLE handoffs (
-        number INTEGER PRIMARY KEY AUTOINCREMENT,
-        name TEXT NOT NULL,
-        id TEXT NOT NULL,
-        message BLOB,
-        attempt INTEGER NOT NULL DEFAULT 0,
-        lease TEXT,
-        taken_s REAL NOT NULL DEFAULT 0,
-        free_s REAL NOT NULL DEFAULT 0,
-        settled_s REAL,
-        UNIQUE (name, id))""",
-    "CREATE INDEX waiting ON handoffs (name, number) WHERE message IS NOT NULL",
-    "CREATE INDEX settled ON handoffs (settled_s) WHERE message IS NULL",
-    "CREATE TABLE totals (messages INTEGER NOT NULL, bytes INTEGER NOT NULL)",
-    "INSERT INTO totals VALUES (0, 0)",
-    f"""CREATE TRIGGER arrived AFTER INSERT ON handoffs BEGIN
-        UPDATE totals SET messages = messages + 1, bytes = bytes + length(new.message) + {ROW_BYTES}; END""",
-    f"""CREATE TRIGGER done AFTER UPDATE OF message ON handoffs WHEN new.message IS NULL BEGIN
-        UPDATE totals SET messages = messages - 1, bytes = bytes - length(old.message) - {ROW_BYTES}; END""",
-    "CREATE TABLE capabilities (name TEXT PRIMARY KEY, body BLOB NOT NULL)",
-    f"PRAGMA application_id = {APPLICATION_ID}",
-    f"PRAGMA user_version = {SCHEMA_VERSION}",
-)
-FREE = "name = ? AND message IS NOT NULL AND (free_s <= ? OR taken_s > ?)"
+QUEUE = "name = ? AND dead = ?"
+FREE = f"{QUEUE} AND message IS NOT NULL AND (free_s <= ? OR taken_s > ?)"
 OLDEST = f"SELECT number FROM handoffs WHERE {FREE} ORDER BY number LIMIT 1"
 TAKE = f"""UPDATE handoffs SET attempt = attempt + 1, lease = ?, taken_s = ?, free_s = ? WHERE number = ({OLDEST})
     RETURNING number, id, message, attempt"""
-HELD = "number = ? AND lease = ? AND message IS NOT NULL AND free_s > ? AND taken_s <= ?"
+HELD = f"number = ? AND lease = ? AND message IS NOT NULL AND free_s > ? AND taken_s <= ? AND {QUEUE}"
+BURY = "UPDATE handoffs SET dead = 1, attempt = attempt - 1, lease = NULL, taken_s = 0, free_s = 0 WHERE number = ?"
 
 LOST = "expected a lease that is held, got one that ended: the message is handed out again"
 
@@ -95,11 +86,9 @@ class Store:
         UnreachableError: ``path`` cannot be opened.
     """
 
-    def __init__(
-        self, path: str, *, clock: Callable[[], float], dedup_s: float, max_bytes: int, power_safe: bool
-    ) -> None:
-        self._path, self._clock, self._dedup_s, self._max_bytes = path, clock, dedup_s, max_bytes
-        self._sync = "FULL" if power_safe else "NORMAL"
+    def __init__(self, path: str, settings: Settings) -> None:
+        self._path, self._settings, self._clock = path, settings, settings.clock
+        self._sync = "FULL" if settings.power_safe else "NORMAL"
         self._lock = threading.Lock()
         if path != ":memory:":
             try:
@@ -119,36 +108,37 @@ class Store:
         """Keeps the message, once, and says whether it is new to this name.
 
         Raises:
-            FullError: the waiting messages, or the disk, leave no room for it.
+            ConflictError: another message is known under the id.
+            FullError: the waiting messages, those of the name, or the disk, leave no room for it.
         """
         with self._lock, self._transaction(self._sync):
-            self._forget(self._clock())
-            known = self._db.execute("SELECT 1 FROM handoffs WHERE name = ? AND id = ?", (name, handoff_id))
-            if known.fetchone():
+            now = self._clock()
+            self._forget(now)
+            found = self._db.execute("SELECT digest FROM handoffs WHERE name = ? AND id = ?", (name, handoff_id))
+            for (known,) in found.fetchall():
+                require_same(handoff_id, known, message)
                 return False
-            messages, used = self._totals()
-            if used + len(message) + ROW_BYTES > self._max_bytes:
-                raise FullError(
-                    f"expected room for {len(message)} bytes in {self._path}, got {messages} waiting messages that take"
-                    f" {used} of {self._max_bytes}: receive some, or raise max_bytes"
-                )
+            self._check_room(name, len(message))
             self._check_disk(len(message))
-            self._db.execute("INSERT INTO handoffs (name, id, message) VALUES (?, ?, ?)", (name, handoff_id, message))
+            new = "INSERT INTO handoffs (name, id, message, digest, sent_s) VALUES (?, ?, ?, ?, ?)"
+            self._db.execute(new, (name, handoff_id, message, content_digest(message), now))
         return True
 
     def take(self, name: str, lease_s: float) -> Lease | None:
         """Leases the oldest free message; None if there is none."""
         now = self._clock()
         with self._lock, self._at_its_place():
-            if self._db.execute(OLDEST, (name, now, now + CLOCK_SLACK_S)).fetchone() is None:
+            if self._db.execute(OLDEST, (*_queue(name), now, now + CLOCK_SLACK_S)).fetchone() is None:
                 return None  # the usual answer to a poll, and it locks nobody out
         lease = os.urandom(8).hex()
         row: list[tuple[Any, ...]] = []
         try:
             with self._lock, self._transaction("NORMAL"):
                 now = self._clock()
-                values = (lease, now, now + lease_s, name, now, now + CLOCK_SLACK_S)
-                row = self._db.execute(TAKE, values).fetchall()
+                self._expire(now)
+                values = (lease, now, now + lease_s, *_queue(name), now, now + CLOCK_SLACK_S)
+                while (row := self._db.execute(TAKE, values).fetchall()) and self._is_given_up(name, *row[0]):
+                    self._db.execute(BURY, row[0][:1])
         except BaseException:  # Ctrl-C may come when all is done, and then nobody has what was taken
             if row:
                 with suppress(TransportError):
@@ -157,8 +147,6 @@ class Store:
         if not row:
             return None
         number, handoff_id, message, attempt = row[0]
-        if not _is_handoff(handoff_id, message, attempt):
-            raise CorruptError(f"expected a hand-off in row {number} of {self._path}, got none: move the file away")
         return Lease(f"{number}.{lease}", handoff_id, message, attempt, now + lease_s)
 
     def settle(self, name: str, token: str, retry_in_s: float | None, *, unseen: bool = False) -> None:
@@ -172,17 +160,17 @@ class Store:
         number, lease = _parts(token)
         with self._lock, self._transaction(self._sync if retry_in_s is None else "NORMAL"):
             now = self._clock()
-            held = (number, lease, now, now + CLOCK_SLACK_S)
+            held = (number, lease, now, now + CLOCK_SLACK_S, *_queue(name))
             if retry_in_s is None:
-                change = f"UPDATE handoffs SET message = NULL, settled_s = ? WHERE {HELD} AND name = ?"
-                done = self._db.execute(change, (now, *held, name)).rowcount
+                change = f"UPDATE handoffs SET message = NULL, settled_s = ? WHERE {HELD}"
+                done = self._db.execute(change, (now, *held)).rowcount
                 if not done:
                     again = "SELECT count(*) FROM handoffs WHERE number = ? AND lease = ? AND message IS NULL"
                     done = self._db.execute(again, held[:2]).fetchone()[0]
             else:
                 change = f"""UPDATE handoffs SET attempt = attempt - ?, lease = NULL, taken_s = ?, free_s = ?
-                    WHERE {HELD} AND name = ?"""
-                done = self._db.execute(change, (int(unseen), now, now + retry_in_s, *held, name)).rowcount
+                    WHERE {HELD}"""
+                done = self._db.execute(change, (int(unseen), now, now + retry_in_s, *held)).rowcount
         if not done:
             raise LeaseLostError(LOST)
 
@@ -195,15 +183,24 @@ class Store:
         number, lease = _parts(token)
         with self._lock, self._transaction("NORMAL"):
             now = self._clock()
-            change = f"UPDATE handoffs SET taken_s = ?, free_s = ? WHERE {HELD} AND name = ?"
-            values = (now, now + lease_s, number, lease, now, now + CLOCK_SLACK_S, name)
+            change = f"UPDATE handoffs SET taken_s = ?, free_s = ? WHERE {HELD}"
+            values = (now, now + lease_s, number, lease, now, now + CLOCK_SLACK_S, *_queue(name))
             if not self._db.execute(change, values).rowcount:
                 raise LeaseLostError(LOST)
         return now + lease_s
 
     def publish(self, name: str, body: bytes) -> None:
-        """Keeps what the receiver says of itself."""
+        """Keeps what the receiver says of itself.
+
+        Raises:
+            FullError: what others said leaves no room for it.
+        """
         with self._lock, self._transaction(self._sync):
+            others = "SELECT count(*), total(length(body)) FROM capabilities WHERE name != ?"
+            names, used = self._db.execute(others, (name,)).fetchone()
+            if used + len(body) > MAX_TOLD_BYTES:
+                got = f"got {names} names that said {used:g}: start a new spool"
+                raise FullError(f"expected at most {MAX_TOLD_BYTES} bytes of capabilities in {self._path}, {got}")
             self._db.execute("INSERT OR REPLACE INTO capabilities VALUES (?, ?)", (name, body))
 
     def lookup(self, name: str) -> bytes | None:
@@ -230,6 +227,19 @@ class Store:
             raise CorruptError(f"expected the totals in {self._path}, got {row}: move the file away")
         return row[0], row[1]
 
+    def _check_room(self, name: str, more: int) -> None:
+        """Refuses what would leave others no room: all messages have so much of it, and those of one name less."""
+        named = self._db.execute("SELECT messages, bytes FROM names WHERE name = ?", (name,)).fetchone() or (0, 0)
+        for of, (messages, used), most, option in (
+            ("", self._totals(), self._settings.max_bytes, "max_bytes"),
+            (f" of {name}", named, self._settings.name_bytes, "max_name_bytes"),
+        ):
+            if used + more + ROW_BYTES > most:
+                raise FullError(
+                    f"expected room for {more} bytes in {self._path}, got {messages} waiting messages{of} that take"
+                    f" {used} of {most}: receive some, or raise {option}"
+                )
+
     def _check_disk(self, more: int) -> None:
         """Refuses what would take from the disk what leases and acknowledgements need."""
         if self._path == ":memory:" or not hasattr(os, "statvfs"):
@@ -245,11 +255,31 @@ class Store:
             raise DiskFullError(f"expected room on the disk for {more} bytes in {self._path}, {left}")
 
     def _forget(self, now: float) -> None:
-        """Drops the ids that need no longer be remembered."""
-        self._db.execute("DELETE FROM handoffs WHERE message IS NULL AND settled_s < ?", (now - self._dedup_s,))
+        """Drops what is too old, and the ids that need no longer be remembered."""
+        self._expire(now)
+        forget_s = now - self._settings.dedup_s
+        self._db.execute("DELETE FROM handoffs WHERE message IS NULL AND settled_s < ?", (forget_s,))
         oldest = "(SELECT seq FROM sqlite_sequence WHERE name = 'handoffs') - ?"
         ancient = f"DELETE FROM handoffs NOT INDEXED WHERE number < {oldest} AND message IS NULL"
         self._db.execute(ancient, (MAX_REMEMBERED,))
+
+    def _expire(self, now: float) -> None:
+        """Drops what nobody has acknowledged in time and nobody holds; sent again, it is new."""
+        old = "message IS NOT NULL AND sent_s < ? AND (free_s <= ? OR taken_s > ?)"
+        values = (now - self._settings.max_age_s, now, now + CLOCK_SLACK_S)
+        gone = self._db.execute(f"UPDATE handoffs SET message = NULL, settled_s = 0 WHERE {old}", values).rowcount
+        if gone:
+            self._db.execute("DELETE FROM handoffs WHERE message IS NULL AND settled_s = 0")
+            logged(f"dropped {gone} that nobody acknowledged within max_age_s")
+
+    def _is_given_up(self, name: str, number: object, handoff_id: object, message: object, attempt: object) -> bool:
+        """Says whether a row was handed out too often, and checks that it holds what ``put`` and ``take`` write."""
+        if not is_name(handoff_id) or not isinstance(message, bytes) or not isinstance(attempt, int) or attempt < 1:
+            raise CorruptError(f"expected a hand-off in row {number} of {self._path}, got none: move the file away")
+        given_up = dead_letters(name) is not None and attempt > self._settings.max_deliveries
+        if given_up:
+            logged("given up", queue=name, handoff_id=handoff_id, attempt=attempt - 1)
+        return given_up
 
     def _prepare(self) -> None:
         until = time.monotonic() + BUSY_S
@@ -263,24 +293,12 @@ class Store:
                 time.sleep(0.01)
         self._db.execute("BEGIN IMMEDIATE")
         try:
-            self._check_schema()
+            prepare(self._db, self._path, self._clock())
             self._db.execute("COMMIT")
         except BaseException:  # half a schema would be no spool to anybody
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
             raise
-
-    def _check_schema(self) -> None:
-        application, version = (
-            self._db.execute(f"PRAGMA {p}").fetchone()[0] for p in ("application_id", "user_version")
-        )
-        tables = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-        if not tables and not application:
-            for statement in SCHEMA:
-                self._db.execute(statement)
-        elif application != APPLICATION_ID or version != SCHEMA_VERSION:
-            got = f"application {application:#x}, version {version}"
-            raise CorruptError(f"expected an ilcp spool of version {SCHEMA_VERSION} in {self._path}, got {got}")
 
     def _begin(self) -> None:
         """Waits for its turn in short steps: SQLite's own waiting grows to 100 ms, when a turn takes 5."""
@@ -351,6 +369,6 @@ def _parts(token: str) -> tuple[int, str]:
     return int(digits) if digits.isascii() and digits.isdigit() and len(digits) < 19 else -1, lease
 
 
-def _is_handoff(handoff_id: object, message: object, attempt: object) -> bool:
-    """Checks that a row holds what ``put`` and ``take`` write; SQLite would keep anything."""
-    return is_name(handoff_id) and isinstance(message, bytes) and isinstance(attempt, int) and attempt > 0
+def _queue(name: str) -> tuple[str, int]:
+    """Says where the messages of a name lie: dead letters lie with their name's own, which knows their ids."""
+    return name.removesuffix(DEAD), int(name.endswith(DEAD))

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from ilcp.message.format import BytesLike
-from ilcp.transport.backend import Backend, Settings
+from ilcp.transport.backend import NOT_OURS, Backend, Settings
 from ilcp.transport.capabilities import Capabilities
 from ilcp.transport.connection import AsyncConnection, AsyncDelivery, Receipt
 from ilcp.transport.errors import AddressError
@@ -63,8 +63,7 @@ class Caller:
 
     def _check(self) -> None:
         if not self._open or not self.is_ours:
-            got = "one that is closed or from before a fork: connect again"
-            raise AddressError(f"expected an open connection of this process, got {got}")
+            raise AddressError(NOT_OURS)
 
 
 class Delivery:
@@ -115,7 +114,7 @@ class Connection:
         """See ``AsyncConnection.send``.
 
         Raises:
-            EncodeError, AddressError, FullError, TransportError: as there.
+            EncodeError, AddressError, ConflictError, FullError, TransportError: as there.
         """
         return self._caller.call(self._inner.send, message, to=to, handoff_id=handoff_id)
 

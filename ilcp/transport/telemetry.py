@@ -6,14 +6,16 @@ writes as one line of JSON. Spans are made when opentelemetry's API is installed
 
 import json
 import logging
+import time
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from importlib import import_module
 from typing import Any
 
-__all__ = ["FIELDS", "LOGGER", "JsonFormatter", "logged", "span"]
+__all__ = ["FIELDS", "LOGGER", "REFUSED", "JsonFormatter", "Sparing", "logged", "span", "spared"]
 
 LOGGER = "ilcp.transport"
+REFUSED = f"{LOGGER}.refused"
 TRACER = "ilcp.transport"
 
 SPAN_SEND = "ilcp.handoff send"
@@ -43,9 +45,34 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line)
 
 
-def logged(event: str, **fields: Any) -> None:
+class Sparing(logging.Filter):
+    """Lets some lines a minute pass, and says in the next one how many did not: who is refused writes no log."""
+
+    def __init__(self, most: int = 60, every_s: float = 60.0) -> None:
+        super().__init__()
+        self.most, self.every_s = most, every_s
+        self._began_s, self._count = time.monotonic(), 0
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Counts a line, and says whether it may be written."""
+        if time.monotonic() - self._began_s > self.every_s:
+            gone = self._count - self.most
+            record.msg = f"{record.msg} ({gone} more were not logged)" if gone > 0 else record.msg
+            self._began_s, self._count = time.monotonic(), 0
+        self._count += 1
+        return self._count <= self.most
+
+
+def spared(*loggers: str) -> None:
+    """Has loggers, whose lines strangers bring out, write some of them only."""
+    for logger in map(logging.getLogger, loggers):
+        if not any(isinstance(each, Sparing) for each in logger.filters):
+            logger.addFilter(Sparing())
+
+
+def logged(event: str, logger: str = LOGGER, **fields: Any) -> None:
     """Writes one record; only `FIELDS` may be given."""
-    logging.getLogger(LOGGER).info(event, extra=fields)
+    logging.getLogger(logger).info(event, extra=fields)
 
 
 def span(name: str, **attributes: Any) -> AbstractContextManager[Any]:
