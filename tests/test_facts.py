@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 import ilcp
 from ilcp.codec.context import Context
 from ilcp.errors import ConfigError, StorageError
-from ilcp.identity import ANY
+from ilcp.identity import ANY, ModelIdentity
 from ilcp.models.forward import embedding_norm
 from ilcp.tasks import Case, Question
 from ilcp.testing import CodecContract
@@ -127,7 +127,8 @@ class TestFacts(CodecContract):
 
     @pytest.fixture
     def codec(self, untaught) -> FactsCodec:
-        return FactsCodec.from_network(untaught, ANY, ANY)
+        models = (ModelIdentity(end, "tokenizer", "", "full") for end in ("sender", "receiver"))
+        return FactsCodec.from_network(untaught, *models)
 
     shape: ClassVar[Any] = {**TINY, "topics": ("a", "b"), "questions": ("A?", "B?"), "words": 40}
 

@@ -184,7 +184,10 @@ class CodecContract:
         self._try(check, payloads_of(tested.spec))
 
     def test_it_is_the_same_from_its_folder(self, tested: Codec, known: Context, tmp_path: Path) -> None:
-        """Saved and loaded it has the same id, makes the same bytes, and reads them without what made them."""
+        """Saved and loaded it has the same id, makes the same bytes, and reads them without what made them.
+
+        A codec that reads states needs the identities of two models for it: no empty one is loaded.
+        """
         save(tested, tmp_path / "codec", card="# A codec under test\n")
         again = load(tmp_path / "codec")
         assert type(tested) is type(again)
