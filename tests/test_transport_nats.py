@@ -550,7 +550,7 @@ def test_a_poisoned_message_blocks_nothing(server: NatsServer) -> None:
     ):
         for handoff_id in ("poison", "good"):
             c.send(handoff_id.encode(), to="planner", handoff_id=handoff_id)
-        seen = []
+        seen: list[str] = []
         while (delivery := c.receive()) is not None and len(seen) < 9:
             seen.append(delivery.handoff_id)
             delivery.ack() if delivery.handoff_id == "good" else delivery.nack()
