@@ -20,6 +20,8 @@ from urllib.parse import urlsplit
 import nats
 import pytest
 from nats.js import JetStreamContext, api
+from nats.js.errors import APIError
+from nats.js.kv import KeyValue
 
 from ilcp.errors import MissingExtraError
 from ilcp.message import MAX_MESSAGE_BYTES
@@ -35,7 +37,7 @@ from ilcp.transport import (
 )
 from ilcp.transport.backend import LEAST_BYTES
 from ilcp.transport.nats import SETTLED, TOLD, NatsBackend, open_nats
-from ilcp.transport.nats_client import STREAM, SUBJECT, connected
+from ilcp.transport.nats_client import NO_ROOM, STREAM, SUBJECT, connected
 from tests.transport_model import (
     NATS_SERVER,
     NEEDS_NATS,
@@ -548,8 +550,8 @@ def test_a_poisoned_message_blocks_nothing(server: NatsServer) -> None:
     ):
         for handoff_id in ("poison", "good"):
             c.send(handoff_id.encode(), to="planner", handoff_id=handoff_id)
-        seen = []
-        while (delivery := c.receive()) is not None:
+        seen: list[str] = []
+        while (delivery := c.receive()) is not None and len(seen) < 9:
             seen.append(delivery.handoff_id)
             delivery.ack() if delivery.handoff_id == "good" else delivery.nack()
         assert ["good", "poison", "poison"] == sorted(seen)
@@ -601,13 +603,19 @@ def test_nothing_grows_for_ever(server: NatsServer) -> None:
         connect(server.url, settings=Settings(max_name_bytes=1 << 20)).__enter__()
 
 
-def test_an_acknowledgement_needs_no_room(server: NatsServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the bucket of acknowledgements is full, they still end what they are for."""
-    monkeypatch.setattr("ilcp.transport.nats.SETTLED_BYTES", 200)
-    with connect(server.url, name="planner") as c:
-        for number in range(3):
-            c.send(b"x", to="planner", handoff_id=str(number))
-            delivery = c.receive(5)
-            assert delivery is not None
-            delivery.ack()
+def test_an_acknowledgement_needs_no_room(
+    server: NatsServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where the bucket of acknowledgements is full, they still end what they are for, and it is logged."""
+
+    async def full(*_: object) -> None:
+        raise APIError(err_code=NO_ROOM[0], description="maximum bytes exceeded")
+
+    with connect(server.url, name="planner") as c, caplog.at_level(logging.INFO, "ilcp.transport"):
+        c.send(b"x", to="planner", handoff_id="a")
+        delivery = c.receive(5)
+        assert delivery is not None
+        monkeypatch.setattr(KeyValue, "put", full)
+        delivery.ack()
         assert 0 == waiting(server.url)
+    assert f"no room in {SETTLED}" in [record.getMessage() for record in caplog.records]
