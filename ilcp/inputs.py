@@ -13,7 +13,7 @@ from typing import Any
 
 from ilcp.errors import ConfigError, EncodeError, IlcpError
 
-__all__ = ["UNSEEN", "hidden", "listed", "mending", "read_text", "require_text", "seen"]
+__all__ = ["UNSEEN", "hidden", "listed", "mending", "read_text", "require_text", "seen", "tuples"]
 
 Refusal = Callable[[str], IlcpError]  # mostly an error's class
 
@@ -106,6 +106,21 @@ def listed(values: Any, expected: str, one: str, *, error: Refusal = EncodeError
         way_out = mending(values) or f": put one {one} into a list"
         raise error(f"expected {expected}, got {type(values).__name__}{way_out}")
     return list(values)
+
+
+def tuples(items: Iterable[Any], names: tuple[str, ...]) -> list[Any]:
+    """Returns the items of a batch.
+
+    Raises:
+        ConfigError: they are no list of tuples with such parts.
+    """
+    wanted = f"items ({', '.join(names)}) in a list"
+    found = listed(items, wanted, "item", error=ConfigError)
+    for index, item in enumerate(found):
+        if not isinstance(item, tuple | list) or len(item) != len(names):
+            got = f"{len(item)} parts" if isinstance(item, tuple | list) else type(item).__name__
+            raise ConfigError(f"expected {wanted}, got {got} as item {index}: put {' and '.join(names)} into a tuple")
+    return found
 
 
 def read_text(path: str | Path, what: str = "a readable text file") -> str:

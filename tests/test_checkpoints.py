@@ -53,7 +53,8 @@ def test_no_flipped_bit_of_a_checkpoint_goes_unseen(tmp_path: Path) -> None:
         with pytest.raises(StorageError, match=r"expected a checkpoint in .*checkpoint.pt, got a damaged file"):
             read_checkpoint(tmp_path)
     file.write_bytes(whole)
-    assert torch.equal(STATE["weights"]["w"], read_checkpoint(tmp_path)[0]["weights"]["w"])
+    weights: Any = STATE["weights"]
+    assert torch.equal(weights["w"], read_checkpoint(tmp_path)[0]["weights"]["w"])
 
 
 def test_a_checkpoint_of_before_has_no_digest_and_is_read(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from ilcp import files
 from ilcp.errors import StorageError
 from ilcp.files import file_id, own_file, replacing, require_writable, settle, sync, write_whole
+from tests.helpers import noting
 
 
 def test_what_is_written_replaces_what_was_there(tmp_path: Path) -> None:
@@ -187,7 +188,7 @@ def test_content_is_on_the_disk_before_it_has_its_name_and_the_name_before_the_e
     done: list[str] = []
     for owner, name in ((os, "fsync"), (os, "replace"), (os, "link")):
         call = getattr(owner, name)
-        monkeypatch.setattr(owner, name, lambda *args, n=name, c=call: (done.append(n), c(*args)))
+        monkeypatch.setattr(owner, name, noting(call, done, lambda *_, n=name: n))
     write_whole(tmp_path / "file", "x")
     assert ["fsync", "replace", "fsync"] == done
     done.clear()
@@ -242,7 +243,7 @@ def test_a_settled_folder_is_on_the_disk_with_its_usual_modes(tmp_path: Path, mo
         path.touch(0o600)
     (tmp_path / "a" / "link").symlink_to(outside)
     synced: list[Path] = []
-    monkeypatch.setattr(files, "sync", lambda path, *mode: (synced.append(path), sync(path, *mode)))
+    monkeypatch.setattr(files, "sync", noting(sync, synced, lambda path, *_: path))
     settle(tmp_path / "a")
     assert {"a", "b", "file"} == {path.name for path in synced}
     assert 4 == len(synced)

@@ -9,7 +9,7 @@ from ilcp.message import Message, Seal, describe, verified
 from ilcp.message.format import CLOCK_SKEW_S
 from ilcp.message.keys import MAX_KEYS, KeyRing
 
-OLD, NEW, THIRD = (bytes([n]) * 32 for n in (1, 2, 3))
+OLD, NEW, THIRD = (bytes(range(n, n + 32)) for n in (1, 2, 3))
 NOW = 1_800_000_000
 TTL_S = 3600
 
@@ -76,11 +76,14 @@ def test_a_promotion_that_receivers_do_not_know_is_refused() -> None:
     ("arguments", "fragment"),
     [
         ((b"short",), "expected key of 16 to 64 bytes, got 5"),
-        ((OLD, (bytes(65),)), "expected key of 16 to 64 bytes, got 65"),
+        ((OLD, (bytes(range(65)),)), "expected key of 16 to 64 bytes, got 65"),
         ((OLD, ("k" * 32,)), "expected key as bytes, got str"),
         ((OLD, [NEW]), "expected accepted as a tuple of keys, got list"),
         ((OLD, (NEW, OLD)), "expected each key once in a ring, got one twice"),
-        ((OLD, tuple(bytes([n]) * 16 for n in range(MAX_KEYS))), "expected at most 4 keys in a ring, got 5"),
+        (
+            (OLD, tuple(bytes(range(n, n + 16)) for n in range(9, 9 + MAX_KEYS))),
+            "expected at most 4 keys in a ring, got 5",
+        ),
     ],
 )
 def test_a_ring_that_cannot_be_is_refused_and_no_key_is_quoted(arguments: tuple[object, ...], fragment: str) -> None:

@@ -180,7 +180,7 @@ EVIDENCE = {
     "content_gain": 0.5,
     "low": 0.4,
     "high": 1,
-    "arms": {"none": 0.0, "text": 1},
+    "arms": {"none": 0.0, "mismatched": 0.5, "message": 1.0, "text": 1},
     "commit": "abc",
 }
 

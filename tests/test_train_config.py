@@ -163,7 +163,7 @@ def test_models_that_cannot_be_used_are_refused_by_name(models, tmp_path) -> Non
         ilcp.train(**given, codec={"name": "text-plain"})
     with pytest.raises(ConfigError, match="slots x dims x bits to be 8 x 80"):
         ilcp.train(**given, codec={"slots": 3})
-    with pytest.raises(ConfigError, match="whole numbers from 1 for slots"):
+    with pytest.raises(ConfigError, match="whole numbers from 1 to 1048576 for slots"):
         ilcp.train(**given, codec={"name": "vae", "heads": 0})
     with pytest.raises(ConfigError, match="a device of this machine such as 'cpu', got 'cuda:77'"):
         ilcp.train(**given, device="cuda:77")

@@ -24,7 +24,7 @@ from ilcp.codec.protocols import Codec
 from ilcp.errors import ConfigError, DecodeError, EncodeError, MismatchedCodecError
 from ilcp.evidence import require_evidence, require_signed, trusted_keys
 from ilcp.handoff.answers import Group, Score, answered, answered_packed, require_prompt, scored, scored_packed
-from ilcp.inputs import listed, require_text
+from ilcp.inputs import listed, require_text, tuples
 from ilcp.message import verified
 from ilcp.message.keys import Key, require_audience
 from ilcp.message.literals import line
@@ -245,7 +245,7 @@ class Receiver:
             DecodeError, IdentityError: as ``decode``; the text names the item by its index.
         """
         require_count("batch", batch)
-        items = _tuples(items, ("message", "question", "answer"))
+        items = tuples(items, ("message", "question", "answer"))
         self._known.require(self.model, self.tokenizer)
         asked, answers = [(message, question) for message, question, _ in items], [answer for *_, answer in items]
         if packs(self.model):
@@ -278,7 +278,7 @@ class Receiver:
         """
         require_count("batch", batch)
         require_count("max_new_tokens", max_new_tokens)
-        items = _tuples(items, ("message", "question"))
+        items = tuples(items, ("message", "question"))
         require_options(options, min(batch, len(items)), cached=False)
         self._known.require(self.model, self.tokenizer)
         if not options and packs(self.model):
@@ -387,18 +387,3 @@ def _codecs(codec: Any) -> tuple[Codec, ...]:
             shown = repr(each) if each is None or isinstance(each, str | Path) else type(each).__name__
             raise ConfigError(f"expected a codec, got {shown}: load it with ilcp.load(folder_or_hub_id)")
     return codecs
-
-
-def _tuples(items: Iterable[Any], names: tuple[str, ...]) -> list[Any]:
-    """Returns the items of a batch.
-
-    Raises:
-        ConfigError: they are no list of tuples with such parts.
-    """
-    wanted = f"items ({', '.join(names)}) in a list"
-    found = listed(items, wanted, "item", error=ConfigError)
-    for index, item in enumerate(found):
-        if not isinstance(item, tuple | list) or len(item) != len(names):
-            got = f"{len(item)} parts" if isinstance(item, tuple | list) else type(item).__name__
-            raise ConfigError(f"expected {wanted}, got {got} as item {index}: put {' and '.join(names)} into a tuple")
-    return found

@@ -31,7 +31,7 @@ DECIDED = {  # options of transformers' generate that are not the caller's, and 
     "adapter_names": "the codec is for the adapters that are active: switch them before",
     "past_key_values": "pass it as cache=, so that it is copied",
     "cache": "it is one prompt's; pass it to generate, question by question",
-    **dict.fromkeys(("custom_generate", "trust_remote_code"), "such code does not know where a memory sits"),
+    **dict.fromkeys(("custom_generate", "trust_remote_code"), "code from elsewhere does not know where a memory sits"),
     "max_length": "pass max_new_tokens=, which does not count the prompt",
     "min_length": "pass min_new_tokens=, which does not count the prompt",
     "tokenizer": "the receiver passes its own",
