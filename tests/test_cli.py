@@ -566,6 +566,27 @@ def test_what_is_no_message_is_not_sent(run: Run, tmp_path: Path) -> None:
         assert c.receive() is None
 
 
+@pytest.mark.parametrize("words", [("send", "a.ilcp", "--to", "x"), ("receive", "--as", "x")])
+def test_what_ends_with_the_command_is_no_place_for_a_message(run: Run, tmp_path: Path, words: tuple[str, ...]) -> None:
+    """A queue of this process alone is refused before anything is said to be sent, or waited for."""
+    (tmp_path / "a.ilcp").write_bytes(Message(bytes(8), b"payload").to_bytes())
+    command, *others = (str(tmp_path / word) if word.endswith(".ilcp") else word for word in words)
+    done = run(command, *others, "--via", "memory://x")
+    assert CONFIG == done.returncode
+    assert "expected an address that other processes reach, got memory://x" in done.stderr.replace("\n", " ")
+
+
+def test_a_folder_among_the_files_stops_none_of_them(run: Run, tmp_path: Path) -> None:
+    """It is named, and passed over, as whatever else cannot be read."""
+    text = tmp_path / "a.txt"
+    text.write_text(next(case_files("test", 7, 1)).context)
+    (tmp_path / "folder").mkdir()
+    done = run("encode", str(tmp_path / "folder"), str(text), "--out", str(tmp_path / "out"))
+    assert "expected a readable text file, got" in done.stderr.replace("\n", " ")
+    assert "1 encoded, 0 were there, 1 failed" in done.stdout
+    assert (tmp_path / "out" / "a.txt.ilcp").exists()
+
+
 def test_train_without_anything_names_its_flags(run: Run) -> None:
     """What is missing is said as it is given on this command line."""
     done = run("train")

@@ -30,7 +30,7 @@ MADE = ".encoded"  # beside the messages: of each a digest of its text and itsel
 
 
 def encode(
-    files: Annotated[list[Path], typer.Argument(help="Text files.", dir_okay=False)],
+    files: Annotated[list[Path], typer.Argument(help="Text files.")],
     codec: Annotated[str, typer.Option(help="A codec's folder or hub id, or 'embedded'.")] = EMBEDDED,
     sender: SenderOption = None,
     to: Annotated[Path, typer.Option("--out", help="Where the messages go: NAME.ilcp for a file NAME.")] = Path("."),

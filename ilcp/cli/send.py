@@ -10,7 +10,7 @@ import typer
 
 from ilcp.cli.common import err, interruptible, out, read_message
 from ilcp.cli.exit_codes import NOTHING_CAME
-from ilcp.errors import MissingExtraError, StorageError
+from ilcp.errors import ConfigError, MissingExtraError, StorageError
 from ilcp.files import require_writable, write_whole
 
 if TYPE_CHECKING:
@@ -164,6 +164,11 @@ def _keep(path: Path, message: bytes) -> None:
 
 def _settings(via: str, token: str | None, ca: Path | None, credentials: Path | None) -> "Settings":
     """Makes the settings; a token of the environment is for whoever is asked for one, and no spool is."""
+    if via.startswith("memory:"):
+        raise ConfigError(
+            f"expected an address that other processes reach, got {via}: what it holds ends with this command; use "
+            "spool:// or nats://"
+        )
     import ssl
 
     from ilcp.transport import AddressError, Settings
@@ -172,7 +177,7 @@ def _settings(via: str, token: str | None, ca: Path | None, credentials: Path | 
         tls = None if ca is None else ssl.create_default_context(cafile=ca)
     except (OSError, ssl.SSLError) as error:
         raise AddressError(f"expected a certificate in PEM, got {ca}: {error}") from error
-    if token is None and not via.startswith(("spool:", "memory:")):
+    if token is None and not via.startswith("spool:"):
         token = os.environ.get(TOKEN) or None
     return Settings(token=token, tls=tls, credentials=credentials)
 
