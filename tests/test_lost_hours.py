@@ -38,9 +38,11 @@ from ilcp.training import log as log_module
 from ilcp.training import selfstudy as selfstudy_module
 from ilcp.training.batch import require_fitting
 from ilcp.training.config import read_config
+from ilcp.training.lesson import facts_stage
 from ilcp.training.log import Log
 from ilcp.training.pace import length_text, say
 from ilcp.training.selfstudy import SelfStudy, stretch, study
+from ilcp.training.tuning import reading_stage
 from ilcp.training.validation import Validation
 from tests.helpers import make_tokenizer, noting, present, train_tokenizer
 from tests.taught import make_hyperparameters, write_cases
@@ -354,7 +356,8 @@ def test_a_run_says_how_long_it_may_become() -> None:
     """Steps, contexts and minutes stand in its first lines, whether they were given or not."""
     assert "3,000 steps of 16 contexts: the first minute" in length_text(Hyperparameters(steps=3000))
     assert "20 steps of 8 contexts, in 1 h 30 min at most" in length_text(Hyperparameters(20, minutes=90, contexts=8))
-    whole = length_text(Hyperparameters(20, contexts=8, facts_steps=100), reads=True, learns_facts=True)
+    wanted = Hyperparameters(20, contexts=8, facts_steps=100)
+    whole = length_text(wanted, {"learning to read": reading_stage(wanted), "learning facts": facts_stage(wanted)})
     assert whole.startswith(
         "4 steps of 4 contexts learning to read, then 100 steps of 16 contexts learning facts, then 20 steps of 8 "
         "contexts through the receiver: the first minute"

@@ -153,7 +153,7 @@ def test_a_stage_that_was_stopped_ends_with_the_same_weights(tmp_path, monkeypat
 
 def test_the_stage_has_its_share_of_the_budget() -> None:
     """Steps and minutes are a share of the run's; the rest of what a codec's run asks for is left out."""
-    stage = tuning_module._stage(hyperparameters(steps=100, minutes=30.0, reader_share=0.1, blank_share=0.5))
+    stage = tuning_module.reading_stage(hyperparameters(steps=100, minutes=30.0, reader_share=0.1, blank_share=0.5))
     assert (10, pytest.approx(3.0), 0.02) == (stage.steps, stage.minutes, stage.adapter_learning_rate)
     assert 0 == stage.blanks(8)
     for change, fragment in (

@@ -98,7 +98,7 @@ class _Messages:
         there = before is not None and _payload(before) == _payload(message)  # who made it left no mark
         if not there:
             write_whole(target, message, private=True)
-        self._remember(_mark(text, target.read_bytes()))
+        self._remember(_mark(text, before if there and before is not None else message))
         outside = [each for each in warned if issubclass(each.category, OutsideWarning)]
         for each in outside:
             _say(file, "yellow", str(each.message))

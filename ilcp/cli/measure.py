@@ -1,7 +1,6 @@
 """``ilcp measure`` and ``ilcp compare``: the worth of a codec, and its changes."""
 
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -23,7 +22,7 @@ from ilcp.cli.common import (
     interruptible,
     out,
 )
-from ilcp.errors import ConfigError, MissingExtraError
+from ilcp.errors import ConfigError, MissingExtraError, StorageError
 from ilcp.evidence import SEED_BYTES
 from ilcp.files import require_writable, write_whole
 from ilcp.identity import digest
@@ -120,11 +119,9 @@ def _seed(file: Path, attach: bool) -> bytes:
         raise MissingExtraError.of("PyNaCl", "for signed evidence", "sign")
     try:
         if not file.exists():
-            made = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with open(made, "w", encoding="ascii") as new:
-                new.write(token_hex(SEED_BYTES) + "\n")
+            write_whole(file, token_hex(SEED_BYTES) + "\n", private=True, new=True)
         seed = bytes.fromhex(file.read_text(encoding="ascii"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, StorageError) as error:
         raise ConfigError(f"expected a signing key in hex in {file}, got: {error}") from error
     if len(seed) != SEED_BYTES:
         raise ConfigError(f"expected a signing key of {SEED_BYTES} bytes in {file}, got {len(seed)}")

@@ -97,13 +97,9 @@ class Receiver:
     ):
         if replay is not None and key is None:
             raise ConfigError("expected a key beside the replay cache, got none: a bare message has no id to remember")
-        given: Any = {"clock": clock} if replay is None else {"clock": clock, "replay": replay}
-        for name, means, method in (
-            ("clock", "a clock to be called", "__call__"),
-            ("replay", "a replay cache", "admit"),
-        ):
-            if name in given and not hasattr(given[name], method):
-                raise ConfigError(f"expected {name} to be {means}, got {type(given[name]).__name__}")
+        _require_able("clock", clock, "__call__", "a clock to be called")
+        if replay is not None:
+            _require_able("replay", replay, "admit", "a replay cache")
         require_audience(audience, key)
         self.model = model = plain(model)
         require_receiver(model)
@@ -376,6 +372,11 @@ def _named(number: int) -> Iterator[None]:
         yield
     except (DecodeError, EncodeError) as error:
         raise type(error)(f"item {number}: {error}") from error
+
+
+def _require_able(name: str, given: Any, method: str, what: str) -> None:
+    if not hasattr(given, method):
+        raise ConfigError(f"expected {name} to be {what}, got {type(given).__name__}")
 
 
 def _codecs(codec: Any) -> tuple[Codec, ...]:

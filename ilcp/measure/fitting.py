@@ -33,6 +33,7 @@ class Fitting:
         self.window_tokens = window_tokens(model)
         self._answers: dict[str, int] = {}
         self._questions: dict[str, int] = {}
+        self._context: tuple[str, int] | None = None  # the last one, and its tokens
 
     def answer_room(self, question: Question) -> int:
         """Returns how many tokens the answer is given: those of the longest accepted one and a few, or, where answers
@@ -46,10 +47,9 @@ class Fitting:
         Raises:
             EncodeError, ConfigError: as ``ilcp.models.prompt.pieces``.
         """
-        context = self.context_tokens(case)
         for question in case.questions:
             answer = self.answer_room(question)
-            asked = self.asked_tokens(case, question, context, answer)
+            asked = self.prompt_tokens(case, question, answer)
             if asked + answer > self.window_tokens:
                 return (
                     f"expected case {case.id!r} to fit into the receiver's window of {self.window_tokens} tokens, got "
@@ -59,22 +59,19 @@ class Fitting:
                 )
         return None
 
-    def context_tokens(self, case: Case) -> int:
-        """Returns how many tokens the prompt has that holds the context of a case and no question.
+    def prompt_tokens(self, case: Case, question: Question, room: int) -> int:
+        """Returns how many tokens the prompt has that holds the context; a few too many where these and ``room`` fit.
+
+        To read the context again with every question of it would take most of the time.
 
         Raises:
             EncodeError, ConfigError: as ``ilcp.models.prompt.pieces``.
         """
-        return len(text_ids(self.tokenizer, case.context, "", self.template))
-
-    def asked_tokens(self, case: Case, question: Question, context_tokens: int, room: int) -> int:
-        """Returns how many tokens the prompt has that holds the context; a few too many where these and ``room`` fit.
-
-        To read the context again with every question of it would take most of the time.
-        """
+        if self._context is None or self._context[0] != case.context:
+            self._context = case.context, len(text_ids(self.tokenizer, case.context, "", self.template))
         if question.text not in self._questions:
             self._questions[question.text] = len(text_ids(self.tokenizer, "", question.text, self.template))
-        most = context_tokens + self._questions[question.text] + SEAM_TOKENS
+        most = self._context[1] + self._questions[question.text] + SEAM_TOKENS
         if most + room <= self.window_tokens:
             return most
         return len(text_ids(self.tokenizer, case.context, question.text, self.template))

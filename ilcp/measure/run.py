@@ -87,7 +87,8 @@ def run(
     asking = Asking(report.kept(cases), specs_of, partial(Scorer, receiver, answers_end=answers_end))
     report = _asked(report, chosen, asking, draft, progress)
     report = _priced(report, sender, receiver, asking.cases, repetitions, progress)
-    return _finished(replace(report, seen=_seen(sender, asking.cases)), keep, draft)
+    seen = sum(map(seen_by(sender.codec), (case.context for case in asking.cases)))
+    return _finished(replace(report, seen=seen), keep, draft)
 
 
 def _finished(report: Report, keep: Path | None, draft: Path | None) -> Report:
@@ -167,16 +168,10 @@ def _empty(sender: Sender, cases: Sequence[Case], task: str, seed: int, answers_
         answers_end=answers_end,
         codec={"codec_id": codec.trained.codec_id(codec.spec).hex(), **plain(asdict(codec.spec))},
         items=Items.of(cases),
-        seen=_seen(sender, cases),
         arms={},
         provenance=provenance(sender=asdict(codec.trained.sender), receiver=asdict(codec.trained.receiver)),
         complete=False,
     )
-
-
-def _seen(sender: Sender, cases: Iterable[Case]) -> int:
-    """Counts the cases whose text the codec was trained on."""
-    return sum(map(seen_by(sender.codec), (case.context for case in cases)))
 
 
 def equal_texts(sender: Sender, samples: Iterable[str] = ()) -> dict[str, Codec]:

@@ -96,12 +96,11 @@ class Scorer:
         receiver = self.receiver
         fitting = Fitting(receiver.model, receiver.tokenizer, template=receiver.template)
         longest = max(fitting.answer_room(question) for _, question in self.asked)
-        contexts, rooms = [fitting.context_tokens(case) for case in cases], list[int]()
-        for number, question in self.asked:
-            text = fitting.asked_tokens(cases[number], question, contexts[number], longest)
-            fits = text + longest <= fitting.window_tokens
-            rooms.append(longest if fits else fitting.answer_room(question))
-        return rooms
+        prompts = (fitting.prompt_tokens(cases[number], question, longest) for number, question in self.asked)
+        return [
+            longest if tokens + longest <= fitting.window_tokens else fitting.answer_room(question)
+            for tokens, (_, question) in zip(prompts, self.asked, strict=True)
+        ]
 
     def _given_tokens(self, question: Question) -> int:
         """Counts the tokens of the answer that its given beginning takes."""

@@ -97,8 +97,10 @@ def _require_calls(message: Mapping[str, Any], where: str) -> None:
         name = function.get("name") if isinstance(function, Mapping) else None
         if not isinstance(name, str) or not name:
             raise EncodeError(f"expected {expected}, got {call!r:.100}: name the function that is called")
-        for told in (name, function.get("arguments", "")):
-            require_text(told, f"a call of {where}", may_be_empty=True) if isinstance(told, str) else None
+        arguments = function.get("arguments", "")
+        require_text(name, f"a call of {where}", may_be_empty=True)
+        if isinstance(arguments, str):
+            require_text(arguments, f"a call of {where}", may_be_empty=True)
 
 
 def _content(content: Any, where: str) -> str:

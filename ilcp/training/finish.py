@@ -10,6 +10,7 @@ Measuring takes long, and may end in any way; what took hours to train is on the
 import json
 import shutil
 import sys
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -157,13 +158,11 @@ def _kept_report(file: Path, codec: Codec, commit: str) -> Report | None:
     """Returns the report that an earlier end of this run finished; what another version or codec left goes."""
     if not file.exists():
         return None
-    try:
+    with suppress(ConfigError):  # of what is damaged, or of a version that this one does not read
         found = load_report(file)
         wanted = codec.trained.codec_id(codec.spec).hex(), commit
         if (found.codec["codec_id"], found.provenance["commit"]) == wanted:
             return found if found.complete else None
-    except ConfigError:
-        pass  # damaged, or of a version that this one does not read
     file.unlink()
     return None
 

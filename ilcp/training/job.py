@@ -43,7 +43,7 @@ from ilcp.training.data import Shuffled, Split, require_enough, split
 from ilcp.training.estimate import estimate
 from ilcp.training.finish import STATES, Job, finish, shows, tell
 from ilcp.training.hyperparameters import Hyperparameters
-from ilcp.training.lesson import learn_facts
+from ilcp.training.lesson import facts_stage, learn_facts
 from ilcp.training.log import Log
 from ilcp.training.loop import Result, fit, require_share
 from ilcp.training.objective import FactNetwork, calibrate
@@ -52,7 +52,7 @@ from ilcp.training.phrasebook import kept_phrasebook
 from ilcp.training.reader import Reader, StateStore
 from ilcp.training.selfstudy import study
 from ilcp.training.topics import with_topics
-from ilcp.training.tuning import tune, tuned
+from ilcp.training.tuning import reading_stage, tune, tuned
 from ilcp.training.validation import Validator
 
 __all__ = ["train", "train_codec"]
@@ -217,8 +217,7 @@ def _train(job: Job, network: Any, resume: bool) -> Result:
     store = StateStore(config.work / STATES, models, network.layers, job.hyperparameters, int(config.states_gb * GIGA))
     tell(f"{len(cases.training)} cases to learn from, {len(cases.validation)} to watch, {len(cases.test)} to measure")
     need = estimate(models, network, store, texts, config.work, job.hyperparameters) if is_main() else None
-    reads, learns = models.adapter is not None, isinstance(network, FactNetwork)
-    tell(f"{need}; {length_text(job.hyperparameters, reads=reads, learns_facts=learns)}")
+    tell(f"{need}; {length_text(job.hyperparameters, _before(job, network))}")
     reader = Reader(models, network.layers, job.hyperparameters, store)
     lengths = [len(case.context) for case in cases.training]  # tokens tell too much: they made batches alike in answers
     source = Shuffled(cases.training, lengths, config.seed)
@@ -248,6 +247,15 @@ def _train(job: Job, network: Any, resume: bool) -> Result:
         tensorboard=config.tensorboard,
         announced_bytes=None if need is None else need.memory_bytes,
     )
+
+
+def _before(job: Job, network: Any) -> dict[str, Hyperparameters]:
+    """Returns the hyperparameters of the stages before the codec is trained through the receiver, in words."""
+    wanted = job.hyperparameters
+    reads = job.models.adapter is not None and wanted.reader_share
+    learns = isinstance(network, FactNetwork) and wanted.facts_steps
+    stages = {"learning to read": reading_stage(wanted)} if reads else {}
+    return stages | ({"learning facts": facts_stage(wanted)} if learns else {})
 
 
 def _teacher(job: Job, source: Shuffled, reader: Reader, resume: bool) -> Validator:

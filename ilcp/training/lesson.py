@@ -29,7 +29,7 @@ from ilcp.training.signals import deferred_signals
 from ilcp.training.stage import stage_of
 from ilcp.training.validation import READ, Validator
 
-__all__ = ["FOLDER", "learn_facts"]
+__all__ = ["FOLDER", "facts_stage", "learn_facts"]
 
 FOLDER = "facts"  # of the stage, in the run's
 
@@ -105,7 +105,7 @@ class _Lesson(Run):
         folder: Path,
         store: StateStore | None,
     ):
-        wanted = _stage(hyperparameters)
+        wanted = facts_stage(hyperparameters)
         alone = replace(models, adapter=None)
         assert isinstance(network, nn.Module)
         super().__init__(network, alone, wanted, folder, None, store, Log(folder))
@@ -128,7 +128,7 @@ class _Lesson(Run):
         return 0.0  # there is none
 
 
-def _stage(hyperparameters: Hyperparameters) -> Hyperparameters:
+def facts_stage(hyperparameters: Hyperparameters) -> Hyperparameters:
     """Returns the hyperparameters of this stage of a run that has these."""
     return stage_of(
         hyperparameters,

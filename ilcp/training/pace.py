@@ -12,7 +12,7 @@ import math
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
@@ -157,23 +157,16 @@ def peak_bytes(device: torch.device) -> int:
     return int(getattr(info, "peak_wset", info.rss))  # Windows keeps one
 
 
-def length_text(hyperparameters: Hyperparameters, *, reads: bool = False, learns_facts: bool = False) -> str:
+def length_text(hyperparameters: Hyperparameters, before: Mapping[str, Hyperparameters] | None = None) -> str:
     """Says how long a run may become; how long that takes is known once its first steps are made.
 
     Args:
-        reads: whether the receiver learns to read first.
-        learns_facts: whether the codec has a lesson of its own before the receiver is asked.
+        before: the stages before the one through the receiver, in words, each with its hyperparameters.
     """
-    wanted, minutes = hyperparameters, hyperparameters.minutes
-    stages = [("through the receiver", wanted.steps, wanted.contexts)]
-    if learns_facts and wanted.facts_steps:
-        stages.insert(0, ("learning facts", wanted.facts_steps, wanted.facts_contexts))
-    if reads and wanted.reader_share:
-        steps = max(1, round(wanted.reader_share * wanted.steps))
-        stages.insert(0, ("learning to read", steps, wanted.reader_contexts))
+    stages = {**(before or {}), "through the receiver" if before else "": hyperparameters}
+    said = (f"{each.steps:,} steps of {each.contexts} contexts {what}".rstrip() for what, each in stages.items())
+    minutes = hyperparameters.minutes
     most = "" if math.isinf(minutes) else f", in {seconds_text(60 * minutes)} at most"
-    names = [f" {what}" if len(stages) > 1 else "" for what, _, _ in stages]
-    said = (f"{n:,} steps of {contexts} contexts{name}" for (_, n, contexts), name in zip(stages, names, strict=True))
     return f"{', then '.join(said)}{most}: the first minute says what they take"
 
 

@@ -32,7 +32,7 @@ from ilcp.training.signals import deferred_signals
 from ilcp.training.stage import stage_of
 from ilcp.training.validation import Validation, Validator
 
-__all__ = ["FOLDER", "tune", "tuned"]
+__all__ = ["FOLDER", "reading_stage", "tune", "tuned"]
 
 FOLDER = "reader"  # of the stage, in the run's
 BROUGHT = "brought.json"  # appears when the stage is over
@@ -133,7 +133,7 @@ class _Reading(Run):
     what = "learning to read"
 
     def __init__(self, models: Models, hyperparameters: Hyperparameters, folder: Path):
-        wanted = _stage(hyperparameters)
+        wanted = reading_stage(hyperparameters)
         super().__init__(_NoCodec(), models, wanted, folder, None, None, Log(folder))
         self.objective = _TextObjective(models, wanted, self.reader, clock=self.clock)
 
@@ -141,7 +141,7 @@ class _Reading(Run):
         return 0.0  # the step is nothing else
 
 
-def _stage(hyperparameters: Hyperparameters) -> Hyperparameters:
+def reading_stage(hyperparameters: Hyperparameters) -> Hyperparameters:
     """Returns the hyperparameters of the first stage of a run that has these."""
     share = hyperparameters.reader_share
     return stage_of(
