@@ -87,13 +87,13 @@ def run(
     asking = Asking(report.kept(cases), specs_of, partial(Scorer, receiver, answers_end=answers_end))
     report = _asked(report, chosen, asking, draft, progress)
     report = _priced(report, sender, receiver, asking.cases, repetitions, progress)
-    seen = sum(map(seen_by(sender.codec), (case.context for case in asking.cases)))
-    return _finished(replace(report, seen=seen), keep, draft)
+    return _finished(report, sender.codec, asking.cases, keep, draft)
 
 
-def _finished(report: Report, keep: Path | None, draft: Path | None) -> Report:
-    """Keeps the whole report, in the place of its draft."""
-    report = replace(report, complete=True)
+def _finished(report: Report, codec: Codec, cases: Iterable[Case], keep: Path | None, draft: Path | None) -> Report:
+    """Keeps the whole report, in the place of its draft, with the number of texts that the codec learned from."""
+    seen = sum(map(seen_by(codec), (case.context for case in cases)))
+    report = replace(report, complete=True, seen=seen)
     save_report(report, keep)
     if draft is not None and draft != keep:
         draft.unlink(missing_ok=True)
