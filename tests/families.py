@@ -4,6 +4,7 @@ Nothing is downloaded, and importing this needs no transformers. The ids are tho
 0 begins, 1 ends and pads.
 """
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -85,3 +86,17 @@ def build(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return maker.from_config(config, dtype=dtype).eval()
+
+
+def reconfigured(model: Any, changes: Mapping[str, Any]) -> Any:
+    """Returns a model of the same weights under a configuration that is changed here and there."""
+    config = copy.deepcopy(model.config)
+    for name, value in changes.items():
+        rotary = getattr(config, "rope_parameters", None) or {}  # transformers 5 keeps the base of positions in it
+        if name in rotary:
+            rotary[name] = value
+        else:
+            setattr(config, name, value)
+    other = type(model)(config).to(model.dtype).eval()
+    other.load_state_dict(model.state_dict())
+    return other

@@ -4,10 +4,12 @@ import copy
 import pickle
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import peft
 import pytest
 import torch
 
@@ -20,7 +22,8 @@ from ilcp.models.adapter import adapt, new_adapter
 from ilcp.models.fingerprint import Known, identify, weights_digest
 from ilcp.models.state import hashed, marks
 from ilcp_codecs.text import PlainCodec
-from tests.helpers import make_model, make_tokenizer, noting
+from tests.families import build, reconfigured
+from tests.helpers import make_model, make_tokenizer, noting, sender_of
 from tests.prepared import PREPARED
 
 
@@ -232,6 +235,73 @@ def test_inference_tensors_are_looked_at_each_time() -> None:
         model.lm_head.weight.add_(1)
     with pytest.raises(IdentityError, match="weights"):
         known.require(model, tokenizer)
+
+
+CONFIGURATIONS: list[tuple[str, dict[str, Any]]] = [
+    ("llama", {"rope_theta": 100.0}),
+    ("llama", {"rms_norm_eps": 0.1}),
+    ("llama", {"hidden_act": "gelu"}),
+    ("mistral", {"sliding_window": 4}),
+    ("gemma3_text", {"query_pre_attn_scalar": 2}),
+    ("gpt2", {"activation_function": "relu"}),
+    ("gpt2", {"scale_attn_by_inverse_layer_idx": True}),
+    ("bert", {"hidden_act": "silu"}),
+]
+
+
+@pytest.mark.parametrize(("family", "changes"), CONFIGURATIONS)
+def test_the_same_weights_under_another_configuration_are_another_model(family, changes) -> None:
+    """What decides the function and is no weight is noticed by what the model makes of a sentence."""
+    tokenizer, model = make_tokenizer(300), build(family, 300)
+    other = reconfigured(model, changes)
+    expected, actual = identify(model, tokenizer), identify(other, tokenizer)
+    assert expected == actual
+    assert expected.digest() == actual.digest()
+    with pytest.raises(IdentityError, match=r"states, which are .*% apart .* its configuration is another"):
+        require_same("sender", expected, actual)
+    require_same("sender", expected, identify(reconfigured(model, {}), tokenizer))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_rounding_of_half_precision_is_no_other_configuration(dtype) -> None:
+    """A model in either half precision is the same one, under another base of its positions it is not."""
+    tokenizer, model = make_tokenizer(300), build("llama", 300)
+    expected = replace(identify(model, tokenizer), weights="", dtype="half")
+    half = replace(identify(copy.deepcopy(model).to(dtype), tokenizer), weights="")
+    require_same("receiver", expected, half)
+    other = reconfigured(model, {"rope_theta": 100.0}).to(dtype)
+    with pytest.raises(IdentityError, match="states"):
+        require_same("receiver", expected, replace(identify(other, tokenizer), weights=""))
+
+
+def test_an_identity_of_before_states_were_kept_is_still_known() -> None:
+    """A record without them is read and compared by the rest; damaged ones are refused, whatever they hold."""
+    identity = identify(make_model(300, seed=1), make_tokenizer(300))
+    assert identity.states
+    before = ModelIdentity.from_dict(identity.exact)
+    assert before.digest() == identity.digest()
+    require_same("sender", before, identity)
+    require_same("sender", identity, before)
+    for states in ("1 2 x", "nan 1", "inf"):
+        with pytest.raises(IdentityError, match="expected states as finite numbers"):
+            ModelIdentity.from_dict(identity.exact | {"states": states})
+    with pytest.raises(IdentityError, match="inf% apart"):
+        require_same("sender", identity, ModelIdentity.from_dict(identity.exact | {"states": "1 2"}))
+
+
+def test_autocast_does_not_change_an_identity() -> None:
+    """The states are those of the model's own precision, whatever the caller runs it in."""
+    model, tokenizer = make_model(300, seed=1), make_tokenizer(300)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = identify(model, tokenizer)
+    assert inside.states == identify(model, tokenizer).states
+
+
+def test_a_sender_of_a_learned_prompt_is_refused_before_its_first_use() -> None:
+    """No pass of the layers alone contains virtual tokens."""
+    model = peft.get_peft_model(make_model(300), peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
+    with pytest.raises(ConfigError, match="learned prompt is not part of the model"):
+        sender_of(model, make_tokenizer(300))
 
 
 def test_a_receiver_notices_another_model_at_its_next_use() -> None:

@@ -1,4 +1,5 @@
-"""Identifies a loaded model by digests of weights, tokenizer, chat template, dtype class and adapters.
+"""Identifies a loaded model by digests of weights, tokenizer, chat template, dtype class and adapters, and by what it
+makes of a sentence (``ilcp.models.probe``).
 
 The weights are all state that the modules save (``ilcp.models.state``). Of adapters count those that are in effect: one
 that is switched off or merged leaves a model that is known by the weights it computes with.
@@ -23,6 +24,7 @@ from ilcp.models.adapter import (
     unwrapped,
     vocabulary_size,
 )
+from ilcp.models.probe import sentence_states
 from ilcp.models.state import PLAIN, hashed, marks, saved_state
 
 __all__ = ["Known", "identify", "weights_digest"]
@@ -47,6 +49,7 @@ def identify(model: Any, tokenizer: Any) -> ModelIdentity:
         chat_template=digest(str(getattr(tokenizer, "chat_template", None) or "").encode()).hex(),
         dtype=DTYPE_CLASSES.get(dtype, dtype),
         adapters=_adapters(model),
+        states=sentence_states(model, tokenizer),
     )
 
 

@@ -35,6 +35,7 @@ __all__ = [
     "Writer",
     "backbone",
     "capture_batch",
+    "depth",
     "is_reading",
     "padded_ids",
     "read_ids",
@@ -153,20 +154,20 @@ def _leaving(sink: Callable[[int, Tensor], None], place: int, _: Any, __: Any, o
     sink(place, outputs[0] if isinstance(outputs, tuple) else outputs.last_hidden_state)
 
 
-def _depth(base: Any) -> int:
+def depth(base: Any) -> int:
     """Returns how many blocks the configuration says; 0 where it does not."""
     return int(getattr(getattr(base, "config", None), "num_hidden_layers", None) or 0)
 
 
 def _blocks(base: Any) -> list[nn.Module]:
     """Finds the blocks in their order: the one outermost list of modules that is as long as the model is deep."""
-    depth = _depth(base)
-    found = [module for module in base.modules() if isinstance(module, nn.ModuleList) and len(module) == depth]
+    deep = depth(base)
+    found = [module for module in base.modules() if isinstance(module, nn.ModuleList) and len(module) == deep]
     inner = {id(module) for outer in found for module in outer.modules() if module is not outer}
     outermost = [module for module in found if id(module) not in inner]
     if len(outermost) != 1:
         raise ConfigError(
-            f"expected one stack of {depth} blocks in {type(base).__name__}, got {len(outermost)}: its layers cannot "
+            f"expected one stack of {deep} blocks in {type(base).__name__}, got {len(outermost)}: its layers cannot "
             "be captured; call it with output_hidden_states=True and encode the outputs"
         )
     return list(outermost[0])
@@ -354,7 +355,7 @@ def _may_stop(model: Any, base: Any, layers: Sequence[int]) -> bool:
     """
     heard = any(part._forward_hooks or part._forward_pre_hooks for part in (base, reading_part(model)))
     reports = any(getattr(base.config, f"output_{what}", False) for what in ("hidden_states", "attentions"))
-    return max(layers, default=0) < _depth(base) and not heard and not reports
+    return max(layers, default=0) < depth(base) and not heard and not reports
 
 
 @torch.no_grad()

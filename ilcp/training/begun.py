@@ -3,7 +3,6 @@
 import json
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +76,7 @@ def same_config(config: TrainingConfig, identities: Sequence[ModelIdentity], dev
         ConfigError: another configuration began the run; the text has every key that differs, with both values.
         StorageError: what began it cannot be read.
     """
-    names = dict(zip(("sender identity", "receiver identity"), map(asdict, identities), strict=True))
+    names = dict(zip(("sender identity", "receiver identity"), (each.exact for each in identities), strict=True))
     data = None if config.data is None else _digest(config.data)
     record = json.loads(json.dumps(config.to_dict() | names | {"data digest": data}, default=str))
     file, halved = config.work / KEPT, False

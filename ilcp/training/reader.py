@@ -11,7 +11,6 @@ states is their digest; what does not have it is computed anew.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +98,7 @@ class StateStore:
         hyperparameters: Hyperparameters,
         limit_bytes: int,
     ):
-        identity = asdict(identify(models.sender, models.sender_tokenizer))
+        identity = identify(models.sender, models.sender_tokenizer).exact
         halved = in_bfloat16(models.receiver.device, hyperparameters)
         key = digest(repr((FORMAT, sorted(identity.items()), tuple(layers), halved)).encode()).hex()
         self.folder = Path(folder) / key

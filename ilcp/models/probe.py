@@ -1,0 +1,39 @@
+"""What a model makes of one fixed sentence: it tells configurations apart that the weights do not, such as another base
+of the rotary positions, epsilon of a norm, activation or attention window.
+
+The configuration itself is not compared: its keys change from release to release of transformers, and many of them
+decide nothing.
+"""
+
+from typing import Any
+
+import torch
+
+from ilcp.errors import ConfigError
+from ilcp.models.prompt import continuation
+from ilcp.models.reading import backbone, depth, read_ids
+
+__all__ = ["sentence_states"]
+
+SENTENCE = (
+    "The lift was stopped on Tuesday at 9:40, and the engineer, who had been called from Leeds, found two worn cables; "
+    "she asked for new ones, wrote down what each would cost, and left the key with the porter until the part arrives."
+)
+TOKENS = 48
+NUMBERS = 32
+
+
+def sentence_states(model: Any, tokenizer: Any) -> str:
+    """Returns numbers from the last layer's state of the sentence's last token, in the model's own precision.
+
+    Empty where the model's layers are not found, which a receiver may do without, or a state is not finite.
+    """
+    ids = continuation(tokenizer, SENTENCE)[0][:TOKENS]
+    try:
+        with torch.autocast(model.device.type, enabled=False):
+            state = read_ids(model, ids, [depth(backbone(model))])[0][0, -1].float().cpu()
+    except ConfigError:
+        return ""
+    places = torch.linspace(0, len(state) - 1, min(NUMBERS, len(state))).long()
+    chosen = state[places]
+    return " ".join(f"{value:.5g}" for value in chosen.tolist()) if bool(chosen.isfinite().all()) else ""
