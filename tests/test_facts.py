@@ -281,12 +281,14 @@ def test_what_is_recalled_is_heard_and_spelled(trained) -> None:
     assert not recalled(case.questions[0].answer)
 
 
-def test_a_changed_file_of_words_is_noticed(trained, tmp_path) -> None:
-    """The receiver's embeddings are weights of the codec like any other."""
+@pytest.mark.parametrize("name", ["words.safetensors", "speller.safetensors"])
+def test_a_changed_file_of_weights_is_noticed(trained, tmp_path, name) -> None:
+    """What lies in a file of its own, so that none is large, is weights of the codec like any other."""
     import shutil
 
     folder = Path(shutil.copytree(trained.root / "codec", tmp_path / "codec"))
-    (folder / "words.safetensors").write_bytes(b"nothing")
+    assert (folder / name).stat().st_size > 100 < (folder / "model.safetensors").stat().st_size
+    (folder / name).write_bytes(b"nothing")
     with pytest.raises(StorageError, match="expected the codec's weights"):
         ilcp.load(folder)
 

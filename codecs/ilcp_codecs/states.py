@@ -35,7 +35,7 @@ class StatesCodec(HubCodec):
     """A codec with a network whose ``config`` has ``sender_layers``, ``sender_hidden`` and ``receiver_hidden``.
 
     ``reads`` is how many of the sender's layers it reads unless it is told which, evenly up to the share ``deepest`` of
-    them. ``apart`` are tensors that lie in a file of their own: its name, and theirs.
+    them. ``apart`` are files of their own: the name of each, and what the names of its tensors start with.
     """
 
     reads: ClassVar[int]
@@ -114,8 +114,8 @@ class StatesCodec(HubCodec):
     def save_files(self, folder: Path) -> dict[str, Any]:
         """Writes the weights, in 16 bits where that loses nothing; returns the configuration."""
         state = {name: lean(tensor) for name, tensor in self.network.state_dict().items()}
-        for file, names in self.apart.items():
-            save_file({name: state.pop(name) for name in names}, folder / file)
+        for file, starts in self.apart.items():
+            save_file({name: state.pop(name) for name in [*state] if name.startswith(starts)}, folder / file)
         save_file(state, folder / WEIGHTS)
         return asdict(self.config)
 

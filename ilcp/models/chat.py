@@ -175,7 +175,10 @@ def require_written(chat: Chat, text: str) -> None:
 
 
 def spoken(chat: Chat) -> str:
-    """Returns the chat as its words, a paragraph per message, without any template: for who reads text alone."""
+    """Returns the chat as its words, a paragraph per message, without any template: for who reads text alone.
+
+    What a message was thought with and kept apart from its content (``reasoning_content``) is not said.
+    """
     return "\n\n".join(f"{message.get('name') or message['role']}: {words_of(message)}".strip() for message in chat)
 
 

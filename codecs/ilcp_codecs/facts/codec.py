@@ -28,13 +28,17 @@ __all__ = ["NAME", "FactsCodec"]
 
 NAME = "facts"
 WORDS = "words.safetensors"  # the receiver's embeddings that it spells with
+SPELLER = "speller.safetensors"
 
 
 class FactsCodec(StatesCodec):
     """A codec of facts. Made by training (``from_network``) or by ``ilcp.load``; never changed by use."""
 
     reads, deepest = 4, 0.6
-    apart: ClassVar[Mapping[str, tuple[str, ...]]] = {WORDS: ("speller.embeddings", "vocabulary")}
+    apart: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        WORDS: ("speller.embeddings", "vocabulary"),
+        SPELLER: ("speller.",),
+    }
 
     def __init__(self, network: FactsNetwork, trained: Trained):
         super().__init__(network, trained)
