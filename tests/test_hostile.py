@@ -239,9 +239,10 @@ def test_the_fuzzer_runs_over_its_corpus(target: str, tmp_path: Path) -> None:
     options = ("--target", target, "--inputs", 300, "--json", tmp_path / "fuzz.json")
     done = run_python(ROOT / "fuzz" / "run.py", *options, timeout_s=300)
     assert 0 == done.returncode, done.stderr[-2000:]
-    assert f"{target}: 300 inputs, no finding" in done.stdout
     found = json.loads((tmp_path / "fuzz.json").read_text(encoding="utf-8"))
-    assert (300, 0) == (found["inputs"], found["targets"][target]["findings"])
+    assert 300 <= found["inputs"] <= 310  # libFuzzer may begin with one of its own
+    assert f"{target}: {found['inputs']} inputs, no finding" in done.stdout
+    assert 0 == found["targets"][target]["findings"]
 
 
 def test_the_fuzzer_sees_what_costs_too_much() -> None:

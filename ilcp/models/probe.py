@@ -5,6 +5,7 @@ The configuration itself is not compared: its keys change from release to releas
 decide nothing.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -31,9 +32,8 @@ def sentence_states(model: Any, tokenizer: Any) -> str:
     ids = continuation(tokenizer, SENTENCE)[0][:TOKENS]
     try:
         with torch.autocast(model.device.type, enabled=False):
-            state = read_ids(model, ids, [depth(backbone(model))])[0][0, -1].float().cpu()
+            state = read_ids(model, ids, [depth(backbone(model))])[0][0, -1].tolist()
     except ConfigError:
         return ""
-    places = torch.linspace(0, len(state) - 1, min(NUMBERS, len(state))).long()
-    chosen = state[places]
-    return " ".join(f"{value:.5g}" for value in chosen.tolist()) if bool(chosen.isfinite().all()) else ""
+    chosen = [state[place * len(state) // NUMBERS] for place in range(NUMBERS)]
+    return " ".join(f"{value:.5g}" for value in chosen) if all(map(math.isfinite, chosen)) else ""
