@@ -249,7 +249,9 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
 
-    tokenizer = AutoTokenizer.from_pretrained(args.start) if args.start else build_tokenizer(args.role)
+    tokenizer = (
+        AutoTokenizer.from_pretrained(args.start, trust_remote_code=False) if args.start else build_tokenizer(args.role)
+    )
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         max_position_embeddings=1024,

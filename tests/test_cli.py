@@ -17,14 +17,17 @@ from typing import Any, cast
 
 import pytest
 import torch
+import typer
 
 import ilcp
 from ilcp import errors, transport
 from ilcp.cli import app, main
+from ilcp.cli.common import PlainConsole, interruptible
 from ilcp.cli.exit_codes import ERROR_CODES, OTHER_CODES, exit_code
+from ilcp.cli.measure import _left
 from ilcp.embedded import HERE
 from ilcp.embedded.domain import OutsideWarning
-from ilcp.errors import IlcpError
+from ilcp.errors import IlcpError, StorageError
 from ilcp.message import MAX_MESSAGE_BYTES, Message
 from ilcp.tasks import case_files
 from tests.helpers import wait_for
@@ -264,6 +267,39 @@ def test_encode_names_the_files_that_fail_and_goes_on(run: Run, tmp_path: Path) 
     assert f"expected to be able to write {good}" in done.stderr
 
 
+def test_a_files_name_is_shown_as_it_is_and_steers_no_terminal(run: Run, tmp_path: Path, monkeypatch) -> None:
+    """Brackets are no markup in the bar and in a failure's line, and control characters are written out."""
+    good, bad = tmp_path / "[b]good\x1b]0;x.txt", tmp_path / "[b]bad.txt"
+    good.write_text(CASE.context, encoding="utf-8")
+    bad.write_bytes(b"\xff")
+    monkeypatch.setattr(
+        sys.modules["ilcp.cli.encode"], "err", PlainConsole(stderr=True, force_terminal=True, width=200)
+    )
+    done = run("encode", str(bad), str(good), "--out", str(tmp_path / "messages"))
+    assert (CONFIG, "1 encoded, 0 were there, 1 failed\n") == (done.returncode, done.stdout)
+    said = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", done.stderr)
+    assert f"ilcp: {bad}: expected UTF-8 text in {bad}, got" in said
+    assert "encoding [b]good\\x1b]0;x.txt" in said
+    assert "\x1b" not in said
+
+
+def test_a_file_that_is_left_is_named_as_it_is(capsys) -> None:
+    """Brackets are no markup where a command that was interrupted, or an output that failed, leaves a file."""
+    with pytest.raises(typer.Exit), interruptible("[b]/report.json holds it"):
+        raise KeyboardInterrupt
+    with pytest.raises(StorageError), _left(Path("[b]/report.json")):
+        raise StorageError("full")
+    assert 2 == capsys.readouterr().err.count("[b]/report.json holds")
+
+
+def test_a_trained_codecs_folder_is_named_as_it_is(run: Run, tmp_path: Path, monkeypatch) -> None:
+    """Brackets in its name are no markup."""
+    monkeypatch.setattr("ilcp.training.job.train_codec", lambda *_, **__: SimpleNamespace(evidence="measured"))
+    named = ("--sender", "me/sender", "--receiver", "me/receiver", "--self-study", "--out", str(tmp_path / "[b]codec"))
+    done = run("train", *named)
+    assert (0, f"{tmp_path / '[b]codec'}: measured\n") == (done.returncode, done.stdout), done.stderr
+
+
 def test_encode_tells_by_content_what_is_done(run: Run, tmp_path: Path) -> None:
     """A text that changed is encoded again however old its file seems; one that was only touched is not, nor is one
     whose mark was lost and whose message is there; a message of another text is replaced."""
@@ -427,8 +463,8 @@ def test_a_console_that_is_not_utf8_is_written_to(encoding: str, tmp_path: Path,
     )
     assert 2 == len(list(folder.iterdir()))
     assert rb"a \u2192 \udc80" in written.getvalue()
-    assert 0 == call("demo", "--document", str(tmp_path / "dossier.txt"), "--ask", "Which region \u2192?")
-    assert rb"\u2192" in written.getvalue()
+    assert 0 == call("demo", "--document", str(tmp_path / "dossier.txt"), "--ask", "Which region [b] \u2192?")
+    assert all(each in written.getvalue() for each in (rb"\u2192", b"[b]"))
 
 
 def test_encode_knows_a_sealed_message_that_is_there(run: Run, tmp_path: Path, pair) -> None:

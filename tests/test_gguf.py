@@ -1,6 +1,5 @@
 """Models from GGUF files: what is loaded, how it is identified, and what is refused. The files are written here."""
 
-import builtins
 import json
 import sys
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 import gguf
 import pytest
 import torch
+import transformers
 from jinja2.exceptions import SecurityError
 
 import ilcp
@@ -18,7 +18,7 @@ from ilcp.models import sources
 from ilcp.models.fingerprint import identify, weights_digest
 from ilcp.models.loading import load_model
 from ilcp_codecs.vae import VaeCodec, VaeConfig, VaeNetwork
-from tests.helpers import TEMPLATE, make_model, make_tokenizer
+from tests.helpers import TEMPLATE, make_model, make_tokenizer, noting
 
 KINDS = ("F32", "F16", "Q8_0")
 TEXT = "Ana 2024, y  más:\n- <|user|> über"
@@ -278,15 +278,23 @@ def test_a_name_that_is_neither_folder_nor_id_asks_no_hub(monkeypatch) -> None:
     assert ["gpt2", "bert-base-uncased", "kept", "me/mine"] == asked
 
 
-def test_code_in_a_folder_is_refused_without_a_question(made, tmp_path, monkeypatch) -> None:
-    """A configuration that wants code of its own run is a ConfigError; nobody is asked whether to run it."""
-    (tmp_path / "config.json").write_text(
-        json.dumps({"model_type": "mine", "auto_map": {"AutoConfig": "evil.Evil", "AutoModelForCausalLM": "evil.Evil"}})
-    )
-    (tmp_path / "evil.py").write_text("raise SystemExit")
-    monkeypatch.setattr(builtins, "input", lambda *_: pytest.fail("asked"))
-    with pytest.raises(ConfigError, match="expected a language model in"):
-        load_model(tmp_path)
+def test_transformers_is_told_at_each_load_to_run_no_code(made, tmp_path, monkeypatch) -> None:
+    """Of folders and of GGUF files: configuration, model and tokenizer, where it would ask the user if it were not."""
+    for part in (made.model, made.tokenizer):
+        part.save_pretrained(tmp_path)
+    told: list[Any] = []
+    for name in ("AutoConfig", "AutoModelForCausalLM", "AutoTokenizer", "PreTrainedTokenizerFast"):
+        kind = getattr(transformers, name)
+        calls = {way: getattr(kind, way) for way in ("from_pretrained", "from_config") if hasattr(kind, way)}
+        noted = {
+            way: noting(call, told, lambda *_, **options: options.get("trust_remote_code"))
+            for way, call in calls.items()
+        }
+        monkeypatch.setattr(transformers, name, SimpleNamespace(**noted))
+    load_model(tmp_path)
+    assert [False] * 4 == told
+    load_model(made.folder / "F16.gguf")
+    assert [False] * 7 == told
 
 
 @pytest.mark.parametrize("package", ["gguf", "accelerate"])

@@ -21,7 +21,7 @@ from ilcp.models.prompt import MEMORY_HERE, answer_ids, layout, pieces, text_ids
 from ilcp_codecs.text import PlainCodec
 from tests.chat_templates import CHAT_TEMPLATES, CLOSINGS, KINDS, tokenizer_of
 from tests.families import build
-from tests.helpers import make_tokenizer, text_of
+from tests.helpers import make_tokenizer, text_of, vectors_of
 
 DOCUMENT = "The ticket is owned by Mara. The affected region is Bergen."
 OTHER = "Jonas saw it first, in Oslo."
@@ -427,6 +427,25 @@ def test_a_peers_overlong_text_is_the_peers_fault_and_names_its_item() -> None:
         ):
             with pytest.raises(error, match=r"^item 1: expected"):
                 call()
+
+
+def test_a_peers_overlong_literals_are_the_peers_fault(small) -> None:
+    """Literals that leave no question room are a DecodeError too, beside vectors and beside text."""
+    literals = tuple(f"A{number}-{number * 7919}" for number in range(80))
+    codec = PlainCodec()
+    reader = Receiver(small.receiver.model, small.receiver.tokenizer, codec, allow_unmeasured=True)
+    with pytest.raises(DecodeError, match=r"expected literals beside a memory of at most 256 tokens .* drop it"):
+        small.receiver.decode(small.sender.encode("Mara owns it.", literals=literals))
+    with pytest.raises(DecodeError, match=r"expected a memory of text of at most 256 tokens .* drop it"):
+        reader.decode(Message(codec.trained.codec_id(codec.spec), b"Mara", literals=literals).to_bytes())
+    memory = small.receiver.decode(small.sender.encode("Mara owns it."))
+    spent = {size: len(small.receiver.prompt(memory.beside(("7" * size,)), "")) for size in range(1, 300)}
+    most = max(size for size, tokens in spent.items() if tokens < 256)
+    over = min(size for size, tokens in spent.items() if tokens >= 260)  # the empty line between them is not counted
+    assert spent[over] - 256 < len(vectors_of(memory))  # so that its vectors decide
+    assert small.receiver.decode(small.sender.encode("Mara owns it.", literals=["7" * most]))
+    with pytest.raises(DecodeError, match="literals beside a memory"):
+        small.receiver.decode(small.sender.encode("Mara owns it.", literals=["7" * over]))
 
 
 def test_each_of_several_codecs_is_checked(small, pair) -> None:

@@ -155,6 +155,24 @@ def test_the_model_is_asked_a_bounded_number_of_times(small, monkeypatch) -> Non
     assert DOSSIERS[0][:100] == text_of(codec.decode(encode(codec, DOSSIERS[0][:100])))
 
 
+def test_a_model_that_is_certain_reads_no_more_tokens_than_anybody_writes() -> None:
+    """Where a token costs next to nothing, a few bytes would be thousands: so many are neither read nor written."""
+    model, tokenizer, steps = make_model(300), make_tokenizer(300), list[int]()
+    with torch.no_grad():
+        model.get_input_embeddings().weight.fill_(1.0)
+        model.lm_head.weight.copy_(torch.eye(300)[:, :1] @ torch.ones(1, 32))  # the first token, whatever came before
+    codec = LmCodec(model, tokenizer, 4000)
+    codec._exact.register_forward_hook(lambda *_: steps.append(1))
+    with pytest.raises(DecodeError, match="expected at most 704 tokens in 80 bytes, got more"):
+        codec.decode(bytes(80))
+    assert len(steps) <= 706
+    text = tokenizer.decode([0]) * 300
+    payload = encode(codec, text, 20)
+    found = text_of(codec.decode(payload))
+    assert text.startswith(found)
+    assert 64 < len(found) / len(tokenizer.decode([0])) <= 64 + 8 * len(payload)
+
+
 @pytest.mark.parametrize("template", [None, "{{ bos_token }}{{ messages[0]['content'] }}"])
 @pytest.mark.parametrize("bos", [None, "<s>"])
 def test_texts_longer_than_the_window_come_back(template: str | None, bos: str | None) -> None:

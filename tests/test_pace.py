@@ -118,7 +118,7 @@ def test_more_memory_than_announced_is_said_once(clock, monkeypatch) -> None:
 def test_a_line_comes_within_the_first_minute_and_then_one_a_minute(clock, capsys) -> None:
     """Where there is no terminal; steps of nine seconds make no more lines, and a long silence no more at its end."""
     console = Console(stderr=True, soft_wrap=True)
-    with voice(console, "training") as tell:
+    with voice(console, "[b]training") as tell:  # brackets are no markup
         for step in range(1, 31):
             clock.now += 9
             tell(step / 30, f"{clock.now:.0f} s")
@@ -126,7 +126,7 @@ def test_a_line_comes_within_the_first_minute_and_then_one_a_minute(clock, capsy
         tell(1.0, f"{clock.now:.0f} s")
         tell(1.0, "at once")
     said = capsys.readouterr().err.splitlines()
-    assert [f"training: {seconds} s" for seconds in (27, 90, 153, 216, 1270)] == said
+    assert [f"[b]training: {seconds} s" for seconds in (27, 90, 153, 216, 1270)] == said
 
 
 def test_on_a_terminal_the_bar_says_the_same(clock, monkeypatch) -> None:

@@ -17,15 +17,19 @@ from markupsafe import escape
 from PIL import Image
 from rich.console import Console
 
+from ilcp.cli import main
+from ilcp.cli.measure import _show
 from ilcp.errors import MissingExtraError, StorageError
+from ilcp.measure.compare import compare
 from ilcp.measure.cost import CACHED, POINT_STEPS, PROMPTS, STEPS, Cost, Point
 from ilcp.measure.drawing import sheet
 from ilcp.measure.figures import Citation, Computed, Measured
+from ilcp.measure.files import save_report
 from ilcp.measure.items import Arm, Items
 from ilcp.measure.page import page
 from ilcp.measure.plots import plots, save_plots
 from ilcp.measure.report import Report
-from ilcp.measure.table import show, shown
+from ilcp.measure.table import show, show_comparison, shown
 from tests.helpers import present
 
 KINDS = ("lookup", "join", "absent", "code")
@@ -343,6 +347,44 @@ def test_hostile_names_are_text() -> None:
     assert str(escape(hostile)) in text
     said = "\n".join(lines_of(report))
     assert hostile in said.replace("\n", "")
+
+
+def bracketed(name: str) -> Report:
+    """A report in which whatever may have a name has one with brackets, and one with a control character."""
+    arms = make_arms(True, 1, ("text", "none", "message", "mismatched"))
+    told = {"[b]text-80": "text of equal bytes", "[b]message": "message", "[b]hops-1": "hops", name: "control"}
+    arms |= {each: make_arm(each, family, 0.99, 80, rival="message") for each, family in told.items()}
+    made = make_report(arms=arms, items=make_items(("[b]kind", "lookup")), notes=("[b]note",), with_cost=False)
+    return replace(made, provenance={**made.provenance, "machine": name})
+
+
+def test_brackets_in_names_are_no_markup() -> None:
+    """The verdict and the tables of a report, and those of two that are compared, show names as they are."""
+    report = bracketed("[b]one")
+    lines = lines_of(report, width=1000)
+    assert "of as many bytes ([b]" in lines[0]
+    for told in ("[b]text-80 ", "[b]hops ", " [b]kind", "note: [b]note"):
+        assert any(told in line for line in lines)
+    assert sum("[b]message " in line for line in lines) == 2  # every arm, and what was delivered
+    compared = io.StringIO()
+    show_comparison(compare(report, bracketed("other")), Console(file=compared, width=1000, color_system=None))
+    for each in ("[b]text-80 ", " [b]kind ", "only before: [b]one", "machine: [b]one -> other"):
+        assert each in compared.getvalue()
+
+
+def test_a_strangers_report_does_not_steer_the_terminal(tmp_path, monkeypatch, capsys) -> None:
+    """Control characters in the name of an arm are written out by ``ilcp compare`` and ``ilcp measure``."""
+    report = bracketed("\x1b")
+    save_report(report, tmp_path / "report.json")
+    monkeypatch.setattr(sys, "argv", ["ilcp", "compare", *[str(tmp_path / "report.json")] * 2])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert not ended.value.code
+    compared = capsys.readouterr().out
+    _show(report)
+    for said in (compared, capsys.readouterr().out):
+        assert "\\x1b" in said
+        assert "\x1b" not in said
 
 
 def test_a_page_is_the_same_every_time() -> None:

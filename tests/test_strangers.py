@@ -1,13 +1,18 @@
 """What strangers put into folders: codecs, adapters and models that would run code, read secrets or take all memory."""
 
+import builtins
 import json
 import os
 import pickle
 import re
 import shutil
+import sys
+import threading
+import unicodedata
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import asdict, replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +23,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import ilcp
+from ilcp.cli import main
 from ilcp.cli.common import PlainConsole
 from ilcp.cli.measure import _seed
 from ilcp.codec.folder import ADAPTER, attach_evidence, save
@@ -26,11 +32,13 @@ from ilcp.errors import ConfigError, DecodeError, EncodeError, StorageError, Unm
 from ilcp.evidence import Evidence, require_evidence, require_signed, signed, trusted_keys
 from ilcp.folders import is_hub_id
 from ilcp.identity import ANY
+from ilcp.inputs import hidden
 from ilcp.message import Message
 from ilcp.message.literals import chosen
 from ilcp.models.adapter import adapt, begun_adapter, new_adapter, save_adapter
 from ilcp.models.fingerprint import identify
 from ilcp.models.loading import load_model
+from ilcp.models.plain_text import unfit
 from ilcp.tasks import case_files, cases_digest
 from ilcp_codecs.facts.agenda import Agenda
 from ilcp_codecs.facts.config import FactsConfig
@@ -226,6 +234,28 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bool]]:
     monkeypatch.setattr(huggingface_hub, "snapshot_download", ask)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", ask)
     return ids
+
+
+@pytest.mark.parametrize(
+    ("file", "changes"),
+    [
+        ("config.json", {"model_type": "mine", "auto_map": {"AutoConfig": "evil.Evil"}}),
+        ("config.json", {"model_type": "vit", "auto_map": {"AutoModelForCausalLM": "evil.Evil"}}),
+        ("tokenizer_config.json", {"tokenizer_class": "Mine", "auto_map": {"AutoTokenizer": ["evil.Evil", None]}}),
+    ],
+)
+def test_code_in_a_models_folder_is_refused_without_a_question(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, changes: dict[str, Any]
+) -> None:
+    """What a whole model's folder wants run for its configuration, model or tokenizer: nobody is asked whether to."""
+    for part in (make_model(300), TOKENIZER):
+        part.save_pretrained(tmp_path)
+    assert load_model(tmp_path)
+    changed(tmp_path / file, **changes)
+    (tmp_path / "evil.py").write_text("raise SystemExit")
+    monkeypatch.setattr(builtins, "input", lambda *_: pytest.fail("asked"))
+    with pytest.raises(ConfigError, match=r"expected (a language model|the model's tokenizer beside it) in"):
+        load_model(tmp_path)
 
 
 @pytest.mark.parametrize("named", ["owner/model", "owner/model:file.gguf"])
@@ -432,11 +462,24 @@ def test_a_codec_of_states_that_names_no_models_is_refused(small, tmp_path: Path
 def reader() -> ilcp.Receiver:
     """A receiver of text whose tokenizer has tokens that steer, though they are not special, and one that is a word."""
     tokenizer = make_tokenizer(300)
-    tokenizer.add_tokens(["<think>", "[CALL]", "<table>", "Kubernetes"])
+    tokenizer.add_tokens(["<think>", "[CALL]", "{{sys}}", "|end|", "< | >", "<table>", "Kubernetes"])
     return ilcp.Receiver(make_model(len(tokenizer)), tokenizer, PlainCodec(), allow_unmeasured=True)
 
 
-STEERS = ("<think>", "[CALL]", "</s>", "a\u202eb", "a\u200bb", "a\U000e0041b", "a\u2066b", "a\ufeffb", "a \u200db")
+STEERS = (
+    "<think>",
+    "[CALL]",
+    "{{sys}}",
+    "|end|",
+    "</s>",
+    "a\u202eb",
+    "a\u200bb",
+    "a\U000e0041b",
+    "a\u2066b",
+    "a\ufeffb",
+    "a \u200db",
+    "a\xad\xad\xadb",
+)
 PLAIN = ("<table>", "Kubernetes", "می\u200cخواهم", "\u2764\ufe0f\u200d\U0001f525", "a\tb c", "<thinks", "co\u00adop")
 
 
@@ -454,6 +497,51 @@ def test_one_rule_says_what_text_of_a_message_may_reach_a_prompt(reader, text: s
             DecodeError, match=r"expected (a memory|literals) of plain text, got one that (holds|spells)"
         ):
             reader.decode(wire.to_bytes())
+
+
+def test_no_control_that_is_not_drawn_passes() -> None:
+    """Of what Unicode calls controls of a format, all but signs that are drawn, and what joins behind a letter."""
+    drawn = {*"\u06dd\u070f\u0890\u0891\u08e2\U000110bd\U000110cd"}  # signs around numbers and verses
+    drawn |= {chr(code) for code in (*range(0x600, 0x606), *range(0x13430, 0x13440))}
+    controls = {each for each in map(chr, range(sys.maxunicode + 1)) if unicodedata.category(each) == "Cf"} - drawn
+    blank = {*"\u115f\u1160\u17b4\u17b5\u3164\uffa0"}  # letters and vowels of which nothing is drawn
+    assert {*"\xad\u200c\u200d"} == {each for each in controls | blank if not hidden(f"a{each}b")}
+    assert all(hidden(f"a {each}b") and hidden(f"{each}b") for each in controls | blank)
+
+
+def test_no_memory_of_text_has_a_place_for_another(reader) -> None:
+    """The marker of a memory's place in a peer's text is the peer's fault, as a control token is."""
+    codec_id = reader.codec.trained.codec_id(reader.codec.spec)
+    with pytest.raises(DecodeError, match=r"a memory of plain text, got one with ilcp\.MEMORY_HERE in it"):
+        reader.decode(Message(codec_id, f"say {ilcp.MEMORY_HERE} twice".encode()).to_bytes())
+
+
+def test_literals_spell_no_control_token_together(reader) -> None:
+    """Each of two literals may be plain where the line of both, which the receiver reads, is not."""
+    codec_id = reader.codec.trained.codec_id(reader.codec.spec)
+    halves = ("a <", "> b")
+    assert all(reader.decode(Message(codec_id, b"say", literals=(each,)).to_bytes()) for each in halves)
+    with pytest.raises(DecodeError, match="literals of plain text, got one that spells a control token"):
+        reader.decode(Message(codec_id, b"say", literals=halves).to_bytes())
+
+
+def test_a_tokenizer_that_lists_no_added_tokens_is_asked_for_its_special_ones(reader) -> None:
+    """What is no tokenizer of transformers' own tells at least which of its tokens are special."""
+
+    class Plain:
+        """A tokenizer that has no more than what a receiver needs."""
+
+        all_special_ids = reader.tokenizer.all_special_ids
+        unk_token_id = None
+
+        def __len__(self) -> int:
+            return len(reader.tokenizer)
+
+        def __call__(self, text: str, **options: Any) -> Any:
+            return reader.tokenizer(text, **options)
+
+    assert unfit(Plain(), "Mara") is None
+    assert "that spells a control token" == unfit(Plain(), "Mara</s>")
 
 
 @pytest.mark.parametrize("text", [text for text in STEERS if text[0] == "a"])
@@ -560,6 +648,37 @@ def test_a_peers_words_do_not_steer_the_terminal(capsys) -> None:
     for escaped in ("cell \\x1b[2J", "\\x1b]0;title\\x07 \\x9b2J [b] [/b]"):
         assert escaped in re.sub("\x1b\\[[0-9;]*m", "", said)
     assert not re.search("\x1b(?!\\[[0-9;]*m)|\x9b|\x07", said)
+
+
+def test_a_hostile_endpoint_does_not_steer_the_terminal(tmp_path: Path, monkeypatch, capsys) -> None:
+    """What an ingress answers stands written out in the sentence that ``ilcp send`` ends with."""
+
+    class Hostile(BaseHTTPRequestHandler):
+        """Refuses, and sets the title of the terminal's window."""
+
+        def do_GET(self) -> None:
+            """Answers."""
+            body = json.dumps({"error": "\x1b]0;title\x07 [b] \x9b2J"}).encode()
+            self.send_response(403)
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: Any) -> None:
+            """Writes nothing."""
+
+    (tmp_path / "message").write_bytes(Message(bytes(8), b"payload").to_bytes())
+    with HTTPServer(("127.0.0.1", 0), Hostile) as server:
+        thread = threading.Thread(target=server.handle_request)
+        thread.start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        monkeypatch.setattr(sys, "argv", ["ilcp", "send", str(tmp_path / "message"), "--via", url, "--to", "b"])
+        with pytest.raises(SystemExit):
+            main()
+        thread.join()
+    said = capsys.readouterr().err
+    assert "got: \\x1b]0;title\\x07 [b] \\x9b2J" in said
+    assert {"\x1b", "\x07", "\x9b"}.isdisjoint(said)
 
 
 def test_a_path_is_no_markup(tmp_path: Path) -> None:

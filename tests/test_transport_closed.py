@@ -49,12 +49,16 @@ def test_a_closed_connection_says_so(tmp_path: Path, opened: Opened) -> None:
 
 @pytest.mark.parametrize("opened", ["connect({url}, name='planner')", "by_portal({url}, name='planner')"])
 def test_a_fork_cannot_use_its_parents_connection(tmp_path: Path, opened: str) -> None:
-    """A forked child is told so at once, leaves the with in peace, and the parent's connection still works."""
+    """A forked child is told so at once, leaves the with in peace, and the parent's connection still works.
+
+    Nor does the child wait for what another thread of its parent was about to let go of."""
     code = f"""
 import os, signal, sys
 from ilcp.transport import AddressError, connect
 from tests.transport_model import by_portal
 with {opened.format(url="sys.argv[1]")} as c:
+    lock = c._inner._inner._store._lock
+    lock.acquire()
     child = os.fork()
     if not child:
         signal.alarm(10)
@@ -64,6 +68,7 @@ with {opened.format(url="sys.argv[1]")} as c:
             print(error, flush=True)
     else:
         assert os.waitpid(child, 0)[1] == 0
+        lock.release()
         c.send(b"y", to="planner")
         assert c.receive(1).message == b"y"
 """

@@ -244,6 +244,22 @@ def test_a_wrong_token_is_answered_late_and_keeps_nobody_waiting(
     assert time.monotonic() - began >= 1.5
 
 
+def test_guesses_take_no_place_of_those_with_the_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where all places of guesses are taken, another guess is told so, and the right token is answered."""
+    monkeypatch.setattr("ilcp.transport.app.WRONG_S", 1.5)
+
+    async def main() -> list[int]:
+        async with connect_async(f"spool://{tmp_path}") as c:
+            app = httpx.ASGITransport(ingress(c, "planner", token=TOKEN, max_at_once=1))
+            async with httpx.AsyncClient(transport=app, base_url="http://localhost") as client:
+                guesses = [asyncio.create_task(client.get("/v1")) for _ in range(2)]
+                await asyncio.sleep(0.5)
+                right = await client.get("/v1", headers=GOOD)
+                return [right.status_code, *sorted([(await guess).status_code for guess in guesses])]
+
+    assert [200, 401, 429] == asyncio.run(main())
+
+
 @pytest.mark.parametrize(
     ("headers", "status"),
     [

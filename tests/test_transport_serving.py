@@ -79,7 +79,7 @@ def test_serve_send_and_receive_as_processes(tmp_path: Path) -> None:
     try:
         done = runner.invoke(app, ["send", str(file), *via, "--to", "planner", "--id", "case-1"])
         assert "was there already" in done.stdout
-        out = ["--via", f"spool://{spool}", "--as", "planner", "--out", str(tmp_path / "in"), "--timeout"]
+        out = ["--via", f"SPOOL://{spool}", "--as", "planner", "--out", str(tmp_path / "in"), "--timeout"]
         done = runner.invoke(app, ["receive", *out, "2"])
         assert 0 == done.exit_code, done.exception
         assert file.read_bytes() == (tmp_path / "in" / "case-1.ilcp").read_bytes()
@@ -113,11 +113,14 @@ def test_serve_refuses_what_is_unsafe_or_missing(tmp_path: Path, words: list[str
 @pytest.mark.parametrize("token", [None, ""])
 def test_serve_makes_up_a_token_and_prints_it_once(tmp_path: Path, token: str | None) -> None:
     """Without a token, also where a secret was not filled in, nobody gets in but with the one that is printed."""
-    line = [sys.executable, "-c", SERVE, "--port", "0", "--spool", str(tmp_path), "--as", "planner", "--log-json"]
+    spool = tmp_path / "[b] is no markup"
+    line = [sys.executable, "-c", SERVE, "--port", "0", "--spool", str(spool), "--as", "planner", "--log-json"]
     environment = {} if token is None else {"ILCP_TOKEN": token}
     process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
     assert process.stdout is not None
-    url = process.stdout.readline().split()[-1]
+    first = process.stdout.readline()
+    assert f" into {spool} at " in first
+    url = first.split()[-1]
     name, _, made_up = process.stdout.readline().strip().partition("=")
     with pytest.raises(RefusedError):
         connect(url).__enter__()

@@ -20,7 +20,7 @@ from ilcp.message import Message
 from ilcp.models.prompt import MEMORY_HERE
 from ilcp.tasks import case_files, thin
 from ilcp_codecs.text import HeadCodec
-from tests.helpers import noting
+from tests.helpers import make_model, make_tokenizer, noting
 
 CASES = [thin(case, {"lookup": 7, "absent": 1, "join": 1, "code": 1}, 0) for case in case_files("test", 11, 2)]
 KNOWN = {question.text: question.answer for question in CASES[0].questions}
@@ -190,6 +190,18 @@ def test_an_answer_that_no_literal_can_carry_is_lost_and_the_message_reads(
     found = small.sender.verified("Mara owns it.", small.receiver, 1200, {"Who?": "Mara", "Which?": answer})
     assert (("Who?",), ("Which?",)) == (found.mended, found.lost)
     assert ("Mara",) == small.receiver.decode(found.message).literals
+
+
+def test_literals_that_spell_a_control_token_together_give_way_to_other_forms(monkeypatch) -> None:
+    """Each may be a literal alone, but their line in the receiver's prompt would be refused."""
+    tokenizer = make_tokenizer(300)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["> | <"]})
+    receiver = Receiver(make_model(len(tokenizer)), tokenizer, HeadCodec(), allow_unmeasured=True)
+    sender = ilcp.Sender(receiver.model, tokenizer, HeadCodec())
+    monkeypatch.setattr(receiver, "score", Reader(told).score)
+    found = sender.verified("Mara owns it.", receiver, 90, {"Who?": "<a>", "Which?": "<b>"})
+    assert () == found.lost
+    assert 2 == len(receiver.decode(found.message).literals)
 
 
 def test_a_sealed_message_is_verified_without_using_up_its_id(small: Any) -> None:

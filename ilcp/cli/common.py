@@ -18,6 +18,7 @@ from ilcp.errors import ConfigError, DecodeError, Interrupted
 from ilcp.message import MAX_MESSAGE_BYTES, Description, describe
 
 __all__ = [
+    "CONTROLS",
     "EMBEDDED",
     "DeviceOption",
     "DownloadOption",

@@ -12,7 +12,17 @@ import typer
 from rich.markup import escape
 from rich.progress import Progress, TimeElapsedColumn
 
-from ilcp.cli.common import EMBEDDED, DeviceOption, DownloadOption, SenderOption, busy, err, interruptible, out
+from ilcp.cli.common import (
+    CONTROLS,
+    EMBEDDED,
+    DeviceOption,
+    DownloadOption,
+    SenderOption,
+    busy,
+    err,
+    interruptible,
+    out,
+)
 from ilcp.cli.exit_codes import exit_code
 from ilcp.errors import ConfigError, DecodeError, IlcpError, StorageError
 from ilcp.files import NO_FOLLOW, PRIVATE, require_writable, write_whole
@@ -59,7 +69,8 @@ def encode(
     failures: list[Exception] = []
     with interruptible("the same command goes on with the files that are left"), _progress() as progress:
         for file in progress.track(files, description="encoding"):
-            progress.update(progress.task_ids[0], description=f"encoding {escape(file.name)}")
+            shown = escape(file.name.translate(CONTROLS))  # of a bar, no console writes them out
+            progress.update(progress.task_ids[0], description=f"encoding {shown}")
             try:
                 counted.update(messages.of(file))
             except Exception as error:  # whatever one file brings about, the others are encoded

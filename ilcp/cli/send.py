@@ -164,7 +164,8 @@ def _keep(path: Path, message: bytes) -> None:
 
 def _settings(via: str, token: str | None, ca: Path | None, credentials: Path | None) -> "Settings":
     """Makes the settings; a token of the environment is for whoever is asked for one, and no spool is."""
-    if via.startswith("memory:"):
+    scheme = via.partition(":")[0].lower()
+    if scheme == "memory":
         raise ConfigError(
             f"expected an address that other processes reach, got {via}: what it holds ends with this command; use "
             "spool:// or nats://"
@@ -177,7 +178,7 @@ def _settings(via: str, token: str | None, ca: Path | None, credentials: Path | 
         tls = None if ca is None else ssl.create_default_context(cafile=ca)
     except (OSError, ssl.SSLError) as error:
         raise AddressError(f"expected a certificate in PEM, got {ca}: {error}") from error
-    if token is None and not via.startswith("spool:"):
+    if token is None and scheme != "spool":
         token = os.environ.get(TOKEN) or None
     return Settings(token=token, tls=tls, credentials=credentials)
 

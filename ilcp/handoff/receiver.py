@@ -37,7 +37,7 @@ from ilcp.models.generate_options import require_count, require_options
 from ilcp.models.packing import packs
 from ilcp.models.plain_text import unfit
 from ilcp.models.prefix_cache import PrefixCaches
-from ilcp.models.prompt import pieces, text_ids
+from ilcp.models.prompt import pieces
 from ilcp.models.support import require_receiver, require_tokenizer
 from ilcp.nn.inference import inference
 
@@ -147,9 +147,7 @@ class Receiver:
         for literal in parsed.literals:
             self._require_plain("literals of plain text", literal)
         self._require_plain("literals of plain text", line(parsed.literals))
-        if isinstance(held, str) and held:  # what no question would fit beside is the peer's fault
-            tokens = len(text_ids(self.tokenizer, held, "", self.template))
-            require_room(self.model, tokens, what="a memory of text", way_out="drop it", error=DecodeError)
+        self._require_room(held, line(parsed.literals) if parsed.literals else "")
         if self.replay is not None and key is not None and parsed.seal is not None:
             self.replay.admit(key, parsed.seal, now_unix_s=now)  # last, so that what is refused uses up no id
         return memory.beside(parsed.literals) if parsed.literals else memory
@@ -158,6 +156,14 @@ class Receiver:
         because = unfit(self.tokenizer, text)
         if because is not None:
             raise DecodeError(f"expected {expected}, got one {because}: leave it out, or drop the message")
+
+    def _require_room(self, held: str | Tensor, said: str) -> None:
+        """Refuses text and literals of a peer beside which no question would fit."""
+        vectors, text = (0, held) if isinstance(held, str) else (len(held), "")
+        if text or said:
+            (ids,) = pieces(self.tokenizer, "", [text], self.template, [said])
+            what = "a memory of text" if text else "literals beside a memory"
+            require_room(self.model, vectors + len(ids), what=what, way_out="drop it", error=DecodeError)
 
     def forget(self, message: bytes) -> None:
         """Lets a sealed message in once more, because the work on it failed.
