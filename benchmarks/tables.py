@@ -23,8 +23,8 @@ from ilcp.measure.formats import translated
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 PAGES = {
-    HERE.parent / "README.md": ("front",),
-    HERE.parent / "docs" / "index.md": ("front",),
+    HERE.parent / "README.md": ("conversations-front", "front"),
+    HERE.parent / "docs" / "index.md": ("conversations-front", "front"),
     HERE.parent / "docs" / "results.md": ("figures", "cost"),
     HERE.parent / "docs" / "how-to" / "transport.md": ("faults",),
     HERE / "README.md": (
@@ -360,6 +360,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "peer-findings": peer_findings,
     "pair": pair,
     "conversations-goals": partial(tables_conversations.goals, RESULTS, table, number),
+    "conversations-front": partial(tables_conversations.front, RESULTS, table, number),
     "conversations": partial(tables_conversations.conversations, RESULTS, table, number),
     "front": partial(tables_front.front, result, table, number),
     "wire": partial(tables_wire.wire, result, table),

@@ -15,11 +15,11 @@ NOTHING = "\nNothing is measured yet.\n\n"
 SAID, NEW, EVERY = "said", "said, new services", "said, all services"
 TIME = "first token, message, encode and wire / text"
 FRONT = {  # what the receiver gets -> the arm in each column of the README
-    "message": ("message", "message-20", "message-80"),
-    "text coded by the receiver's model, as many bytes": ("lm-80", "lm-20", "lm-80"),
-    "full text": ("text", "text", "text"),
-    "another's message": ("mismatched", None, "mismatched"),
-    "nothing": ("none", "none", "none"),
+    "message": ("message", "message", "message-20", "message-80"),
+    "text, coded by the receiver's model into as many bytes": ("lm-80", "lm-80", "lm-20", "lm-80"),
+    "full text": ("text", "text", "text", "text"),
+    "another's message": ("mismatched", "mismatched", None, "mismatched"),
+    "nothing": ("none", "none", "none", "none"),
 }
 KINDS = {"said, seen services": SAID, "said, new services": NEW, "absent": "absent, all services"}
 
@@ -81,17 +81,22 @@ def front(results: Path, table: Table, number: Number) -> str:
     if record is None or not {"1", "4"} <= record["histories"].keys():
         return NOTHING
     one, four = (record["histories"][size] for size in ("1", "4"))
-    columns = [(one, "one conversation, 80 bytes"), (one, "20 bytes"), (four, "four in a row, 80 bytes")]
+    columns = {
+        "one conversation, services of the training, 80 bytes": (one, SAID),
+        "one conversation, all services, 80 bytes": (one, EVERY),
+        "20 bytes": (one, EVERY),
+        "four conversations in a row, 80 bytes": (four, EVERY),
+    }
     rows = [
-        [what, *(number(_right(found, arm)) for (found, _), arm in zip(columns, arms, strict=True))]
+        [what, *(number(_right(*place, arm)) for place, arm in zip(columns.values(), arms, strict=True))]
         for what, arms in FRONT.items()
     ]
-    counts = [f" (n = {_right(found, 'text')['n']})" for found, _ in columns]  # type: ignore[index]
-    return table(["the receiver gets", *(name + n for (_, name), n in zip(columns, counts, strict=True))], rows)
+    counts = [f" (n = {_right(*place, 'text')['n']})" for place in columns.values()]  # type: ignore[index]
+    return table(["the receiver gets", *map("".join, zip(columns, counts, strict=True))], rows)
 
 
-def _right(found: Figure, arm: str | None) -> Figure | None:
-    return None if arm is None else found["figures"]["arms"].get(arm, {}).get(EVERY, {}).get("exact")
+def _right(found: Figure, kind: str, arm: str | None) -> Figure | None:
+    return None if arm is None else found["figures"]["arms"].get(arm, {}).get(kind, {}).get("exact")
 
 
 def conversations(results: Path, table: Table, number: Number) -> str:

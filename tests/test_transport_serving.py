@@ -16,7 +16,7 @@ import typer
 import uvicorn
 from typer.testing import CliRunner
 
-from ilcp.cli.send import receive, send, serve
+from ilcp.cli.send import _settings, receive, send, serve
 from ilcp.errors import StorageError
 from ilcp.transport import AddressError, RefusedError, Settings, UnreachableError, connect
 from ilcp.transport.door import listening, most_connections
@@ -40,6 +40,16 @@ def begin(spool: Path, *words: str, token: str | None = None) -> None:
         done = CliRunner(env={"ILCP_TOKEN": token}).invoke(app, ask)
     assert done.exception is not None
     raise done.exception
+
+
+def test_a_token_of_the_environment_is_for_whoever_is_asked_for_one(tmp_path: Path, monkeypatch) -> None:
+    """No spool is, nor who shows credentials; a token that was given is passed on."""
+    monkeypatch.setenv("ILCP_TOKEN", TOKEN)
+    shown = tmp_path / "a.creds"
+    assert TOKEN == _settings("nats://host:4222", None, None, None).token
+    assert None is _settings("nats://host:4222", None, None, shown).token
+    assert None is _settings("SPOOL:///folder", None, None, None).token
+    assert "given" == _settings("nats://host:4222", "given", None, shown).token
 
 
 def test_serve_send_and_receive_as_processes(tmp_path: Path) -> None:

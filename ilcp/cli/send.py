@@ -178,7 +178,7 @@ def _settings(via: str, token: str | None, ca: Path | None, credentials: Path | 
         tls = None if ca is None else ssl.create_default_context(cafile=ca)
     except (OSError, ssl.SSLError) as error:
         raise AddressError(f"expected a certificate in PEM, got {ca}: {error}") from error
-    if token is None and scheme != "spool":
+    if token is None and scheme != "spool" and credentials is None:
         token = os.environ.get(TOKEN) or None
     return Settings(token=token, tls=tls, credentials=credentials)
 

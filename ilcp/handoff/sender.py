@@ -27,7 +27,7 @@ from ilcp.handoff.sources import (
     saying,
 )
 from ilcp.handoff.verify import Questions, Verified, read_back
-from ilcp.inputs import listed, require_text
+from ilcp.inputs import hidden, listed, require_text
 from ilcp.message import Message, Seal
 from ilcp.message.keys import Key, require_audience
 from ilcp.message.literals import chosen
@@ -217,6 +217,11 @@ class Sender:
             return Context(states=read_outputs(source, self.codec.layers))
         text, ids = self._prepared(source)
         if not self.codec.spec.runs_sender:
+            if (unseen := hidden(text or "")) is not None:
+                raise EncodeError(
+                    f"expected a text that a receiver takes word for word, got one that holds {unseen}, which nobody "
+                    "sees: leave that out"
+                )
             return Context(text=text)
         states, windows = read_ids(self.model, ids, self.codec.layers)
         return Context(text=text, states=states, windows=windows)
