@@ -32,6 +32,7 @@ import torch
 from conversations_arms import ComputedLm, Zstd, compared, true_facts
 from conversations_figures import record_of
 from gpu_parts import model_at
+from rich.console import Console
 
 import ilcp
 from ilcp.codec.memory import TextMemory
@@ -40,6 +41,7 @@ from ilcp.measure import Report, cost, load_report, run, save_report
 from ilcp.measure.arms import ArmInput, ArmSpec
 from ilcp.measure.items import Items
 from ilcp.measure.scoring import Scorer
+from ilcp.measure.table import show
 from ilcp.measure.verified import ENVELOPE_BYTES
 from ilcp.models.loading import load_model
 from ilcp.tasks import Case
@@ -167,6 +169,8 @@ def measure(args: argparse.Namespace) -> None:
     for size in sorted(args.histories):
         cases = data.asked(data.histories(conversations, size, args.seed))[: args.n]
         reports[size] = measured(pair, cases, size, texts, args)
+        show(reports[size], Console())
+        show(reports[size], Console())
     checked = check_lm(lm, conversations, args.check_lm) if args.check_lm else None
     record = record_of(args.pair, args.seed, args.data / "test.jsonl", pair.path, reports, checked)
     if args.commit:

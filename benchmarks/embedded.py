@@ -101,7 +101,7 @@ def capacity(pair: Pair, args: argparse.Namespace) -> None:
         "n_documents": args.fewer,
         "seed": args.seed,
         "points": points,
-        "provenance": provenance(sender=asdict(trained.sender), receiver=asdict(trained.receiver)),
+        "provenance": provenance(sender=trained.sender.exact, receiver=trained.receiver.exact),
     }
     (args.out / "capacity.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 

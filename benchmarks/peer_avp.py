@@ -105,7 +105,7 @@ def main() -> None:
         "findings": findings(fans, trials, failures),
     }
     trained = pair.sender.codec.trained
-    record["provenance"] = provenance(sender=asdict(trained.sender), receiver=asdict(trained.receiver))
+    record["provenance"] = provenance(sender=trained.sender.exact, receiver=trained.receiver.exact)
     command = record["provenance"]["command"].replace(str(args.avp_python), str(PYTHON))
     record["provenance"] |= {"command": command, "peer": peer, "load_average": load_average}
     args.json.parent.mkdir(parents=True, exist_ok=True)

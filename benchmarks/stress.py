@@ -14,7 +14,6 @@ import time
 import warnings
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from threading import Event, Thread
@@ -42,8 +41,8 @@ def main() -> int:
     torch.set_num_threads(1)
     sys.setswitchinterval(SWITCH_S)
     pair = ilcp.load_pair()
-    trained = asdict(pair.sender.codec.trained)
-    made_by = provenance(sender=trained["sender"], receiver=trained["receiver"])
+    trained = pair.sender.codec.trained
+    made_by = provenance(sender=trained.sender.exact, receiver=trained.receiver.exact)
     start_s = time.perf_counter()
     counted = stress(pair.sender, pair.receiver, args.n, args.threads)
     found = {"seed": SEED, "threads": args.threads, **counted, "seconds": round(time.perf_counter() - start_s, 1)}

@@ -102,7 +102,7 @@ def run_demo(pair: Pair, *, documents: int = 12) -> Demo:
     )
     controls = {arm: {kind: asdict(report.mean(arm, kind, of="exact")) for kind in report.kinds} for arm in ARMS}
     where = measure.provenance(
-        sender=asdict(pair.sender.codec.trained.sender), receiver=asdict(pair.receiver.codec.trained.receiver)
+        sender=pair.sender.codec.trained.sender.exact, receiver=pair.receiver.codec.trained.receiver.exact
     )
     return Demo(case.id, len(message), encode_ms, tuple(hops), controls, documents, where)
 

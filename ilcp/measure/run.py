@@ -169,7 +169,7 @@ def _empty(sender: Sender, cases: Sequence[Case], task: str, seed: int, answers_
         codec={"codec_id": codec.trained.codec_id(codec.spec).hex(), **plain(asdict(codec.spec))},
         items=Items.of(cases),
         arms={},
-        provenance=provenance(sender=asdict(codec.trained.sender), receiver=asdict(codec.trained.receiver)),
+        provenance=provenance(sender=codec.trained.sender.exact, receiver=codec.trained.receiver.exact),
         complete=False,
     )
 

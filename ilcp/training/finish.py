@@ -11,7 +11,7 @@ import json
 import shutil
 import sys
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +94,7 @@ def _record(job: Job, codec: Codec, result: Result) -> dict[str, Any]:
         "time_shares": {part: round(share, 3) for part, share in result.shares.items()},
         "step_s": result.step_s,
         "receiver_pass_s": result.receiver_pass_s,
-        "provenance": job.made_by | {"models": {s: asdict(getattr(codec.trained, s)) for s in ("sender", "receiver")}},
+        "provenance": job.made_by | {"models": {s: getattr(codec.trained, s).exact for s in ("sender", "receiver")}},
     }
     made |= {"reader": brought} if (brought := tuned(job.config.work)) else {}
     found: dict[str, Any] = json.loads(json.dumps(made, default=str))
