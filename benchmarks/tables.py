@@ -23,7 +23,7 @@ from ilcp.measure.formats import translated
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 PAGES = {
-    HERE.parent / "README.md": ("conversations-front", "front"),
+    HERE.parent / "README.md": ("conversations-front",),
     HERE.parent / "docs" / "index.md": ("conversations-front", "front"),
     HERE.parent / "docs" / "results.md": ("figures", "cost"),
     HERE.parent / "docs" / "how-to" / "transport.md": ("faults",),

@@ -343,15 +343,21 @@ def test_the_readme_shows_the_first_pair_beside_its_controls(tmp_path) -> None:
     assert shown.front(tmp_path, script.tables.table, script.tables.number) == shown.NOTHING
     names = ("text", "none", "mismatched", "message", "message-80", "message-20", "lm-80", "lm-20")
     sizes = {
-        size: {name: {shown.EVERY: {"exact": {"value": at / 10 + base, "n": 5}}} for at, name in enumerate(names)}
+        size: {
+            name: {
+                kind: {"exact": {"value": at / 10 + base + more, "n": 5}}
+                for kind, more in ((shown.EVERY, 0), (shown.SAID, 0.05))
+            }
+            for at, name in enumerate(names)
+        }
         for size, base in (("1", 0.0), ("4", 0.01))
     }
     found = {"histories": {size: {"figures": {"arms": made}} for size, made in sizes.items()}, "pair": shown.FIRST_PAIR}
     (tmp_path / f"conversations-{shown.FIRST_PAIR}.json").write_text(json.dumps(found))
     made = shown.front(tmp_path, script.tables.table, script.tables.number)
-    assert "four in a row, 80 bytes (n = 5)" in made
-    assert "| message | 0.300 | 0.500 | 0.410 |" in made
-    assert "| another's message | 0.200 | – | 0.210 |" in made
+    assert "four conversations in a row, 80 bytes (n = 5)" in made
+    assert "| message | 0.350 | 0.300 | 0.500 | 0.410 |" in made
+    assert "| another's message | 0.250 | 0.200 | – | 0.210 |" in made
 
 
 def test_the_times_are_taken_of_one_and_of_four(home, monkeypatch) -> None:

@@ -230,6 +230,28 @@ def test_the_readme_says_of_text_what_was_measured() -> None:
     assert f"takes about {round(coded, -1):.0f}" in text
 
 
+def test_the_pages_say_of_conversations_what_was_measured() -> None:
+    """Figures in the sentences of the README, of the index and of the tutorial are those of the committed results."""
+    name = "benchmarks/results/conversations-smollm2-smollm2.json"
+    one, four = (json.loads((ROOT / name).read_text(encoding="utf-8"))["histories"][size] for size in ("1", "4"))
+    ahead = [
+        found["differences"][pair]["said, all services"]["exact"]["value"]
+        for found, pair in ((one, "message-20 - lm-20"), (four, "message-80 - lm-80"))
+    ]
+    first, sizes = one["figures"]["cost"]["first token, message, encode and wire / text"], one["figures"]["bytes"]
+    wire = [f"{sizes[arm]['wire']['value']:,.0f}" for arm in ("message", "text")]
+    for page in (README, ROOT / "docs/index.md"):
+        text = " ".join(page.read_text(encoding="utf-8").split())
+        assert f"after {first['value']:.3f} of the time" in text
+        assert f"takes {wire[0]} bytes on the wire at 80 bytes of payload, and its text {wire[1]}" in text
+    assert "by {:.3f} and {:.3f};".format(*ahead) in " ".join(README.read_text(encoding="utf-8").split())
+    arms = {arm: kinds["all"]["exact"]["value"] for arm, kinds in one["figures"]["arms"].items()}
+    told = " ".join((ROOT / "docs/tutorial.md").read_text(encoding="utf-8").split())
+    assert "tells {:.3f} of all questions right".format(arms["message"]) in told
+    assert "nothing ({:.3f}) and the full text ({:.3f})".format(arms["none"], arms["text"]) in told
+    assert "({:.3f} against {:.3f})".format(arms["message-20"], arms["lm-20"]) in told
+
+
 def script_of_docs(name: str) -> Any:
     """A Python file of docs/, which is no package, as a module."""
     spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
