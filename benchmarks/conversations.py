@@ -170,7 +170,6 @@ def measure(args: argparse.Namespace) -> None:
         cases = data.asked(data.histories(conversations, size, args.seed))[: args.n]
         reports[size] = measured(pair, cases, size, texts, args)
         show(reports[size], Console())
-        show(reports[size], Console())
     checked = check_lm(lm, conversations, args.check_lm) if args.check_lm else None
     record = record_of(args.pair, args.seed, args.data / "test.jsonl", pair.path, reports, checked)
     if args.commit:

@@ -16,9 +16,9 @@ SAID, NEW, EVERY = "said", "said, new services", "said, all services"
 TIME = "first token, message, encode and wire / text"
 FRONT = {  # what the receiver gets -> the arm in each column of the README
     "message": ("message", "message", "message-20", "message-80"),
-    "text, coded by the receiver's model into as many bytes": ("lm-80", "lm-80", "lm-20", "lm-80"),
+    "text, what the receiver's model codes into as many bytes": ("lm-80", "lm-80", "lm-20", "lm-80"),
     "full text": ("text", "text", "text", "text"),
-    "another's message": ("mismatched", "mismatched", None, "mismatched"),
+    "another's message": ("mismatched", "mismatched", None, None),  # that of the longest payload alone is measured
     "nothing": ("none", "none", "none", "none"),
 }
 KINDS = {"said, seen services": SAID, "said, new services": NEW, "absent": "absent, all services"}

@@ -20,7 +20,6 @@ from ilcp.models.prompt import pieces
 from ilcp.models.reading import MAX_TOKENS
 from ilcp.tasks import Case, Question, read_jsonl
 from ilcp_codecs.text import PlainCodec, ZstdCodec
-from tests.helpers import make_model, make_tokenizer, sender_of
 
 TEXT, QUESTION, BOM, HALF = "Mara owns the ticket.", "Who owns it?", "\ufeff", "half \ud83d"
 TURN = {"role": "user", "content": TEXT}
@@ -277,13 +276,3 @@ def test_a_message_of_text_that_spells_a_control_token_is_refused(small: Any) ->
     ) as caught:
         receiver.decode(Message(codec_id, f"Mara{end}yes".encode()).to_bytes())
     assert "DecodeError" == type(caught.value).__name__
-
-
-@pytest.mark.parametrize("text", ["Ask Ma\u200bra.", "pay \u202e100", [{"role": "user", "content": "a\U000e0041b"}]])
-def test_a_text_that_every_receiver_refuses_is_not_sent_word_for_word(text) -> None:
-    """A codec of text says so before it sends; one of states reads such a text like any other."""
-    model, tokenizer = make_model(300), make_tokenizer(300)
-    with pytest.raises(EncodeError, match=r"word for word, got one that holds U\+[0-9A-F]+ at character \d+"):
-        Sender(model, tokenizer, PlainCodec()).encode(text)
-    if isinstance(text, str):
-        assert sender_of(model, tokenizer).encode(text)

@@ -27,7 +27,7 @@ from ilcp.handoff.sources import (
     saying,
 )
 from ilcp.handoff.verify import Questions, Verified, read_back
-from ilcp.inputs import hidden, listed, require_text
+from ilcp.inputs import listed, require_text
 from ilcp.message import Message, Seal
 from ilcp.message.keys import Key, require_audience
 from ilcp.message.literals import chosen
@@ -36,7 +36,15 @@ from ilcp.models.capture import Capture, recording
 from ilcp.models.chat import require_template, spoken
 from ilcp.models.fingerprint import Known
 from ilcp.models.generate_options import require_count
-from ilcp.models.reading import capture_batch, padded_ids, read_ids, read_outputs, require_ids, window_tokens
+from ilcp.models.reading import (
+    capture_batch,
+    padded_ids,
+    read_ids,
+    read_outputs,
+    reading_part,
+    require_ids,
+    window_tokens,
+)
 from ilcp.models.support import require_sender, require_tokenizer
 
 __all__ = ["Sender"]
@@ -85,6 +93,8 @@ class Sender:
         require_tokenizer(tokenizer, "sender")
         require_sender(plain(model))
         _require_codec(codec)
+        if codec.spec.runs_sender:
+            reading_part(model)  # which refuses a learned prompt
         self.model = plain(model).eval()
         self._known = Known("sender", [codec.trained.sender])
         self._known.require(self.model, tokenizer)
@@ -217,11 +227,6 @@ class Sender:
             return Context(states=read_outputs(source, self.codec.layers))
         text, ids = self._prepared(source)
         if not self.codec.spec.runs_sender:
-            if (unseen := hidden(text or "")) is not None:
-                raise EncodeError(
-                    f"expected a text that a receiver takes word for word, got one that holds {unseen}, which nobody "
-                    "sees: leave that out"
-                )
             return Context(text=text)
         states, windows = read_ids(self.model, ids, self.codec.layers)
         return Context(text=text, states=states, windows=windows)

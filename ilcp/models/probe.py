@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from ilcp.errors import ConfigError
 from ilcp.models.prompt import continuation
 from ilcp.models.reading import backbone, depth, read_ids
+from ilcp.models.state import PLAIN, saved_state
 
 __all__ = ["sentence_states"]
 
@@ -22,18 +22,28 @@ SENTENCE = (
 )
 TOKENS = 48
 NUMBERS = 32
+PACKED = (torch.int8, torch.uint8, torch.int32)
 
 
 def sentence_states(model: Any, tokenizer: Any) -> str:
     """Returns numbers from the last layer's state of the sentence's last token, in the model's own precision.
 
-    Empty where the model's layers are not found, which a receiver may do without, or a state is not finite.
+    Empty where they are not to be had: the model's layers are not found, which a receiver may do without, its tokenizer
+    has no such words, a state is not finite. Empty, too, where weights are quantised: a step more or less in what is
+    rounded between the layers makes other numbers of the same model.
     """
-    ids = continuation(tokenizer, SENTENCE)[0][:TOKENS]
+    if any(map(_is_quantised, saved_state(model).values())):
+        return ""
     try:
+        ids = continuation(tokenizer, SENTENCE)[0][:TOKENS]
         with torch.autocast(model.device.type, enabled=False):
             state = read_ids(model, ids, [depth(backbone(model))])[0][0, -1].tolist()
-    except ConfigError:
+    except Exception:  # whatever a model of any family may raise: what cannot be used is refused elsewhere, and by name
         return ""
     chosen = [state[place * len(state) // NUMBERS] for place in range(NUMBERS)]
     return " ".join(f"{value:.5g}" for value in chosen) if all(map(math.isfinite, chosen)) else ""
+
+
+def _is_quantised(value: Any) -> bool:
+    """Says whether something that a module saves is packed, or a matrix of whole numbers (a mask has one bit each)."""
+    return type(value) not in PLAIN or (value.dtype in PACKED and value.ndim > 1)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ilcp.errors import ConfigError
 from ilcp.models.adapter import unwrapped, vocabulary_size
-from ilcp.models.reading import capture_batch, reading_part
+from ilcp.models.reading import capture_batch
 from ilcp.nn.inference import evaluating
 
 __all__ = ["TESTED", "forward_takes", "require_receiver", "require_sender", "require_tokenizer"]
@@ -88,7 +88,6 @@ def require_sender(model: Any) -> None:
             f"expected a loaded transformers model as sender, got {type(model).__name__}: load it with "
             "AutoModelForCausalLM.from_pretrained(...)"
         )
-    reading_part(model)  # which refuses a learned prompt
     inner = unwrapped(model)
     _refuse_two_halves(inner, "sender", "pass its encoder (model.get_encoder()) or take a decoder")
     _refuse_offloaded(inner, "sender")

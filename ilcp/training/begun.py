@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from ilcp.codec.folder import CONFIG, evidence_of
 from ilcp.errors import ConfigError, IlcpError, StorageError
 from ilcp.files import write_whole
-from ilcp.identity import ModelIdentity, digest
+from ilcp.identity import ModelIdentity, differs, digest
 from ilcp.nn.distributed import any_rank, is_main
 from ilcp.tasks.load import own_test
 from ilcp.training import lesson, tuning
@@ -27,6 +28,7 @@ __all__ = ["KEPT", "STUDY", "is_begun", "refuse_taken", "same_config"]
 KEPT, STUDY = "plan.json", "self-study.jsonl"  # in the run's folder, named as ever
 STAGES = ("", tuning.FOLDER, lesson.FOLDER)  # each with a checkpoint of its own
 HALVED = "in bfloat16"
+SIDES = ("sender identity", "receiver identity")
 
 
 def is_begun(out: str | Path) -> bool:
@@ -76,7 +78,7 @@ def same_config(config: TrainingConfig, identities: Sequence[ModelIdentity], dev
         ConfigError: another configuration began the run; the text has every key that differs, with both values.
         StorageError: what began it cannot be read.
     """
-    names = dict(zip(("sender identity", "receiver identity"), (each.exact for each in identities), strict=True))
+    names = dict(zip(SIDES, map(asdict, identities), strict=True))
     data = None if config.data is None else _digest(config.data)
     record = json.loads(json.dumps(config.to_dict() | names | {"data digest": data}, default=str))
     file, halved = config.work / KEPT, False
@@ -85,7 +87,7 @@ def same_config(config: TrainingConfig, identities: Sequence[ModelIdentity], dev
         begun = file.exists() and (trained or (config.work / STUDY).exists())
         before = _kept(file) if begun else {}
         halved = bool(before.pop(HALVED, in_bfloat16(device, config.hyperparameters(True))))
-        shown = _differences(before, record, trained) if begun else ""
+        shown = _differences(_settled(before, identities, file), record, trained) if begun else ""
         if shown:
             raise ConfigError(
                 f"expected the run that {config.work} holds, got a difference in {shown}: take it back, or choose "
@@ -93,6 +95,17 @@ def same_config(config: TrainingConfig, identities: Sequence[ModelIdentity], dev
             )
         write_whole(file, json.dumps(record | {HALVED: halved}, indent=2) + "\n")  # it may have become longer
     return any_rank(halved, device)
+
+
+def _settled(before: dict[str, Any], identities: Sequence[ModelIdentity], file: Path) -> dict[str, Any]:
+    """Returns what began a run with the models' states of now, where only rounding tells them apart."""
+    known = {
+        side: asdict(now)
+        for side, now in zip(SIDES, identities, strict=True)
+        if side in before
+        and not differs(ModelIdentity.from_dict(before[side], f"{side} in {file}", error=StorageError), now)
+    }
+    return before | known
 
 
 def _differences(before: dict[str, Any], record: dict[str, Any], trained: bool) -> str:
