@@ -54,7 +54,7 @@ Below the families stand models as people prepare them, left in training mode af
 - **identity**: prepared alike it is known again; when weights, scales, packed weights, the active adapter, its scaling
   or its merging change, the next use is refused.
 
-The same weights under another configuration (base of the positions, activation, epsilon of a norm) are another function:
+The same weights under another configuration (base of positions, activation, epsilon of a norm) are another function:
 a codec keeps numbers from the last layer's states of one sentence of 48 tokens, and refuses a model whose own differ by
 more than rounding may: 1 %, or 10 % in half precision. What is not noticed: what changes less (in half precision a base
 that is halved), what begins after 48 tokens, what comes behind the last layer, and quantised models, of which no states
