@@ -16,7 +16,7 @@ from typing import Any
 from ilcp.errors import ConfigError, IdentityError, IlcpError
 from ilcp.records import read_record
 
-__all__ = ["ANY", "ModelIdentity", "differs", "digest", "digest_all", "require_same"]
+__all__ = ["ANY", "LARGEST", "ModelIdentity", "differs", "digest", "digest_all", "require_same"]
 
 MOST_CHARACTERS, LARGEST = 1000, 1e9  # of the states
 

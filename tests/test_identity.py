@@ -312,6 +312,9 @@ def test_a_model_that_cannot_read_the_sentence_has_no_states(monkeypatch) -> Non
     monkeypatch.setattr(probe, "continuation", lambda *_: ((), ()))
     assert ("", known) == ((found := identify(model, tokenizer)).states, found)
     monkeypatch.undo()
+    monkeypatch.setattr(probe, "read_ids", lambda *_: (torch.full((1, 48, 32), 1e12), 1))
+    assert ("", known) == ((found := identify(model, tokenizer)).states, found)
+    monkeypatch.undo()
     monkeypatch.setattr(model.model, "forward", lambda **_: SimpleNamespace(moe=None))
     assert ("", known) == ((found := identify(model, tokenizer)).states, found)
 

@@ -1,15 +1,15 @@
 """What a model makes of one fixed sentence: it tells configurations apart that the weights do not, such as another base
-of the rotary positions, epsilon of a norm, activation or attention window.
+of the rotary positions, epsilon of a norm, activation, or a window of attention that is shorter than the sentence.
 
 The configuration itself is not compared: its keys change from release to release of transformers, and many of them
 decide nothing.
 """
 
-import math
 from typing import Any
 
 import torch
 
+from ilcp.identity import LARGEST
 from ilcp.models.prompt import continuation
 from ilcp.models.reading import backbone, depth, read_ids
 from ilcp.models.state import PLAIN, saved_state
@@ -29,8 +29,8 @@ def sentence_states(model: Any, tokenizer: Any) -> str:
     """Returns numbers from the last layer's state of the sentence's last token, in the model's own precision.
 
     Empty where they are not to be had: the model's layers are not found, which a receiver may do without, its tokenizer
-    has no such words, a state is not finite. Empty, too, where weights are quantised: a step more or less in what is
-    rounded between the layers makes other numbers of the same model.
+    has no such words, a state is not finite or too large to be kept. Empty, too, where weights are quantised: a step
+    more or less in what is rounded between the layers makes other numbers of the same model.
     """
     if any(map(_is_quantised, saved_state(model).values())):
         return ""
@@ -41,7 +41,7 @@ def sentence_states(model: Any, tokenizer: Any) -> str:
     except Exception:  # whatever a model of any family may raise: what cannot be used is refused elsewhere, and by name
         return ""
     chosen = [state[place * len(state) // NUMBERS] for place in range(NUMBERS)]
-    return " ".join(f"{value:.5g}" for value in chosen) if all(map(math.isfinite, chosen)) else ""
+    return " ".join(f"{value:.5g}" for value in chosen) if all(abs(value) < LARGEST for value in chosen) else ""
 
 
 def _is_quantised(value: Any) -> bool:
