@@ -7,13 +7,14 @@ front of it belongs to the file that it was saved in and is no part of it: a tex
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from ilcp.errors import ConfigError, EncodeError, IlcpError
+from ilcp.errors import ConfigError, DecodeError, EncodeError, IlcpError
 
-__all__ = ["UNSEEN", "hidden", "listed", "mending", "read_text", "require_text", "seen", "tuples"]
+__all__ = ["UNSEEN", "hidden", "listed", "mending", "named", "read_text", "require_text", "seen", "tuples"]
 
 Refusal = Callable[[str], IlcpError]  # mostly an error's class
 
@@ -106,6 +107,15 @@ def listed(values: Any, expected: str, one: str, *, error: Refusal = EncodeError
         way_out = mending(values) or f": put one {one} into a list"
         raise error(f"expected {expected}, got {type(values).__name__}{way_out}")
     return list(values)
+
+
+@contextmanager
+def named(what: str, number: int) -> Iterator[None]:
+    """Names the item of a batch in whatever refuses it."""
+    try:
+        yield
+    except (DecodeError, EncodeError) as error:
+        raise type(error)(f"{what} {number}: {error}") from error
 
 
 def tuples(items: Iterable[Any], names: tuple[str, ...]) -> list[Any]:

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from ilcp.codec.keys_values import KeysValues
+
 __all__ = ["Context"]
 
 
@@ -18,6 +20,7 @@ class Context:
     text: str | None = None
     states: Tensor | None = None
     windows: int = 1
+    kv: KeysValues | None = None
 
     @property
     def tokens(self) -> int:

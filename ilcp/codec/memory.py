@@ -1,23 +1,26 @@
 """The memory that comes out of a hand-off, which the receiver attends to.
 
-``Memory`` is closed: it is a ``SoftPrompt`` (vectors in the receiver's embedding space) or a ``TextMemory``. Beside
-either stand the literals of its message, which the receiver reads as one line of text. Each kind says what stands in
-its place in a prompt (``in_prompt``), so that another kind is a class here and a line in ``ilcp.handoff``. A memory is
-immutable: ``vectors`` hands out a copy, so that no call can change what the next call reads.
+``Memory`` is closed: it is a ``SoftPrompt`` (vectors in the receiver's embedding space), a ``TextMemory``, or a
+``CacheMemory`` (keys and values that its attention reads). Beside each stand the literals of its message, which the
+receiver reads as one line of text. Each kind says what stands in its place in a prompt (``in_prompt``), so that another
+kind is a class here and a line in ``ilcp.handoff``. A memory is immutable: what it hands out is a copy, so that no call
+can change what the next call reads.
 """
 
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from typing import Any, Self, final
 
 import torch
 from torch import Tensor
 
+from ilcp.codec.keys_values import KeysValues
 from ilcp.errors import ConfigError, DecodeError
 from ilcp.identity import digest
 from ilcp.inputs import require_text
 from ilcp.message.literals import require_literals
 
-__all__ = ["Memory", "SoftPrompt", "TextMemory"]
+__all__ = ["CacheMemory", "Memory", "SoftPrompt", "TextMemory"]
 
 # A soft prompt far outside the band of real embeddings steers a receiver into garbage; trained projectors stay within
 # a few times the embedding norm, so a factor of 30 refuses only what no trained decoder makes.
@@ -25,7 +28,7 @@ NORM_BAND = 30.0
 
 
 class Memory(ABC):
-    """Immutable memory of one hand-off: a ``SoftPrompt`` or a ``TextMemory``, and the literals beside it."""
+    """Immutable memory of one hand-off: a ``SoftPrompt``, ``TextMemory`` or ``CacheMemory``, and its literals."""
 
     __slots__ = ("_held", "_literals")
 
@@ -35,7 +38,7 @@ class Memory(ABC):
     def __init_subclass__(cls, **options: Any) -> None:
         if cls.__module__ != __name__:
             raise TypeError(
-                f"expected a SoftPrompt or a TextMemory, got a subclass {cls.__name__}: the kinds are closed"
+                f"expected a SoftPrompt, TextMemory or CacheMemory, got a subclass {cls.__name__}: the kinds are closed"
             )
         super().__init_subclass__(**options)
 
@@ -57,8 +60,8 @@ class Memory(ABC):
         return type(self)(self._held, literals)
 
     @abstractmethod
-    def in_prompt(self, hidden: int, embedding_norm: float) -> str | Tensor:
-        """Returns what stands in this memory's place in a prompt: text, or vectors ``"memory hidden"``.
+    def in_prompt(self, hidden: int, embedding_norm: float) -> str | Tensor | KeysValues:
+        """Returns what stands in this memory's place in a prompt: text, vectors ``"memory hidden"``, or a cache.
 
         Args:
             hidden: the width of the receiver's embeddings.
@@ -177,3 +180,49 @@ class TextMemory(Memory):
 
     def __repr__(self) -> str:
         return self._shown(f"text of {len(self.text)} characters")
+
+
+@final
+class CacheMemory(Memory):
+    """Memory of keys and values, which the receiver's attention reads and nobody reads again.
+
+    Raises:
+        DecodeError: they are not finite.
+        ConfigError: they are no ``KeysValues``.
+    """
+
+    __slots__ = ()
+
+    def __init__(self, kv: KeysValues, literals: tuple[str, ...] = ()):
+        if not isinstance(kv, KeysValues):
+            raise ConfigError(f"expected KeysValues, got {type(kv).__name__}: decode a message of a cache")
+        if not all(bool(torch.isfinite(each).all()) for each in (*kv.keys, *kv.values)):
+            raise DecodeError("expected finite keys and values, got NaN or infinity: the cache is damaged")
+        own = replace(kv, keys=tuple(map(torch.clone, kv.keys)), values=tuple(map(torch.clone, kv.values)))
+        super().__init__(own, literals)
+
+    @property
+    def kv(self) -> KeysValues:
+        """A copy of the keys and values."""
+        kv: KeysValues = self._held
+        return replace(kv, keys=tuple(map(torch.clone, kv.keys)), values=tuple(map(torch.clone, kv.values)))
+
+    @property
+    def tokens(self) -> int:
+        """The number of tokens that it stands for."""
+        tokens: int = self._held.tokens
+        return tokens
+
+    def in_prompt(self, hidden: int, embedding_norm: float) -> KeysValues:
+        """Returns the keys and values themselves: who places them copies them."""
+        kv: KeysValues = self._held
+        return kv
+
+    def digest(self) -> bytes:
+        """Returns the digest of keys, values and their place."""
+        digest: bytes = self._held.digest()
+        return digest
+
+    def __repr__(self) -> str:
+        kv: KeysValues = self._held
+        return self._shown(f"{kv.tokens} tokens in {len(kv.keys)} layers, {kv.size_bytes} bytes")

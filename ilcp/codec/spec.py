@@ -5,11 +5,15 @@ from dataclasses import asdict, dataclass
 
 from ilcp.errors import ConfigError
 from ilcp.identity import ModelIdentity, digest
-from ilcp.message import CODEC_ID_BYTES, MAX_PAYLOAD_BYTES
+from ilcp.message import CODEC_ID_BYTES, MAX_BLOB_BYTES
 
 __all__ = ["READS", "CodecSpec", "Trained"]
 
-READS = {"states": True, "text": False}  # what a codec may read, and whether the sender's model has to run for it
+READS = {
+    "states": True,
+    "text": False,
+    "cache": True,
+}  # what a codec may read, and whether the sender's model has to run for it
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +33,8 @@ class CodecSpec:
     prefixes: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        if not 1 <= self.payload_bytes <= MAX_PAYLOAD_BYTES:
-            raise ConfigError(f"expected payload_bytes from 1 to {MAX_PAYLOAD_BYTES}, got {self.payload_bytes}")
+        if not 1 <= self.payload_bytes <= MAX_BLOB_BYTES:
+            raise ConfigError(f"expected payload_bytes from 1 to {MAX_BLOB_BYTES}, got {self.payload_bytes}")
         if self.reads not in READS:
             raise ConfigError(f"expected a codec to read {' or '.join(map(repr, READS))}, got {self.reads!r}")
         if self.prefixes and (sorted(set(self.prefixes)) != list(self.prefixes) or self.prefixes[0] < 1):

@@ -9,7 +9,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -27,7 +27,13 @@ __all__ = ["Group", "Score", "answered", "answered_packed", "require_prompt", "s
 # What transformers makes of an option that it does not take, or cannot do here: for want of a GPU, or of a package.
 REFUSALS = (TypeError, ValueError, AssertionError, AttributeError, ImportError, LookupError, NotImplementedError)
 
-Group = tuple[Sequence[int], Iterable[Tensor]]  # numbers of prompts that begin alike, and these, made when it is read
+
+class Group(NamedTuple):
+    """Numbers of prompts that begin alike, these, made when it is read, and a cache of what they begin with, if any."""
+
+    numbers: Sequence[int]
+    prompts: Iterable[Tensor]
+    cache: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,9 +117,9 @@ def answered_packed(
     nothing = embed(model, ())
     asked = (
         sequence
-        for numbers, prompts in groups
+        for numbers, prompts, cache in groups
         for sequence in sequences(
-            numbers, _fitting(model, prompts, [max_new_tokens] * len(numbers)), [nothing] * len(numbers), limits
+            numbers, _fitting(model, prompts, [max_new_tokens] * len(numbers)), [nothing] * len(numbers), limits, cache
         )
     )
     found: dict[int, str] = {}
@@ -156,12 +162,13 @@ def scored_packed(
     limits = Limits(batch, vocabulary_size(model))
     asked = (
         sequence
-        for numbers, prompts in groups
+        for numbers, prompts, cache in groups
         for sequence in sequences(
             numbers,
             _fitting(model, prompts, [len(ids[number]) for number in numbers]),
             [embed(model, ids[number][:-1]) for number in numbers],
             limits,
+            cache,
         )
     )
     found: dict[int, Score] = {}

@@ -7,6 +7,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,7 +32,9 @@ class Limits:
     new: int = 0
 
     def admit(self, part: Sequence["Asked"]) -> bool:
-        """Says whether these sequences fit into one pass."""
+        """Says whether these sequences fit into one pass; one with a cache is read alone."""
+        if len(part) > 1 and any(asked.cache is not None for asked in part):
+            return False
         rows, beginning, body, kept = (max(sizes) for sizes in zip(*(asked.sizes for asked in part), strict=True))
         tokens = beginning + body + kept + rows * self.new
         return (
@@ -45,13 +48,15 @@ class Limits:
 class Asked:
     """One sequence: the prompts of these ``numbers``, embedded: what they begin with, and what each has of its own.
 
-    Of each prompt the last ``kept`` tokens predict something: its answer's first token, and each further one.
+    Of each prompt the last ``kept`` tokens predict something: its answer's first token, and each further one. A
+    ``cache`` holds the keys and values of the first tokens of the beginning, which are then not read.
     """
 
     numbers: tuple[int, ...]
     beginning: Tensor
     rests: tuple[Tensor, ...]
     kept: tuple[int, ...]
+    cache: Any = None
 
     @property
     def sizes(self) -> tuple[int, int, int, int]:
@@ -61,7 +66,7 @@ class Asked:
 
 
 def sequences(
-    numbers: Sequence[int], prompts: Iterable[Tensor], answers: Sequence[Tensor], limits: Limits
+    numbers: Sequence[int], prompts: Iterable[Tensor], answers: Sequence[Tensor], limits: Limits, cache: Any = None
 ) -> Iterator[Asked]:
     """Yields the prompts ``"tokens hidden"`` as sequences: one, or more where it would be too long.
 
@@ -76,7 +81,8 @@ def sequences(
         tokens = sum(map(len, whole[start : stop + 1])) + (stop + 1 - start) * limits.new
         logits = sum(kept[start : stop + 1]) * limits.vocabulary
         if stop == len(whole) or tokens > longest or logits > PASS_LOGITS:
-            yield Asked(tuple(numbers[start:stop]), beginning, tuple(whole[start:stop]), tuple(kept[start:stop]))
+            part = slice(start, stop)
+            yield Asked(tuple(numbers[part]), beginning, tuple(whole[part]), tuple(kept[part]), cache)
             start = stop
 
 
@@ -111,4 +117,4 @@ def packed(part: Sequence[Asked]) -> Packed:
         [rest for asked in part for rest in asked.rests],
         [at for at, asked in enumerate(part) for _ in asked.numbers],
         [kept for asked in part for kept in asked.kept],
-    )
+    )._replace(cache=part[0].cache)

@@ -12,34 +12,32 @@ memories sit. A message's literals follow right after its memory, an empty line 
 
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from ilcp.codec.memory import Memory, TextMemory
+from ilcp.codec.memory import CacheMemory, Memory, TextMemory
 from ilcp.codec.protocols import Codec
 from ilcp.errors import ConfigError, DecodeError, EncodeError, MismatchedCodecError
 from ilcp.evidence import require_evidence, require_signed, trusted_keys
 from ilcp.handoff.answers import Group, Score, answered, answered_packed, require_prompt, scored, scored_packed
-from ilcp.inputs import listed, require_text, tuples
+from ilcp.handoff.prompts import Prompts
+from ilcp.inputs import listed, named, require_text, tuples
 from ilcp.message import verified
 from ilcp.message.keys import Key, require_audience
 from ilcp.message.literals import line
 from ilcp.message.replay import ReplayCache
-from ilcp.models.adapter import plain, unwrapped
+from ilcp.models.adapter import plain
 from ilcp.models.chat import Chat, require_template
 from ilcp.models.fingerprint import Known
-from ilcp.models.forward import embed, embedding_norm, require_room
+from ilcp.models.forward import require_room
 from ilcp.models.generate_options import require_count, require_options
 from ilcp.models.packing import packs
 from ilcp.models.plain_text import unfit
 from ilcp.models.prefix_cache import PrefixCaches
 from ilcp.models.prompt import pieces
 from ilcp.models.support import require_receiver, require_tokenizer
-from ilcp.nn.inference import inference
 
 __all__ = ["Receiver"]
 
@@ -121,8 +119,7 @@ class Receiver:
         self.clock = clock
         self.template = require_template(template)
         self._by_id = {each.trained.codec_id(each.spec): each for each in self.codecs}
-        self._embedding_norm = embedding_norm(model)
-        self._hidden = embed(model, [0]).shape[1]
+        self._prompts = Prompts(model, tokenizer, self.template)
         self._caches = PrefixCaches()
 
     def decode(self, message: bytes) -> Memory:
@@ -142,7 +139,7 @@ class Receiver:
             raise ConfigError("expected a key beside the replay cache, got none: without it nothing is authenticated")
         parsed, key = verified(message, key=self.key, now_unix_s=now, audience=self.audience)
         memory = self._codec_of(parsed.codec_id).decode(parsed.payload)
-        held = memory.in_prompt(self._hidden, self._embedding_norm)
+        held = self._prompts.held(memory)
         self._require_plain("a memory of plain text", held if isinstance(held, str) else "")
         for literal in parsed.literals:
             self._require_plain("literals of plain text", literal)
@@ -157,12 +154,13 @@ class Receiver:
         if because is not None:
             raise DecodeError(f"expected {expected}, got one {because}: leave it out, or drop the message")
 
-    def _require_room(self, held: str | Tensor, said: str) -> None:
-        """Refuses text and literals of a peer beside which no question would fit."""
-        vectors, text = (0, held) if isinstance(held, str) else (len(held), "")
-        if text or said:
+    def _require_room(self, held: str | Tensor | CacheMemory, said: str) -> None:
+        """Refuses text, keys and literals of a peer beside which no question would fit."""
+        text = held if isinstance(held, str) else ""
+        vectors = held.tokens if isinstance(held, CacheMemory) else 0 if isinstance(held, str) else len(held)
+        if text or said or isinstance(held, CacheMemory):
             (ids,) = pieces(self.tokenizer, "", [text], self.template, [said])
-            what = "a memory of text" if text else "literals beside a memory"
+            what = "a memory of text" if text else "a memory with its literals"
             require_room(self.model, vectors + len(ids), what=what, way_out="drop it", error=DecodeError)
 
     def forget(self, message: bytes) -> None:
@@ -205,11 +203,17 @@ class Receiver:
             DecodeError, IdentityError: as ``decode``.
         """
         require_count("max_new_tokens", max_new_tokens)
-        require_options(options, 1, cached=cache is not None)
+        memories = self._memories(message, context)
+        require_options(options, 1, cached=cache is not None or _of_cache(memories))
         self._known.require(self.model, self.tokenizer)
-        prompt = self.prompt(self._memories(message, context), question)
+        rows = self._prompts.rows(memories, question)
+        prompt, beams = self._prompts.together(rows), options.get("num_beams") or 1
+        require_prompt(self.model, prompt, max_new_tokens)
         if cache is not None:
-            cache = self._caches.copied(cache, self.model, prompt, options.get("num_beams") or 1)
+            cache = self._caches.copied(cache, self.model, prompt, beams)
+        elif _of_cache(memories):
+            cache = self._prompts.cache(rows)
+            cache.batch_repeat_interleave(beams)
         return answered(self.model, self.tokenizer, [prompt], max_new_tokens, options, cache)[0]
 
     def prefill(self, message: Sources, question: str | Chat = "") -> Any:
@@ -223,12 +227,12 @@ class Receiver:
             DecodeError, IdentityError: as ``decode``.
         """
         self._known.require(self.model, self.tokenizer)
-        *rows, _ = self._rows(self._memories(message, None), question)
+        *rows, _ = self._prompts.rows(self._memories(message, None), question)
         if not rows:
             raise EncodeError("expected a memory of vectors to pre-fill, got none: text and nothing need no prefill")
-        beginning = torch.cat(rows)
+        beginning = self._prompts.together(rows)
         require_prompt(self.model, beginning, 1)
-        return self._caches.prefilled(self.model, beginning)
+        return self._caches.prefilled(self.model, beginning, self._prompts.cache(rows))
 
     def score(
         self, items: Iterable[tuple[Sources, str | Chat, str]], *, end: bool = True, batch: int = 64
@@ -294,10 +298,16 @@ class Receiver:
             found += answered(self.model, self.tokenizer, prompts, max_new_tokens, options)
         return found
 
-    def _asked(self, number: int, message: Sources, question: str | Chat, room: int) -> Tensor:
+    def _asked(self, number: int, message: Sources, question: str | Chat, room: int, *, packed: bool = False) -> Tensor:
         """Returns the prompt of an item, which leaves room for so many tokens of an answer; an error names the item."""
-        with _named(number):
-            prompt = self.prompt(self._memories(message, None), question)
+        with named("item", number):
+            memories = self._memories(message, None)
+            if not packed and _of_cache(memories):
+                raise ConfigError(
+                    f"expected memories of vectors or text in a batch of this kind, got item {number} with keys and "
+                    "values: ask about it with generate, or without options of a receiver that packs (SUPPORT.md)"
+                )
+            prompt = self.prompt(memories, question)
             require_prompt(self.model, prompt, room)
         return prompt
 
@@ -305,38 +315,34 @@ class Receiver:
         """Yields the prompts, those about equal memories together, and at most ``batch`` of these."""
         memories = []
         for number, (message, _) in enumerate(asked):
-            with _named(number):
+            with named("item", number):
                 memories.append(self._memories(message, None))
-        groups: dict[Hashable, list[int]] = {}
+        groups: dict[tuple[Hashable, Hashable], list[int]] = {}
         for number, each in enumerate(memories):  # what a digest leaves out is found when prompts are compared
-            key = tuple(None if memory is None else (memory.digest(), memory.literals) for memory in each)
-            groups.setdefault(key, []).append(number)
-        for group in groups.values():
+            same = tuple(None if memory is None else (memory.digest(), memory.literals) for memory in each)
+            with named("item", number):
+                before = self._prompts.before_cache(each, asked[number][1]) if _of_cache(each) else ()
+            groups.setdefault((same, before), []).append(number)
+        for (_, before), group in groups.items():
+            cache = None
+            if before:
+                cache = self._prompts.cache(self._prompts.rows(memories[group[0]], asked[group[0]][1]), whole=True)
             for start in range(0, len(group), batch):
                 part = group[start : start + batch]
-                yield part, (self._asked(number, memories[number], asked[number][1], room) for number in part)
+                prompts = (self._asked(n, memories[n], asked[n][1], room, packed=True) for n in part)
+                yield Group(part, prompts, cache)
 
     def prompt(self, memory: Memory | Sequence[Memory | None] | None, question: str | Chat) -> Tensor:
         """Returns the embedded prompt, ``"tokens hidden"``, which the receiver reads before its first new token.
+
+        Where a memory is a cache, vectors that nobody reads stand for it.
 
         Raises:
             EncodeError, ConfigError: as ``ilcp.models.prompt.pieces``.
             DecodeError: a memory is not for this receiver.
         """
         memories = (memory,) if isinstance(memory, Memory) else tuple(memory or ())
-        return torch.cat(self._rows(memories, question))
-
-    @inference(lambda receiver: unwrapped(receiver.model))
-    def _rows(self, memories: Sequence[Memory | None], question: str | Chat) -> list[Tensor]:
-        """Returns embedded text and vectors in turn; the first and the last are text, though it may be empty."""
-        held = [None if memory is None else memory.in_prompt(self._hidden, self._embedding_norm) for memory in memories]
-        lines = [line(memory.literals) if memory is not None and memory.literals else "" for memory in memories]
-        contexts = [None if isinstance(each, Tensor) else each or "" for each in held]
-        texts = [embed(self.model, ids) for ids in pieces(self.tokenizer, question, contexts, self.template, lines)]
-        rows = texts[:1]
-        for vectors, after in zip((each for each in held if isinstance(each, Tensor)), texts[1:], strict=True):
-            rows += [vectors.to(after), after]
-        return rows
+        return self._prompts.together(self._prompts.rows(memories, question))
 
     def _codec_of(self, codec_id: bytes) -> Codec:
         if codec_id not in self._by_id:
@@ -353,8 +359,8 @@ class Receiver:
         if context is not None:
             expected = "a context as a str or several in a list"
             texts = [context] if isinstance(context, str) else listed(context, expected, "text", error=ConfigError)
-            named = ((text, f"context {number}") for number, text in enumerate(texts))
-            return tuple(TextMemory(require_text(text, name, may_be_empty=True)) for text, name in named)
+            called = ((text, f"context {number}") for number, text in enumerate(texts))
+            return tuple(TextMemory(require_text(text, name, may_be_empty=True)) for text, name in called)
         if message is None:
             return ()
         if isinstance(message, Iterable) and not isinstance(message, str | bytes | bytearray | memoryview):
@@ -371,13 +377,8 @@ class Receiver:
         return self.decode(bytes(message))
 
 
-@contextmanager
-def _named(number: int) -> Iterator[None]:
-    """Names the item of a batch in whatever refuses it."""
-    try:
-        yield
-    except (DecodeError, EncodeError) as error:
-        raise type(error)(f"item {number}: {error}") from error
+def _of_cache(memories: Sequence[Memory | None]) -> bool:
+    return any(isinstance(memory, CacheMemory) for memory in memories)
 
 
 def _require_able(name: str, given: Any, method: str, what: str) -> None:

@@ -7,7 +7,7 @@
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from typing import Any, Literal
 
 from torch import Tensor
@@ -27,7 +27,7 @@ from ilcp.handoff.sources import (
     saying,
 )
 from ilcp.handoff.verify import Questions, Verified, read_back
-from ilcp.inputs import listed, require_text
+from ilcp.inputs import listed, named, require_text
 from ilcp.message import Message, Seal
 from ilcp.message.keys import Key, require_audience
 from ilcp.message.literals import chosen
@@ -35,7 +35,10 @@ from ilcp.models.adapter import plain
 from ilcp.models.capture import Capture, recording
 from ilcp.models.chat import require_template, spoken
 from ilcp.models.fingerprint import Known
+from ilcp.models.forward import require_room
 from ilcp.models.generate_options import require_count
+from ilcp.models.kv import read_kv, taken
+from ilcp.models.prompt import continuation, layout
 from ilcp.models.reading import (
     capture_batch,
     padded_ids,
@@ -45,7 +48,8 @@ from ilcp.models.reading import (
     require_ids,
     window_tokens,
 )
-from ilcp.models.support import require_sender, require_tokenizer
+from ilcp.models.rope import ropes_of
+from ilcp.models.support import require_receiver, require_sender, require_tokenizer
 
 __all__ = ["Sender"]
 
@@ -95,6 +99,8 @@ class Sender:
         _require_codec(codec)
         if codec.spec.runs_sender:
             reading_part(model)  # which refuses a learned prompt
+        if codec.spec.reads == "cache":
+            require_receiver(plain(model))
         self.model = plain(model).eval()
         self._known = Known("sender", [codec.trained.sender])
         self._known.require(self.model, tokenizer)
@@ -201,7 +207,7 @@ class Sender:
         sources = listed(sources, "a list of sources", "source")
         messages: list[bytes] = [b""] * len(sources)
         for index, context in self._contexts(sources, batch):
-            with _named(index):
+            with named("source", index):
                 beside = () if literals is None else chosen(literals, said(sources[index], context))
                 messages[index] = self.pack(self.codec.encode(context, payload_bytes), beside)
         return messages
@@ -216,7 +222,11 @@ class Sender:
             return source
         self._known.require(self.model, self.tokenizer)
         if isinstance(source, Capture):
+            if self.codec.spec.reads == "cache":
+                raise EncodeError("expected a text or a finished call's past_key_values, got a capture of states")
             return self._read_capture(source)
+        if self.codec.spec.reads == "cache":
+            return self._read_cache(source)
         if not is_text_or_ids(source):
             require_outputs(source)
             if not self.codec.spec.runs_sender:
@@ -268,6 +278,20 @@ class Sender:
         seal = None if self.key is None else Seal.fresh(ttl_s=self.ttl_s)
         return Message(self._codec_id, payload, seal, literals=literals).to_bytes(self.key, audience=self.audience)
 
+    def _read_cache(self, source: Any) -> Context:
+        """Reads a text behind what a receiver's prompt begins with; anything else as a prompt's beginning itself."""
+        if not is_text_or_ids(source):
+            cache = getattr(source, "past_key_values", source)
+            return Context(kv=taken(cache, self.model, 0, ropes_of(self.model)))
+        text, ids = self._prepared(source)
+        start = 0
+        if isinstance(source, str):
+            before = layout(self.tokenizer, "", self.template).prefix
+            ids, start = [*before, *continuation(self.tokenizer, require_text(source))[0]], len(before)
+        require_ids(self.model, ids)
+        require_room(self.model, len(ids), what="a text to read at once", way_out="hand off a part of it")
+        return Context(text=text, kv=read_kv(self.model, ids, start, ropes_of(self.model)))
+
     def _read_capture(self, capture: Capture) -> Context:
         if capture.model is not self.model or capture.layers != tuple(self.codec.layers):
             raise EncodeError("expected a capture of this sender, got another's: use `with` on this sender's capture()")
@@ -289,14 +313,14 @@ class Sender:
         if batch < 1:
             raise ConfigError(f"expected a batch of at least 1 source, got {batch}")
         self._known.require(self.model, self.tokenizer)
-        shared = [self.codec.spec.runs_sender and is_text_or_ids(source) for source in sources]
+        shared = [self.codec.spec.reads == "states" and is_text_or_ids(source) for source in sources]
         prepared: dict[int, tuple[str | None, list[int]]] = {}
         for index in (index for index, shares in enumerate(shared) if shares):
-            with _named(index):
+            with named("source", index):
                 prepared[index] = self._prepared(sources[index])
                 require_ids(self.model, prepared[index][1])
         for index in (index for index, shares in enumerate(shared) if not shares):
-            with _named(index):
+            with named("source", index):
                 context = self.read(sources[index])
             yield index, context
         window = window_tokens(self.model)
@@ -334,15 +358,6 @@ class Sender:
             return None, ids
         require_ids(self.model, ids)
         return self.tokenizer.decode(ids, skip_special_tokens=True), ids
-
-
-@contextmanager
-def _named(index: int) -> Iterator[None]:
-    """Names the source by its index in whatever refuses it."""
-    try:
-        yield
-    except EncodeError as error:
-        raise EncodeError(f"source {index}: {error}") from error
 
 
 def _require_codec(codec: Any) -> None:

@@ -85,6 +85,7 @@ go on reading what they can. A reader of version 2 MUST read version 1. Golden v
 from ilcp.message.format import (
     CLOCK_SKEW_S,
     CODEC_ID_BYTES,
+    MAX_BLOB_BYTES,
     MAX_MESSAGE_BYTES,
     MAX_PAYLOAD_BYTES,
     Description,
@@ -99,6 +100,7 @@ from ilcp.message.keys import KeyRing
 __all__ = [
     "CLOCK_SKEW_S",
     "CODEC_ID_BYTES",
+    "MAX_BLOB_BYTES",
     "MAX_MESSAGE_BYTES",
     "MAX_PAYLOAD_BYTES",
     "Description",

@@ -14,6 +14,7 @@ Training reads a sequence in one pass. Where no gradient is wanted the beginning
 and the rest behind their keys and values, which then serve the answers' next tokens: one of each prompt in a step.
 """
 
+import copy
 from collections.abc import Collection, Iterable, Sequence
 from itertools import accumulate, takewhile
 from typing import Any, NamedTuple
@@ -50,7 +51,8 @@ class Packed(NamedTuple):
 
     Of each of its places ``"contexts tokens"``: the embedding, the segment (whose it is), and the position. The first
     ``common`` places are the beginnings', logits are made at the last ``kept``. Of each prompt: its sequence, ``owner``
-    ``"rows"``, and which of the kept places predict its answer, ``at`` ``"rows answer"``, padded on the left.
+    ``"rows"``, and which of the kept places predict its answer, ``at`` ``"rows answer"``, padded on the left. Of one
+    sequence alone, a ``cache`` may hold the first places.
     """
 
     embeds: Tensor
@@ -60,6 +62,7 @@ class Packed(NamedTuple):
     kept: int
     owner: Tensor
     at: Tensor
+    cache: Any = None
 
     def of_rows(self, logits: Tensor) -> Tensor:
         """Returns float32 logits ``"rows answer vocabulary"`` of those at the last places of every sequence."""
@@ -154,12 +157,14 @@ def read(model: Any, packed: Packed) -> tuple[Tensor, Any]:
     """Returns the logits ``"contexts kept vocabulary"``, in the model's dtype, and the cache of keys and values."""
     from transformers import DynamicCache
 
-    cache = DynamicCache()  # without a configuration its layers hold every position, as the masks expect
+    # Without a configuration its layers hold every position, as the masks expect.
+    cache = DynamicCache() if packed.cache is None else copy.deepcopy(packed.cache)
     common, width = packed.common, packed.segment.shape[1]
-    if common:  # padding stands behind these, where nothing that counts can see it
+    held = cache.get_seq_length()
+    if common > held:  # padding stands behind these, where nothing that counts can see it
         model(
-            inputs_embeds=packed.embeds[:, :common],
-            position_ids=packed.position[:, :common],
+            inputs_embeds=packed.embeds[:, held:common],
+            position_ids=packed.position[:, held:common],
             past_key_values=cache,
             use_cache=True,
             **({"logits_to_keep": 1} if forward_takes(model, "logits_to_keep") else {}),

@@ -29,13 +29,17 @@ class PrefixCaches:
     def __reduce__(self) -> tuple[type["PrefixCaches"], tuple[()]]:
         return PrefixCaches, ()  # in another process, or a copy, there are no caches of its own yet
 
-    def prefilled(self, model: Any, beginning: Tensor) -> Any:
+    def prefilled(self, model: Any, beginning: Tensor, cache: Any = None) -> Any:
         """Returns a cache of the model's keys and values for the embedded tokens ``"tokens hidden"``.
+
+        What ``cache`` holds of their first ones is not read; it grows to be the one that is returned.
 
         Raises:
             ConfigError: as ``require_cache``: now, and not at the first question.
         """
-        cache = Prefill(model).outputs(beginning).past_key_values
+        held = 0 if cache is None else cache.get_seq_length()
+        if held < len(beginning):
+            cache = Prefill(model).outputs(beginning[held:], cache, held).past_key_values
         require_cache(cache, model, len(beginning) + 1)
         self._beginnings[cache] = _digest(beginning)
         return cache

@@ -1,0 +1,184 @@
+"""How keys and values lie in bytes. This docstring is the specification; integers are little-endian.
+
+    part      bytes  what
+    magic         8  69 6c 63 70 2d 6b 76 0a ("ilcp-kv", line feed)
+    length        4  h, up to 2**20
+    header        h  JSON in UTF-8, fields in the order of ``Header``, no spaces, numbers as short as they can be
+    check        16  BLAKE2b, digest size 16, of all before it
+    planes      ...  one behind the other, each as long as the header says; behind the last one nothing
+
+The header says whose cache it is (``model``: digests of weights, tokenizer, chat template and adapters, the dtype, and
+numbers of its states), how many ``tokens``, at which position the first one stood (``start``; null where keys are not
+turned), and of each layer ``[heads, key width, value width, window, number of its rope]``; ``ropes`` lists radians per
+position of each pair of dimensions. A layer with a window holds the last ``window - 1`` tokens.
+
+``planes`` lists for each plane ``[bytes here, bytes unpacked]``. Where both are equal the plane stands as it is, else
+as one zstd frame (RFC 8878) with its content size. What a plane unpacked means is its ``method``'s: the classes of
+``ilcp_codecs.kv.codecs`` say so. A reader computes from the header how long each plane has to be unpacked, and refuses
+any other; so nothing is allocated that the header's own sizes do not account for, nor more than it was told to allow.
+"""
+
+import struct
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from hashlib import blake2b
+from typing import Any
+
+import msgspec
+import zstandard
+
+from ilcp.errors import DecodeError, EncodeError
+from ilcp.identity import ModelIdentity
+
+__all__ = ["MAX_CACHE_BYTES", "Header", "Layer", "pack", "unpack"]
+
+MAGIC = b"ilcp-kv\n"
+MAX_HEADER_BYTES = 1 << 20  # a thousand layers' planes take a tenth
+MAX_CACHE_BYTES = 16 << 30  # unpacked: 128,000 tokens of a model of 7B in half precision
+MAX_LAYERS, MAX_TOKENS, MAX_WIDTH = 1024, 1 << 24, 1 << 16  # more than any model has, and far below what overflows
+LEVEL = 1  # of zstd: the planes that shrink do so at any level
+CHECK_BYTES = 16
+
+Sizes = tuple[int, int]
+
+
+class Layer(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """The shape of one layer's keys and values, and the number of its rope in ``Header.ropes``."""
+
+    heads: int
+    key_width: int
+    value_width: int
+    window: int
+    rope: int
+
+    def held(self, tokens: int) -> int:
+        """Returns how many of so many tokens the layer holds."""
+        return min(tokens, self.window - 1) if self.window else tokens
+
+
+class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What stands before the planes."""
+
+    format: int
+    method: str
+    settings: dict[str, int]
+    model: dict[str, str]
+    dtype: str
+    tokens: int
+    start: int | None
+    layers: tuple[Layer, ...]
+    ropes: tuple[tuple[float, ...], ...]
+    planes: tuple[Sizes, ...] = ()
+
+
+FORMAT = 1
+
+
+def pack(header: Header, planes: Iterable[bytes]) -> bytes:
+    """Returns the container of planes.
+
+    Raises:
+        EncodeError: the header is too long.
+    """
+    press = zstandard.ZstdCompressor(level=LEVEL, write_checksum=True).compress
+    stored, sizes = [], []
+    for plane in planes:
+        frame = press(plane)
+        kept = frame if len(frame) < len(plane) else plane
+        stored.append(kept)
+        sizes.append((len(kept), len(plane)))
+    head = msgspec.json.encode(msgspec.structs.replace(header, planes=tuple(sizes)))
+    if len(head) > MAX_HEADER_BYTES:
+        raise EncodeError(f"expected a header of at most {MAX_HEADER_BYTES} bytes, got {len(head)}: too many layers")
+    begin = MAGIC + struct.pack("<I", len(head)) + head
+    return b"".join([begin, blake2b(begin, digest_size=CHECK_BYTES).digest(), *stored])
+
+
+def read_header(payload: bytes | memoryview) -> tuple[Header, int]:
+    """Returns the header of a container, checked, and where its planes begin.
+
+    Raises:
+        DecodeError: it is none, damaged, or of sizes that no model has.
+    """
+    data = memoryview(payload)
+    if bytes(data[: len(MAGIC)]) != MAGIC or len(data) < len(MAGIC) + 4:
+        raise DecodeError(f"expected a container of keys and values, got {bytes(data[:8])!r} at its beginning: not one")
+    (length,) = struct.unpack_from("<I", data, len(MAGIC))
+    body = len(MAGIC) + 4 + length
+    if length > MAX_HEADER_BYTES or len(data) < body + CHECK_BYTES:
+        raise DecodeError(f"expected a header of {length} bytes and its check, got {len(data)} in all: truncated")
+    if blake2b(data[:body], digest_size=CHECK_BYTES).digest() != data[body : body + CHECK_BYTES]:
+        raise DecodeError("expected a header that fits its check, got another: damaged; fetch it again")
+    head = bytes(data[len(MAGIC) + 4 : body])
+    try:
+        header = msgspec.json.decode(head, type=Header)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise DecodeError(f"expected the header of a container, got: {error}") from error
+    if msgspec.json.encode(header) != head:
+        raise DecodeError("expected a header spelt as the specification says, got another spelling of it")
+    _require_sound(header)
+    return header, body + CHECK_BYTES
+
+
+def _require_sound(header: Header) -> None:
+    if header.format != FORMAT:
+        raise DecodeError(f"expected format {FORMAT}, got {header.format}: update ilcp, here or where it was written")
+    if not 1 <= len(header.layers) <= MAX_LAYERS or not 1 <= header.tokens <= MAX_TOKENS:
+        raise DecodeError(
+            f"expected 1 to {MAX_LAYERS} layers and 1 to {MAX_TOKENS} tokens, got {len(header.layers)} and "
+            f"{header.tokens}"
+        )
+    if header.start is not None and not 0 <= header.start <= MAX_TOKENS:
+        raise DecodeError(f"expected a start from 0 to {MAX_TOKENS}, got {header.start}")
+    for number, layer in enumerate(header.layers):
+        widths = (layer.heads, layer.key_width, layer.value_width)
+        if not all(1 <= width <= MAX_WIDTH for width in widths) or not (layer.window == 0 or 2 <= layer.window):
+            raise DecodeError(f"expected heads, widths and a window that a model can have, got {layer} as {number}")
+        if not 0 <= layer.rope < len(header.ropes) or 2 * len(header.ropes[layer.rope]) > layer.key_width:
+            raise DecodeError(f"expected one of {len(header.ropes)} ropes, none wider than the keys, in layer {number}")
+    try:
+        ModelIdentity.from_dict(header.model, "a container's model", error=DecodeError)
+    except DecodeError:
+        raise
+    except Exception as error:
+        raise DecodeError(f"expected the identity of a model, got: {error}") from error
+
+
+def unpack(payload: bytes | memoryview, header: Header, begin: int, sizes: Sequence[int], limit: int) -> list[Any]:
+    """Returns the planes, each unpacked to the size that its method computed from the header.
+
+    Raises:
+        DecodeError: the planes are of other sizes, do not unpack, or take more than ``limit`` together.
+    """
+    data = memoryview(payload)
+    if sum(sizes) > limit:
+        raise DecodeError(f"expected a cache of at most {limit} bytes, got one of {sum(sizes)}: raise the limit")
+    if [unpacked for _, unpacked in header.planes] != list(sizes):
+        raise DecodeError(f"expected {len(sizes)} planes as long as the layers say, got others in the header")
+    ends = sum(stored for stored, _ in header.planes if stored >= 0)
+    if any(not 0 <= stored <= size for stored, size in header.planes) or begin + ends != len(data):
+        raise DecodeError(f"expected planes of {ends} bytes behind the header, got {len(data) - begin}")
+    unpress = zstandard.ZstdDecompressor()
+    planes: list[Any] = []
+    for stored, size in header.planes:
+        piece = data[begin : begin + stored]
+        begin += stored
+        planes.append(piece if stored == size else _unpressed(unpress, piece, size))
+    return planes
+
+
+def _unpressed(unpress: Any, piece: memoryview, size: int) -> bytes:
+    try:
+        if zstandard.frame_content_size(piece) != size:
+            raise DecodeError(f"expected a frame of {size} bytes, got {zstandard.frame_content_size(piece)}")
+        plane: bytes = unpress.decompress(piece, max_output_size=size, allow_extra_data=False)
+    except zstandard.ZstdError as error:
+        raise DecodeError(f"expected a whole zstd frame of {size} bytes, got: {error}") from error
+    if len(plane) != size:
+        raise DecodeError(f"expected a frame of {size} bytes, got {len(plane)}")
+    return plane
+
+
+def identity_of(model: ModelIdentity) -> dict[str, str]:
+    """Returns an identity as the header has it."""
+    return {name: str(value) for name, value in asdict(model).items()}

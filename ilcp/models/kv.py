@@ -1,0 +1,129 @@
+"""Keys and values taken from a model that reads a text, and put in the place of memories in another prompt.
+
+::
+
+    ids of a prompt --read_kv--> KeysValues of its last tokens
+    embedded text, KeysValues, embedded text ... --placed--> a cache up to the last KeysValues, what is left to be read
+
+Text before and between the memories is read where it stands; the tokens of a memory are read by nobody again. A cache
+of a layer with a sliding window holds the window only, as transformers keeps it; one for packed prompts
+(``ilcp.models.packing``) holds every position, zeros where a window has left one behind, which no mask lets be seen.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from ilcp.codec.keys_values import KeysValues, Rope
+from ilcp.errors import DecodeError
+from ilcp.models.adapter import unwrapped
+from ilcp.models.forward import Prefill, embed
+from ilcp.models.prefix_cache import require_cache
+from ilcp.models.rope import layer_windows
+from ilcp.nn.inference import inference
+
+__all__ = ["placed", "read_kv", "require_fit", "taken"]
+
+
+@inference(unwrapped)
+def read_kv(model: Any, ids: Sequence[int], start: int, ropes: tuple[Rope, ...]) -> KeysValues:
+    """Returns keys and values of a prompt's tokens from ``start`` on.
+
+    What stands before them is read by itself first, as a receiver reads it: so they are its own, bit by bit, where its
+    prompt begins alike.
+
+    Raises:
+        ConfigError: the model keeps no cache of keys and values.
+    """
+    from transformers import DynamicCache
+
+    cache, prefill = DynamicCache(config=model.config), Prefill(model)
+    if start:
+        prefill.outputs(embed(model, ids[:start]), cache)
+    prefill.outputs(embed(model, ids[start:]), cache, start)
+    return taken(cache, model, start, ropes)
+
+
+def taken(cache: Any, model: Any, start: int, ropes: tuple[Rope, ...]) -> KeysValues:
+    """Returns what a cache holds from position ``start`` on.
+
+    Raises:
+        ConfigError: as ``require_cache``.
+    """
+    require_cache(cache, model, cache.get_seq_length() + 1)
+    windows = layer_windows(model)
+    tokens = cache.get_seq_length() - start
+    keys, values = [], []
+    for layer, window in zip(cache.layers, windows, strict=True):
+        held = min(tokens, window - 1) if window else tokens
+        kept = layer.keys.shape[2]
+        keys.append(layer.keys[0, :, kept - held :].detach().clone())
+        values.append(layer.values[0, :, kept - held :].detach().clone())
+    return KeysValues(tuple(keys), tuple(values), tokens, start, ropes, windows)
+
+
+def require_fit(kv: KeysValues, model: Any, ropes: tuple[Rope, ...]) -> None:
+    """Refuses keys and values that are not of this model's shape.
+
+    Raises:
+        DecodeError: with what differs.
+    """
+    windows = layer_windows(model)
+    if kv.windows != windows:
+        raise DecodeError(
+            f"expected keys and values of {len(windows)} layers with windows {sorted(set(windows))}, got "
+            f"{len(kv.windows)} with {sorted(set(kv.windows))}: this memory is not for this receiver"
+        )
+    if kv.dtype != model.dtype:
+        raise DecodeError(f"expected keys and values in {model.dtype}, got {kv.dtype}: this memory is for another")
+    if kv.ropes != ropes:
+        raise DecodeError(
+            "expected keys that are turned as this receiver's are, got others: this memory is for another"
+        )
+
+
+@inference(unwrapped)
+def placed(model: Any, rows: Sequence[Tensor | KeysValues], *, whole: bool = False) -> Any:
+    """Returns a cache of embedded text ``"tokens hidden"`` and memories in their order, the last one a memory.
+
+    Args:
+        whole: keeps every position of layers with a sliding window too, as packed prompts need it.
+
+    Raises:
+        DecodeError: a memory is of other heads than this model's, or its keys cannot stand there.
+        ConfigError: the model keeps no such cache.
+    """
+    from transformers import DynamicCache
+
+    cache = DynamicCache() if whole else DynamicCache(config=model.config)
+    prefill = Prefill(model)
+    position = 0
+    for row in rows:
+        if isinstance(row, Tensor):
+            if len(row):
+                prefill.outputs(row, cache, position)
+            position += len(row)
+        else:
+            _append(cache, row.at(position).to(model.device), whole)
+            position += row.tokens
+    if not whole:
+        require_cache(cache, model, position + 1)
+    return cache
+
+
+def _append(cache: Any, kv: KeysValues, whole: bool) -> None:
+    for layer, (keys, values) in enumerate(zip(kv.keys, kv.values, strict=True)):
+        gone = kv.tokens - keys.shape[1]
+        if gone and whole:
+            keys, values = (F.pad(each, (0, 0, gone, 0)) for each in (keys, values))
+        try:
+            cache.update(keys[None], values[None], layer)
+        except (RuntimeError, IndexError) as error:
+            raise DecodeError(
+                f"expected keys and values of this receiver's heads in layer {layer}, got shape {tuple(keys.shape)}: "
+                f"{error}"
+            ) from error
+        if gone and not whole:
+            cache.layers[layer].cumulative_length += gone
