@@ -38,6 +38,7 @@ __all__ = ["CodecContract"]
 
 TEXT = "Mara owns ticket INC-20391. The affected region is Bergen. The root cause was an expired certificate."
 TOKENS = 12  # of the states that a default context has
+MOST_ZEROS = 1 << 20  # bytes that a test makes to have them refused
 
 
 class CodecContract:
@@ -79,6 +80,8 @@ class CodecContract:
             return context
         if not tested.spec.runs_sender:
             return Context(text=TEXT)
+        if tested.spec.reads == "cache":
+            pytest.fail(f"expected a context with keys and values, got none: set {type(self).__name__}.context")
         if not self.sender_hidden:
             pytest.fail(f"expected a context or the width of the states, got none: set {type(self).__name__}.context")
         states = torch.randn(len(tested.layers), TOKENS, self.sender_hidden, generator=torch.Generator().manual_seed(0))
@@ -89,7 +92,7 @@ class CodecContract:
         assert isinstance(tested, Codec)
         assert isinstance(tested.spec, CodecSpec)
         assert isinstance(tested.trained, Trained)
-        assert bool(tested.layers) == tested.spec.runs_sender
+        assert bool(tested.layers) == (tested.spec.reads == "states")
         assert tested.spec.name in codec_names(), "expected an entry point of that name in the group ilcp.codecs"
         assert codec_class(tested.spec.name) is type(tested)
 
@@ -151,8 +154,9 @@ class CodecContract:
         for length in sorted(lengths):
             with pytest.raises(ConfigError):
                 tested.encode(known, length)
-            with pytest.raises(DecodeError):
-                tested.decode(bytes(length))
+            if length <= MOST_ZEROS:
+                with pytest.raises(DecodeError):
+                    tested.decode(bytes(length))
 
     def test_an_empty_context_is_refused(self, tested: Codec) -> None:
         """A context with nothing in it cannot be encoded."""

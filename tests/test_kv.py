@@ -1,0 +1,291 @@
+"""Keys and values as a message: exact at their own place, turned elsewhere, rounded, refused where they do not fit."""
+
+import struct
+from hashlib import blake2b
+from typing import Any, ClassVar
+
+import msgspec
+import pytest
+import torch
+
+from ilcp import Receiver, Sender, TextMemory
+from ilcp.codec import Context
+from ilcp.codec.keys_values import KeysValues, turned
+from ilcp.codec.memory import CacheMemory
+from ilcp.errors import ConfigError, DecodeError, EncodeError, IdentityError
+from ilcp.models.forward import Prefill, embed
+from ilcp.models.kv import placed, read_kv
+from ilcp.models.rope import ropes_of
+from ilcp.testing import CodecContract
+from ilcp_codecs.kv import ExactCodec, Int4Codec, Int8Codec
+from ilcp_codecs.kv.container import MAGIC, read_header
+from tests.families import FAMILIES, SLIDING_TOKENS, build
+from tests.helpers import make_tokenizer
+
+TOKENIZER = make_tokenizer(300)
+DECODERS = [name for name, family in FAMILIES.items() if family.receiver]
+FIXED = ("gpt2",)  # learned positions, added to the embeddings
+TEXT = "The ticket is owned by Mara. The affected region is Bergen, and the root cause was an expired certificate."
+QUESTION = "Which region is affected?"
+CODECS = (ExactCodec, Int8Codec, Int4Codec)
+decoders = pytest.mark.parametrize("family", DECODERS)
+both = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+
+
+def ends(model: Any, codec: Any, **options: Any) -> tuple[Sender, Receiver]:
+    """A sender and a receiver of one model."""
+    return Sender(model, TOKENIZER, codec), Receiver(model, TOKENIZER, codec, allow_unmeasured=True, **options)
+
+
+def llama_kv(dtype: torch.dtype = torch.float32) -> KeysValues:
+    """Keys and values of a few tokens of a tiny Llama."""
+    model = build("llama", len(TOKENIZER), dtype)
+    return read_kv(model, list(range(2, 14)), 3, ropes_of(model))
+
+
+class KvContract(CodecContract):
+    """What every codec has to keep, of one that reads keys and values."""
+
+    kind: ClassVar[Any]
+
+    @pytest.fixture
+    def codec(self) -> Any:
+        """A codec of a tiny Llama."""
+        return self.kind.of(build("llama", len(TOKENIZER)), TOKENIZER)
+
+    @pytest.fixture
+    def context(self) -> Context:
+        """A context of it."""
+        return Context(text="twelve tokens", kv=llama_kv())
+
+
+class TestExact(KvContract):
+    """The codec that loses nothing."""
+
+    kind = ExactCodec
+
+
+class TestInt8(KvContract):
+    """The codec of eight bits."""
+
+    kind = Int8Codec
+
+
+class TestInt4(KvContract):
+    """The codec of four bits."""
+
+    kind = Int4Codec
+
+
+@decoders
+@both
+@pytest.mark.parametrize("start", [0, 5])
+def test_at_its_own_place_a_cache_is_the_models_own_bit_by_bit(family: str, dtype: torch.dtype, start: int) -> None:
+    """Logits of what follows are those that the model gives behind a cache it has just made, in every family; windows
+    that are shorter than the text included."""
+    model = build(family, len(TOKENIZER), dtype)
+    ids = torch.randint(2, len(TOKENIZER), (40,), generator=torch.Generator().manual_seed(1)).tolist()
+    before, text, after = ids[:start], ids[start:33], ids[33:]
+    codec = ExactCodec.of(model, TOKENIZER)
+    memory = codec.decode(codec.encode(Context(kv=read_kv(model, before + text, start, ropes_of(model)))))
+    assert isinstance(memory, CacheMemory)
+    prefill = Prefill(model)
+    own = prefill.outputs(embed(model, before), None).past_key_values if before else None
+    own = prefill.outputs(embed(model, text), own, start).past_key_values
+    expected = prefill.outputs(embed(model, after), own, 33).logits
+    cache = placed(model, [embed(model, before), memory.kv])
+    assert torch.equal(expected, prefill.outputs(embed(model, after), cache, 33).logits)
+
+
+@decoders
+@both
+def test_elsewhere_a_cache_is_that_of_the_text_there(family: str, dtype: torch.dtype) -> None:
+    """Turned to another position, keys are those that the model computes at that position, up to rounding; of a model
+    whose keys cannot be turned, the move is refused."""
+    model = build(family, len(TOKENIZER), dtype)
+    ropes = ropes_of(model)
+    kv = read_kv(model, list(range(2, 20)), 0, ropes)
+    if family in FIXED:
+        with pytest.raises(DecodeError, match="stands at position 0, got position 9"):
+            kv.at(9)
+        return
+    assert all(ropes)
+    slack = 1e-5 if dtype == torch.float32 else 0.05
+    row, places = torch.tensor([list(range(2, 20))]), torch.arange(9, 27)[None]
+    with torch.no_grad():
+        there = model(row, attention_mask=torch.ones_like(row), position_ids=places, use_cache=True).past_key_values
+    for moved, layer in zip(kv.at(9).keys, there.layers, strict=True):
+        expected = layer.keys[0, :, -moved.shape[1] :].float()
+        assert float((moved.float() - expected).abs().max()) <= slack * float(expected.abs().max())
+
+
+def test_keys_come_back_from_any_place() -> None:
+    """Turned back, and to and fro, keys are the same up to rounding; turned by nothing, the very same."""
+    kv = llama_kv()
+    assert kv.at(3) is kv
+    for there in (None, 0, 77):
+        again = kv.at(there).at(3)
+        for one, other in zip(kv.keys, again.keys, strict=True):
+            assert torch.allclose(one, other, atol=1e-4)
+        assert all(map(torch.equal, kv.values, again.values))
+    whole = turned(kv.keys[0], torch.zeros(9, dtype=torch.float64), kv.ropes[0])
+    assert torch.equal(whole, kv.keys[0])
+
+
+@decoders
+@pytest.mark.parametrize("kind", CODECS)
+def test_a_receiver_answers_by_a_cache_as_by_the_text(family: str, kind: Any) -> None:
+    """Generated, scored, batched and pre-filled, one memory is read alike; exact, it answers as the text does."""
+    model = build(family, len(TOKENIZER))
+    sender, receiver = ends(model, kind.of(model, TOKENIZER))
+    memory = receiver.decode(sender.encode(TEXT))
+    answer = receiver.generate(memory, QUESTION, max_new_tokens=8)
+    cache = receiver.prefill(memory, QUESTION)
+    assert answer == receiver.generate(memory, QUESTION, cache=cache, max_new_tokens=8)
+    items = [(memory, QUESTION), (None, QUESTION), (memory, "Who?"), (TextMemory(TEXT), QUESTION)]
+    answers = receiver.answers(items, max_new_tokens=8)
+    assert answer == answers[0]
+    assert receiver.generate(memory, "Who?", max_new_tokens=8) == answers[2]
+    scores = receiver.score([(given, question, "in Bergen") for given, question in items])
+    if kind is ExactCodec:
+        assert answer == receiver.generate(None, QUESTION, context=TEXT, max_new_tokens=8)
+        assert abs(scores[0].log_likelihood_nats - scores[3].log_likelihood_nats) < 1e-3
+    if kind is not Int4Codec:
+        assert abs(scores[0].log_likelihood_nats - scores[3].log_likelihood_nats) < 0.3
+    assert abs(scores[0].log_likelihood_nats - scores[1].log_likelihood_nats) > 1e-3
+
+
+def test_one_memory_serves_any_number_of_answers() -> None:
+    """Eight answers from one memory are equal, beams and samples change nothing of it, and it stays what it was."""
+    model = build("gemma3_text", len(TOKENIZER))
+    sender, receiver = ends(model, ExactCodec.of(model, TOKENIZER))
+    memory = receiver.decode(sender.encode(TEXT))
+    before = memory.digest()
+    answers = {receiver.generate(memory, QUESTION, max_new_tokens=8) for _ in range(8)}
+    receiver.generate(memory, QUESTION, max_new_tokens=8, num_beams=3)
+    receiver.generate([memory, memory], QUESTION, max_new_tokens=8)
+    assert len(answers) == 1
+    assert isinstance(memory, CacheMemory)
+    memory.kv.keys[0].zero_()
+    assert before == memory.digest()
+    assert memory.tokens > SLIDING_TOKENS
+
+
+def test_a_system_prompt_stands_before_a_cache_as_before_a_text() -> None:
+    """Behind another beginning of the chat the memory is turned to its place; what it says stays the same in effect."""
+    model = build("llama", len(TOKENIZER))
+    sender, receiver = ends(model, ExactCodec.of(model, TOKENIZER))
+    memory = receiver.decode(sender.encode(TEXT))
+    chat = [{"role": "system", "content": "Say it shortly, and never guess."}, {"role": "user", "content": QUESTION}]
+    by_cache, by_text, by_nothing = receiver.score([(m, chat, "in Bergen") for m in (memory, TextMemory(TEXT), None)])
+    gained = by_text.log_likelihood_nats - by_nothing.log_likelihood_nats
+    assert abs(by_cache.log_likelihood_nats - by_text.log_likelihood_nats) < abs(gained)
+    assert isinstance(receiver.generate(memory, chat, max_new_tokens=4), str)
+
+
+def test_a_cache_by_another_reading_is_never_taken_for_a_texts_prefix() -> None:
+    """What was pre-filled for an approximate memory serves its own prompt, and is refused for the text's."""
+    model = build("llama", len(TOKENIZER))
+    sender, receiver = ends(model, Int4Codec.of(model, TOKENIZER))
+    memory = receiver.decode(sender.encode(TEXT))
+    cache = receiver.prefill(memory, QUESTION)
+    with pytest.raises(ConfigError, match="pre-filled for another memory"):
+        receiver.generate(None, QUESTION, context=TEXT, cache=cache)
+
+
+def test_a_finished_calls_cache_is_handed_off_without_reading_again() -> None:
+    """The outputs of a forward call, or their cache, give the message that its ids give."""
+    model = build("llama", len(TOKENIZER))
+    sender, _ = ends(model, ExactCodec.of(model, TOKENIZER))
+    ids = TOKENIZER(TEXT, return_tensors="pt").input_ids
+    with torch.no_grad():
+        outputs = model(ids, use_cache=True)
+    assert sender.encode(ids) == sender.encode(outputs) == sender.encode(outputs.past_key_values)
+
+
+def test_another_model_refuses_a_cache() -> None:
+    """Other weights of the same shape are refused by identity, at the receiver's making and at the message."""
+    one, other = (build("llama", len(TOKENIZER), seed=seed) for seed in (0, 1))
+    codec = ExactCodec.of(one, TOKENIZER)
+    message = Sender(one, TOKENIZER, codec).encode(TEXT)
+    with pytest.raises(IdentityError, match="weights"):
+        Receiver(other, TOKENIZER, codec, allow_unmeasured=True)
+    receiver = Receiver(other, TOKENIZER, ExactCodec.of(other, TOKENIZER), allow_unmeasured=True)
+    with pytest.raises(IdentityError, match="expected a message of codec"):
+        receiver.decode(message)
+    payload = codec.encode(Context(kv=llama_kv()))
+    with pytest.raises(DecodeError, match="another model's"):
+        ExactCodec.of(other, TOKENIZER).decode(payload)
+
+
+def test_every_truncation_and_every_flipped_bit_of_the_header_is_refused() -> None:
+    """No beginning of a container decodes, nor one with a bit turned over before its planes."""
+    codec = ExactCodec.of(build("llama", len(TOKENIZER)), TOKENIZER)
+    payload = codec.encode(Context(kv=llama_kv()))
+    _, begin = read_header(payload)
+    for length in [*range(begin + 40), *range(begin + 40, len(payload), 97)]:
+        with pytest.raises(DecodeError):
+            codec.decode(payload[:length])
+    for bit in range(8 * begin):
+        flipped = bytearray(payload)
+        flipped[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(DecodeError):
+            codec.decode(bytes(flipped))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"format": 2}, "expected format 1"),
+        ({"method": "kv-int8"}, "expected a cache by kv-exact"),
+        ({"tokens": 10**9}, "1 to 16777216 tokens"),
+        ({"tokens": 8}, "planes as long as the layers say"),
+        ({"start": -1}, "a start from 0"),
+        ({"layers": []}, "1 to 1024 layers"),
+        ({"layers": [[2, 8, 8, 0, 0]] * 2000}, "1 to 1024 layers"),
+        ({"layers": [[2, 8, 8, 0, 7]] * 2}, "one of 1 ropes"),
+        ({"layers": [[0, 8, 8, 0, 0]] * 2}, "widths and a window"),
+        ({"layers": [[60000, 60000, 8, 0, 0]] * 2}, "at most"),
+        ({"planes": [[-1, 5]]}, "planes"),
+        ({"dtype": "float64"}, "got 'float64'"),
+        ({"ropes": [[1.0] * 9]}, "none wider than the keys"),
+        ({"model": {}}, "identity fields"),
+        ({"more": 1}, "unknown field"),
+    ],
+)
+def test_a_header_that_lies_is_refused_before_anything_is_made_of_it(changes: dict[str, Any], words: str) -> None:
+    """Sizes, names and fields that contradict each other or the limits are refused with words, check and all right."""
+    codec = ExactCodec.of(build("llama", len(TOKENIZER)), TOKENIZER)
+    payload = codec.encode(Context(kv=llama_kv()))
+    (length,) = struct.unpack_from("<I", payload, len(MAGIC))
+    at = len(MAGIC) + 4
+    header = msgspec.json.decode(payload[at : at + length])
+    head = msgspec.json.encode({**header, **changes})
+    begin = MAGIC + struct.pack("<I", len(head)) + head
+    lied = begin + blake2b(begin, digest_size=16).digest() + payload[at + length + 16 :]
+    with pytest.raises(DecodeError, match=words):
+        codec.decode(lied)
+
+
+def test_a_cache_larger_than_allowed_is_refused() -> None:
+    """A limit of the codec's holds for what a payload unpacks to, before it is unpacked."""
+    model = build("llama", len(TOKENIZER))
+    payload = ExactCodec.of(model, TOKENIZER).encode(Context(kv=llama_kv()))
+    with pytest.raises(DecodeError, match="at most 1000 bytes"):
+        ExactCodec.of(model, TOKENIZER, limit=1000).decode(payload)
+
+
+def test_what_is_no_text_is_named() -> None:
+    """A text too long for the window, another codec's context, and nothing to read behind the memory are refused."""
+    model = build("llama", len(TOKENIZER), window=64)
+    codec = ExactCodec.of(model, TOKENIZER)
+    sender = Sender(model, TOKENIZER, codec)
+    with pytest.raises(EncodeError, match="a text to read at once of at most 64 tokens"):
+        sender.encode(TEXT * 3)
+    with pytest.raises(EncodeError, match="with keys and values"):
+        codec.encode(Context(text=TEXT))
+    bare = make_tokenizer(300, template="{% for message in messages %}{{ message['content'] }}{% endfor %}")
+    plain = ExactCodec.of(model, bare)
+    memory = plain.decode(plain.encode(Context(kv=llama_kv())))
+    with pytest.raises(EncodeError, match="a question to read behind"):
+        Receiver(model, bare, plain, allow_unmeasured=True).generate(memory, "")
