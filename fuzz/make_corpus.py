@@ -89,9 +89,11 @@ def main() -> None:
     for side, inputs in TRANSPORT.items():
         for number, data in enumerate(inputs):
             write("transport", f"side-{side}-{number}", bytes([side]) + data)
-    for vector in (*VECTORS["accepted"], *VECTORS["refused"]):
+    named = json.loads((HERE.parent / "tests" / "golden" / "v2" / "vectors.json").read_text(encoding="utf-8"))
+    vectors = [(vector, side) for side in (VECTORS, named) for vector in (*side["accepted"], *side["refused"])]
+    for vector, side in vectors:
         wire, sealed = bytes.fromhex(vector["hex"]), vector["key"] is not None
-        name = "".join(char if char.isalnum() else "-" for char in vector["name"])
+        name = "".join(char if char.isalnum() else "-" for char in vector["name"]) + "-v2" * (side is named)
         if len(wire) <= 320:
             write("message", name, bytes([int(sealed)]) + wire)
         if "payload" in vector and len(wire) <= 320:

@@ -1,4 +1,4 @@
-"""``Message.from_bytes`` and ``describe`` over any bytes: bare, sealed, with literals and without.
+"""``Message.from_bytes`` and ``describe`` over any bytes: of both versions, bare, sealed, with literals and without.
 
 The first byte of an input says what becomes of the others: they are read as they come, without a key (0) or with one
 (1), or get the check (2) or the MAC (3) that is right for them, so that the search gets past it.
@@ -43,8 +43,9 @@ def one_input(data: bytes) -> None:
         assert message == Message.from_bytes(again, key=key, now_unix_s=NOW)
         assert again == wire or len(again) == len(wire) or message.literals, "another encoding was accepted"
         expected = {"codec_id": message.codec_id, "payload": message.payload, "literals": list(message.literals)}
-        seal = message.seal
+        seal, blob = message.seal, message.blob
         expected |= {"handoff_id": seal and seal.handoff_id, "expires_unix_s": seal and seal.expires_unix_s}
+        expected["blob"] = blob and (blob.size_bytes, blob.digest)
     try:
         found: Any = decode(wire, key, NOW)
     except Refused as refused:

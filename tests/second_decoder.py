@@ -1,4 +1,4 @@
-"""A second decoder of Message v1, written from the specification alone: nothing of ilcp is imported here.
+"""A second decoder of Message v1 and v2, written from the specification alone: nothing of ilcp is imported here.
 
 It reads with a cursor, field by field, where ``ilcp.message`` unpacks with a library and packs again. ``decode``
 returns the fields, or raises ``Refused`` with the kind of refusal.
@@ -49,14 +49,18 @@ def need(true: bool, kind: str = "decode") -> None:
 
 def decode(data: bytes, key: bytes | None, now_unix_s: int) -> dict[str, Any]:
     """Reads the fields of a message; a key asks for a sealed one."""
-    need(21 <= len(data) <= 66610)
+    need(21 <= len(data) <= 66653)
     read = Cursor(data)
     fields = read.take(1)[0] - 0x90
+    version = read.take(1)[0]
+    need(version in (1, 2))
+    fields -= 2 * (version - 1)
     need(4 <= fields <= 7)
     sealed, beside = fields >= 6, bool(fields & 1)
-    read.take(3, b"\x01\xc4\x08")
+    read.take(2, b"\xc4\x08")
     found: dict[str, Any] = {"codec_id": read.take(8), "handoff_id": None, "expires_unix_s": None, "literals": []}
-    found["payload"] = read.sized({0xC4: (1, 1), 0xC5: (2, 256)})[1]
+    found["payload"] = read.sized({0xC4: (1, 2 - version), 0xC5: (2, 256)})[1]
+    found["blob"] = blob(read) if version == 2 else None
     if sealed:
         read.take(2, b"\xc4\x08")
         found["handoff_id"] = read.take(8)
@@ -78,6 +82,16 @@ def decode(data: bytes, key: bytes | None, now_unix_s: int) -> dict[str, Any]:
         found["literals"] = literals(kind, content)
     need(not sealed or now_unix_s < found["expires_unix_s"] + 30, "expired")
     return found
+
+
+def blob(read: Cursor) -> tuple[int, bytes]:
+    """Reads the size, in the shortest form, and the digest."""
+    first = read.take(1)[0]
+    width, least = {0xCC: (1, 128), 0xCD: (2, 2**8), 0xCE: (4, 2**16), 0xCF: (8, 2**32)}.get(first, (0, 1))
+    size = int.from_bytes(read.take(width), "big") if width else first
+    need(least <= size <= (2**36 if width else 127))
+    read.take(2, b"\xc4\x20")
+    return size, read.take(32)
 
 
 def literals(kind: int, content: bytes) -> list[str]:

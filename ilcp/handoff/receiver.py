@@ -126,9 +126,9 @@ class Receiver:
         """Returns the memory that a message stands for, its literals beside it; it serves any number of calls.
 
         Raises:
-            DecodeError: the bytes are no message, damaged, expired, or not under this receiver's key; or the payload
-                decodes to NaN, infinity, another width, vectors out of the norm band of this receiver's embeddings; or
-                its text or literals are not plain (see ``ilcp.models.plain_text``), or longer than the window.
+            DecodeError: the bytes are no message, damaged, expired, not under this receiver's key, or name a blob; or
+                the payload decodes to NaN, infinity, another width, vectors out of the norm band of this receiver's
+                embeddings; or its text or literals are not plain (see ``ilcp.models.plain_text``), or do not fit.
             ReplayError: the message was decoded before.
             ReplayCacheError: the replay cache cannot say so.
             MismatchedCodecError: the message was made by another codec; it is an IdentityError and a DecodeError.
@@ -138,6 +138,9 @@ class Receiver:
         if self.replay is not None and self.key is None:
             raise ConfigError("expected a key beside the replay cache, got none: without it nothing is authenticated")
         parsed, key = verified(message, key=self.key, now_unix_s=now, audience=self.audience)
+        if parsed.blob is not None:  # a codec that got the payload alone would decode less than was sent
+            got = f"one that names the blob {parsed.blob.digest.hex()}"
+            raise DecodeError(f"expected a message that holds its whole payload, got {got}: send it without a blob")
         memory = self._codec_of(parsed.codec_id).decode(parsed.payload)
         held = self._prompts.held(memory)
         self._require_plain("a memory of plain text", held if isinstance(held, str) else "")

@@ -1,20 +1,32 @@
-"""The wire format of a hand-off, Message v1. This docstring is the normative specification.
+"""The wire format of a hand-off, Message v1 and v2. This docstring is the normative specification.
 
     >>> wire = Message(codec_id=bytes(8), payload=bytes(80)).to_bytes()
     >>> len(wire), Message.from_bytes(wire).payload == bytes(80)
     (100, True)
+    >>> wire = Message(codec_id=bytes(8), payload=b"", blob=Blob.of(bytes(10**6))).to_bytes()
+    >>> len(wire), Message.from_bytes(wire).version
+    (59, 2)
 
-**Layout.** A message is one positional msgpack array, bare or sealed, with literals or not. Integers are big-endian;
-the payload has n bytes, the literals have k. A writer MUST encode every part as this table says, so each message has
+**Layout.** A message is one positional msgpack array, bare or sealed, with literals or not; in version 2 it names a
+blob. Integers are big-endian; the payload has n bytes, the literals have k, the blob has b. A writer MUST encode every part as this table says, so each message has
 exactly one encoding, but for literals: their text, or any frame that is shorter.
 
     part            encoding                            bytes, bare    bytes, sealed
     array header    0x94 bare, 0x96 sealed;                       1                1
-                    0x95, 0x97 with literals
-    version         0x01                                          1                1
+                    0x95, 0x97 with literals;
+      version 2     0x96 bare, 0x98 sealed;
+                    0x97, 0x99 with literals
+    version         0x01, or 0x02 where a blob is named           1                1
     codec_id        0xc4 0x08, value                          2 + 8            2 + 8
     payload         0xc4 n, value; n <= 255                   2 + n            2 + n
                     0xc5 n n, value; n >= 256                 3 + n            3 + n
+    blob_bytes,     b; b <= 127                                   1                1
+      version 2     0xcc, uint8; b <= 255                     1 + 1            1 + 1
+                    0xcd, uint16; b < 2**16                   1 + 2            1 + 2
+                    0xce, uint32; b < 2**32                   1 + 4            1 + 4
+                    0xcf, uint64; b >= 2**32                  1 + 8            1 + 8
+    blob_digest,    0xc4 0x20, value                         2 + 32           2 + 32
+      version 2
     handoff_id      0xc4 0x08, value                              -            2 + 8
     expires_unix_s  0xce, uint32                                  -            1 + 4
     literals,       0xa0 | k, text; k <= 31                   1 + k            1 + k
@@ -25,8 +37,13 @@ exactly one encoding, but for literals: their text, or any frame that is shorter
     check           0xc4 0x04, value                          2 + 4                -
     mac             0xc4 0x10, value                              -           2 + 16
     total, n = 80, no literals                                  100              127
+    total, version 2, n = 0, b = 2**20, no literals              59               86
 
 - `codec_id` names the codec that decodes the payload. `handoff_id` SHOULD be unique: it is idempotency key and nonce.
+- A blob is bytes that travel beside the message, under their digest: `blob_digest` MUST be their unkeyed BLAKE2b,
+  digest size 32, no salt and no personalisation. What the codec decodes is then the payload field's bytes followed by
+  the blob's. A reader MUST NOT decode the field alone, and MUST NOT use a byte of a blob before size and digest of the
+  whole have been compared.
 - `check` MUST be the unkeyed BLAKE2b, digest size 4, and `mac` the keyed BLAKE2b, digest size 16, no salt and no
   personalisation, of all bytes that precede the check or mac field: that field's own 2-byte header is not covered.
 - The key has 16 to 64 bytes and MUST NOT be used for anything else.
@@ -40,16 +57,18 @@ exactly one encoding, but for literals: their text, or any frame that is shorter
   only where the whole field becomes shorter by it. The frame's first byte MUST be 0x20 or 0x60: a single segment that
   declares its size, no dictionary, no checksum. A writer MAY always write the text; a reader MUST read both.
 
-**Limits.** The payload has 1 to 65535 bytes: bin 16 can state no more, and it is 800 times the usual 80. The literals'
-text has 1 to 1024. So a bare message has 21 to 66583 bytes and a sealed one 48 to 66610. `expires_unix_s` ends
-with uint32, in February 2106. Reading allocates at most 5 times the message plus 32 KiB, and inside zstd 192 KiB.
+**Limits.** The payload has 1 to 65535 bytes: bin 16 can state no more, and it is 800 times the usual 80; in version 2
+it has 0 to 65535. A blob has 1 to 2**36 bytes, 64 GiB: the exact cache of 131,072 tokens in 80 layers has 40. The
+literals' text has 1 to 1024. So a bare message has 21 to 66583 bytes and a sealed one 48 to 66610, in version 2 55 to
+66626 and 82 to 66653. `expires_unix_s` ends with uint32, in February 2106. Reading allocates at most 5 times the
+message plus 32 KiB, and inside zstd 192 KiB; it fetches no blob.
 
 **Reading.** A reader MUST make these checks in this order and refuse a message that fails one. So it copies nothing
 before 1, hashes nothing before 8, opens nothing unverified, and never allocates what a length merely claims:
- 1. the argument is bytes, and there are 21 to 66610 of them;
- 2. byte 0 is an array header, byte 1 is version 1, the array has 4 to 7 fields;
- 3. each field after the version is of its msgpack type: `expires_unix_s` an integer, literals text or binary, all
-    others binary;
+ 1. the argument is bytes, and there are 21 to 66653 of them;
+ 2. byte 0 is an array header, byte 1 is version 1 or 2, the array has 4 to 7 fields, in version 2 6 to 9;
+ 3. each field after the version is of its msgpack type: `expires_unix_s` and `blob_bytes` integers, literals text or
+    binary, all others binary;
  4. there are as many bytes as the headers imply: none missing, none trailing;
  5. each field, the literals as they stand (1 to 1024 bytes), has its length or is within its limits;
  6. the fields, encoded again, give the very same bytes: any other msgpack spelling of the same values is refused;
@@ -61,11 +80,12 @@ before 1, hashes nothing before 8, opens nothing unverified, and never allocates
     text is UTF-8, and each string in it is as above;
 10. now < `expires_unix_s` + 30 by the reader's clock: clocks of one installation may differ by 30 seconds.
 
-**Not checked.** Whether the payload means anything, whether `codec_id` is that of the reader's codec (compare it), and
-replay, or whether `handoff_id` is unique: a reader that minds asks ``ilcp.message.replay``, after all of the above.
+**Not checked.** Whether the payload means anything, whether `codec_id` is that of the reader's codec (compare it),
+whether the blob is to be had (who fetches it compares it), and replay, or whether `handoff_id` is unique: a reader that
+minds asks ``ilcp.message.replay``, after all of the above.
 
 **Threat model.** The check finds accidents (one in 2**32 goes unseen) and stops nobody: anyone can compute it.
-The MAC covers every field and shows that a holder of the key wrote them. It does not show
+The MAC covers every field, by its digest the blob too, and shows that a holder of the key wrote them. It does not show
 - *that they are harmless.* Who holds the key steers the receiver: a latent from an untrusted sender is an untrusted
   prompt that no filter can read, and literals go into it as they are, but for control tokens and characters that nobody
   sees. A key per trust domain.
@@ -82,6 +102,7 @@ trailing or not, takes a new version. A writer MUST write the lowest version tha
 go on reading what they can. A reader of version 2 MUST read version 1. Golden vectors (``tests/golden``) never change.
 """
 
+from ilcp.message.blob import MAX_BLOB_BYTES, Blob
 from ilcp.message.format import (
     CLOCK_SKEW_S,
     CODEC_ID_BYTES,
@@ -103,6 +124,7 @@ __all__ = [
     "MAX_BLOB_BYTES",
     "MAX_MESSAGE_BYTES",
     "MAX_PAYLOAD_BYTES",
+    "Blob",
     "Description",
     "KeyRing",
     "Message",

@@ -11,18 +11,21 @@ import re
 import time
 from dataclasses import dataclass
 from types import GenericAlias
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Final, Literal, NamedTuple, Self
 
 import msgspec
 
 from ilcp.errors import AuthenticationError, ConfigError, DecodeError, EncodeError, ExpiredError
+from ilcp.message.blob import BLOB_DIGEST_BYTES, Blob
 from ilcp.message.checks import MAX_UNIX_S, require_bytes, require_int, require_now
 from ilcp.message.keys import Key, keys_of, sealing_key
 from ilcp.message.literals import MAX_LITERALS_BYTES, from_field, require_literals, split, to_field
 
 __all__ = ["Description", "Message", "Part", "Seal", "describe", "verified"]
 
-VERSION = 1
+VERSION = 1  # the lowest, which a writer writes wherever it holds all
+BLOB_VERSION = 2
+FITTING: Final = 0  # in the place of a version: the one that holds what the message has
 CODEC_ID_BYTES = 8  # 64 bits: an accidental clash among a million codecs has a chance below 1 in 10 million
 HANDOFF_ID_BYTES = 8  # random ids of one receiver's unexpired messages; a clash only drops a message as a duplicate
 CHECK_BYTES = 4  # finds accidents; the transport below has its own checksum as well
@@ -35,26 +38,34 @@ CLOCK_SKEW_S = 30  # NTP holds hosts within a second; this forgives one whose cl
 
 _HEAD = {"version": int, "codec_id": bytes, "payload": bytes}
 _SEAL = {"handoff_id": bytes, "expires_unix_s": int}
+_BLOB = {"blob_bytes": int, "blob_digest": bytes}
 _LITERALS = {"literals": msgspec.Raw}  # as they stand: nothing of them is opened before the MAC was verified
-_LAYOUTS: dict[int, dict[str, Any]] = {  # array header: the fields and their types
-    0x94: {**_HEAD, "check": bytes},
-    0x95: {**_HEAD, **_LITERALS, "check": bytes},
-    0x96: {**_HEAD, **_SEAL, "mac": bytes},
-    0x97: {**_HEAD, **_SEAL, **_LITERALS, "mac": bytes},
+_LAYOUTS: dict[bytes, dict[str, Any]] = {  # array header and version: the fields and their types
+    b"\x94\x01": {**_HEAD, "check": bytes},
+    b"\x95\x01": {**_HEAD, **_LITERALS, "check": bytes},
+    b"\x96\x01": {**_HEAD, **_SEAL, "mac": bytes},
+    b"\x97\x01": {**_HEAD, **_SEAL, **_LITERALS, "mac": bytes},
+    b"\x96\x02": {**_HEAD, **_BLOB, "check": bytes},
+    b"\x97\x02": {**_HEAD, **_BLOB, **_LITERALS, "check": bytes},
+    b"\x98\x02": {**_HEAD, **_BLOB, **_SEAL, "mac": bytes},
+    b"\x99\x02": {**_HEAD, **_BLOB, **_SEAL, **_LITERALS, "mac": bytes},
 }
+_FIELDS = {VERSION: "4 (bare) or 6 (sealed)", BLOB_VERSION: "6 (bare) or 8 (sealed)"}
 # Both keep the state of a call on its own stack, so threads may share them.
 _encode = msgspec.msgpack.Encoder().encode
 _DECODERS = {
-    header: msgspec.msgpack.Decoder[Any](GenericAlias(tuple, tuple(layout.values())))
-    for header, layout in _LAYOUTS.items()
+    begin: msgspec.msgpack.Decoder[Any](GenericAlias(tuple, tuple(layout.values())))
+    for begin, layout in _LAYOUTS.items()
 }
 
 _HEAD_BYTES = 1 + 1 + 2 + CODEC_ID_BYTES
 _SEAL_BYTES = 2 + HANDOFF_ID_BYTES + 1 + 4
+_BLOB_BYTES = 1 + 8 + 2 + BLOB_DIGEST_BYTES
 MIN_MESSAGE_BYTES = _HEAD_BYTES + 2 + 1 + 2 + CHECK_BYTES  # 21
-MAX_MESSAGE_BYTES = _HEAD_BYTES + 3 + MAX_PAYLOAD_BYTES + _SEAL_BYTES + 3 + MAX_LITERALS_BYTES + 2 + MAC_BYTES  # 66610
+_BESIDE_BYTES = _SEAL_BYTES + 3 + MAX_LITERALS_BYTES + 2 + MAC_BYTES
+MAX_MESSAGE_BYTES = _HEAD_BYTES + 3 + MAX_PAYLOAD_BYTES + _BLOB_BYTES + _BESIDE_BYTES  # 66653
 _SIZES = f"{MIN_MESSAGE_BYTES} to {MAX_MESSAGE_BYTES}"
-_BROKEN = f"the sender broke a limit of version {VERSION}"
+_BROKEN = "the sender broke a limit of the version"
 
 BytesLike = bytes | bytearray | memoryview
 CheckState = Literal["valid", "valid under the key", "not verified: no key given"]
@@ -90,22 +101,32 @@ class Seal(msgspec.Struct, frozen=True):
 class Message(msgspec.Struct, frozen=True):
     """One hand-off as it crosses the wire: bare, or sealed where `seal` is given; `literals` beside the payload.
 
+    With a `blob` the codec's payload is `payload`, which may be empty, and then the blob's bytes, which travel beside
+    the message. The version follows: 2 with a blob, else 1; it need not be given.
+
     Raises:
-        EncodeError: a field of the wrong type or length, literals that are no lines, or a version other than 1.
+        EncodeError: a field of the wrong type or length, literals that are no lines, or another version.
     """
 
     codec_id: bytes
     payload: bytes
     seal: Seal | None = None
-    version: int = VERSION
+    version: int = FITTING
     literals: tuple[str, ...] = ()
+    blob: Blob | None = None
 
     def __post_init__(self) -> None:
         require_bytes("codec_id", self.codec_id, CODEC_ID_BYTES, CODEC_ID_BYTES)
-        require_bytes("payload", self.payload, 1, MAX_PAYLOAD_BYTES)
+        require_bytes("payload", self.payload, 1 if self.blob is None else 0, MAX_PAYLOAD_BYTES)
         if self.seal is not None and not isinstance(self.seal, Seal):
             raise EncodeError(f"expected seal as Seal or None, got {type(self.seal).__name__}")
-        require_int("version", self.version, VERSION, VERSION)
+        if self.blob is not None and not isinstance(self.blob, Blob):
+            raise EncodeError(f"expected blob as Blob or None, got {type(self.blob).__name__}")
+        version = VERSION if self.blob is None else BLOB_VERSION
+        if self.version is not version:  # True, which equals 1, is none
+            if self.version is not FITTING:
+                require_int("version", self.version, version, version)
+            msgspec.structs.force_setattr(self, "version", version)
         if self.literals != ():
             require_literals(self.literals)
 
@@ -135,7 +156,7 @@ class Message(msgspec.Struct, frozen=True):
         With an `audience` only what was sealed for it verifies, without one only what was sealed for nobody by name.
 
         Raises:
-            DecodeError: bytes that are not a whole, canonical, undamaged message v1.
+            DecodeError: bytes that are not a whole, canonical, undamaged message.
             AuthenticationError: a wrong key or audience, a sealed message and no key, or a bare message and a key.
             ExpiredError: a message that verifies, but too late.
             ConfigError: a key not of 16 to 64 bytes, or a `now_unix_s` that is no time.
@@ -190,24 +211,26 @@ class Description:
     check: CheckState
     handoff_id: str | None
     expires_unix_s: int | None
+    blob_bytes: int | None
+    blob_digest: str | None
 
 
 def describe(data: BytesLike, *, key: Key | None = None, audience: str | None = None) -> Description:
     """Describes `data` part by part. An expired message is described, not refused.
 
     Raises:
-        DecodeError: bytes that are not a whole, canonical, undamaged message v1.
+        DecodeError: bytes that are not a whole, canonical, undamaged message.
         AuthenticationError: a key and audience that do not verify the message, or a key given for a bare one.
         ConfigError: a key not of 16 to 64 bytes.
     """
     keys = keys_of(key, audience)
     parsed = _parse(data)
     found, message = _verify(parsed, keys), parsed.message
-    seal = message.seal
+    seal, blob = message.seal, message.blob
     if seal is None or found:
         _opened(parsed)
     return Description(
-        version=VERSION,
+        version=message.version,
         kind="bare" if seal is None else "sealed",
         codec_id=message.codec_id.hex(),
         total_bytes=len(parsed.wire),
@@ -215,6 +238,8 @@ def describe(data: BytesLike, *, key: Key | None = None, audience: str | None = 
         check="valid" if seal is None else "valid under the key" if found else "not verified: no key given",
         handoff_id=None if seal is None else seal.handoff_id.hex(),
         expires_unix_s=None if seal is None else seal.expires_unix_s,
+        blob_bytes=None if blob is None else blob.size_bytes,
+        blob_digest=None if blob is None else blob.digest.hex(),
     )
 
 
@@ -229,7 +254,9 @@ class _Parsed(msgspec.Struct):
 
 def _fields(message: Message, literals: bytes, tag: bytes) -> list[Any]:
     """Lists the fields in the order of the wire, `literals` as a whole field: the one place that writes the layout."""
-    fields: list[Any] = [VERSION, message.codec_id, message.payload]
+    fields: list[Any] = [message.version, message.codec_id, message.payload]
+    if message.blob is not None:
+        fields += (message.blob.size_bytes, message.blob.digest)
     if message.seal is not None:
         fields += (message.seal.handoff_id, message.seal.expires_unix_s)
     if literals:
@@ -250,10 +277,11 @@ def _parse(data: object) -> _Parsed:
     if not MIN_MESSAGE_BYTES <= size <= MAX_MESSAGE_BYTES:
         raise DecodeError(f"expected {_SIZES} bytes, got {size}: truncated, or not an ilcp message")
     wire = bytes(data)
-    _, codec_id, payload, *rest, tag = _unpacked(wire)
+    version, codec_id, payload, *rest, tag = _unpacked(wire)
     literals = bytes(rest.pop()) if len(rest) & 1 else b""
     try:
-        message = Message(codec_id, payload, Seal(*rest) if rest else None)
+        blob = None if version == VERSION else Blob(rest.pop(0), rest.pop(0))
+        message = Message(codec_id, payload, Seal(*rest) if rest else None, version, blob=blob)
         name, tag_bytes = ("mac", MAC_BYTES) if rest else ("check", CHECK_BYTES)
         require_bytes(name, tag, tag_bytes, tag_bytes)
         if literals:
@@ -272,33 +300,39 @@ def _parse(data: object) -> _Parsed:
 
 def _unpacked(wire: bytes) -> Any:
     """Makes checks 2 to 4: a decoder for each layout refuses every other number, type or length of fields."""
-    first, version = wire[0], wire[1]
-    if first & 0xF0 != 0x90:
-        raise DecodeError(f"expected a msgpack array (0x94 to 0x97) at byte 0, got 0x{first:02x}: no ilcp message")
-    if version != VERSION:
-        raise DecodeError(f"expected version {VERSION} at byte 1, got 0x{version:02x}: update the reader or the sender")
-    if first not in _DECODERS:
-        fields = "4 (bare) or 6 (sealed) fields, 1 more with literals"
-        raise DecodeError(f"expected {fields}, got {first & 0x0F}: version {VERSION} has no other")
+    decoder = _DECODERS.get(wire[:2])
+    if decoder is None:
+        raise DecodeError(_no_layout(wire[0], wire[1]))
     try:
-        return _DECODERS[first].decode(wire)
+        return decoder.decode(wire)
     except (msgspec.DecodeError, RecursionError) as error:
-        names = [*_LAYOUTS[first]]
+        names = [*_LAYOUTS[wire[:2]]]
         said = re.sub(r"\$\[(\d)\]", lambda at: names[int(at[1])], str(error))
         raise DecodeError(f"expected one whole message, got {len(wire)} bytes: {said}") from None
+
+
+def _no_layout(first: int, version: int) -> str:
+    """Says what is wrong with the two bytes that no layout begins with."""
+    if first & 0xF0 != 0x90:
+        return f"expected a msgpack array (0x94 to 0x99) at byte 0, got 0x{first:02x}: no ilcp message"
+    if version not in _FIELDS:
+        return f"expected version 1 or 2 at byte 1, got 0x{version:02x}: update the reader or the sender"
+    fields = f"expected {_FIELDS[version]} fields, 1 more with literals"
+    return f"{fields}, got {first & 0x0F}: version {version} has no other"
 
 
 def _parts(parsed: _Parsed) -> tuple[Part, ...]:
     """Lists the parts of the fields as they are encoded."""
     parts = [Part("array header", 0, 1), Part("version", 1, 1)]
-    names = [*_LAYOUTS[parsed.wire[0]]]
+    names = [*_LAYOUTS[parsed.wire[:2]]]
     fields = _fields(parsed.message, parsed.literals, parsed.tag)
     for name, field in zip(names[1:], fields[1:], strict=True):
-        content = split(parsed.literals)[1] if name == "literals" else field
-        size = 4 if name == "expires_unix_s" else len(content)
-        header = len(_encode(field)) - size
-        at = parts[-1].offset + parts[-1].size_bytes
-        parts += (Part(f"{name} header", at, header), Part(name, at + header, size))
+        content, whole = split(parsed.literals)[1] if name == "literals" else field, len(_encode(field))
+        size = (whole - 1 or 1) if isinstance(content, int) else len(content)
+        header, at = whole - size, parts[-1].offset + parts[-1].size_bytes
+        if header:  # none of a blob of 1 to 127 bytes
+            parts.append(Part(f"{name} header", at, header))
+        parts.append(Part(name, at + header, size))
     return tuple(parts)
 
 
@@ -308,7 +342,7 @@ def _opened(parsed: _Parsed) -> Message:
     if not parsed.literals:
         return message
     try:
-        return Message(message.codec_id, message.payload, message.seal, VERSION, from_field(parsed.literals))
+        return msgspec.structs.replace(message, literals=from_field(parsed.literals))
     except EncodeError as error:
         raise DecodeError(f"{error}: {_BROKEN}") from None
 

@@ -24,6 +24,7 @@ pytest.register_assert_rewrite("ilcp.testing.contract")  # so that a failing che
 from ilcp.testing.contract import CodecContract  # noqa: E402
 from ilcp.testing.strategies import (  # noqa: E402
     bare_messages,
+    blobs,
     codec_ids,
     contexts,
     hostile_bytes,
@@ -39,6 +40,7 @@ from ilcp.testing.strategies import (  # noqa: E402
 __all__ = [
     "CodecContract",
     "bare_messages",
+    "blobs",
     "codec_ids",
     "contexts",
     "hostile_bytes",

@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 
 from ilcp.codec.context import Context
 from ilcp.codec.spec import CodecSpec
-from ilcp.message import Message, Seal
+from ilcp.message import MAX_BLOB_BYTES, Blob, Message, Seal
 from ilcp.message.format import MAX_EXPIRES_UNIX_S, MIN_EXPIRES_UNIX_S
 
 __all__ = [
     "bare_messages",
+    "blobs",
     "codec_ids",
     "contexts",
     "hostile_bytes",
@@ -92,14 +93,26 @@ def literals() -> st.SearchStrategy[tuple[str, ...]]:
     return st.one_of(st.just(()), some, alike)
 
 
+def blobs() -> st.SearchStrategy[Blob]:
+    """The name of any blob, of every size that the wire can carry."""
+    borders = st.sampled_from([1, 127, 128, 255, 256, 2**16 - 1, 2**16, 2**32 - 1, 2**32, MAX_BLOB_BYTES])
+    return st.builds(Blob, borders | st.integers(1, MAX_BLOB_BYTES), st.binary(min_size=32, max_size=32))
+
+
 def bare_messages() -> st.SearchStrategy[Message]:
-    """Any message without a seal."""
-    return st.builds(Message, codec_ids(), payloads(), literals=literals())
+    """Any message without a seal, of both versions."""
+    return _messages(st.none())
 
 
 def sealed_messages() -> st.SearchStrategy[Message]:
-    """Any message with a seal; writing it needs one of `keys()`."""
-    return st.builds(Message, codec_ids(), payloads(), seals(), literals=literals())
+    """Any message with a seal, of both versions; writing it needs one of `keys()`."""
+    return _messages(seals())
+
+
+def _messages(seal: st.SearchStrategy[Seal | None]) -> st.SearchStrategy[Message]:
+    plain = st.builds(Message, codec_ids(), payloads(), seal, literals=literals())
+    with_blob = st.builds(Message, codec_ids(), payloads() | st.just(b""), seal, literals=literals(), blob=blobs())
+    return plain | with_blob
 
 
 def hostile_bytes(key: bytes) -> st.SearchStrategy[bytes]:
@@ -157,7 +170,7 @@ def _msgpack_values() -> st.SearchStrategy[object]:
 
 
 def _forged(key: bytes) -> st.SearchStrategy[bytes]:
-    """Arrays of 4 to 7 fields, any of them wrong, under a check or a MAC that is right."""
+    """Arrays of 4 to 9 fields, any of them wrong, under a check or a MAC that is right."""
     version = st.sampled_from([b"\x01", b"\xcc\x01", b"\x00", b"\x02", b"\xc3"])
     codec_id = st.one_of(codec_ids(), st.text(min_size=8, max_size=8), st.none()).map(_packed)
     payload = st.one_of(
@@ -174,12 +187,23 @@ def _forged(key: bytes) -> st.SearchStrategy[bytes]:
     )
     head = st.tuples(version, codec_id, st.one_of(payload, wide_payload)).map(b"".join)
     seal = st.tuples(handoff_id, expires).map(b"".join)
-    bare = head.map(lambda fields: with_check(b"\x94" + fields))
-    sealed = st.tuples(head, seal).map(lambda fields: with_mac(b"\x96" + b"".join(fields), key))
-    beside = _literals_fields()
-    bare_beside = st.tuples(head, beside).map(lambda fields: with_check(b"\x95" + b"".join(fields)))
-    sealed_beside = st.tuples(head, seal, beside).map(lambda fields: with_mac(b"\x97" + b"".join(fields), key))
-    return st.one_of(bare, sealed, bare_beside, sealed_beside)
+    blob = st.tuples(_packed_sizes(), st.binary(min_size=31, max_size=33).map(_packed)).map(b"".join)
+    none = st.just(b"")
+    fields = st.tuples(head, none | blob, none | seal, none | _literals_fields())
+    return st.builds(lambda parts, off: _array(*parts, off, key), fields, st.sampled_from([0, 0, 0, 1]))
+
+
+def _array(head: bytes, blob: bytes, seal: bytes, beside: bytes, off: int, key: bytes) -> bytes:
+    """Returns an array of these fields, whose header says `off` more, under the check or the MAC."""
+    header = 0x94 + 2 * bool(blob) + 2 * bool(seal) + bool(beside) + off
+    body = bytes([header]) + head + blob + seal + beside
+    return with_mac(body, key) if seal else with_check(body)
+
+
+def _packed_sizes() -> st.SearchStrategy[bytes]:
+    """Sizes of blobs as msgpack packs them, too large, none, or longer than need be."""
+    wide = st.integers(0, 2**37).map(lambda n: b"\xcf" + n.to_bytes(8, "big"))
+    return st.integers(-1, 2**37).map(_packed) | wide
 
 
 def _literals_fields() -> st.SearchStrategy[bytes]:

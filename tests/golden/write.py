@@ -2,17 +2,20 @@
 
     python -m tests.golden.write
 
-The bytes come from the tables of ``tests/test_message.py``, whose checks and MACs were made with other tools.
+The bytes come from the tables of ``tests/test_message.py`` and ``tests/test_message_blob.py``, whose checks and MACs were made with other tools.
 ``vectors.json`` holds all of them: to add one, write its row, remove nothing, delete the JSON, run this, and see in the
 diff that lines were added only.
 """
 
 import json
+from pathlib import Path
+from typing import Any
 
-from tests.test_message import GOLDEN, GOLDEN_ROWS, accepted_vectors, refused_vectors
+from tests import test_message as v1
+from tests import test_message_blob as v2
 
 ABOUT = [
-    "Message v1 of ilcp. All bytes are hex; ilcp/message.py has the specification.",
+    "Message v{version} of ilcp. All bytes are hex; ilcp/message/__init__.py has the specification.",
     "accepted: reading hex with key (null: none) at now_unix_s gives these fields, null being absent.",
     "canonical: writing these fields gives exactly hex; else a writer may choose another zstd frame, or text.",
     "refused: reading must fail. refusal is DecodeError (malformed or damaged), AuthenticationError or ExpiredError.",
@@ -21,15 +24,21 @@ ABOUT = [
 
 def main() -> None:
     """Writes what is missing, and says what."""
-    for name, _, wire in GOLDEN_ROWS:
-        file = GOLDEN / f"{name}.bin"
+    write(1, v1.GOLDEN, v1.GOLDEN_ROWS, {"accepted": v1.accepted_vectors(), "refused": v1.refused_vectors()})
+    write(2, v2.GOLDEN, v2.TABLE, {"accepted": v2.accepted_vectors(), "refused": v2.refused_vectors()})
+
+
+def write(version: int, golden: Path, rows: Any, vectors: dict[str, Any]) -> None:
+    """Writes the files of one version that are not there yet."""
+    for name, _, wire in rows:
+        file = golden / f"{name}.bin"
         if not file.exists():
             file.write_bytes(wire)
             print(file)
-    file = GOLDEN / "vectors.json"
+    file = golden / "vectors.json"
     if not file.exists():
-        vectors = {"about": ABOUT, "accepted": accepted_vectors(), "refused": refused_vectors()}
-        file.write_text(json.dumps(vectors, indent=1) + "\n", encoding="utf-8")
+        about = [line.format(version=version) for line in ABOUT]
+        file.write_text(json.dumps({"about": about, **vectors}, indent=1) + "\n", encoding="utf-8")
         print(file)
 
 
