@@ -12,7 +12,6 @@ memories sit. A message's literals follow right after its memory, an empty line 
 
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -22,9 +21,11 @@ from ilcp.codec.protocols import Codec
 from ilcp.errors import ConfigError, DecodeError, EncodeError, MismatchedCodecError
 from ilcp.evidence import require_evidence, require_signed, trusted_keys
 from ilcp.handoff.answers import Group, Score, answered, answered_packed, require_prompt, scored, scored_packed
+from ilcp.handoff.given import codecs_of, require_able
 from ilcp.handoff.prompts import Prompts
 from ilcp.inputs import listed, named, require_text, tuples
 from ilcp.message import verified
+from ilcp.message.blob import Blobs
 from ilcp.message.keys import Key, require_audience
 from ilcp.message.literals import line
 from ilcp.message.replay import ReplayCache
@@ -65,6 +66,7 @@ class Receiver:
             each codec's folder says of itself.
         template: arguments for the chat template beside the messages, such as ``{"enable_thinking": False}``; every
             prompt of this receiver is rendered with them.
+        blobs: where the blobs are that messages name, such as an open connection (``ilcp.transport``).
 
     Raises:
         ConfigError: the model cannot receive, there is no tokenizer, no codec, a replay cache without a key, or an
@@ -92,17 +94,18 @@ class Receiver:
         allow_unmeasured: bool = False,
         trust: Iterable[str | bytes] | None = None,
         template: Mapping[str, Any] | None = None,
+        blobs: Blobs | None = None,
     ):
         if replay is not None and key is None:
             raise ConfigError("expected a key beside the replay cache, got none: a bare message has no id to remember")
-        _require_able("clock", clock, "__call__", "a clock to be called")
+        require_able("clock", clock, "__call__", "a clock to be called")
         if replay is not None:
-            _require_able("replay", replay, "admit", "a replay cache")
+            require_able("replay", replay, "admit", "a replay cache")
         require_audience(audience, key)
         self.model = model = plain(model)
         require_receiver(model)
         require_tokenizer(tokenizer, "receiver")
-        self.codecs = _codecs(codec)
+        self.codecs = codecs_of(codec)
         self._known = Known("receiver", [each.trained.receiver for each in self.codecs])
         self._known.require(model, tokenizer)
         trusted = () if trust is None else trusted_keys(trust)
@@ -116,7 +119,7 @@ class Receiver:
         self.codec = self.codecs[0]
         self.key, self.audience = key, audience
         self.replay = replay
-        self.clock = clock
+        self.clock, self.blobs = clock, blobs
         self.template = require_template(template)
         self._by_id = {each.trained.codec_id(each.spec): each for each in self.codecs}
         self._prompts = Prompts(model, tokenizer, self.template)
@@ -132,16 +135,20 @@ class Receiver:
             ReplayError: the message was decoded before.
             ReplayCacheError: the replay cache cannot say so.
             MismatchedCodecError: the message was made by another codec; it is an IdentityError and a DecodeError.
-            ConfigError: the key was taken away, and the replay cache is still there.
+            ConfigError: the key was taken away, and the replay cache is still there; or the message names a blob, and
+                there are no ``blobs``.
+            TransportError: the blob is not there, or altered.
         """
         now = int(self.clock())
         if self.replay is not None and self.key is None:
             raise ConfigError("expected a key beside the replay cache, got none: without it nothing is authenticated")
         parsed, key = verified(message, key=self.key, now_unix_s=now, audience=self.audience)
-        if parsed.blob is not None:  # a codec that got the payload alone would decode less than was sent
-            got = f"one that names the blob {parsed.blob.digest.hex()}"
-            raise DecodeError(f"expected a message that holds its whole payload, got {got}: send it without a blob")
-        memory = self._codec_of(parsed.codec_id).decode(parsed.payload)
+        codec, payload = self._codec_of(parsed.codec_id), parsed.payload
+        if parsed.blob is not None:
+            if self.blobs is None:
+                raise ConfigError("expected blobs=, got none: this message names a blob; give an open connection to it")
+            payload += self.blobs.get_blob(parsed.blob)
+        memory = codec.decode(payload)
         held = self._prompts.held(memory)
         self._require_plain("a memory of plain text", held if isinstance(held, str) else "")
         for literal in parsed.literals:
@@ -320,7 +327,7 @@ class Receiver:
         for number, (message, _) in enumerate(asked):
             with named("item", number):
                 memories.append(self._memories(message, None))
-        groups: dict[tuple[Hashable, Hashable], list[int]] = {}
+        groups: dict[tuple[Hashable, tuple[tuple[int, ...], ...]], list[int]] = {}
         for number, each in enumerate(memories):  # what a digest leaves out is found when prompts are compared
             same = tuple(None if memory is None else (memory.digest(), memory.literals) for memory in each)
             with named("item", number):
@@ -382,19 +389,3 @@ class Receiver:
 
 def _of_cache(memories: Sequence[Memory | None]) -> bool:
     return any(isinstance(memory, CacheMemory) for memory in memories)
-
-
-def _require_able(name: str, given: Any, method: str, what: str) -> None:
-    if not hasattr(given, method):
-        raise ConfigError(f"expected {name} to be {what}, got {type(given).__name__}")
-
-
-def _codecs(codec: Any) -> tuple[Codec, ...]:
-    codecs = tuple(codec) if isinstance(codec, Iterable) and not isinstance(codec, str | bytes) else (codec,)
-    if not codecs:
-        raise ConfigError("expected a codec or several, got none: load the sender's with ilcp.load")
-    for each in codecs:
-        if not all(hasattr(each, name) for name in ("spec", "trained", "decode")):
-            shown = repr(each) if each is None or isinstance(each, str | Path) else type(each).__name__
-            raise ConfigError(f"expected a codec, got {shown}: load it with ilcp.load(folder_or_hub_id)")
-    return codecs

@@ -15,6 +15,7 @@ from torch import Tensor
 from ilcp.codec.context import Context
 from ilcp.codec.protocols import Codec
 from ilcp.errors import ConfigError, EncodeError
+from ilcp.handoff.given import require_codec
 from ilcp.handoff.receiver import Receiver
 from ilcp.handoff.sources import (
     is_messages,
@@ -28,7 +29,8 @@ from ilcp.handoff.sources import (
 )
 from ilcp.handoff.verify import Questions, Verified, read_back
 from ilcp.inputs import listed, named, require_text
-from ilcp.message import Message, Seal
+from ilcp.message import MAX_PAYLOAD_BYTES, Message, Seal
+from ilcp.message.blob import Blobs
 from ilcp.message.keys import Key, require_audience
 from ilcp.message.literals import chosen
 from ilcp.models.adapter import plain
@@ -73,6 +75,8 @@ class Sender:
             same key refuses them.
         ttl_s: how long a sealed message is valid, in seconds.
         template: arguments for the chat template beside the messages; every chat of this sender is written with them.
+        blobs: where payloads of more than 65,535 bytes are put, such as an open connection (``ilcp.transport``); the
+            message then names what it put there.
 
     Raises:
         ConfigError: one of them is not what its name says, or the model's states cannot be captured.
@@ -93,10 +97,11 @@ class Sender:
         audience: str | None = None,
         ttl_s: int = TTL_S,
         template: Mapping[str, Any] | None = None,
+        blobs: Blobs | None = None,
     ):
         require_tokenizer(tokenizer, "sender")
         require_sender(plain(model))
-        _require_codec(codec)
+        require_codec(codec)
         if codec.spec.runs_sender:
             reading_part(model)  # which refuses a learned prompt
         if codec.spec.reads == "cache":
@@ -108,7 +113,7 @@ class Sender:
         self.codec = codec
         require_audience(audience, key)
         self.key, self.audience = key, audience
-        self.ttl_s = ttl_s
+        self.ttl_s, self.blobs = ttl_s, blobs
         self.template = require_template(template)
         self._codec_id = codec.trained.codec_id(codec.spec)
 
@@ -274,9 +279,19 @@ class Sender:
 
         Raises:
             EncodeError: no message can carry the payload or the literals.
+            TransportError: a payload that is put as a blob does not arrive.
         """
+        blob = None
+        if len(payload) > MAX_PAYLOAD_BYTES:
+            if self.blobs is None:
+                raise EncodeError(
+                    f"expected a payload of at most {MAX_PAYLOAD_BYTES} bytes, got {len(payload)}: give Sender(blobs=) "
+                    "an open connection that takes it, or choose a codec of fewer bytes"
+                )
+            blob, payload = self.blobs.put_blob(payload), b""
         seal = None if self.key is None else Seal.fresh(ttl_s=self.ttl_s)
-        return Message(self._codec_id, payload, seal, literals=literals).to_bytes(self.key, audience=self.audience)
+        message = Message(self._codec_id, payload, seal, literals=literals, blob=blob)
+        return message.to_bytes(self.key, audience=self.audience)
 
     def _read_cache(self, source: Any) -> Context:
         """Reads a text behind what a receiver's prompt begins with; anything else as a prompt's beginning itself."""
@@ -358,12 +373,6 @@ class Sender:
             return None, ids
         require_ids(self.model, ids)
         return self.tokenizer.decode(ids, skip_special_tokens=True), ids
-
-
-def _require_codec(codec: Any) -> None:
-    if not (hasattr(codec, "spec") and hasattr(codec, "trained")):
-        shown = repr(codec) if isinstance(codec, str) else type(codec).__name__
-        raise ConfigError(f"expected a codec, got {shown}: load it with ilcp.load(<its folder, or its id on the hub>)")
 
 
 def _passes(order: Sequence[int], lengths: Sequence[int], batch: int) -> Iterator[list[int]]:

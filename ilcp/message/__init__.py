@@ -106,7 +106,6 @@ from ilcp.message.blob import MAX_BLOB_BYTES, Blob
 from ilcp.message.format import (
     CLOCK_SKEW_S,
     CODEC_ID_BYTES,
-    MAX_BLOB_BYTES,
     MAX_MESSAGE_BYTES,
     MAX_PAYLOAD_BYTES,
     Description,

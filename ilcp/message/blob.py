@@ -1,13 +1,13 @@
 """Blobs: the names, in a message, of bytes that are too many for one and travel beside it."""
 
 import hashlib
-from typing import Self
+from typing import Protocol, Self
 
 import msgspec
 
 from ilcp.message.checks import require_bytes, require_int
 
-__all__ = ["BLOB_DIGEST_BYTES", "MAX_BLOB_BYTES", "Blob", "blob_hash"]
+__all__ = ["BLOB_DIGEST_BYTES", "MAX_BLOB_BYTES", "Blob", "Blobs", "blob_hash"]
 
 BLOB_DIGEST_BYTES = 32  # 256 bits: the name is an address, so nobody may find two contents for one
 # 64 GiB: the exact cache of 131,072 tokens in 80 layers, 8 heads of 128, keys and values, 16 bits, has 40 GiB.
@@ -41,3 +41,15 @@ class Blob(msgspec.Struct, frozen=True):
 def blob_hash(begun: bytes | bytearray | memoryview = b"") -> "hashlib._Hash":
     """Begins the hash whose digest names a blob."""
     return hashlib.blake2b(begun, digest_size=BLOB_DIGEST_BYTES)
+
+
+class Blobs(Protocol):
+    """Where blobs are put and found by their names, as an open connection of ``ilcp.transport`` is."""
+
+    def put_blob(self, data: bytes, /) -> Blob:
+        """Keeps the bytes, and returns their name."""
+        ...
+
+    def get_blob(self, blob: Blob, /) -> bytes:
+        """Returns the bytes of that name, checked."""
+        ...

@@ -31,7 +31,6 @@ HANDOFF_ID_BYTES = 8  # random ids of one receiver's unexpired messages; a clash
 CHECK_BYTES = 4  # finds accidents; the transport below has its own checksum as well
 MAC_BYTES = 16  # 128 bits: a forger's chance per attempt is 2**-128
 MAX_PAYLOAD_BYTES = 2**16 - 1  # what msgpack's bin 16 can state; a larger one is no hand-off but a file
-MAX_BLOB_BYTES = 2**36  # PLACEHOLDER until merge
 MIN_EXPIRES_UNIX_S = 2**16  # msgpack shortens a smaller number to 1 to 3 bytes; it is 18 hours after 1970 began
 MAX_EXPIRES_UNIX_S = MAX_UNIX_S
 CLOCK_SKEW_S = 30  # NTP holds hosts within a second; this forgives one whose clock was not set for weeks
