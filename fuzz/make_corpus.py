@@ -7,7 +7,14 @@ import json
 import struct
 from pathlib import Path
 
+import msgspec
+import torch
 import zstandard
+
+from fuzz.kv_target import CODECS
+from ilcp.codec import Context
+from ilcp.codec.keys_values import KeysValues
+from ilcp_codecs.kv.container import read_header
 
 HERE = Path(__file__).resolve().parent
 VECTORS = json.loads((HERE.parent / "tests" / "golden" / "v1" / "vectors.json").read_text(encoding="utf-8"))
@@ -111,6 +118,7 @@ def main() -> None:
         write("folder", f"adapter-{number}", bytes([1, number]) + said)
     for number, floats in enumerate(((0.0, 0.5, -1e-40), (1e30,), (float("nan"), float("-inf")))):
         write("memory", f"floats-{number}", b"\3\0" + struct.pack(f"<{len(floats)}f", *floats))
+    write_caches()
     for side in (0, 2, 4):
         for number, changes in enumerate(((), ((40, 1, 0),), ((0, 128, 0), (300, 4, 0)), ((0, 0, 200),))):
             write(
@@ -123,6 +131,19 @@ def main() -> None:
         (5, b'[]\n{"step": "x"}\n\xff'),
     ):
         write("kept", f"raw-{side}-{content[:2].hex()}", bytes([side]) + content)
+
+
+def write_caches() -> None:
+    """Writes a small container by each codec that the target has, whole and as the target completes it."""
+    drawn = torch.Generator().manual_seed(0)
+    keys, values = (torch.randn(1, 6, 4, generator=drawn) for _ in range(2))
+    kv = KeysValues((keys,), (values,), tokens=6, start=1, ropes=((1.0, 0.1),), windows=(0,))
+    for which in range(128, 128 + len(CODECS)):
+        number = which % len(CODECS)  # as the target reads the first byte
+        payload = CODECS[number].encode(Context(kv=kv))
+        header, begin = read_header(payload)
+        write("kv", f"whole-{number}", bytes([which]) + payload)
+        write("kv", f"open-{number}", bytes([number]) + msgspec.json.encode(header) + b"\0" + payload[begin:])
 
 
 def write(target: str, name: str, data: bytes) -> None:

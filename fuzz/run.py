@@ -1,9 +1,9 @@
-"""Coverage-guided fuzzing of what reads strangers' bytes: messages, memories, the receive side of every transport,
-folders of codecs; and of what a run kept on a disk that may have changed it.
+"""Coverage-guided fuzzing of what reads strangers' bytes: messages, memories, caches, the receive side of every
+transport, folders of codecs; and of what a run kept on a disk that may have changed it.
 
-    python fuzz/run.py [--target message|memory|transport|folder|kept|all]... [--inputs 100000] [--keep] [--json FILE]
+    python fuzz/run.py [--target message|memory|kv|transport|folder|kept|all]... [--inputs N] [--keep] [--json FILE]
 
-Targets run one after the other, ``--inputs`` each (``message=6000000`` gives one its own number). Inputs begin with
+Targets run one after the other, ``--inputs`` each: 100000, or ``message=6000000`` for one its own. Inputs begin with
 ``fuzz/corpus/TARGET``; what is found to reach new code is kept for the run, or with ``--keep`` in that folder. An input
 that breaks a promise ends its target, is printed, and stays in ``fuzz/findings``. The table says what libFuzzer counted
 as run. A run without a finding ends with 0 and says "no finding". Where atheris is missing (``pip install atheris``; it
@@ -25,7 +25,7 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 TREE = [str(HERE.parent), str(HERE.parent / "codecs")]  # this checkout, wherever an installed ilcp may be
-TARGETS = ("message", "memory", "transport", "folder", "kept")
+TARGETS = ("message", "memory", "kv", "transport", "folder", "kept")
 MAX_INPUT_BYTES = 1400  # covers payloads beyond 256 bytes and literals beyond their limit; the rest is only longer
 MAX_PROCESS_MB = 1536  # torch takes a third of it
 SAID = ("NEW", "REDUCE", "RELOAD", "Uses:", "ommended dictionary", "WARNING: Failed")  # of no use afterwards
@@ -132,7 +132,7 @@ def fuzz(target: str, options: list[str]) -> int:
     """Hands this process over to libFuzzer, with the target's modules instrumented."""
     import atheris
 
-    if target in ("memory", "folder", "kept"):
+    if target in ("memory", "kv", "folder", "kept"):
         import torch  # its own modules are not what is fuzzed
 
         torch.set_num_threads(1)

@@ -1,0 +1,190 @@
+"""What a model's own cache is worth as a message: bytes, quality and time, beside the full text and its controls.
+
+    make real
+    python benchmarks/kv.py [--model smollm2] [--n 40] [--data benchmarks/data/conversations]
+
+A text is cut: the receiver is given a memory of its first tokens, and asked how likely the next ones are. Beside each
+codec stand the full text (the exact cache), nothing, and another text's exact cache. ``gain`` is the share of what the
+full text brings: (codec - nothing) / (full - nothing) in nats, over all texts, with a bootstrap interval. Times are
+those of one thread: encoding and decoding in MB of keys and values a second, and the first token of an answer to a
+question behind ``--timed`` tokens, from the payload on, beside that behind the text. Texts are conversations of the
+test split, put in a row until they are long enough; benchmarks/README.md says where they are from.
+"""
+
+import argparse
+import json
+import random
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import conversations_data as data
+import numpy as np
+import torch
+from gpu_parts import model_at
+
+from ilcp import Receiver
+from ilcp.codec import Context
+from ilcp.codec.keys_values import KeysValues
+from ilcp.measure import provenance
+from ilcp.measure.bootstrap import Bootstrap
+from ilcp.models.forward import embed
+from ilcp.models.kv import placed, read_kv
+from ilcp.models.loading import load_model
+from ilcp.models.prompt import continuation, layout
+from ilcp.models.rope import ropes_of
+from ilcp_codecs.kv import ExactCodec, Int4Codec, Int8Codec
+
+HERE = Path(__file__).parent
+CODECS = (ExactCodec, Int8Codec, Int4Codec)
+QUESTION = "What did the customer want?"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--models", type=Path, default=HERE / "real")
+    parser.add_argument("--data", type=Path, default=HERE / "data" / "conversations")
+    parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
+    parser.add_argument("--tokens", type=int, nargs=2, default=(384, 96), metavar=("MEMORY", "NEXT"))
+    parser.add_argument("--timed", type=int, default=1000)
+    parser.add_argument("--n", type=int, default=40)
+    parser.add_argument("--repetitions", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    model, tokenizer = load_model(model_at(args.models, args.model) or args.models / args.model, dtype=args.dtype)
+    rows = texts(tokenizer, args)
+    record = {
+        "what": "one model's keys and values as a message: bytes, quality, time",
+        "n": args.n,
+        "seed": args.seed,
+        "tokens": list(args.tokens),
+        "threads": args.threads,
+        "quality": quality(model, tokenizer, rows, args),
+        "time": timed(model, tokenizer, args) if args.repetitions else None,
+        "provenance": provenance(model=args.model, dtype=args.dtype),
+    }
+    file = args.json or HERE / "results" / f"kv-{args.model}.json"
+    file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(record["quality"], indent=1), json.dumps(record["time"], indent=1), file, sep="\n")
+
+
+def texts(tokenizer: Any, args: argparse.Namespace, tokens: int | None = None) -> list[list[int]]:
+    """Returns ids of texts, each of as many tokens as are asked for."""
+    wanted = tokens or sum(args.tokens)
+    conversations = [one.case.context for one in data.read(args.data / "test.jsonl")]
+    random.Random(args.seed).shuffle(conversations)
+    found: list[list[int]] = []
+    row: list[int] = []
+    for text in conversations:
+        row += tokenizer(("\n\n" if row else "") + text, add_special_tokens=False).input_ids
+        if len(row) >= wanted:
+            found.append(row[:wanted])
+            row = []
+        if len(found) == args.n:
+            return found
+    raise SystemExit(
+        f"expected {args.n} texts of {wanted} tokens, got {len(found)}: ask for fewer, or for shorter ones"
+    )
+
+
+def quality(model: Any, tokenizer: Any, rows: Sequence[Sequence[int]], args: argparse.Namespace) -> dict[str, Any]:
+    """Returns bytes a token, nats a token, and the share of the gain, of each arm."""
+    held = args.tokens[0]
+    ropes = ropes_of(model)
+    before = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else []
+    caches = [read_kv(model, [*before, *row[:held]], 0, ropes) for row in rows]
+    codecs = {kind.name: kind.of(model, tokenizer) for kind in CODECS}
+    nats: dict[str, list[float]] = {name: [] for name in ("full", "none", "mismatched", *codecs)}
+    sizes: dict[str, list[int]] = {name: [] for name in codecs}
+    for number, (row, kv) in enumerate(zip(rows, caches, strict=True)):
+        after = row[held:]
+        nats["full"].append(loss(model, kv, after))
+        nats["none"].append(loss(model, None, [*before, row[held - 1], *after], len(after)))
+        nats["mismatched"].append(loss(model, caches[number - 1], after))
+        for name, codec in codecs.items():
+            payload = codec.encode(Context(kv=kv))
+            sizes[name].append(len(payload))
+            nats[name].append(loss(model, codec.decode(payload).in_prompt(0, 0.0), after))
+        print(f"text {number + 1} of {len(rows)}", flush=True)
+    drawn = Bootstrap(range(len(rows)), seed=args.seed)
+    none, full = np.array(nats["none"]), np.array(nats["full"])
+    gains = {name: drawn.of(np.divide, none - np.array(values), none - full) for name, values in nats.items()}
+    return {
+        name: {
+            "nats_per_token": statistics.fmean(values),
+            "gain": [gains[name].value, gains[name].low, gains[name].high],
+            "bytes_per_token": statistics.fmean(sizes[name]) / held if name in sizes else None,
+        }
+        for name, values in nats.items()
+    }
+
+
+@torch.no_grad()
+def loss(model: Any, kv: KeysValues | None, ids: Sequence[int], counted: int | None = None) -> float:
+    """Returns the mean loss of all tokens but the first behind a memory, or of the last ``counted`` without one."""
+    cache = None if kv is None else placed(model, [embed(model, []), kv])
+    position = 0 if kv is None else kv.tokens
+    row = torch.tensor([ids])
+    logits = model(
+        row,
+        attention_mask=torch.ones(1, position + len(ids), dtype=torch.long),
+        position_ids=torch.arange(position, position + len(ids))[None],
+        past_key_values=cache,
+        use_cache=True,
+    ).logits[0, :-1]
+    losses = torch.nn.functional.cross_entropy(logits.float(), row[0, 1:], reduction="none")
+    return float(losses[-(len(ids) - 1 if counted is None else counted - 1) :].mean())
+
+
+def timed(model: Any, tokenizer: Any, args: argparse.Namespace) -> dict[str, Any]:
+    """Returns speeds of encoding and decoding, and the time to a first token by each codec and by the text."""
+    (ids,) = texts(tokenizer, argparse.Namespace(**{**vars(args), "n": 1}), args.timed)
+    text = tokenizer.decode(ids)
+    before = layout(tokenizer, "").prefix
+    own = continuation(tokenizer, text)[0]
+    kv = read_kv(model, [*before, *own], len(before), ropes_of(model))
+    found: dict[str, Any] = {"tokens": len(own), "cache_bytes": kv.size_bytes}
+    for kind in CODECS:
+        codec = kind.of(model, tokenizer)
+        receiver = Receiver(model, tokenizer, codec, allow_unmeasured=True)
+        payload = codec.encode(Context(kv=kv))
+        encode_s = seconds(lambda codec=codec: codec.encode(Context(kv=kv)), args.repetitions)
+        decode_s = seconds(lambda codec=codec, payload=payload: codec.decode(payload), args.repetitions)
+        first_s = seconds(
+            lambda codec=codec, payload=payload, receiver=receiver: receiver.generate(
+                codec.decode(payload), QUESTION, max_new_tokens=1
+            ),
+            args.repetitions,
+        )
+        found[kind.name] = {
+            "payload_bytes": len(payload),
+            "encode_mb_per_s": kv.size_bytes / encode_s / 1e6,
+            "decode_mb_per_s": kv.size_bytes / decode_s / 1e6,
+            "first_token_ms": 1000 * first_s,
+        }
+    text_s = seconds(lambda: receiver.generate(None, QUESTION, context=text, max_new_tokens=1), args.repetitions)
+    found["text"] = {"first_token_ms": 1000 * text_s}
+    for kind in CODECS:
+        found[kind.name]["first_token_share"] = found[kind.name]["first_token_ms"] / found["text"]["first_token_ms"]
+    return found
+
+
+def seconds(call: Callable[[], object], repetitions: int) -> float:
+    """Returns the median time of a call."""
+    call()
+    spent = []
+    for _ in range(repetitions):
+        begin = time.perf_counter()
+        call()
+        spent.append(time.perf_counter() - begin)
+    return statistics.median(spent)
+
+
+if __name__ == "__main__":
+    main()
