@@ -27,11 +27,9 @@ from gpu_parts import model_at
 
 from ilcp import Receiver
 from ilcp.codec import Context
-from ilcp.codec.keys_values import KeysValues
 from ilcp.measure import provenance
 from ilcp.measure.bootstrap import Bootstrap
-from ilcp.models.forward import embed
-from ilcp.models.kv import placed, read_kv
+from ilcp.models.kv import following_nats, read_kv
 from ilcp.models.loading import load_model
 from ilcp.models.prompt import continuation, layout
 from ilcp.models.rope import ropes_of
@@ -104,13 +102,13 @@ def quality(model: Any, tokenizer: Any, rows: Sequence[Sequence[int]], args: arg
     sizes: dict[str, list[int]] = {name: [] for name in codecs}
     for number, (row, kv) in enumerate(zip(rows, caches, strict=True)):
         after = row[held:]
-        nats["full"].append(loss(model, kv, after))
-        nats["none"].append(loss(model, None, [*before, row[held - 1], *after], len(after)))
-        nats["mismatched"].append(loss(model, caches[number - 1], after))
+        nats["full"].append(following_nats(model, kv, after))
+        nats["none"].append(following_nats(model, None, after))
+        nats["mismatched"].append(following_nats(model, caches[number - 1], after))
         for name, codec in codecs.items():
             payload = codec.encode(Context(kv=kv))
             sizes[name].append(len(payload))
-            nats[name].append(loss(model, codec.decode(payload).in_prompt(0, 0.0), after))
+            nats[name].append(following_nats(model, codec.decode(payload).in_prompt(0, 0.0), after))
         print(f"text {number + 1} of {len(rows)}", flush=True)
     drawn = Bootstrap(range(len(rows)), seed=args.seed)
     none, full = np.array(nats["none"]), np.array(nats["full"])
@@ -123,23 +121,6 @@ def quality(model: Any, tokenizer: Any, rows: Sequence[Sequence[int]], args: arg
         }
         for name, values in nats.items()
     }
-
-
-@torch.no_grad()
-def loss(model: Any, kv: KeysValues | None, ids: Sequence[int], counted: int | None = None) -> float:
-    """Returns the mean loss of all tokens but the first behind a memory, or of the last ``counted`` without one."""
-    cache = None if kv is None else placed(model, [embed(model, []), kv])
-    position = 0 if kv is None else kv.tokens
-    row = torch.tensor([ids])
-    logits = model(
-        row,
-        attention_mask=torch.ones(1, position + len(ids), dtype=torch.long),
-        position_ids=torch.arange(position, position + len(ids))[None],
-        past_key_values=cache,
-        use_cache=True,
-    ).logits[0, :-1]
-    losses = torch.nn.functional.cross_entropy(logits.float(), row[0, 1:], reduction="none")
-    return float(losses[-(len(ids) - 1 if counted is None else counted - 1) :].mean())
 
 
 def timed(model: Any, tokenizer: Any, args: argparse.Namespace) -> dict[str, Any]:

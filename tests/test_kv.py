@@ -1,6 +1,7 @@
 """Keys and values as a message: exact at their own place, turned elsewhere, rounded, refused where they do not fit."""
 
 import struct
+from dataclasses import replace
 from hashlib import blake2b
 from typing import Any, ClassVar
 
@@ -12,13 +13,17 @@ from ilcp import Receiver, Sender, TextMemory
 from ilcp.codec import Context
 from ilcp.codec.keys_values import KeysValues, turned
 from ilcp.codec.memory import CacheMemory
+from ilcp.embedded import load_pair
 from ilcp.errors import ConfigError, DecodeError, EncodeError, IdentityError
+from ilcp.models.fingerprint import identify
 from ilcp.models.forward import Prefill, embed
 from ilcp.models.kv import placed, read_kv
 from ilcp.models.rope import ropes_of
+from ilcp.tasks import case_files
 from ilcp.testing import CodecContract
-from ilcp_codecs.kv import ExactCodec, Int4Codec, Int8Codec
+from ilcp_codecs.kv import ExactCodec, Int4Codec, Int8Codec, PcaCodec
 from ilcp_codecs.kv.container import MAGIC, read_header
+from ilcp_codecs.kv.transform import ERRORS, allotted, packed, packed_sizes, unpacked
 from tests.families import FAMILIES, SLIDING_TOKENS, build
 from tests.helpers import make_tokenizer
 
@@ -75,6 +80,23 @@ class TestInt4(KvContract):
     """The codec of four bits."""
 
     kind = Int4Codec
+
+
+def fitted(family: str = "llama", bytes_per_token: float = 40.0) -> PcaCodec:
+    """A codec of principal components, of a tiny model."""
+    texts = [f"{TEXT} Case {number}: nobody but {number * 7} knows why." for number in range(8)]
+    model = build(family, len(TOKENIZER))  # of random weights: no text tells it anything, and ``fit`` would refuse
+    caches = [read_kv(model, TOKENIZER(text).input_ids, 0, ropes_of(model)) for text in texts]
+    return PcaCodec.fit_caches(identify(model, TOKENIZER), caches, bytes_per_token=bytes_per_token)
+
+
+class TestPca(KvContract):
+    """The codec of principal components."""
+
+    @pytest.fixture
+    def codec(self) -> Any:
+        """A codec of a tiny Llama."""
+        return fitted()
 
 
 @decoders
@@ -289,3 +311,90 @@ def test_what_is_no_text_is_named() -> None:
     memory = plain.decode(plain.encode(Context(kv=llama_kv())))
     with pytest.raises(EncodeError, match="a question to read behind"):
         Receiver(model, bare, plain, allow_unmeasured=True).generate(memory, "")
+
+
+def test_more_bytes_are_nearer_to_the_cache() -> None:
+    """The error of principal components falls with what a token may take, and the payload takes that much."""
+    model = build("llama", len(TOKENIZER))
+    kv = read_kv(model, TOKENIZER(TEXT).input_ids, 0, ropes_of(model))
+    errors, sizes = [], []
+    for bytes_per_token in (8, 16, 32, 64):
+        codec = fitted(bytes_per_token=bytes_per_token)
+        payload = codec.encode(Context(kv=kv))
+        memory = codec.decode(payload)
+        assert isinstance(memory, CacheMemory)
+        level, found = kv.at(None), memory.kv
+        pairs = zip((*level.keys, *level.values), (*found.keys, *found.values), strict=True)
+        errors.append(sum(float((one - other).square().mean()) for one, other in pairs))
+        sizes.append(len(payload))
+    assert errors == sorted(errors, reverse=True)
+    assert errors[3] < errors[0] / 20
+    assert 0.8 < (sizes[3] - sizes[0]) / (56 * (kv.tokens - 4)) < 1.2
+
+
+@pytest.mark.parametrize("family", ["gemma3_text", "gpt2"])
+def test_principal_components_work_where_layers_have_windows_and_where_keys_are_not_turned(family: str) -> None:
+    """A model with windows, and one with learned positions, answer by such a memory."""
+    codec = fitted(family, 64.0)
+    model = build(family, len(TOKENIZER))
+    sender, receiver = ends(model, codec)
+    memory = receiver.decode(sender.encode(TEXT))
+    by_cache, by_text = receiver.score([(each, QUESTION, "in Bergen") for each in (memory, TextMemory(TEXT))])
+    assert abs(by_cache.log_likelihood_nats - by_text.log_likelihood_nats) < 2.0
+
+
+def test_a_setting_that_is_worse_than_nothing_is_refused() -> None:
+    """A codec whose memories foretell less than none do cannot be made, and the refusal has the figures."""
+
+    class Wrecked(PcaCodec):
+        """One whose memories are noise."""
+
+        def decode(self, payload: bytes) -> CacheMemory:
+            """Returns keys and values turned round."""
+            memory = super().decode(payload)
+            assert isinstance(memory, CacheMemory)
+            kv = memory.kv
+            return CacheMemory(replace(kv, values=tuple(-5 * each.flip(1) for each in kv.values)))
+
+    pair = load_pair()
+    model, tokenizer = pair.receiver.model, pair.receiver.tokenizer
+    texts = [case.context for case in case_files("train", 0, 8)]
+    codec = PcaCodec.fit(model, tokenizer, texts, bytes_per_token=256)
+    wrecked = Wrecked(codec.trained.sender, codec.tensors)
+    with pytest.raises(ConfigError, match=r"better than none .* memory .* exact .* nothing"):
+        wrecked.require_worth(model, [tokenizer(text).input_ids for text in texts])
+
+
+def test_texts_too_few_and_budgets_out_of_reach_are_refused() -> None:
+    """A basis is not fitted to fewer tokens than tell it, nor for more or fewer bits than there can be."""
+    model = build("llama", len(TOKENIZER))
+    with pytest.raises(ConfigError, match="64 tokens or more to fit to, got"):
+        PcaCodec.fit(model, TOKENIZER, ["Mara owns it."], bytes_per_token=32)
+    with pytest.raises(ConfigError, match="expected texts"):
+        PcaCodec.fit(model, TOKENIZER, [], bytes_per_token=32)
+    for bytes_per_token in (0, -1, 1000):
+        with pytest.raises(ConfigError, match="bytes_per_token above 0"):
+            fitted(bytes_per_token=bytes_per_token)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 3, 8])
+def test_codes_of_any_bits_come_back(bits: int) -> None:
+    """Codes packed into bits are the same when unpacked, whatever their number."""
+    codes = torch.randint(0, 2**bits, (7, 5), generator=torch.Generator().manual_seed(bits)).to(torch.uint8)
+    plane = packed(codes, bits)
+    assert len(plane) == packed_sizes(35, bits)
+    assert torch.equal(codes, unpacked(plane, (7, 5), bits))
+
+
+def test_bits_go_where_they_take_away_most() -> None:
+    """No bit moved from one component to another makes the expected error smaller."""
+    variances = torch.tensor([4.0, 1.0, 0.2, 1e-6])
+    bits = allotted(variances, 9).tolist()
+    assert sum(bits) == 9
+    errors = torch.tensor(ERRORS)
+    best = sum(float(v * errors[b]) for v, b in zip(variances, bits, strict=True))
+    for one in range(4):
+        for other in range(4):
+            if one != other and bits[one]:
+                moved = [b - (at == one) + (at == other) for at, b in enumerate(bits)]
+                assert best <= sum(float(v * errors[b]) for v, b in zip(variances, moved, strict=True)) + 1e-9

@@ -13,6 +13,7 @@ of a layer with a sliding window holds the window only, as transformers keeps it
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -22,9 +23,10 @@ from ilcp.models.adapter import unwrapped
 from ilcp.models.forward import Prefill, embed
 from ilcp.models.prefix_cache import require_cache
 from ilcp.models.rope import layer_windows
+from ilcp.models.support import forward_takes
 from ilcp.nn.inference import inference
 
-__all__ = ["placed", "read_kv", "require_fit", "taken"]
+__all__ = ["following_nats", "placed", "read_kv", "require_fit", "taken"]
 
 
 @inference(unwrapped)
@@ -111,6 +113,22 @@ def placed(model: Any, rows: Sequence[Tensor | KeysValues], *, whole: bool = Fal
     if not whole:
         require_cache(cache, model, position + 1)
     return cache
+
+
+@inference(unwrapped)
+def following_nats(model: Any, kv: KeysValues | None, ids: Sequence[int]) -> float:
+    """Returns the mean loss of all tokens but the first of those that follow a memory at the beginning, or nothing."""
+    cache, position = (None, 0) if kv is None else (placed(model, [kv]), kv.tokens)
+    row = torch.tensor([ids], device=model.device)
+    places = {"position_ids": torch.arange(position, position + len(ids), device=model.device)[None]}
+    logits = model(
+        row,
+        attention_mask=torch.ones(1, position + len(ids), dtype=torch.long, device=model.device),
+        past_key_values=cache,
+        use_cache=True,
+        **(places if forward_takes(model, "position_ids") else {}),
+    ).logits[0, :-1]
+    return float(F.cross_entropy(logits.float(), row[0, 1:]))
 
 
 def _append(cache: Any, kv: KeysValues, whole: bool) -> None:

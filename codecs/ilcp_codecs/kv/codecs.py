@@ -24,7 +24,7 @@ from ilcp.codec.context import Context
 from ilcp.codec.keys_values import KeysValues
 from ilcp.codec.memory import CacheMemory, Memory
 from ilcp.codec.spec import CodecSpec, Trained
-from ilcp.errors import ConfigError, DecodeError, EncodeError
+from ilcp.errors import ConfigError, DecodeError, EncodeError, StorageError
 from ilcp.evidence import Evidence
 from ilcp.identity import ModelIdentity
 from ilcp.message import MAX_BLOB_BYTES
@@ -39,7 +39,7 @@ from ilcp_codecs.kv.quantise import (
     rounded_sizes,
 )
 
-__all__ = ["ExactCodec", "Int4Codec", "Int8Codec", "KvCodec"]
+__all__ = ["FIRST", "ExactCodec", "Int4Codec", "Int8Codec", "KvCodec", "Pair", "Shapes", "require_settings"]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 FIRST = 4  # tokens kept exact: attention rests on them, and their keys are far larger than others
@@ -107,7 +107,8 @@ class KvCodec(ABC):
             layers=layers,
             ropes=tuple(ropes),
         )
-        planes = (plane for pair in zip(kv.keys, kv.values, strict=True) for plane in self.planes(pair))
+        pairs = enumerate(zip(kv.keys, kv.values, strict=True))
+        planes = (plane for layer, pair in pairs for plane in self.planes(pair, layer))
         payload = pack(header, planes)
         if len(payload) > limit:
             raise EncodeError(
@@ -133,9 +134,12 @@ class KvCodec(ABC):
             raise DecodeError(f"expected keys and values in {', '.join(DTYPES)}, got {header.dtype!r}")
         dtype = DTYPES[header.dtype]
         shapes = [_shapes(layer, header.tokens) for layer in header.layers]
-        sizes = [size for shape in shapes for size in self.sizes(shape, dtype)]
-        planes = iter(unpack(payload, header, begin, sizes, self.limit))
-        pairs = [self.pair(_taken(planes, len(self.sizes(shape, dtype))), shape, dtype) for shape in shapes]
+        sizes = [self.sizes(shape, dtype, layer) for layer, shape in enumerate(shapes)]
+        planes = iter(unpack(payload, header, begin, [size for each in sizes for size in each], self.limit))
+        pairs = [
+            self.pair(_taken(planes, len(own)), shape, dtype, layer)
+            for layer, (own, shape) in enumerate(zip(sizes, shapes, strict=True))
+        ]
         return CacheMemory(
             KeysValues(
                 keys=tuple(keys for keys, _ in pairs),
@@ -152,15 +156,15 @@ class KvCodec(ABC):
         return {}
 
     @abstractmethod
-    def planes(self, pair: Pair) -> Iterator[bytes]:
+    def planes(self, pair: Pair, layer: int) -> Iterator[bytes]:
         """Yields the planes of one layer's keys and values."""
 
     @abstractmethod
-    def sizes(self, shapes: "Shapes", dtype: torch.dtype) -> list[int]:
+    def sizes(self, shapes: "Shapes", dtype: torch.dtype, layer: int) -> list[int]:
         """Returns how long these planes are, by the shapes alone."""
 
     @abstractmethod
-    def pair(self, planes: Sequence[Any], shapes: "Shapes", dtype: torch.dtype) -> Pair:
+    def pair(self, planes: Sequence[Any], shapes: "Shapes", dtype: torch.dtype, layer: int) -> Pair:
         """Returns the keys and values of one layer out of its planes."""
 
     def save_files(self, folder: Path) -> dict[str, Any]:
@@ -169,10 +173,13 @@ class KvCodec(ABC):
 
     @classmethod
     def load_files(cls, folder: Path, spec: CodecSpec, trained: Trained, settings: Mapping[str, Any]) -> Self:
-        """Returns the codec with those settings."""
-        if trained.sender != trained.receiver:
-            raise ConfigError("expected one model at both ends of a cache's codec, got two: save it again")
-        return cls(trained.sender, **settings)
+        """Returns the codec with those settings.
+
+        Raises:
+            StorageError: the settings are not those of such a codec, or there are two models.
+        """
+        require_settings(folder, trained, settings)
+        return cls(trained.sender, limit=settings["limit"])
 
 
 Shapes = tuple[tuple[int, int, int], tuple[int, int, int]]
@@ -184,16 +191,16 @@ class ExactCodec(KvCodec):
     name = "kv-exact"
     turned = True
 
-    def planes(self, pair: Pair) -> Iterator[bytes]:
+    def planes(self, pair: Pair, layer: int) -> Iterator[bytes]:
         """Yields the byte planes of keys, then of values."""
         for each in pair:
             yield from exact_planes(each)
 
-    def sizes(self, shapes: Shapes, dtype: torch.dtype) -> list[int]:
+    def sizes(self, shapes: Shapes, dtype: torch.dtype, layer: int) -> list[int]:
         """Returns the number of values for each byte of one."""
         return [size for shape in shapes for size in exact_sizes(_count(shape), dtype)]
 
-    def pair(self, planes: Sequence[Any], shapes: Shapes, dtype: torch.dtype) -> Pair:
+    def pair(self, planes: Sequence[Any], shapes: Shapes, dtype: torch.dtype, layer: int) -> Pair:
         """Returns keys and values put together again."""
         half = len(planes) // 2
         keys, values = (
@@ -213,14 +220,14 @@ class RoundedCodec(KvCodec):
         """Returns how many first tokens are exact."""
         return {"first": FIRST}
 
-    def planes(self, pair: Pair) -> Iterator[bytes]:
+    def planes(self, pair: Pair, layer: int) -> Iterator[bytes]:
         """Yields of keys and then of values: the byte planes of the first tokens, codes, scales."""
         for each, axis in zip(pair, (1, 2), strict=True):
             yield from exact_planes(each[:, :FIRST])
             if each.shape[1] > FIRST:
                 yield from rounded_planes(each[:, FIRST:], self.bits, axis)
 
-    def sizes(self, shapes: Shapes, dtype: torch.dtype) -> list[int]:
+    def sizes(self, shapes: Shapes, dtype: torch.dtype, layer: int) -> list[int]:
         """Returns the same lengths."""
         found = []
         for (heads, held, width), axis in zip(shapes, (1, 2), strict=True):
@@ -229,7 +236,7 @@ class RoundedCodec(KvCodec):
                 found += rounded_sizes((heads, held - FIRST, width), self.bits, axis)
         return found
 
-    def pair(self, planes: Sequence[Any], shapes: Shapes, dtype: torch.dtype) -> Pair:
+    def pair(self, planes: Sequence[Any], shapes: Shapes, dtype: torch.dtype, layer: int) -> Pair:
         """Returns keys and values, the rounded tokens behind the exact ones."""
         left = iter(planes)
         keys, values = (self._joined(left, shape, axis, dtype) for shape, axis in zip(shapes, (1, 2), strict=True))
@@ -256,6 +263,17 @@ class Int4Codec(RoundedCodec):
 
     name = "kv-int4"
     bits = 4
+
+
+def require_settings(folder: Path, trained: Trained, settings: Mapping[str, Any]) -> None:
+    """Refuses settings that no codec of keys and values has.
+
+    Raises:
+        StorageError: there are others than a limit in bytes, or two models.
+    """
+    limit = settings.get("limit")
+    if trained.sender != trained.receiver or set(settings) != {"limit"} or type(limit) is not int or limit < 1:
+        raise StorageError(f"expected one model and a limit in bytes in {folder}, got {dict(settings)}: save it again")
 
 
 def _shapes(layer: Layer, tokens: int) -> Shapes:
