@@ -36,7 +36,7 @@ from ilcp.transport import (
     connect_async,
 )
 from ilcp.transport.app import MIN_TOKEN, ingress
-from ilcp.transport.door import listening
+from ilcp.transport.door import Door, listening
 from ilcp.transport.serve import configured
 from ilcp.transport.telemetry import LOGGER, Sparing
 from tests.transport_model import BARE, SEALED, certificate, needs_openssl
@@ -364,6 +364,41 @@ def test_connections_that_say_nothing_keep_nobody_out(tmp_path: Path, monkeypatc
             s.settimeout(5)
             with contextlib.suppress(ConnectionResetError):
                 assert b"" == s.recv(1)
+
+
+def test_connections_that_are_busy_without_the_token_keep_nobody_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where nobody else is idle, what is at a request without the token for longest makes room, and the token stays."""
+    monkeypatch.setattr("ilcp.transport.door.MAX_CONNECTIONS", 4)
+    monkeypatch.setattr("ilcp.transport.app.WRONG_S", 3.0)
+    with served(tmp_path) as small, contextlib.ExitStack() as stack:
+        half = stack.enter_context(half_sent(small))
+        half.sendall(BARE[:1])
+        for s in idle(small, 3, stack):
+            s.sendall(b"GET /v1 HTTP/1.1\r\nhost: localhost\r\n\r\n")
+            time.sleep(0.1)
+        assert 200 == ask(small, "GET", "/v1").status_code
+        half.sendall(BARE[1:])
+        assert b"HTTP/1.1 202" == half.recv(12)
+
+
+def test_who_does_not_read_its_answers_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that only sends, until nothing more goes in either direction, is closed after the time of a head."""
+    monkeypatch.setattr("ilcp.transport.door.HEAD_S", 0.3)
+    made = Door.connection_made
+
+    def narrow(self: Door, transport: asyncio.Transport) -> None:
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+        made(self, transport)
+
+    monkeypatch.setattr(Door, "connection_made", narrow)
+    with served(tmp_path) as small, contextlib.ExitStack() as stack:
+        (s,) = idle(small, 1, stack)
+        s.settimeout(5)
+        with pytest.raises(ConnectionError):
+            while True:
+                s.sendall(b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n" * 100)
 
 
 @pytest.mark.parametrize("said", [b"", b"POST /v1/planner HT", b"GET /health HTTP/1.1\r\nhost: x\r\nx: "])

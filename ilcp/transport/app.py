@@ -32,7 +32,7 @@ from ilcp.transport.errors import AddressError, ConflictError, FullError
 from ilcp.transport.spool import StoreBackend
 from ilcp.transport.telemetry import REFUSED, logged, spared
 
-__all__ = ["MIN_TOKEN", "ingress"]
+__all__ = ["ADMITTED", "MIN_TOKEN", "ingress"]
 
 MIN_TOKEN = 16  # characters; what `ilcp serve` makes up has 43
 MAX_AT_ONCE = 256  # requests in work, of some 50 kB each
@@ -41,6 +41,7 @@ TOKEN_BYTES = 4096  # no header that is longer is compared
 BODY_S = 10.0  # the largest body takes 0.1 s at 5 Mbit/s; who sends half of one keeps its place no longer
 WRONG_S = 1.0  # a wrong token is answered so much later
 HEALTH_S = 1.0  # who has no token makes the store look no oftener
+ADMITTED = "ilcp.admitted"  # is in the scope of a request that has shown the token
 LOCAL = frozenset({"localhost", ""})  # HTTP/1.0 may leave the host out; browsers do not
 
 _HOST = re.compile(r"(?:\[([^\]]+)\]|([^:\[\]]*))(?::[0-9]*)?")
@@ -125,6 +126,7 @@ class _Ingress:
     async def _admit(self, request: Request) -> None:
         scheme, _, given = request.headers.get("authorization", "")[:TOKEN_BYTES].partition(" ")
         if scheme.lower() == "bearer" and hmac.compare_digest(given.encode(), self.token):
+            request.scope[ADMITTED] = True
             return
         async with _one(self.places_of_wrong):
             await asyncio.sleep(WRONG_S)
