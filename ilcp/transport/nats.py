@@ -294,7 +294,7 @@ async def _make_stream(stream: JetStreamContext, settings: Settings) -> None:
     try:
         there = (await stream.stream_info(STREAM)).config
     except errors.NotFoundError:
-        wanted = api.StreamConfig(
+        made = api.StreamConfig(
             name=STREAM,
             **fixed,
             storage=api.StorageType.FILE,
@@ -303,11 +303,12 @@ async def _make_stream(stream: JetStreamContext, settings: Settings) -> None:
             max_msg_size=MAX_MESSAGE_BYTES + HEADER_BYTES,
             duplicate_window=settings.dedup_s,
         )
-        await _unless_made(stream.add_stream(wanted))
+        await _unless_made(stream.add_stream(made))
         return
     for option, value in fixed.items():
         if (got := getattr(there, option)) != value:
-            raise ProtocolError(f"expected {STREAM} with {option} {value}, got {got}: empty it, and have it removed")
+            wanted = getattr(value, "value", value)
+            raise ProtocolError(f"expected {STREAM} with {option} {wanted}, got {got}: empty it, and have it removed")
     for option in ("max_bytes", "max_age"):
         if (got := getattr(there, option) or 0) <= 0:
             raise ProtocolError(f"expected {STREAM} with a {option}, got none: give it one at the server")
