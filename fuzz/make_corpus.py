@@ -34,8 +34,9 @@ INFO = (
 )
 PULLED = b"$JS.ACK.ilcp-handoffs.a.1.1.1.1700000000000000000.0\nNats-Msg-Id: a.x\n\nmessage"
 ACKED = b'\n--\nr\n\n{"stream":"KV_ilcp-settled","seq":1,"domain":"","duplicate":false}\n--\nr\n\n'
+NOT_SETTLED = b"\x03\n 404\n\n\n--\n"
 FOUND = b"r\nNats-Stream: s\nNats-Subject: $KV.ilcp-told.a\nNats-Sequence: 1\nNats-Time-Stamp: 2026-01-01T00:00:00Z\n\n"
-ROW = b"tx\nbmessage\ni0\n\nf0\nf0\n\ni1\ni135\nb" + TOLD + b"\nb" + bytes(16) + b"\nf1e9\ni0\n1.abcd"
+ROW = b"tx\nbmessage\ni0\n\nf0\nf0\nf2e9\ni1\ni135\nb" + TOLD + b"\nb" + bytes(16) + b"\nf1e9\ni0\n1.abcd"
 # In the place of a configuration's value.
 SAID = (b"null", b"-1", b"1e99", b"{}", b"[[]]", b'"x"', b"1" * 400, b"[" * 1200, b"../x", b"\0")
 TRANSPORT = {
@@ -77,8 +78,8 @@ TRANSPORT = {
         b"\x82" + b"r\n\n" + INFO + b"\n--\n" + PULLED + b"\n--\n\n 404\n\n" + ACKED,
         b"\x00" + PULLED.replace(b"\nNats", b"\n \xff\xfe\nNats") + b"\n--\n\n 404\n\n",
         b"\x02" + FOUND + TOLD,
-        b"\x03" + b'r\n\n{"stream":"ilcp-handoffs","seq":1,"duplicate":true}',
-        b"\x03" + b'r\n\n{"error":{"code":503,"err_code":10077,"description":"maximum messages exceeded"}}',
+        NOT_SETTLED + b'r\n\n{"stream":"ilcp-handoffs","seq":1,"duplicate":true}',
+        NOT_SETTLED + b'r\n\n{"error":{"code":503,"err_code":10077,"description":"maximum messages exceeded"}}',
         b"\x00" + b"$JS.ACK._.h.s.a.1.1.1.99999999999999999999999.0.r\nNats-Msg-Id: a.x\n\nm\n--\n\n 404\n\n",
     ),
     4: (ROW, ROW.replace(b"bmessage", b"tmessage").replace(b"i0", b"f1e300"), ROW.replace(b"f0", b"t\xff")),

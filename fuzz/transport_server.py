@@ -27,9 +27,8 @@ WORD = re.compile(r"[A-Za-z0-9_-]{1,64}")
 RESTORE = (
     "DELETE FROM handoffs",
     "DELETE FROM names",
-    "UPDATE totals SET messages = 0, bytes = 0",
-    "INSERT INTO handoffs (number, name, id, message, digest, sent_s) "
-    f"VALUES (1, 'a', 'known', x'6d', x'{content_digest(b'm').hex()}', {NOW_S})",
+    "INSERT INTO handoffs (number, name, id, message, digest, sent_s, over_s) "
+    f"VALUES (1, 'a', 'known', x'6d', x'{content_digest(b'm').hex()}', {NOW_S}, {NOW_S + 60})",
     "UPDATE sqlite_sequence SET seq = 1",
 )
 SETTINGS = Settings(clock=lambda: NOW_S, power_safe=False)

@@ -17,16 +17,11 @@ from ilcp.transport.capabilities import Capabilities
 
 __all__ = ["found", "told"]
 
-HANDOFF = ("id", "message", "attempt", "lease", "taken_s", "free_s", "settled_s", "digest", "sent_s", "dead")
+HANDOFF = ("id", "message", "attempt", "lease", "taken_s", "free_s", "over_s", "digest", "sent_s", "dead")
 COLUMNS = (*HANDOFF[:7], "messages", "bytes", "body", *HANDOFF[7:])
 STORE = memory_store()
 APP = in_front_of(STORE)
-EMPTY = (
-    "DELETE FROM handoffs",
-    "DELETE FROM names",
-    "DELETE FROM capabilities",
-    "UPDATE totals SET messages = 0, bytes = 0",
-)
+EMPTY = ("DELETE FROM handoffs", "DELETE FROM names", "DELETE FROM capabilities")
 LOOKUP = {"method": "GET", "path": "/v1/a/capabilities", "query_string": b"", "headers": [AUTHORIZED]}
 MOST = 2**63 - 1
 
@@ -41,7 +36,7 @@ def found(data: bytes) -> None:
         _write(dict(zip(COLUMNS, cells, strict=False)))
     lease = lines[len(COLUMNS)].decode("latin-1") if len(lines) > len(COLUMNS) else "1.abcd"
     for call, *args in (
-        (STORE.waiting,),
+        (STORE.waiting, "a"),
         (STORE.lookup, "a"),
         (_take,),
         (STORE.take, "a-dead", 5.0),
@@ -79,7 +74,7 @@ def _write(cells: dict[str, tuple[str, Any]]) -> None:
     STORE._db.execute(f"INSERT INTO handoffs (number, name, {', '.join(HANDOFF)}) VALUES (1, 'a', {marks})", values)
     (one, messages), (two, size), (three, body) = (cells[name] for name in ("messages", "bytes", "body"))
     if messages is not None and size is not None:
-        STORE._db.execute(f"UPDATE totals SET messages = {one}, bytes = {two}", (messages, size))
+        STORE._db.execute(f"UPDATE names SET messages = {one}, bytes = {two}", (messages, size))
     if body is not None:
         STORE._db.execute(f"INSERT INTO capabilities VALUES ('a', {three})", (body,))
 

@@ -17,7 +17,9 @@ from ilcp.errors import ConfigError, StorageError
 
 try:
     import fcntl
-except ImportError:  # a system without it has no locks of this kind either
+    import grp
+    import pwd
+except ImportError:  # a system without it has no locks, and no groups, of this kind either
     fcntl = None  # type: ignore[assignment]
 
 __all__ = [
@@ -204,12 +206,22 @@ def _require_own(path: Path, found: os.stat_result) -> None:
             "kept there: name another place, or a new folder in it"
         )
     # Many systems give each account a group of its own, of the same number, and let it write: that is nobody else.
-    others = stat.S_IWOTH | (0 if found.st_gid == found.st_uid else stat.S_IWGRP)
+    alone = found.st_gid == found.st_uid and not _others_in(found.st_gid, found.st_uid)
+    others = stat.S_IWOTH | (0 if alone else stat.S_IWGRP)
     if stat.S_ISDIR(found.st_mode) and found.st_mode & others:
         raise StorageError(
             f"expected a folder in which nobody else may write, got {path} of mode {stat.S_IMODE(found.st_mode):o}: "
             f"chmod go-w {path}, or name a new folder in it"
         )
+
+
+def _others_in(group: int, user: int) -> bool:
+    """Says whether a group lists other members than the user; one that nobody has named lists none."""
+    members: set[str] = set()
+    with suppress(KeyError):
+        members.update(grp.getgrgid(group).gr_mem)
+        members.discard(pwd.getpwuid(user).pw_name)
+    return bool(members)
 
 
 def _link(draft: Path, path: Path) -> None:

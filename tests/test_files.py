@@ -1,5 +1,6 @@
 """Files appear whole or not at all, whoever else writes and whatever the disk does."""
 
+import contextlib
 import errno
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -312,6 +313,19 @@ def test_a_folder_where_others_may_write_is_refused(tmp_path: Path, mode: int, o
         files._require_own(tmp_path, found)
         return
     with pytest.raises(StorageError, match=rf"nobody else may write, got .* of mode {mode:o}: chmod go-w {tmp_path}"):
+        files._require_own(tmp_path, found)
+
+
+@pytest.mark.parametrize(("members", "refused"), [([], False), (["me"], False), (["me", "other"], True)])
+def test_a_group_of_ones_own_that_others_joined_is_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, members: list[str], refused: bool
+) -> None:
+    """The group may write where nobody else is in it, though it has the account's own number."""
+    monkeypatch.setattr(files.grp, "getgrgid", lambda group: SimpleNamespace(gr_mem=members))
+    monkeypatch.setattr(files.pwd, "getpwuid", lambda user: SimpleNamespace(pw_name="me"))
+    me = os.geteuid()
+    found: Any = SimpleNamespace(st_mode=0o040775, st_uid=me, st_gid=me)
+    with pytest.raises(StorageError, match="nobody else may write") if refused else contextlib.nullcontext():
         files._require_own(tmp_path, found)
 
 

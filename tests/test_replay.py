@@ -94,6 +94,13 @@ def test_a_full_cache_refuses_what_is_new_and_forgets_nothing(cache: ReplayCache
     assert 5 == len(cache)
 
 
+def test_a_replay_error_says_what_another_holder_of_the_key_may_have_done(cache: ReplayCache) -> None:
+    """An id is known by its key, not by its content, so that the text tells no one to drop a genuine message."""
+    cache.admit(KEY, seal(1), now_unix_s=NOW)
+    with pytest.raises(ReplayError, match="acknowledge it, unless it says something new; then another holder of its"):
+        cache.admit(KEY, seal(1), now_unix_s=NOW)
+
+
 def test_what_is_forgotten_on_purpose_is_let_in_once_more(cache: ReplayCache) -> None:
     """``forget`` undoes one ``admit``, and nothing where there was none."""
     cache.admit(KEY, seal(1), now_unix_s=NOW)

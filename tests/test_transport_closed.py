@@ -307,7 +307,7 @@ class Doubtful(StoreBackend):
         self.asked: list[float | None] = []
         self.reached = False
 
-    async def settle(self, name: str, lease: Lease, *, retry_in_s: float | None) -> None:
+    async def settle(self, name: str, lease: Lease, *, retry_in_s: float | None, unseen: bool = False) -> None:
         self.asked.append(retry_in_s)
         if not self.reached:
             raise UnreachableError("nobody answered")

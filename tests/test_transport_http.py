@@ -36,7 +36,7 @@ from ilcp.transport import (
     connect_async,
 )
 from ilcp.transport.app import MIN_TOKEN, ingress
-from ilcp.transport.door import listening
+from ilcp.transport.door import Door, listening
 from ilcp.transport.serve import configured
 from ilcp.transport.telemetry import LOGGER, Sparing
 from tests.transport_model import BARE, SEALED, certificate, needs_openssl
@@ -72,13 +72,13 @@ class Served:
 
 
 @contextlib.contextmanager
-def served(spool: Path, *tls: Path, max_bytes: int = 64 << 20, max_at_once: int = 256) -> Iterator[Served]:
+def served(spool: Path, *tls: Path, max_bytes: int = 64 << 20) -> Iterator[Served]:
     """What ``ilcp serve`` runs, in a thread, on a free port, in front of a spool in this folder."""
     url, started = f"spool://{spool}", threading.Event()
 
     async def work() -> None:
         async with connect_async(url, settings=Settings(max_bytes=max_bytes, power_safe=False)) as c:
-            app = ingress(c, "planner", token=TOKEN, hosts=["planner.example"], max_at_once=max_at_once)
+            app = ingress(c, "planner", token=TOKEN, hosts=["planner.example"])
             running.append(uvicorn.Server(configured(app, *tls)))
             started.set()
             await running[0].serve(sockets=[door])
@@ -194,7 +194,9 @@ class SimpleConnection:
     _backend = object()
 
 
-@pytest.mark.parametrize("token", ["", "x", "x" * (MIN_TOKEN - 1), "two words are long enough", "schlüssel" * 3])
+@pytest.mark.parametrize(
+    "token", ["", "x", "x" * (MIN_TOKEN - 1), "two words are long enough", "schlüssel" * 3, "x" * 1025]
+)
 def test_a_token_that_can_be_guessed_or_not_be_shown_is_refused(tmp_path: Path, token: str) -> None:
     """A short token, an empty one, and one that no header carries serve nobody, wherever the ingress listens."""
 
@@ -247,10 +249,11 @@ def test_a_wrong_token_is_answered_late_and_keeps_nobody_waiting(
 def test_guesses_take_no_place_of_those_with_the_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where all places of guesses are taken, another guess is told so, and the right token is answered."""
     monkeypatch.setattr("ilcp.transport.app.WRONG_S", 1.5)
+    monkeypatch.setattr("ilcp.transport.app.MAX_AT_ONCE", 1)
 
     async def main() -> list[int]:
         async with connect_async(f"spool://{tmp_path}") as c:
-            app = httpx.ASGITransport(ingress(c, "planner", token=TOKEN, max_at_once=1))
+            app = httpx.ASGITransport(ingress(c, "planner", token=TOKEN))
             async with httpx.AsyncClient(transport=app, base_url="http://localhost") as client:
                 guesses = [asyncio.create_task(client.get("/v1")) for _ in range(2)]
                 await asyncio.sleep(0.5)
@@ -325,7 +328,8 @@ def half_sent(server: Served, length: int = len(BARE)) -> socket.socket:
 def test_a_body_that_does_not_come_keeps_no_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who does not send the body is answered with 408 after a time, and its place is free for others."""
     monkeypatch.setattr("ilcp.transport.app.BODY_S", 0.2)
-    with served(tmp_path, max_at_once=2) as small:
+    monkeypatch.setattr("ilcp.transport.app.MAX_AT_ONCE", 2)
+    with served(tmp_path) as small:
         with contextlib.ExitStack() as stack:
             half = [stack.enter_context(half_sent(small)) for _ in range(2)]
             assert [b"HTTP/1.1 408"] * 2 == [s.recv(100)[:12] for s in half]
@@ -333,9 +337,10 @@ def test_a_body_that_does_not_come_keeps_no_place(tmp_path: Path, monkeypatch: p
         assert [] == small.taken()
 
 
-def test_too_many_at_once_is_429(tmp_path: Path) -> None:
+def test_too_many_at_once_is_429(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond the limit a send is turned away at the door; health still answers, and what was let in goes on."""
-    with served(tmp_path, max_at_once=2) as small, contextlib.ExitStack() as stack:
+    monkeypatch.setattr("ilcp.transport.app.MAX_AT_ONCE", 2)
+    with served(tmp_path) as small, contextlib.ExitStack() as stack:
         held = [stack.enter_context(half_sent(small)) for _ in range(2)]
         answer = once(lambda: ask(small, "GET", "/v1"), 429)
         assert "1" == answer.headers["retry-after"]
@@ -366,6 +371,40 @@ def test_connections_that_say_nothing_keep_nobody_out(tmp_path: Path, monkeypatc
                 assert b"" == s.recv(1)
 
 
+def test_connections_that_are_busy_without_the_token_keep_nobody_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where nobody else is idle, what is at a request without the token for longest makes room, and the token stays."""
+    monkeypatch.setattr("ilcp.transport.door.MAX_CONNECTIONS", 4)
+    monkeypatch.setattr("ilcp.transport.app.WRONG_S", 3.0)
+    with served(tmp_path) as small, contextlib.ExitStack() as stack:
+        half = stack.enter_context(half_sent(small))
+        half.sendall(BARE[:1])
+        for s in idle(small, 3, stack):
+            s.sendall(b"GET /v1 HTTP/1.1\r\nhost: localhost\r\n\r\n")
+            time.sleep(0.1)
+        assert 200 == ask(small, "GET", "/v1").status_code
+        half.sendall(BARE[1:])
+        assert b"HTTP/1.1 202" == half.recv(12)
+
+
+def test_who_does_not_read_its_answers_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that only sends, until nothing more goes in either direction, is closed after the time of a head."""
+    monkeypatch.setattr("ilcp.transport.door.HEAD_S", 0.3)
+    made = Door.connection_made
+
+    def narrow(self: Door, transport: asyncio.Transport) -> None:
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+        made(self, transport)
+
+    monkeypatch.setattr(Door, "connection_made", narrow)
+    with served(tmp_path) as small, contextlib.ExitStack() as stack:
+        (s,) = idle(small, 1, stack)
+        s.settimeout(5)
+        with pytest.raises(ConnectionError):
+            s.sendall(b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n" * 1_000_000)
+
+
 @pytest.mark.parametrize("said", [b"", b"POST /v1/planner HT", b"GET /health HTTP/1.1\r\nhost: x\r\nx: "])
 def test_a_head_that_does_not_come_is_not_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: bytes
@@ -387,6 +426,8 @@ MALFORMED = {
     "no such path": ("GET", "/v2", {}, None, 404),
     "no such method": ("DELETE", PATH, {}, None, 405),
     "a path that ends in a stroke": ("GET", "/v1/", {}, None, 404),
+    "a path that is spelled otherwise": ("POST", "/v1/%70lanner", SEND, BARE, 404),
+    "a prefix that is spelled otherwise": ("GET", "/%76%31", {}, None, 404),
     "a name that is none": ("POST", "/v1/a.b", SEND, BARE, 404),
     "an id that is none": ("POST", PATH, MEDIA | {"ilcp-handoff-id": "../x"}, BARE, 400),
     "another id than the seal's": ("POST", PATH, SEND, SEALED, 400),
@@ -457,9 +498,10 @@ def test_a_full_spool_is_429_and_the_sender_tries_again(tmp_path: Path) -> None:
     with served(tmp_path, max_bytes=MAX_MESSAGE_BYTES + 128) as small:
         with connect(small.url, settings=Settings(token=TOKEN, timeout_s=0.5)) as c:
             c.send(whole, to="planner", handoff_id="a")
-            with pytest.raises(FullError, match="expected room") as caught:
+            with pytest.raises(FullError, match=r"expected room .* in the spool, got 1 waiting") as caught:
                 c.send(whole, to="planner", handoff_id="b")
             assert 1.0 == caught.value.retry_after_s
+            assert str(tmp_path) not in str(caught.value)
         reader = threading.Timer(0.5, small.taken)
         with connect(small.url, settings=Settings(token=TOKEN, timeout_s=20)) as c:
             reader.start()
@@ -481,11 +523,15 @@ def test_a_send_is_repeated_until_somebody_answers(tmp_path: Path) -> None:
 
 
 def test_metrics_and_health(server: Served) -> None:
-    """Prometheus sees requests by operation and status, duplicates, and what waits; no name and no id is in it."""
-    with connect(server.url, settings=Settings(token=TOKEN)) as c:
+    """Prometheus sees requests by operation and status, duplicates, and what waits for this name; no name, no id."""
+    with connect(server.url, settings=Settings(token=TOKEN)) as c, connect(server.spool, name="critic") as other:
         c.send(BARE, to="planner", handoff_id="case-9")
         c.send(BARE, to="planner", handoff_id="case-9")
-    text = ask(server, "GET", "/metrics").text
+        other.send(BARE, to="critic")
+        text = ask(server, "GET", "/metrics").text
+        found = other.receive()
+        assert found is not None
+        found.ack()
     assert [("case-9", BARE)] == server.taken()
     assert 'ilcp_requests_total{operation="send",status="202"}' in text
     assert "ilcp_handoffs_waiting 1.0" in text
@@ -502,7 +548,7 @@ def test_health_names_no_folder_and_is_no_work(tmp_path: Path) -> None:
             backend: Any = c._backend
             backend._store.close()
             asked, waiting = [], backend.waiting
-            backend.waiting = lambda: asked.append(1) or waiting()  # type: ignore[func-returns-value]
+            backend.waiting = lambda name: asked.append(1) or waiting(name)  # type: ignore[func-returns-value]
             app = ingress(c, "planner", token=TOKEN)
             async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
                 answers = [await client.get("/health") for _ in range(20)]
@@ -512,6 +558,45 @@ def test_health_names_no_folder_and_is_no_work(tmp_path: Path) -> None:
     assert 503 == answer.status_code
     assert str(tmp_path) not in answer.text
     assert looks < 20
+
+
+def test_health_does_not_wait_for_a_locked_spool(tmp_path: Path) -> None:
+    """While another one holds the store, health says so within a second."""
+
+    async def main() -> tuple[int, float]:
+        async with connect_async(f"spool://{tmp_path}") as c:
+            backend: Any = c._backend
+            app = ingress(c, "planner", token=TOKEN)
+            async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
+                backend._store._lock.acquire()
+                threading.Timer(3, backend._store._lock.release).start()
+                began = time.monotonic()
+                return (await client.get("/health")).status_code, time.monotonic() - began
+
+    status, seconds = asyncio.run(main())
+    assert 503 == status
+    assert seconds < 1
+
+
+def test_after_a_fork_every_path_says_so(tmp_path: Path) -> None:
+    """An ingress whose connection is the parent process's blames neither the message nor waits for ever: 503."""
+
+    async def main() -> list[httpx.Response]:
+        async with connect_async(f"spool://{tmp_path}") as c:
+            app = ingress(c, "planner", token=TOKEN)
+            c._pid -= 1
+            try:
+                transport = httpx.ASGITransport(app)
+                async with httpx.AsyncClient(transport=transport, base_url="http://localhost", headers=GOOD) as client:
+                    paths = "/v1", "/health", "/metrics", f"{PATH}/capabilities"
+                    sent = await client.post(PATH, headers=SEND, content=BARE)
+                    return [sent, *[await client.get(path) for path in paths]]
+            finally:
+                c._pid += 1
+
+    for answer in asyncio.run(main()):
+        assert 503 == answer.status_code
+        assert "from before a fork: connect again, and make the ingress in the process" in answer.text
 
 
 def test_who_is_refused_writes_no_log(server: Served, caplog: pytest.LogCaptureFixture) -> None:

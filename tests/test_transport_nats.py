@@ -29,11 +29,13 @@ from ilcp.transport import (
     AddressError,
     ConflictError,
     FullError,
+    LeaseLostError,
     ProtocolError,
     RefusedError,
     Settings,
     UnreachableError,
     connect,
+    connect_async,
 )
 from ilcp.transport.backend import LEAST_BYTES
 from ilcp.transport.nats import SETTLED, TOLD, NatsBackend, open_nats
@@ -230,7 +232,7 @@ def test_a_lease_is_never_longer_than_the_servers(server: NatsServer, monkeypatc
     with connect(server.url, name="planner", settings=Settings(lease_s=1)) as c:
         thread = threading.Timer(0.6, c.send, (b"x",), {"to": "planner", "handoff_id": "a"})
         thread.start()
-        slow_look_up(monkeypatch, 0.25)
+        slow_look_up(monkeypatch, 0, 0.25)  # the send's, and the receive's
         delivery = c.receive(5)
         assert delivery is not None
         assert 0.3 < delivery.until_s - time.time() < 0.75
@@ -286,12 +288,31 @@ def test_an_id_that_waits_is_kept_once_however_long(server: NatsServer) -> None:
         assert not c.send(b"x", to="critic", handoff_id="a").duplicate
 
 
-def test_a_stream_of_that_name_that_is_not_ours(server: NatsServer) -> None:
-    """A stream with other subjects is refused by name."""
-    config = api.StreamConfig(name=STREAM, subjects=[f"{SUBJECT}.*"])
+def make_stream(server: NatsServer, **options: Any) -> None:
+    """Makes the stream as somebody else would."""
+    config = api.StreamConfig(name=STREAM, **options)
     by_another(server.url, lambda stream: stream.add_stream(config))
-    with pytest.raises(ProtocolError, match=r"expected ilcp-handoffs with ilcp\.handoffs\.\*\.\*, got"):
-        connect(server.url).__enter__()
+
+
+def test_a_stream_of_that_name_that_is_not_ours(server: NatsServer) -> None:
+    """A stream with other subjects, or that keeps more than one message per id, or grows for ever, is refused."""
+    once: dict[str, Any] = dict(max_msgs_per_subject=1, discard=api.DiscardPolicy.NEW, discard_new_per_subject=True)
+    ours: dict[str, Any] = dict(subjects=[f"{SUBJECT}.*.*"], retention=api.RetentionPolicy.WORK_QUEUE)
+    limits: dict[str, Any] = dict(max_bytes=1 << 20, max_age=60.0, duplicate_window=60.0)
+    for options, said in (
+        ({"subjects": [f"{SUBJECT}.*"]}, r"with subjects \['ilcp\.handoffs\.\*\.\*'\], got \['ilcp\.handoffs\.\*'\]"),
+        (limits | ours | {"retention": api.RetentionPolicy.LIMITS}, "with retention workqueue, got limits: empty it"),
+        (limits | ours, "with discard new, got old"),
+        (limits | ours | once | {"max_bytes": -1}, "with a max_bytes, got none: give it one"),
+        (limits | ours | once | {"max_age": None}, "with a max_age, got none: give it one"),
+    ):
+        make_stream(server, **options)
+        with pytest.raises(ProtocolError, match=f"expected ilcp-handoffs {said}"):
+            connect(server.url).__enter__()
+        by_another(server.url, lambda stream: stream.delete_stream(STREAM))
+    make_stream(server, **limits, **ours, **once)
+    with connect(server.url) as c:
+        assert not c.send(b"x", to="planner").duplicate
 
 
 @pytest.mark.parametrize("lease_s", [4.1, 0.3, 1 / 3])
@@ -512,6 +533,23 @@ def test_two_receivers_of_one_name_share_its_messages() -> None:
         assert one.receive() is None
 
 
+def test_a_lease_that_ended_is_not_extended(server: NatsServer) -> None:
+    """What arrives at the server too late is answered by it, and holds nothing: somebody else has the message."""
+
+    async def main() -> None:
+        async with connect_async(server.url, name="planner", settings=Settings(lease_s=1.0)) as c:
+            await c.send(b"x", to="planner", handoff_id="a")
+            first = await c.receive(5)
+            assert first is not None
+            await asyncio.sleep(1.2)
+            second = await c.receive(5)
+            assert second is not None
+            with pytest.raises(LeaseLostError, match="got one that ended"):
+                await c._backend.extend("planner", first._lease, 1.0)
+
+    asyncio.run(main())
+
+
 def test_other_content_under_a_known_id_is_refused(server: NatsServer) -> None:
     """Another message is no duplicate while the first waits, is held, was settled, or was no hand-off at all."""
 
@@ -533,12 +571,12 @@ def test_other_content_under_a_known_id_is_refused(server: NatsServer) -> None:
         assert c.receive() is None
         with pytest.raises(ConflictError):
             c.send(b"genuine", to="critic", handoff_id="b")
-        server.kill()  # it forgets the ids; what comes under a settled one is another message, and is not dropped
+        server.kill()  # it forgets the ids; what was settled is written down
         server.start()
-        c.send(b"genuine", to="planner", handoff_id="a")
-        delivery = c.receive(10)
-        assert delivery is not None
-        assert ("a", b"genuine") == (delivery.handoff_id, delivery.message)
+        wait_for_port(server.port)
+        refused()
+        assert c.send(b"forged", to="planner", handoff_id="a").duplicate
+        assert c.receive(0.5) is None
 
 
 def test_a_poisoned_message_blocks_nothing(server: NatsServer) -> None:

@@ -173,7 +173,21 @@ def test_receive_says_that_there_is_no_room(tmp_path: Path) -> None:
             receive(f"spool://{tmp_path}/spool", "planner", to=tmp_path / "in")
         delivery = c.receive()
         assert delivery is not None
-        assert ("a", 2) == (delivery.handoff_id, delivery.attempt)
+        assert ("a", 1) == (delivery.handoff_id, delivery.attempt)
+
+
+def test_receives_own_failures_make_no_dead_letters(tmp_path: Path) -> None:
+    """However often a conflicting file stops it, as under a supervisor, the message stays, and is the next to come."""
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.ilcp").write_bytes(b"another recipient's")
+    with connect(f"spool://{tmp_path}/spool", name="planner") as c:
+        c.send(b"a message", to="planner", handoff_id="a")
+        for _ in range(Settings().max_deliveries + 1):
+            with pytest.raises(StorageError, match="another message at"):
+                receive(f"spool://{tmp_path}/spool", "planner", to=tmp_path / "in", timeout_s=0)
+        delivery = c.receive()
+        assert delivery is not None
+        assert ("a", 1) == (delivery.handoff_id, delivery.attempt)
 
 
 def test_receive_writes_nothing_outside_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -97,7 +97,7 @@ def test_a_file_that_is_no_spool_is_refused(tmp_path: Path) -> None:
     other = sqlite3.connect(file)
     other.execute("CREATE TABLE mine (x)")
     other.close()
-    with pytest.raises(CorruptError, match="expected an ilcp spool of version 2"):
+    with pytest.raises(CorruptError, match="expected an ilcp spool of version 3"):
         connect(f"spool://{tmp_path}").__enter__()
 
 
@@ -171,7 +171,7 @@ def test_a_closed_store_says_so() -> None:
     """After close a call says that the spool is not open, and not that its file is damaged."""
     store = make_store(":memory:", Clock())
     store.close()
-    for call in (store.waiting, lambda: store.put("a", "b", b"c"), lambda: store.settle("a", "1.x", None)):
+    for call in (lambda: store.waiting("a"), lambda: store.put("a", "b", b"c"), lambda: store.settle("a", "1.x", None)):
         with pytest.raises(UnreachableError, match="expected an open spool"):
             call()
 
@@ -279,7 +279,7 @@ def test_a_lease_that_was_not_given_settles_nothing() -> None:
     clock.advance(30)
     with pytest.raises(LeaseLostError):  # it ended, though nobody else has it yet
         store.settle("planner", lease.token, None)
-    assert (1, len(BARE) + 128) == store.waiting()
+    assert (1, len(BARE) + 128) == store.waiting("planner")
     store.close()
 
 
@@ -368,7 +368,7 @@ def test_mail_that_nobody_reads_is_dropped(caplog: pytest.LogCaptureFixture) -> 
     with caplog.at_level("INFO", "ilcp.transport"):
         assert store.take("planner", 30) is None
     assert ["dropped 1 that nobody acknowledged within max_age_s"] == [each.getMessage() for each in caplog.records]
-    assert (1, len(BARE) + 128) == store.waiting()
+    assert (1, len(BARE) + 128) == store.waiting("planner")
     store.settle("planner", lease.token, None)
     assert store.put("planner", "unread", BARE)
 
@@ -378,7 +378,7 @@ def test_one_name_leaves_room_for_the_others() -> None:
     store = make_store(":memory:", Clock(), max_bytes=4 << 20, max_name_bytes=None, max_deliveries=1)
     for number in range(17):
         store.put("unread", str(number), bytes(60_000))
-    with pytest.raises(FullError, match=r"got 17 waiting messages of unread that take .*raise max_name_bytes"):
+    with pytest.raises(FullError, match=r"got 17 .* of unread and unread-dead that take .*raise max_name_bytes"):
         store.put("unread", "17", bytes(60_000))
     assert store.put("read", "a", bytes(60_000))
     for _ in range(2):
@@ -419,25 +419,48 @@ def test_other_content_under_a_known_id_is_refused(tmp_path: Path, settled: bool
         assert not c.send(b"genuine", to="critic", handoff_id="a").duplicate
 
 
-def test_a_spool_of_version_1_is_taken_over(tmp_path: Path) -> None:
-    """What waits in a file of before comes, is known by its content, and counts in its name's share."""
-    file = tmp_path / FILE
-    old = sqlite3.connect(file)
-    for statement in (*SCHEMA, "PRAGMA user_version = 1"):
-        old.execute(statement)
-    add = "INSERT INTO handoffs (name, id, message) VALUES ('planner', ?, ?)"
-    old.executemany(add, [("a", b"waiting"), ("b", b"settled")])
-    old.execute("UPDATE handoffs SET message = NULL, settled_s = 1e12 WHERE id = 'b'")
-    old.commit()
+def test_a_spool_of_another_release_is_refused(tmp_path: Path) -> None:
+    """A file of an earlier version is not misread, and stays as it is; the text says what to do with it."""
+    make_store(tmp_path / FILE, Clock()).close()
+    old = sqlite3.connect(tmp_path / FILE)
+    old.execute("PRAGMA user_version = 2")
     old.close()
-    with connect(f"spool://{tmp_path}", name="planner") as c:
-        assert c.send(b"waiting", to="planner", handoff_id="a").duplicate
-        assert c.send(b"whatever", to="planner", handoff_id="b").duplicate  # nobody wrote down what it was
-        with pytest.raises(ConflictError):
-            c.send(b"another", to="planner", handoff_id="a")
-        delivery = c.receive()
-        assert delivery is not None
-        assert ("a", b"waiting", 1) == (delivery.handoff_id, delivery.message, delivery.attempt)
-    store = make_store(file, Clock())
-    assert [("planner", 1, len(b"waiting") + 128)] == store._db.execute("SELECT * FROM names").fetchall()
-    store.close()
+    kept = (tmp_path / FILE).read_bytes()
+    with pytest.raises(CorruptError, match=r"of version 3 .* version 2: take what waits there with the release that"):
+        connect(f"spool://{tmp_path}").__enter__()
+    assert kept == (tmp_path / FILE).read_bytes()
+
+
+def test_settings_of_others_end_no_mail(tmp_path: Path) -> None:
+    """How long a message waits is its sender's to say, how long its id is known is whose who acknowledged it."""
+    clock = Clock()
+    mine = make_store(tmp_path / FILE, clock, max_age_s=100.0, dedup_s=100.0)
+    theirs = make_store(tmp_path / FILE, clock, max_age_s=1.0, dedup_s=1.0)
+    mine.put("planner", "unread", BARE)
+    mine.put("critic", "done", BARE)
+    lease = mine.take("critic", 30)
+    assert lease is not None
+    mine.settle("critic", lease.token, None)
+    clock.advance(50)
+    assert theirs.put("planner", "short", BARE)
+    assert not theirs.put("critic", "done", BARE)
+    clock.advance(2)
+    lease = mine.take("planner", 30)
+    assert lease is not None
+    assert "unread" == lease.handoff_id
+    assert mine.take("planner", 30) is None
+
+
+def test_mail_from_a_clock_that_was_ahead_ages_too() -> None:
+    """What was sent years ahead counts as sent now, once the clock is right, and goes when it is too old."""
+    clock = Clock()
+    store = make_store(":memory:", clock, max_age_s=100.0)
+    clock.advance(1e9)
+    store.put("planner", "ahead", BARE)
+    clock.advance(-1e9)
+    assert store.put("critic", "a", BARE)
+    clock.advance(99)
+    assert (1, len(BARE) + 128) == store.waiting("planner")
+    clock.advance(2)
+    assert store.put("critic", "b", BARE)
+    assert (0, 0) == store.waiting("planner")

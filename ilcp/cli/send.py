@@ -84,7 +84,7 @@ def receive(
                 to.mkdir(parents=True, exist_ok=True)
                 _keep(path, delivery.message)
             except (OSError, StorageError) as error:
-                delivery.nack()
+                delivery.nack(unseen=True)
                 said = error.__cause__ or error
                 raise StorageError(f"expected room for a message in {to}, got: {said}; it is still there") from error
             delivery.ack()

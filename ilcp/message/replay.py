@@ -15,6 +15,9 @@ messages can come once more.
 cache refuses what is new, because forgetting an unexpired one would let it in again: that is a ``ReplayCacheError``,
 and the message may be delivered later. So `max_entries` is the rate of messages times their time to live.
 
+**Holders of a key.** What is remembered is the id, not the content. Who has the key, and sees an id on its way, can
+write another message under it; if that one comes first, the genuine one is a ``ReplayError``.
+
 **At least once.** A transport that delivers again after a crash meets its own first delivery here: a receiver that died
 between admitting and acknowledging gets a ``ReplayError``. Who would rather work twice than never calls ``forget`` when
 the work has failed, and lets a message that killed its process expire.
@@ -103,7 +106,8 @@ class ReplayCache:
                 )
             if database.execute("SELECT 1 FROM seen WHERE id = ?", (_id(key, seal),)).fetchone():
                 raise ReplayError(
-                    f"expected a hand-off for the first time, got {seal.handoff_id.hex()} again: acknowledge it"
+                    f"expected a hand-off for the first time, got {seal.handoff_id.hex()} again: acknowledge it, "
+                    "unless it says something new; then another holder of its key has written under its id first"
                 )
             if entries >= self.max_entries:
                 raise ReplayCacheError(

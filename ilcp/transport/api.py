@@ -11,7 +11,8 @@ TOKEN``, a ``Host`` that is an IP address, localhost or one that the ingress was
 send. A sealed message needs no id beside its own. Errors are JSON, ``{"error": …}``: 400 malformed, or no ilcp message,
 401 no or another token, 403 a host or an origin, 408 a body that does not come, 411 no length or a transfer-encoding,
 413 too large, 415 another media type, 429 no room now (with ``Retry-After``), 503 the spool is damaged or locked.
-Nothing is received, acknowledged or told over HTTP: the receiver takes its messages from the spool.
+A path has one spelling; any other is a 404. Nothing is received, acknowledged or published over HTTP: the receiver
+takes its messages from the spool.
 """
 
 __all__ = ["ID_HEADER", "PREFIX"]

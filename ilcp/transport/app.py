@@ -15,7 +15,8 @@ import ipaddress
 import re
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from contextlib import nullcontext
+from typing import Any, cast
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.applications import Starlette
@@ -28,11 +29,11 @@ from ilcp.message import MAX_MESSAGE_BYTES, describe
 from ilcp.transport.api import ID_HEADER, PREFIX
 from ilcp.transport.backend import MEDIA_TYPE, checked_to, checked_token
 from ilcp.transport.connection import AsyncConnection
-from ilcp.transport.errors import AddressError, ConflictError, FullError
+from ilcp.transport.errors import AddressError, ConflictError, FullError, UnreachableError
 from ilcp.transport.spool import StoreBackend
 from ilcp.transport.telemetry import REFUSED, logged, spared
 
-__all__ = ["MIN_TOKEN", "ingress"]
+__all__ = ["ADMITTED", "MIN_TOKEN", "ingress"]
 
 MIN_TOKEN = 16  # characters; what `ilcp serve` makes up has 43
 MAX_AT_ONCE = 256  # requests in work, of some 50 kB each
@@ -41,6 +42,8 @@ TOKEN_BYTES = 4096  # no header that is longer is compared
 BODY_S = 10.0  # the largest body takes 0.1 s at 5 Mbit/s; who sends half of one keeps its place no longer
 WRONG_S = 1.0  # a wrong token is answered so much later
 HEALTH_S = 1.0  # who has no token makes the store look no oftener
+LOOK_S = 0.5  # a store that has not been looked at by then is no healthy one
+ADMITTED = "ilcp.admitted"  # is in the scope of a request that has shown the token
 LOCAL = frozenset({"localhost", ""})  # HTTP/1.0 may leave the host out; browsers do not
 
 _HOST = re.compile(r"(?:\[([^\]]+)\]|([^:\[\]]*))(?::[0-9]*)?")
@@ -71,38 +74,50 @@ class _Metrics:
 
 
 class _Ingress:
-    def __init__(self, connection: AsyncConnection, name: str, token: str, hosts: Sequence[str], most: int) -> None:
-        backend = connection._backend
-        if not isinstance(backend, StoreBackend):
+    def __init__(self, connection: AsyncConnection, name: str, token: str, hosts: Sequence[str]) -> None:
+        if not isinstance(connection._backend, StoreBackend):
             raise AddressError("expected a connection to a spool, got another: connect_async('spool:///folder')")
-        self.connection, self.backend, self.name = connection, backend, checked_to(name)
+        self.connection, self.name = connection, checked_to(name)
+        self.place = connection._backend._store._path
         self.token = checked_token(token, MIN_TOKEN).encode()
         self.hosts = LOCAL | {each if _is_ip(each) else _host(each) for each in hosts}
         if None in self.hosts or "" in hosts:  # else whatever is none would be let in
             raise AddressError(f"expected hosts as names, such as planner.example, got {', '.join(map(repr, hosts))}")
-        self.places = asyncio.Semaphore(most)
-        self.places_of_wrong = asyncio.Semaphore(most)  # who guesses keeps nobody out
+        self.places = asyncio.Semaphore(MAX_AT_ONCE)
+        self.places_of_wrong = asyncio.Semaphore(MAX_AT_ONCE)  # who guesses keeps nobody out
         self.metrics = _Metrics()
         self.healthy = (float("-inf"), True)
 
+    @property
+    def backend(self) -> StoreBackend:
+        """The spool's; looked up at each call, for after a fork there is none."""
+        try:
+            return cast(StoreBackend, self.connection._backend)
+        except AddressError as error:  # which blames who asks
+            raise UnreachableError(f"{error}, and make the ingress in the process that serves") from error
+
     def route(self, path: str, method: str, operation: str, handler: Handler, *, open_to_all: bool = False) -> Route:
         """Puts a handler behind the checks that all share; what it raises becomes a status."""
+        spelled = path.replace("{name}", self.name).encode()
 
         async def answer(request: Request) -> Response:
             began = time.perf_counter()
             self.metrics.active.inc()
             try:
                 self._check_host(request)
-                if open_to_all:
-                    response = await handler(request)
-                else:
+                if not open_to_all:
                     await self._admit(request)
-                    async with _one(self.places):
-                        response = await handler(request)
+                if not (request.scope.get("raw_path") or request.scope["path"].encode()).endswith(spelled):
+                    raise _Refused(
+                        404, "expected a path of the receiver behind this address, plainly spelled, got another"
+                    )
+                _ = self.backend
+                async with nullcontext() if open_to_all else _one(self.places):
+                    response = await handler(request)
             except ClientDisconnect:
                 response = Response(status_code=400)
             except (_Refused, TransportError, EncodeError, DecodeError) as error:
-                response = _as_response(error)
+                response = _as_response(error, self.place)
             finally:
                 self.metrics.active.dec()
             self.metrics.requests.labels(operation, str(response.status_code)).inc()
@@ -125,17 +140,13 @@ class _Ingress:
     async def _admit(self, request: Request) -> None:
         scheme, _, given = request.headers.get("authorization", "")[:TOKEN_BYTES].partition(" ")
         if scheme.lower() == "bearer" and hmac.compare_digest(given.encode(), self.token):
+            request.scope[ADMITTED] = True
             return
         async with _one(self.places_of_wrong):
             await asyncio.sleep(WRONG_S)
         raise _Refused(401, "expected Authorization: Bearer with the token of the ingress, got none or another")
 
-    def _require_name(self, request: Request) -> None:
-        if request.path_params["name"] != self.name:
-            raise _Refused(404, "expected the name of the receiver behind this address, got another")
-
     async def send(self, request: Request) -> Response:
-        self._require_name(request)
         if request.headers.get("content-type") != MEDIA_TYPE:
             raise _Refused(415, f"expected content-type {MEDIA_TYPE}, got another")
         wire, given = await _body(request, MAX_MESSAGE_BYTES), request.headers.get(ID_HEADER)
@@ -147,7 +158,6 @@ class _Ingress:
         return Response(status_code=200 if receipt.duplicate else 202, headers={ID_HEADER: receipt.handoff_id})
 
     async def lookup(self, request: Request) -> Response:
-        self._require_name(request)
         body = await self.backend.lookup(self.name)
         if body is None:
             return JSONResponse(None, 404)
@@ -158,9 +168,10 @@ class _Ingress:
         if time.monotonic() - looked_s > HEALTH_S:
             self.healthy = time.monotonic(), healthy  # who comes meanwhile does not look as well
             try:
-                await self.backend.waiting()
+                async with asyncio.timeout(LOOK_S):
+                    await self.backend.waiting(self.name)
                 healthy = True
-            except TransportError:
+            except (TransportError, TimeoutError):
                 healthy = False
             self.healthy = time.monotonic(), healthy
         if not healthy:  # why is told to those who have the token
@@ -171,15 +182,13 @@ class _Ingress:
         return JSONResponse({"ilcp": "ingress", "max_message_bytes": MAX_MESSAGE_BYTES})
 
     async def show_metrics(self, request: Request) -> Response:
-        messages, used = await self.backend.waiting()
+        messages, used = await self.backend.waiting(self.name)
         self.metrics.waiting.set(messages)
         self.metrics.waiting_bytes.set(used)
         return Response(generate_latest(self.metrics.registry), media_type="text/plain; version=0.0.4")
 
 
-def ingress(
-    connection: AsyncConnection, name: str, *, token: str, hosts: Sequence[str] = (), max_at_once: int = MAX_AT_ONCE
-) -> Starlette:
+def ingress(connection: AsyncConnection, name: str, *, token: str, hosts: Sequence[str] = ()) -> Starlette:
     """Makes the app that takes messages for ``name``, for uvicorn or any ASGI server.
 
     Args:
@@ -187,13 +196,12 @@ def ingress(
         name: whose messages.
         token: what every sender has to show.
         hosts: the names by which senders reach it, beside IP addresses and localhost.
-        max_at_once: so many requests are in work at once.
 
     Raises:
         AddressError: a name or a host that is none, a token that is short or that no client could show, or a
             connection to something else.
     """
-    door = _Ingress(connection, name, token, hosts, max_at_once)
+    door = _Ingress(connection, name, token, hosts)
     spared(REFUSED)
     app = Starlette(
         routes=[
@@ -204,7 +212,7 @@ def ingress(
             door.route(PREFIX + "/{name}/capabilities", "GET", "lookup", door.lookup),
         ]
     )
-    app.router.redirect_slashes = False  # a path has one spelling, and no answer sends anybody elsewhere
+    app.router.redirect_slashes = False  # no answer sends anybody elsewhere
     return app
 
 
@@ -248,7 +256,8 @@ async def _body(request: Request, most: int) -> bytes:
     return bytes(body)
 
 
-def _as_response(error: Exception) -> Response:
+def _as_response(error: Exception, place: str) -> Response:
+    """Says what was wrong, and not where on this host the spool is."""
     headers: dict[str, Any] = {}
     match error:
         case _Refused(status=status):
@@ -263,4 +272,4 @@ def _as_response(error: Exception) -> Response:
             status = 503
     if status == 401:
         headers = {"www-authenticate": "Bearer"}
-    return JSONResponse({"error": str(error)[:500]}, status, headers=headers)
+    return JSONResponse({"error": str(error).replace(place, "the spool")[:500]}, status, headers=headers)

@@ -44,6 +44,7 @@ MAX_DEDUP_S = 7 * 86400.0  # ids of a week; beyond, the list outgrows the messag
 FRESH_ID_BYTES = 16  # random: no two sends of the world meet
 MAX_CAPABILITIES_BYTES = 1 << 16  # the ids of 3,000 codecs
 MAX_AGE_S = 366 * 86400.0
+MAX_TOKEN = 1024  # characters; servers take heads of 4 kB and more
 ROW_BYTES = 128  # what a row of a store and its index entries take beside the message, rounded up
 LEAST_BYTES = MAX_MESSAGE_BYTES + ROW_BYTES
 NAMES_THAT_FILL = 4
@@ -61,8 +62,8 @@ class Settings:
 
     ``lease_s`` is how long a receiver may hold a hand-off before another one gets it; ``timeout_s`` how long the other
     side may take to answer; ``clock`` (unix seconds) is there for tests. Memory and spool: an id is remembered for
-    ``dedup_s`` after its acknowledgement, all waiting messages take at most ``max_bytes``, those of a name at most
-    ``max_name_bytes`` (None: a quarter of it), and what nobody has acknowledged for ``max_age_s`` is dropped;
+    the ``dedup_s`` of who acknowledged it, all waiting messages take at most ``max_bytes``, those of a name at most
+    ``max_name_bytes`` (None: a quarter of it), and what nobody has acknowledged for its sender's ``max_age_s`` goes;
     ``power_safe=False`` of a spool survives killed processes but may lose the last hand-offs to a power cut. NATS:
     ``dedup_s``, ``max_bytes`` and ``max_age_s`` hold when the stream is first made, and a name has no share of its own.
     All three: what was handed out ``max_deliveries`` times and never acknowledged goes to the name's dead letters. http
@@ -137,8 +138,11 @@ class Backend(Protocol):
     async def extend(self, name: str, lease: Lease, lease_s: float) -> float:
         """Holds a lease for ``lease_s`` from now on, and returns until when, by the settings' clock."""
 
-    async def settle(self, name: str, lease: Lease, *, retry_in_s: float | None) -> None:
-        """Ends a lease: done for good where ``retry_in_s`` is None, else free again in so many seconds."""
+    async def settle(self, name: str, lease: Lease, *, retry_in_s: float | None, unseen: bool = False) -> None:
+        """Ends a lease: done for good where ``retry_in_s`` is None, else free again in so many seconds.
+
+        What comes back ``unseen`` counts as not handed out, where the transport's own count allows it.
+        """
 
     async def publish(self, name: str, body: bytes) -> None:
         """Keeps what the receiver says of itself, in place of what it said before."""
@@ -214,8 +218,13 @@ def checked_token(token: str, least: int = 1) -> str:
     """Returns ``token``, as a header carries it.
 
     Raises:
-        AddressError: it is shorter than ``least``, or has anything but printable ASCII without spaces.
+        AddressError: it is shorter than ``least``, longer than a head has room for, or has anything but printable
+            ASCII without spaces.
     """
+    if len(token) > MAX_TOKEN:
+        raise AddressError(
+            f"expected a token of at most {MAX_TOKEN} characters, got {len(token)}: no head has room for it; shorten it"
+        )
     if 0 < len(token) < least:
         raise AddressError(
             f"expected a token of at least {least} characters, got {len(token)}: leave it out for a new one"

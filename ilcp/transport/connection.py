@@ -82,15 +82,18 @@ class AsyncDelivery:
         """
         await self._settle("ack", None)
 
-    async def nack(self, delay_s: float = 0.0) -> None:
+    async def nack(self, delay_s: float = 0.0, *, unseen: bool = False) -> None:
         """Gives it back as not done: it is free again after ``delay_s``.
+
+        What comes back ``unseen``, because the receiver failed before it looked at it, counts as not handed out, so
+        that it is no dead letter for that (NATS counts every time).
 
         Raises:
             LeaseLostError: the lease has ended, or it was acknowledged, as far as we know.
             AddressError: a delay that is negative or longer than any lease.
             TransportError: the other side cannot be reached; the lease runs out by itself.
         """
-        await self._settle("nack", 0.0 if delay_s == 0 else checked_s("delay_s", delay_s, MAX_LEASE_S))
+        await self._settle("nack", 0.0 if delay_s == 0 else checked_s("delay_s", delay_s, MAX_LEASE_S), unseen)
 
     async def extend(self) -> float:
         """Holds it for another ``lease_s`` from now on, for work that takes longer, and returns the new ``until_s``.
@@ -108,13 +111,13 @@ class AsyncDelivery:
         telemetry.logged("extended", queue=self._name, handoff_id=self.handoff_id, attempt=self.attempt)
         return until_s
 
-    async def _settle(self, how: Literal["ack", "nack"], retry_in_s: float | None) -> None:
+    async def _settle(self, how: Literal["ack", "nack"], retry_in_s: float | None, unseen: bool = False) -> None:
         if self._settled == how:
             return
         self._require_held(how)
         with telemetry.span(telemetry.SPAN_SETTLE, **_attributes(how, self._name, self._lease)):
             try:
-                await self._backend.settle(self._name, self._lease, retry_in_s=retry_in_s)
+                await self._backend.settle(self._name, self._lease, retry_in_s=retry_in_s, unseen=unseen)
             except BaseException as error:  # what is no refusal, such as Ctrl-C, may come when all is done
                 sure = isinstance(error, TransportError) and not isinstance(error, UnreachableError | ProtocolError)
                 self._ack_in_doubt |= how == "ack" and not sure

@@ -1,7 +1,8 @@
 """The sockets of ``ilcp serve``: how many there may be, and how long one may say nothing.
 
 uvicorn waits for a request's head without end, and asyncio tries for ever, and logs each time, where the process has no
-file descriptor left. Here what was idle for longest goes when there are too many.
+file descriptor left. Here one goes when there are too many: what was idle for longest, and where nobody else is idle,
+what has been longest at a request without the token.
 """
 
 import asyncio
@@ -11,6 +12,7 @@ from typing import Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from ilcp.transport.app import ADMITTED
 from ilcp.transport.errors import UnreachableError
 
 if sys.platform != "win32":
@@ -19,13 +21,13 @@ if sys.platform != "win32":
 __all__ = ["BACKLOG", "Door", "listening", "most_connections"]
 
 MAX_CONNECTIONS = 1000  # some 30 kB each
-HEAD_S = 10.0  # a head is one packet
+HEAD_S = 10.0  # a head is one packet; who does not read its answers is given as long
 BACKLOG = 128
 RESERVED = 64  # file descriptors of the spool, the log and the rest
 
 
 class Door(H11Protocol):
-    """A connection that is closed when no request begins in time, or when it is idle and others come."""
+    """A connection that is closed when no request begins, or no answer is read, in time, or others need its place."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begins to wait for a head, and makes room."""
@@ -34,10 +36,20 @@ class Door(H11Protocol):
         self._wait_for_head()
         if len(self.connections) > most_connections():
             doors: Any = self.connections
-            idle = (each for each in doors if each.is_idle)
-            oldest = min(idle, key=lambda each: each.since_s)  # this one at the latest
+            others = [each for each in doors if each is not self and (each.is_idle or not each.is_admitted)]
+            oldest = min(others, key=lambda each: (not each.is_idle, each.since_s), default=self)
             self.connections.discard(oldest)
             oldest.transport.abort()
+
+    def pause_writing(self) -> None:
+        """Begins to wait for who does not read its answers."""
+        super().pause_writing()
+        self._unread = self.loop.call_later(HEAD_S, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """Waits no longer: they are read."""
+        super().resume_writing()
+        self._unread.cancel()
 
     def data_received(self, data: bytes) -> None:
         """Waits for a head no longer once it is there."""
@@ -61,6 +73,12 @@ class Door(H11Protocol):
         """Says whether no request is in work."""
         cycle: Any = self.cycle  # None before the first
         return cycle is None or bool(cycle.response_complete)
+
+    @property
+    def is_admitted(self) -> bool:
+        """Says whether the last request has shown the token."""
+        scope: Any = self.scope  # None before the first
+        return scope is not None and ADMITTED in scope
 
     def _wait_for_head(self) -> None:
         self._stop_waiting()

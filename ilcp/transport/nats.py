@@ -4,7 +4,7 @@ A stream keeps what waits (`STREAM`, work queue, one subject per name and id, on
 consumer per name hands it out. An id that was settled is refused by ``Nats-Msg-Id``. The server forgets those ids when
 it is restarted, and the last acknowledgements when it is killed; so an acknowledgement is first written down in a
 bucket (`SETTLED`, the message's digest, entries live for ``dedup_s``), and what stands there is not handed out again.
-What a refused id's message was is read back: other content is no duplicate. Names and what they read are in another
+What a known id's message was is read back: other content is no duplicate. Names and what they read are in another
 bucket (`TOLD`). A message in the stream that is no hand-off is removed, and logged.
 
 The stream has the settings' ``max_bytes`` and ``max_age_s``, from whoever makes it; JetStream knows no share of a name.
@@ -33,7 +33,7 @@ from nats.js.kv import KeyValue
 from ilcp.message import MAX_MESSAGE_BYTES
 from ilcp.transport import telemetry
 from ilcp.transport.backend import Lease, Settings, content_digest, dead_letters, is_name, require_same
-from ilcp.transport.errors import AddressError, ConflictError, FullError, ProtocolError
+from ilcp.transport.errors import AddressError, ConflictError, FullError, LeaseLostError, ProtocolError
 from ilcp.transport.nats_client import (
     NO_ROOM,
     RECONNECT_S,
@@ -81,6 +81,10 @@ class NatsBackend:
         """See ``Backend``."""
         key, timeout_s = f"{name}.{handoff_id}", self._settings.timeout_s
         with named_errors():
+            settled = await self._settled_as(key)  # first: a server that was restarted takes any content under it
+            if settled is not None:
+                require_same(handoff_id, settled or None, message)
+                return False
             try:
                 kept = await self._stream.publish(
                     f"{SUBJECT}.{key}", message, timeout=timeout_s, stream=STREAM, headers={ID_HEADER: key}
@@ -119,10 +123,12 @@ class NatsBackend:
         began_s = self._settings.clock()
         with named_errors():
             await self._client.request(lease.token, b"+WPI", timeout=self._settings.timeout_s)
+        if self._settings.clock() >= lease.until_s:  # the server answers who comes too late as well
+            raise LeaseLostError("expected a lease that is held, got one that ended: the message is handed out again")
         return began_s + lease_s
 
-    async def settle(self, name: str, lease: Lease, *, retry_in_s: float | None) -> None:
-        """See ``Backend``."""
+    async def settle(self, name: str, lease: Lease, *, retry_in_s: float | None, unseen: bool = False) -> None:
+        """See ``Backend``. The server counts what comes back ``unseen`` too."""
         with named_errors():
             if retry_in_s is None:
                 await self._note(f"{name}.{lease.handoff_id}", lease.message)
@@ -278,26 +284,34 @@ async def open_nats(url: SplitResult, settings: Settings) -> NatsBackend:
 
 
 async def _make_stream(stream: JetStreamContext, settings: Settings) -> None:
+    fixed: dict[str, Any] = dict(
+        subjects=[SUBJECTS],
+        retention=api.RetentionPolicy.WORK_QUEUE,
+        discard=api.DiscardPolicy.NEW,
+        discard_new_per_subject=True,
+        max_msgs_per_subject=1,
+    )
     try:
         there = (await stream.stream_info(STREAM)).config
     except errors.NotFoundError:
-        wanted = api.StreamConfig(
+        made = api.StreamConfig(
             name=STREAM,
-            subjects=[SUBJECTS],
-            retention=api.RetentionPolicy.WORK_QUEUE,
-            discard=api.DiscardPolicy.NEW,
-            discard_new_per_subject=True,
-            max_msgs_per_subject=1,
+            **fixed,
             storage=api.StorageType.FILE,
             max_bytes=settings.max_bytes,
             max_age=settings.max_age_s,
             max_msg_size=MAX_MESSAGE_BYTES + HEADER_BYTES,
             duplicate_window=settings.dedup_s,
         )
-        await _unless_made(stream.add_stream(wanted))
+        await _unless_made(stream.add_stream(made))
         return
-    if there.subjects != [SUBJECTS]:
-        raise ProtocolError(f"expected {STREAM} with {SUBJECTS}, got {there.subjects}: empty it, and have it removed")
+    for option, value in fixed.items():
+        if (got := getattr(there, option)) != value:
+            wanted = getattr(value, "value", value)
+            raise ProtocolError(f"expected {STREAM} with {option} {wanted}, got {got}: empty it, and have it removed")
+    for option in ("max_bytes", "max_age"):
+        if (got := getattr(there, option) or 0) <= 0:
+            raise ProtocolError(f"expected {STREAM} with a {option}, got none: give it one at the server")
 
 
 async def _bucket(stream: JetStreamContext, name: str, ttl_s: float | None, max_bytes: int) -> KeyValue:

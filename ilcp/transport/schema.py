@@ -1,17 +1,18 @@
-"""The tables of a store, and how a file of an earlier version becomes one of this.
+"""The tables of a store.
 
-Version 2 knows each message's digest and time of sending, dead letters, and what the messages of each name take.
+``over_s`` is when a message is too old, or its id need no longer be remembered, by the settings of who sent it, or
+acknowledged it: each hand-off has its own, because anybody may open the file with other ones.
 """
 
 import sqlite3
 
-from ilcp.transport.backend import ROW_BYTES, content_digest
+from ilcp.transport.backend import ROW_BYTES
 from ilcp.transport.errors import CorruptError
 
 __all__ = ["SCHEMA", "prepare"]
 
 APPLICATION_ID = 0x696C6370  # "ilcp"
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 SCHEMA = (
     """CREATE TABLE handoffs (
@@ -19,60 +20,45 @@ SCHEMA = (
         name TEXT NOT NULL,
         id TEXT NOT NULL,
         message BLOB,
+        digest BLOB,
         attempt INTEGER NOT NULL DEFAULT 0,
         lease TEXT,
         taken_s REAL NOT NULL DEFAULT 0,
         free_s REAL NOT NULL DEFAULT 0,
-        settled_s REAL,
+        sent_s REAL NOT NULL DEFAULT 0,
+        over_s REAL NOT NULL DEFAULT 0,
+        dead INTEGER NOT NULL DEFAULT 0,
         UNIQUE (name, id))""",
-    "CREATE INDEX waiting ON handoffs (name, number) WHERE message IS NOT NULL",
-    "CREATE INDEX settled ON handoffs (settled_s) WHERE message IS NULL",
-    "CREATE TABLE totals (messages INTEGER NOT NULL, bytes INTEGER NOT NULL)",
-    "INSERT INTO totals VALUES (0, 0)",
-    f"""CREATE TRIGGER arrived AFTER INSERT ON handoffs BEGIN
-        UPDATE totals SET messages = messages + 1, bytes = bytes + length(new.message) + {ROW_BYTES}; END""",
-    f"""CREATE TRIGGER done AFTER UPDATE OF message ON handoffs WHEN new.message IS NULL BEGIN
-        UPDATE totals SET messages = messages - 1, bytes = bytes - length(old.message) - {ROW_BYTES}; END""",
-    "CREATE TABLE capabilities (name TEXT PRIMARY KEY, body BLOB NOT NULL)",
-    f"PRAGMA application_id = {APPLICATION_ID}",
-)
-SINCE_2 = (
-    "ALTER TABLE handoffs ADD COLUMN digest BLOB",
-    "ALTER TABLE handoffs ADD COLUMN sent_s REAL NOT NULL DEFAULT 0",
-    "ALTER TABLE handoffs ADD COLUMN dead INTEGER NOT NULL DEFAULT 0",
-    "UPDATE handoffs SET digest = content_digest(message), sent_s = now() WHERE message IS NOT NULL",
-    "DROP INDEX waiting",
     "CREATE INDEX waiting ON handoffs (name, dead, number) WHERE message IS NOT NULL",
     "CREATE INDEX sent ON handoffs (sent_s) WHERE message IS NOT NULL",
+    "CREATE INDEX old ON handoffs (over_s) WHERE message IS NOT NULL",
+    "CREATE INDEX settled ON handoffs (over_s) WHERE message IS NULL",
     "CREATE TABLE names (name TEXT PRIMARY KEY, messages INTEGER NOT NULL, bytes INTEGER NOT NULL)",
-    f"""INSERT INTO names SELECT name, count(*), sum(length(message) + {ROW_BYTES}) FROM handoffs
-        WHERE message IS NOT NULL GROUP BY name""",
-    f"""CREATE TRIGGER named AFTER INSERT ON handoffs BEGIN
+    f"""CREATE TRIGGER arrived AFTER INSERT ON handoffs BEGIN
         INSERT INTO names VALUES (new.name, 1, length(new.message) + {ROW_BYTES})
         ON CONFLICT (name) DO UPDATE SET messages = messages + 1, bytes = bytes + excluded.bytes; END""",
-    f"""CREATE TRIGGER unnamed AFTER UPDATE OF message ON handoffs WHEN new.message IS NULL BEGIN
+    f"""CREATE TRIGGER done AFTER UPDATE OF message ON handoffs WHEN new.message IS NULL BEGIN
         UPDATE names SET messages = messages - 1, bytes = bytes - length(old.message) - {ROW_BYTES}
         WHERE name = old.name;
         DELETE FROM names WHERE name = old.name AND messages <= 0; END""",
+    "CREATE TABLE capabilities (name TEXT PRIMARY KEY, body BLOB NOT NULL)",
+    f"PRAGMA application_id = {APPLICATION_ID}",
     f"PRAGMA user_version = {SCHEMA_VERSION}",
 )
 
 
-def prepare(db: sqlite3.Connection, path: str, now_s: float) -> None:
-    """Makes the tables of an empty file, inside a transaction, or brings those of version 1 up to date.
+def prepare(db: sqlite3.Connection, path: str) -> None:
+    """Makes the tables of an empty file, inside a transaction.
 
     Raises:
-        CorruptError: the file is another program's, or of a later version.
+        CorruptError: the file is another program's, or of another version.
     """
     application, version = (db.execute(f"PRAGMA {p}").fetchone()[0] for p in ("application_id", "user_version"))
-    tables = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-    fresh = not tables and not application
-    if not fresh and (application != APPLICATION_ID or version not in (1, SCHEMA_VERSION)):
-        got = f"application {application:#x}, version {version}"
-        raise CorruptError(f"expected an ilcp spool of version {SCHEMA_VERSION} in {path}, got {got}")
-    if version == SCHEMA_VERSION:
-        return
-    db.create_function("content_digest", 1, content_digest)
-    db.create_function("now", 0, lambda: now_s)
-    for statement in (*(SCHEMA if fresh else ()), *SINCE_2):
-        db.execute(statement)
+    if not application and not db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+        for statement in SCHEMA:
+            db.execute(statement)
+    elif (application, version) != (APPLICATION_ID, SCHEMA_VERSION):
+        raise CorruptError(
+            f"expected an ilcp spool of version {SCHEMA_VERSION} in {path}, got application {application:#x}, version "
+            f"{version}: take what waits there with the release that made it, and name a new folder"
+        )

@@ -77,13 +77,9 @@ class StoreBackend:
         """See ``Backend``."""
         return await self._call(self._store.extend, name, lease.token, lease_s)
 
-    async def settle(self, name: str, lease: Lease, *, retry_in_s: float | None) -> None:
+    async def settle(self, name: str, lease: Lease, *, retry_in_s: float | None, unseen: bool = False) -> None:
         """See ``Backend``."""
-        await self._call(self._store.settle, name, lease.token, retry_in_s)
-
-    async def give_back(self, name: str, lease: Lease) -> None:
-        """Frees what nobody got: it counts as not handed out."""
-        await self._call(self._unseen, name, lease)
+        await self._call(self._store.settle, name, lease.token, retry_in_s, unseen)
 
     async def publish(self, name: str, body: bytes) -> None:
         """See ``Backend``."""
@@ -93,9 +89,9 @@ class StoreBackend:
         """See ``Backend``."""
         return await self._call(self._store.lookup, name)
 
-    async def waiting(self) -> tuple[int, int]:
-        """Counts the messages that the store holds, and the bytes that they take."""
-        return await self._call(self._store.waiting)
+    async def waiting(self, name: str) -> tuple[int, int]:
+        """Counts the messages that the store holds for a name, and the bytes that they take."""
+        return await self._call(self._store.waiting, name)
 
     async def close(self) -> None:
         """See ``Backend``."""
@@ -113,9 +109,6 @@ class StoreBackend:
     async def _pause(self, seconds: float) -> None:
         if self._closed.wait(seconds):
             raise UnreachableError(CLOSED_MEANWHILE)
-
-    def _unseen(self, name: str, lease: Lease) -> None:
-        self._store.settle(name, lease.token, 0.0, unseen=True)
 
     def _check_open(self) -> None:
         if self._closed.is_set():
@@ -160,7 +153,7 @@ class ThreadedStoreBackend(StoreBackend):
         lease = taking.result()
         if lease is not None:
             with suppress(LeaseLostError):  # it ran out by itself
-                self._unseen(name, lease)
+                self._store.settle(name, lease.token, 0.0, unseen=True)
 
 
 def spool_file(folder: Path) -> Path:

@@ -5,13 +5,13 @@ before ``settle`` does (``synchronous=FULL``); leases are not (``NORMAL``: a lea
 that is free again). Without it no commit waits for the disk: killed processes lose nothing, a power cut may lose the
 last commits of both kinds. `benchmarks/load.py` measures both.
 
-**Once.** A name has each id once: while the message waits, and for ``dedup_s`` after its acknowledgement, but not
+**Once.** A name has each id once: while the message waits, and for ``dedup_s`` of whoever acknowledged it, but not
 beyond the latest ``MAX_REMEMBERED`` hand-offs of the spool. Other content under it is refused, by its digest. Order is
 that of ``put``; a message that is handed out again keeps its place.
 
 **Never for ever.** What was handed out ``max_deliveries`` times becomes a dead letter of its name, where it waits under
-its id, and blocks nothing. What was sent ``max_age_s`` ago and is not held goes. The messages of one name, dead letters
-included, take no more than its share of the store.
+its id, and in nobody's way. What was sent ``max_age_s`` ago, by its sender's settings, and is not held goes.
+The messages of one name, dead letters included, take no more than its share of the store.
 
 **Clocks.** Leases use the wall clock, because a spool outlives a boot. A clock set forward ends leases early, one set
 back by more than ``CLOCK_SLACK_S`` voids those that seem to begin in the future: the message is handed out again, and
@@ -120,8 +120,9 @@ class Store:
                 return False
             self._check_room(name, len(message))
             self._check_disk(len(message))
-            new = "INSERT INTO handoffs (name, id, message, digest, sent_s) VALUES (?, ?, ?, ?, ?)"
-            self._db.execute(new, (name, handoff_id, message, content_digest(message), now))
+            new = "INSERT INTO handoffs (name, id, message, digest, sent_s, over_s) VALUES (?, ?, ?, ?, ?, ?)"
+            digest, over_s = content_digest(message), now + self._settings.max_age_s
+            self._db.execute(new, (name, handoff_id, message, digest, now, over_s))
         return True
 
     def take(self, name: str, lease_s: float) -> Lease | None:
@@ -149,7 +150,7 @@ class Store:
         number, handoff_id, message, attempt = row[0]
         return Lease(f"{number}.{lease}", handoff_id, message, attempt, now + lease_s)
 
-    def settle(self, name: str, token: str, retry_in_s: float | None, *, unseen: bool = False) -> None:
+    def settle(self, name: str, token: str, retry_in_s: float | None, unseen: bool = False) -> None:
         """Ends a lease. An acknowledgement may be repeated, as after an answer that was lost on the way.
 
         What comes back ``unseen``, because nobody got it, counts as not handed out.
@@ -162,8 +163,8 @@ class Store:
             now = self._clock()
             held = (number, lease, now, now + CLOCK_SLACK_S, *_queue(name))
             if retry_in_s is None:
-                change = f"UPDATE handoffs SET message = NULL, settled_s = ? WHERE {HELD}"
-                done = self._db.execute(change, (now, *held)).rowcount
+                change = f"UPDATE handoffs SET message = NULL, over_s = ? WHERE {HELD}"
+                done = self._db.execute(change, (now + self._settings.dedup_s, *held)).rowcount
                 if not done:
                     again = "SELECT count(*) FROM handoffs WHERE number = ? AND lease = ? AND message IS NULL"
                     done = self._db.execute(again, held[:2]).fetchone()[0]
@@ -211,28 +212,30 @@ class Store:
             raise CorruptError(f"expected bytes of {name} in {self._path}, got another type: move the file away")
         return None if row is None else row[0]
 
-    def waiting(self) -> tuple[int, int]:
-        """Counts the messages that wait or are leased, and the bytes that they take."""
+    def waiting(self, name: str) -> tuple[int, int]:
+        """Counts the messages of a name that wait or are leased, dead ones included, and the bytes that they take."""
         with self._lock, self._at_its_place():
-            return self._totals()
+            return self._taken("WHERE name = ?", name)
 
     def close(self) -> None:
         """Lets go of the file."""
         with self._lock:
             self._db.close()
 
-    def _totals(self) -> tuple[int, int]:
-        row = self._db.execute("SELECT messages, bytes FROM totals").fetchone()
-        if row is None or not all(isinstance(number, int) for number in row):
+    def _taken(self, where: str = "", *values: str) -> tuple[int, int]:
+        """Sums up what waits; only names of which something waits have a row."""
+        total = "SELECT coalesce(sum(messages), 0), coalesce(sum(bytes), 0) FROM names"
+        row = self._db.execute(f"{total} {where}", values).fetchone()
+        if not all(isinstance(number, int) for number in row):
             raise CorruptError(f"expected the totals in {self._path}, got {row}: move the file away")
         return row[0], row[1]
 
     def _check_room(self, name: str, more: int) -> None:
         """Refuses what would leave others no room: all messages have so much of it, and those of one name less."""
-        named = self._db.execute("SELECT messages, bytes FROM names WHERE name = ?", (name,)).fetchone() or (0, 0)
+        named, also = self._taken("WHERE name = ?", name), f" of {name} and {name}{DEAD}"
         for of, (messages, used), most, option in (
-            ("", self._totals(), self._settings.max_bytes, "max_bytes"),
-            (f" of {name}", named, self._settings.name_bytes, "max_name_bytes"),
+            ("", self._taken(), self._settings.max_bytes, "max_bytes"),
+            (also, named, self._settings.name_bytes, "max_name_bytes"),
         ):
             if used + more + ROW_BYTES > most:
                 raise FullError(
@@ -257,19 +260,23 @@ class Store:
     def _forget(self, now: float) -> None:
         """Drops what is too old, and the ids that need no longer be remembered."""
         self._expire(now)
-        forget_s = now - self._settings.dedup_s
-        self._db.execute("DELETE FROM handoffs WHERE message IS NULL AND settled_s < ?", (forget_s,))
+        self._db.execute("DELETE FROM handoffs WHERE message IS NULL AND over_s < ?", (now,))
         oldest = "(SELECT seq FROM sqlite_sequence WHERE name = 'handoffs') - ?"
         ancient = f"DELETE FROM handoffs NOT INDEXED WHERE number < {oldest} AND message IS NULL"
         self._db.execute(ancient, (MAX_REMEMBERED,))
 
     def _expire(self, now: float) -> None:
-        """Drops what nobody has acknowledged in time and nobody holds; sent again, it is new."""
-        old = "message IS NOT NULL AND sent_s < ? AND (free_s <= ? OR taken_s > ?)"
-        values = (now - self._settings.max_age_s, now, now + CLOCK_SLACK_S)
-        gone = self._db.execute(f"UPDATE handoffs SET message = NULL, settled_s = 0 WHERE {old}", values).rowcount
+        """Drops what nobody has acknowledged in time and nobody holds; sent again, it is new.
+
+        What was sent under a clock that was wrong, and lies ahead, counts as sent now.
+        """
+        ahead = "UPDATE handoffs SET over_s = over_s - sent_s + ?, sent_s = ? WHERE message IS NOT NULL AND sent_s > ?"
+        self._db.execute(ahead, (now, now, now + CLOCK_SLACK_S))
+        old = "message IS NOT NULL AND over_s < ? AND (free_s <= ? OR taken_s > ?)"
+        values = (now, now, now + CLOCK_SLACK_S)
+        gone = self._db.execute(f"UPDATE handoffs SET message = NULL, over_s = 0 WHERE {old}", values).rowcount
         if gone:
-            self._db.execute("DELETE FROM handoffs WHERE message IS NULL AND settled_s = 0")
+            self._db.execute("DELETE FROM handoffs WHERE message IS NULL AND over_s = 0")
             logged(f"dropped {gone} that nobody acknowledged within max_age_s")
 
     def _is_given_up(self, name: str, number: object, handoff_id: object, message: object, attempt: object) -> bool:
@@ -293,7 +300,7 @@ class Store:
                 time.sleep(0.01)
         self._db.execute("BEGIN IMMEDIATE")
         try:
-            prepare(self._db, self._path, self._clock())
+            prepare(self._db, self._path)
             self._db.execute("COMMIT")
         except BaseException:  # half a schema would be no spool to anybody
             if self._db.in_transaction:

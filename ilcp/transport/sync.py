@@ -94,13 +94,13 @@ class Delivery:
         """
         self._caller.call(self._inner.ack)
 
-    def nack(self, delay_s: float = 0.0) -> None:
+    def nack(self, delay_s: float = 0.0, *, unseen: bool = False) -> None:
         """See ``AsyncDelivery.nack``.
 
         Raises:
             LeaseLostError, AddressError, TransportError: as there.
         """
-        self._caller.call(self._inner.nack, delay_s)
+        self._caller.call(self._inner.nack, delay_s, unseen=unseen)
 
 
 class Connection:
