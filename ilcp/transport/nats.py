@@ -10,6 +10,9 @@ bucket (`TOLD`). A message in the stream that is no hand-off is removed, and log
 The stream has the settings' ``max_bytes`` and ``max_age_s``, from whoever makes it; JetStream knows no share of a name.
 What was handed out ``max_deliveries`` times is sent to the name's dead letters before it is settled under its own.
 
+Blobs lie in an object store (`BLOBS`), which nobody empties but the server: by age, after twice ``max_age_s``, so that
+each outlives the messages that name it, and by ``max_blobs_bytes``, beyond which a put is refused.
+
 What JetStream has acknowledged survives a killed server; whether it survives a power cut is the server's setting.
 ``tls://``, or ``Settings.tls``, asks for TLS: a server that does not require it is told nothing and refused.
 Handed out again is what comes back, when it comes back: after a lease ended, order is not kept. The lease of a name is
@@ -21,6 +24,7 @@ import asyncio
 import json
 import math
 import time
+from datetime import datetime
 from typing import Any
 from urllib.parse import SplitResult
 
@@ -28,11 +32,15 @@ import nats.errors
 from nats.aio.msg import Msg
 from nats.js import api, errors
 from nats.js.client import JetStreamContext
+from nats.js.errors import DigestMismatchError
 from nats.js.kv import KeyValue
+from nats.js.object_store import ObjectStore
 
-from ilcp.message import MAX_MESSAGE_BYTES
+from ilcp.errors import EncodeError
+from ilcp.message import MAX_MESSAGE_BYTES, Blob
 from ilcp.transport import telemetry
-from ilcp.transport.backend import Lease, Settings, content_digest, dead_letters, is_name, require_same
+from ilcp.transport.backend import Lease, Settings, blob_of, content_digest, dead_letters, is_name, require_same
+from ilcp.transport.blobs import Part, Source, missing
 from ilcp.transport.errors import AddressError, ConflictError, FullError, ProtocolError
 from ilcp.transport.nats_client import (
     NO_ROOM,
@@ -47,7 +55,7 @@ from ilcp.transport.nats_client import (
 
 __all__ = ["NatsBackend", "open_nats"]
 
-SETTLED, TOLD = "ilcp-settled", "ilcp-told"
+SETTLED, TOLD, BLOBS = "ilcp-settled", "ilcp-told", "ilcp-blobs"
 SUBJECTS = f"{SUBJECT}.*.*"  # name and id
 ID_HEADER = "Nats-Msg-Id"
 STATUS_HEADER = "Status"
@@ -80,7 +88,10 @@ class NatsBackend:
     async def put(self, name: str, handoff_id: str, message: bytes) -> bool:
         """See ``Backend``."""
         key, timeout_s = f"{name}.{handoff_id}", self._settings.timeout_s
+        blob = blob_of(message)
         with named_errors():
+            if blob is not None and not await self._has(blob):
+                raise missing(blob, "none, or an old one")
             try:
                 kept = await self._stream.publish(
                     f"{SUBJECT}.{key}", message, timeout=timeout_s, stream=STREAM, headers={ID_HEADER: key}
@@ -144,6 +155,32 @@ class NatsBackend:
             except errors.KeyNotFoundError:
                 return None
 
+    async def put_blob(self, source: Source) -> Blob:
+        """See ``Backend``. An interrupted put begins again: the object store keeps nothing of it."""
+        blob, most = await asyncio.to_thread(source.named), self._settings.max_blob_bytes
+        if blob.size_bytes > most:
+            raise EncodeError(f"expected a blob of at most {most} bytes, got {blob.size_bytes}: raise max_blob_bytes")
+        with named_errors():
+            if not await self._has(blob):
+                with source.opened() as file:
+                    await (await self._objects()).put(blob.digest.hex(), file)  # type: ignore[arg-type]
+        return blob
+
+    async def get_blob(self, blob: Blob, into: Part) -> None:
+        """See ``Backend``. It is compared here too: the store's own digest is its writer's word."""
+        with named_errors():
+            objects, name = await self._objects(), blob.digest.hex()
+            try:
+                size = (await objects.get_info(name)).size
+                if size != blob.size_bytes:
+                    raise missing(blob, f"{size} bytes")
+                writer = _Writer(into, self._settings.timeout_s)
+                async with writer.limit:
+                    await objects.get(name, writeinto=writer)  # type: ignore[arg-type]
+            except (errors.NotFoundError, DigestMismatchError) as error:
+                raise missing(blob, str(error) or "none") from error
+        into.end()
+
     async def close(self) -> None:
         """See ``Backend``."""
         await close_client(self._client)
@@ -156,6 +193,26 @@ class NatsBackend:
             if error.err_code not in NO_ROOM:
                 raise
             telemetry.logged(f"no room in {SETTLED}", queue=key.partition(".")[0])
+
+    async def _objects(self) -> ObjectStore:
+        """Finds or makes the bucket of blobs, whose entries live twice as long as a message may wait."""
+        try:
+            return await self._stream.object_store(BLOBS)
+        except errors.BucketNotFoundError:
+            config = api.ObjectStoreConfig(
+                ttl=2 * self._settings.max_age_s, max_bytes=self._settings.max_blobs_bytes, storage=api.StorageType.FILE
+            )
+            await _unless_made(self._stream.create_object_store(BLOBS, config))
+            return await self._stream.object_store(BLOBS)
+
+    async def _has(self, blob: Blob) -> bool:
+        """Says whether a blob is there for as long as a message that is sent now may wait."""
+        try:
+            info = await (await self._objects()).get_info(blob.digest.hex())
+        except errors.NotFoundError:
+            return False
+        age_s = time.time() - datetime.fromisoformat(info.mtime or "").timestamp()
+        return info.size == blob.size_bytes and age_s < self._settings.max_age_s
 
     async def _settled_as(self, key: str) -> bytes | None:
         """Returns the digest of what was settled under this key; empty: it was not told."""
@@ -247,6 +304,19 @@ class NatsBackend:
         return lease
 
 
+class _Writer:
+    """A blob's ``write`` for nats-py, which waits without end for chunks that were removed: here each has its time."""
+
+    def __init__(self, into: Part, timeout_s: float) -> None:
+        self._into, self._timeout_s, self._loop = into, timeout_s, asyncio.get_running_loop()
+        self.limit = asyncio.timeout(timeout_s)
+
+    def write(self, chunk: bytes) -> None:
+        """Writes, in a thread of the loop's."""
+        self._into.write(chunk)
+        self._loop.call_soon_threadsafe(self.limit.reschedule, self._loop.time() + self._timeout_s)
+
+
 async def open_nats(url: SplitResult, settings: Settings) -> NatsBackend:
     """Connects to the server, with the stream and the buckets in place.
 
@@ -257,7 +327,7 @@ async def open_nats(url: SplitResult, settings: Settings) -> NatsBackend:
         UnreachableError, RefusedError: nobody answers, or not to us, or without the TLS that was asked for.
         ProtocolError: the server has no JetStream, or our stream's name for another one.
     """
-    of_stream = ("dedup_s", "max_bytes", "max_age_s", "max_deliveries")
+    of_stream = ("dedup_s", "max_bytes", "max_blob_bytes", "max_blobs_bytes", "max_age_s", "max_deliveries")
     settings.only(url.scheme, "timeout_s", *of_stream, "token", "tls", "credentials")
     if not url.hostname or url.path.strip("/") or url.query or url.fragment:
         raise AddressError(f"expected {url.scheme}://host:port, got {url.geturl()!r}")
