@@ -97,7 +97,7 @@ def test_a_file_that_is_no_spool_is_refused(tmp_path: Path) -> None:
     other = sqlite3.connect(file)
     other.execute("CREATE TABLE mine (x)")
     other.close()
-    with pytest.raises(CorruptError, match="expected an ilcp spool of version 2"):
+    with pytest.raises(CorruptError, match="expected an ilcp spool of version 3"):
         connect(f"spool://{tmp_path}").__enter__()
 
 

@@ -360,7 +360,7 @@ def name(db: sqlite3.Connection, shelf: Shelf, blob: Blob) -> bytes:
 
 def collect(db: sqlite3.Connection, shelf: Shelf, before_s: float) -> None:
     """Removes the blobs that no waiting message names: those that one did, and those that were put ``before_s``."""
-    named = "SELECT 1 FROM handoffs WHERE blob = digest AND message IS NOT NULL"
+    named = "SELECT 1 FROM handoffs WHERE blob = blobs.digest AND message IS NOT NULL"
     of = f"(named OR put_s < ?) AND NOT EXISTS ({named})"
     for (digest,) in db.execute(f"SELECT digest FROM blobs WHERE {of}", (before_s,)).fetchall():
         shelf.remove(digest)

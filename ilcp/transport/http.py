@@ -20,7 +20,7 @@ from ilcp.errors import EncodeError
 from ilcp.message import Blob
 from ilcp.transport.api import BLOB_TYPE, BLOBS, ID_HEADER, OFFSET_HEADER, PREFIX
 from ilcp.transport.backend import MAX_CAPABILITIES_BYTES, MEDIA_TYPE, SENDS_ONLY, Settings, checked_token
-from ilcp.transport.blobs import Source
+from ilcp.transport.blobs import Source, missing
 from ilcp.transport.errors import (
     AddressError,
     BlobError,
@@ -89,7 +89,7 @@ class HttpBackend:
                 headers = {"content-type": BLOB_TYPE, "content-length": str(most - first)}
                 if first:
                     headers["content-range"] = f"bytes {first}-{most - 1}/{most}"
-                content = _chunks(source, first)
+                content = _chunks(source, blob, first)
                 await self._ask("PUT", path, (200, 201), content=content, headers=headers, long=True)
                 return blob
             except (UnreachableError, FullError) as error:
@@ -190,10 +190,16 @@ def client_for(
     return httpx.AsyncClient(base_url=where, headers=headers, cookies=cookies, transport=transport)
 
 
-async def _chunks(source: Source, offset: int) -> AsyncIterator[bytes]:
+async def _chunks(source: Source, blob: Blob, offset: int) -> AsyncIterator[bytes]:
+    """Yields the rest of a blob, of a file that may be altered meanwhile."""
     chunks = source.chunks(offset)
     while chunk := await asyncio.to_thread(next, chunks, b""):
+        offset += len(chunk)
+        if offset > blob.size_bytes:
+            break
         yield chunk
+    if offset != blob.size_bytes:
+        raise missing(blob, "a file of another size, altered meanwhile")
 
 
 def _refusal(answer: httpx.Response, body: bytes) -> Exception:
