@@ -27,7 +27,9 @@ __all__ = [
     "PRIVATE",
     "file_id",
     "held",
+    "locked",
     "own_file",
+    "own_folder",
     "replacing",
     "require_readable",
     "require_writable",
@@ -158,6 +160,37 @@ def _lock(handle: int, lock: Path) -> None:
         ) from error
     except OSError:  # a file system without locks; work goes on there as it did
         pass
+
+
+def locked(handle: int) -> bool:
+    """Locks an open file for this handle, and says whether it could; where a file system has no locks, it can."""
+    if fcntl is not None:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError:
+            pass
+    return True
+
+
+def own_folder(path: Path) -> None:
+    """Sees to it that ``path`` is a folder of this account's own, which is made where there is none, and no link.
+
+    Raises:
+        StorageError: with what to do.
+    """
+    try:
+        path.mkdir(mode=0o700, exist_ok=True)
+        found = path.lstat()
+        if not stat.S_ISDIR(found.st_mode):
+            raise StorageError(f"expected a folder at {path}, got a link: remove it, or name another place")
+        if hasattr(os, "geteuid"):
+            _require_own(path, found)
+            if found.st_mode & 0o077:
+                path.chmod(0o700)
+    except OSError as error:
+        raise StorageError(f"expected a folder of this account's own at {path}, got: {error}") from error
 
 
 def own_file(path: Path) -> None:

@@ -210,7 +210,7 @@ def test_the_version_follows_from_the_blob() -> None:
         ({"blob": b"blob"}, "expected blob as Blob or None, got bytes"),
     ):
         with pytest.raises(EncodeError, match=said):
-            Message(CODEC_ID, b"!", **more)  # type: ignore[arg-type]
+            Message(CODEC_ID, b"!", **more)
     with pytest.raises(EncodeError, match="expected payload of 1 to 65535 bytes, got 0"):
         Message(CODEC_ID, b"")
     for size, digest, said in (

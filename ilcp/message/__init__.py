@@ -8,8 +8,9 @@
     (59, 2)
 
 **Layout.** A message is one positional msgpack array, bare or sealed, with literals or not; in version 2 it names a
-blob. Integers are big-endian; the payload has n bytes, the literals have k, the blob has b. A writer MUST encode every part as this table says, so each message has
-exactly one encoding, but for literals: their text, or any frame that is shorter.
+blob. Integers are big-endian; the payload has n bytes, the literals have k, the blob has b. A writer MUST encode every
+part as this table says, so each message has exactly one encoding, but for literals: their text,
+or any frame that is shorter.
 
     part            encoding                            bytes, bare    bytes, sealed
     array header    0x94 bare, 0x96 sealed;                       1                1

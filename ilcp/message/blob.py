@@ -38,7 +38,7 @@ class Blob(msgspec.Struct, frozen=True):
         return cls(memoryview(data).nbytes, blob_hash(data).digest())
 
 
-def blob_hash(begun: bytes | bytearray | memoryview = b"") -> "hashlib._Hash":
+def blob_hash(begun: bytes | bytearray | memoryview = b"") -> hashlib.blake2b:
     """Begins the hash whose digest names a blob."""
     return hashlib.blake2b(begun, digest_size=BLOB_DIGEST_BYTES)
 

@@ -49,6 +49,7 @@ from ilcp.transport.capabilities import Capabilities, Choice, choose
 from ilcp.transport.connection import AsyncConnection, AsyncDelivery, Receipt
 from ilcp.transport.errors import (
     AddressError,
+    BlobError,
     CapabilityError,
     ConflictError,
     CorruptError,
@@ -68,6 +69,7 @@ __all__ = [
     "AsyncConnection",
     "AsyncDelivery",
     "Backend",
+    "BlobError",
     "Capabilities",
     "CapabilityError",
     "Choice",

@@ -25,11 +25,12 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from ilcp.errors import DecodeError, EncodeError, TransportError
-from ilcp.message import MAX_MESSAGE_BYTES, describe
-from ilcp.transport.api import ID_HEADER, PREFIX
+from ilcp.message import MAX_MESSAGE_BYTES, Blob, describe
+from ilcp.transport.api import BLOB_TYPE, BLOBS, ID_HEADER, OFFSET_HEADER, PREFIX
 from ilcp.transport.backend import MEDIA_TYPE, checked_to, checked_token
+from ilcp.transport.blobs import CHUNK_BYTES, BeingPutError, Part
 from ilcp.transport.connection import AsyncConnection
-from ilcp.transport.errors import AddressError, ConflictError, FullError, UnreachableError
+from ilcp.transport.errors import AddressError, BlobError, ConflictError, FullError, UnreachableError
 from ilcp.transport.spool import StoreBackend
 from ilcp.transport.telemetry import REFUSED, logged, spared
 
@@ -46,6 +47,8 @@ LOOK_S = 0.5  # a store that has not been looked at by then is no healthy one
 ADMITTED = "ilcp.admitted"  # is in the scope of a request that has shown the token
 LOCAL = frozenset({"localhost", ""})  # HTTP/1.0 may leave the host out; browsers do not
 
+_DIGEST = re.compile("[0-9a-f]{64}")
+_RANGE = re.compile(r"bytes ([0-9]{1,15})-([0-9]{1,15})/([0-9]{1,15})")
 _HOST = re.compile(r"(?:\[([^\]]+)\]|([^:\[\]]*))(?::[0-9]*)?")
 
 Handler = Callable[[Request], Awaitable[Response]]
@@ -98,7 +101,6 @@ class _Ingress:
 
     def route(self, path: str, method: str, operation: str, handler: Handler, *, open_to_all: bool = False) -> Route:
         """Puts a handler behind the checks that all share; what it raises becomes a status."""
-        spelled = path.replace("{name}", self.name).encode()
 
         async def answer(request: Request) -> Response:
             began = time.perf_counter()
@@ -107,7 +109,8 @@ class _Ingress:
                 self._check_host(request)
                 if not open_to_all:
                     await self._admit(request)
-                if not (request.scope.get("raw_path") or request.scope["path"].encode()).endswith(spelled):
+                spelled = path.format(name=self.name, digest=request.path_params.get("digest"))
+                if not (request.scope.get("raw_path") or request.scope["path"].encode()).endswith(spelled.encode()):
                     raise _Refused(
                         404, "expected a path of the receiver behind this address, plainly spelled, got another"
                     )
@@ -156,6 +159,51 @@ class _Ingress:
         if receipt.duplicate:
             self.metrics.duplicates.inc()
         return Response(status_code=200 if receipt.duplicate else 202, headers={ID_HEADER: receipt.handoff_id})
+
+    async def blob_offset(self, request: Request) -> Response:
+        offset = await self.backend.blob_offset(_digest(request))
+        return Response(headers={OFFSET_HEADER: str(offset)})
+
+    async def put_blob(self, request: Request) -> Response:
+        if request.headers.get("content-type") != BLOB_TYPE:
+            raise _Refused(415, f"expected content-type {BLOB_TYPE}, got another")
+        digest, declared = _digest(request), _declared(request, self.connection._settings.max_blob_bytes)
+        said = request.headers.get("content-range", f"bytes 0-{declared - 1}/{declared}")
+        found = _RANGE.fullmatch(said)
+        first, last, size = map(int, found.groups()) if found else (0, 0, 0)
+        if last - first + 1 != declared or last + 1 != size:
+            raise _Refused(400, f"expected content-range of the last {declared} bytes of the blob, got another")
+        part = await self.backend.blob_part(Blob(size, digest))
+        if isinstance(part, BeingPutError):
+            raise part
+        if part is None:
+            return Response(status_code=200)
+        try:
+            if part.offset != first:
+                raise _Refused(416, f"expected the bytes from {part.offset} on, got those from {first}: ask again")
+            await self._write(request, part)
+            await self.backend.keep_blob(part)
+        finally:
+            await asyncio.to_thread(part.close)
+        return Response(status_code=201)
+
+    async def _write(self, request: Request, part: Part) -> None:
+        """Writes the body; what arrived of one that ends early stays for the next try."""
+        held, chunks, more = bytearray(), request.stream(), True
+        try:
+            while more:
+                async with asyncio.timeout(BODY_S):  # each piece; the whole may take any time
+                    chunk = await anext(chunks, None)
+                more = chunk is not None
+                held += chunk or b""
+                if len(held) >= CHUNK_BYTES:
+                    await asyncio.to_thread(part.write, bytes(held))
+                    held.clear()
+        except TimeoutError:
+            raise _Refused(408, f"expected the next bytes within {BODY_S:g} s, got none: go on") from None
+        finally:
+            if held:
+                await asyncio.to_thread(part.write, bytes(held))
 
     async def lookup(self, request: Request) -> Response:
         body = await self.backend.lookup(self.name)
@@ -208,6 +256,8 @@ def ingress(connection: AsyncConnection, name: str, *, token: str, hosts: Sequen
             door.route("/health", "GET", "health", door.health, open_to_all=True),
             door.route("/metrics", "GET", "metrics", door.show_metrics),
             door.route(PREFIX, "GET", "hello", door.hello),
+            door.route(BLOBS + "/{digest}", "HEAD", "blob", door.blob_offset),
+            door.route(BLOBS + "/{digest}", "PUT", "blob", door.put_blob),
             door.route(PREFIX + "/{name}", "POST", "send", door.send),
             door.route(PREFIX + "/{name}/capabilities", "GET", "lookup", door.lookup),
         ]
@@ -239,21 +289,35 @@ def _is_ip(host: str) -> bool:
 
 async def _body(request: Request, most: int) -> bytes:
     """Reads the body, whose length is declared and looked at before anything is read."""
-    declared = request.headers.get("content-length", "")
-    if not declared.isascii() or not declared.isdigit() or len(declared) > 15 or "transfer-encoding" in request.headers:
-        raise _Refused(411, "expected a content-length alone, got none or more: send the body in one piece")
-    if int(declared) > most:
-        raise _Refused(413, f"expected at most {most} bytes, got {int(declared)}")
+    declared = _declared(request, most)
     body = bytearray()  # appended to in place: a client may send one byte at a time
     try:
         async with asyncio.timeout(BODY_S):
             async for chunk in request.stream():
                 body += chunk
-                if len(body) > int(declared):
+                if len(body) > declared:
                     raise _Refused(400, f"expected {declared} bytes as declared, got more")
     except TimeoutError:
         raise _Refused(408, f"expected {declared} bytes within {BODY_S:g} s, got {len(body)}: send it again") from None
     return bytes(body)
+
+
+def _digest(request: Request) -> bytes:
+    """Reads the digest in the path."""
+    digest: str = request.path_params["digest"]
+    if not _DIGEST.fullmatch(digest):
+        raise _Refused(404, "expected a blob's digest of 64 hex digits, got another path")
+    return bytes.fromhex(digest)
+
+
+def _declared(request: Request, most: int) -> int:
+    """Reads the length of the body."""
+    declared = request.headers.get("content-length", "")
+    if not declared.isascii() or not declared.isdigit() or len(declared) > 15 or "transfer-encoding" in request.headers:
+        raise _Refused(411, "expected a content-length alone, got none or more: send the body in one piece")
+    if int(declared) > most:
+        raise _Refused(413, f"expected at most {most} bytes, got {int(declared)}")
+    return int(declared)
 
 
 def _as_response(error: Exception, place: str) -> Response:
@@ -264,6 +328,8 @@ def _as_response(error: Exception, place: str) -> Response:
             pass
         case ConflictError():
             status = 409
+        case BlobError():
+            status = 422
         case FullError(retry_after_s=after):
             status, headers = 429, {"retry-after": str(int(after or RETRY_AFTER_S))}
         case AddressError() | EncodeError() | DecodeError():

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from ilcp.errors import DecodeError, EncodeError
-from ilcp.message import MAX_MESSAGE_BYTES, describe
+from ilcp.message import MAX_BLOB_BYTES, MAX_MESSAGE_BYTES, Blob, describe
 from ilcp.message.format import BytesLike
+from ilcp.transport.blobs import Part, Source
 from ilcp.transport.errors import AddressError, ConflictError
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "Backend",
     "Lease",
     "Settings",
+    "blob_of",
     "checked_id",
     "checked_message",
     "checked_name",
@@ -63,11 +65,13 @@ class Settings:
     ``lease_s`` is how long a receiver may hold a hand-off before another one gets it; ``timeout_s`` how long the other
     side may take to answer; ``clock`` (unix seconds) is there for tests. Memory and spool: an id is remembered for
     the ``dedup_s`` of who acknowledged it, all waiting messages take at most ``max_bytes``, those of a name at most
-    ``max_name_bytes`` (None: a quarter of it), and what nobody has acknowledged for its sender's ``max_age_s`` goes;
+    ``max_name_bytes`` (None: a quarter of it), a blob takes at most ``max_blob_bytes`` and all of them
+    ``max_blobs_bytes``; what nobody has acknowledged for its sender's ``max_age_s``, or no message has named, goes;
     ``power_safe=False`` of a spool survives killed processes but may lose the last hand-offs to a power cut. NATS:
-    ``dedup_s``, ``max_bytes`` and ``max_age_s`` hold when the stream is first made, and a name has no share of its own.
-    All three: what was handed out ``max_deliveries`` times and never acknowledged goes to the name's dead letters. http
-    and https: ``token``. https and NATS: ``tls``. NATS: ``credentials``, a ``.creds`` file, or ``token``.
+    ``dedup_s``, ``max_bytes``, ``max_blobs_bytes`` and ``max_age_s`` hold when the stream or the bucket is first made,
+    and a name has no share of its own. All three: what was handed out ``max_deliveries`` times and never acknowledged
+    goes to the name's dead letters. http and https: ``token``. https and NATS: ``tls``. NATS: ``credentials``, a
+    ``.creds`` file, or ``token``.
 
     Raises:
         AddressError: a number outside its limits, or a setting of another type.
@@ -78,6 +82,8 @@ class Settings:
     dedup_s: float = 600.0
     max_bytes: int = 64 << 20
     max_name_bytes: int | None = None
+    max_blob_bytes: int = 1 << 30  # the exact cache of 8,192 tokens in 32 layers, 8 heads of 128, 16 bits
+    max_blobs_bytes: int = 8 << 30  # eight of them: less than the disk that is free where models run
     max_age_s: float = 7 * 86400.0
     max_deliveries: int = 10
     power_safe: bool = True
@@ -95,7 +101,15 @@ class Settings:
             got = getattr(self, name)
             if not isinstance(got, kind | None):
                 raise AddressError(f"expected {name} of type {kind.__name__}, got {type(got).__name__}")
-        for name, least in {"max_bytes": LEAST_BYTES, "max_name_bytes": LEAST_BYTES, "max_deliveries": 1}.items():
+        if type(self.max_blob_bytes) is not int or not 1 <= self.max_blob_bytes <= MAX_BLOB_BYTES:
+            wanted = f"expected max_blob_bytes as a whole number from 1 to {MAX_BLOB_BYTES}"
+            raise AddressError(f"{wanted}, got {self.max_blob_bytes!r}: that is the most that a message names")
+        for name, least in {
+            "max_bytes": LEAST_BYTES,
+            "max_name_bytes": LEAST_BYTES,
+            "max_deliveries": 1,
+            "max_blobs_bytes": 1,
+        }.items():
             got = getattr(self, name)
             if (got is not None or name != "max_name_bytes") and (type(got) is not int or not least <= got < 1 << 63):
                 raise AddressError(f"expected {name} as a whole number of at least {least}, got {got!r}")
@@ -149,6 +163,12 @@ class Backend(Protocol):
 
     async def lookup(self, name: str) -> bytes | None:
         """Returns what the receiver said of itself last."""
+
+    async def put_blob(self, source: Source) -> Blob:
+        """Keeps the bytes of a source under their digest, and goes on where an earlier put of them ended."""
+
+    async def get_blob(self, blob: Blob, into: Part) -> None:
+        """Writes the bytes that are kept under a digest to ``into``, which compares them."""
 
     async def close(self) -> None:
         """Lets go of everything; leases run out by themselves."""
@@ -261,6 +281,17 @@ def checked_id(wire: bytes, given: str | None) -> str:
     if given is not None and checked_name("handoff_id", given) != own and own is not None:
         raise AddressError(f"expected handoff_id {own}, as the sealed message says, got {given!r}: leave it out")
     return own or given or urandom(FRESH_ID_BYTES).hex()
+
+
+def blob_of(wire: bytes) -> Blob | None:
+    """Returns the blob that a message names; None: it names none, or is no message."""
+    try:
+        found = describe(wire) if wire[1:2] == b"\x02" else None
+    except DecodeError:
+        return None
+    if found is None or found.blob_bytes is None or found.blob_digest is None:
+        return None
+    return Blob(found.blob_bytes, bytes.fromhex(found.blob_digest))
 
 
 def checked_s(what: str, seconds: object, most: float) -> float:

@@ -2,9 +2,13 @@
 
 import os
 import time
-from typing import Any, Literal, NamedTuple
+from io import BytesIO
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, overload
 
-from ilcp.errors import TransportError
+from ilcp.errors import ConfigError, TransportError
+from ilcp.files import replacing
+from ilcp.message import Blob
 from ilcp.message.format import BytesLike
 from ilcp.transport import telemetry
 from ilcp.transport.backend import (
@@ -20,6 +24,7 @@ from ilcp.transport.backend import (
     checked_s,
     checked_to,
 )
+from ilcp.transport.blobs import BlobSource, Part, Source
 from ilcp.transport.capabilities import Capabilities
 from ilcp.transport.errors import AddressError, CapabilityError, LeaseLostError, ProtocolError, UnreachableError
 
@@ -165,6 +170,7 @@ class AsyncConnection:
             EncodeError: no bytes, none of them, or too many.
             AddressError: a name or an id that no transport takes.
             ConflictError: another message is known under the id.
+            BlobError: the message names a blob that was not put, or is of another size.
             FullError: there is no room now.
             TransportError: the other side cannot be reached, or does not want it.
         """
@@ -199,6 +205,52 @@ class AsyncConnection:
                 attempt=lease.attempt,
             )
             return AsyncDelivery(self._backend, name, lease, self._settings)
+
+    async def put_blob(self, data: BlobSource) -> Blob:
+        """Keeps bytes that are too many for a message, and returns the name under which a message names them.
+
+        ``data`` is bytes, the path of a file, or a binary file from where it stands to its end; a file is read in
+        chunks. What is there already is not kept twice, and a put that was interrupted goes on where it ended.
+
+        Raises:
+            EncodeError: something else, no bytes, or more than ``max_blob_bytes``.
+            BlobError: the file was altered meanwhile.
+            FullError: there is no room now.
+            StorageError: the file cannot be read.
+            TransportError: the other side cannot be reached, or does not want it.
+        """
+        return await self._backend.put_blob(Source(data))
+
+    @overload
+    async def get_blob(self, blob: Blob, *, max_bytes: int | None = None, into: None = None) -> bytes: ...
+
+    @overload
+    async def get_blob(self, blob: Blob, *, max_bytes: int | None = None, into: str | Path) -> Path: ...
+
+    async def get_blob(
+        self, blob: Blob, *, max_bytes: int | None = None, into: str | Path | None = None
+    ) -> bytes | Path:
+        """Returns the bytes that a blob names; with ``into`` they are a file there, whole or not at all, and its path.
+
+        They are compared with the blob's size and digest while they are read. More than ``max_bytes``
+        (``Settings.max_blob_bytes`` if not given) are not begun.
+
+        Raises:
+            BlobError: it is not there, or is not what its name says; nothing is kept of it.
+            ConfigError: the blob is larger than ``max_bytes``.
+            StorageError: the file cannot be written.
+            TransportError: the other side cannot be reached, or does not want to.
+        """
+        most = self._settings.max_blob_bytes if max_bytes is None else max_bytes
+        if blob.size_bytes > most:
+            raise ConfigError(f"expected a blob of at most {most} bytes, got {blob.size_bytes}: raise max_bytes")
+        if into is None:
+            held = BytesIO()
+            await self._backend.get_blob(blob, Part(blob, held))
+            return held.getvalue()
+        with replacing(Path(into), private=True) as draft, open(draft, "r+b") as file:
+            await self._backend.get_blob(blob, Part(blob, file))
+        return Path(into)
 
     async def publish(self, capabilities: Capabilities) -> None:
         """Tells under ``name`` what this receiver reads, in place of what was told before.

@@ -15,6 +15,7 @@ from ilcp.errors import ConfigError, StorageError, TransportError
 
 __all__ = [
     "AddressError",
+    "BlobError",
     "CapabilityError",
     "ConflictError",
     "CorruptError",
@@ -58,6 +59,13 @@ class NotWritableError(StorageError, UnreachableError):
 
 class CorruptError(StorageError, TransportError):
     """The spool's file is damaged, or is no spool."""
+
+
+class BlobError(TransportError):
+    """A blob is not there, or is not the bytes that its name says; the text has its digest. Put it again.
+
+    A message that names it is not lost: give it back (``nack``), and it is handed out again.
+    """
 
 
 class ConflictError(TransportError):

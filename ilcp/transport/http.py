@@ -8,7 +8,7 @@ import asyncio
 import json
 import ssl
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any, NoReturn
@@ -17,9 +17,19 @@ from urllib.parse import SplitResult
 import httpx
 
 from ilcp.errors import EncodeError
-from ilcp.transport.api import ID_HEADER, PREFIX
+from ilcp.message import Blob
+from ilcp.transport.api import BLOB_TYPE, BLOBS, ID_HEADER, OFFSET_HEADER, PREFIX
 from ilcp.transport.backend import MAX_CAPABILITIES_BYTES, MEDIA_TYPE, SENDS_ONLY, Settings, checked_token
-from ilcp.transport.errors import AddressError, ConflictError, FullError, ProtocolError, RefusedError, UnreachableError
+from ilcp.transport.blobs import Source, missing
+from ilcp.transport.errors import (
+    AddressError,
+    BlobError,
+    ConflictError,
+    FullError,
+    ProtocolError,
+    RefusedError,
+    UnreachableError,
+)
 
 __all__ = ["HttpBackend", "open_http"]
 
@@ -58,7 +68,35 @@ class HttpBackend:
         """
         raise AddressError(SENDS_ONLY)
 
-    extend = settle = publish = take
+    extend = settle = publish = get_blob = take
+
+    async def put_blob(self, source: Source) -> Blob:
+        """See ``Backend``. It is tried again, from what arrived, until nothing more arrives for ``timeout_s``."""
+        blob = await asyncio.to_thread(source.named)
+        path, most = f"{BLOBS}/{blob.digest.hex()}", blob.size_bytes
+        offset, until_s, last = -1, 0.0, None
+        while True:
+            try:
+                answer, _ = await self._ask("HEAD", path, (200,))
+                there = answer.headers.get(OFFSET_HEADER, "")
+                if not (there.isascii() and there.isdigit() and len(there) < 16):
+                    raise ProtocolError(f"expected {OFFSET_HEADER} of {path}, got none: is the ingress up to date?")
+                if int(there) == most:
+                    return blob
+                first = int(there) if int(there) < most else 0
+                if first > offset:
+                    offset, until_s = first, time.monotonic() + self._settings.timeout_s
+                headers = {"content-type": BLOB_TYPE, "content-length": str(most - first)}
+                if first:
+                    headers["content-range"] = f"bytes {first}-{most - 1}/{most}"
+                content = _chunks(source, blob, first)
+                await self._ask("PUT", path, (200, 201), content=content, headers=headers, long=True)
+                return blob
+            except (UnreachableError, FullError) as error:
+                last = error
+            if self._client.is_closed or time.monotonic() + RETRY_S >= until_s:
+                raise last
+            await asyncio.sleep(RETRY_S)
 
     async def lookup(self, name: str) -> bytes | None:
         """See ``Backend``."""
@@ -74,14 +112,27 @@ class HttpBackend:
         await self._client.aclose()
 
     async def _ask(
-        self, method: str, path: str, good: tuple[int, ...], most_s: float | None = None, **more: Any
+        self,
+        method: str,
+        path: str,
+        good: tuple[int, ...],
+        most_s: float | None = None,
+        *,
+        long: bool = False,
+        **more: Any,
     ) -> tuple[httpx.Response, bytes]:
-        """Returns the answer and its body, which is read neither beyond nor longer than an ingress may answer."""
+        """Returns the answer and its body, which is read neither beyond nor longer than an ingress may answer.
+
+        What is ``long`` may take any time as a whole; each step of it takes at most ``most_s``.
+        """
         if self._client.is_closed:
             raise UnreachableError("expected an open connection, got one that is closed: connect again")
         most_s = self._settings.timeout_s if most_s is None else most_s
         with _named_errors(self._client.base_url):
-            async with asyncio.timeout(most_s), self._client.stream(method, path, timeout=most_s, **more) as answer:
+            async with (
+                asyncio.timeout(None if long else most_s),
+                self._client.stream(method, path, timeout=most_s, **more) as answer,
+            ):
                 body = bytearray()  # appended to in place: an ingress may send one byte at a time
                 async for chunk in answer.aiter_raw():
                     body += chunk
@@ -139,6 +190,18 @@ def client_for(
     return httpx.AsyncClient(base_url=where, headers=headers, cookies=cookies, transport=transport)
 
 
+async def _chunks(source: Source, blob: Blob, offset: int) -> AsyncIterator[bytes]:
+    """Yields the rest of a blob, of a file that may be altered meanwhile."""
+    chunks = source.chunks(offset)
+    while chunk := await asyncio.to_thread(next, chunks, b""):
+        offset += len(chunk)
+        if offset > blob.size_bytes:
+            break
+        yield chunk
+    if offset != blob.size_bytes:
+        raise missing(blob, "a file of another size, altered meanwhile")
+
+
 def _refusal(answer: httpx.Response, body: bytes) -> Exception:
     """Gives the error that a status means here, with the ingress's own words where it has some."""
     try:
@@ -155,13 +218,15 @@ def _refusal(answer: httpx.Response, body: bytes) -> Exception:
             return AddressError(f"expected a receiver of that name {where}")
         case 409:
             return ConflictError(said)
+        case 422:
+            return BlobError(said)
         case 400 | 413:
             return EncodeError(f"expected a message that is taken {where}")
         case 429:
             after = answer.headers.get("retry-after", "")
             wait = float(after) if after.isascii() and after.isdigit() else None
             return FullError(f"expected room {where}; try again later", retry_after_s=wait)
-        case status if status == 408 or status >= 500:
+        case status if status in (408, 416) or status >= 500:
             return UnreachableError(f"expected an answer {where}")
     return ProtocolError(f"expected an answer of an ilcp ingress {where}; is the address right?")
 

@@ -10,6 +10,9 @@ bucket (`TOLD`). A message in the stream that is no hand-off is removed, and log
 The stream has the settings' ``max_bytes`` and ``max_age_s``, from whoever makes it; JetStream knows no share of a name.
 What was handed out ``max_deliveries`` times is sent to the name's dead letters before it is settled under its own.
 
+Blobs lie in an object store (`BLOBS`), which nobody empties but the server: by age, after twice ``max_age_s``, so that
+each outlives the messages that name it, and by ``max_blobs_bytes``, beyond which a put is refused.
+
 What JetStream has acknowledged survives a killed server; whether it survives a power cut is the server's setting.
 ``tls://``, or ``Settings.tls``, asks for TLS: a server that does not require it is told nothing and refused.
 Handed out again is what comes back, when it comes back: after a lease ended, order is not kept. The lease of a name is
@@ -21,34 +24,40 @@ import asyncio
 import json
 import math
 import time
-from typing import Any
+from datetime import datetime
 from urllib.parse import SplitResult
 
 import nats.errors
 from nats.aio.msg import Msg
 from nats.js import api, errors
 from nats.js.client import JetStreamContext
+from nats.js.errors import DigestMismatchError
 from nats.js.kv import KeyValue
+from nats.js.object_store import ObjectStore
 
-from ilcp.message import MAX_MESSAGE_BYTES
+from ilcp.errors import EncodeError
+from ilcp.message import MAX_MESSAGE_BYTES, Blob
 from ilcp.transport import telemetry
-from ilcp.transport.backend import Lease, Settings, content_digest, dead_letters, is_name, require_same
-from ilcp.transport.errors import AddressError, ConflictError, FullError, LeaseLostError, ProtocolError
+from ilcp.transport.backend import Lease, Settings, blob_of, content_digest, dead_letters, is_name, require_same
+from ilcp.transport.blobs import Part, Source, missing
+from ilcp.transport.errors import AddressError, ConflictError, FullError, LeaseLostError
 from ilcp.transport.nats_client import (
     NO_ROOM,
     RECONNECT_S,
     STREAM,
     SUBJECT,
     ReadingClient,
+    bucket,
     close_client,
     connected,
+    make_stream,
     named_errors,
+    unless_made,
 )
 
 __all__ = ["NatsBackend", "open_nats"]
 
-SETTLED, TOLD = "ilcp-settled", "ilcp-told"
-SUBJECTS = f"{SUBJECT}.*.*"  # name and id
+SETTLED, TOLD, BLOBS = "ilcp-settled", "ilcp-told", "ilcp-blobs"
 ID_HEADER = "Nats-Msg-Id"
 STATUS_HEADER = "Status"
 MESSAGE_REPLY = "$JS.ACK."  # where a message's acknowledgement goes begins so; the server's own word has none
@@ -58,10 +67,8 @@ PULL_PART = 0.1  # of a lease: no request waits longer, because the lease counts
 GRACE_S = 1.0  # for the way of an answer
 DEDUP_LEASES = 2  # an acknowledgement is remembered for so many leases at least: one passes before it is asked for
 LEASE_SLACK_S = 1e-6  # nats-py cuts nanoseconds off
-HEADER_BYTES = 4096  # a message's own are 200
 SETTLED_BYTES, TOLD_BYTES = 256 << 20, 16 << 20  # some 2 million acknowledgements within dedup_s; 100,000 receivers
 NEVER_TOLD = b"none"  # is no digest: nobody knows what was sent under an id
-NAME_TAKEN = 10058  # JetStream's error: there is a stream of that name, made otherwise
 ONCE = "per subject"  # in the text of 10077, where it is the one message per subject that is there already
 GONE = (nats.errors.NoRespondersError, nats.errors.ConnectionReconnectingError, errors.ServiceUnavailableError)
 AWAY = (TimeoutError, *GONE)  # what may be over in a moment; a time-out of nats-py's is one of Python's
@@ -80,11 +87,14 @@ class NatsBackend:
     async def put(self, name: str, handoff_id: str, message: bytes) -> bool:
         """See ``Backend``."""
         key, timeout_s = f"{name}.{handoff_id}", self._settings.timeout_s
+        blob = blob_of(message)
         with named_errors():
             settled = await self._settled_as(key)  # first: a server that was restarted takes any content under it
             if settled is not None:
                 require_same(handoff_id, settled or None, message)
                 return False
+            if blob is not None and not await self._has(blob):
+                raise missing(blob, "none, or an old one")
             try:
                 kept = await self._stream.publish(
                     f"{SUBJECT}.{key}", message, timeout=timeout_s, stream=STREAM, headers={ID_HEADER: key}
@@ -150,6 +160,32 @@ class NatsBackend:
             except errors.KeyNotFoundError:
                 return None
 
+    async def put_blob(self, source: Source) -> Blob:
+        """See ``Backend``. An interrupted put begins again: the object store keeps nothing of it."""
+        blob, most = await asyncio.to_thread(source.named), self._settings.max_blob_bytes
+        if blob.size_bytes > most:
+            raise EncodeError(f"expected a blob of at most {most} bytes, got {blob.size_bytes}: raise max_blob_bytes")
+        with named_errors():
+            if not await self._has(blob):
+                with source.opened() as file:
+                    await (await self._objects()).put(blob.digest.hex(), file)  # type: ignore[arg-type]
+        return blob
+
+    async def get_blob(self, blob: Blob, into: Part) -> None:
+        """See ``Backend``. It is compared here too: the store's own digest is its writer's word."""
+        with named_errors():
+            objects, name = await self._objects(), blob.digest.hex()
+            try:
+                size = (await objects.get_info(name)).size
+                if size != blob.size_bytes:
+                    raise missing(blob, f"{size} bytes")
+                writer = _Writer(into, self._settings.timeout_s)
+                async with writer.limit:
+                    await objects.get(name, writeinto=writer)  # type: ignore[arg-type]
+            except (errors.NotFoundError, DigestMismatchError) as error:
+                raise missing(blob, str(error) or "none") from error
+        into.end()
+
     async def close(self) -> None:
         """See ``Backend``."""
         await close_client(self._client)
@@ -162,6 +198,26 @@ class NatsBackend:
             if error.err_code not in NO_ROOM:
                 raise
             telemetry.logged(f"no room in {SETTLED}", queue=key.partition(".")[0])
+
+    async def _objects(self) -> ObjectStore:
+        """Finds or makes the bucket of blobs, whose entries live twice as long as a message may wait."""
+        try:
+            return await self._stream.object_store(BLOBS)
+        except errors.BucketNotFoundError:
+            config = api.ObjectStoreConfig(
+                ttl=2 * self._settings.max_age_s, max_bytes=self._settings.max_blobs_bytes, storage=api.StorageType.FILE
+            )
+            await unless_made(self._stream.create_object_store(BLOBS, config))
+            return await self._stream.object_store(BLOBS)
+
+    async def _has(self, blob: Blob) -> bool:
+        """Says whether a blob is there for as long as a message that is sent now may wait."""
+        try:
+            info = await (await self._objects()).get_info(blob.digest.hex())
+        except errors.NotFoundError:
+            return False
+        age_s = time.time() - datetime.fromisoformat(info.mtime or "").timestamp()
+        return info.size == blob.size_bytes and age_s < self._settings.max_age_s
 
     async def _settled_as(self, key: str) -> bytes | None:
         """Returns the digest of what was settled under this key; empty: it was not told."""
@@ -253,6 +309,19 @@ class NatsBackend:
         return lease
 
 
+class _Writer:
+    """A blob's ``write`` for nats-py, which waits without end for chunks that were removed: here each has its time."""
+
+    def __init__(self, into: Part, timeout_s: float) -> None:
+        self._into, self._timeout_s, self._loop = into, timeout_s, asyncio.get_running_loop()
+        self.limit = asyncio.timeout(timeout_s)
+
+    def write(self, chunk: bytes) -> None:
+        """Writes, in a thread of the loop's."""
+        self._into.write(chunk)
+        self._loop.call_soon_threadsafe(self.limit.reschedule, self._loop.time() + self._timeout_s)
+
+
 async def open_nats(url: SplitResult, settings: Settings) -> NatsBackend:
     """Connects to the server, with the stream and the buckets in place.
 
@@ -263,7 +332,7 @@ async def open_nats(url: SplitResult, settings: Settings) -> NatsBackend:
         UnreachableError, RefusedError: nobody answers, or not to us, or without the TLS that was asked for.
         ProtocolError: the server has no JetStream, or our stream's name for another one.
     """
-    of_stream = ("dedup_s", "max_bytes", "max_age_s", "max_deliveries")
+    of_stream = ("dedup_s", "max_bytes", "max_blob_bytes", "max_blobs_bytes", "max_age_s", "max_deliveries")
     settings.only(url.scheme, "timeout_s", *of_stream, "token", "tls", "credentials")
     if not url.hostname or url.path.strip("/") or url.query or url.fragment:
         raise AddressError(f"expected {url.scheme}://host:port, got {url.geturl()!r}")
@@ -274,61 +343,13 @@ async def open_nats(url: SplitResult, settings: Settings) -> NatsBackend:
     try:
         with named_errors():
             stream = client.jetstream(timeout=settings.timeout_s)
-            await _make_stream(stream, settings)
-            settled = await _bucket(stream, SETTLED, settings.dedup_s, SETTLED_BYTES)
-            buckets = settled, await _bucket(stream, TOLD, None, TOLD_BYTES)
+            await make_stream(stream, settings)
+            settled = await bucket(stream, SETTLED, settings.dedup_s, SETTLED_BYTES)
+            buckets = settled, await bucket(stream, TOLD, None, TOLD_BYTES)
     except BaseException:
         await close_client(client)
         raise
     return NatsBackend(client, stream, buckets, settings)
-
-
-async def _make_stream(stream: JetStreamContext, settings: Settings) -> None:
-    fixed: dict[str, Any] = dict(
-        subjects=[SUBJECTS],
-        retention=api.RetentionPolicy.WORK_QUEUE,
-        discard=api.DiscardPolicy.NEW,
-        discard_new_per_subject=True,
-        max_msgs_per_subject=1,
-    )
-    try:
-        there = (await stream.stream_info(STREAM)).config
-    except errors.NotFoundError:
-        made = api.StreamConfig(
-            name=STREAM,
-            **fixed,
-            storage=api.StorageType.FILE,
-            max_bytes=settings.max_bytes,
-            max_age=settings.max_age_s,
-            max_msg_size=MAX_MESSAGE_BYTES + HEADER_BYTES,
-            duplicate_window=settings.dedup_s,
-        )
-        await _unless_made(stream.add_stream(made))
-        return
-    for option, value in fixed.items():
-        if (got := getattr(there, option)) != value:
-            wanted = getattr(value, "value", value)
-            raise ProtocolError(f"expected {STREAM} with {option} {wanted}, got {got}: empty it, and have it removed")
-    for option in ("max_bytes", "max_age"):
-        if (got := getattr(there, option) or 0) <= 0:
-            raise ProtocolError(f"expected {STREAM} with a {option}, got none: give it one at the server")
-
-
-async def _bucket(stream: JetStreamContext, name: str, ttl_s: float | None, max_bytes: int) -> KeyValue:
-    try:
-        return await stream.key_value(name)
-    except errors.BucketNotFoundError:
-        await _unless_made(stream.create_key_value(bucket=name, ttl=ttl_s, max_bytes=max_bytes, direct=True))
-        return await stream.key_value(name)
-
-
-async def _unless_made(making: Any) -> None:
-    """Somebody else may make the same at this moment, with other settings."""
-    try:
-        await making
-    except errors.BadRequestError as error:
-        if error.err_code != NAME_TAKEN:
-            raise
 
 
 def _check_dedup(dedup_s: float, lease_s: float) -> None:

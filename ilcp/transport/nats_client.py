@@ -1,4 +1,5 @@
-"""nats-py's client as ``nats://`` needs it: what it cannot read, what it says of TLS, and its errors under our names.
+"""nats-py's client as ``nats://`` needs it: what it cannot read, what it says of TLS, its errors under our names, and
+the stream and the buckets that a server has to have.
 
 Three private names of nats-py are used (`PRIVATE`): there is no public way to go on behind headers that it cannot
 decode, nor to see whether the server wants TLS before our token goes to it. pyproject.toml caps its version, and a test
@@ -14,17 +15,33 @@ from typing import Any
 import nats.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
-from nats.js import errors
+from nats.js import api, errors
+from nats.js.client import JetStreamContext
+from nats.js.kv import KeyValue
 
 from ilcp.errors import IlcpError, MissingExtraError, TransportError
+from ilcp.message import MAX_MESSAGE_BYTES
 from ilcp.transport.backend import Settings
 from ilcp.transport.errors import AddressError, FullError, ProtocolError, RefusedError, UnreachableError
 
-__all__ = ["PRIVATE", "ReadingClient", "close_client", "connected", "named", "named_errors"]
+__all__ = [
+    "PRIVATE",
+    "ReadingClient",
+    "bucket",
+    "close_client",
+    "connected",
+    "make_stream",
+    "named",
+    "named_errors",
+    "unless_made",
+]
 
 PRIVATE = ("_connect_command", "_process_headers", "_server_info")
 STREAM = "ilcp-handoffs"
 SUBJECT = "ilcp.handoffs"
+SUBJECTS = f"{SUBJECT}.*.*"  # name and id
+HEADER_BYTES = 4096  # a message's own are 200
+NAME_TAKEN = 10058  # JetStream's error: there is a stream of that name, made otherwise
 RECONNECT_S = 0.5
 # What nats-py raises where an answer is not as a server's: it reads JSON, numbers and times without a check.
 UNREADABLE = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RecursionError)
@@ -152,3 +169,57 @@ def named_errors() -> Iterator[None]:
             raise
         got = f"{type(error).__name__}: {error}"
         raise ProtocolError(f"expected an answer as JetStream gives it, got another: {got:.300}") from error
+
+
+async def make_stream(stream: JetStreamContext, settings: Settings) -> None:
+    """Makes the stream, unless it is there.
+
+    Raises:
+        ProtocolError: what is there keeps messages otherwise.
+    """
+    fixed: dict[str, Any] = dict(
+        subjects=[SUBJECTS],
+        retention=api.RetentionPolicy.WORK_QUEUE,
+        discard=api.DiscardPolicy.NEW,
+        discard_new_per_subject=True,
+        max_msgs_per_subject=1,
+    )
+    try:
+        there = (await stream.stream_info(STREAM)).config
+    except errors.NotFoundError:
+        made = api.StreamConfig(
+            name=STREAM,
+            **fixed,
+            storage=api.StorageType.FILE,
+            max_bytes=settings.max_bytes,
+            max_age=settings.max_age_s,
+            max_msg_size=MAX_MESSAGE_BYTES + HEADER_BYTES,
+            duplicate_window=settings.dedup_s,
+        )
+        await unless_made(stream.add_stream(made))
+        return
+    for option, value in fixed.items():
+        if (got := getattr(there, option)) != value:
+            wanted = getattr(value, "value", value)
+            raise ProtocolError(f"expected {STREAM} with {option} {wanted}, got {got}: empty it, and have it removed")
+    for option in ("max_bytes", "max_age"):
+        if (got := getattr(there, option) or 0) <= 0:
+            raise ProtocolError(f"expected {STREAM} with a {option}, got none: give it one at the server")
+
+
+async def bucket(stream: JetStreamContext, name: str, ttl_s: float | None, max_bytes: int) -> KeyValue:
+    """Returns the bucket of that name, which is made unless it is there."""
+    try:
+        return await stream.key_value(name)
+    except errors.BucketNotFoundError:
+        await unless_made(stream.create_key_value(bucket=name, ttl=ttl_s, max_bytes=max_bytes, direct=True))
+        return await stream.key_value(name)
+
+
+async def unless_made(making: Any) -> None:
+    """Somebody else may make the same at this moment, with other settings."""
+    try:
+        await making
+    except errors.BadRequestError as error:
+        if error.err_code != NAME_TAKEN:
+            raise

@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 from urllib.parse import SplitResult, unquote
 
+from ilcp.message import Blob
 from ilcp.transport.backend import CLOSED_MEANWHILE, Lease, Settings
-from ilcp.transport.errors import AddressError, LeaseLostError, NotWritableError, UnreachableError
+from ilcp.transport.blobs import BeingPutError, Part, Source, chunks_of
+from ilcp.transport.errors import AddressError, BlobError, LeaseLostError, NotWritableError, UnreachableError
 from ilcp.transport.store import Store
 
 __all__ = [
@@ -32,7 +34,15 @@ __all__ = [
 T = TypeVar("T")
 
 FILE = "handoffs.sqlite"
-OF_A_STORE = ("dedup_s", "max_bytes", "max_name_bytes", "max_age_s", "max_deliveries")
+OF_A_STORE = (
+    "dedup_s",
+    "max_bytes",
+    "max_name_bytes",
+    "max_blob_bytes",
+    "max_blobs_bytes",
+    "max_age_s",
+    "max_deliveries",
+)
 # A receiver that waits looks again after 1 ms, then less and less often, at last every 30 ms: 64 waiting receivers then
 # take a tenth of a core.
 POLL_S, POLL_GROWTH, POLL_MOST_S = 0.001, 1.5, 0.03
@@ -89,6 +99,53 @@ class StoreBackend:
         """See ``Backend``."""
         return await self._call(self._store.lookup, name)
 
+    async def put_blob(self, source: Source) -> Blob:
+        """See ``Backend``. It waits while another one puts the same."""
+        blob = await self._long(source.named)
+        part = await self.blob_part(blob)
+        while part is not None and isinstance(part, BeingPutError):
+            await self._pause(POLL_MOST_S)
+            part = await self.blob_part(blob)
+        if part is not None:
+            try:
+                chunks = source.chunks(part.offset)
+                while chunk := await self._long(next, chunks, b""):
+                    await self._long(part.write, chunk)
+                await self._long(self._store.blobs.keep, part)
+            finally:
+                part.close()
+        return blob
+
+    async def blob_part(self, blob: Blob) -> Part | BeingPutError | None:
+        """Begins a blob that is put, or goes on with it; None: it is there. The error: another one puts it."""
+        try:
+            return await self._long(self._store.blob_part, blob)
+        except BeingPutError as error:
+            return error
+
+    async def keep_blob(self, part: Part) -> None:
+        """Keeps a blob that is written."""
+        await self._long(self._store.blobs.keep, part)
+
+    async def blob_offset(self, digest: bytes) -> int:
+        """Returns how many bytes of a blob there are: all, where it is there."""
+        size = await self._long(self._store.blobs.size, digest)
+        return await self._long(self._store.blobs.offset, digest) if size is None else size
+
+    async def get_blob(self, blob: Blob, into: Part) -> None:
+        """See ``Backend``. What is not the blob is removed, so that a new put mends it."""
+        file = await self._long(self._store.blobs.opened, blob)
+        try:
+            chunks = chunks_of(file)
+            while chunk := await self._long(next, chunks, b""):
+                await self._long(into.write, chunk)
+            into.end()
+        except BlobError:
+            await self._long(self._store.blobs.remove, blob.digest)
+            raise
+        finally:
+            file.close()
+
     async def waiting(self, name: str) -> tuple[int, int]:
         """Counts the messages that the store holds for a name, and the bytes that they take."""
         return await self._call(self._store.waiting, name)
@@ -102,6 +159,10 @@ class StoreBackend:
     async def _call(self, work: Callable[..., T], *args: Any) -> T:
         self._check_open()
         return work(*args)
+
+    async def _long(self, work: Callable[..., T], *args: Any) -> T:
+        """Does what takes long; other calls need not wait for it."""
+        return await self._call(work, *args)
 
     async def _take_now(self, name: str, lease_s: float) -> Lease | None:
         return await self._call(self._store.take, name, lease_s)
@@ -131,6 +192,10 @@ class ThreadedStoreBackend(StoreBackend):
 
     async def _call(self, work: Callable[..., T], *args: Any) -> T:
         return await asyncio.wrap_future(self._submit(work, *args))
+
+    async def _long(self, work: Callable[..., T], *args: Any) -> T:
+        self._check_open()
+        return await asyncio.to_thread(work, *args)
 
     async def _take_now(self, name: str, lease_s: float) -> Lease | None:
         taking = self._submit(self._store.take, name, lease_s)

@@ -33,13 +33,16 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from ilcp.errors import StorageError, TransportError
+from ilcp.errors import EncodeError, StorageError, TransportError
 from ilcp.files import file_id, own_file
+from ilcp.message import Blob
+from ilcp.transport import blobs
 from ilcp.transport.backend import (
     DEAD,
     ROW_BYTES,
     Lease,
     Settings,
+    blob_of,
     content_digest,
     dead_letters,
     is_name,
@@ -53,7 +56,7 @@ from ilcp.transport.errors import (
     NotWritableError,
     UnreachableError,
 )
-from ilcp.transport.schema import prepare
+from ilcp.transport.schema import named_error, prepare
 from ilcp.transport.telemetry import logged
 
 __all__ = ["Store"]
@@ -64,7 +67,6 @@ RESERVE_BYTES = 8 << 20  # the log grows to 4 MB before it is written back, and 
 CLOCK_SLACK_S = 5.0  # a clock that is nudged back by less only makes a lease that much longer
 MAX_REMEMBERED = 1_000_000  # about 100 MB of ids
 MAX_TOLD_BYTES = 16 << 20  # what all receivers say of themselves: 100,000 of a codec each
-NOT_WRITABLE = (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_IOERR)
 
 QUEUE = "name = ? AND dead = ?"
 FREE = f"{QUEUE} AND message IS NOT NULL AND (free_s <= ? OR taken_s > ?)"
@@ -90,6 +92,9 @@ class Store:
         self._path, self._settings, self._clock = path, settings, settings.clock
         self._sync = "FULL" if settings.power_safe else "NORMAL"
         self._lock = threading.Lock()
+        self.blobs: blobs.Shelf = (
+            blobs.MemoryBlobs() if path == ":memory:" else blobs.FolderBlobs(Path(path).with_name("blobs"))
+        )
         if path != ":memory:":
             try:
                 own_file(Path(path))
@@ -109,10 +114,13 @@ class Store:
 
         Raises:
             ConflictError: another message is known under the id.
+            BlobError: it names a blob that is not there.
             FullError: the waiting messages, those of the name, or the disk, leave no room for it.
         """
+        blob = blob_of(message)
         with self._lock, self._transaction(self._sync):
             now = self._clock()
+            blobs.collect(self._db, self.blobs, now - self._settings.max_age_s)
             self._forget(now)
             found = self._db.execute("SELECT digest FROM handoffs WHERE name = ? AND id = ?", (name, handoff_id))
             for (known,) in found.fetchall():
@@ -120,9 +128,10 @@ class Store:
                 return False
             self._check_room(name, len(message))
             self._check_disk(len(message))
-            new = "INSERT INTO handoffs (name, id, message, digest, sent_s, over_s) VALUES (?, ?, ?, ?, ?, ?)"
+            new = "INSERT INTO handoffs (name, id, message, blob, digest, sent_s, over_s) VALUES (?, ?, ?, ?, ?, ?, ?)"
+            named = blob and blobs.name(self._db, self.blobs, blob)
             digest, over_s = content_digest(message), now + self._settings.max_age_s
-            self._db.execute(new, (name, handoff_id, message, digest, now, over_s))
+            self._db.execute(new, (name, handoff_id, message, named, digest, now, over_s))
         return True
 
     def take(self, name: str, lease_s: float) -> Lease | None:
@@ -159,12 +168,14 @@ class Store:
             LeaseLostError: there is no such lease, or no longer.
         """
         number, lease = _parts(token)
+        freed: list[tuple[bytes | None]] = []
         with self._lock, self._transaction(self._sync if retry_in_s is None else "NORMAL"):
             now = self._clock()
             held = (number, lease, now, now + CLOCK_SLACK_S, *_queue(name))
             if retry_in_s is None:
-                change = f"UPDATE handoffs SET message = NULL, over_s = ? WHERE {HELD}"
-                done = self._db.execute(change, (now + self._settings.dedup_s, *held)).rowcount
+                change = f"UPDATE handoffs SET message = NULL, over_s = ? WHERE {HELD} RETURNING blob"
+                freed = self._db.execute(change, (now + self._settings.dedup_s, *held)).fetchall()
+                done = len(freed)
                 if not done:
                     again = "SELECT count(*) FROM handoffs WHERE number = ? AND lease = ? AND message IS NULL"
                     done = self._db.execute(again, held[:2]).fetchone()[0]
@@ -174,6 +185,29 @@ class Store:
                 done = self._db.execute(change, (int(unseen), now, now + retry_in_s, *held)).rowcount
         if not done:
             raise LeaseLostError(LOST)
+        if freed and freed[0][0] is not None:  # after the commit: a message that comes again has its blob
+            with suppress(TransportError), self._lock, self._transaction("NORMAL"):
+                blobs.collect(self._db, self.blobs, self._clock() - self._settings.max_age_s)
+
+    def blob_part(self, blob: Blob) -> blobs.Part | None:
+        """Begins a blob that is put, or goes on with it; None: it is there.
+
+        Raises:
+            EncodeError: it is larger than ``max_blob_bytes``.
+            FullError: there is no room for it.
+            BeingPutError, NotWritableError: see ``Shelf``.
+        """
+        most = self._settings.max_blob_bytes
+        if blob.size_bytes > most:
+            raise EncodeError(f"expected a blob of at most {most} bytes, got {blob.size_bytes}: raise max_blob_bytes")
+        with self._lock, self._transaction(self._sync):
+            now = self._clock()
+            blobs.collect(self._db, self.blobs, now - self._settings.max_age_s)
+            blobs.reserve(self._db, blob, now, self._settings.max_blobs_bytes)
+            if self.blobs.size(blob.digest) == blob.size_bytes:
+                return None
+            self._check_disk(blob.size_bytes)
+        return self.blobs.part(blob)
 
     def extend(self, name: str, token: str, lease_s: float) -> float:
         """Holds what is leased for ``lease_s`` from now on, and returns until when.
@@ -283,8 +317,7 @@ class Store:
         """Says whether a row was handed out too often, and checks that it holds what ``put`` and ``take`` write."""
         if not is_name(handoff_id) or not isinstance(message, bytes) or not isinstance(attempt, int) or attempt < 1:
             raise CorruptError(f"expected a hand-off in row {number} of {self._path}, got none: move the file away")
-        given_up = dead_letters(name) is not None and attempt > self._settings.max_deliveries
-        if given_up:
+        if given_up := dead_letters(name) is not None and attempt > self._settings.max_deliveries:
             logged("given up", queue=name, handoff_id=handoff_id, attempt=attempt - 1)
         return given_up
 
@@ -353,21 +386,7 @@ class Store:
         try:
             yield
         except sqlite3.Error as error:
-            raise self._named(error) from error
-
-    def _named(self, error: sqlite3.Error) -> TransportError:
-        """Gives SQLite's error under our name."""
-        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-        where = f"in {self._path}, got: {error}"
-        if isinstance(error, sqlite3.ProgrammingError):
-            return UnreachableError(f"expected an open spool {where}; connect again")
-        if code == sqlite3.SQLITE_FULL:
-            return DiskFullError(f"expected room on the disk {where}; free some")
-        if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-            return UnreachableError(f"expected a turn within {BUSY_S:g} s {where}; who holds it?")
-        if code in NOT_WRITABLE:
-            return NotWritableError(f"expected a spool that can be written {where}")
-        return CorruptError(f"expected a sound spool {where}; move the file away and start a new one")
+            raise named_error(error, self._path, BUSY_S) from error
 
 
 def _parts(token: str) -> tuple[int, str]:

@@ -8,10 +8,13 @@ goes through `ilcp.transport.portal`.
 import os
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any, TypeVar, overload
 
+from ilcp.message import Blob
 from ilcp.message.format import BytesLike
 from ilcp.transport.backend import NOT_OURS, Backend, Settings
+from ilcp.transport.blobs import BlobSource
 from ilcp.transport.capabilities import Capabilities
 from ilcp.transport.connection import AsyncConnection, AsyncDelivery, Receipt
 from ilcp.transport.errors import AddressError
@@ -114,7 +117,7 @@ class Connection:
         """See ``AsyncConnection.send``.
 
         Raises:
-            EncodeError, AddressError, ConflictError, FullError, TransportError: as there.
+            EncodeError, AddressError, ConflictError, BlobError, FullError, TransportError: as there.
         """
         return self._caller.call(self._inner.send, message, to=to, handoff_id=handoff_id)
 
@@ -126,6 +129,28 @@ class Connection:
         """
         found = self._caller.call(self._inner.receive, timeout_s)
         return None if found is None else Delivery(self._caller, found)
+
+    def put_blob(self, data: BlobSource) -> Blob:
+        """See ``AsyncConnection.put_blob``.
+
+        Raises:
+            EncodeError, BlobError, FullError, StorageError, TransportError: as there.
+        """
+        return self._caller.call(self._inner.put_blob, data)
+
+    @overload
+    def get_blob(self, blob: Blob, *, max_bytes: int | None = None, into: None = None) -> bytes: ...
+
+    @overload
+    def get_blob(self, blob: Blob, *, max_bytes: int | None = None, into: str | Path) -> Path: ...
+
+    def get_blob(self, blob: Blob, *, max_bytes: int | None = None, into: str | Path | None = None) -> bytes | Path:
+        """See ``AsyncConnection.get_blob``.
+
+        Raises:
+            BlobError, ConfigError, StorageError, TransportError: as there.
+        """
+        return self._caller.call(self._inner.get_blob, blob, max_bytes=max_bytes, into=into)
 
     def publish(self, capabilities: Capabilities) -> None:
         """See ``AsyncConnection.publish``.

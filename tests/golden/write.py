@@ -2,7 +2,8 @@
 
     python -m tests.golden.write
 
-The bytes come from the tables of ``tests/test_message.py`` and ``tests/test_message_blob.py``, whose checks and MACs were made with other tools.
+The bytes come from the tables of ``tests/test_message.py`` and ``tests/test_message_blob.py``; their checks and MACs
+were made with other tools.
 ``vectors.json`` holds all of them: to add one, write its row, remove nothing, delete the JSON, run this, and see in the
 diff that lines were added only.
 """
