@@ -16,7 +16,7 @@ import json
 import random
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +29,17 @@ from ilcp import Receiver
 from ilcp.codec import Context
 from ilcp.measure import provenance
 from ilcp.measure.bootstrap import Bootstrap
+from ilcp.models.fingerprint import identify
 from ilcp.models.kv import following_nats, read_kv
 from ilcp.models.loading import load_model
 from ilcp.models.prompt import continuation, layout
 from ilcp.models.rope import ropes_of
-from ilcp_codecs.kv import ExactCodec, Int4Codec, Int8Codec
+from ilcp_codecs.kv import ExactCodec, Int4Codec, Int8Codec, KvCodec, PcaCodec
 
 HERE = Path(__file__).parent
-CODECS = (ExactCodec, Int8Codec, Int4Codec)
+KINDS = (ExactCodec, Int8Codec, Int4Codec)
+FITTED = (5760, 2880, 1440)  # bytes a token, of principal components: 4, 2 and 1 bits of each of SmolLM2's numbers
+FITTED_TEXTS = 8
 QUESTION = "What did the customer want?"
 
 
@@ -56,15 +59,15 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     model, tokenizer = load_model(model_at(args.models, args.model) or args.models / args.model, dtype=args.dtype)
-    rows = texts(tokenizer, args)
+    codecs = made(model, tokenizer, args)
     record = {
         "what": "one model's keys and values as a message: bytes, quality, time",
         "n": args.n,
         "seed": args.seed,
         "tokens": list(args.tokens),
         "threads": args.threads,
-        "quality": quality(model, tokenizer, rows, args),
-        "time": timed(model, tokenizer, args) if args.repetitions else None,
+        "quality": quality(model, tokenizer, codecs, args),
+        "time": timed(model, tokenizer, codecs, args) if args.repetitions else None,
         "provenance": provenance(model=args.model, dtype=args.dtype),
     }
     file = args.json or HERE / "results" / f"kv-{args.model}.json"
@@ -72,10 +75,22 @@ def main() -> None:
     print(json.dumps(record["quality"], indent=1), json.dumps(record["time"], indent=1), file, sep="\n")
 
 
-def texts(tokenizer: Any, args: argparse.Namespace, tokens: int | None = None) -> list[list[int]]:
-    """Returns ids of texts, each of as many tokens as are asked for."""
-    wanted = tokens or sum(args.tokens)
-    conversations = [one.case.context for one in data.read(args.data / "test.jsonl")]
+def made(model: Any, tokenizer: Any, args: argparse.Namespace) -> dict[str, KvCodec]:
+    """Returns the codecs by their names; those that are fitted, to conversations of the training split."""
+    rows = texts(tokenizer, args, "train", FITTED_TEXTS, sum(args.tokens))
+    ropes, who = ropes_of(model), identify(model, tokenizer)
+    caches = [read_kv(model, row, 0, ropes) for row in rows]
+    codecs: dict[str, KvCodec] = {kind.name: kind(who) for kind in KINDS}
+    for most in FITTED:
+        codec = PcaCodec.fit_caches(who, caches, bytes_per_token=most)
+        codec.require_worth(model, rows[:2])
+        codecs[f"{codec.name}-{most}"] = codec
+    return codecs
+
+
+def texts(tokenizer: Any, args: argparse.Namespace, split: str, n: int, wanted: int) -> list[list[int]]:
+    """Returns ids of ``n`` texts, each of as many tokens as are asked for."""
+    conversations = [one.case.context for one in data.read(args.data / f"{split}.jsonl")]
     random.Random(args.seed).shuffle(conversations)
     found: list[list[int]] = []
     row: list[int] = []
@@ -84,20 +99,18 @@ def texts(tokenizer: Any, args: argparse.Namespace, tokens: int | None = None) -
         if len(row) >= wanted:
             found.append(row[:wanted])
             row = []
-        if len(found) == args.n:
+        if len(found) == n:
             return found
-    raise SystemExit(
-        f"expected {args.n} texts of {wanted} tokens, got {len(found)}: ask for fewer, or for shorter ones"
-    )
+    raise SystemExit(f"expected {n} texts of {wanted} tokens, got {len(found)}: ask for fewer, or for shorter ones")
 
 
-def quality(model: Any, tokenizer: Any, rows: Sequence[Sequence[int]], args: argparse.Namespace) -> dict[str, Any]:
+def quality(model: Any, tokenizer: Any, codecs: dict[str, KvCodec], args: argparse.Namespace) -> dict[str, Any]:
     """Returns bytes a token, nats a token, and the share of the gain, of each arm."""
     held = args.tokens[0]
+    rows = texts(tokenizer, args, "test", args.n, sum(args.tokens))
     ropes = ropes_of(model)
     before = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else []
     caches = [read_kv(model, [*before, *row[:held]], 0, ropes) for row in rows]
-    codecs = {kind.name: kind.of(model, tokenizer) for kind in CODECS}
     nats: dict[str, list[float]] = {name: [] for name in ("full", "none", "mismatched", *codecs)}
     sizes: dict[str, list[int]] = {name: [] for name in codecs}
     for number, (row, kv) in enumerate(zip(rows, caches, strict=True)):
@@ -123,16 +136,15 @@ def quality(model: Any, tokenizer: Any, rows: Sequence[Sequence[int]], args: arg
     }
 
 
-def timed(model: Any, tokenizer: Any, args: argparse.Namespace) -> dict[str, Any]:
+def timed(model: Any, tokenizer: Any, codecs: dict[str, KvCodec], args: argparse.Namespace) -> dict[str, Any]:
     """Returns speeds of encoding and decoding, and the time to a first token by each codec and by the text."""
-    (ids,) = texts(tokenizer, argparse.Namespace(**{**vars(args), "n": 1}), args.timed)
+    ids = texts(tokenizer, args, "test", 1, args.timed)[0]
     text = tokenizer.decode(ids)
     before = layout(tokenizer, "").prefix
     own = continuation(tokenizer, text)[0]
     kv = read_kv(model, [*before, *own], len(before), ropes_of(model))
     found: dict[str, Any] = {"tokens": len(own), "cache_bytes": kv.size_bytes}
-    for kind in CODECS:
-        codec = kind.of(model, tokenizer)
+    for name, codec in codecs.items():
         receiver = Receiver(model, tokenizer, codec, allow_unmeasured=True)
         payload = codec.encode(Context(kv=kv))
         encode_s = seconds(lambda codec=codec: codec.encode(Context(kv=kv)), args.repetitions)
@@ -143,7 +155,7 @@ def timed(model: Any, tokenizer: Any, args: argparse.Namespace) -> dict[str, Any
             ),
             args.repetitions,
         )
-        found[kind.name] = {
+        found[name] = {
             "payload_bytes": len(payload),
             "encode_mb_per_s": kv.size_bytes / encode_s / 1e6,
             "decode_mb_per_s": kv.size_bytes / decode_s / 1e6,
@@ -151,8 +163,8 @@ def timed(model: Any, tokenizer: Any, args: argparse.Namespace) -> dict[str, Any
         }
     text_s = seconds(lambda: receiver.generate(None, QUESTION, context=text, max_new_tokens=1), args.repetitions)
     found["text"] = {"first_token_ms": 1000 * text_s}
-    for kind in CODECS:
-        found[kind.name]["first_token_share"] = found[kind.name]["first_token_ms"] / found["text"]["first_token_ms"]
+    for name in codecs:
+        found[name]["first_token_share"] = found[name]["first_token_ms"] / found["text"]["first_token_ms"]
     return found
 
 
