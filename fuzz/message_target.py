@@ -45,7 +45,7 @@ def one_input(data: bytes) -> None:
         expected = {"codec_id": message.codec_id, "payload": message.payload, "literals": list(message.literals)}
         seal, blob = message.seal, message.blob
         expected |= {"handoff_id": seal and seal.handoff_id, "expires_unix_s": seal and seal.expires_unix_s}
-        expected["blob"] = blob and (blob.size_bytes, blob.digest)
+        expected |= {} if blob is None else {"blob": (blob.size_bytes, blob.digest)}
     try:
         found: Any = decode(wire, key, NOW)
     except Refused as refused:

@@ -60,7 +60,8 @@ def decode(data: bytes, key: bytes | None, now_unix_s: int) -> dict[str, Any]:
     read.take(2, b"\xc4\x08")
     found: dict[str, Any] = {"codec_id": read.take(8), "handoff_id": None, "expires_unix_s": None, "literals": []}
     found["payload"] = read.sized({0xC4: (1, 2 - version), 0xC5: (2, 256)})[1]
-    found["blob"] = blob(read) if version == 2 else None
+    if version == 2:
+        found["blob"] = blob(read)
     if sealed:
         read.take(2, b"\xc4\x08")
         found["handoff_id"] = read.take(8)

@@ -52,7 +52,7 @@ def ours(wire: bytes, key: bytes | None, now: int) -> dict[str, Any] | str:
         "handoff_id": None if message.seal is None else message.seal.handoff_id,
         "expires_unix_s": None if message.seal is None else message.seal.expires_unix_s,
         "literals": list(message.literals),
-    }
+    } | ({} if message.blob is None else {"blob": (message.blob.size_bytes, message.blob.digest)})
 
 
 def theirs(wire: bytes, key: bytes | None, now: int) -> dict[str, Any] | str:
