@@ -7,11 +7,13 @@ front of it belongs to the file that it was saved in and is no part of it: a tex
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from errno import EFBIG
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from ilcp.errors import ConfigError, EncodeError, IlcpError
+from ilcp.folders import MOST_BYTES, read_whole
 
 __all__ = ["UNSEEN", "hidden", "listed", "mending", "read_text", "require_text", "seen", "tuples"]
 
@@ -124,13 +126,13 @@ def tuples(items: Iterable[Any], names: tuple[str, ...]) -> list[Any]:
 
 
 def read_text(path: str | Path, what: str = "a readable text file") -> str:
-    """Reads the text of a file in UTF-8, or of standard input where the path is ``-``.
+    """Reads the text of a regular file in UTF-8, or of standard input where the path is ``-``.
 
     Raises:
         ConfigError: it cannot be read, or is no UTF-8.
     """
     try:
-        content = sys.stdin.buffer.read() if str(path) == "-" else Path(path).read_bytes()
+        content = _piped() if str(path) == "-" else read_whole(path)
         return content.decode("utf-8").lstrip(BYTE_ORDER_MARK)
     except OSError as error:
         raise ConfigError(f"expected {what}, got {path}: {error.strerror}") from error
@@ -141,3 +143,10 @@ def read_text(path: str | Path, what: str = "a readable text file") -> str:
         ) from error
     except ValueError as error:  # a path with a null in it
         raise ConfigError(f"expected {what}, got {str(path)!r}: {error}") from error
+
+
+def _piped() -> bytes:
+    content = sys.stdin.buffer.read(MOST_BYTES + 1)
+    if len(content) > MOST_BYTES:
+        raise OSError(EFBIG, f"more than the {MOST_BYTES:,} bytes that are read")
+    return content

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from ilcp.cli.exit_codes import INTERRUPTED
 from ilcp.errors import ConfigError, DecodeError, Interrupted
+from ilcp.folders import open_regular
 from ilcp.message import MAX_MESSAGE_BYTES, Description, describe
 
 __all__ = [
@@ -99,7 +100,7 @@ def read_message(path: Path) -> tuple[bytes, Description]:
         if str(path) == "-":
             data = sys.stdin.buffer.read(MAX_MESSAGE_BYTES + 1)
         else:
-            with open(path, "rb") as file:
+            with open_regular(path) as file:
                 data, size = file.read(MAX_MESSAGE_BYTES + 1), os.fstat(file.fileno()).st_size
     except OSError as error:
         raise ConfigError(f"expected a readable message file, got {path}: {error.strerror}") from error

@@ -26,6 +26,7 @@ from ilcp.cli.common import (
 from ilcp.cli.exit_codes import exit_code
 from ilcp.errors import ConfigError, DecodeError, IlcpError, StorageError
 from ilcp.files import NO_FOLLOW, PRIVATE, require_writable, write_whole
+from ilcp.folders import read_whole
 from ilcp.identity import digest
 from ilcp.inputs import read_text
 from ilcp.message import describe
@@ -93,7 +94,7 @@ class _Messages:
         self.length = codec.spec.length(payload_bytes) if codec.spec.prefixes else None
         self.known: set[str] = set()
         with suppress(OSError):  # without it all is made again, which harms nobody
-            self.known.update((folder / MADE).read_text(encoding="utf-8", errors="replace").split())
+            self.known.update(read_whole(folder / MADE).decode(errors="replace").split())
 
     def of(self, file: Path) -> list[str]:
         """Makes a file's message, unless it is there, says what the sender warned of; returns what it counts as."""
@@ -123,7 +124,7 @@ class _Messages:
             StorageError: it cannot be read.
         """
         try:
-            message = target.read_bytes()
+            message = read_whole(target)
             found = describe(message)
         except FileNotFoundError:
             return None

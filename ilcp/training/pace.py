@@ -9,6 +9,7 @@ A terminal shows it in a bar. Elsewhere it is a line within the first minute, an
 """
 
 import math
+import os
 import re
 import sys
 import time
@@ -150,7 +151,7 @@ def peak_bytes(device: torch.device) -> int:
     """Returns the most that ``held_bytes`` has been; where the system keeps no record of that, what it is."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
-    found = re.search(r"VmHWM:\s*(\d+) kB", STATUS.read_text()) if STATUS.exists() else None
+    found = re.search(r"VmHWM:\s*(\d+) kB", STATUS.read_text()) if os.path.exists(STATUS) else None
     if found:
         return 1024 * int(found[1])
     info = psutil.Process().memory_info()
