@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from ilcp.cli.exit_codes import CLOSED, exit_code
 from ilcp.cli.measure import _beside
 from ilcp.embedded import HERE
 from ilcp.errors import ConfigError, DecodeError, IlcpError, StorageError, UnmeasuredError
-from ilcp.evidence import Evidence, require_signed, signed, trusted_keys
+from ilcp.evidence import Evidence, public_key, require_signed, signed, trusted_keys
 from ilcp.files import held
 from ilcp.folders import read_whole
 from ilcp.inputs import read_text
@@ -38,7 +39,7 @@ Ends = Callable[..., tuple[int, str]]
 
 @pytest.fixture
 def ends(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Ends:
-    """Runs ``ilcp`` in a new folder, where no model can be loaded; returns the exit code and standard error."""
+    """Runs ``ilcp`` in a new folder, where no model can be loaded; returns the exit code and what it said."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("ilcp.embedded.load_pair", lambda *_, **__: None)
     (tmp_path / "text.txt").write_text("Mara, Oslo.")
@@ -48,7 +49,7 @@ def ends(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tm
         monkeypatch.setattr(sys, "argv", ["ilcp", *words])
         with pytest.raises(SystemExit) as ended:
             main()
-        return int(ended.value.code or 0), capsys.readouterr().err
+        return int(ended.value.code or 0), "".join(capsys.readouterr())
 
     return call
 
@@ -225,6 +226,32 @@ def test_a_key_in_capitals_is_the_same_key() -> None:
     assert (made.measured_by,) == trusted_keys([made.measured_by.upper()])
     require_signed(made, trusted_keys([made.measured_by.upper()]))
     require_signed(replace(made, signature=made.signature), trusted_keys([made.measured_by]))
+
+
+def test_the_public_key_is_said_before_anything_is_measured(ends: Ends) -> None:
+    """Whoever is to trust it can be told at once; a measurement that fails has said it too."""
+    Path("key").write_text(SEED.hex())
+    code, said = ends("measure", "some", "--attach", "--sign", "key", "--task", "missing.jsonl")
+    assert (WRONG, True) == (code, f"signs as {public_key(SEED)}\n" in said)
+
+
+@pytest.mark.parametrize("where", ["codec_id", "evidence", "trained", "format"])
+def test_what_a_folder_or_a_report_says_of_itself_steers_no_terminal(ends: Ends, where: str) -> None:
+    """Controls, turned lines and brackets of a stranger's stand written out in the sentence that refuses them."""
+    hostile = "\x1b]0;t\x07 [/b] \u202e"
+    record = json.loads((HERE / "codec" / "config.json").read_text())
+    shutil.copytree(HERE / "codec", "theirs")
+    Path("theirs/config.json").write_text(json.dumps(record | {where: hostile, hostile: 1}))
+    Path("report.json").write_text(json.dumps({"format": 2, where: hostile, hostile: {hostile: hostile}}))
+    Path("recipe.toml").write_text(json.dumps(hostile) + " = 1", encoding="utf-8")
+    for words in (
+        ("encode", "text.txt", "--codec", "theirs"),
+        ("compare", "report.json", "report.json"),
+        (*TRAIN, "--data", "cases.jsonl", "--out", "codec", "--recipe", "recipe.toml"),
+    ):
+        code, said = ends(*words)
+        assert not {"\x1b", "\x07", "\u202e"} & set(said)
+        assert code or words[0] == "encode"
 
 
 # --- what lies there already -------------------------------------------------------------------------------------

@@ -16,10 +16,10 @@ from rich.text import Text
 from ilcp.cli.exit_codes import INTERRUPTED
 from ilcp.errors import ConfigError, DecodeError, Interrupted
 from ilcp.folders import open_regular
+from ilcp.inputs import STEERING
 from ilcp.message import MAX_MESSAGE_BYTES, Description, describe
 
 __all__ = [
-    "CONTROLS",
     "EMBEDDED",
     "DeviceOption",
     "DownloadOption",
@@ -35,7 +35,6 @@ __all__ = [
 ]
 
 EMBEDDED = "embedded"
-CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(0x7F, 0xA0)) if chr(code) not in "\t\n"}
 
 SenderOption = Annotated[
     str | None,
@@ -56,7 +55,7 @@ class PlainConsole(Console):
 
     def render_str(self, text: str, **options: Any) -> Text:
         """Returns the text, with what would steer a terminal written as ``\\x1b``."""
-        return super().render_str(text.translate(CONTROLS), **options)
+        return super().render_str(text.translate(STEERING), **options)
 
 
 out = PlainConsole()

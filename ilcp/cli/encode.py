@@ -13,7 +13,6 @@ from rich.markup import escape
 from rich.progress import Progress, TimeElapsedColumn
 
 from ilcp.cli.common import (
-    CONTROLS,
     EMBEDDED,
     DeviceOption,
     DownloadOption,
@@ -28,7 +27,7 @@ from ilcp.errors import ConfigError, DecodeError, IlcpError, StorageError
 from ilcp.files import NO_FOLLOW, PRIVATE, require_writable, write_whole
 from ilcp.folders import read_whole
 from ilcp.identity import digest
-from ilcp.inputs import read_text
+from ilcp.inputs import STEERING, read_text
 from ilcp.message import describe
 
 if TYPE_CHECKING:
@@ -70,7 +69,7 @@ def encode(
     failures: list[Exception] = []
     with interruptible("the same command goes on with the files that are left"), _progress() as progress:
         for file in progress.track(files, description="encoding"):
-            shown = escape(file.name.translate(CONTROLS))  # of a bar, no console writes them out
+            shown = escape(file.name.translate(STEERING))  # of a bar, no console writes them out
             progress.update(progress.task_ids[0], description=f"encoding {shown}")
             try:
                 counted.update(messages.of(file))

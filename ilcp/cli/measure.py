@@ -113,8 +113,6 @@ def _attach(folder: Path, report: "Report", seed: bytes | None, asked: "Task") -
     if seed is not None:
         evidence = signed(evidence, seed, cases_digest(asked.cases))
     attach_evidence(folder, evidence)
-    if seed is not None:
-        out.print(f"signed by {evidence.measured_by}", highlight=False, soft_wrap=True)
 
 
 def _seed(file: Path, attach: bool) -> bytes:

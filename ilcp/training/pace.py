@@ -23,6 +23,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from ilcp.inputs import STEERING
 from ilcp.nn.distributed import is_main
 from ilcp.training.hyperparameters import Hyperparameters
 
@@ -113,7 +114,7 @@ class StepPace:
 def say(console: Console, text: str) -> None:
     """Prints a line. Nobody who listens, or a console that cannot write it, ends a run of hours."""
     with suppress(OSError, ValueError):  # a pipe that was closed; a character that it has not
-        console.print(text, highlight=False, markup=False)
+        console.print(text.translate(STEERING), highlight=False, markup=False)
 
 
 @contextmanager
