@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -190,6 +191,14 @@ def test_a_full_standard_error_leaves_the_code_as_it_is() -> None:
     with open("/dev/full", "wb") as full:
         done = subprocess.run([*ILCP, "inspect", "/nowhere"], stderr=full, stdout=subprocess.PIPE, timeout=100)
     assert WRONG == done.returncode
+
+
+@pytest.mark.parametrize("closing", [">&-", "2>&-", ">&- 2>&-"])
+def test_a_stream_that_was_closed_before_the_start_is_written_nowhere(message: str, closing: str) -> None:
+    """Without standard output or error a command does what it does."""
+    command = f"{shlex.quote(sys.executable)} -m ilcp inspect {shlex.quote(message)} {closing}"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=100)
+    assert (0, "") == (done.returncode, done.stderr)
 
 
 # --- blame -------------------------------------------------------------------------------------------------------

@@ -63,8 +63,11 @@ err = PlainConsole(stderr=True)
 
 
 def mild_streams() -> None:
-    """Has standard output and error write what their encoding lacks as escapes, where they would raise."""
-    for stream in (sys.stdout, sys.stderr):
+    """Has standard output and error write what their encoding lacks as escapes, and nowhere if they were closed."""
+    for name in ("stdout", "stderr"):
+        stream: Any = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115  # until the end
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
