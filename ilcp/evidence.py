@@ -16,9 +16,18 @@ from math import isfinite, nan
 from typing import Any
 
 from ilcp.errors import ConfigError, MissingExtraError, UnmeasuredError
-from ilcp.records import read_record
+from ilcp.records import read_record, renamed
 
-__all__ = ["EARLIER_ARMS", "SEED_BYTES", "Evidence", "require_evidence", "require_signed", "signed", "trusted_keys"]
+__all__ = [
+    "EARLIER_ARMS",
+    "SEED_BYTES",
+    "Evidence",
+    "public_key",
+    "require_evidence",
+    "require_signed",
+    "signed",
+    "trusted_keys",
+]
 
 SEED_BYTES = 32  # of a signing key, and of its public half
 SIGNED = b"ilcp evidence 1\0"  # before what is signed: no other signature of the same key passes for one
@@ -93,9 +102,9 @@ class Evidence:
         """
         try:
             found = read_record(cls, record, "the evidence")
+            found = replace(found, arms=renamed(found.arms, EARLIER_ARMS, "the evidence"))
         except ConfigError as error:
             raise UnmeasuredError(f"{error}: measure again") from None
-        found = replace(found, arms={EARLIER_ARMS.get(name, name): value for name, value in found.arms.items()})
         found.require_sound()
         return found
 
@@ -135,11 +144,19 @@ def signed(evidence: Evidence, seed: bytes, task_digest: str) -> Evidence:
         MissingExtraError: PyNaCl is not installed.
         ConfigError: the key has another length.
     """
+    known = replace(evidence, task_digest=task_digest, measured_by=public_key(seed))
+    return replace(known, signature=_nacl().SigningKey(seed).sign(_content(known)).signature.hex())
+
+
+def public_key(seed: bytes) -> str:
+    """Returns the public half of a signing key, in hex.
+
+    Raises:
+        MissingExtraError, ConfigError: as ``signed``.
+    """
     if len(seed) != SEED_BYTES:
         raise ConfigError(f"expected a signing key of {SEED_BYTES} bytes, got {len(seed)}")
-    key = _nacl().SigningKey(seed)
-    known = replace(evidence, task_digest=task_digest, measured_by=bytes(key.verify_key).hex())
-    return replace(known, signature=key.sign(_content(known)).signature.hex())
+    return bytes(_nacl().SigningKey(seed).verify_key).hex()
 
 
 def require_signed(evidence: Evidence | None, trust: Iterable[str]) -> None:
@@ -151,7 +168,7 @@ def require_signed(evidence: Evidence | None, trust: Iterable[str]) -> None:
     """
     by = "" if evidence is None else evidence.measured_by
     if evidence is None or not evidence.signature or by not in trust:
-        got = f"some signed by {by}" if by else "none that is signed"
+        got = f"some signed by {by}" if evidence is not None and evidence.signature else "none that is signed"
         raise UnmeasuredError(f"expected evidence that somebody trusted signed, got {got}: see 'ilcp measure --sign'")
     nacl = _nacl()
     try:
@@ -169,7 +186,7 @@ def trusted_keys(keys: Iterable[str | bytes]) -> tuple[str, ...]:
         ConfigError: one of them is no public key, or there is none.
     """
     some: Iterable[Any] = () if isinstance(keys, str | bytes) else keys
-    found = tuple(key.hex() if isinstance(key, bytes) else key for key in some)
+    found = tuple(key.hex() if isinstance(key, bytes) else key.lower() if isinstance(key, str) else key for key in some)
     for key in found:
         if not isinstance(key, str) or len(key) != 2 * SEED_BYTES or set(key) - set("0123456789abcdef"):
             raise ConfigError(f"expected public keys of {SEED_BYTES} bytes, as bytes or in hex, got {key!r}")

@@ -91,7 +91,7 @@ def sync(path: Path, mode: int | None = None) -> None:
     Raises:
         OSError: they cannot be brought there, or a link is in the file's place.
     """
-    folder, posix = mode is None and path.is_dir(), os.name == "posix"
+    folder, posix = mode is None and os.path.isdir(path), os.name == "posix"
     if folder and not posix:
         return  # Windows opens no folders
     handle = os.open(path, (os.O_RDONLY if posix else os.O_RDWR) | (0 if folder else NO_FOLLOW))
@@ -119,20 +119,22 @@ def settle(folder: Path) -> None:
     mode = probe.stat().st_mode
     probe.unlink()
     for path in (*folder.rglob("*"), folder):
-        if not path.is_symlink() or path == folder:
-            sync(path, mode if path.is_file() else None)
+        if not os.path.islink(path) or path == folder:
+            sync(path, mode if os.path.isfile(path) else None)
 
 
 @contextmanager
 def held(lock: Path) -> Iterator[None]:
     """Holds the file ``lock`` inside the ``with``, for this one alone; it is free when the process ends, however.
 
-    On file systems without locks nothing is held.
+    The folder is made where there is none, and goes again where it holds nothing else in the end. On file systems
+    without locks nothing is held.
 
     Raises:
         ConfigError: another one, in this process or another, holds it; the text says which.
         StorageError: the file cannot be made.
     """
+    new = not os.path.isdir(lock.parent)
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)
         handle = os.open(lock, os.O_RDWR | os.O_CREAT | NO_FOLLOW, PRIVATE)
@@ -141,12 +143,26 @@ def held(lock: Path) -> Iterator[None]:
     try:
         if fcntl is not None:
             _lock(handle, lock)
+            if file_id(handle) != file_id(lock):  # its holder removed it meanwhile: what is held is nobody's lock
+                raise ConfigError(f"expected {lock.parent} to stay, got another process that ended there: try again")
         with suppress(OSError):  # a full disk: what holds is the lock, this is for people
             os.ftruncate(handle, 0)
             os.write(handle, f"{os.getpid()} on {socket.gethostname()}".encode())
-        yield
+        try:
+            yield
+        finally:
+            if new:
+                _forget(lock)
     finally:
         os.close(handle)
+
+
+def _forget(lock: Path) -> None:
+    """Removes a lock that is alone in its folder, and the folder; whatever stands in the way may."""
+    with suppress(OSError):
+        if [lock.name] == os.listdir(lock.parent):
+            lock.unlink()
+            lock.parent.rmdir()
 
 
 def _lock(handle: int, lock: Path) -> None:
@@ -275,10 +291,12 @@ def require_writable(path: Path) -> None:
     Raises:
         StorageError: the file could not be written.
     """
-    if path.is_dir():
+    if os.path.isdir(path):
         raise StorageError(f"expected a file to write to, got the folder {path}: name a file in it")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):
+            path.lstat()  # says of a name whether a file may have it, which a draft's does not
         draft = path.with_name(f".{token_hex(8)}.draft")
         draft.touch(exist_ok=False)
         draft.unlink()
@@ -296,7 +314,7 @@ def require_readable(path: Path) -> None:
         pass
 
 
-def file_id(path: str | Path) -> tuple[int, int] | None:
+def file_id(path: str | Path | int) -> tuple[int, int] | None:
     """Returns what tells the file at ``path`` from every other one; None where there is none.
 
     Who keeps a file open compares it: a file that was removed takes what is written, and nobody finds it again.

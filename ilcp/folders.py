@@ -10,17 +10,32 @@ import os
 import re
 import stat
 from collections.abc import Iterable
-from errno import ENOENT
+from errno import EFBIG, EINVAL, ENOENT
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from ilcp.errors import ConfigError, StorageError
 
-__all__ = ["fetched", "inside", "is_hub_id", "read_json", "regular", "shapes_of", "slip"]
+__all__ = [
+    "MOST_BYTES",
+    "fetched",
+    "inside",
+    "is_hub_id",
+    "missing",
+    "open_regular",
+    "read_json",
+    "read_whole",
+    "regular",
+    "shapes_of",
+    "slip",
+]
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 MOST_DEPTH = 64  # of tables in tables: what walks through them needs no more than Python's stack has
 MOST_JSON_BYTES = 64 << 20  # ten times a large tokenizer: a configuration beyond it is none
+MOST_BYTES = 1 << 30  # of what is read whole: read, it takes several times as much
+USUAL_BYTES = 1 << 20  # of files that do not say how long they are, as in /proc
+AT_ONCE = getattr(os, "O_NONBLOCK", 0)  # a pipe is opened, and refused, without waiting for who writes to it
 
 
 def is_hub_id(source: str | Path) -> bool:
@@ -88,6 +103,45 @@ def regular(file: Path) -> Path:
     return file
 
 
+def open_regular(file: str | Path) -> BinaryIO:
+    """Opens a file to read, if it is a regular one or a link to one: pipes and devices may never end.
+
+    Raises:
+        OSError: there is none, it cannot be opened, or it is of another kind.
+        ValueError: no file has such a name.
+    """
+    opened = open(file, "rb", opener=lambda path, flags: os.open(path, flags | AT_ONCE))  # noqa: SIM115  # given on
+    if not stat.S_ISREG(os.fstat(opened.fileno()).st_mode):
+        opened.close()
+        raise OSError(EINVAL, "a pipe or a device, which may never end: keep what it gives in a file", str(file))
+    return opened
+
+
+def read_whole(file: str | Path) -> bytes:
+    """Returns what a regular file held when it was opened.
+
+    Raises:
+        OSError: as ``open_regular``, or it is too long to be read whole.
+        ValueError: no file has such a name.
+    """
+    with open_regular(file) as opened:
+        size = os.fstat(opened.fileno()).st_size
+        if size > MOST_BYTES:
+            raise OSError(EFBIG, f"{size:,} bytes, more than the {MOST_BYTES:,} that are read", str(file))
+        return opened.read(size or USUAL_BYTES)
+
+
+def missing(path: str | Path) -> str:
+    """Says why nothing is found at a path: "no such file or directory", or whatever keeps it from being looked at."""
+    try:
+        os.stat(path)
+    except OSError as error:
+        return (error.strerror or "unreadable").lower()
+    except ValueError as error:  # a name that no file has
+        return str(error)
+    return "no such file"  # but something else
+
+
 def read_json(file: Path) -> Any:
     """Reads a file of JSON.
 
@@ -98,7 +152,7 @@ def read_json(file: Path) -> Any:
     if file.stat().st_size > MOST_JSON_BYTES:
         raise ValueError(f"{file.stat().st_size} bytes, more than the {MOST_JSON_BYTES >> 20} MiB of any configuration")
     try:
-        record = json.loads(file.read_text(encoding="utf-8-sig"))
+        record = json.loads(read_whole(file).decode("utf-8-sig"))
     except RecursionError as error:
         raise ValueError(str(error)) from error
     level = [record]

@@ -8,13 +8,15 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from errno import EFBIG
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from ilcp.errors import ConfigError, DecodeError, EncodeError, IlcpError
+from ilcp.folders import MOST_BYTES, read_whole
 
-__all__ = ["UNSEEN", "hidden", "listed", "mending", "named", "read_text", "require_text", "seen", "tuples"]
+__all__ = ["STEERING", "UNSEEN", "hidden", "listed", "mending", "named", "read_text", "require_text", "seen", "tuples"]
 
 Refusal = Callable[[str], IlcpError]  # mostly an error's class
 
@@ -24,6 +26,12 @@ UNSEEN = (
     "\x00-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f"
     "\u2800\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
 )
+# What steers a terminal, or turns the direction of a line on it, with what is written in its place: str.translate.
+STEERING = {
+    code: f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+    for code in (*range(32), *range(0x7F, 0xA0), *range(0x2028, 0x202F), *range(0x2066, 0x206A))
+    if chr(code) not in "\t\n"
+}
 _SEEN = re.compile(f"[^\\s{UNSEEN}]")
 # Inside a character class: what joins letters and pictures, or chooses how one is drawn. It may follow what is seen.
 _JOINING = "\u00ad\u034f\u180b-\u180d\u180f\u200c\u200d\ufe00-\ufe0f"
@@ -134,13 +142,13 @@ def tuples(items: Iterable[Any], names: tuple[str, ...]) -> list[Any]:
 
 
 def read_text(path: str | Path, what: str = "a readable text file") -> str:
-    """Reads the text of a file in UTF-8, or of standard input where the path is ``-``.
+    """Reads the text of a regular file in UTF-8, or of standard input where the path is ``-``.
 
     Raises:
         ConfigError: it cannot be read, or is no UTF-8.
     """
     try:
-        content = sys.stdin.buffer.read() if str(path) == "-" else Path(path).read_bytes()
+        content = _piped() if str(path) == "-" else read_whole(path)
         return content.decode("utf-8").lstrip(BYTE_ORDER_MARK)
     except OSError as error:
         raise ConfigError(f"expected {what}, got {path}: {error.strerror}") from error
@@ -151,3 +159,10 @@ def read_text(path: str | Path, what: str = "a readable text file") -> str:
         ) from error
     except ValueError as error:  # a path with a null in it
         raise ConfigError(f"expected {what}, got {str(path)!r}: {error}") from error
+
+
+def _piped() -> bytes:
+    content = sys.stdin.buffer.read(MOST_BYTES + 1)
+    if len(content) > MOST_BYTES:
+        raise OSError(EFBIG, f"more than the {MOST_BYTES:,} bytes that are read")
+    return content

@@ -18,7 +18,7 @@ import msgspec
 
 from ilcp.errors import ConfigError, IlcpError
 
-__all__ = ["read_record", "refuse_unknown"]
+__all__ = ["read_record", "refuse_unknown", "renamed"]
 
 T = TypeVar("T")
 WORDS: dict[Any, str] = {
@@ -59,6 +59,22 @@ def read_record(kind: type[T], record: Any, where: str, *, error: type[IlcpError
         if isinstance(cause, IlcpError):
             raise cause from None
         raise error(_sentence(str(wrong), kind, record, where)) from None
+
+
+def renamed(record: Mapping[str, Any], names: Mapping[str, str], where: str) -> dict[str, Any]:
+    """Returns a record under the names of now.
+
+    Args:
+        names: the name of now by each earlier one.
+        where: the record is from, in words.
+
+    Raises:
+        ConfigError: both names of one thing are there, and it is not said which counts.
+    """
+    for before, name in names.items():
+        if before in record and name in record:
+            raise ConfigError(f"expected {name} once in {where}, got {before}, its earlier name, as well: remove one")
+    return {names.get(name, name): value for name, value in record.items()}
 
 
 def refuse_unknown(

@@ -19,7 +19,7 @@ import torch
 from ilcp.errors import ConfigError, StorageError
 from ilcp.files import held
 from ilcp.training import Phrasebook, StateStore, fit
-from ilcp.training.checkpoint import BEFORE, CHECKPOINT, has_checkpoint, read_checkpoint, write_checkpoint
+from ilcp.training.checkpoint import BEFORE, CHECKPOINT, HEAD_BYTES, has_checkpoint, read_checkpoint, write_checkpoint
 from ilcp.training.log import Log, read_log
 from ilcp.training.loop import Run
 from ilcp.training.reader import Reader
@@ -57,15 +57,19 @@ def test_no_flipped_bit_of_a_checkpoint_goes_unseen(tmp_path: Path) -> None:
     assert torch.equal(weights["w"], read_checkpoint(tmp_path)[0]["weights"]["w"])
 
 
-def test_a_checkpoint_of_before_has_no_digest_and_is_read(tmp_path: Path) -> None:
-    """What torch alone wrote is taken as it is; the next one has a digest, and both stay."""
-    torch.save(STATE, tmp_path / CHECKPOINT)
-    assert 7 == read_checkpoint(tmp_path)[0]["step"]
+def test_a_checkpoint_without_its_digest_is_none(tmp_path: Path) -> None:
+    """What torch alone wrote, or what lost its head, is damaged, and the one before it is taken."""
+    write_checkpoint(tmp_path, STATE)
     write_checkpoint(tmp_path, STATE | {"step": 8})
-    assert 8 == read_checkpoint(tmp_path)[0]["step"]
-    (tmp_path / CHECKPOINT).write_bytes(b"junk")
-    state, file = read_checkpoint(tmp_path)
-    assert (7, BEFORE) == (state["step"], file.name)
+    whole = (tmp_path / CHECKPOINT).read_bytes()
+    torch.save(STATE, tmp_path / "plain")
+    for content in (whole[HEAD_BYTES:], (tmp_path / "plain").read_bytes(), b""):
+        (tmp_path / CHECKPOINT).write_bytes(content)
+        state, file = read_checkpoint(tmp_path)
+        assert (7, BEFORE) == (state["step"], file.name)
+    (tmp_path / BEFORE).unlink()
+    with pytest.raises(StorageError, match="does not begin with the digest that every checkpoint has"):
+        read_checkpoint(tmp_path)
 
 
 def test_two_generations_stay_and_one_that_cannot_be_written_costs_none(tmp_path: Path, monkeypatch) -> None:
@@ -165,25 +169,16 @@ def test_no_flipped_bit_of_a_shard_goes_unseen(models, tmp_path) -> None:
     assert 150 < lost < 400
 
 
-def test_states_of_before_have_no_digest_and_are_taken(models, tmp_path, monkeypatch) -> None:
-    """A shard that an earlier version wrote is not computed again."""
+def test_states_without_their_digest_are_none(models, tmp_path: Path) -> None:
+    """A shard whose digests are gone is computed again where it is asked for."""
+    from safetensors.torch import load_file, save_file
+
     text = "It was Mara."
     store = StateStore(tmp_path, models, LAYERS, make_hyperparameters(), 1 << 30)
-    monkeypatch.setattr("ilcp.training.tensors._digest", lambda *_: None)
-    monkeypatch.setattr(
-        "ilcp.training.tensors.save_file",
-        lambda tensors, draft, metadata: save_without(tensors, draft),
-    )
     store.fill(Reader(models, LAYERS, make_hyperparameters(), store), [text])
-    monkeypatch.undo()
-    assert store.get(text) is not None
-
-
-def save_without(tensors: dict[str, torch.Tensor], draft: Path) -> None:
-    """Writes safetensors as they were before, with nothing beside them."""
-    from safetensors.torch import save_file
-
-    save_file(tensors, draft)
+    (file,) = store.folder.iterdir()
+    save_file(load_file(file), file)
+    assert store.get(text) is None
 
 
 def test_no_flipped_bit_of_a_phrasebook_goes_unseen(tmp_path: Path) -> None:

@@ -179,7 +179,7 @@ def test_a_template_of_the_file_stays_in_the_sandbox(made, tmp_path) -> None:
     [
         ("{0}/none.gguf", r"expected a GGUF file, got .*none\.gguf: no such file"),
         ("{0}/none/none.gguf", r"got .*none\.gguf: no such file"),
-        ("{0}:none.gguf", r"GGUF file none\.gguf in .*no such file; name one .*F16\.gguf, .*Q8_0\.gguf"),
+        ("{0}:none.gguf", r"GGUF file none\.gguf in .*no such file or directory; name one .*F16\.gguf, .*Q8_0\.gguf"),
         ("{0}:F16.gguf:F32.gguf", r"expected folder:file\.gguf or owner/name:file\.gguf, got .*F32\.gguf'"),
         ("{0}:F16.bin", r"expected folder:file\.gguf"),
         (":F16.gguf", r"expected folder:file\.gguf"),

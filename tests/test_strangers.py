@@ -637,17 +637,26 @@ def test_a_signing_key_is_made_for_its_owner_only(tmp_path: Path) -> None:
 
 def test_a_peers_words_do_not_steer_the_terminal(capsys) -> None:
     """Control characters in what is printed are written out, in lines, errors and tables; brackets are no markup."""
+    from rich.console import Console
     from rich.table import Table
+
+    from ilcp.training.pace import say
 
     console = PlainConsole(force_terminal=True, width=60)
     table = Table("a")
     table.add_row("cell \x1b[2J")
     console.print(table)
     console.print("line \x1b]0;title\x07 \x9b2J [b] [/b]", markup=False)
+    console.print("turned \u202e \u2066 \u2028")
+    say(console, "trained \x1b[2J \u202e [/b]")
+    say(Console(force_terminal=True), "trained \x1b[2J \u202e [/b]")
     said = capsys.readouterr().out
-    for escaped in ("cell \\x1b[2J", "\\x1b]0;title\\x07 \\x9b2J [b] [/b]"):
+    for escaped in (
+        *("cell \\x1b[2J", "\\x1b]0;title\\x07 \\x9b2J [b] [/b]"),
+        *("turned \\u202e \\u2066 \\u2028", "trained \\x1b[2J \\u202e [/b]\ntrained \\x1b[2J \\u202e [/b]"),
+    ):
         assert escaped in re.sub("\x1b\\[[0-9;]*m", "", said)
-    assert not re.search("\x1b(?!\\[[0-9;]*m)|\x9b|\x07", said)
+    assert not re.search("\x1b(?!\\[[0-9;]*m)|[\x9b\x07\u202e\u2066\u2028]", said)
 
 
 def test_a_hostile_endpoint_does_not_steer_the_terminal(tmp_path: Path, monkeypatch, capsys) -> None:

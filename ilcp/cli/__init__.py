@@ -3,6 +3,7 @@
 import os
 import re
 import sys
+from contextlib import suppress
 from typing import Annotated
 
 import typer
@@ -12,12 +13,12 @@ import ilcp
 from ilcp.cli.common import err, mild_streams, out
 from ilcp.cli.demo import demo
 from ilcp.cli.encode import encode
-from ilcp.cli.exit_codes import exit_code, help_text
+from ilcp.cli.exit_codes import CLOSED, exit_code, help_text
 from ilcp.cli.inspect import inspect
 from ilcp.cli.measure import compare, measure
 from ilcp.cli.send import receive, send, serve
 from ilcp.cli.train import train
-from ilcp.errors import IlcpError
+from ilcp.errors import IlcpError, StorageError
 
 __all__ = ["app", "main"]
 
@@ -46,14 +47,39 @@ for command in (demo, train, measure, compare, encode, inspect, send, receive, s
 
 
 def main() -> None:
-    """Runs the command line: an error of ilcp's becomes one sentence and the exit code of its class."""
+    """Runs the command line: an error of ilcp's, or of its output's, becomes one sentence and an exit code."""
     mild_streams()
     sys.argv[1:] = [HOME.sub(lambda found: found[1] + os.path.expanduser(found[2]), word) for word in sys.argv[1:]]
     try:
-        app()
+        try:
+            app()
+        finally:
+            sys.stdout.flush()
     except IlcpError as error:
-        err.print(f"[bold red]ilcp:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
-        sys.exit(exit_code(error))
+        _end(error)
+    except BrokenPipeError:
+        _end(None)
+    except SystemExit as ended:
+        if not isinstance(ended.__context__, BrokenPipeError):  # which rich and typer exit for by a defect's code
+            raise
+        _end(None)
+    except OSError as error:
+        if error.filename is not None:  # a file's, which each command has a sentence for: a defect
+            raise
+        _end(StorageError(f"expected room for the output, got: {error}; free space, or send it elsewhere"))
+
+
+def _end(error: IlcpError | None) -> None:
+    """Exits with an error's sentence and code, or quietly where nobody reads; what is left to write goes nowhere."""
+    with suppress(OSError):
+        if error is not None:
+            err.print(f"[bold red]ilcp:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:  # Python would try again at its end, and exit by a code of its own
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    sys.exit(CLOSED if error is None else exit_code(error))
 
 
 def _version(wanted: bool) -> None:

@@ -15,10 +15,11 @@ from rich.text import Text
 
 from ilcp.cli.exit_codes import INTERRUPTED
 from ilcp.errors import ConfigError, DecodeError, Interrupted
+from ilcp.folders import open_regular
+from ilcp.inputs import STEERING
 from ilcp.message import MAX_MESSAGE_BYTES, Description, describe
 
 __all__ = [
-    "CONTROLS",
     "EMBEDDED",
     "DeviceOption",
     "DownloadOption",
@@ -34,7 +35,6 @@ __all__ = [
 ]
 
 EMBEDDED = "embedded"
-CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(0x7F, 0xA0)) if chr(code) not in "\t\n"}
 
 SenderOption = Annotated[
     str | None,
@@ -55,7 +55,7 @@ class PlainConsole(Console):
 
     def render_str(self, text: str, **options: Any) -> Text:
         """Returns the text, with what would steer a terminal written as ``\\x1b``."""
-        return super().render_str(text.translate(CONTROLS), **options)
+        return super().render_str(text.translate(STEERING), **options)
 
 
 out = PlainConsole()
@@ -63,8 +63,11 @@ err = PlainConsole(stderr=True)
 
 
 def mild_streams() -> None:
-    """Has standard output and error write what their encoding lacks as escapes, where they would raise."""
-    for stream in (sys.stdout, sys.stderr):
+    """Has standard output and error write what their encoding lacks as escapes, and nowhere if they were closed."""
+    for name in ("stdout", "stderr"):
+        stream: Any = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115  # until the end
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
@@ -99,7 +102,7 @@ def read_message(path: Path) -> tuple[bytes, Description]:
         if str(path) == "-":
             data = sys.stdin.buffer.read(MAX_MESSAGE_BYTES + 1)
         else:
-            with open(path, "rb") as file:
+            with open_regular(path) as file:
                 data, size = file.read(MAX_MESSAGE_BYTES + 1), os.fstat(file.fileno()).st_size
     except OSError as error:
         raise ConfigError(f"expected a readable message file, got {path}: {error.strerror}") from error

@@ -13,7 +13,6 @@ from rich.markup import escape
 from rich.progress import Progress, TimeElapsedColumn
 
 from ilcp.cli.common import (
-    CONTROLS,
     EMBEDDED,
     DeviceOption,
     DownloadOption,
@@ -26,8 +25,9 @@ from ilcp.cli.common import (
 from ilcp.cli.exit_codes import exit_code
 from ilcp.errors import ConfigError, DecodeError, IlcpError, StorageError
 from ilcp.files import NO_FOLLOW, PRIVATE, require_writable, write_whole
+from ilcp.folders import read_whole
 from ilcp.identity import digest
-from ilcp.inputs import read_text
+from ilcp.inputs import STEERING, read_text
 from ilcp.message import describe
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def encode(
     failures: list[Exception] = []
     with interruptible("the same command goes on with the files that are left"), _progress() as progress:
         for file in progress.track(files, description="encoding"):
-            shown = escape(file.name.translate(CONTROLS))  # of a bar, no console writes them out
+            shown = escape(file.name.translate(STEERING))  # of a bar, no console writes them out
             progress.update(progress.task_ids[0], description=f"encoding {shown}")
             try:
                 counted.update(messages.of(file))
@@ -93,7 +93,7 @@ class _Messages:
         self.length = codec.spec.length(payload_bytes) if codec.spec.prefixes else None
         self.known: set[str] = set()
         with suppress(OSError):  # without it all is made again, which harms nobody
-            self.known.update((folder / MADE).read_text(encoding="utf-8", errors="replace").split())
+            self.known.update(read_whole(folder / MADE).decode(errors="replace").split())
 
     def of(self, file: Path) -> list[str]:
         """Makes a file's message, unless it is there, says what the sender warned of; returns what it counts as."""
@@ -123,7 +123,7 @@ class _Messages:
             StorageError: it cannot be read.
         """
         try:
-            message = target.read_bytes()
+            message = read_whole(target)
             found = describe(message)
         except FileNotFoundError:
             return None

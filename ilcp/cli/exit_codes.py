@@ -14,12 +14,13 @@ from ilcp.errors import (
     UnmeasuredError,
 )
 
-__all__ = ["ERROR_CODES", "INTERRUPTED", "NOTHING_CAME", "OTHER_CODES", "OUTSIDE", "exit_code", "help_text"]
+__all__ = ["CLOSED", "ERROR_CODES", "INTERRUPTED", "NOTHING_CAME", "OTHER_CODES", "OUTSIDE", "exit_code", "help_text"]
 
 DEFECT = 1  # as Python exits after a traceback
 OUTSIDE = 3
 NOTHING_CAME = 4
 INTERRUPTED = 128 + 2  # as a shell reports SIGINT
+CLOSED = 128 + 13  # and SIGPIPE
 
 # A subclass has its parent's code. 2 is what every command line says to an unknown option.
 ERROR_CODES: dict[type[IlcpError], tuple[int, str]] = {
@@ -40,6 +41,7 @@ OTHER_CODES = {
     OUTSIDE: "demo: the document is of no kind that the embedded pair knows",
     NOTHING_CAME: "receive: fewer messages came than were asked for",
     INTERRUPTED: "interrupted by Ctrl-C; the text says what is left",
+    CLOSED: "who read the output closed it before its end",
 }
 
 

@@ -1,6 +1,7 @@
 """``ilcp measure`` and ``ilcp compare``: the worth of a codec, and its changes."""
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -23,8 +24,9 @@ from ilcp.cli.common import (
     out,
 )
 from ilcp.errors import ConfigError, MissingExtraError, StorageError
-from ilcp.evidence import SEED_BYTES
+from ilcp.evidence import SEED_BYTES, public_key
 from ilcp.files import require_writable, write_whole
+from ilcp.folders import read_whole
 from ilcp.identity import digest
 
 if TYPE_CHECKING:
@@ -50,6 +52,7 @@ SignOption = Annotated[
     Path | None,
     typer.Option(help="Signs it with this file's key, made if missing; needs ilcp\\[sign].", dir_okay=False),
 ]
+SHOWN = 50  # characters of a codec's name in a file's, which have room in any
 UNFINISHED = [".unfinished", ".json"]  # ends the name of what is kept until all outputs are written
 
 
@@ -84,6 +87,8 @@ def measure(
 
         _refuse_early(codec, attach, html, png, keep, repetitions)
         key = None if sign is None else _seed(sign, attach)
+        if key is not None:
+            out.print(f"signs as {public_key(key)}", highlight=False, soft_wrap=True)
         asked = tasks.task(task or _own(codec), n=n, seed=seed)
         ends: dict[str, Any] = {"sender": sender, "receiver": receiver, "device": device, "allow_download": download}
         pair = embedded.load_pair(None if codec == EMBEDDED else codec, **ends, allow_unmeasured=True)
@@ -107,7 +112,6 @@ def _attach(folder: Path, report: "Report", seed: bytes | None, asked: "Task") -
     evidence = report.evidence()
     if seed is not None:
         evidence = signed(evidence, seed, cases_digest(asked.cases))
-        out.print(f"signed by {evidence.measured_by}", highlight=False, soft_wrap=True)
     attach_evidence(folder, evidence)
 
 
@@ -118,9 +122,9 @@ def _seed(file: Path, attach: bool) -> bytes:
     if find_spec("nacl") is None:
         raise MissingExtraError.of("PyNaCl", "for signed evidence", "sign")
     try:
-        if not file.exists():
+        if not os.path.lexists(file):
             write_whole(file, token_hex(SEED_BYTES) + "\n", private=True, new=True)
-        seed = bytes.fromhex(file.read_text(encoding="ascii"))
+        seed = bytes.fromhex(read_whole(file).decode("ascii"))
     except (OSError, ValueError, StorageError) as error:
         raise ConfigError(f"expected a signing key in hex in {file}, got: {error}") from error
     if len(seed) != SEED_BYTES:
@@ -137,7 +141,7 @@ def _show(report: "Report") -> None:
 def _beside(codec: str, *options: object) -> Path:
     """Names the file, in this folder, that holds what was measured until all outputs are written."""
     made_with = digest(repr((codec, *options)).encode()).hex()[:8]
-    return Path(f"{Path(codec).name or 'codec'}-{made_with}{''.join(UNFINISHED)}")
+    return Path(f"{Path(codec).name[:SHOWN] or 'codec'}-{made_with}{''.join(UNFINISHED)}")
 
 
 def _own(codec: str) -> str:
@@ -145,9 +149,9 @@ def _own(codec: str) -> str:
     from ilcp.tasks.load import CASE_FILES, own_test
 
     kept = own_test(codec)
-    if codec != EMBEDDED and kept.is_file():
+    if codec != EMBEDDED and os.path.isfile(kept):
         return str(kept)
-    if codec != EMBEDDED and (Path(codec).is_dir() or "/" in codec):  # what is neither is refused for what it is
+    if codec != EMBEDDED and (os.path.isdir(codec) or "/" in codec):  # what is neither is refused for what it is
         raise ConfigError(
             f"expected the cases that the training of {codec} kept apart in {kept}, got none: name others with --task"
         )
@@ -185,7 +189,8 @@ def compare(
 def _run(pair: "Pair", asked: "Task", *, keep: Path, **options: Any) -> "Report":
     from ilcp.measure import load_report, run
 
-    if keep.suffixes[-2:] == UNFINISHED and keep.exists():  # an interrupted run, or one of which an output failed
+    # An interrupted run, or one of which an output failed.
+    if keep.suffixes[-2:] == UNFINISHED and os.path.exists(keep):
         done, codec = load_report(keep), pair.sender.codec
         if done.complete and done.codec["codec_id"] == codec.trained.codec_id(codec.spec).hex():
             return done
@@ -213,7 +218,7 @@ def _refuse_early(codec: str, attach: bool, html: Path | None, png: Path | None,
     for file in (keep, html, None if png is None else png / "recovery.png"):
         if file is not None:
             require_writable(file)
-    if attach and Path(codec).is_dir():
+    if attach and os.path.isdir(codec):
         require_writable(Path(codec) / "config.json")
 
 

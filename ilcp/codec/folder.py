@@ -24,9 +24,9 @@ from ilcp.codec.spec import CodecSpec, Trained
 from ilcp.errors import ConfigError, IlcpError, StorageError, UnmeasuredError
 from ilcp.evidence import Evidence
 from ilcp.files import settle, sync, write_whole
-from ilcp.folders import fetched, inside, is_hub_id, read_json, slip
+from ilcp.folders import fetched, inside, is_hub_id, read_json, read_whole, slip
 from ilcp.identity import ANY, ModelIdentity
-from ilcp.records import read_record
+from ilcp.records import read_record, renamed
 
 __all__ = [
     "ADAPTER",
@@ -141,7 +141,7 @@ def save(
         settle(draft)
         for file in sorted(draft.iterdir()):
             target = folder / file.name
-            if target.is_dir():
+            if os.path.isdir(target):
                 shutil.rmtree(target)
             file.replace(target)
         sync(folder)
@@ -157,7 +157,7 @@ def save(
 def _draft_beside(folder: Path) -> Path:
     """Makes a folder that takes the codec until it is whole; raises as ``save``."""
     try:
-        taken = folder.exists() and any(folder.iterdir()) and not (folder / CONFIG).exists()
+        taken = os.path.exists(folder) and os.listdir(folder) and not os.path.exists(folder / CONFIG)
         if not taken:
             folder.parent.mkdir(parents=True, exist_ok=True)
             return Path(mkdtemp(prefix=".", suffix=".draft", dir=folder.parent))
@@ -276,7 +276,10 @@ def _saved(record: Mapping[str, Any], config: Path) -> _Saved:
 
 
 def _evidence(record: Mapping[str, Any]) -> Evidence | None:
-    found = record.get("evidence", record.get("proof"))  # its name until it was renamed
+    try:
+        found = renamed(record, {"proof": "evidence"}, CONFIG).get("evidence")
+    except ConfigError as error:
+        raise UnmeasuredError(str(error)) from None
     return None if found is None else Evidence.from_dict(found)
 
 
@@ -349,7 +352,7 @@ def attach_evidence(folder: str | Path, evidence: Evidence) -> None:
     if evidence.codec_id != codec_id:
         raise UnmeasuredError(f"expected the evidence of codec {codec_id} in {folder}, got that of {evidence.codec_id}")
     try:
-        held = inside(Path(folder), CARD).read_text(encoding="utf-8") if os.path.lexists(card) else ""
+        held = read_whole(inside(Path(folder), CARD)).decode() if os.path.lexists(card) else ""
         before = held.split(MEASURED)[0].rstrip()
     except (OSError, ValueError) as error:
         raise StorageError(f"expected a card as text in {card}, got: {error}") from error

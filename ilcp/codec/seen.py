@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ilcp.codec.protocols import Codec
 from ilcp.errors import StorageError
-from ilcp.folders import inside
+from ilcp.folders import inside, read_whole
 from ilcp.identity import digest
 
 __all__ = ["SEEN", "seen_by", "write_seen"]
@@ -33,7 +33,7 @@ def seen_by(codec: Codec) -> Callable[[str], bool]:
     folder = getattr(codec, "folder", None)
     with suppress(OSError, ValueError, StorageError):  # what is none tells nothing
         if folder is not None:
-            known.update(line.strip('"') for line in inside(folder, SEEN).read_text(encoding="utf-8").splitlines())
+            known.update(line.strip('"') for line in read_whole(inside(folder, SEEN)).decode().splitlines())
     return lambda text: bool(known) and _digest(text) in known
 
 

@@ -1,14 +1,18 @@
 """Reports in files: written whole, read and checked, gone on with."""
 
 import json
+import os
 from pathlib import Path
 
 from ilcp.errors import ConfigError, StorageError
 from ilcp.files import write_whole
+from ilcp.folders import read_whole
 from ilcp.measure.asking import narrowed
 from ilcp.measure.report import Report
 
-__all__ = ["load_report", "resumed", "save_report", "unfinished"]
+__all__ = ["UNFINISHED", "load_report", "resumed", "save_report", "unfinished"]
+
+UNFINISHED = ".unfinished"  # ends the name of a report beside a finished one
 
 
 def load_report(path: str | Path) -> Report:
@@ -18,7 +22,7 @@ def load_report(path: str | Path) -> Report:
         ConfigError: the file cannot be read, is no report, or holds a figure that its answers do not give.
     """
     try:
-        record = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+        record = json.loads(read_whole(path).decode("utf-8-sig"))
     except OSError as error:
         raise ConfigError(f"expected a readable report, got {path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
@@ -48,9 +52,9 @@ def save_report(report: Report, path: str | Path | None) -> None:
 
 def unfinished(keep: Path | None) -> Path | None:
     """Returns where an unfinished report is kept: in its own place, or beside the finished one that stands there."""
-    if keep is None or not keep.exists() or not load_report(keep).complete:
+    if keep is None or not os.path.exists(keep) or not load_report(keep).complete:
         return keep
-    return keep.with_name(keep.name + ".unfinished")
+    return keep.with_name(keep.name + UNFINISHED)
 
 
 def resumed(fresh: Report, keep: Path | None) -> Report:
@@ -59,7 +63,7 @@ def resumed(fresh: Report, keep: Path | None) -> Report:
     Raises:
         ConfigError: ``keep`` holds another run, or no report.
     """
-    if keep is None or not keep.exists():
+    if keep is None or not os.path.exists(keep):
         return fresh
     found = load_report(keep)
     left = [number for number, case in enumerate(fresh.items.cases) if case not in found.left_out]

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ilcp.evidence import EARLIER_ARMS
+from ilcp.records import renamed
 
 __all__ = ["FORMAT", "FORMATS", "translated"]
 
@@ -22,7 +23,7 @@ def translated(record: Mapping[str, Any]) -> dict[str, Any]:
         return found
     found["format"] = FORMAT
     found["answers_end"] = found.pop("closed")
-    arms = {EARLIER_ARMS.get(name, name): arm for name, arm in found["arms"].items()}
+    arms = renamed(found["arms"], EARLIER_ARMS, "the report's arms")
     found["arms"] = {name: {**arm, "name": name} for name, arm in arms.items()}
     found["notes"] = [_note(note) for note in found["notes"]]
     found["figures"] = _figures(found["figures"])
@@ -38,7 +39,7 @@ def _figures(figures: Mapping[str, Any]) -> dict[str, Any]:
     found = dict(figures)
     for table in ("arms", "bytes", "delivered", "churn", "bits per byte"):
         if table in found:
-            found[table] = {EARLIER_ARMS.get(arm, arm): value for arm, value in found[table].items()}
+            found[table] = renamed(found[table], EARLIER_ARMS, f"the report's {table}")
     if "arms" in found:
         found["arms"] = {arm: _metrics(kinds) for arm, kinds in found["arms"].items()}
     if "content gain" in found:
@@ -47,4 +48,4 @@ def _figures(figures: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _metrics(kinds: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    return {kind: {METRICS.get(of, of): value for of, value in scores.items()} for kind, scores in kinds.items()}
+    return {kind: renamed(scores, METRICS, "the report") for kind, scores in kinds.items()}

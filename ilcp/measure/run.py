@@ -21,7 +21,7 @@ from ilcp.measure.asking import Asking, reason
 from ilcp.measure.cost import cost, require_repetitions
 from ilcp.measure.fanout import fan_out
 from ilcp.measure.figures import provenance
-from ilcp.measure.files import resumed, save_report, unfinished
+from ilcp.measure.files import UNFINISHED, resumed, save_report, unfinished
 from ilcp.measure.fitting import Fitting
 from ilcp.measure.hops import hop_specs
 from ilcp.measure.items import Items
@@ -232,6 +232,7 @@ def _require_outcome(repetitions: int, keep: Path | None) -> None:
         require_repetitions(repetitions)
     if keep is not None:
         require_writable(keep)
+        require_writable(keep.with_name(keep.name + UNFINISHED))
 
 
 def _require_ends(sender: object, receiver: object) -> None:

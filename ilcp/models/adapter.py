@@ -5,6 +5,7 @@ them, or with others, is refused.
 """
 
 import json
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,7 +61,7 @@ def begun_adapter(model: Any, folder: Path) -> Any:
         ConfigError: the folder holds none for this model.
         MissingExtraError: peft is not installed.
     """
-    if not (folder / ADAPTER_FILES[0]).is_file():
+    if not os.path.isfile(folder / ADAPTER_FILES[0]):
         raise ConfigError(f"expected a folder of low-rank weights as adapter, got {folder}: no {ADAPTER_FILES[0]}")
     return _adapted(model, folder, folder, "low-rank weights for the receiver", ConfigError, train=True)
 
@@ -89,7 +90,7 @@ def adapt(model: Any, codec: Any) -> Any:
         StorageError: the adapter's files are damaged.
     """
     folder = getattr(codec, "folder", None)
-    if folder is None or not (folder / ADAPTER).is_dir():
+    if folder is None or not os.path.isdir(folder / ADAPTER):
         return model
     return _adapted(model, folder, folder / ADAPTER, "the receiver's adapter", StorageError).eval()
 

@@ -7,7 +7,7 @@ from typing import Any
 from ilcp.codec.folder import ADAPTER_FILES
 from ilcp.errors import ConfigError, StorageError
 from ilcp.files import require_readable
-from ilcp.folders import fetched, is_hub_id, read_json, regular, slip
+from ilcp.folders import fetched, is_hub_id, missing, read_json, regular, slip
 
 __all__ = ["FETCHED", "at_home", "folder_of", "gguf_file"]
 
@@ -46,14 +46,15 @@ def gguf_file(source: str | Path, *, download: bool = True) -> Path | None:
     place, colon, name = text.partition(":")
     if not colon:
         if text.lower().endswith(SUFFIX):
-            raise ConfigError(f"expected a GGUF file, got {text}: no such file")
+            raise ConfigError(f"expected a GGUF file, got {text}: {missing(text)}")
         return None
     if not place or ":" in name or not name.lower().endswith(SUFFIX):
         raise ConfigError(f"expected folder:file{SUFFIX} or owner/name:file{SUFFIX}, got {text!r}")
     if not os.path.isdir(place):
         return _checked(_fetched(place, name, download))
     if not os.path.isfile(Path(place) / name):
-        raise ConfigError(f"expected a GGUF file {name} in {place}, got no such file{_beside(Path(place))}")
+        because = f"{missing(Path(place) / name)}{_beside(Path(place))}"
+        raise ConfigError(f"expected a GGUF file {name} in {place}, got: {because}")
     return _checked(Path(place) / name)
 
 
@@ -88,7 +89,9 @@ def require_id(source: str | Path) -> str:
     if is_hub_id(source):
         return text
     if "/" in text or os.sep in text or isinstance(source, Path) or not text.strip("."):
-        raise ConfigError(f"expected a model's folder with a config.json, got {source}: no such file{slip(source)}")
+        raise ConfigError(
+            f"expected a model's folder with a config.json, got {source}: {missing(source)}{slip(source)}"
+        )
     raise ConfigError(
         f"expected a model's folder, a GGUF file or a hub id (owner/name), got {source}: there is no such folder"
     )
@@ -156,7 +159,7 @@ def _checked(file: Path) -> Path:
     except OSError as error:
         raise ConfigError(f"expected a readable GGUF file, got {file}: {error.strerror}") from error
     if begins != b"GGUF":
-        folder = f": name the folder {file.parent}" if (file.parent / "config.json").is_file() else ""
+        folder = f": name the folder {file.parent}" if os.path.isfile(file.parent / "config.json") else ""
         raise ConfigError(
             f"expected a GGUF file, which begins with b'GGUF', or a model's folder, got {file}, which is no folder and "
             f"begins with {begins!r}{folder}"
@@ -166,5 +169,10 @@ def _checked(file: Path) -> Path:
 
 def _beside(folder: Path) -> str:
     """Names the GGUF files of a folder, as the rest of an error."""
-    found = sorted(file.name for file in folder.iterdir() if file.name.lower().endswith(SUFFIX) and file.is_file())
+    try:
+        found = sorted(
+            name for name in os.listdir(folder) if name.lower().endswith(SUFFIX) and os.path.isfile(folder / name)
+        )
+    except OSError:  # a folder that may be entered, and not be read
+        return ""
     return f"; name one of its GGUF files: {', '.join(f'{folder}:{name}' for name in found)}" if found else ""

@@ -1,6 +1,7 @@
 """What lies in the folders of a training already: a codec that is done, a run that may go on, and of which recipe."""
 
 import json
+import os
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -13,6 +14,7 @@ import torch
 from ilcp.codec.folder import CONFIG, evidence_of
 from ilcp.errors import ConfigError, IlcpError, StorageError
 from ilcp.files import write_whole
+from ilcp.folders import read_json, read_whole
 from ilcp.identity import ModelIdentity, differs, digest
 from ilcp.nn.distributed import any_rank, is_main
 from ilcp.tasks.load import own_test
@@ -33,7 +35,7 @@ SIDES = ("sender identity", "receiver identity")
 
 def is_begun(out: str | Path) -> bool:
     """Says whether a training to the folder ``out`` was begun, so that ``resume=True`` has something to go on with."""
-    return (own_test(out).parent / KEPT).exists()
+    return os.path.exists(own_test(out).parent / KEPT)
 
 
 def refuse_taken(config: TrainingConfig, resume: bool) -> None:
@@ -43,12 +45,12 @@ def refuse_taken(config: TrainingConfig, resume: bool) -> None:
         ConfigError: with what to do.
     """
     out, work = config.out, config.work
-    if out.is_symlink() or out.is_mount():
+    if os.path.islink(out) or os.path.ismount(out):
         raise ConfigError(f"expected a plain folder for the codec, got a link or mount at {out}: name one inside")
     unmeasured = _is_unmeasured(out) and has_checkpoint(work)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())) and not (resume and unmeasured):
+    if os.path.exists(out) and not _is_empty(out) and not (resume and unmeasured):
         holds, way_out = "is not empty", ""
-        if out.is_dir() and (out / CONFIG).exists():
+        if os.path.exists(out / CONFIG):
             holds = "holds a codec already"
             way_out = "move it away to train it further, or " if resume else ""
             way_out = "pass --resume to measure it, or " if unmeasured else way_out
@@ -62,6 +64,13 @@ def refuse_taken(config: TrainingConfig, resume: bool) -> None:
             f"expected no run in {work}, got one with a checkpoint: pass --resume to go on with it, remove it, "
             "or choose another --out"
         )
+
+
+def _is_empty(out: Path) -> bool:
+    """Says whether there is a folder with nothing in it; one that cannot be read may hold anything."""
+    with suppress(OSError):
+        return not os.listdir(out)
+    return False
 
 
 def _is_unmeasured(out: Path) -> bool:
@@ -84,7 +93,7 @@ def same_config(config: TrainingConfig, identities: Sequence[ModelIdentity], dev
     file, halved = config.work / KEPT, False
     if is_main():
         trained = any(has_checkpoint(config.work / stage) for stage in STAGES)
-        begun = file.exists() and (trained or (config.work / STUDY).exists())
+        begun = os.path.exists(file) and (trained or os.path.exists(config.work / STUDY))
         before = _kept(file) if begun else {}
         halved = bool(before.pop(HALVED, in_bfloat16(device, config.hyperparameters(True))))
         shown = _differences(_settled(before, identities, file), record, trained) if begun else ""
@@ -119,9 +128,9 @@ def _differences(before: dict[str, Any], record: dict[str, Any], trained: bool) 
 def _kept(file: Path) -> dict[str, Any]:
     """Reads the configuration that began a run; it is compared key by key, so no key is refused."""
     try:
-        record = msgspec.convert(json.loads(file.read_text(encoding="utf-8")), dict[str, Any])
+        record = msgspec.convert(read_json(file), dict[str, Any])
         return record | {"training": renamed(msgspec.convert(record.get("training"), dict[str, Any]))}
-    except (OSError, ValueError, RecursionError, msgspec.MsgspecError) as error:
+    except (OSError, ValueError, msgspec.MsgspecError) as error:
         raise StorageError(
             f"expected the configuration of a run in {file}, got: {error}; remove {file.parent}"
         ) from error
@@ -129,6 +138,6 @@ def _kept(file: Path) -> dict[str, Any]:
 
 def _digest(file: Path) -> str:
     try:
-        return digest(file.read_bytes()).hex()
+        return digest(read_whole(file)).hex()
     except OSError as error:
         raise ConfigError(f"expected a readable file of cases, got {file}: {error.strerror}") from error

@@ -4,6 +4,7 @@ There are two, the latest and the one before it, each with a digest of all that 
 costs the minutes between them, not the run.
 """
 
+import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from io import BytesIO
@@ -15,6 +16,7 @@ import torch
 
 from ilcp.errors import ConfigError, StorageError
 from ilcp.files import held, replacing
+from ilcp.folders import open_regular
 from ilcp.identity import digest_all
 from ilcp.nn.distributed import is_main
 from ilcp.training.hyperparameters import Hyperparameters
@@ -32,7 +34,7 @@ __all__ = [
 
 CHECKPOINT, BEFORE = "checkpoint.pt", "checkpoint.before.pt"  # the latest, and the one before it
 LOCK = "checkpoint.lock"
-MAGIC = b"ilcp checkpoint\n"  # then the digest of the rest, which torch wrote; one of before has torch's part alone
+MAGIC = b"ilcp checkpoint\n"  # then the digest of the rest, which torch wrote
 HEAD_BYTES = len(MAGIC) + 16
 LENGTHS = {"steps", "minutes", "texts"}  # may grow, so that a run goes on for longer; None: not said, or without end
 FREE = {"teacher_floor", "validate_every", "checkpoint_minutes"}  # how a run is judged, watched and kept
@@ -50,7 +52,7 @@ def alone(folder: Path, lock: str = LOCK) -> AbstractContextManager[None]:
 
 def has_checkpoint(folder: Path) -> bool:
     """Says whether a run left a checkpoint in the folder; a crash may leave the one before alone."""
-    return any((folder / name).exists() for name in (CHECKPOINT, BEFORE))
+    return any(os.path.exists(folder / name) for name in (CHECKPOINT, BEFORE))
 
 
 def write_checkpoint(folder: Path, state: Mapping[str, Any]) -> None:
@@ -67,7 +69,7 @@ def write_checkpoint(folder: Path, state: Mapping[str, Any]) -> None:
     try:
         with replacing(file, private=True) as draft:
             draft.write_bytes(content)
-            if file.exists():
+            if os.path.exists(file):
                 file.replace(folder / BEFORE)
     except StorageError as error:
         kept = "the checkpoint before stays" if has_checkpoint(folder) else "none was there before"
@@ -93,9 +95,10 @@ def read_checkpoint(folder: Path, device: torch.device | str = "cpu") -> tuple[A
 
 
 def _content(file: Path) -> memoryview:
-    data = memoryview(file.read_bytes())
-    if data[: len(MAGIC)] != MAGIC:  # one of before, or damaged: then torch cannot read it
-        return data
+    with open_regular(file) as opened:
+        data = memoryview(opened.read())
+    if data[: len(MAGIC)] != MAGIC:
+        raise ValueError("it does not begin with the digest that every checkpoint has")
     if data[len(MAGIC) : HEAD_BYTES] != digest_all([data[HEAD_BYTES:]]):
         raise ValueError("its digest is that of something else")
     return data[HEAD_BYTES:]

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from ilcp.errors import ConfigError, MissingExtraError
+from ilcp.folders import read_whole
 from ilcp.models.loading import DTYPES
 from ilcp.records import read_record, refuse_unknown
 from ilcp.tasks.load import RUN
@@ -180,7 +181,7 @@ def read_config(recipe: Path | None = None, **changes: Any) -> TrainingConfig:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8-sig"))
+        return tomllib.loads(read_whole(file).decode("utf-8-sig"))
     except OSError as error:
         because = (error.strerror or "unreadable").lower()
         raise ConfigError(f"expected a readable recipe, got {file}: {because}") from error

@@ -8,6 +8,7 @@ Measuring takes long, and may end in any way; what took hours to train is on the
 """
 
 import json
+import os
 import shutil
 import sys
 from contextlib import suppress
@@ -109,7 +110,7 @@ def _save(job: Job, codec: Codec, made: dict[str, Any]) -> None:
     try:
         write_seen(draft, (case.context for case in (*job.cases.training, *job.cases.validation)))
         for name in (CURVE, LOG):
-            if (config.work / name).exists():
+            if os.path.exists(config.work / name):
                 shutil.copyfile(config.work / name, draft / name)
         if job.models.adapter is not None:
             save_adapter(job.models.adapter, draft / ADAPTER)
@@ -117,10 +118,10 @@ def _save(job: Job, codec: Codec, made: dict[str, Any]) -> None:
     except (OSError, SafetensorError) as error:
         raise StorageError(f"expected room for the codec in {draft}, got: {error}; free space, then resume") from error
     try:
-        if config.out.is_dir() and any(config.out.iterdir()):  # the same run's, unmeasured: that was seen to
+        if os.path.isdir(config.out) and os.listdir(config.out):  # the same run's, unmeasured: that was seen to
             shutil.rmtree(config.work / BEFORE, ignore_errors=True)
             config.out.replace(config.work / BEFORE)
-        elif config.out.is_dir():
+        elif os.path.isdir(config.out):
             config.out.rmdir()
         config.out.parent.mkdir(parents=True, exist_ok=True)
         draft.replace(config.out)
@@ -156,7 +157,7 @@ def _measured(job: Job, codec: Codec) -> Report:
 
 def _kept_report(file: Path, codec: Codec, commit: str) -> Report | None:
     """Returns the report that an earlier end of this run finished; what another version or codec left goes."""
-    if not file.exists():
+    if not os.path.exists(file):
         return None
     with suppress(ConfigError):  # of what is damaged, or of a version that this one does not read
         found = load_report(file)

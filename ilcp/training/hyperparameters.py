@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from ilcp import records
 from ilcp.errors import ConfigError
 
 __all__ = ["FACTS_STEPS", "Hyperparameters", "renamed"]
@@ -141,5 +142,5 @@ class Hyperparameters:
 
 
 def renamed(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns hyperparameters under the names that they have now."""
-    return {RENAMED.get(name, name): value for name, value in record.items()}
+    """Returns hyperparameters under the names that they have now; raises as ``ilcp.records.renamed``."""
+    return records.renamed(record, RENAMED, "the hyperparameters")

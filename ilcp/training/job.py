@@ -98,9 +98,9 @@ def train_codec(config: TrainingConfig, *, resume: bool = False) -> Codec:
     refuse_taken(config, resume)
     given = None if config.data is None else _read(config)  # before the models: they load longer
     method = chosen(config, given or ())
-    require_writable(config.work / KEPT)
     device = init_device(config.device)
     with alone(config.work, LOCK):
+        require_writable(config.work / KEPT)
         return _trained(config, given, method, device, resume)
 
 

@@ -1,6 +1,7 @@
 """The log of a run: one JSON object per validation, its curve as a picture, and TensorBoard's event files if wanted."""
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -10,6 +11,7 @@ from rich.console import Console
 
 from ilcp.errors import MissingExtraError, StorageError
 from ilcp.files import replacing, write_whole
+from ilcp.folders import read_whole
 from ilcp.training.pace import say
 
 __all__ = ["LOG", "Log", "draw_curve", "flat", "read_log"]
@@ -74,7 +76,7 @@ class Log:
 
     def forget_after(self, step: int) -> None:
         """Drops the lines of steps that a resumed run makes again."""
-        if self.file.exists():
+        if os.path.exists(self.file):
             kept = [record for record in read_log(self.file) if record["step"] <= step]
             write_whole(self.file, "".join(json.dumps(record) + "\n" for record in kept))
 
@@ -82,7 +84,7 @@ class Log:
 def read_log(file: Path) -> list[dict[str, Any]]:
     """Reads the lines of a log; one that was cut off while it was written, or damaged since, is left out."""
     records = []
-    for line in file.read_bytes().splitlines():
+    for line in read_whole(file).splitlines():
         with suppress(ValueError, RecursionError):
             record = json.loads(line)
             if isinstance(record, dict) and isinstance(record.get("step"), int | float):

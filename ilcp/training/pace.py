@@ -9,6 +9,7 @@ A terminal shows it in a bar. Elsewhere it is a line within the first minute, an
 """
 
 import math
+import os
 import re
 import sys
 import time
@@ -22,6 +23,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from ilcp.inputs import STEERING
 from ilcp.nn.distributed import is_main
 from ilcp.training.hyperparameters import Hyperparameters
 
@@ -112,7 +114,7 @@ class StepPace:
 def say(console: Console, text: str) -> None:
     """Prints a line. Nobody who listens, or a console that cannot write it, ends a run of hours."""
     with suppress(OSError, ValueError):  # a pipe that was closed; a character that it has not
-        console.print(text, highlight=False, markup=False)
+        console.print(text.translate(STEERING), highlight=False, markup=False)
 
 
 @contextmanager
@@ -150,7 +152,7 @@ def peak_bytes(device: torch.device) -> int:
     """Returns the most that ``held_bytes`` has been; where the system keeps no record of that, what it is."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
-    found = re.search(r"VmHWM:\s*(\d+) kB", STATUS.read_text()) if STATUS.exists() else None
+    found = re.search(r"VmHWM:\s*(\d+) kB", STATUS.read_text()) if os.path.exists(STATUS) else None
     if found:
         return 1024 * int(found[1])
     info = psutil.Process().memory_info()

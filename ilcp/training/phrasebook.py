@@ -9,6 +9,7 @@ no sender and no codec takes part. It takes minutes, and it splits the codec's p
 what it can read, and the codec learns by regression to write that.
 """
 
+import os
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -97,7 +98,7 @@ def kept_phrasebook(
     wanted, file = hyperparameters, folder / FILE
     if not (wanted.topics and (wanted.naming_steps or wanted.alignment_steps or wanted.alignment_weight)):
         return None
-    if not file.exists():
+    if not os.path.exists(file):
         batcher, n = Batcher(models, wanted), wanted.contexts
         drawn = (random.Random(f"phrasebook {wanted.seed}/{step}") for step in range(STEPS))
         batches = [batcher.batch(source(step * n, n), rng) for step, rng in enumerate(drawn)]

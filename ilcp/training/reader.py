@@ -10,6 +10,7 @@ two bytes a number: float32 is rounded to bfloat16, which keeps its range and ab
 states is their digest; what does not have it is computed anew.
 """
 
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -119,7 +120,7 @@ class StateStore:
         groups = self._groups(texts)
         for path, group, _ in groups:
             self._where |= dict.fromkeys(map(_name, group), path)
-        todo = [each for each in shard(groups) if not each[0].exists()]
+        todo = [each for each in shard(groups) if not os.path.exists(each[0])]
         console, device = Console(stderr=True, soft_wrap=True), reader.models.sender.device
         pace = Pace(sum(tokens for _, _, tokens in todo))
         done = 0

@@ -11,6 +11,7 @@ not fit the receiver's window, by the rule of ``ilcp.measure.fitting``, or that 
 """
 
 import json
+import os
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from rich.progress import track
 
 from ilcp.errors import ConfigError, EncodeError, StorageError
 from ilcp.files import write_whole
+from ilcp.folders import read_whole
 from ilcp.measure.fitting import Fitting
 from ilcp.models.forward import embed, has_room, pad_left
 from ilcp.models.prompt import text_ids
@@ -139,8 +141,8 @@ def _write(models: Models, settings: SelfStudy, file: Path, seed: int, progress:
     """Writes batch by batch, each from its own seed; the number of those in the file stands beside it."""
     done = file.with_suffix(".batches")
     try:
-        start = int(done.read_text()) if done.exists() else 0
-        written = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+        start = int(read_whole(done)) if os.path.exists(done) else 0
+        written = read_whole(file).decode().splitlines() if os.path.exists(file) else []
         lines = [each for each in written if int(json.loads(each)["id"].split(".")[0]) < start]  # no batch twice
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise StorageError(f"expected a run's own cases in {file}, got: {error!r}; remove it, and {done}") from error

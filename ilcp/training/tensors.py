@@ -28,17 +28,17 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], words: Mapping[str,
 
 
 def checked(opened: Any, name: str) -> Tensor:
-    """Returns a tensor of a file that ``safe_open`` gave; one of before, without a digest, is taken as it is.
+    """Returns a tensor of a file that ``safe_open`` gave, if it has the digest that was written.
 
     Raises:
-        ValueError: it is not what was written.
+        ValueError: it is not what was written, or without a digest.
         SafetensorError: there is none, or the file is damaged.
     """
     tensor: Tensor = opened.get_tensor(name)
     beside, names = opened.metadata() or {}, set(opened.keys())
     got = _digest(tensor, {key: value for key, value in beside.items() if key not in names})
-    if beside.get(name, got) != got:
-        raise ValueError(f"{name} with digest {got} where {beside[name]} was written")
+    if beside.get(name) != got:
+        raise ValueError(f"{name} with digest {got} where {beside.get(name, 'none')} was written")
     return tensor
 
 

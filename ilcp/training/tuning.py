@@ -10,6 +10,7 @@ better, and the best weights stay, those of its start among them.
 """
 
 import json
+import os
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 from ilcp.errors import StorageError
 from ilcp.files import write_whole
+from ilcp.folders import read_whole
 from ilcp.nn.distributed import is_main
 from ilcp.training.batch import Batch, Models, frozen
 from ilcp.training.checkpoint import alone, has_checkpoint
@@ -93,10 +95,10 @@ def tuned(folder: str | Path) -> dict[str, Any] | None:
         StorageError: the file that says so is damaged.
     """
     file = Path(folder) / FOLDER / BROUGHT
-    if not (file.exists() and has_checkpoint(file.parent)):
+    if not (os.path.exists(file) and has_checkpoint(file.parent)):
         return None
     try:
-        brought = msgspec.json.decode(file.read_bytes(), type=dict[str, Any])
+        brought = msgspec.json.decode(read_whole(file), type=dict[str, Any])
         msgspec.convert(brought, _Brought)
         return brought
     except (OSError, msgspec.MsgspecError) as error:
