@@ -143,7 +143,9 @@ def compared(computed: ComputedLm, coder: LmCodec, texts: Sequence[str], sizes: 
 
 
 def _characters(codec: TextCodec, text: str, size: int) -> int:
-    return len(codec.decode(codec.encode(Context(text=text), size)).in_prompt(0, 0.0))
+    held = codec.decode(codec.encode(Context(text=text), size)).in_prompt(0, 0.0)
+    assert isinstance(held, str)
+    return len(held)
 
 
 @torch.no_grad()

@@ -17,8 +17,9 @@ import random
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import conversations_data as data
 import numpy as np
@@ -27,6 +28,7 @@ from gpu_parts import model_at
 
 from ilcp import Receiver
 from ilcp.codec import Context
+from ilcp.codec.memory import CacheMemory
 from ilcp.measure import provenance
 from ilcp.measure.bootstrap import Bootstrap
 from ilcp.models.fingerprint import identify
@@ -121,7 +123,7 @@ def quality(model: Any, tokenizer: Any, codecs: dict[str, KvCodec], args: argpar
         for name, codec in codecs.items():
             payload = codec.encode(Context(kv=kv))
             sizes[name].append(len(payload))
-            nats[name].append(following_nats(model, codec.decode(payload).in_prompt(0, 0.0), after))
+            nats[name].append(following_nats(model, cast(CacheMemory, codec.decode(payload)).kv, after))
         print(f"text {number + 1} of {len(rows)}", flush=True)
     drawn = Bootstrap(range(len(rows)), seed=args.seed)
     none, full = np.array(nats["none"]), np.array(nats["full"])
@@ -147,14 +149,9 @@ def timed(model: Any, tokenizer: Any, codecs: dict[str, KvCodec], args: argparse
     for name, codec in codecs.items():
         receiver = Receiver(model, tokenizer, codec, allow_unmeasured=True)
         payload = codec.encode(Context(kv=kv))
-        encode_s = seconds(lambda codec=codec: codec.encode(Context(kv=kv)), args.repetitions)
-        decode_s = seconds(lambda codec=codec, payload=payload: codec.decode(payload), args.repetitions)
-        first_s = seconds(
-            lambda codec=codec, payload=payload, receiver=receiver: receiver.generate(
-                codec.decode(payload), QUESTION, max_new_tokens=1
-            ),
-            args.repetitions,
-        )
+        encode_s = seconds(partial(codec.encode, Context(kv=kv)), args.repetitions)
+        decode_s = seconds(partial(codec.decode, payload), args.repetitions)
+        first_s = seconds(partial(first_token, receiver, codec, payload), args.repetitions)
         found[name] = {
             "payload_bytes": len(payload),
             "encode_mb_per_s": kv.size_bytes / encode_s / 1e6,
@@ -166,6 +163,11 @@ def timed(model: Any, tokenizer: Any, codecs: dict[str, KvCodec], args: argparse
     for name in codecs:
         found[name]["first_token_share"] = found[name]["first_token_ms"] / found["text"]["first_token_ms"]
     return found
+
+
+def first_token(receiver: Receiver, codec: KvCodec, payload: bytes) -> str:
+    """Returns what a receiver answers first, from the payload on."""
+    return receiver.generate(codec.decode(payload), QUESTION, max_new_tokens=1)
 
 
 def seconds(call: Callable[[], object], repetitions: int) -> float:

@@ -61,6 +61,7 @@ def one_input(data: bytes) -> None:
         if isinstance(held, str):
             assert len(held.encode("utf-8")) <= MAX_TEXT_BYTES
         else:
+            assert isinstance(held, torch.Tensor)
             assert bool(torch.isfinite(held).all())
             assert codec is not VAE or held.shape == (4, HIDDEN)
             assert float(held.abs().max()) <= NORM_BAND * NORM

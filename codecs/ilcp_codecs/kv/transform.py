@@ -93,5 +93,5 @@ def unpacked(plane: bytes, shape: tuple[int, int], bits: int) -> Tensor:
     rows = np.frombuffer(plane, dtype=np.uint8).reshape(bits, -1)
     flat = np.zeros(count, dtype=np.uint8)
     for row in rows:
-        flat = (flat << 1) | np.unpackbits(row, count=count)
+        flat = np.left_shift(flat, 1, dtype=np.uint8) | np.unpackbits(row, count=count)
     return torch.from_numpy(flat.reshape(shape))
