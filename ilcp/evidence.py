@@ -5,8 +5,8 @@ A codec whose message says no more than another case's message is a codec whose 
 unless its caller says ``allow_unmeasured=True``. ``ilcp measure --attach`` writes it.
 
 It is what the folder says of itself, and who can write there can write any. ``ilcp measure --sign`` therefore signs it
-(Ed25519, RFC 8032): the signature binds every figure, the codec's id, the cases and who measured, and a receiver that
-is told whom to ``trust`` takes no other.
+(Ed25519, RFC 8032): the signature binds every figure, the codec's id, its settings, the cases and who measured, and a
+receiver that is told whom to ``trust`` takes no other.
 """
 
 import json
@@ -16,12 +16,23 @@ from math import isfinite, nan
 from typing import Any
 
 from ilcp.errors import ConfigError, MissingExtraError, UnmeasuredError
+from ilcp.identity import digest
 from ilcp.records import read_record
 
-__all__ = ["EARLIER_ARMS", "SEED_BYTES", "Evidence", "require_evidence", "require_signed", "signed", "trusted_keys"]
+__all__ = [
+    "EARLIER_ARMS",
+    "SEED_BYTES",
+    "Evidence",
+    "digest_of_settings",
+    "require_evidence",
+    "require_settings",
+    "require_signed",
+    "signed",
+    "trusted_keys",
+]
 
 SEED_BYTES = 32  # of a signing key, and of its public half
-SIGNED = b"ilcp evidence 1\0"  # before what is signed: no other signature of the same key passes for one
+SIGNED = b"ilcp evidence 2\0"  # before what is signed: no other signature of the same key passes for one
 
 # What reports and evidence of before call an arm; the name that it has.
 EARLIER_ARMS = {"other": "mismatched", "literals-other": "literals-mismatched"}
@@ -34,7 +45,8 @@ class Evidence:
 
     ``content_gain`` is the message minus another case's message, with its 95 % interval, in ``unit`` (exact match, or
     nats where answers go on); ``arms`` holds the mean of the message, of each control and of the full text. Signed
-    evidence also holds the digest of the cases, the public key of who measured, and the signature, all in hex.
+    evidence also holds digests of the cases and of the codec's settings, the public key of who measured, and the
+    signature, all in hex.
     """
 
     codec_id: str
@@ -48,6 +60,7 @@ class Evidence:
     arms: Mapping[str, float]
     commit: str
     task_digest: str = ""
+    settings_digest: str = ""
     measured_by: str = ""
     signature: str = ""
 
@@ -124,12 +137,29 @@ def require_evidence(evidence: Evidence | None, codec_id: str) -> None:
         )
 
 
-def signed(evidence: Evidence, seed: bytes, task_digest: str) -> Evidence:
+def digest_of_settings(settings: Mapping[str, Any], trained: Mapping[str, Any]) -> str:
+    """Returns the digest, in hex, of what a codec's id leaves open: its settings and what is known of its models."""
+    return digest(json.dumps([settings, trained], sort_keys=True).encode()).hex()
+
+
+def require_settings(evidence: Evidence, settings: str) -> None:
+    """Refuses signed evidence of other settings than a codec's, whose digest is given; what is not signed says nothing.
+
+    Raises:
+        UnmeasuredError: with what was expected.
+    """
+    if evidence.signature and evidence.settings_digest != settings:
+        got = "others" if evidence.settings_digest else "a signature of before settings were signed"
+        raise UnmeasuredError(f"expected the settings that {evidence.measured_by} measured, got {got}: measure again")
+
+
+def signed(evidence: Evidence, seed: bytes, task_digest: str, settings: str) -> Evidence:
     """Returns the evidence with a signature.
 
     Args:
         seed: the signing key, 32 bytes that nobody else has.
         task_digest: of the cases that were measured, as ``ilcp.tasks.cases_digest`` gives it.
+        settings: the digest of the codec's, as ``ilcp.codec.folder.settings_of`` gives it.
 
     Raises:
         MissingExtraError: PyNaCl is not installed.
@@ -138,12 +168,14 @@ def signed(evidence: Evidence, seed: bytes, task_digest: str) -> Evidence:
     if len(seed) != SEED_BYTES:
         raise ConfigError(f"expected a signing key of {SEED_BYTES} bytes, got {len(seed)}")
     key = _nacl().SigningKey(seed)
-    known = replace(evidence, task_digest=task_digest, measured_by=bytes(key.verify_key).hex())
+    known = replace(
+        evidence, task_digest=task_digest, settings_digest=settings, measured_by=bytes(key.verify_key).hex()
+    )
     return replace(known, signature=key.sign(_content(known)).signature.hex())
 
 
-def require_signed(evidence: Evidence | None, trust: Iterable[str]) -> None:
-    """Refuses evidence that none of those trusted signed, whose public keys are given in hex.
+def require_signed(evidence: Evidence | None, trust: Iterable[str], codec_id: str) -> None:
+    """Refuses evidence that none of those trusted signed (public keys in hex), or that is another codec's.
 
     Raises:
         MissingExtraError: PyNaCl is not installed.
@@ -160,6 +192,12 @@ def require_signed(evidence: Evidence | None, trust: Iterable[str]) -> None:
         raise UnmeasuredError(
             f"expected evidence as {by} signed it, got figures or a codec that it did not sign: measure again"
         ) from error
+    if evidence.codec_id != codec_id:
+        raise UnmeasuredError(
+            f"expected the evidence of codec {codec_id}, got that of {evidence.codec_id} by {by}: measure again"
+        )
+    if not evidence.settings_digest:
+        require_settings(evidence, "the codec's")
 
 
 def trusted_keys(keys: Iterable[str | bytes]) -> tuple[str, ...]:

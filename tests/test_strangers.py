@@ -26,7 +26,7 @@ import ilcp
 from ilcp.cli import main
 from ilcp.cli.common import PlainConsole
 from ilcp.cli.measure import _seed
-from ilcp.codec.folder import ADAPTER, attach_evidence, save
+from ilcp.codec.folder import ADAPTER, attach_evidence, load_to_measure, save, settings_of
 from ilcp.codec.seen import seen_by
 from ilcp.errors import ConfigError, DecodeError, EncodeError, StorageError, UnmeasuredError
 from ilcp.evidence import Evidence, require_evidence, require_signed, signed, trusted_keys
@@ -592,7 +592,8 @@ def test_signed_evidence_binds_figures_codec_cases_and_who_measured(pair, tmp_pa
     """A receiver that trusts a key takes what it signed, from a folder too; anything else in its place is refused."""
     key, other = bytes(range(32)), bytes(range(1, 33))
     codec = deepcopy(pair.sender.codec)
-    made = signed(codec.evidence, key, cases_digest(case_files("test", 7, 3)))
+    codec_id, settings = codec.evidence.codec_id, settings_of(pair.path)
+    made = signed(codec.evidence, key, cases_digest(case_files("test", 7, 3)), settings)
     codec.evidence = made
     ilcp.save(codec, tmp_path / "codec")
     attach_evidence(tmp_path / "codec", made)
@@ -601,16 +602,19 @@ def test_signed_evidence_binds_figures_codec_cases_and_who_measured(pair, tmp_pa
     assert ilcp.load_pair(tmp_path / "codec", trust=[made.measured_by])
     for wrong in (
         pair.sender.codec.evidence,
-        signed(codec.evidence, other, ""),
+        signed(codec.evidence, other, "", settings),
         replace(made, n=500),
         replace(made, task_digest="00"),
         replace(made, codec_id="00"),
-        replace(made, measured_by=signed(made, other, "").measured_by),
+        replace(made, settings_digest="00"),
+        replace(made, measured_by=signed(made, other, "", settings).measured_by),
         replace(made, signature="xyz"),
         None,
     ):
         with pytest.raises(UnmeasuredError, match=r"expected evidence (that somebody trusted signed|as .* signed it)"):
-            require_signed(wrong, trusted_keys([bytes.fromhex(made.measured_by), signed(made, key, "").measured_by]))
+            require_signed(wrong, trusted_keys([bytes.fromhex(made.measured_by), made.measured_by]), codec_id)
+    with pytest.raises(UnmeasuredError, match="got a signature of before settings were signed: measure again"):
+        require_signed(signed(made, key, "", ""), [made.measured_by], codec_id)
     model, tokenizer = pair.receiver.model, pair.receiver.tokenizer
     codec.evidence = replace(made, n=500)
     with pytest.raises(UnmeasuredError, match="that it did not sign"):
@@ -618,6 +622,45 @@ def test_signed_evidence_binds_figures_codec_cases_and_who_measured(pair, tmp_pa
     for nobody in ([], "ab", ["ab"], [b"ab"], [3]):
         with pytest.raises(ConfigError, match=r"expected (a list of )?public keys"):
             ilcp.Receiver(model, tokenizer, codec, trust=nobody)  # type: ignore[arg-type]
+
+
+def test_signed_evidence_is_that_of_the_very_codec_whatever_else_is_allowed(small) -> None:
+    """Whom a receiver trusts has signed this codec's evidence, also where it takes codecs that were not measured."""
+    codec, own = deepcopy(small.codec), small.codec.trained.codec_id(small.codec.spec).hex()
+    model, tokenizer, measured = small.receiver.model, small.receiver.tokenizer, replace(EVIDENCE, codec_id=own)
+    codec.evidence = signed(measured, bytes(range(32)), "", "00")
+    trust = [codec.evidence.measured_by]
+    assert ilcp.Receiver(model, tokenizer, codec, trust=trust, allow_unmeasured=True)
+    codec.evidence = signed(EVIDENCE, bytes(range(32)), "", "00")
+    with pytest.raises(UnmeasuredError, match=f"expected the evidence of codec {own}, got that of ab by {trust[0]}"):
+        ilcp.Receiver(model, tokenizer, codec, trust=trust, allow_unmeasured=True)
+
+
+def test_signed_evidence_binds_the_settings(small, tmp_path: Path) -> None:
+    """Settings, and what is known of the models, that were edited after signing are refused at load and attach; saving
+    a loaded codec changes neither."""
+    codec = deepcopy(small.codec)
+    save(codec, tmp_path / "mine")
+    measured = replace(EVIDENCE, codec_id=codec.trained.codec_id(codec.spec).hex())
+    made = signed(measured, bytes(range(32)), "", settings_of(tmp_path / "mine"))
+    attach_evidence(tmp_path / "mine", made)
+    ilcp.save(ilcp.load(tmp_path / "mine"), tmp_path / "codec")
+    config = tmp_path / "codec" / "config.json"
+    assert made == ilcp.load(tmp_path / "codec").evidence
+    before = json.loads(config.read_text())
+    sender = before["trained"]["sender"] | {"states": ""}
+    for edited in (
+        {"settings": before["settings"] | {"sender_layers": [2, 1, 0]}},
+        {"settings": before["settings"] | {"priority_slots": 4, "priority_dims": 8}},
+        {"trained": before["trained"] | {"sender": sender}},
+    ):
+        changed(config, **edited)
+        with pytest.raises(StorageError, match=f"expected the settings that {made.measured_by} measured, got others"):
+            ilcp.load(tmp_path / "codec")
+        with pytest.raises(UnmeasuredError, match="got others: measure again"):
+            attach_evidence(tmp_path / "codec", made)
+        assert load_to_measure(tmp_path / "codec").evidence is None
+        changed(config, **before)
 
 
 def test_a_signing_key_is_made_for_its_owner_only(tmp_path: Path) -> None:
