@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 
 from ilcp.errors import ConfigError, IlcpError, MissingExtraError
 from ilcp.models.adapter import vocabulary_size
-from ilcp.models.believed import require_depth, require_held
+from ilcp.models.believed import require_counts, require_depth, require_held
 from ilcp.models.sources import at_home, folder_of, gguf_file
 from ilcp.nn.device import usable_device
 
@@ -67,6 +67,7 @@ def load_folder(folder: Path, source: str, dtype: str, encoder: bool = False) ->
 
     here: dict[str, Any] = dict(local_files_only=True, trust_remote_code=False)  # False: not even asked for
     with _quiet(), _refusing(f"a language model in {source}"):
+        require_counts(folder)
         require_depth(folder)
         config = AutoConfig.from_pretrained(folder, **here)
         causal = bool(set(config.architectures or ()) & set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()))
