@@ -150,13 +150,17 @@ def test_a_codec_with_a_model_of_its_own_names_it(model: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "changes", "said"),
     [
-        ("config.json", {"num_labels": 10**9}, r"num_labels = 1e\+09 in config.json: 65536 at most"),
-        ("config.json", {"text_config": {"num_labels": 1e9}}, r"num_labels = 1e\+09"),
-        ("config.json", {"num_experts": 10**5}, r"num_experts = 1e\+05 in config.json: 4096 at most"),
-        ("config.json", {"attention_types": [[["global"], 2 * 10**9]]}, r"2e\+09 in attention_types of config.json"),
-        ("config.json", {"vocab_size": 10**6}, "numbers of weights"),
-        ("config.json", {"intermediate_size": 10**6}, "numbers of weights"),
-        ("tokenizer_config.json", {"extra_ids": 10**9}, r"extra_ids = 1e\+09 in tokenizer_config.json"),
+        ("config.json", {"num_labels": 10**9}, "num_labels = 1000000000 in config.json: 65536 at most"),
+        ("config.json", {"text_config": {"num_labels": 1e9}}, "num_labels = 1000000000"),
+        ("config.json", {"num_experts": 10**5}, "num_experts = 100000 in config.json: 4096 at most"),
+        (
+            "config.json",
+            {"attention_types": [[["global"], 2 * 10**9]]},
+            "2000000000 in attention_types of",
+        ),
+        ("config.json", {"vocab_size": 10**6}, "numbers as config.json says, .* bytes of weights"),
+        ("config.json", {"intermediate_size": 10**6}, "numbers as config.json says, .* bytes of weights"),
+        ("tokenizer_config.json", {"extra_ids": 10**9}, "extra_ids = 1000000000 in tokenizer_config.json"),
     ],
 )
 def test_no_count_of_a_configuration_is_believed(model: Path, file: str, changes: dict[str, Any], said: str) -> None:

@@ -23,7 +23,7 @@ from ilcp.errors import ConfigError, DecodeError, EncodeError, IdentityError, St
 from ilcp.evidence import Evidence
 from ilcp.folders import inside
 from ilcp.identity import ANY, ModelIdentity
-from ilcp.inputs import require_text
+from ilcp.inputs import hidden, require_text
 from ilcp.message import MAX_PAYLOAD_BYTES
 
 __all__ = ["HeadCodec", "PlainCodec", "TailCodec", "ZstdCodec"]
@@ -52,12 +52,16 @@ class TextCodec(ABC):
         """Returns the payload of a context's text.
 
         Raises:
-            EncodeError: the context has no text, or none of it fits.
+            EncodeError: the context has no text, one that hides something (``ilcp.inputs.hidden``), or none of it fits.
         """
         limit = self.spec.length(payload_bytes)
         if not context.text:
             raise EncodeError(f"expected a context with text for codec {self.spec.name!r}, got states only")
-        payload = self._pack(require_text(context.text, "a context's text", may_be_empty=True), limit)
+        text = require_text(context.text, "a context's text", may_be_empty=True)
+        unseen = hidden(text)
+        if unseen:  # every receiver would refuse the message
+            raise EncodeError(f"expected a context's text of characters that are seen, got {unseen}: leave it out")
+        payload = self._pack(text, limit)
         if not payload:
             raise EncodeError(f"expected room for at least one character, got {limit} bytes: allow a longer payload")
         return payload
@@ -121,7 +125,11 @@ class TailCodec(TextCodec):
     name = "text-tail"
 
     def _pack(self, text: str, limit: int) -> bytes:
-        return text.encode("utf-8")[-limit:].decode("utf-8", errors="ignore").encode("utf-8")
+        tail = text.encode("utf-8")[-limit:].decode("utf-8", errors="ignore")
+        first = next(
+            (place for place, each in enumerate(tail) if not hidden(each)), len(tail)
+        )  # joins nothing any more
+        return tail[first:].encode("utf-8")
 
 
 class ZstdCodec(TextCodec):
