@@ -36,6 +36,8 @@ SIGNED = b"ilcp evidence 2\0"  # before what is signed: no other signature of th
 
 # What reports and evidence of before call an arm; the name that it has.
 EARLIER_ARMS = {"other": "mismatched", "literals-other": "literals-mismatched"}
+MOST_TOLD = 400  # characters of evidence in an error: its task and arms may have any names
+MOST_ITEMS = 10**9  # more than anybody asks
 ROUNDED = 1e-3  # of figures with four places
 
 
@@ -79,12 +81,13 @@ class Evidence:
             "shares from 0 to 1": self.unit != "exact match" or all(0 <= value <= 1 for value in self.arms.values()),
             "a content gain that is the difference of its arms": abs(message - other - self.content_gain) < ROUNDED,
             "n of at least 2 where there is an interval": self.n >= (2 if bounds else 1),
+            f"n of at most {MOST_ITEMS}": self.n <= MOST_ITEMS,
             "an interval around the content gain": not bounds
             or (len(bounds) == 2 and bounds[0] <= self.content_gain <= bounds[1]),
         }
         for what, is_so in expected.items():
             if not is_so:
-                raise UnmeasuredError(f"expected {what}, got {self}: measure again")
+                raise UnmeasuredError(f"expected {what}, got {str(self)[:MOST_TOLD]}: measure again")
 
     @property
     def holds(self) -> bool:

@@ -26,7 +26,7 @@ from ilcp.evidence import Evidence, digest_of_settings, require_settings
 from ilcp.files import settle, sync, write_whole
 from ilcp.folders import fetched, inside, is_hub_id, read_json, slip
 from ilcp.identity import ANY, ModelIdentity
-from ilcp.records import read_record
+from ilcp.records import read_record, shown
 
 __all__ = [
     "ADAPTER",
@@ -327,7 +327,7 @@ def _record(source: str | Path, config: Path) -> dict[str, Any]:
         raise StorageError(f"expected JSON in {config}, got something else: {error}") from error
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         found = record.get("format") if isinstance(record, dict) else type(record).__name__
-        raise StorageError(f"expected a codec's config.json of format {FORMAT}, got {found!r} in {config}")
+        raise StorageError(f"expected a codec's config.json of format {FORMAT}, got {shown(found)} in {config}")
     return record
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from ilcp.folders import inside, read_json, shapes_of
+from ilcp.records import shown
 
 __all__ = ["require_counts", "require_depth", "require_held"]
 
@@ -53,12 +54,12 @@ def _require_counts(record: Any, file: str, name: str = "") -> None:
             _require_counts(value, file, key)
             most = MOST_EXPERTS if "experts" in key else MOST_COUNTED
             if COUNTS.search(key) and isinstance(value, int | float) and value > most:
-                raise ValueError(f"{key} = {value:.4g} in {file}: {most} at most, more than any model has")
+                raise ValueError(f"{key} = {shown(value)} in {file}: {most} at most, more than any model has")
     elif isinstance(record, list):
         for value in record:
             _require_counts(value, file, name)
             if isinstance(value, int | float) and value > MOST_LISTED:
-                raise ValueError(f"{value:.4g} in {name} of {file}: {MOST_LISTED} at most, more than any model counts")
+                raise ValueError(f"{shown(value)} in {name} of {file}: {MOST_LISTED} at most, more than any counts")
 
 
 def require_depth(folder: Path) -> None:
@@ -74,7 +75,7 @@ def require_depth(folder: Path) -> None:
 def _require_depth(config: Any, most: int) -> None:
     for name, value in config.items() if isinstance(config, dict) else ():
         if name in LAYERS and isinstance(value, int | float) and not 0 <= value <= most:
-            raise ValueError(f"{name} = {value} in config.json, and {most} tensors")
+            raise ValueError(f"{name} = {shown(value)} in config.json, and {most} tensors")
         _require_depth(value, most)
 
 
@@ -92,7 +93,7 @@ def _weights(folder: Path) -> list[Path]:
         if _is_safe(name) and (folder / name).exists():
             return [inside(folder, name)]
     if said is not None:
-        raise ValueError(f"transformers_weights = {str(said)[:80]!r} in config.json, and no safetensors of that name")
+        raise ValueError(f"transformers_weights = {shown(said)} in config.json, and no safetensors of that name")
     raise ValueError("no weights in safetensors: save them there with save_pretrained")
 
 
@@ -101,7 +102,7 @@ def _named(folder: Path, index: Path) -> list[Path]:
     files = record.get("weight_map") if isinstance(record, dict) else None
     wrong = [name for name in files.values() if not _is_safe(name)] if isinstance(files, dict) else [record]
     if wrong or not files:
-        raise ValueError(f"{str(wrong[:1])[:80]} in {index.name}: an index names safetensors beside it")
+        raise ValueError(f"{shown(wrong[0])} in {index.name}: an index names safetensors beside it")
     return [inside(folder, name) for name in sorted(set(files.values()))]
 
 
@@ -129,4 +130,6 @@ def require_held(kind: Any, config: Any, folder: Path) -> None:
     made = sum(tensor.numel() for tensor in model.parameters())
     beside = sum(tensor.numel() * tensor.element_size() for tensor in model.buffers())
     if made > most or beside > PACKED * held + MORE_BYTES:
-        raise ValueError(f"{made} numbers and {beside} bytes as config.json says, and {numbers} numbers of weights")
+        raise ValueError(
+            f"{made} numbers as config.json says, {beside} bytes beside, and {numbers} in {held} bytes of weights"
+        )

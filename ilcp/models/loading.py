@@ -67,8 +67,8 @@ def load_folder(folder: Path, source: str, dtype: str, encoder: bool = False) ->
 
     here: dict[str, Any] = dict(local_files_only=True, trust_remote_code=False)  # False: not even asked for
     with _quiet(), _refusing(f"a language model in {source}"):
-        require_counts(folder)
         require_depth(folder)
+        require_counts(folder)
         config = AutoConfig.from_pretrained(folder, **here)
         causal = bool(set(config.architectures or ()) & set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()))
         kind = AutoModel if encoder and not causal else AutoModelForCausalLM

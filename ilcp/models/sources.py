@@ -9,6 +9,7 @@ from ilcp.codec.folder import ADAPTER_FILES
 from ilcp.errors import ConfigError, StorageError
 from ilcp.files import require_readable
 from ilcp.folders import fetched, inside, is_hub_id, read_json, slip
+from ilcp.records import shown
 
 __all__ = ["FETCHED", "TEMPLATES", "at_home", "folder_of", "gguf_file"]
 
@@ -130,7 +131,7 @@ def _refuse_kernels(config: Any, folder: Path) -> None:
         named = value.values() if isinstance(value, dict) else (value,)
         if "_implementation" in name and any("/" in str(each) for each in named):
             raise ConfigError(
-                f"expected no code from elsewhere in {folder}/config.json, got {name} = {value!r}: remove it"
+                f"expected no code from elsewhere in {folder}/config.json, got {name} = {shown(value)}: remove it"
             )
         _refuse_kernels(value, folder)
 
@@ -143,7 +144,7 @@ def _refuse_elsewhere(folder: Path) -> None:
         for each in value if isinstance(value, list) else (value,):
             at = folder / str(each) if name == "fast_tokenizer_files" else Path(str(each))
             if re.search("_files?$", name) and os.path.isfile(at) and not _lies_in(folder, at):
-                raise ConfigError(f"expected no file from elsewhere in {file}, got {name} = {each!r}: remove it")
+                raise ConfigError(f"expected no file from elsewhere in {file}, got {name} = {shown(each)}: remove it")
 
 
 def _lies_in(folder: Path, file: Path) -> bool:
