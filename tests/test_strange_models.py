@@ -1,10 +1,12 @@
 """What strangers put into a model's folder: files of elsewhere, pickles behind an index, sizes that take all memory."""
 
 import json
+import logging
 import os
 import pickle
 import resource
 import shutil
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -171,3 +173,15 @@ def test_no_count_of_a_configuration_is_believed(model: Path, file: str, changes
     before_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     refused(model, said)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kb < 50_000
+
+
+def test_names_in_a_file_do_not_steer_the_terminal(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What transformers reports of tensors that a model has no place for is written out."""
+    weights = load_file(model / "model.safetensors") | {"evil\x1b]0;title\x07 \x9b2J": torch.zeros(1)}
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    stream = StringIO()
+    monkeypatch.setattr(logging.getLogger("transformers"), "handlers", [logging.StreamHandler(stream)])
+    assert load_model(model)
+    said = stream.getvalue()
+    assert "evil\\x1b]0;title\\x07 \\x9b2J" in said
+    assert {"\x1b", "\x07", "\x9b"}.isdisjoint(said)

@@ -1,9 +1,11 @@
 """Loads models and tokenizers from a folder, a hub or a GGUF file."""
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
+from logging import LogRecord, getLogger
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -19,6 +21,7 @@ from ilcp.nn.device import usable_device
 __all__ = ["DTYPES", "load_folder", "load_model"]
 
 DTYPES = ("float32", "bfloat16", "float16")
+COLOUR, CONTROL = re.compile("\x1b\\[[0-9;]*m"), re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def load_model(
@@ -74,7 +77,7 @@ def load_folder(folder: Path, source: str, dtype: str, encoder: bool = False) ->
         kind = AutoModel if encoder and not causal else AutoModelForCausalLM
         require_held(kind, config, folder)
         model = kind.from_pretrained(folder, dtype=dtype, use_safetensors=True, **here)
-    with _refusing(f"the model's tokenizer beside it in {source}", "; save it there with save_pretrained"):
+    with _quiet(), _refusing(f"the model's tokenizer beside it in {source}", "; save it there with save_pretrained"):
         return model, AutoTokenizer.from_pretrained(folder, **here)
 
 
@@ -142,17 +145,29 @@ def _unpacked() -> dict[str, Any]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silences transformers' bars: one for a load of a few milliseconds is noise."""
+    """Silences transformers' bars, one for a load of a few milliseconds is noise, and writes out what would steer a
+    terminal where it reports on names that a stranger's file has."""
     from transformers.utils import logging
 
-    bars = logging.is_progress_bar_enabled()
+    bars, handlers = logging.is_progress_bar_enabled(), list(getLogger("transformers").handlers)
     if bars:
         logging.disable_progress_bar()
+    for handler in handlers:
+        handler.addFilter(_written_out)
     try:
         yield
     finally:
+        for handler in handlers:
+            handler.removeFilter(_written_out)
         if bars:
             logging.enable_progress_bar()
+
+
+def _written_out(record: LogRecord) -> bool:
+    """Takes the colours from a record, and writes its other controls as text."""
+    plain = COLOUR.sub("", record.getMessage())
+    record.msg, record.args = CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", plain), ()
+    return True
 
 
 @contextmanager
