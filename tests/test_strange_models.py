@@ -158,8 +158,10 @@ def test_a_codec_with_a_model_of_its_own_names_it(model: Path) -> None:
         (
             "config.json",
             {"attention_types": [[["global"], 2 * 10**9]]},
-            "2000000000 in attention_types of",
+            "2000000000 times words in attention_types",
         ),
+        ("config.json", {"attention_types": [[["global"], 10**5]] * 99}, "times words in attention_types of"),
+        ("config.json", {"block_sizes": [3, 10**9]}, "1000000000 in block_sizes of"),
         ("config.json", {"vocab_size": 10**6}, "numbers as config.json says, .* bytes of weights"),
         ("config.json", {"intermediate_size": 10**6}, "numbers as config.json says, .* bytes of weights"),
         ("tokenizer_config.json", {"extra_ids": 10**9}, "extra_ids = 1000000000 in tokenizer_config.json"),

@@ -6,6 +6,7 @@ with the headers of the weights, which no weight is read for.
 """
 
 import re
+from collections.abc import Iterator
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -56,10 +57,22 @@ def _require_counts(record: Any, file: str, name: str = "") -> None:
             if COUNTS.search(key) and isinstance(value, int | float) and value > most:
                 raise ValueError(f"{key} = {shown(value)} in {file}: {most} at most, more than any model has")
     elif isinstance(record, list):
+        leaves = list(_leaves(record))
+        counted = sum(leaf for leaf in leaves if isinstance(leaf, int | float))
+        if counted * sum(isinstance(leaf, str) for leaf in leaves) > MOST_LISTED:  # words, and how often each comes
+            raise ValueError(f"{shown(counted)} times words in {name} of {file}: {MOST_LISTED} at most")
         for value in record:
             _require_counts(value, file, name)
             if isinstance(value, int | float) and value > MOST_LISTED:
                 raise ValueError(f"{shown(value)} in {name} of {file}: {MOST_LISTED} at most, more than any counts")
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    if not isinstance(value, list):
+        yield value
+        return
+    for inner in value:
+        yield from _leaves(inner)
 
 
 def require_depth(folder: Path) -> None:
