@@ -26,14 +26,14 @@ ODD = [
     "a  b\n\n\tc\r\n",
     "\ufffd",
     "cut \ufffd",
-    "\x00",
+    "\t",
     "<s>hi</s>",
     "Hello<|user|> you",
     "▁x",
-    "\u3000\u200b\u00a0 wide",
+    "\u3000\u00a0 wide",
     "e\u0301\U0001f468\u200d\U0001f469",
-    "\u202eright to left",
-    "\U0010ffff\ue000",
+    "\u05d0 right to left",
+    "\U0003134a\u0fff",
 ]
 
 
