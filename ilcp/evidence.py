@@ -5,8 +5,8 @@ A codec whose message says no more than another case's message is a codec whose 
 unless its caller says ``allow_unmeasured=True``. ``ilcp measure --attach`` writes it.
 
 It is what the folder says of itself, and who can write there can write any. ``ilcp measure --sign`` therefore signs it
-(Ed25519, RFC 8032): the signature binds every figure, the codec's id, the cases and who measured, and a receiver that
-is told whom to ``trust`` takes no other.
+(Ed25519, RFC 8032): the signature binds every figure, the codec's id, its settings, the cases and who measured, and a
+receiver that is told whom to ``trust`` takes no other.
 """
 
 import json
@@ -16,24 +16,29 @@ from math import isfinite, nan
 from typing import Any
 
 from ilcp.errors import ConfigError, MissingExtraError, UnmeasuredError
+from ilcp.identity import digest
 from ilcp.records import read_record, renamed
 
 __all__ = [
     "EARLIER_ARMS",
     "SEED_BYTES",
     "Evidence",
+    "digest_of_settings",
     "public_key",
     "require_evidence",
+    "require_settings",
     "require_signed",
     "signed",
     "trusted_keys",
 ]
 
 SEED_BYTES = 32  # of a signing key, and of its public half
-SIGNED = b"ilcp evidence 1\0"  # before what is signed: no other signature of the same key passes for one
+SIGNED = b"ilcp evidence 2\0"  # before what is signed: no other signature of the same key passes for one
 
 # What reports and evidence of before call an arm; the name that it has.
 EARLIER_ARMS = {"other": "mismatched", "literals-other": "literals-mismatched"}
+MOST_TOLD = 400  # characters of evidence in an error: its task and arms may have any names
+MOST_ITEMS = 10**9  # more than anybody asks
 ROUNDED = 1e-3  # of figures with four places
 
 
@@ -43,7 +48,8 @@ class Evidence:
 
     ``content_gain`` is the message minus another case's message, with its 95 % interval, in ``unit`` (exact match, or
     nats where answers go on); ``arms`` holds the mean of the message, of each control and of the full text. Signed
-    evidence also holds the digest of the cases, the public key of who measured, and the signature, all in hex.
+    evidence also holds digests of the cases and of the codec's settings, the public key of who measured, and the
+    signature, all in hex.
     """
 
     codec_id: str
@@ -57,6 +63,7 @@ class Evidence:
     arms: Mapping[str, float]
     commit: str
     task_digest: str = ""
+    settings_digest: str = ""
     measured_by: str = ""
     signature: str = ""
 
@@ -75,12 +82,13 @@ class Evidence:
             "shares from 0 to 1": self.unit != "exact match" or all(0 <= value <= 1 for value in self.arms.values()),
             "a content gain that is the difference of its arms": abs(message - other - self.content_gain) < ROUNDED,
             "n of at least 2 where there is an interval": self.n >= (2 if bounds else 1),
+            f"n of at most {MOST_ITEMS}": self.n <= MOST_ITEMS,
             "an interval around the content gain": not bounds
             or (len(bounds) == 2 and bounds[0] <= self.content_gain <= bounds[1]),
         }
         for what, is_so in expected.items():
             if not is_so:
-                raise UnmeasuredError(f"expected {what}, got {self}: measure again")
+                raise UnmeasuredError(f"expected {what}, got {str(self)[:MOST_TOLD]}: measure again")
 
     @property
     def holds(self) -> bool:
@@ -133,18 +141,35 @@ def require_evidence(evidence: Evidence | None, codec_id: str) -> None:
         )
 
 
-def signed(evidence: Evidence, seed: bytes, task_digest: str) -> Evidence:
+def digest_of_settings(settings: Mapping[str, Any], trained: Mapping[str, Any]) -> str:
+    """Returns the digest, in hex, of what a codec's id leaves open: its settings and what is known of its models."""
+    return digest(json.dumps([settings, trained], sort_keys=True).encode()).hex()
+
+
+def require_settings(evidence: Evidence, settings: str) -> None:
+    """Refuses signed evidence of other settings than a codec's, whose digest is given; what is not signed says nothing.
+
+    Raises:
+        UnmeasuredError: with what was expected.
+    """
+    if evidence.signature and evidence.settings_digest != settings:
+        got = "others" if evidence.settings_digest else "a signature of before settings were signed"
+        raise UnmeasuredError(f"expected the settings that {evidence.measured_by} measured, got {got}: measure again")
+
+
+def signed(evidence: Evidence, seed: bytes, task_digest: str, settings: str) -> Evidence:
     """Returns the evidence with a signature.
 
     Args:
         seed: the signing key, 32 bytes that nobody else has.
         task_digest: of the cases that were measured, as ``ilcp.tasks.cases_digest`` gives it.
+        settings: the digest of the codec's, as ``ilcp.codec.folder.settings_of`` gives it.
 
     Raises:
         MissingExtraError: PyNaCl is not installed.
         ConfigError: the key has another length.
     """
-    known = replace(evidence, task_digest=task_digest, measured_by=public_key(seed))
+    known = replace(evidence, task_digest=task_digest, settings_digest=settings, measured_by=public_key(seed))
     return replace(known, signature=_nacl().SigningKey(seed).sign(_content(known)).signature.hex())
 
 
@@ -159,8 +184,8 @@ def public_key(seed: bytes) -> str:
     return bytes(_nacl().SigningKey(seed).verify_key).hex()
 
 
-def require_signed(evidence: Evidence | None, trust: Iterable[str]) -> None:
-    """Refuses evidence that none of those trusted signed, whose public keys are given in hex.
+def require_signed(evidence: Evidence | None, trust: Iterable[str], codec_id: str) -> None:
+    """Refuses evidence that none of those trusted signed (public keys in hex), or that is another codec's.
 
     Raises:
         MissingExtraError: PyNaCl is not installed.
@@ -177,6 +202,12 @@ def require_signed(evidence: Evidence | None, trust: Iterable[str]) -> None:
         raise UnmeasuredError(
             f"expected evidence as {by} signed it, got figures or a codec that it did not sign: measure again"
         ) from error
+    if evidence.codec_id != codec_id:
+        raise UnmeasuredError(
+            f"expected the evidence of codec {codec_id}, got that of {evidence.codec_id} by {by}: measure again"
+        )
+    if not evidence.settings_digest:
+        require_settings(evidence, "the codec's")
 
 
 def trusted_keys(keys: Iterable[str | bytes]) -> tuple[str, ...]:

@@ -152,7 +152,10 @@ def read_json(file: Path) -> Any:
     if file.stat().st_size > MOST_JSON_BYTES:
         raise ValueError(f"{file.stat().st_size} bytes, more than the {MOST_JSON_BYTES >> 20} MiB of any configuration")
     try:
-        record = json.loads(read_whole(file).decode("utf-8-sig"))
+        text = read_whole(file).decode("utf-8-sig")
+        record = json.loads(text)
+        if "\\u" in text:  # halves of surrogate pairs, which nothing can be written with
+            json.dumps(record, ensure_ascii=False).encode("utf-8")
     except RecursionError as error:
         raise ValueError(str(error)) from error
     level = [record]

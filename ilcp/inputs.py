@@ -21,26 +21,36 @@ __all__ = ["STEERING", "UNSEEN", "hidden", "listed", "mending", "named", "read_t
 Refusal = Callable[[str], IlcpError]  # mostly an error's class
 
 BYTE_ORDER_MARK = "\ufeff"
-# Inside a character class: controls, blank braille, and what Unicode asks not to draw (Default_Ignorable_Code_Point).
-UNSEEN = (
-    "\x00-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f"
-    "\u2800\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
+# Each is for the inside of a character class. What chooses how the character before it is drawn, and what joins it.
+_SELECTING, _JOINING = "\u180b-\u180d\u180f\ufe00-\ufe0f", "\xad\u034f\u200c\u200d"
+# Controls of a line, which a text has, and those that it has not.
+_LINES, _CONTROLS = "\t\n\r", "\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f"
+# What turns the direction, has no width or no shape, or is a tag: it hides words from a person that a model reads.
+_HIDING = (
+    "\u061c\u115f\u1160\u17b4\u17b5\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\u3164\ufeff\uffa0\ufff0-\ufffb"
+    "\U00016fe4\U0001bca0-\U0001bca3\U0001d159\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
 )
+# What no two readers see alike: private use, and numbers that are no characters.
+_NOBODYS = "\ue000-\uf8ff\ufdd0-\ufdef\ufffe\uffff\U000f0000-\U0010ffff"
+UNSEEN = f"{_LINES}{_CONTROLS}{_SELECTING}{_JOINING}{_HIDING}\u2800"
+_SEEN = re.compile(f"[^\\s{UNSEEN}]")
 # What steers a terminal, or turns the direction of a line on it, with what is written in its place: str.translate.
 STEERING = {
     code: f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
     for code in (*range(32), *range(0x7F, 0xA0), *range(0x2028, 0x202F), *range(0x2066, 0x206A))
     if chr(code) not in "\t\n"
 }
-_SEEN = re.compile(f"[^\\s{UNSEEN}]")
-# Inside a character class: what joins letters and pictures, or chooses how one is drawn. It may follow what is seen.
-_JOINING = "\u00ad\u034f\u180b-\u180d\u180f\u200c\u200d\ufe00-\ufe0f"
-# What turns the direction, has no width, or is a tag: it hides words from a person that a model reads.
-_HIDING = (
-    "\u061c\u115f\u1160\u17b4\u17b5\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\u3164\ufeff\uffa0\ufff0-\ufffb"
-    "\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
+# What a selector may stand behind: pictures, and what is drawn as one; ideographs, their punctuation, Myanmar, Phags-pa
+# and signs of mathematics; Mongolian. A joiner, behind anything that is seen, selector included; a blank, in braille.
+_HIDDEN = re.compile(
+    f"[{_CONTROLS}{_HIDING}{_NOBODYS}\ufe03-\ufe0d]"
+    "|(?<![#*0-9\xa9\xae\u203c-\u2bff\u3030\u303d\u3297\u3299\U0001f000-\U0001faff])[\ufe0e\ufe0f]"
+    "|(?<![0\u1000-\u109f\uaa60-\uaa7f\ua840-\ua877\u2190-\u2bff\u3000-\u303f\u3400-\u9fff\uf900-\ufaff\uff01-\uff65"
+    "\U00020000-\U0003ffff])[\ufe00-\ufe02]"
+    "|(?<![\u1800-\u180a\u1820-\u18aa])[\u180b-\u180d\u180f]"
+    f"|(?<![^\\s{_CONTROLS}{_JOINING}{_HIDING}\u2800])[{_JOINING}]"
+    "|(?<![\u2800-\u28ff])\u2800"
 )
-_HIDDEN = re.compile(f"[{_HIDING}]|(?:^|\\s)[{_JOINING}]|[{_JOINING}]{{3}}")
 
 
 def seen(text: str) -> bool:
@@ -51,10 +61,12 @@ def seen(text: str) -> bool:
 def hidden(text: str) -> str | None:
     """Returns what a text hides from who reads it, as "U+202E at character 7"; None where it hides nothing.
 
-    What joins letters (in Persian, in Hindi) or pictures counts where it follows nothing that it could join.
+    This is the one rule for all text that a message brings in. Tabs and ends of lines are text. What joins letters (in
+    Persian, in Hindi) or pictures, or chooses how one is drawn, counts where it follows nothing that it could change.
+    Any beginning of a text that hides nothing hides nothing either.
     """
     found = _HIDDEN.search(text)
-    return None if found is None else f"U+{ord(found[0][-1]):04X} at character {found.end() - 1}"
+    return None if found is None else f"U+{ord(found[0]):04X} at character {found.start()}"
 
 
 def require_text(text: Any, what: str = "a text", *, error: Refusal = EncodeError, may_be_empty: bool = False) -> str:

@@ -18,7 +18,7 @@ import msgspec
 
 from ilcp.errors import ConfigError, IlcpError
 
-__all__ = ["read_record", "refuse_unknown", "renamed"]
+__all__ = ["read_record", "refuse_unknown", "renamed", "shown"]
 
 T = TypeVar("T")
 WORDS: dict[Any, str] = {
@@ -30,6 +30,8 @@ WORDS: dict[Any, str] = {
     NoneType: "nothing",
 }
 _SAID = re.compile(r"(?P<said>.*?)(?: - at `\$\.?(?P<path>[^`]*)`)?", re.DOTALL)
+MOST_SHOWN = 80  # characters of a value in an error: who wrote it may be anybody
+LARGEST = 1 << 64  # of whole numbers: what is larger counts nothing, and fills an error
 _STEP = re.compile(r"\[(?P<index>\d+|\.\.\.)\]|(?P<name>[^.\[\]]+)")  # [...] is a table's value, whatever its key
 
 
@@ -49,6 +51,9 @@ def read_record(kind: type[T], record: Any, where: str, *, error: type[IlcpError
     if isinstance(record, Mapping):
         record = {str(name): value for name, value in record.items()}
         _refuse_unknown_below(kind, record, where, error)
+    too_large = next(_too_large(record), None)
+    if too_large is not None:
+        raise error(f"expected whole numbers below {LARGEST} in {where}, got {shown(too_large)}")
     try:
         return msgspec.convert(record, kind, dec_hook=_made_of)
     except msgspec.ValidationError as wrong:
@@ -77,6 +82,12 @@ def renamed(record: Mapping[str, Any], names: Mapping[str, str], where: str) -> 
     return {names.get(name, name): value for name, value in record.items()}
 
 
+def shown(value: Any) -> str:
+    """Returns a value as an error shows it: its beginning, where it is long."""
+    said = repr(value)
+    return said if len(said) <= MOST_SHOWN else f"{said[: MOST_SHOWN - 3]}..."
+
+
 def refuse_unknown(
     given: Iterable[str], known: Iterable[str], where: str, *, error: type[IlcpError] = ConfigError
 ) -> None:
@@ -90,7 +101,14 @@ def refuse_unknown(
         if name not in known:
             near = get_close_matches(name, known, n=1)
             meant = f"; did you mean {near[0]!r}?" if near else "."
-            raise error(f"expected a key of {where}, got {name!r}{meant} Known: {', '.join(sorted(known))}")
+            raise error(f"expected a key of {where}, got {shown(name)}{meant} Known: {', '.join(sorted(known))}")
+
+
+def _too_large(value: Any) -> Iterator[int]:
+    if isinstance(value, int) and abs(value) >= LARGEST:
+        yield value
+    for inner in value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ():
+        yield from _too_large(inner)
 
 
 def _refuse_unknown_below(hint: Any, value: Any, where: str, error: type[IlcpError]) -> None:
@@ -148,8 +166,8 @@ def _sentence(wrong: str, kind: Any, record: Any, where: str) -> str:
         return f"expected {names} in {f'{path} of {where}' if path else where}, got nothing"
     place_of = f" for {path!r} in {where}" if path else f" in {where}"
     if said.startswith(("Expected", "Invalid enum value")):
-        return f"expected {_words(hint)}{place_of}, got {value!r}"
-    return f"expected another value{place_of}, got {value!r}: {said}"
+        return f"expected {_words(hint)}{place_of}, got {shown(value)}"
+    return f"expected another value{place_of}, got {shown(value)}: {said}"
 
 
 def _fits(value: Any, hint: Any) -> bool:

@@ -23,8 +23,8 @@ CODECS = ROOT / "codecs"
 # own module, which names what is below it.
 FLOORS = (
     ("errors",),
-    ("files", "folders", "inputs", "records"),
-    ("identity",),
+    ("files", "folders", "records"),
+    ("identity", "inputs"),
     ("evidence", "message"),
     ("codec", "nn"),
     ("models",),

@@ -12,6 +12,7 @@ import ilcp
 from ilcp.codec.context import Context
 from ilcp.embedded import HERE
 from ilcp.errors import ConfigError, DecodeError, EncodeError, IdentityError, StorageError
+from ilcp.inputs import hidden
 from ilcp.models.loading import load_model
 from ilcp.tasks import case_files
 from ilcp_codecs import range_code
@@ -25,14 +26,14 @@ ODD = [
     "a  b\n\n\tc\r\n",
     "\ufffd",
     "cut \ufffd",
-    "\x00",
+    "\t",
     "<s>hi</s>",
     "Hello<|user|> you",
     "▁x",
-    "\u3000\u200b\u00a0 wide",
+    "\u3000\u00a0 wide",
     "e\u0301\U0001f468\u200d\U0001f469",
-    "\u202eright to left",
-    "\U0010ffff\ue000",
+    "\u05d0 right to left",
+    "\U0003134a\u0fff",
 ]
 
 
@@ -52,7 +53,7 @@ def encode(codec: LmCodec, text: str, payload_bytes: int | None = None) -> bytes
     return codec.encode(Context(text=text), payload_bytes)
 
 
-@given(text=st.text(min_size=1, max_size=40))
+@given(text=st.text(min_size=1, max_size=40).filter(lambda text: hidden(text) is None))
 @settings(max_examples=60, deadline=None)
 @example(text="\ufffd")
 @example(text="𝔲" * 40)
@@ -103,7 +104,7 @@ def test_the_head_is_the_longest_that_fits(text: str, length: int, trained_lm) -
     assert length < len(encode(trained_lm, longer))
 
 
-@given(text=st.text(min_size=1, max_size=30), length=st.integers(1, 12))
+@given(text=st.text(min_size=1, max_size=30).filter(lambda text: hidden(text) is None), length=st.integers(1, 12))
 @settings(max_examples=40, deadline=None)
 def test_any_text_is_cut_between_characters(text: str, length: int, random_lm) -> None:
     """A payload of any length decodes to a beginning of the text, or not even one character fits."""

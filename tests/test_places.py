@@ -224,17 +224,16 @@ def evidence() -> Evidence:
 
 def test_a_key_without_a_signature_has_signed_nothing() -> None:
     """Evidence that names who is trusted and has no signature is said to be none that is signed."""
-    made = signed(evidence(), SEED, "00")
+    made = signed(evidence(), SEED, "00", "11")
     with pytest.raises(UnmeasuredError, match="got none that is signed"):
-        require_signed(replace(made, signature=""), trusted_keys([made.measured_by]))
+        require_signed(replace(made, signature=""), trusted_keys([made.measured_by]), made.codec_id)
 
 
 def test_a_key_in_capitals_is_the_same_key() -> None:
     """Hexadecimal digits have no case, whoever wrote them."""
-    made = signed(evidence(), SEED, "00")
+    made = signed(evidence(), SEED, "00", "11")
     assert (made.measured_by,) == trusted_keys([made.measured_by.upper()])
-    require_signed(made, trusted_keys([made.measured_by.upper()]))
-    require_signed(replace(made, signature=made.signature), trusted_keys([made.measured_by]))
+    require_signed(made, trusted_keys([made.measured_by.upper()]), made.codec_id)
 
 
 def test_the_public_key_is_said_before_anything_is_measured(ends: Ends) -> None:

@@ -26,7 +26,8 @@ import ilcp
 from ilcp.cli import main
 from ilcp.cli.common import PlainConsole
 from ilcp.cli.measure import _seed
-from ilcp.codec.folder import ADAPTER, attach_evidence, save
+from ilcp.codec.context import Context
+from ilcp.codec.folder import ADAPTER, attach_evidence, load_to_measure, save, settings_of
 from ilcp.codec.seen import seen_by
 from ilcp.errors import ConfigError, DecodeError, EncodeError, StorageError, UnmeasuredError
 from ilcp.evidence import Evidence, require_evidence, require_signed, signed, trusted_keys
@@ -42,7 +43,7 @@ from ilcp.models.plain_text import unfit
 from ilcp.tasks import case_files, cases_digest
 from ilcp_codecs.facts.agenda import Agenda
 from ilcp_codecs.facts.config import FactsConfig
-from ilcp_codecs.text import LmCodec, PlainCodec, ZstdCodec
+from ilcp_codecs.text import HeadCodec, LmCodec, PlainCodec, TailCodec, ZstdCodec
 from ilcp_codecs.vae import VaeCodec, VaeConfig, VaeNetwork
 from tests.helpers import make_model, make_tokenizer
 
@@ -79,10 +80,10 @@ def adapter(tmp_path: Path) -> Path:
     return tmp_path / "codec" / ADAPTER
 
 
-def doors(folder: Path) -> Iterator[tuple[Callable[[], Any], type[Exception]]]:
+def doors(folder: Path, model: Any = None) -> Iterator[tuple[Callable[[], Any], type[Exception]]]:
     """Both ways of low-rank weights into a model, with the error of each."""
-    yield lambda: adapt(make_model(300, seed=1), SimpleNamespace(folder=folder.parent)), StorageError
-    yield lambda: begun_adapter(make_model(300, seed=1), folder), ConfigError
+    yield lambda: adapt(model or make_model(300, seed=1), SimpleNamespace(folder=folder.parent)), StorageError
+    yield lambda: begun_adapter(model or make_model(300, seed=1), folder), ConfigError
 
 
 @pytest.mark.parametrize(
@@ -96,9 +97,11 @@ def doors(folder: Path) -> Iterator[tuple[Callable[[], Any], type[Exception]]]:
         ({"rank_pattern": {"(a|aa)+$": 2}}, "rank_pattern"),
         ({"alpha_pattern": {"q_proj": "x"}}, "alpha_pattern"),
         ({"layers_pattern": "(a|aa)+$", "layers_to_transform": [0]}, "layers_"),
-        ({"r": 10**9}, "weights of ranks"),
-        ({"rank_pattern": {"q_proj": 10**9}}, "weights of ranks"),
-        ({"r": True}, "r = 'True'"),
+        ({"r": 10**9}, "r = 1000000000"),
+        ({"r": 10**4}, "weights of ranks"),
+        ({"rank_pattern": {"q_proj": 10**9}}, "rank_pattern = "),
+        ({"rank_pattern": {"q_proj": 10**4}}, "weights of ranks"),
+        ({"r": True}, "r = True"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
         ({"layer_replication": [[0, 10**9]]}, "layer_replication"),
         ({"use_dora": True}, "use_dora"),
@@ -135,6 +138,37 @@ def test_low_rank_weights_come_back_as_they_were_saved(adapter: Path) -> None:
         assert identify(theirs, TOKENIZER) == identify(found, TOKENIZER)
         trains = {name for name, value in found.named_parameters() if value.requires_grad}
         assert trains in (set(), {name for name in theirs.state_dict() if ".lora_" in name})
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "said"),
+    [
+        ("x.lora_A.weight", (10**4, 0), "weights of ranks"),
+        ("x.lora_A.weight", (10**4, 1), "no layers for x.lora_A.weight"),
+        ("base_model.model.lm_head.weight", (300, 32), "no layers for base_model.model.lm_head.weight"),
+        (None, (10**4, 1), r"of shape \(2, .*\), where its configuration makes it \(10000"),
+    ],
+)
+def test_low_rank_weights_take_no_more_room_than_the_file_has(
+    adapter: Path, name: str | None, shape: tuple[int, ...], said: str
+) -> None:
+    """A rank that one tensor has, or none, makes no room in every layer; what no layer has is refused; and the model is
+    left as it was."""
+    import resource
+
+    weights = load_file(adapter / "adapter_model.safetensors")
+    weights[name or next(each for each in weights if "lora_A" in each)] = torch.zeros(shape)
+    save_file(weights, adapter / "adapter_model.safetensors")
+    changed(adapter / "adapter_config.json", r=2 if name and name.endswith("lm_head.weight") else 10**4)
+    model = make_model(300, seed=1)
+    before, before_kb = model.state_dict(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for door, error in doors(adapter, model):
+        with pytest.raises(error, match=said):
+            door()
+    after = model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(value, after[each]) for each, value in before.items())
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kb < 20_000
 
 
 def test_no_pickle_of_low_rank_weights_is_read(adapter: Path) -> None:
@@ -499,14 +533,56 @@ def test_one_rule_says_what_text_of_a_message_may_reach_a_prompt(reader, text: s
             reader.decode(wire.to_bytes())
 
 
-def test_no_control_that_is_not_drawn_passes() -> None:
-    """Of what Unicode calls controls of a format, all but signs that are drawn, and what joins behind a letter."""
+def test_no_character_that_is_not_drawn_passes() -> None:
+    """Of controls, private use, selectors and blanks, all but ends of lines, and what joins or chooses behind a letter;
+    and of that, one: what a reader does not see takes no byte of what a model reads."""
     drawn = {*"\u06dd\u070f\u0890\u0891\u08e2\U000110bd\U000110cd"}  # signs around numbers and verses
     drawn |= {chr(code) for code in (*range(0x600, 0x606), *range(0x13430, 0x13440))}
-    controls = {each for each in map(chr, range(sys.maxunicode + 1)) if unicodedata.category(each) == "Cf"} - drawn
-    blank = {*"\u115f\u1160\u17b4\u17b5\u3164\uffa0"}  # letters and vowels of which nothing is drawn
-    assert {*"\xad\u200c\u200d"} == {each for each in controls | blank if not hidden(f"a{each}b")}
-    assert all(hidden(f"a {each}b") and hidden(f"{each}b") for each in controls | blank)
+    unseen = {each for each in map(chr, range(sys.maxunicode + 1)) if unicodedata.category(each) in ("Cf", "Cc", "Co")}
+    selectors = {*map(chr, (*range(0x180B, 0x180E), 0x180F, *range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0)))}
+    blank = {*"\u115f\u1160\u17b4\u17b5\u3164\uffa0\u2800\U0001d159\U00016fe4\u034f\ufdd0\uffff"}
+    unseen = (unseen | selectors | blank) - drawn - {*"\t\n\r"}
+    joining = {*"\xad\u034f\u200c\u200d"}
+    assert joining == {each for each in unseen if not hidden(f"a{each}b")}
+    assert all(hidden(f"a {each}b") and hidden(f"{each}b") and hidden(f"a\u200d{each}b") for each in unseen)
+    assert all(hidden(f"\u2764\ufe0f{each}") for each in unseen - joining)
+    assert not hidden("a\tb\r\nc")
+
+
+WHOLE = (
+    "\U0001f469\u200d\U0001f469\u200d\U0001f467",  # a family
+    "\u2764\ufe0f\u200d\U0001f525 1\ufe0f\u20e3 \u2197\ufe0e",
+    "\U0001f3f3\ufe0f\u200d\U0001f308 \U0001f44d\U0001f3fd",
+    "می\u200cخواهم",
+    "क्\u200dष",
+    "\u845b\ufe00 \u2229\ufe00 0\ufe00",
+    "\u1820\u180b\u1821 \u1000\ufe00",
+    "\u2801\u2800\u2800\u2803",
+)
+
+
+@pytest.mark.parametrize("text", WHOLE)
+def test_every_script_and_picture_passes_whole_and_from_its_beginning(text: str) -> None:
+    """Sequences of pictures, joined letters, variants and braille hide nothing, nor does any beginning of them."""
+    assert not [length for length in range(len(text) + 1) if hidden(text[:length])]
+
+
+@pytest.mark.parametrize("kind", [PlainCodec, HeadCodec, TailCodec])
+def test_a_codec_of_text_writes_what_a_receiver_takes(reader, kind: Any) -> None:
+    """A text that hides something is refused by who sends; what is cut off a text of pictures is taken."""
+    codec = kind(400)
+    receiver = ilcp.Receiver(reader.model, reader.tokenizer, codec, allow_unmeasured=True)
+    codec_id = codec.trained.codec_id(codec.spec)
+    for hiding in ("\x1b[8m", "\x00", "\x08", "\x85", "\ue123", "\U000f0000", "\ufe01\ufe02", "\u2800", "\U0001d159"):
+        with pytest.raises(EncodeError, match=r"of characters that are seen, got U\+.* at character 1: leave it out"):
+            codec.encode(Context(f"a{hiding}b"))
+        with pytest.raises(DecodeError, match="of plain text, got one that holds"):
+            receiver.decode(Message(codec_id, f"a{hiding}b".encode()).to_bytes())
+        with pytest.raises((EncodeError, DecodeError), match="literal"):
+            receiver.decode(Message(codec_id, b"a", literals=(f"a{hiding}b",)).to_bytes())
+    text = " ".join(WHOLE)
+    for size in range(4, len(text.encode()) if kind is not PlainCodec else 4):
+        assert receiver.decode(Message(codec_id, codec.encode(Context(text), size)).to_bytes())
 
 
 def test_no_memory_of_text_has_a_place_for_another(reader) -> None:
@@ -569,6 +645,7 @@ def test_questions_of_a_codecs_folder_are_text_of_a_stranger(reader) -> None:
         ({"low": 0.55}, "an interval around the content gain"),
         ({"high": None}, "an interval around the content gain"),
         ({"n": 0}, "n of at least 2"),
+        ({"n": 10**18}, "n of at most 1000000000"),
         ({"content_gain": float("nan")}, "finite figures"),
         ({"arms": {**ARMS, "text": float("inf")}}, "finite figures"),
         ({"arms": {"message": 0.9}}, "the arms message and mismatched"),
@@ -588,11 +665,39 @@ def test_evidence_that_no_measurement_gives_is_damaged(figures: dict[str, Any], 
         require_evidence(wrong, "ab")
 
 
+def test_a_number_of_a_folder_fills_no_error(tmp_path: Path) -> None:
+    """Whole numbers of thousands of digits, long lists and names are shown by their beginning; no half of a character
+    that nothing can be written with gets in."""
+    codec = PlainCodec(80)
+    save(codec, tmp_path)
+    record = json.loads((tmp_path / "config.json").read_text())
+    evidence = asdict(replace(EVIDENCE, codec_id=codec.trained.codec_id(codec.spec).hex()))
+    huge = int("9" * 4000)
+    for wrong in (
+        {"evidence": evidence | {"n": huge}},
+        {"evidence": evidence | {"content_gain": huge}},
+        {"evidence": evidence | {"arms": ARMS | {"message": huge}}},
+        {"evidence": evidence | {"task": "t" * 9000, "n": 0}},
+        {"evidence": evidence | {"task": "\ud800"}},
+        {"spec": record["spec"] | {"payload_bytes": huge}},
+        {"spec": record["spec"] | {"prefixes": [3] * 9000}},
+        {"spec": record["spec"] | {"reads": "r" * 9000}},
+        {"spec": record["spec"] | {"name": "n" * 9000}},
+        {"spec": record["spec"] | {"k" * 9000: 1}},
+        {"format": huge},
+    ):
+        changed(tmp_path / "config.json", **(record | wrong))
+        with pytest.raises((StorageError, ConfigError)) as caught:
+            ilcp.load(tmp_path)
+        assert len(str(caught.value)) < 800 + len(str(tmp_path)), wrong
+
+
 def test_signed_evidence_binds_figures_codec_cases_and_who_measured(pair, tmp_path: Path) -> None:
     """A receiver that trusts a key takes what it signed, from a folder too; anything else in its place is refused."""
     key, other = bytes(range(32)), bytes(range(1, 33))
     codec = deepcopy(pair.sender.codec)
-    made = signed(codec.evidence, key, cases_digest(case_files("test", 7, 3)))
+    codec_id, settings = codec.evidence.codec_id, settings_of(pair.path)
+    made = signed(codec.evidence, key, cases_digest(case_files("test", 7, 3)), settings)
     codec.evidence = made
     ilcp.save(codec, tmp_path / "codec")
     attach_evidence(tmp_path / "codec", made)
@@ -601,16 +706,19 @@ def test_signed_evidence_binds_figures_codec_cases_and_who_measured(pair, tmp_pa
     assert ilcp.load_pair(tmp_path / "codec", trust=[made.measured_by])
     for wrong in (
         pair.sender.codec.evidence,
-        signed(codec.evidence, other, ""),
+        signed(codec.evidence, other, "", settings),
         replace(made, n=500),
         replace(made, task_digest="00"),
         replace(made, codec_id="00"),
-        replace(made, measured_by=signed(made, other, "").measured_by),
+        replace(made, settings_digest="00"),
+        replace(made, measured_by=signed(made, other, "", settings).measured_by),
         replace(made, signature="xyz"),
         None,
     ):
         with pytest.raises(UnmeasuredError, match=r"expected evidence (that somebody trusted signed|as .* signed it)"):
-            require_signed(wrong, trusted_keys([bytes.fromhex(made.measured_by), signed(made, key, "").measured_by]))
+            require_signed(wrong, trusted_keys([bytes.fromhex(made.measured_by), made.measured_by]), codec_id)
+    with pytest.raises(UnmeasuredError, match="got a signature of before settings were signed: measure again"):
+        require_signed(signed(made, key, "", ""), [made.measured_by], codec_id)
     model, tokenizer = pair.receiver.model, pair.receiver.tokenizer
     codec.evidence = replace(made, n=500)
     with pytest.raises(UnmeasuredError, match="that it did not sign"):
@@ -618,6 +726,45 @@ def test_signed_evidence_binds_figures_codec_cases_and_who_measured(pair, tmp_pa
     for nobody in ([], "ab", ["ab"], [b"ab"], [3]):
         with pytest.raises(ConfigError, match=r"expected (a list of )?public keys"):
             ilcp.Receiver(model, tokenizer, codec, trust=nobody)  # type: ignore[arg-type]
+
+
+def test_signed_evidence_is_that_of_the_very_codec_whatever_else_is_allowed(small) -> None:
+    """Whom a receiver trusts has signed this codec's evidence, also where it takes codecs that were not measured."""
+    codec, own = deepcopy(small.codec), small.codec.trained.codec_id(small.codec.spec).hex()
+    model, tokenizer, measured = small.receiver.model, small.receiver.tokenizer, replace(EVIDENCE, codec_id=own)
+    codec.evidence = signed(measured, bytes(range(32)), "", "00")
+    trust = [codec.evidence.measured_by]
+    assert ilcp.Receiver(model, tokenizer, codec, trust=trust, allow_unmeasured=True)
+    codec.evidence = signed(EVIDENCE, bytes(range(32)), "", "00")
+    with pytest.raises(UnmeasuredError, match=f"expected the evidence of codec {own}, got that of ab by {trust[0]}"):
+        ilcp.Receiver(model, tokenizer, codec, trust=trust, allow_unmeasured=True)
+
+
+def test_signed_evidence_binds_the_settings(small, tmp_path: Path) -> None:
+    """Settings, and what is known of the models, that were edited after signing are refused at load and attach; saving
+    a loaded codec changes neither."""
+    codec = deepcopy(small.codec)
+    save(codec, tmp_path / "mine")
+    measured = replace(EVIDENCE, codec_id=codec.trained.codec_id(codec.spec).hex())
+    made = signed(measured, bytes(range(32)), "", settings_of(tmp_path / "mine"))
+    attach_evidence(tmp_path / "mine", made)
+    ilcp.save(ilcp.load(tmp_path / "mine"), tmp_path / "codec")
+    config = tmp_path / "codec" / "config.json"
+    assert made == ilcp.load(tmp_path / "codec").evidence
+    before = json.loads(config.read_text())
+    sender = before["trained"]["sender"] | {"states": ""}
+    for edited in (
+        {"settings": before["settings"] | {"sender_layers": [2, 1, 0]}},
+        {"settings": before["settings"] | {"priority_slots": 4, "priority_dims": 8}},
+        {"trained": before["trained"] | {"sender": sender}},
+    ):
+        changed(config, **edited)
+        with pytest.raises(StorageError, match=f"expected the settings that {made.measured_by} measured, got others"):
+            ilcp.load(tmp_path / "codec")
+        with pytest.raises(UnmeasuredError, match="got others: measure again"):
+            attach_evidence(tmp_path / "codec", made)
+        assert load_to_measure(tmp_path / "codec").evidence is None
+        changed(config, **before)
 
 
 def test_a_signing_key_is_made_for_its_owner_only(tmp_path: Path) -> None:

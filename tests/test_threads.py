@@ -14,16 +14,28 @@ from torch import nn
 
 from ilcp import Receiver
 from ilcp.codec.context import Context
+from ilcp.codec.memory import TextMemory
+from ilcp.codec.protocols import Codec
+from ilcp.codec.registry import codec_class, codec_names
 from ilcp.models.reading import backbone
 from ilcp.nn.inference import evaluating, lock_of
-from ilcp_codecs.text import LmCodec, PlainCodec
+from ilcp.tasks import Case, Question
+from ilcp.training import Models
+from ilcp_codecs.facts import FactsCodec
+from ilcp_codecs.text import HeadCodec, LmCodec, PlainCodec, TailCodec, ZstdCodec
 from tests.families import build
 from tests.helpers import make_model, make_tokenizer, sender_of
 from tests.test_families import spelled
 
 THREADS = 8
+TINY = dict(width=32, heads=4, speller_width=32, blocks=1)
 TOKENIZER = make_tokenizer(300)
 TEXTS = [f"Case {number} " + "is owned by Mara in Oslo. " * (1 + number % 5) for number in range(12)]
+
+
+def held(memory: Any) -> Any:
+    """The text of a memory, or its numbers."""
+    return memory.text if isinstance(memory, TextMemory) else memory.vectors.tolist()
 
 
 def hooks_of(model: nn.Module) -> int:
@@ -115,6 +127,49 @@ def test_receivers_answer_in_any_number_of_threads() -> None:
     with ThreadPoolExecutor(THREADS) as pool:
         for number, got in enumerate(pool.map(ask, range(2 * THREADS))):
             assert expected[number % len(memories)] == got
+
+
+@pytest.fixture(scope="module")
+def codecs(small, models: Models) -> dict[str, Codec]:
+    """Every built-in codec."""
+    torch.manual_seed(0)
+    question = Question("Who?", "Mara", facts=(("who", "Mara"),))
+    facts = FactsCodec.untrained_for(models, TINY, [Case(f"{n}", "Mara owns it.", (question,)) for n in range(9)])
+    made: tuple[Codec, ...] = (
+        *(kind(20_000) for kind in (PlainCodec, HeadCodec, TailCodec)),
+        ZstdCodec.fit([f"Case {number} is owned by Mara, since {number * 7} days." for number in range(300)], 2000),
+        LmCodec(make_model(300), TOKENIZER, 60),
+        small.codec,
+        FactsCodec.from_network(facts.eval(), small.codec.trained.sender, small.codec.trained.receiver),
+    )
+    return {each.spec.name: each for each in made}
+
+
+@pytest.mark.usefixtures("restless")
+@pytest.mark.parametrize(
+    "name", [name for name in codec_names() if codec_class(name).__module__.startswith("ilcp_codecs.")]
+)
+def test_a_codec_works_in_any_number_of_threads(codecs: dict[str, Codec], name: str) -> None:
+    """Of every installed codec, payloads and memories of eight threads are those of one."""
+    codec = codecs[name]
+    hidden = codec.config.sender_hidden if codec.layers else 1  # type: ignore[attr-defined]
+    states = [torch.randn(len(codec.layers), 5, hidden, generator=torch.manual_seed(each)) for each in range(4)]
+    length = 1 if name == "text-lm" else 100
+    texts = [" ".join(f"Case {at * step * 7919 % 10007} is Mara's." for step in range(length)) for at in range(1, 5)]
+    contexts = [Context(text, each) for text, each in zip(texts, states, strict=True)]
+    payloads = [codec.encode(context) for context in contexts]
+    memories = [held(codec.decode(payload)) for payload in payloads]
+    decodes, encodes = (1, 1) if name == "text-lm" else (150, 3)
+
+    def work(worker: int) -> None:
+        for step in range(decodes):
+            number = (worker + step) % len(contexts)
+            assert memories[number] == held(codec.decode(payloads[number]))
+        for number in range(encodes):
+            assert payloads[number] == codec.encode(contexts[number])
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        list(pool.map(work, range(THREADS)))
 
 
 def test_captures_of_several_threads_hold_their_own_calls() -> None:

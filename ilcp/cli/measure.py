@@ -105,13 +105,13 @@ def measure(
 
 
 def _attach(folder: Path, report: "Report", seed: bytes | None, asked: "Task") -> None:
-    from ilcp.codec.folder import attach_evidence
+    from ilcp.codec.folder import attach_evidence, settings_of
     from ilcp.evidence import signed
     from ilcp.tasks import cases_digest
 
     evidence = report.evidence()
     if seed is not None:
-        evidence = signed(evidence, seed, cases_digest(asked.cases))
+        evidence = signed(evidence, seed, cases_digest(asked.cases), settings_of(folder))
     attach_evidence(folder, evidence)
 
 

@@ -22,11 +22,11 @@ from ilcp.codec.protocols import Codec
 from ilcp.codec.registry import codec_class, codec_names
 from ilcp.codec.spec import CodecSpec, Trained
 from ilcp.errors import ConfigError, IlcpError, StorageError, UnmeasuredError
-from ilcp.evidence import Evidence
+from ilcp.evidence import Evidence, digest_of_settings, require_settings
 from ilcp.files import settle, sync, write_whole
 from ilcp.folders import fetched, inside, is_hub_id, read_json, read_whole, slip
 from ilcp.identity import ANY, ModelIdentity
-from ilcp.records import read_record, renamed
+from ilcp.records import read_record, renamed, shown
 
 __all__ = [
     "ADAPTER",
@@ -39,6 +39,7 @@ __all__ = [
     "load_to_measure",
     "measured",
     "save",
+    "settings_of",
     "training_of",
 ]
 
@@ -129,7 +130,7 @@ def save(
             "format": FORMAT,
             "codec_id": codec.trained.codec_id(codec.spec).hex(),
             "spec": asdict(codec.spec),
-            "settings": codec.save_files(draft),
+            "settings": _settings(codec, draft),
             "trained": asdict(codec.trained),
             "training": dict(training or {}),
             "evidence": None if codec.evidence is None else asdict(codec.evidence),
@@ -152,6 +153,15 @@ def save(
         ) from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def _settings(codec: Codec, draft: Path) -> dict[str, Any]:
+    """Writes the codec's files, and returns its settings: those that were signed in the words of the signature, where
+    defaults that came later are not spelled out."""
+    settings = codec.save_files(draft)
+    if codec.folder is None or codec.evidence is None or not codec.evidence.signature:
+        return settings
+    return _saved(_record(codec.folder, codec.folder / CONFIG), codec.folder / CONFIG).settings
 
 
 def _draft_beside(folder: Path) -> Path:
@@ -183,7 +193,8 @@ def _extras(folder: Path) -> Iterator[str]:
 def load(source: str | Path, **hub: Any) -> Codec:
     """Returns the codec in a folder or on a hub, ready to encode and decode. Runs no code from there, reads no pickle.
 
-    Weights that are not of the shapes that the configuration says are refused before they take memory.
+    Weights that are not of the shapes that the configuration says are refused before they take memory, as are settings
+    that are not those of signed evidence.
 
     Args:
         source: a folder, or an id such as ``"me/my-codec"``, which is fetched with huggingface_hub.
@@ -196,7 +207,7 @@ def load(source: str | Path, **hub: Any) -> Codec:
     """
     codec, record = _loaded(source, hub)
     try:
-        codec.evidence = _evidence(record)
+        codec.evidence = _evidence(record, folder_of(codec) / CONFIG)
     except UnmeasuredError as error:
         raise StorageError(f"{folder_of(codec) / CONFIG}: {error}") from None
     return codec
@@ -210,7 +221,7 @@ def load_to_measure(source: str | Path, **hub: Any) -> Codec:
     """
     codec, record = _loaded(source, hub)
     with suppress(UnmeasuredError):
-        codec.evidence = _evidence(record)
+        codec.evidence = _evidence(record, folder_of(codec) / CONFIG)
     return codec
 
 
@@ -220,20 +231,17 @@ def _loaded(source: str | Path, hub: Mapping[str, Any]) -> tuple[Codec, dict[str
     config = folder / CONFIG
     record = _record(source, config)
     saved = _saved(record, config)
-    sender, receiver = (
-        ModelIdentity.from_dict(getattr(saved.trained, side), f"trained.{side} in {config}", error=StorageError)
-        for side in ("sender", "receiver")
-    )
+    trained = _trained(saved, config)
     try:
         method = codec_class(saved.spec.name)
     except ConfigError as error:
         raise ConfigError(f"{error}: install the package of the codec that {config} names") from error
-    if saved.spec.runs_sender and ANY in (sender, receiver):
+    if saved.spec.runs_sender and ANY in (trained.sender, trained.receiver):
         raise StorageError(
             f"expected the identities of both models in {config}, because codec {saved.spec.name!r} reads states, got "
             "an empty one, which would fit every model: fetch the codec again"
         )
-    codec = _made(method, folder, saved, Trained(sender, receiver, saved.trained.weights))
+    codec = _made(method, folder, saved, trained)
     codec.evidence, codec.folder = None, folder
     return codec, record
 
@@ -267,7 +275,29 @@ def evidence_of(folder: Path) -> Evidence | None:
         ConfigError, StorageError: as ``load``.
         UnmeasuredError: it is damaged.
     """
-    return _evidence(_record(folder, folder / CONFIG))
+    return _evidence(_record(folder, folder / CONFIG), folder / CONFIG)
+
+
+def settings_of(folder: Path) -> str:
+    """Returns the digest of the settings of the codec in ``folder``, which signed evidence is bound to.
+
+    Raises:
+        ConfigError, StorageError: as ``load``.
+    """
+    return _digest_of(_record(folder, folder / CONFIG), folder / CONFIG)
+
+
+def _digest_of(record: Mapping[str, Any], config: Path) -> str:
+    saved = _saved(record, config)
+    return digest_of_settings(saved.settings, asdict(_trained(saved, config)))
+
+
+def _trained(saved: _Saved, config: Path) -> Trained:
+    sender, receiver = (
+        ModelIdentity.from_dict(getattr(saved.trained, side), f"trained.{side} in {config}", error=StorageError)
+        for side in ("sender", "receiver")
+    )
+    return Trained(sender, receiver, saved.trained.weights)
 
 
 def _saved(record: Mapping[str, Any], config: Path) -> _Saved:
@@ -275,12 +305,16 @@ def _saved(record: Mapping[str, Any], config: Path) -> _Saved:
     return read_record(_Saved, known, str(config), error=StorageError)
 
 
-def _evidence(record: Mapping[str, Any]) -> Evidence | None:
+def _evidence(record: Mapping[str, Any], config: Path) -> Evidence | None:
     try:
         found = renamed(record, {"proof": "evidence"}, CONFIG).get("evidence")
     except ConfigError as error:
         raise UnmeasuredError(str(error)) from None
-    return None if found is None else Evidence.from_dict(found)
+    if found is None:
+        return None
+    evidence = Evidence.from_dict(found)
+    require_settings(evidence, _digest_of(record, config))
+    return evidence
 
 
 def _record(source: str | Path, config: Path) -> dict[str, Any]:
@@ -296,7 +330,7 @@ def _record(source: str | Path, config: Path) -> dict[str, Any]:
         raise StorageError(f"expected JSON in {config}, got something else: {error}") from error
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         found = record.get("format") if isinstance(record, dict) else type(record).__name__
-        raise StorageError(f"expected a codec's config.json of format {FORMAT}, got {found!r} in {config}")
+        raise StorageError(f"expected a codec's config.json of format {FORMAT}, got {shown(found)} in {config}")
     return record
 
 
@@ -344,7 +378,7 @@ def attach_evidence(folder: str | Path, evidence: Evidence) -> None:
 
     Raises:
         ConfigError, StorageError, IdentityError: as ``load``.
-        UnmeasuredError: the evidence is another codec's.
+        UnmeasuredError: the evidence is another codec's, or signed for other settings.
     """
     config, card = Path(folder) / CONFIG, Path(folder) / CARD
     found = load_to_measure(folder)
@@ -358,5 +392,6 @@ def attach_evidence(folder: str | Path, evidence: Evidence) -> None:
         raise StorageError(f"expected a card as text in {card}, got: {error}") from error
     record = _record(folder, config) | {"evidence": asdict(evidence)}
     record.pop("proof", None)
+    require_settings(evidence, _digest_of(record, config))
     write_whole(config, json.dumps(record, indent=2) + "\n")
     write_whole(card, f"{before}\n\n{measured(evidence)}")

@@ -4,6 +4,7 @@ from importlib import metadata
 from typing import Any
 
 from ilcp.errors import ConfigError
+from ilcp.records import shown
 
 __all__ = ["codec_class", "codec_names"]
 
@@ -24,4 +25,4 @@ def codec_class(name: str) -> Any:
     for entry in metadata.entry_points(group=ENTRY_POINTS):
         if entry.name == name:
             return entry.load()
-    raise ConfigError(f"expected one of the installed codecs ({', '.join(codec_names()) or 'none'}), got {name!r}")
+    raise ConfigError(f"expected one of the installed codecs ({', '.join(codec_names()) or 'none'}), got {shown(name)}")

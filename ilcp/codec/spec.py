@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from ilcp.errors import ConfigError
 from ilcp.identity import ModelIdentity, digest
 from ilcp.message import CODEC_ID_BYTES, MAX_BLOB_BYTES
+from ilcp.records import shown
 
 __all__ = ["READS", "CodecSpec", "Trained"]
 
@@ -36,11 +37,13 @@ class CodecSpec:
         if not 1 <= self.payload_bytes <= MAX_BLOB_BYTES:
             raise ConfigError(f"expected payload_bytes from 1 to {MAX_BLOB_BYTES}, got {self.payload_bytes}")
         if self.reads not in READS:
-            raise ConfigError(f"expected a codec to read {' or '.join(map(repr, READS))}, got {self.reads!r}")
+            raise ConfigError(f"expected a codec to read {' or '.join(map(repr, READS))}, got {shown(self.reads)}")
         if self.prefixes and (sorted(set(self.prefixes)) != list(self.prefixes) or self.prefixes[0] < 1):
-            raise ConfigError(f"expected prefixes in ascending order from 1 byte, got {self.prefixes}")
+            raise ConfigError(f"expected prefixes in ascending order from 1 byte, got {shown(self.prefixes)}")
         if self.prefixes and self.prefixes[-1] != self.payload_bytes:
-            raise ConfigError(f"expected the last prefix to be payload_bytes={self.payload_bytes}, got {self.prefixes}")
+            raise ConfigError(
+                f"expected the last prefix to be payload_bytes={self.payload_bytes}, got {shown(self.prefixes)}"
+            )
 
     @property
     def runs_sender(self) -> bool:
@@ -57,9 +60,9 @@ class CodecSpec:
             return self.payload_bytes
         allowed = self.prefixes or range(1, self.payload_bytes + 1)
         if payload_bytes not in allowed:
-            shown = ", ".join(map(str, self.prefixes)) or f"1 to {self.payload_bytes}"
+            known = ", ".join(map(str, self.prefixes)) or f"1 to {self.payload_bytes}"
             raise ConfigError(
-                f"expected payload_bytes to be one of {shown} for codec {self.name!r}, got {payload_bytes}"
+                f"expected payload_bytes to be one of {known} for codec {self.name!r}, got {payload_bytes}"
             )
         return payload_bytes
 

@@ -110,10 +110,11 @@ class Receiver:
         self._known.require(model, tokenizer)
         trusted = () if trust is None else trusted_keys(trust)
         for each in self.codecs:
+            codec_id = each.trained.codec_id(each.spec).hex()
             if trusted:
-                require_signed(each.evidence, trusted)
+                require_signed(each.evidence, trusted, codec_id)
             if not allow_unmeasured:
-                require_evidence(each.evidence, each.trained.codec_id(each.spec).hex())
+                require_evidence(each.evidence, codec_id)
         model.eval()
         self.tokenizer = tokenizer
         self.codec = self.codecs[0]

@@ -101,7 +101,7 @@ def auto(text: str, budget_bytes: int = AUTO_BYTES) -> tuple[str, ...]:
     found: dict[str, str | None] = {}
     for token in _tokens(_HYPHEN.sub(_JOINER, _SPACED.sub(" ", text))):
         word = _bare(token)
-        if word and word not in found and len(word) <= budget_bytes and not _REFUSED.search(word):
+        if word and word not in found and len(word) <= budget_bytes and not (_REFUSED.search(word) or hidden(word)):
             found[word] = next((kind for kind, rule in KINDS.items() if rule.fullmatch(word)), None)
     picked: set[str] = set()
     left = budget_bytes + 1  # no separator before the first

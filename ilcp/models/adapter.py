@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from ilcp.codec.folder import ADAPTER, ADAPTER_FILES
 from ilcp.errors import ConfigError, IlcpError, MissingExtraError, StorageError
 from ilcp.files import require_readable, settle, write_whole
-from ilcp.folders import inside
+from ilcp.folders import inside, shapes_of
 from ilcp.models.adapter_config import low_rank_config
 
 __all__ = [
@@ -103,14 +103,33 @@ def _adapted(model: Any, root: Path, folder: Path, what: str, refusal: type[Ilcp
         for name in ADAPTER_FILES:
             require_readable(inside(root, str((folder / name).relative_to(root))))
         config = peft.LoraConfig(**low_rank_config(root, folder), inference_mode=not train)
-        adapter = peft.get_peft_model(model, config)
-        loaded = peft.set_peft_model_state_dict(adapter, load_file(folder / ADAPTER_FILES[1]))
-        lacking = [name for name in loaded.missing_keys if LOW_RANK in name]
-        if lacking or loaded.unexpected_keys:
-            raise ValueError(f"no {', '.join(lacking[:3])}, or no layers for {', '.join(loaded.unexpected_keys[:3])}")
+        adapter = peft.get_peft_model(model, config, low_cpu_mem_usage=True)  # on meta: nothing takes memory yet
+        try:
+            _fill(adapter, folder / ADAPTER_FILES[1])
+        except Exception:
+            adapter.unload()
+            raise
         return adapter
     except Exception as error:  # peft, safetensors and torch raise many kinds, all of which mean this
         raise refusal(f"expected {what} in {folder}, got: {error}") from error
+
+
+def _fill(adapter: Any, file: Path) -> None:
+    """Takes the low-rank weights of a file, if they are all of the adapter's, in its shapes, and no others."""
+    peft = _peft()
+    wanted, found = peft.get_peft_model_state_dict(adapter, save_embedding_layers=False), shapes_of(file)
+    lacking, strange = (
+        [name for name in one if name not in other] for one, other in ((wanted, found), (found, wanted))
+    )
+    if lacking or strange:
+        raise ValueError(f"no {', '.join(lacking[:3])}, or no layers for {', '.join(strange[:3])}")
+    for name, weight in wanted.items():
+        if found[name][0] != tuple(weight.shape):
+            raise ValueError(
+                f"{name} of shape {found[name][0]}, where its configuration makes it {tuple(weight.shape)}"
+            )
+    weights = {name: weight.to(wanted[name].dtype) for name, weight in load_file(file).items()}
+    peft.set_peft_model_state_dict(adapter, weights, low_cpu_mem_usage=True)
 
 
 def plain(module: Any) -> Any:

@@ -12,11 +12,13 @@ from typing import Any
 
 from ilcp.codec.folder import ADAPTER_FILES
 from ilcp.folders import inside, read_json, shapes_of
+from ilcp.records import shown
 
 __all__ = ["low_rank_config"]
 
 NAME = re.compile(r"\w+(\.\w+)*", re.ASCII)  # of a layer: no expression of it takes long to match
 MOST_NAMES = 10_000  # more layers than any model has by name
+MOST_RANK = 1 << 14  # as wide as the layers of the largest models: a rank beyond it is not low
 LOW_RANK_A = ".lora_A.", ".lora_embedding_A"
 # What decides nothing about weights that are there: where they come from, who wrote them, how they were begun.
 SAID = (
@@ -30,7 +32,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_rank(value: Any) -> bool:
-    return type(value) is int and value > 0
+    return type(value) is int and 0 < value <= MOST_RANK
 
 
 def _is_name(value: Any) -> bool:
@@ -80,7 +82,7 @@ def low_rank_config(root: Path, folder: Path) -> dict[str, Any]:
         known = TAKEN.get(name)
         if (known is None and name not in SAID and value not in (None, False, [], {})) or (known and not known(value)):
             raise ValueError(
-                f"{name} = {str(value)[:80]!r} in {ADAPTER_FILES[0]}: taken are plain low-rank weights (LORA) without "
+                f"{name} = {shown(value)} in {ADAPTER_FILES[0]}: taken are plain low-rank weights (LORA) without "
                 "biases, for layers by their names"
             )
     lacking = [name for name in NEEDED if name not in record]
@@ -94,4 +96,4 @@ def low_rank_config(root: Path, folder: Path) -> dict[str, Any]:
 
 
 def _is_low_rank(name: str, shape: tuple[int, ...]) -> bool:
-    return any(each in name for each in LOW_RANK_A) and len(shape) == 2
+    return any(each in name for each in LOW_RANK_A) and len(shape) == 2 and 0 not in shape

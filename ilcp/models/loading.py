@@ -1,9 +1,11 @@
 """Loads models and tokenizers from a folder, a hub or a GGUF file."""
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
+from logging import LogRecord, getLogger
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -12,13 +14,14 @@ from tokenizers import Tokenizer
 
 from ilcp.errors import ConfigError, IlcpError, MissingExtraError
 from ilcp.models.adapter import vocabulary_size
-from ilcp.models.believed import require_depth, require_held
+from ilcp.models.believed import require_counts, require_depth, require_held
 from ilcp.models.sources import at_home, folder_of, gguf_file
 from ilcp.nn.device import usable_device
 
 __all__ = ["DTYPES", "load_folder", "load_model"]
 
 DTYPES = ("float32", "bfloat16", "float16")
+COLOUR, CONTROL = re.compile("\x1b\\[[0-9;]*m"), re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def load_model(
@@ -68,12 +71,13 @@ def load_folder(folder: Path, source: str, dtype: str, encoder: bool = False) ->
     here: dict[str, Any] = dict(local_files_only=True, trust_remote_code=False)  # False: not even asked for
     with _quiet(), _refusing(f"a language model in {source}"):
         require_depth(folder)
+        require_counts(folder)
         config = AutoConfig.from_pretrained(folder, **here)
         causal = bool(set(config.architectures or ()) & set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()))
         kind = AutoModel if encoder and not causal else AutoModelForCausalLM
         require_held(kind, config, folder)
         model = kind.from_pretrained(folder, dtype=dtype, use_safetensors=True, **here)
-    with _refusing(f"the model's tokenizer beside it in {source}", "; save it there with save_pretrained"):
+    with _quiet(), _refusing(f"the model's tokenizer beside it in {source}", "; save it there with save_pretrained"):
         return model, AutoTokenizer.from_pretrained(folder, **here)
 
 
@@ -141,17 +145,29 @@ def _unpacked() -> dict[str, Any]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silences transformers' bars: one for a load of a few milliseconds is noise."""
+    """Silences transformers' bars, one for a load of a few milliseconds is noise, and writes out what would steer a
+    terminal where it reports on names that a stranger's file has."""
     from transformers.utils import logging
 
-    bars = logging.is_progress_bar_enabled()
+    bars, handlers = logging.is_progress_bar_enabled(), list(getLogger("transformers").handlers)
     if bars:
         logging.disable_progress_bar()
+    for handler in handlers:
+        handler.addFilter(_written_out)
     try:
         yield
     finally:
+        for handler in handlers:
+            handler.removeFilter(_written_out)
         if bars:
             logging.enable_progress_bar()
+
+
+def _written_out(record: LogRecord) -> bool:
+    """Takes the colours from a record, and writes its other controls as text."""
+    plain = COLOUR.sub("", record.getMessage())
+    record.msg, record.args = CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", plain), ()
+    return True
 
 
 @contextmanager

@@ -1,8 +1,9 @@
 """What text of a stranger's may stand in a receiver's prompt: the one rule for text memories, literals and questions.
 
 Refused is what a person who reads the text does not see and the model does, or what the model takes for a turn of the
-talk: tokens that steer it, characters that change the direction or have no width, tags. What joins letters or pictures
-(in Persian, in Hindi, in a family of pictures) may follow something visible.
+talk: tokens that steer it, and what ``ilcp.inputs.hidden`` finds: controls, characters that change the direction or
+have no width, tags, private use. What joins letters or pictures (in Persian, in Hindi, in a family of pictures) may
+follow something visible, one at a time.
 """
 
 import re

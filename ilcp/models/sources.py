@@ -1,19 +1,22 @@
 """Says where a model is: in a folder, in a GGUF file, or on a hub; what is fetched is a folder like any other."""
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 from ilcp.codec.folder import ADAPTER_FILES
 from ilcp.errors import ConfigError, StorageError
 from ilcp.files import require_readable
-from ilcp.folders import fetched, is_hub_id, missing, read_json, regular, slip
+from ilcp.folders import fetched, inside, is_hub_id, missing, read_json, slip
+from ilcp.records import shown
 
-__all__ = ["FETCHED", "at_home", "folder_of", "gguf_file"]
+__all__ = ["FETCHED", "TEMPLATES", "at_home", "folder_of", "gguf_file"]
 
 SUFFIX = ".gguf"
 # Of a hub's repository: no code, no pickles, no weights in other formats.
 FETCHED = ("*.json", "*.jinja", "*.txt", "*.model", "model*.safetensors")
+TEMPLATES = "additional_chat_templates"  # the one folder below a model's own that transformers looks into
 # Models of the hub's first years have no owner in their ids; since then every id has one.
 OWNERLESS = (
     *("albert-", "bert-", "camembert-base", "ctrl", "distilbert-", "distilgpt2", "distilroberta-", "gpt2"),
@@ -98,16 +101,20 @@ def require_id(source: str | Path) -> str:
 
 
 def _readable(folder: Path) -> Path:
-    """Returns a folder with a model of its own, whose files can be read and are none but regular ones."""
+    """Returns a folder with a model of its own, whose files can be read, are regular ones and lie in it."""
     try:
         for file in (folder / "config.json", *(file for kind in FETCHED for file in folder.glob(kind))):
-            require_readable(regular(file))
+            require_readable(inside(folder, file.name))
+        for file in (*folder.glob(f"{TEMPLATES}/*"), *(file for file in folder.iterdir() if file.is_symlink())):
+            if file.is_file():
+                inside(folder, str(file.relative_to(folder)))
         if os.path.lexists(folder / ADAPTER_FILES[0]):
             raise ConfigError(
                 f"expected a model's folder, got {folder} with low-rank weights in it ({ADAPTER_FILES[0]}): they may "
                 "name another model, and code; load them with peft, and give the model itself"
             )
         _refuse_kernels(read_json(folder / "config.json"), folder)
+        _refuse_elsewhere(folder)
     except FileNotFoundError:
         beside = _beside(folder)
         raise ConfigError(f"expected a model's folder with a config.json, got {folder}: no such file{beside}") from None
@@ -127,9 +134,24 @@ def _refuse_kernels(config: Any, folder: Path) -> None:
         named = value.values() if isinstance(value, dict) else (value,)
         if "_implementation" in name and any("/" in str(each) for each in named):
             raise ConfigError(
-                f"expected no code from elsewhere in {folder}/config.json, got {name} = {value!r}: remove it"
+                f"expected no code from elsewhere in {folder}/config.json, got {name} = {shown(value)}: remove it"
             )
         _refuse_kernels(value, folder)
+
+
+def _refuse_elsewhere(folder: Path) -> None:
+    """Refuses a tokenizer's configuration that names files beyond its folder: transformers reads, and saves, them."""
+    file = folder / "tokenizer_config.json"
+    record = read_json(file) if file.exists() else {}
+    for name, value in record.items() if isinstance(record, dict) else ():
+        for each in value if isinstance(value, list) else (value,):
+            at = folder / str(each) if name == "fast_tokenizer_files" else Path(str(each))
+            if re.search("_files?$", name) and os.path.isfile(at) and not _lies_in(folder, at):
+                raise ConfigError(f"expected no file from elsewhere in {file}, got {name} = {shown(each)}: remove it")
+
+
+def _lies_in(folder: Path, file: Path) -> bool:
+    return os.path.realpath(file.parent) == os.path.realpath(folder)
 
 
 def _cached(hub_id: str) -> bool:

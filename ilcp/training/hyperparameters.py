@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ilcp import records
+import ilcp.records
 from ilcp.errors import ConfigError
 
 __all__ = ["FACTS_STEPS", "Hyperparameters", "renamed"]
@@ -143,4 +143,4 @@ class Hyperparameters:
 
 def renamed(record: Mapping[str, Any]) -> dict[str, Any]:
     """Returns hyperparameters under the names that they have now; raises as ``ilcp.records.renamed``."""
-    return records.renamed(record, RENAMED, "the hyperparameters")
+    return ilcp.records.renamed(record, RENAMED, "the hyperparameters")

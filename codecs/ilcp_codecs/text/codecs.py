@@ -23,7 +23,7 @@ from ilcp.errors import ConfigError, DecodeError, EncodeError, IdentityError, St
 from ilcp.evidence import Evidence
 from ilcp.folders import inside
 from ilcp.identity import ANY, ModelIdentity
-from ilcp.inputs import require_text
+from ilcp.inputs import hidden, require_text
 from ilcp.message import MAX_PAYLOAD_BYTES
 
 __all__ = ["HeadCodec", "PlainCodec", "TailCodec", "ZstdCodec"]
@@ -52,12 +52,16 @@ class TextCodec(ABC):
         """Returns the payload of a context's text.
 
         Raises:
-            EncodeError: the context has no text, or none of it fits.
+            EncodeError: the context has no text, one that hides something (``ilcp.inputs.hidden``), or none of it fits.
         """
         limit = self.spec.length(payload_bytes)
         if not context.text:
             raise EncodeError(f"expected a context with text for codec {self.spec.name!r}, got states only")
-        payload = self._pack(require_text(context.text, "a context's text", may_be_empty=True), limit)
+        text = require_text(context.text, "a context's text", may_be_empty=True)
+        unseen = hidden(text)
+        if unseen:  # every receiver would refuse the message
+            raise EncodeError(f"expected a context's text of characters that are seen, got {unseen}: leave it out")
+        payload = self._pack(text, limit)
         if not payload:
             raise EncodeError(f"expected room for at least one character, got {limit} bytes: allow a longer payload")
         return payload
@@ -121,7 +125,11 @@ class TailCodec(TextCodec):
     name = "text-tail"
 
     def _pack(self, text: str, limit: int) -> bytes:
-        return text.encode("utf-8")[-limit:].decode("utf-8", errors="ignore").encode("utf-8")
+        tail = text.encode("utf-8")[-limit:].decode("utf-8", errors="ignore")
+        first = next(
+            (place for place, each in enumerate(tail) if not hidden(each)), len(tail)
+        )  # joins nothing any more
+        return tail[first:].encode("utf-8")
 
 
 class ZstdCodec(TextCodec):
@@ -133,19 +141,6 @@ class ZstdCodec(TextCodec):
     def __init__(self, payload_bytes: int = MAX_PAYLOAD_BYTES, dictionary: bytes = b""):
         super().__init__(payload_bytes, _dictionary_digest(dictionary))
         self.dictionary = dictionary
-        trained = zstandard.ZstdCompressionDict(dictionary) if dictionary else None
-        parameters = zstandard.ZstdCompressionParameters.from_level(
-            LEVEL,
-            window_log=WINDOW_LOG,
-            write_content_size=False,
-            write_checksum=False,
-            write_dict_id=False,
-            format=zstandard.FORMAT_ZSTD1_MAGICLESS,
-        )
-        self._compressor = zstandard.ZstdCompressor(dict_data=trained, compression_params=parameters)
-        self._decompressor = zstandard.ZstdDecompressor(
-            dict_data=trained, max_window_size=1 << WINDOW_LOG, format=zstandard.FORMAT_ZSTD1_MAGICLESS
-        )
 
     @classmethod
     def fit(cls, texts: Iterable[str], payload_bytes: int = MAX_PAYLOAD_BYTES) -> "ZstdCodec":
@@ -186,29 +181,52 @@ class ZstdCodec(TextCodec):
         if found != trained.weights:  # before zstd reads it
             raise IdentityError(f"expected dictionary {trained.weights}, got {found}: fetch the codec again")
         codec = cls(spec.payload_bytes, dictionary)
-        codec._frame(b"", 0)  # zstd looks at a dictionary when it first uses it
+        codec._frame(codec._compressor(), b"", 0)  # zstd looks at a dictionary when it first uses it
         return codec
 
     def _pack(self, text: str, limit: int) -> bytes:
-        raw = text.encode("utf-8")
+        raw, compressor = text.encode("utf-8"), self._compressor()
         # The frame grows with the text but for a byte or two: search, then step back.
         low, high = 0, min(len(raw), MAX_TEXT_BYTES)
         while low < high:
             middle = (low + high + 1) // 2
-            low, high = (middle, high) if len(self._frame(raw, middle)) <= limit else (low, middle - 1)
-        while low and len(self._frame(raw, low)) > limit:
+            low, high = (middle, high) if len(self._frame(compressor, raw, middle)) <= limit else (low, middle - 1)
+        while low and len(self._frame(compressor, raw, low)) > limit:
             low -= 1
-        return self._frame(raw, low) if low else b""
+        return self._frame(compressor, raw, low) if low else b""
 
-    def _frame(self, raw: bytes, length: int) -> bytes:
-        return self._compressor.compress(raw[:length].decode("utf-8", errors="ignore").encode("utf-8"))
+    @staticmethod
+    def _frame(compressor: zstandard.ZstdCompressor, raw: bytes, length: int) -> bytes:
+        return compressor.compress(raw[:length].decode("utf-8", errors="ignore").encode("utf-8"))
+
+    # Compressors, decompressors and what they make of a dictionary are for one thread: each call has its own.
+
+    def _trained(self) -> zstandard.ZstdCompressionDict | None:
+        return zstandard.ZstdCompressionDict(self.dictionary) if self.dictionary else None
+
+    def _compressor(self) -> zstandard.ZstdCompressor:
+        parameters = zstandard.ZstdCompressionParameters.from_level(
+            LEVEL,
+            window_log=WINDOW_LOG,
+            write_content_size=False,
+            write_checksum=False,
+            write_dict_id=False,
+            format=zstandard.FORMAT_ZSTD1_MAGICLESS,
+        )
+        return zstandard.ZstdCompressor(dict_data=self._trained(), compression_params=parameters)
+
+    def _decompressor(self) -> zstandard.ZstdDecompressor:
+        return zstandard.ZstdDecompressor(
+            dict_data=self._trained(), max_window_size=1 << WINDOW_LOG, format=zstandard.FORMAT_ZSTD1_MAGICLESS
+        )
 
     def _unpack(self, payload: bytes) -> bytes:
+        decompressor = self._decompressor()
         try:
-            text = self._decompressor.stream_reader(payload, read_across_frames=False).read(MAX_TEXT_BYTES + 1)
+            text = decompressor.stream_reader(payload, read_across_frames=False).read(MAX_TEXT_BYTES + 1)
             if len(text) > MAX_TEXT_BYTES:
                 raise DecodeError(f"expected a text of at most {MAX_TEXT_BYTES} bytes, got more: the frame is refused")
-            frame = self._decompressor.decompressobj()  # the expansion is bounded now: see that the frame ends
+            frame = decompressor.decompressobj()  # the expansion is bounded now: see that the frame ends
             frame.decompress(payload)
         except zstandard.ZstdError as error:
             raise DecodeError(f"expected a zstd frame under this codec's dictionary, got: {error}") from error

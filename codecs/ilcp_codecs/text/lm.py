@@ -28,7 +28,7 @@ import torch
 from ilcp.codec.spec import CodecSpec, Trained
 from ilcp.errors import ConfigError, DecodeError, StorageError
 from ilcp.folders import inside
-from ilcp.identity import require_same
+from ilcp.identity import ANY, require_same
 from ilcp.inputs import require_text
 from ilcp.message import MAX_PAYLOAD_BYTES
 from ilcp.models.adapter import plain
@@ -36,7 +36,7 @@ from ilcp.models.fingerprint import identify
 from ilcp.models.loading import load_folder
 from ilcp.models.prompt import layout
 from ilcp.models.reading import window_tokens
-from ilcp.models.sources import FETCHED, folder_of
+from ilcp.models.sources import FETCHED, TEMPLATES, folder_of
 from ilcp_codecs import range_code
 from ilcp_codecs.range_code import Probabilities
 from ilcp_codecs.text.codecs import TextCodec
@@ -154,17 +154,25 @@ class LmCodec(TextCodec):
             StorageError: the model or its tokenizer is missing or damaged.
             IdentityError: it is not the one that the codec was saved with.
         """
+        if trained.sender == ANY:
+            raise StorageError(
+                f"expected the identity of the language model of codec {cls.name!r}, got an empty one, which would fit "
+                "every model: fetch the codec again"
+            )
         try:
-            for file in (folder / FOLDER).iterdir():
-                if file.is_symlink() or not file.is_dir():
-                    inside(folder, f"{FOLDER}/{file.name}")
+            for file in (folder / FOLDER).rglob("*"):
+                if file.is_dir() and file == folder / FOLDER / TEMPLATES and not file.is_symlink():
+                    continue
+                inside(folder, str(file.relative_to(folder)))
             model, tokenizer = load_folder(folder_of(folder / FOLDER), str(folder / FOLDER), "auto")
         except (OSError, ConfigError) as error:  # the folder's fault, not the caller's
             raise StorageError(
                 f"expected a language model and its tokenizer in {folder / FOLDER}, got: {error}"
             ) from error
         require_same("language model", trained.sender, identify(model, tokenizer))
-        return cls(model, tokenizer, spec.payload_bytes)
+        codec = cls(model, tokenizer, spec.payload_bytes)
+        codec.trained = trained  # the states of a sentence are rounded otherwise on every machine
+        return codec
 
     def _pack(self, text: str, limit: int) -> bytes:
         heads = [self._head(text, path, limit) for path in self._paths(text, 8 * limit)]

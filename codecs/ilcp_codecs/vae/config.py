@@ -8,7 +8,7 @@ import numpy as np
 
 from ilcp.errors import ConfigError, IlcpError
 from ilcp.message import MAX_PAYLOAD_BYTES
-from ilcp.records import read_record
+from ilcp.records import read_record, shown
 
 __all__ = ["MOST", "MOST_BLOCKS", "MOST_LAYERS", "SETTINGS", "VaeConfig"]
 
@@ -76,7 +76,7 @@ class VaeConfig:
         if self.bits not in (1, 2, 4):
             raise ConfigError(f"expected 1, 2 or 4 bits per dimension, got {self.bits}")
         if not self.prefixes or sorted(set(self.prefixes)) != list(self.prefixes) or self.prefixes[0] < 1:
-            raise ConfigError(f"expected prefixes in ascending order from 1 byte, got {self.prefixes}")
+            raise ConfigError(f"expected prefixes in ascending order from 1 byte, got {shown(self.prefixes)}")
         if self.payload_bytes > MAX_PAYLOAD_BYTES:
             raise ConfigError(f"expected prefixes of up to {MAX_PAYLOAD_BYTES} bytes, got {self.payload_bytes}")
         if self.slots * self.dims * self.bits != 8 * self.payload_bytes:
@@ -92,7 +92,7 @@ class VaeConfig:
                 f"got {self.priority_slots} and {self.priority_dims}"
             )
         if not self.sender_layers or min(self.sender_layers) < 0:
-            raise ConfigError(f"expected the sender's layers to read, from 0, got {self.sender_layers}")
+            raise ConfigError(f"expected the sender's layers to read, from 0, got {shown(self.sender_layers)}")
 
     @property
     def payload_bytes(self) -> int:
