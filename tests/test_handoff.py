@@ -8,6 +8,7 @@ import torch
 
 import ilcp
 from ilcp import KeyRing, Memory, Message, Receiver, Sender, SoftPrompt, TextMemory
+from ilcp.codec.memory import CacheMemory
 from ilcp.errors import (
     AuthenticationError,
     ConfigError,
@@ -69,11 +70,12 @@ def test_a_memory_cannot_be_changed() -> None:
         Memory()  # type: ignore[abstract, call-arg]
 
 
-def test_a_memory_is_one_of_two_kinds() -> None:
+def test_a_memory_is_one_of_three_kinds() -> None:
     """The union is closed: nobody adds a kind from elsewhere, and each kind is a ``Memory``."""
-    for base in (Memory, SoftPrompt, TextMemory):
+    for base in (Memory, SoftPrompt, TextMemory, CacheMemory):
         with pytest.raises(
-            TypeError, match="expected a SoftPrompt or a TextMemory, got a subclass Other: the kinds are closed"
+            TypeError,
+            match="expected a SoftPrompt, TextMemory or CacheMemory, got a subclass Other: the kinds are closed",
         ):
             type("Other", (base,), {"__module__": "elsewhere"})
     assert all(isinstance(each, Memory) for each in (SoftPrompt(torch.ones(2, 3)), TextMemory("a")))

@@ -14,7 +14,8 @@ from torch import nn
 
 from ilcp import Receiver
 from ilcp.codec.context import Context
-from ilcp.codec.memory import TextMemory
+from ilcp.codec.keys_values import KeysValues
+from ilcp.codec.memory import CacheMemory, TextMemory
 from ilcp.codec.protocols import Codec
 from ilcp.codec.registry import codec_class, codec_names
 from ilcp.models.reading import backbone
@@ -22,6 +23,7 @@ from ilcp.nn.inference import evaluating, lock_of
 from ilcp.tasks import Case, Question
 from ilcp.training import Models
 from ilcp_codecs.facts import FactsCodec
+from ilcp_codecs.kv import ExactCodec, Int4Codec, Int8Codec, PcaCodec
 from ilcp_codecs.text import HeadCodec, LmCodec, PlainCodec, TailCodec, ZstdCodec
 from tests.families import build
 from tests.helpers import make_model, make_tokenizer, sender_of
@@ -34,7 +36,9 @@ TEXTS = [f"Case {number} " + "is owned by Mara in Oslo. " * (1 + number % 5) for
 
 
 def held(memory: Any) -> Any:
-    """The text of a memory, or its numbers."""
+    """The text of a memory, its numbers, or what they are known by."""
+    if isinstance(memory, CacheMemory):
+        return memory.digest()
     return memory.text if isinstance(memory, TextMemory) else memory.vectors.tolist()
 
 
@@ -141,8 +145,19 @@ def codecs(small, models: Models) -> dict[str, Codec]:
         LmCodec(make_model(300), TOKENIZER, 60),
         small.codec,
         FactsCodec.from_network(facts.eval(), small.codec.trained.sender, small.codec.trained.receiver),
+        *(kind(small.codec.trained.receiver) for kind in (ExactCodec, Int8Codec, Int4Codec)),
+        PcaCodec.fit_caches(
+            small.codec.trained.receiver, [keys_values(seed, 80) for seed in range(4)], bytes_per_token=9
+        ),
     )
     return {each.spec.name: each for each in made}
+
+
+def keys_values(seed: int, tokens: int = 40) -> KeysValues:
+    """Keys and values of two layers, two heads and sixteen dimensions, drawn."""
+    drawn = torch.manual_seed(seed)
+    keys, values = ([torch.randn(2, tokens, 16, generator=drawn) for _ in range(2)] for _ in range(2))
+    return KeysValues(tuple(keys), tuple(values), tokens, 0, ((1.0, 0.1),) * 2, (0, 0))
 
 
 @pytest.mark.usefixtures("restless")
@@ -156,7 +171,8 @@ def test_a_codec_works_in_any_number_of_threads(codecs: dict[str, Codec], name: 
     states = [torch.randn(len(codec.layers), 5, hidden, generator=torch.manual_seed(each)) for each in range(4)]
     length = 1 if name == "text-lm" else 100
     texts = [" ".join(f"Case {at * step * 7919 % 10007} is Mara's." for step in range(length)) for at in range(1, 5)]
-    contexts = [Context(text, each) for text, each in zip(texts, states, strict=True)]
+    drawn = [keys_values(seed) for seed in range(4)]
+    contexts = [Context(text, each, kv=kv) for text, each, kv in zip(texts, states, drawn, strict=True)]
     payloads = [codec.encode(context) for context in contexts]
     memories = [held(codec.decode(payload)) for payload in payloads]
     decodes, encodes = (1, 1) if name == "text-lm" else (150, 3)
