@@ -16,6 +16,7 @@ from typing import Any
 import tables_conversations
 import tables_front
 import tables_gpu
+import tables_kv
 import tables_wire
 
 from ilcp.measure.formats import translated
@@ -44,6 +45,7 @@ PAGES = {
         "variants",
         "peer",
         "peer-findings",
+        "caches",
         "wire",
         "load",
         "faults",
@@ -363,6 +365,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "conversations-front": partial(tables_conversations.front, RESULTS, table, number),
     "conversations": partial(tables_conversations.conversations, RESULTS, table, number),
     "front": partial(tables_front.front, result, table, number),
+    "caches": partial(tables_kv.caches, result, table),
     "wire": partial(tables_wire.wire, result, table),
     "load": partial(tables_wire.load, result, table),
     "faults": partial(tables_wire.faults, result, table),

@@ -208,7 +208,7 @@ def test_a_payload_that_authenticates_but_decodes_to_nonsense_is_refused(
 
 def test_norms_just_inside_the_band_are_let_through(small: Any) -> None:
     """The band is a limit, not a filter: what lies within it reaches the caller as it is."""
-    norm = small.receiver._embedding_norm
+    norm = small.receiver._prompts.embedding_norm
     inside = 0.99 * NORM_BAND * norm / 48**0.5
     end = Receiver(
         small.receiver.model, small.receiver.tokenizer, doctored(small.codec, _vectors(inside)), allow_unmeasured=True
@@ -228,7 +228,7 @@ def test_any_payload_decodes_within_the_band_or_is_refused(small: Any, payload: 
         with pytest.raises(DecodeError):
             small.codec.decode(payload)
         return
-    vectors = small.codec.decode(payload).in_prompt(48, small.receiver._embedding_norm)
+    vectors = small.codec.decode(payload).in_prompt(48, small.receiver._prompts.embedding_norm)
     assert bool(torch.isfinite(vectors).all())
 
 

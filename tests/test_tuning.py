@@ -23,7 +23,7 @@ from ilcp.training import Hyperparameters, Models, fit, tune
 from ilcp.training import stage as stage_module
 from ilcp.training import tuning as tuning_module
 from ilcp.training.batch import Batcher
-from ilcp.training.checkpoint import CHECKPOINT, read_checkpoint
+from ilcp.training.checkpoint import read_checkpoint, write_checkpoint
 from ilcp.training.log import Log, draw_curve, read_log
 from ilcp.training.objective import Objective
 from ilcp.training.packed import text_logits
@@ -295,7 +295,7 @@ def test_a_codecs_run_of_before_goes_on(reading, tmp_path) -> None:
     state = read_checkpoint(tmp_path)[0]
     state["recipe"] = {name: value for name, value in state["recipe"].items() if "reader" not in name}
     del state["recipe"]["adapter_after"]
-    torch.save(state, tmp_path / CHECKPOINT)
+    write_checkpoint(tmp_path, state)
     wanted = replace(wanted, teacher_floor=1.1)
     assert 2 == fit(make_network(), models, cases, cases(10_000, 16), wanted, tmp_path, resume=True).steps
 

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 
 from ilcp.errors import ConfigError
 from ilcp.identity import ModelIdentity, digest
-from ilcp.message import CODEC_ID_BYTES, MAX_BLOB_BYTES
+from ilcp.message import CODEC_ID_BYTES, MAX_BLOB_BYTES, MAX_PAYLOAD_BYTES
 from ilcp.records import shown
 
 __all__ = ["READS", "CodecSpec", "Trained"]
@@ -34,10 +34,11 @@ class CodecSpec:
     prefixes: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        if not 1 <= self.payload_bytes <= MAX_BLOB_BYTES:
-            raise ConfigError(f"expected payload_bytes from 1 to {MAX_BLOB_BYTES}, got {self.payload_bytes}")
         if self.reads not in READS:
             raise ConfigError(f"expected a codec to read {' or '.join(map(repr, READS))}, got {shown(self.reads)}")
+        most = MAX_BLOB_BYTES if self.reads == "cache" else MAX_PAYLOAD_BYTES
+        if not 1 <= self.payload_bytes <= most:
+            raise ConfigError(f"expected payload_bytes from 1 to {most}, got {self.payload_bytes}")
         if self.prefixes and (sorted(set(self.prefixes)) != list(self.prefixes) or self.prefixes[0] < 1):
             raise ConfigError(f"expected prefixes in ascending order from 1 byte, got {shown(self.prefixes)}")
         if self.prefixes and self.prefixes[-1] != self.payload_bytes:

@@ -171,7 +171,7 @@ class Receiver:
         vectors = held.tokens if isinstance(held, CacheMemory) else 0 if isinstance(held, str) else len(held)
         if text or said or isinstance(held, CacheMemory):
             (ids,) = pieces(self.tokenizer, "", [text], self.template, [said])
-            what = "a memory of text" if text else "a memory with its literals"
+            what = "a memory of text" if text else "literals beside a memory" if said else "a memory of keys and values"
             require_room(self.model, vectors + len(ids), what=what, way_out="drop it", error=DecodeError)
 
     def forget(self, message: bytes) -> None:

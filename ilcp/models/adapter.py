@@ -128,8 +128,12 @@ def _fill(adapter: Any, file: Path) -> None:
             raise ValueError(
                 f"{name} of shape {found[name][0]}, where its configuration makes it {tuple(weight.shape)}"
             )
-    weights = {name: weight.to(wanted[name].dtype) for name, weight in load_file(file).items()}
+    weights = load_file(file)
     peft.set_peft_model_state_dict(adapter, weights, low_cpu_mem_usage=True)
+    for name, parameter in adapter.named_parameters():  # peft rounds them to the model's dtype: no bit may be lost
+        own = weights.get(name.replace(".default", ""))
+        if own is not None:
+            parameter.data = own.float().to(parameter.device)
 
 
 def plain(module: Any) -> Any:

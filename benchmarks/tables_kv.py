@@ -1,0 +1,31 @@
+"""The table of caches as messages. See ``tables.py``."""
+
+from collections.abc import Callable
+from typing import Any
+
+Result = Callable[[str], dict[str, Any]]
+Table = Callable[[list[str], list[list[str]]], str]
+
+SHOWN = {"full": "the model's own cache", "none": "nothing", "mismatched": "another text's cache"}
+
+
+def caches(result: Result, table: Table) -> str:
+    """Tabulates what each codec of keys and values takes, keeps and costs."""
+    found = result("kv-smollm2")
+    quality, times = found["quality"], found["time"]
+    rows = []
+    for name, row in quality.items():
+        spent = times.get(name, {})
+        value, low, high = row["gain"]
+        rows.append(
+            [
+                SHOWN.get(name, f"`{name}`"),
+                f"{row['bytes_per_token']:,.0f}" if row["bytes_per_token"] else "",
+                f"{row['nats_per_token']:.3f}",
+                f"{value:.3f}" if name in ("full", "none") else f"{value:.3f} [{low:.3f}, {high:.3f}]",
+                *(f"{spent[side]:,.0f}" if spent else "" for side in ("encode_mb_per_s", "decode_mb_per_s")),
+                f"{spent['first_token_share']:.2f}" if spent else "",
+            ]
+        )
+    heading = ["memory", "bytes a token", "nats a token", "share of the gain", "encode, MB/s", "decode, MB/s"]
+    return table([*heading, "first token / text"], rows)
