@@ -37,6 +37,7 @@ from ilcp.models.loading import load_model
 from ilcp.models.prompt import continuation, layout
 from ilcp.models.rope import ropes_of
 from ilcp_codecs.kv import ExactCodec, Int4Codec, Int8Codec, KvCodec, PcaCodec
+from ilcp_codecs.kv.codecs import shape_of
 
 HERE = Path(__file__).parent
 KINDS = (ExactCodec, Int8Codec, Int4Codec)
@@ -80,11 +81,11 @@ def main() -> None:
 def made(model: Any, tokenizer: Any, args: argparse.Namespace) -> dict[str, KvCodec]:
     """Returns the codecs by their names; those that are fitted, to conversations of the training split."""
     rows = texts(tokenizer, args, "train", FITTED_TEXTS, sum(args.tokens))
-    ropes, who = ropes_of(model), identify(model, tokenizer)
+    ropes, who, shape = ropes_of(model), identify(model, tokenizer), shape_of(model)
     caches = [read_kv(model, row, 0, ropes) for row in rows]
-    codecs: dict[str, KvCodec] = {kind.name: kind(who) for kind in KINDS}
+    codecs: dict[str, KvCodec] = {kind.name: kind(who, shape) for kind in KINDS}
     for most in FITTED:
-        codec = PcaCodec.fit_caches(who, caches, bytes_per_token=most)
+        codec = PcaCodec.fit_caches(who, shape, caches, bytes_per_token=most)
         codec.require_worth(model, rows[:2])
         codecs[f"{codec.name}-{most}"] = codec
     return codecs

@@ -13,14 +13,15 @@ from ilcp.codec.memory import CacheMemory
 from ilcp.errors import DecodeError
 from ilcp.identity import ModelIdentity
 from ilcp_codecs.kv import ExactCodec, Int4Codec, Int8Codec
-from ilcp_codecs.kv.container import MAGIC
+from ilcp_codecs.kv.container import MAGIC, Layer, Shape
 
 __all__ = ["one_input"]
 
 MODEL = ModelIdentity("a", "b", "c", "full")
-MOST_BYTES = 1 << 16
-CODECS = [kind(MODEL, limit=MOST_BYTES) for kind in (ExactCodec, Int8Codec, Int4Codec)]
-LIMITS = Limits(factor=64, more_bytes=12 * MOST_BYTES, floor_ms=10.0)
+SHAPE = Shape((Layer(1, 4, 4, 0, 0),), ((1.0, 0.1),), 512)
+MOST_BYTES = 512 * 8 * 4
+CODECS = [kind(MODEL, SHAPE) for kind in (ExactCodec, Int8Codec, Int4Codec)]
+LIMITS = Limits(factor=64, more_bytes=16 * MOST_BYTES, floor_ms=10.0)
 
 
 def one_input(data: bytes) -> None:
@@ -34,7 +35,7 @@ def one_input(data: bytes) -> None:
             raise
         return
     assert isinstance(memory, CacheMemory)
-    assert memory.kv.size_bytes <= 4 * MOST_BYTES  # four bits become sixteen
+    assert memory.kv.size_bytes <= MOST_BYTES
     assert all(bool(each.isfinite().all()) for each in (*memory.kv.keys, *memory.kv.values))
 
 

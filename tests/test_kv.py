@@ -1,6 +1,7 @@
 """Keys and values as a message: exact at their own place, turned elsewhere, rounded, refused where they do not fit."""
 
 import struct
+from copy import deepcopy
 from dataclasses import replace
 from hashlib import blake2b
 from typing import Any, ClassVar
@@ -15,6 +16,7 @@ from ilcp.codec.keys_values import KeysValues, turned
 from ilcp.codec.memory import CacheMemory
 from ilcp.embedded import load_pair
 from ilcp.errors import ConfigError, DecodeError, EncodeError, IdentityError
+from ilcp.measure import run
 from ilcp.models.fingerprint import identify
 from ilcp.models.forward import Prefill, embed
 from ilcp.models.kv import placed, read_kv
@@ -22,6 +24,7 @@ from ilcp.models.rope import ropes_of
 from ilcp.tasks import case_files
 from ilcp.testing import CodecContract
 from ilcp_codecs.kv import ExactCodec, Int4Codec, Int8Codec, PcaCodec
+from ilcp_codecs.kv.codecs import shape_of
 from ilcp_codecs.kv.container import MAGIC, read_header
 from ilcp_codecs.kv.transform import ERRORS, allotted, packed, packed_sizes, unpacked
 from tests.families import FAMILIES, SLIDING_TOKENS, build
@@ -87,7 +90,7 @@ def fitted(family: str = "llama", bytes_per_token: float = 40.0) -> PcaCodec:
     texts = [f"{TEXT} Case {number}: nobody but {number * 7} knows why." for number in range(8)]
     model = build(family, len(TOKENIZER))  # of random weights: no text tells it anything, and ``fit`` would refuse
     caches = [read_kv(model, TOKENIZER(text).input_ids, 0, ropes_of(model)) for text in texts]
-    return PcaCodec.fit_caches(identify(model, TOKENIZER), caches, bytes_per_token=bytes_per_token)
+    return PcaCodec.fit_caches(identify(model, TOKENIZER), shape_of(model), caches, bytes_per_token=bytes_per_token)
 
 
 class TestPca(KvContract):
@@ -261,13 +264,15 @@ def test_every_truncation_and_every_flipped_bit_of_the_header_is_refused() -> No
         ({"format": 2}, "expected format 1"),
         ({"method": "kv-int8"}, "expected a cache by kv-exact"),
         ({"tokens": 10**9}, "1 to 16777216 tokens"),
+        ({"ropes": [[1.0] * 4]}, "the layers and ropes of this codec's model"),
         ({"tokens": 8}, "planes as long as the layers say"),
         ({"start": -1}, "a start from 0"),
         ({"layers": []}, "1 to 1024 layers"),
         ({"layers": [[2, 8, 8, 0, 0]] * 2000}, "1 to 1024 layers"),
         ({"layers": [[2, 8, 8, 0, 7]] * 2}, "one of 1 ropes"),
         ({"layers": [[0, 8, 8, 0, 0]] * 2}, "widths and a window"),
-        ({"layers": [[60000, 60000, 8, 0, 0]] * 2}, "at most"),
+        ({"layers": [[60000, 60000, 8, 0, 0]] * 2}, "the layers and ropes of this codec's model"),
+        ({"tokens": 257}, "at most 256 tokens, got 257"),
         ({"planes": [[-1, 5]]}, "planes"),
         ({"dtype": "float64"}, "got 'float64'"),
         ({"ropes": [[1.0] * 9]}, "none wider than the keys"),
@@ -289,12 +294,94 @@ def test_a_header_that_lies_is_refused_before_anything_is_made_of_it(changes: di
         codec.decode(lied)
 
 
-def test_a_cache_larger_than_allowed_is_refused() -> None:
-    """A limit of the codec's holds for what a payload unpacks to, before it is unpacked."""
+@pytest.mark.parametrize("kind", [*CODECS, PcaCodec])
+def test_a_cache_of_more_tokens_than_the_window_is_refused_before_it_takes_memory(kind: Any) -> None:
+    """A few bytes that stand for a large cache are refused by its tokens; also where a caller allows fewer."""
+    small = fitted() if kind is PcaCodec else kind.of(build("llama", len(TOKENIZER)), TOKENIZER)
+    wide = msgspec.structs.replace(small.shape, tokens=1 << 20)
+    far = PcaCodec(small.trained.sender, wide, small.tensors) if kind is PcaCodec else kind(small.trained.sender, wide)
+    kv, many = llama_kv(), 50_000
+    zeros = tuple(torch.zeros(each.shape[0], many, each.shape[2]) for each in kv.keys)
+    long = KeysValues(zeros, zeros, many, 0, kv.ropes, kv.windows)
+    payload = far.encode(Context(kv=long))
+    with pytest.raises(DecodeError, match="at most 256 tokens, got 50000"):
+        small.decode(payload)
+    if kind is not PcaCodec:
+        few = kind.of(build("llama", len(TOKENIZER)), TOKENIZER, tokens=8)
+        with pytest.raises(EncodeError, match="at most 8 tokens, got others of 9"):
+            few.encode(Context(kv=kv))
+
+
+def test_keys_and_values_that_are_not_the_codecs_are_refused_when_they_are_encoded() -> None:
+    """Another model's layers, numbers that are not finite, and two dtypes at once are the sender's to mend."""
+    codec, kv = ExactCodec.of(build("llama", len(TOKENIZER)), TOKENIZER), llama_kv()
+    other = build("llama", len(TOKENIZER), layers=3)
+    for each in (codec, fitted()):
+        with pytest.raises(EncodeError, match="of this codec's model"):
+            each.encode(Context(kv=read_kv(other, list(range(2, 14)), 3, ropes_of(other))))
+        with pytest.raises(EncodeError, match="finite keys and values"):
+            each.encode(Context(kv=replace(kv, values=tuple(each / 0 for each in kv.values))))
+        with pytest.raises(ConfigError, match="in one of float32"):
+            each.encode(Context(kv=replace(kv, values=tuple(map(torch.Tensor.half, kv.values)))))
+
+
+def test_a_cache_that_ends_before_a_memory_of_keys_and_values_is_refused() -> None:
+    """A caller's own cache of a prompt's first tokens cannot leave a memory to be read, and nobody embeds one."""
     model = build("llama", len(TOKENIZER))
-    payload = ExactCodec.of(model, TOKENIZER).encode(Context(kv=llama_kv()))
-    with pytest.raises(DecodeError, match="at most 1000 bytes"):
-        ExactCodec.of(model, TOKENIZER, limit=1000).decode(payload)
+    sender, receiver = ends(model, ExactCodec.of(model, TOKENIZER))
+    memory = receiver.decode(sender.encode(TEXT))
+    with torch.no_grad():
+        short = Prefill(model).outputs(embed(model, [TOKENIZER.convert_tokens_to_ids("<|user|>")])).past_key_values
+    with pytest.raises(ConfigError, match="up to the end of a memory of keys and values, got one of 1"):
+        receiver.generate(memory, QUESTION, cache=short)
+    with pytest.raises(ConfigError, match="got keys and values: call generate"):
+        receiver.prompt(memory, QUESTION)
+
+
+def test_a_cache_with_a_memory_in_it_is_known_wherever_it_goes() -> None:
+    """A copy, another receiver and a sender refuse what was pre-filled for an approximate memory."""
+    model = build("llama", len(TOKENIZER))
+    sender, receiver = ends(model, Int4Codec.of(model, TOKENIZER))
+    cache = receiver.prefill(receiver.decode(sender.encode(TEXT)), QUESTION)
+    for other, given in ((receiver, deepcopy(cache)), (ends(model, Int4Codec.of(model, TOKENIZER))[1], cache)):
+        with pytest.raises(ConfigError, match="pre-filled for another memory"):
+            other.generate(None, QUESTION, context=TEXT, cache=given)
+    with pytest.raises(EncodeError, match="pre-filled for a memory"):
+        ends(model, ExactCodec.of(model, TOKENIZER))[0].encode(cache)
+    with pytest.raises(EncodeError, match="past_key_values, got NoneType"):
+        sender.encode(None)
+
+
+def test_a_memory_of_other_heads_is_not_for_this_receiver() -> None:
+    """Keys and values that a caller made of another shape are refused where they are to stand."""
+    model = build("llama", len(TOKENIZER))
+    _, receiver = ends(model, ExactCodec.of(model, TOKENIZER))
+    kv = llama_kv()
+    for changed in (
+        replace(kv, keys=tuple(each[:1] for each in kv.keys), values=tuple(each[:1] for each in kv.values)),
+        replace(kv, values=tuple(each[..., :3] for each in kv.values)),
+        replace(kv, keys=tuple(map(torch.Tensor.half, kv.keys)), values=tuple(map(torch.Tensor.half, kv.values))),
+    ):
+        with pytest.raises(DecodeError, match="they are for another"):
+            receiver.generate(CacheMemory(changed), QUESTION)
+
+
+def test_what_a_memory_hands_out_is_a_copy() -> None:
+    """Nothing that is done to it changes the memory."""
+    memory = CacheMemory(llama_kv())
+    before = memory.digest()
+    memory.in_prompt(0, 0.0).keys[0].zero_()
+    assert before == memory.digest()
+
+
+def test_measuring_and_verifying_say_that_they_are_for_other_codecs() -> None:
+    """Figures of bytes, operations and times would be others': both refuse by name, before anything runs."""
+    model = build("llama", len(TOKENIZER))
+    sender, receiver = ends(model, ExactCodec.of(model, TOKENIZER))
+    with pytest.raises(ConfigError, match="to measure, got kv-exact"):
+        run(sender, receiver, list(case_files("test", 0, 2)), task="t")
+    with pytest.raises(ConfigError, match="to verify, got kv-exact"):
+        sender.encode(TEXT, verify=receiver, budget_bytes=1000, questions=["Who?"])
 
 
 def test_what_is_no_text_is_named() -> None:
@@ -360,7 +447,7 @@ def test_a_setting_that_is_worse_than_nothing_is_refused() -> None:
     model, tokenizer = pair.receiver.model, pair.receiver.tokenizer
     texts = [case.context for case in case_files("train", 0, 8)]
     codec = PcaCodec.fit(model, tokenizer, texts, bytes_per_token=256)
-    wrecked = Wrecked(codec.trained.sender, codec.tensors)
+    wrecked = Wrecked(codec.trained.sender, codec.shape, codec.tensors)
     with pytest.raises(ConfigError, match=r"better than none .* memory .* exact .* nothing"):
         wrecked.require_worth(model, [tokenizer(text).input_ids for text in texts])
 
@@ -370,9 +457,9 @@ def test_texts_too_few_and_budgets_out_of_reach_are_refused() -> None:
     model = build("llama", len(TOKENIZER))
     with pytest.raises(ConfigError, match="64 tokens or more to fit to, got"):
         PcaCodec.fit(model, TOKENIZER, ["Mara owns it."], bytes_per_token=32)
-    with pytest.raises(ConfigError, match="expected texts"):
+    with pytest.raises(ConfigError, match="to fit to, got 0"):
         PcaCodec.fit(model, TOKENIZER, [], bytes_per_token=32)
-    for bytes_per_token in (0, -1, 1000):
+    for bytes_per_token in (0, -1, 1000, float("nan"), float("inf")):
         with pytest.raises(ConfigError, match="bytes_per_token above 0"):
             fitted(bytes_per_token=bytes_per_token)
 

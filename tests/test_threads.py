@@ -24,6 +24,7 @@ from ilcp.tasks import Case, Question
 from ilcp.training import Models
 from ilcp_codecs.facts import FactsCodec
 from ilcp_codecs.kv import ExactCodec, Int4Codec, Int8Codec, PcaCodec
+from ilcp_codecs.kv.container import Shape
 from ilcp_codecs.text import HeadCodec, LmCodec, PlainCodec, TailCodec, ZstdCodec
 from tests.families import build
 from tests.helpers import make_model, make_tokenizer, sender_of
@@ -133,6 +134,16 @@ def test_receivers_answer_in_any_number_of_threads() -> None:
             assert expected[number % len(memories)] == got
 
 
+def keys_values(seed: int, tokens: int = 40) -> KeysValues:
+    """Keys and values of two layers, two heads and sixteen dimensions, drawn."""
+    drawn = torch.manual_seed(seed)
+    keys, values = ([torch.randn(2, tokens, 16, generator=drawn) for _ in range(2)] for _ in range(2))
+    return KeysValues(tuple(keys), tuple(values), tokens, 0, ((1.0, 0.1),) * 2, (0, 0))
+
+
+SHAPE = Shape.of(keys_values(0), 100)
+
+
 @pytest.fixture(scope="module")
 def codecs(small, models: Models) -> dict[str, Codec]:
     """Every built-in codec."""
@@ -145,19 +156,12 @@ def codecs(small, models: Models) -> dict[str, Codec]:
         LmCodec(make_model(300), TOKENIZER, 60),
         small.codec,
         FactsCodec.from_network(facts.eval(), small.codec.trained.sender, small.codec.trained.receiver),
-        *(kind(small.codec.trained.receiver) for kind in (ExactCodec, Int8Codec, Int4Codec)),
+        *(kind(small.codec.trained.receiver, SHAPE) for kind in (ExactCodec, Int8Codec, Int4Codec)),
         PcaCodec.fit_caches(
-            small.codec.trained.receiver, [keys_values(seed, 80) for seed in range(4)], bytes_per_token=9
+            small.codec.trained.receiver, SHAPE, [keys_values(seed, 80) for seed in range(4)], bytes_per_token=9
         ),
     )
     return {each.spec.name: each for each in made}
-
-
-def keys_values(seed: int, tokens: int = 40) -> KeysValues:
-    """Keys and values of two layers, two heads and sixteen dimensions, drawn."""
-    drawn = torch.manual_seed(seed)
-    keys, values = ([torch.randn(2, tokens, 16, generator=drawn) for _ in range(2)] for _ in range(2))
-    return KeysValues(tuple(keys), tuple(values), tokens, 0, ((1.0, 0.1),) * 2, (0, 0))
 
 
 @pytest.mark.usefixtures("restless")

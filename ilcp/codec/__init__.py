@@ -2,7 +2,7 @@
 
 ::
 
-    Context --encode--> payload (bytes) --decode--> Memory, a SoftPrompt or a TextMemory
+    Context --encode--> payload (bytes) --decode--> Memory: SoftPrompt, TextMemory or CacheMemory
 
 ``protocols`` declares it, ``registry`` finds installed codecs, ``folder`` saves and loads them, and ``ilcp.testing``
 checks whether a codec keeps what it has to.

@@ -214,9 +214,8 @@ class CacheMemory(Memory):
         return tokens
 
     def in_prompt(self, hidden: int, embedding_norm: float) -> KeysValues:
-        """Returns the keys and values themselves: who places them copies them."""
-        kv: KeysValues = self._held
-        return kv
+        """Returns a copy of the keys and values; whether they are of the receiver's shape is seen where they stand."""
+        return self.kv
 
     def digest(self) -> bytes:
         """Returns the digest of keys, values and their place."""

@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ilcp.codec.keys_values import KeysValues, Rope
+from ilcp.codec.keys_values import KeysValues
 from ilcp.codec.memory import CacheMemory, Memory
-from ilcp.errors import EncodeError
+from ilcp.errors import ConfigError, EncodeError
 from ilcp.message.literals import line
 from ilcp.models.adapter import unwrapped
 from ilcp.models.chat import Chat
 from ilcp.models.forward import embed, embedding_norm
-from ilcp.models.kv import placed, require_fit
+from ilcp.models.kv import placed, read_kv, require_fit
 from ilcp.models.prompt import pieces
 from ilcp.models.rope import ropes_of
 from ilcp.nn.inference import inference
@@ -41,9 +41,9 @@ class Prompts:
         self.hidden = embed(model, [0]).shape[1]
 
     @cached_property
-    def ropes(self) -> tuple[Rope, ...]:
-        """How the model turns the keys of each layer."""
-        return ropes_of(self.model)
+    def _own(self) -> KeysValues:
+        """The model's keys and values of one token, whose shape those of a memory have to have."""
+        return read_kv(self.model, [0], 0, ropes_of(self.model))
 
     def held(self, memory: Memory) -> str | Tensor | CacheMemory:
         """Returns what stands in a memory's place.
@@ -51,11 +51,11 @@ class Prompts:
         Raises:
             DecodeError: the memory is not for this receiver.
         """
-        held = memory.in_prompt(self.hidden, self.embedding_norm)
-        if isinstance(held, KeysValues):
-            require_fit(held, self.model, self.ropes)
-            assert isinstance(memory, CacheMemory)
+        if isinstance(memory, CacheMemory):
+            require_fit(memory._held, self._own)
             return memory
+        held = memory.in_prompt(self.hidden, self.embedding_norm)
+        assert not isinstance(held, KeysValues)
         return held
 
     @inference(lambda prompts: unwrapped(prompts.model))
@@ -68,11 +68,11 @@ class Prompts:
         """
         held = [None if memory is None else self.held(memory) for memory in memories]
         texts = [embed(self.model, ids) for ids in self._pieces(memories, held, question)]
-        if isinstance(held[-1] if held else None, CacheMemory) and not len(texts[-1]):
-            raise EncodeError("expected a question to read behind a memory of keys and values, got none: ask something")
         rows: list[Row] = [texts[0]]
         for each, after in zip((each for each in held if not isinstance(each, str | None)), texts[1:], strict=True):
             rows += [each.to(after) if isinstance(each, Tensor) else each, after]
+        if len(rows) > 1 and isinstance(rows[-2], CacheMemory) and not len(texts[-1]):
+            raise EncodeError("expected a question to read behind a memory of keys and values, got none: ask something")
         return rows
 
     def before_cache(self, memories: Sequence[Memory | None], question: str | Chat) -> tuple[tuple[int, ...], ...]:
@@ -88,11 +88,26 @@ class Prompts:
         Raises:
             DecodeError, ConfigError: as ``ilcp.models.kv.placed``.
         """
+        cached = self._up_to_cache(rows)
+        ready = [row._held if isinstance(row, CacheMemory) else row for row in cached]
+        return placed(self.model, ready, whole=whole) if cached else None
+
+    def require_cached(self, rows: Sequence[Row], cache: Any) -> None:
+        """Refuses a caller's cache that ends before the last memory that is one: what stands there cannot be read.
+
+        Raises:
+            ConfigError: with both numbers of tokens.
+        """
+        needed = sum(row.tokens if isinstance(row, CacheMemory) else len(row) for row in self._up_to_cache(rows))
+        if cache.get_seq_length() < needed:
+            raise ConfigError(
+                f"expected a cache of the {needed} tokens up to the end of a memory of keys and values, got one of "
+                f"{cache.get_seq_length()}: make it with prefill, or leave it out"
+            )
+
+    def _up_to_cache(self, rows: Sequence[Row]) -> Sequence[Row]:
         caches = [at for at, row in enumerate(rows) if isinstance(row, CacheMemory)]
-        if not caches:
-            return None
-        ready = [row.in_prompt(0, 0.0) if isinstance(row, CacheMemory) else row for row in rows[: caches[-1] + 1]]
-        return placed(self.model, ready, whole=whole)
+        return rows[: caches[-1] + 1] if caches else ()
 
     def together(self, rows: Sequence[Row]) -> Tensor:
         """Returns rows as one prompt ``"tokens hidden"``."""

@@ -25,7 +25,7 @@ from ilcp.handoff.given import codecs_of, require_able
 from ilcp.handoff.prompts import Prompts
 from ilcp.inputs import listed, named, require_text, tuples
 from ilcp.message import verified
-from ilcp.message.blob import Blobs
+from ilcp.message.blob import Blob, Blobs
 from ilcp.message.keys import Key, require_audience
 from ilcp.message.literals import line
 from ilcp.message.replay import ReplayCache
@@ -36,7 +36,7 @@ from ilcp.models.forward import require_room
 from ilcp.models.generate_options import require_count, require_options
 from ilcp.models.packing import packs
 from ilcp.models.plain_text import unfit
-from ilcp.models.prefix_cache import PrefixCaches
+from ilcp.models.prefix_cache import copied, prefilled
 from ilcp.models.prompt import pieces
 from ilcp.models.support import require_receiver, require_tokenizer
 
@@ -98,6 +98,8 @@ class Receiver:
     ):
         if replay is not None and key is None:
             raise ConfigError("expected a key beside the replay cache, got none: a bare message has no id to remember")
+        if blobs is not None:
+            require_able("blobs", blobs, "get_blob", "a place where blobs are")
         require_able("clock", clock, "__call__", "a clock to be called")
         if replay is not None:
             require_able("replay", replay, "admit", "a replay cache")
@@ -124,7 +126,6 @@ class Receiver:
         self.template = require_template(template)
         self._by_id = {each.trained.codec_id(each.spec): each for each in self.codecs}
         self._prompts = Prompts(model, tokenizer, self.template)
-        self._caches = PrefixCaches()
 
     def decode(self, message: bytes) -> Memory:
         """Returns the memory that a message stands for, its literals beside it; it serves any number of calls.
@@ -138,7 +139,7 @@ class Receiver:
             MismatchedCodecError: the message was made by another codec; it is an IdentityError and a DecodeError.
             ConfigError: the key was taken away, and the replay cache is still there; or the message names a blob, and
                 there are no ``blobs``.
-            TransportError: the blob is not there, or altered.
+            TransportError: the blob is not there, or altered; or ConfigError: it is larger than ``blobs`` may fetch.
         """
         now = int(self.clock())
         if self.replay is not None and self.key is None:
@@ -148,7 +149,13 @@ class Receiver:
         if parsed.blob is not None:
             if self.blobs is None:
                 raise ConfigError("expected blobs=, got none: this message names a blob; give an open connection to it")
-            payload += self.blobs.get_blob(parsed.blob)
+            if len(payload) + parsed.blob.size_bytes > codec.spec.payload_bytes:
+                got = f"{len(payload)} and a blob of {parsed.blob.size_bytes}"
+                raise DecodeError(f"expected a payload of at most {codec.spec.payload_bytes} bytes, got {got}: drop it")
+            fetched = self.blobs.get_blob(parsed.blob)
+            if Blob.of(fetched) != parsed.blob:
+                raise DecodeError("expected the blob that the message names, got other bytes: mend what keeps them")
+            payload += fetched
         memory = codec.decode(payload)
         held = self._prompts.held(memory)
         self._require_plain("a memory of plain text", held if isinstance(held, str) else "")
@@ -221,7 +228,8 @@ class Receiver:
         prompt, beams = self._prompts.together(rows), options.get("num_beams") or 1
         require_prompt(self.model, prompt, max_new_tokens)
         if cache is not None:
-            cache = self._caches.copied(cache, self.model, prompt, beams)
+            cache = copied(cache, self.model, prompt, beams)
+            self._prompts.require_cached(rows, cache)
         elif _of_cache(memories):
             cache = self._prompts.cache(rows)
             cache.batch_repeat_interleave(beams)
@@ -243,7 +251,7 @@ class Receiver:
             raise EncodeError("expected a memory of vectors to pre-fill, got none: text and nothing need no prefill")
         beginning = self._prompts.together(rows)
         require_prompt(self.model, beginning, 1)
-        return self._caches.prefilled(self.model, beginning, self._prompts.cache(rows))
+        return prefilled(self.model, beginning, self._prompts.cache(rows))
 
     def score(
         self, items: Iterable[tuple[Sources, str | Chat, str]], *, end: bool = True, batch: int = 64
@@ -318,7 +326,7 @@ class Receiver:
                     f"expected memories of vectors or text in a batch of this kind, got item {number} with keys and "
                     "values: ask about it with generate, or without options of a receiver that packs (SUPPORT.md)"
                 )
-            prompt = self.prompt(memories, question)
+            prompt = self._prompts.together(self._prompts.rows(memories, question))
             require_prompt(self.model, prompt, room)
         return prompt
 
@@ -346,13 +354,13 @@ class Receiver:
     def prompt(self, memory: Memory | Sequence[Memory | None] | None, question: str | Chat) -> Tensor:
         """Returns the embedded prompt, ``"tokens hidden"``, which the receiver reads before its first new token.
 
-        Where a memory is a cache, vectors that nobody reads stand for it.
-
         Raises:
-            EncodeError, ConfigError: as ``ilcp.models.prompt.pieces``.
+            EncodeError, ConfigError: as ``ilcp.models.prompt.pieces``; or a memory is of keys and values.
             DecodeError: a memory is not for this receiver.
         """
         memories = (memory,) if isinstance(memory, Memory) else tuple(memory or ())
+        if _of_cache(memories):
+            raise ConfigError("expected memories of vectors or text to embed, got keys and values: call generate")
         return self._prompts.together(self._prompts.rows(memories, question))
 
     def _codec_of(self, codec_id: bytes) -> Codec:

@@ -8,14 +8,16 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import cached_property
 from typing import Any, Literal
 
 from torch import Tensor
 
 from ilcp.codec.context import Context
+from ilcp.codec.keys_values import Rope
 from ilcp.codec.protocols import Codec
 from ilcp.errors import ConfigError, EncodeError
-from ilcp.handoff.given import require_codec
+from ilcp.handoff.given import require_able, require_codec
 from ilcp.handoff.receiver import Receiver
 from ilcp.handoff.sources import (
     is_messages,
@@ -112,6 +114,8 @@ class Sender:
         self.tokenizer = tokenizer
         self.codec = codec
         require_audience(audience, key)
+        if blobs is not None:
+            require_able("blobs", blobs, "put_blob", "a place for blobs")
         self.key, self.audience = key, audience
         self.ttl_s, self.blobs = ttl_s, blobs
         self.template = require_template(template)
@@ -293,11 +297,15 @@ class Sender:
         message = Message(self._codec_id, payload, seal, literals=literals, blob=blob)
         return message.to_bytes(self.key, audience=self.audience)
 
+    @cached_property
+    def _ropes(self) -> tuple[Rope, ...]:
+        return ropes_of(self.model)
+
     def _read_cache(self, source: Any) -> Context:
         """Reads a text behind what a receiver's prompt begins with; anything else as a prompt's beginning itself."""
         if not is_text_or_ids(source):
             cache = getattr(source, "past_key_values", source)
-            return Context(kv=taken(cache, self.model, 0, ropes_of(self.model)))
+            return Context(kv=taken(cache, self.model, 0, self._ropes))
         text, ids = self._prepared(source)
         start = 0
         if isinstance(source, str):
@@ -305,7 +313,7 @@ class Sender:
             ids, start = [*before, *continuation(self.tokenizer, require_text(source))[0]], len(before)
         require_ids(self.model, ids)
         require_room(self.model, len(ids), what="a text to read at once", way_out="hand off a part of it")
-        return Context(text=text, kv=read_kv(self.model, ids, start, ropes_of(self.model)))
+        return Context(text=text, kv=read_kv(self.model, ids, start, self._ropes))
 
     def _read_capture(self, capture: Capture) -> Context:
         if capture.model is not self.model or capture.layers != tuple(self.codec.layers):

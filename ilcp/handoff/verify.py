@@ -73,6 +73,10 @@ def read_back(
     """Returns the message of ``Sender.verified``, which says what each argument is."""
     if literals == "auto":
         raise ConfigError("expected literals as a list beside verify, got 'auto': it picks them itself")
+    if sender.codec.spec.reads == "cache":
+        raise ConfigError(
+            f"expected a codec of latents or text to verify, got {sender.codec.spec.name}: it says it all"
+        )
     first = chosen(literals or (), None)
     length = payload_within(sender, budget_bytes, payload_bytes, first)
     _require_same_codec(sender, receiver)

@@ -239,6 +239,11 @@ def _require_ends(sender: object, receiver: object) -> None:
     for side, kind, given in (("sender", Sender, sender), ("receiver", Receiver, receiver)):
         if not isinstance(given, kind):
             raise ConfigError(f"expected an ilcp.{kind.__name__} as {side}, got {type(given).__name__}")
+    if isinstance(sender, Sender) and sender.codec.spec.reads == "cache":
+        raise ConfigError(
+            f"expected a codec of latents or text to measure, got {sender.codec.spec.name}: its bytes and times are of "
+            "another kind; benchmarks/kv.py measures caches"
+        )
 
 
 def _lengths(sender: Sender, lengths: Sequence[int] | None) -> list[int]:

@@ -18,10 +18,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ilcp.codec.keys_values import KeysValues, Rope
-from ilcp.errors import DecodeError
+from ilcp.errors import DecodeError, EncodeError
 from ilcp.models.adapter import unwrapped
 from ilcp.models.forward import Prefill, embed
-from ilcp.models.prefix_cache import require_cache
+from ilcp.models.prefix_cache import beginning_of, require_cache
 from ilcp.models.rope import layer_windows
 from ilcp.models.support import forward_takes
 from ilcp.nn.inference import inference
@@ -52,8 +52,15 @@ def taken(cache: Any, model: Any, start: int, ropes: tuple[Rope, ...]) -> KeysVa
     """Returns what a cache holds from position ``start`` on.
 
     Raises:
+        EncodeError: it is no cache, or one in which a memory stands: what came of that was never read.
         ConfigError: as ``require_cache``.
     """
+    if not hasattr(cache, "get_seq_length"):
+        raise EncodeError(
+            f"expected a text, ids, a finished call's outputs or its past_key_values, got {type(cache).__name__}"
+        )
+    if beginning_of(cache) is not None:
+        raise EncodeError("expected a cache of what was read, got one that was pre-filled for a memory: read the text")
     require_cache(cache, model, cache.get_seq_length() + 1)
     windows = layer_windows(model)
     tokens = cache.get_seq_length() - start
@@ -66,24 +73,26 @@ def taken(cache: Any, model: Any, start: int, ropes: tuple[Rope, ...]) -> KeysVa
     return KeysValues(tuple(keys), tuple(values), tokens, start, ropes, windows)
 
 
-def require_fit(kv: KeysValues, model: Any, ropes: tuple[Rope, ...]) -> None:
-    """Refuses keys and values that are not of this model's shape.
+def require_fit(kv: KeysValues, own: KeysValues) -> None:
+    """Refuses keys and values that are not of the shape of the receiver's ``own``.
 
     Raises:
         DecodeError: with what differs.
     """
-    windows = layer_windows(model)
-    if kv.windows != windows:
-        raise DecodeError(
-            f"expected keys and values of {len(windows)} layers with windows {sorted(set(windows))}, got "
-            f"{len(kv.windows)} with {sorted(set(kv.windows))}: this memory is not for this receiver"
-        )
-    if kv.dtype != model.dtype:
-        raise DecodeError(f"expected keys and values in {model.dtype}, got {kv.dtype}: this memory is for another")
-    if kv.ropes != ropes:
-        raise DecodeError(
-            "expected keys that are turned as this receiver's are, got others: this memory is for another"
-        )
+    for what, expected, got in (
+        ("windows of its layers", own.windows, kv.windows),
+        ("heads and widths", _widths(own), _widths(kv)),
+        ("dtype", own.dtype, kv.dtype),
+        ("turns of its keys", own.ropes, kv.ropes),
+    ):
+        if expected != got:
+            shown = f"{str(expected)[:80]}, got {str(got)[:80]}"
+            raise DecodeError(f"expected keys and values with this receiver's {what}, {shown}: they are for another")
+
+
+def _widths(kv: KeysValues) -> list[tuple[int, ...]]:
+    pairs = zip(kv.keys, kv.values, strict=True)
+    return [(keys.shape[0], keys.shape[2], values.shape[0], values.shape[2]) for keys, values in pairs]
 
 
 @inference(unwrapped)
@@ -94,7 +103,7 @@ def placed(model: Any, rows: Sequence[Tensor | KeysValues], *, whole: bool = Fal
         whole: keeps every position of layers with a sliding window too, as packed prompts need it.
 
     Raises:
-        DecodeError: a memory is of other heads than this model's, or its keys cannot stand there.
+        DecodeError: a memory's keys cannot stand there.
         ConfigError: the model keeps no such cache.
     """
     from transformers import DynamicCache
@@ -136,12 +145,6 @@ def _append(cache: Any, kv: KeysValues, whole: bool) -> None:
         gone = kv.tokens - keys.shape[1]
         if gone and whole:
             keys, values = (F.pad(each, (0, 0, gone, 0)) for each in (keys, values))
-        try:
-            cache.update(keys[None], values[None], layer)
-        except (RuntimeError, IndexError) as error:
-            raise DecodeError(
-                f"expected keys and values of this receiver's heads in layer {layer}, got shape {tuple(keys.shape)}: "
-                f"{error}"
-            ) from error
+        cache.update(keys[None], values[None], layer)
         if gone and not whole:
             cache.layers[layer].cumulative_length += gone

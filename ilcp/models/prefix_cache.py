@@ -7,7 +7,6 @@ layer that was rounded, preallocated or summed up is refused by name.
 
 import copy
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from torch import Tensor
 
@@ -15,52 +14,50 @@ from ilcp.errors import ConfigError
 from ilcp.identity import digest
 from ilcp.models.forward import Prefill
 
-__all__ = ["PrefixCaches", "require_cache"]
+__all__ = ["beginning_of", "copied", "prefilled", "require_cache"]
 
+MARK = "_ilcp_beginning"  # of a cache: the digest of what it was pre-filled for
 ADMITTED = ("DynamicLayer", "DynamicSlidingWindowLayer")  # exactly these: their subclasses hold something else
 
 
-class PrefixCaches:
-    """Makes caches of prompts' beginnings, and knows its own again."""
+def prefilled(model: Any, beginning: Tensor, cache: Any = None) -> Any:
+    """Returns a cache of the model's keys and values for the embedded tokens ``"tokens hidden"``, marked as theirs.
 
-    def __init__(self) -> None:
-        self._beginnings: WeakKeyDictionary[Any, bytes] = WeakKeyDictionary()
+    What ``cache`` holds of their first ones is not read; it grows to be the one that is returned.
 
-    def __reduce__(self) -> tuple[type["PrefixCaches"], tuple[()]]:
-        return PrefixCaches, ()  # in another process, or a copy, there are no caches of its own yet
+    Raises:
+        ConfigError: as ``require_cache``: now, and not at the first question.
+    """
+    held = 0 if cache is None else cache.get_seq_length()
+    if held < len(beginning):
+        cache = Prefill(model).outputs(beginning[held:], cache, held).past_key_values
+    require_cache(cache, model, len(beginning) + 1)
+    setattr(cache, MARK, _digest(beginning))
+    return cache
 
-    def prefilled(self, model: Any, beginning: Tensor, cache: Any = None) -> Any:
-        """Returns a cache of the model's keys and values for the embedded tokens ``"tokens hidden"``.
 
-        What ``cache`` holds of their first ones is not read; it grows to be the one that is returned.
+def beginning_of(cache: Any) -> bytes | None:
+    """Returns the digest of what a cache was pre-filled for, also of a copy of it; None where that is not known."""
+    return getattr(cache, MARK, None)
 
-        Raises:
-            ConfigError: as ``require_cache``: now, and not at the first question.
-        """
-        held = 0 if cache is None else cache.get_seq_length()
-        if held < len(beginning):
-            cache = Prefill(model).outputs(beginning[held:], cache, held).past_key_values
-        require_cache(cache, model, len(beginning) + 1)
-        self._beginnings[cache] = _digest(beginning)
-        return cache
 
-    def copied(self, cache: Any, model: Any, prompt: Tensor, rows: int) -> Any:
-        """Returns a copy of a cache for ``rows`` beams that answer the prompt ``"tokens hidden"``.
+def copied(cache: Any, model: Any, prompt: Tensor, rows: int) -> Any:
+    """Returns a copy of a cache for ``rows`` beams that answer the prompt ``"tokens hidden"``.
 
-        Raises:
-            ConfigError: as ``require_cache``; or the cache was made here, and for another beginning than this prompt's.
-        """
-        require_cache(cache, model, len(prompt))
-        known = self._beginnings.get(cache)
-        if known is not None and known != _digest(prompt[: cache.get_seq_length()]):
-            raise ConfigError(
-                f"expected a cache of this prompt's first {cache.get_seq_length()} tokens, got one that was pre-filled "
-                "for another memory, another beginning of the chat, or that was written into since: pre-fill again"
-            )
-        own = copy.deepcopy(cache)
-        if rows > 1:
-            own.batch_repeat_interleave(rows)
-        return own
+    Raises:
+        ConfigError: as ``require_cache``; or the cache was pre-filled for another beginning than this prompt's.
+    """
+    require_cache(cache, model, len(prompt))
+    known = beginning_of(cache)
+    if known is not None and known != _digest(prompt[: cache.get_seq_length()]):
+        raise ConfigError(
+            f"expected a cache of this prompt's first {cache.get_seq_length()} tokens, got one that was pre-filled "
+            "for another memory, another beginning of the chat, or that was written into since: pre-fill again"
+        )
+    own = copy.deepcopy(cache)
+    if rows > 1:
+        own.batch_repeat_interleave(rows)
+    return own
 
 
 def require_cache(cache: Any, model: Any, prompt_tokens: int) -> None:

@@ -17,6 +17,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+import msgspec
 import torch
 from torch import Tensor
 
@@ -29,7 +30,22 @@ from ilcp.evidence import Evidence
 from ilcp.identity import ModelIdentity
 from ilcp.message import MAX_BLOB_BYTES
 from ilcp.models.fingerprint import identify
-from ilcp_codecs.kv.container import MAX_CACHE_BYTES, Header, Layer, identity_of, pack, read_header, unpack
+from ilcp.models.kv import read_kv
+from ilcp.models.reading import window_tokens
+from ilcp.models.rope import ropes_of
+from ilcp.models.support import require_receiver
+from ilcp_codecs.kv.container import (
+    FORMAT,
+    MAX_TOKENS,
+    Header,
+    Layer,
+    Shape,
+    identity_of,
+    pack,
+    read_header,
+    shape_from,
+    unpack,
+)
 from ilcp_codecs.kv.quantise import (
     exact_planes,
     exact_sizes,
@@ -39,7 +55,7 @@ from ilcp_codecs.kv.quantise import (
     rounded_sizes,
 )
 
-__all__ = ["FIRST", "ExactCodec", "Int4Codec", "Int8Codec", "KvCodec", "Pair", "Shapes", "require_settings"]
+__all__ = ["FIRST", "ExactCodec", "Int4Codec", "Int8Codec", "KvCodec", "Pair", "Shapes", "own_shape", "shape_of"]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 FIRST = 4  # tokens kept exact: attention rests on them, and their keys are far larger than others
@@ -47,65 +63,66 @@ FIRST = 4  # tokens kept exact: attention rests on them, and their keys are far 
 Pair = tuple[Tensor, Tensor]  # keys and values of a layer, "heads tokens head"
 
 
+Sizes3 = tuple[int, int, int]
+Shapes = tuple[Sizes3, Sizes3]  # of a layer's keys and values, "heads tokens head"
+
+
 class KvCodec(ABC):
-    """A base for codecs of one model's keys and values.
+    """A base for codecs of one model's keys and values; ``of`` makes one.
 
     Args:
-        model: whose cache it is; ``of`` finds it out.
-        limit: the most bytes that a payload may unpack to.
+        model: whose caches they are.
+        shape: what these look like; a cache of another shape, or of more tokens, is refused.
     """
 
     name: ClassVar[str]
     turned: ClassVar[bool]  # whether keys lie as they were turned
     layers: tuple[int, ...] = ()
 
-    def __init__(self, model: ModelIdentity, *, limit: int = MAX_CACHE_BYTES):
-        self.spec = CodecSpec(self.name, MAX_BLOB_BYTES, "cache")
+    def __init__(self, model: ModelIdentity, shape: Shape):
+        self.spec = CodecSpec(self.name, min(shape.most_bytes, MAX_BLOB_BYTES), "cache")
         self.trained = Trained(model, model)
         self.evidence: Evidence | None = None
         self.folder: Path | None = None
-        self.limit = limit
+        self.shape = shape
 
     @classmethod
-    def of(cls, model: Any, tokenizer: Any, **settings: Any) -> Self:
+    def of(cls, model: Any, tokenizer: Any, *, tokens: int | None = None) -> Self:
         """Returns the codec of a loaded model.
 
+        Args:
+            tokens: the most that a cache may stand for; None for the model's window.
+
         Raises:
-            ConfigError: the model cannot be identified, or a setting is none of this codec's.
+            ConfigError: the model cannot be identified, keeps no keys and values, or has no such window.
         """
-        return cls(identify(model, tokenizer), **settings)
+        return cls(identify(model, tokenizer), shape_of(model, tokens))
 
     def encode(self, context: Context, payload_bytes: int | None = None) -> bytes:
         """Returns the container of a context's keys and values.
 
         Raises:
-            EncodeError: the context has none, or they take more than ``payload_bytes``.
+            EncodeError: the context has none, they are another model's or not finite, or take more than
+                ``payload_bytes``.
             ConfigError: keys and values are of a dtype that no container holds.
         """
         limit = self.spec.length(payload_bytes)
         kv = context.kv
         if kv is None:
             raise EncodeError(f"expected a context with keys and values for codec {self.name!r}, got none")
-        named = {dtype: name for name, dtype in DTYPES.items()}
-        if kv.dtype not in named:
-            raise ConfigError(f"expected keys and values in {', '.join(DTYPES)}, got {kv.dtype}: load the model in one")
+        self._require_own(kv)
         if not self.turned and all(kv.ropes):
             kv = kv.at(None)
-        ropes = sorted(set(kv.ropes))
-        layers = tuple(
-            Layer(keys.shape[0], keys.shape[2], values.shape[2], window, ropes.index(rope))
-            for keys, values, window, rope in zip(kv.keys, kv.values, kv.windows, kv.ropes, strict=True)
-        )
         header = Header(
-            format=1,
+            format=FORMAT,
             method=self.name,
             settings=self.settings(),
             model=identity_of(self.trained.sender),
-            dtype=named[kv.dtype],
+            dtype=next(name for name, dtype in DTYPES.items() if dtype == kv.dtype),
             tokens=kv.tokens,
             start=kv.start,
-            layers=layers,
-            ropes=tuple(ropes),
+            layers=self.shape.layers,
+            ropes=self.shape.ropes,
         )
         pairs = enumerate(zip(kv.keys, kv.values, strict=True))
         planes = (plane for layer, pair in pairs for plane in self.planes(pair, layer))
@@ -117,6 +134,19 @@ class KvCodec(ABC):
             )
         return payload
 
+    def _require_own(self, kv: KeysValues) -> None:
+        dtypes = {each.dtype for each in (*kv.keys, *kv.values)}
+        if len(dtypes) != 1 or not dtypes <= set(DTYPES.values()):
+            named = sorted(map(str, dtypes))
+            raise ConfigError(f"expected keys and values in one of {', '.join(DTYPES)}, got {named}: load the model so")
+        if Shape.of(kv, self.shape.tokens) != self.shape or kv.tokens > self.shape.tokens:
+            raise EncodeError(
+                f"expected keys and values of this codec's model, at most {self.shape.tokens} tokens, got others "
+                f"of {kv.tokens}: make a codec of the model that they are of"
+            )
+        if not all(bool(torch.isfinite(each).all()) for each in (*kv.keys, *kv.values)):
+            raise EncodeError("expected finite keys and values, got NaN or infinity: the sender's weights are damaged")
+
     def decode(self, payload: bytes) -> Memory:
         """Returns the memory of keys and values that a payload stands for.
 
@@ -124,18 +154,22 @@ class KvCodec(ABC):
             DecodeError: it is no container of this codec and model, or damaged.
         """
         header, begin = read_header(payload)
-        if header.method != self.name or header.settings != self.settings():
-            raise DecodeError(
-                f"expected a cache by {self.name} {self.settings() or ''}, got {header.method} {header.settings or ''}"
-            )
+        if (header.method, header.settings) != (self.name, self.settings()):
+            raise DecodeError(f"expected a cache by {self.name}, got one by {header.method}, or with other settings")
         if header.model != identity_of(self.trained.sender):
             raise DecodeError("expected a cache of this codec's model, got another model's: it would be read as noise")
+        if (header.layers, header.ropes) != (self.shape.layers, self.shape.ropes):
+            raise DecodeError(
+                "expected the layers and ropes of this codec's model, got others: it would be read as noise"
+            )
+        if header.tokens > self.shape.tokens:
+            raise DecodeError(f"expected a cache of at most {self.shape.tokens} tokens, got {header.tokens}: drop it")
         if header.dtype not in DTYPES:
-            raise DecodeError(f"expected keys and values in {', '.join(DTYPES)}, got {header.dtype!r}")
+            raise DecodeError(f"expected keys and values in {', '.join(DTYPES)}, got {header.dtype[:40]!r}")
         dtype = DTYPES[header.dtype]
         shapes = [_shapes(layer, header.tokens) for layer in header.layers]
         sizes = [self.sizes(shape, dtype, layer) for layer, shape in enumerate(shapes)]
-        planes = iter(unpack(payload, header, begin, [size for each in sizes for size in each], self.limit))
+        planes = iter(unpack(payload, header, begin, [size for each in sizes for size in each]))
         pairs = [
             self.pair(_taken(planes, len(own)), shape, dtype, layer)
             for layer, (own, shape) in enumerate(zip(sizes, shapes, strict=True))
@@ -160,16 +194,17 @@ class KvCodec(ABC):
         """Yields the planes of one layer's keys and values."""
 
     @abstractmethod
-    def sizes(self, shapes: "Shapes", dtype: torch.dtype, layer: int) -> list[int]:
+    def sizes(self, shapes: Shapes, dtype: torch.dtype, layer: int) -> list[int]:
         """Returns how long these planes are, by the shapes alone."""
 
     @abstractmethod
-    def pair(self, planes: Sequence[Any], shapes: "Shapes", dtype: torch.dtype, layer: int) -> Pair:
+    def pair(self, planes: Sequence[Any], shapes: Shapes, dtype: torch.dtype, layer: int) -> Pair:
         """Returns the keys and values of one layer out of its planes."""
 
     def save_files(self, folder: Path) -> dict[str, Any]:
-        """Writes nothing; returns the settings."""
-        return {"limit": self.limit}
+        """Writes nothing; returns the shape."""
+        shape: dict[str, Any] = msgspec.to_builtins(self.shape)
+        return shape
 
     @classmethod
     def load_files(cls, folder: Path, spec: CodecSpec, trained: Trained, settings: Mapping[str, Any]) -> Self:
@@ -178,11 +213,7 @@ class KvCodec(ABC):
         Raises:
             StorageError: the settings are not those of such a codec, or there are two models.
         """
-        require_settings(folder, trained, settings)
-        return cls(trained.sender, limit=settings["limit"])
-
-
-Shapes = tuple[tuple[int, int, int], tuple[int, int, int]]
+        return cls(trained.sender, own_shape(folder, trained, settings))
 
 
 class ExactCodec(KvCodec):
@@ -265,15 +296,28 @@ class Int4Codec(RoundedCodec):
     bits = 4
 
 
-def require_settings(folder: Path, trained: Trained, settings: Mapping[str, Any]) -> None:
-    """Refuses settings that no codec of keys and values has.
+def shape_of(model: Any, tokens: int | None = None) -> Shape:
+    """Returns what a loaded model's caches look like, for so many tokens at most, or as many as its window has.
 
     Raises:
-        StorageError: there are others than a limit in bytes, or two models.
+        ConfigError: the model keeps no keys and values, or has no such window.
     """
-    limit = settings.get("limit")
-    if trained.sender != trained.receiver or set(settings) != {"limit"} or type(limit) is not int or limit < 1:
-        raise StorageError(f"expected one model and a limit in bytes in {folder}, got {dict(settings)}: save it again")
+    most = window_tokens(model)
+    if tokens is not None and (type(tokens) is not int or not 1 <= tokens <= most):
+        raise ConfigError(f"expected tokens from 1 to the model's {most}, got {tokens!r}")
+    require_receiver(model)
+    return Shape.of(read_kv(model, [0], 0, ropes_of(model)), min(tokens or most, MAX_TOKENS))
+
+
+def own_shape(folder: Path, trained: Trained, settings: Mapping[str, Any]) -> Shape:
+    """Returns the shape in a codec's settings.
+
+    Raises:
+        StorageError: there is none, or there are two models.
+    """
+    if trained.sender != trained.receiver:
+        raise StorageError(f"expected one model at both ends of a cache's codec in {folder}, got two: save it again")
+    return shape_from(dict(settings), f"the settings in {folder}")
 
 
 def _shapes(layer: Layer, tokens: int) -> Shapes:

@@ -14,8 +14,8 @@ position of each pair of dimensions. A layer with a window holds the last ``wind
 
 ``planes`` lists for each plane ``[bytes here, bytes unpacked]``. Where both are equal the plane stands as it is, else
 as one zstd frame (RFC 8878) with its content size. What a plane unpacked means is its ``method``'s: the classes of
-``ilcp_codecs.kv.codecs`` say so. A reader computes from the header how long each plane has to be unpacked, and refuses
-any other; so nothing is allocated that the header's own sizes do not account for, nor more than it was told to allow.
+``ilcp_codecs.kv.codecs`` say so. A reader knows its model's ``Shape``: it refuses other layers and ropes than these,
+more tokens than the model's window has, and planes of other lengths than follow; all before it unpacks any.
 """
 
 import struct
@@ -27,14 +27,26 @@ from typing import Any
 import msgspec
 import zstandard
 
-from ilcp.errors import DecodeError, EncodeError
+from ilcp.codec.keys_values import KeysValues
+from ilcp.errors import ConfigError, DecodeError, EncodeError, IlcpError, StorageError
 from ilcp.identity import ModelIdentity
 
-__all__ = ["MAX_CACHE_BYTES", "Header", "Layer", "pack", "unpack"]
+__all__ = [
+    "FORMAT",
+    "MAX_TOKENS",
+    "Header",
+    "Layer",
+    "Shape",
+    "identity_of",
+    "pack",
+    "read_header",
+    "shape_from",
+    "unpack",
+]
 
 MAGIC = b"ilcp-kv\n"
+FORMAT = 1
 MAX_HEADER_BYTES = 1 << 20  # a thousand layers' planes take a tenth
-MAX_CACHE_BYTES = 16 << 30  # unpacked: 128,000 tokens of a model of 7B in half precision
 MAX_LAYERS, MAX_TOKENS, MAX_WIDTH = 1024, 1 << 24, 1 << 16  # more than any model has, and far below what overflows
 LEVEL = 1  # of zstd: the planes that shrink do so at any level
 CHECK_BYTES = 16
@@ -56,6 +68,32 @@ class Layer(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=
         return min(tokens, self.window - 1) if self.window else tokens
 
 
+class Shape(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a model's caches look like: its layers, its ropes, and how many tokens its window has."""
+
+    layers: tuple[Layer, ...]
+    ropes: tuple[tuple[float, ...], ...]
+    tokens: int
+
+    @classmethod
+    def of(cls, kv: KeysValues, tokens: int) -> "Shape":
+        """Returns the shape of the model whose keys and values these are, for caches of so many tokens at most."""
+        ropes = sorted(set(kv.ropes))
+        layers = tuple(
+            Layer(keys.shape[0], keys.shape[2], values.shape[2], window, ropes.index(rope))
+            for keys, values, window, rope in zip(kv.keys, kv.values, kv.windows, kv.ropes, strict=True)
+        )
+        return cls(layers, tuple(ropes), tokens)
+
+    @property
+    def most_bytes(self) -> int:
+        """The bytes that no container takes more than: of a header, and of each number and each scale in full."""
+        held = [(layer, layer.held(self.tokens)) for layer in self.layers]
+        numbers = sum(layer.heads * tokens * (layer.key_width + layer.value_width) for layer, tokens in held)
+        scales = sum(layer.heads * (tokens + layer.key_width) for layer, tokens in held)
+        return MAX_HEADER_BYTES + 4 * numbers + 8 * scales
+
+
 class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What stands before the planes."""
 
@@ -69,9 +107,6 @@ class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     layers: tuple[Layer, ...]
     ropes: tuple[tuple[float, ...], ...]
     planes: tuple[Sizes, ...] = ()
-
-
-FORMAT = 1
 
 
 def pack(header: Header, planes: Iterable[bytes]) -> bytes:
@@ -123,36 +158,53 @@ def read_header(payload: bytes | memoryview) -> tuple[Header, int]:
 def _require_sound(header: Header) -> None:
     if header.format != FORMAT:
         raise DecodeError(f"expected format {FORMAT}, got {header.format}: update ilcp, here or where it was written")
-    if not 1 <= len(header.layers) <= MAX_LAYERS or not 1 <= header.tokens <= MAX_TOKENS:
-        raise DecodeError(
-            f"expected 1 to {MAX_LAYERS} layers and 1 to {MAX_TOKENS} tokens, got {len(header.layers)} and "
-            f"{header.tokens}"
-        )
     if header.start is not None and not 0 <= header.start <= MAX_TOKENS:
         raise DecodeError(f"expected a start from 0 to {MAX_TOKENS}, got {header.start}")
-    for number, layer in enumerate(header.layers):
-        widths = (layer.heads, layer.key_width, layer.value_width)
-        if not all(1 <= width <= MAX_WIDTH for width in widths) or not (layer.window == 0 or 2 <= layer.window):
-            raise DecodeError(f"expected heads, widths and a window that a model can have, got {layer} as {number}")
-        if not 0 <= layer.rope < len(header.ropes) or 2 * len(header.ropes[layer.rope]) > layer.key_width:
-            raise DecodeError(f"expected one of {len(header.ropes)} ropes, none wider than the keys, in layer {number}")
+    require_shape(Shape(header.layers, header.ropes, header.tokens), DecodeError)
     try:
         ModelIdentity.from_dict(header.model, "a container's model", error=DecodeError)
-    except DecodeError:
-        raise
-    except Exception as error:
-        raise DecodeError(f"expected the identity of a model, got: {error}") from error
+    except ConfigError as error:
+        raise DecodeError(str(error)) from error
 
 
-def unpack(payload: bytes | memoryview, header: Header, begin: int, sizes: Sequence[int], limit: int) -> list[Any]:
+def require_shape(shape: Shape, error: type[IlcpError]) -> None:
+    """Refuses what no model's caches look like.
+
+    Raises:
+        IlcpError: ``error``, with what was expected.
+    """
+    if not 1 <= len(shape.layers) <= MAX_LAYERS or not 1 <= shape.tokens <= MAX_TOKENS:
+        got = f"{len(shape.layers)} and {shape.tokens}"
+        raise error(f"expected 1 to {MAX_LAYERS} layers and 1 to {MAX_TOKENS} tokens, got {got}")
+    for number, layer in enumerate(shape.layers):
+        widths = (layer.heads, layer.key_width, layer.value_width)
+        if not all(1 <= width <= MAX_WIDTH for width in widths) or not (layer.window == 0 or 2 <= layer.window):
+            raise error(f"expected heads, widths and a window that a model can have, got {layer} as {number}")
+        if not 0 <= layer.rope < len(shape.ropes) or 2 * len(shape.ropes[layer.rope]) > layer.key_width:
+            raise error(f"expected one of {len(shape.ropes)} ropes, none wider than the keys, in layer {number}")
+
+
+def shape_from(record: Any, where: str) -> Shape:
+    """Reads the shape that ``msgspec.to_builtins`` wrote.
+
+    Raises:
+        StorageError: it is none; the text names the place ``where``.
+    """
+    try:
+        shape = msgspec.convert(record, Shape)
+    except msgspec.ValidationError as error:
+        raise StorageError(f"expected the shape of a model's caches in {where}, got: {error}") from error
+    require_shape(shape, StorageError)
+    return shape
+
+
+def unpack(payload: bytes | memoryview, header: Header, begin: int, sizes: Sequence[int]) -> list[Any]:
     """Returns the planes, each unpacked to the size that its method computed from the header.
 
     Raises:
-        DecodeError: the planes are of other sizes, do not unpack, or take more than ``limit`` together.
+        DecodeError: the planes are of other sizes, or do not unpack.
     """
     data = memoryview(payload)
-    if sum(sizes) > limit:
-        raise DecodeError(f"expected a cache of at most {limit} bytes, got one of {sum(sizes)}: raise the limit")
     if [unpacked for _, unpacked in header.planes] != list(sizes):
         raise DecodeError(f"expected {len(sizes)} planes as long as the layers say, got others in the header")
     ends = sum(stored for stored, _ in header.planes if stored >= 0)

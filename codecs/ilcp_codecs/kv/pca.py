@@ -22,15 +22,16 @@ from torch import Tensor
 from ilcp.codec.context import Context
 from ilcp.codec.keys_values import KeysValues
 from ilcp.codec.spec import CodecSpec, Trained
-from ilcp.errors import ConfigError, DecodeError, IdentityError, StorageError
+from ilcp.errors import ConfigError, IdentityError, StorageError
 from ilcp.files import require_readable
-from ilcp.folders import inside
+from ilcp.folders import inside, shapes_of
 from ilcp.identity import ModelIdentity, digest_all
+from ilcp.inputs import listed, require_text
 from ilcp.models.fingerprint import identify
 from ilcp.models.kv import following_nats, read_kv
 from ilcp.models.rope import ropes_of
-from ilcp_codecs.kv.codecs import FIRST, KvCodec, Pair, Shapes, require_settings
-from ilcp_codecs.kv.container import MAX_CACHE_BYTES
+from ilcp_codecs.kv.codecs import FIRST, KvCodec, Pair, Shapes, own_shape, shape_of
+from ilcp_codecs.kv.container import Shape
 from ilcp_codecs.kv.quantise import exact_planes, exact_sizes, from_exact
 from ilcp_codecs.kv.transform import MOST_BITS, Transform, allotted, fitted, packed, packed_sizes, unpacked
 
@@ -48,31 +49,59 @@ class PcaCodec(KvCodec):
     name: ClassVar[str] = "kv-pca"
     turned = False
 
-    def __init__(self, model: ModelIdentity, tensors: Mapping[str, Tensor], *, limit: int = MAX_CACHE_BYTES):
-        super().__init__(model, limit=limit)
+    def __init__(self, model: ModelIdentity, shape: Shape, tensors: Mapping[str, Tensor]):
+        super().__init__(model, shape)
         self.tensors = dict(tensors)
         self.trained = Trained(model, model, _digest(self.tensors))
-        layers = len(tensors) // (len(PARTS) * len(SIDES))
-        self._transforms = [[_transform(tensors, side, layer) for side in SIDES] for layer in range(layers)]
+        layers = range(len(shape.layers))
+        self._transforms = [[_transform(tensors, side, layer) for side in SIDES] for layer in layers]
 
     @classmethod
-    def fit(
-        cls, model: Any, tokenizer: Any, texts: Iterable[str], *, bytes_per_token: float, limit: int = MAX_CACHE_BYTES
-    ) -> Self:
+    def fit(cls, model: Any, tokenizer: Any, texts: Iterable[str], *, bytes_per_token: float) -> Self:
         """Returns the codec of a loaded model, fitted to texts such as those that it will be used on.
 
         Args:
             bytes_per_token: of what is not kept exact, as the codes alone take.
 
         Raises:
-            ConfigError: the texts are too short, the budget is none that the model's dimensions can take, or a memory
-                of the beginnings of these texts says less of their ends than nothing does.
+            EncodeError: one of the texts is none, or empty.
+            ConfigError: they are no list, too short, or too few; the budget is none that the model's dimensions can
+                take; or a memory of the beginnings of these texts says less of their ends than nothing does.
         """
-        ropes, rows = ropes_of(model), [tokenizer(text).input_ids for text in texts]
+        named = enumerate(listed(texts, "texts in a list", "text", error=ConfigError))
+        ropes, rows = ropes_of(model), [tokenizer(require_text(text, f"text {n}")).input_ids for n, text in named]
         read = [read_kv(model, row, 0, ropes) for row in rows]
-        codec = cls.fit_caches(identify(model, tokenizer), read, bytes_per_token=bytes_per_token, limit=limit)
-        codec.require_worth(model, [row for row in rows if len(row) > LEAST_TOKENS])
+        codec = cls.fit_caches(identify(model, tokenizer), shape_of(model), read, bytes_per_token=bytes_per_token)
+        codec.require_worth(model, rows)
         return codec
+
+    @classmethod
+    def fit_caches(
+        cls, model: ModelIdentity, shape: Shape, caches: Sequence[KeysValues], *, bytes_per_token: float
+    ) -> Self:
+        """Returns the codec fitted to keys and values that were read already; nobody looks whether it is worth it.
+
+        Raises:
+            ConfigError: as ``fit``.
+        """
+        level = [kv.at(None) if all(kv.ropes) else kv for kv in caches]
+        found: dict[str, Tensor] = {}
+        spreads = []
+        for layer in range(len(shape.layers)):
+            for side in SIDES:
+                rows = [_rows(getattr(kv, side)[layer][:, FIRST:]) for kv in level]
+                name, (mean, basis, spread) = f"{side}.{layer}.", _fitted(rows)
+                found |= {name + "mean": mean.half(), name + "basis": basis.half(), name + "spread": spread.half()}
+                spreads.append((name, spread.square() / spread.square().sum()))
+        if not all(bool(each.isfinite().all()) for each in found.values()):
+            raise ConfigError("expected keys and values that half precision can hold, got larger ones: use kv-int8")
+        most = MOST_BITS * sum(len(each) for _, each in spreads) // 8
+        if not 1 / 8 <= bytes_per_token <= most:
+            raise ConfigError(f"expected bytes_per_token above 0 and up to {most}, got {bytes_per_token}")
+        bits = allotted(torch.cat([each for _, each in spreads]), round(8 * bytes_per_token))
+        parts = bits.split([len(each) for _, each in spreads])
+        found |= {f"{name}bits": own.clone() for (name, _), own in zip(spreads, parts, strict=True)}
+        return cls(model, shape, found)
 
     def require_worth(self, model: Any, rows: Sequence[Sequence[int]]) -> None:
         """Refuses a codec whose memories are worse than none.
@@ -83,7 +112,7 @@ class PcaCodec(KvCodec):
         Raises:
             ConfigError: with the nats of a token by the memory, by the exact cache, and by nothing.
         """
-        ropes = ropes_of(model)
+        ropes, rows = ropes_of(model), [row for row in rows if len(row) > LEAST_TOKENS]
         nats = {"memory": 0.0, "exact": 0.0, "nothing": 0.0}
         for row in rows:
             held = 3 * len(row) // 4
@@ -92,47 +121,16 @@ class PcaCodec(KvCodec):
             assert isinstance(memory, KeysValues)
             for name, given in (("memory", memory), ("exact", kv), ("nothing", None)):
                 nats[name] += following_nats(model, given, row[held:])
-        if rows and not nats["memory"] < nats["nothing"]:
+        if not rows:
+            raise ConfigError(
+                f"expected a text of more than {LEAST_TOKENS} tokens to try it on, got none: give longer ones"
+            )
+        if not nats["memory"] < nats["nothing"]:
             shown = ", ".join(f"{name} {total / len(rows):.3f}" for name, total in nats.items())
             raise ConfigError(
                 f"expected memories that are better than none on the texts given, got nats a token: {shown}; allow "
                 "more bytes per token"
             )
-
-    @classmethod
-    def fit_caches(
-        cls, model: ModelIdentity, caches: Sequence[KeysValues], *, bytes_per_token: float, limit: int = MAX_CACHE_BYTES
-    ) -> Self:
-        """Returns the codec fitted to keys and values that were read already.
-
-        Raises:
-            ConfigError: as ``fit``.
-        """
-        level = [kv.at(None) if all(kv.ropes) else kv for kv in caches]
-        found: dict[str, Tensor] = {}
-        spreads = []
-        for layer in range(len(level[0].keys) if level else 0):
-            for side in SIDES:
-                x = torch.cat([_rows(getattr(kv, side)[layer][:, FIRST:]) for kv in level])
-                if len(x) < ROWS_PER_DIMENSION * x.shape[1]:
-                    raise ConfigError(
-                        f"expected {ROWS_PER_DIMENSION * x.shape[1]} tokens or more to fit to, got {len(x)} behind the "
-                        f"first {FIRST} of each text: give more texts, or longer ones"
-                    )
-                mean, basis, spread = fitted(x)
-                name = f"{side}.{layer}."
-                found |= {name + "mean": mean.half(), name + "basis": basis.half(), name + "spread": spread.half()}
-                spreads.append((name, spread.square() / spread.square().sum()))
-        if not found:
-            raise ConfigError("expected texts to fit to, got none")
-        total = round(8 * bytes_per_token)
-        most = MOST_BITS * sum(len(each) for _, each in spreads)
-        if not 0 < total <= most:
-            raise ConfigError(f"expected bytes_per_token above 0 and up to {most // 8}, got {bytes_per_token}")
-        bits = allotted(torch.cat([each for _, each in spreads]), total)
-        parts = bits.split([len(each) for _, each in spreads])
-        found |= {f"{name}bits": own.clone() for (name, _), own in zip(spreads, parts, strict=True)}
-        return cls(model, found, limit=limit)
 
     def settings(self) -> dict[str, int]:
         """Returns how many first tokens are exact."""
@@ -150,7 +148,7 @@ class PcaCodec(KvCodec):
     def sizes(self, shapes: Shapes, dtype: torch.dtype, layer: int) -> list[int]:
         """Returns the same lengths."""
         found = []
-        for (heads, held, width), transform in zip(shapes, self._of(layer, shapes), strict=True):
+        for (heads, held, width), transform in zip(shapes, self._transforms[layer], strict=True):
             found += exact_sizes(heads * min(held, FIRST) * width, dtype)
             if held > FIRST:
                 found += [packed_sizes((held - FIRST) * count, bits) for bits, count in transform.counts]
@@ -161,7 +159,7 @@ class PcaCodec(KvCodec):
         left = iter(planes)
         keys, values = (
             self._joined(left, shape, transform, dtype)
-            for shape, transform in zip(shapes, self._of(layer, shapes), strict=True)
+            for shape, transform in zip(shapes, self._transforms[layer], strict=True)
         )
         return keys, values
 
@@ -177,21 +175,10 @@ class PcaCodec(KvCodec):
         rest = rearrange(transform.values(codes, tokens), "tokens (heads width) -> heads tokens width", heads=heads)
         return torch.cat([first, rest.to(dtype)], 1)
 
-    def _of(self, layer: int, shapes: Shapes) -> list[Transform]:
-        """Returns the transforms of a layer.
-
-        Raises:
-            DecodeError: there are none of these shapes.
-        """
-        found = self._transforms[layer] if layer < len(self._transforms) else []
-        if [len(each.mean) for each in found] != [heads * width for heads, _, width in shapes]:
-            raise DecodeError(f"expected keys and values as this codec was fitted to, got {shapes} as layer {layer}")
-        return found
-
     def save_files(self, folder: Path) -> dict[str, Any]:
-        """Writes the transforms; returns the limit."""
+        """Writes the transforms; returns the shape."""
         save_file({name: tensor.contiguous() for name, tensor in self.tensors.items()}, folder / WEIGHTS)
-        return {"limit": self.limit}
+        return super().save_files(folder)
 
     @classmethod
     def load_files(cls, folder: Path, spec: CodecSpec, trained: Trained, settings: Mapping[str, Any]) -> Self:
@@ -201,36 +188,46 @@ class PcaCodec(KvCodec):
             StorageError: the file is missing, damaged, or of other shapes.
             IdentityError: it is not what the codec was saved with.
         """
-        require_settings(folder, trained, settings)
-        file = inside(folder, WEIGHTS)
+        shape, file = own_shape(folder, trained, settings), inside(folder, WEIGHTS)
         require_readable(file)
         try:
+            _require_shapes(shapes_of(file), shape, file)
             tensors = load_file(file)
         except SafetensorError as error:
             raise StorageError(f"expected the transforms in {file}, got: {error}; fetch the codec again") from error
-        _require_transforms(tensors, file)
+        if any(int(each.max()) > MOST_BITS for name, each in tensors.items() if name.endswith("bits")) or not all(
+            bool(each.isfinite().all()) for each in tensors.values()
+        ):
+            raise StorageError(f"expected finite numbers and up to {MOST_BITS} bits in {file}, got others: damaged")
         if _digest(tensors) != trained.weights:
             raise IdentityError(f"expected transforms {trained.weights}, got {_digest(tensors)}: fetch the codec again")
-        return cls(trained.sender, tensors, limit=settings["limit"])
+        return cls(trained.sender, shape, tensors)
 
 
-def _require_transforms(tensors: Mapping[str, Tensor], file: Path) -> None:
-    layers = len(tensors) // (len(PARTS) * len(SIDES))
-    names = {f"{side}.{layer}.{part}" for side in SIDES for layer in range(layers) for part in PARTS}
-    if not layers or set(tensors) != names:
+def _require_shapes(found: Mapping[str, tuple[tuple[int, ...], str]], shape: Shape, file: Path) -> None:
+    """Refuses a file of other tensors than the shape needs, before one is loaded."""
+    wanted: dict[str, tuple[tuple[int, ...], str]] = {}
+    for number, layer in enumerate(shape.layers):
+        for side, width in zip(SIDES, (layer.key_width, layer.value_width), strict=True):
+            dims = layer.heads * width
+            tensors = (((dims,), "F16"), ((dims, dims), "F16"), ((dims,), "F16"), ((dims,), "U8"))
+            wanted |= {f"{side}.{number}.{part}": each for part, each in zip(PARTS, tensors, strict=True)}
+    if dict(found) != wanted:
         raise StorageError(f"expected {', '.join(PARTS)} of keys and values of each layer in {file}, got others")
-    for side, layer in ((side, layer) for side in SIDES for layer in range(layers)):
-        mean, basis, spread, bits = (tensors[f"{side}.{layer}.{part}"] for part in PARTS)
-        dims = len(mean) if mean.ndim == 1 else 0
-        shapes = [tuple(each.shape) for each in (basis, spread, bits)]
-        if not dims or shapes != [(dims, dims), (dims,), (dims,)] or bits.dtype != torch.uint8:
-            raise StorageError(f"expected a basis of as many components as dimensions in {file}, got {shapes}")
-        if int(bits.max()) > MOST_BITS or not all(bool(each.isfinite().all()) for each in (mean, basis, spread)):
-            raise StorageError(f"expected finite numbers and up to {MOST_BITS} bits in {file}, got others: damaged")
+
+
+def _fitted(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    x = torch.cat(list(rows)) if rows else torch.zeros(0, 1)
+    if len(x) < ROWS_PER_DIMENSION * x.shape[1]:
+        raise ConfigError(
+            f"expected {ROWS_PER_DIMENSION * x.shape[1]} tokens or more to fit to, got {len(x)} behind the first "
+            f"{FIRST} of each text: give more texts, or longer ones"
+        )
+    return fitted(x)
 
 
 def _rows(each: Tensor) -> Tensor:
-    return rearrange(each.float(), "heads tokens width -> tokens (heads width)")
+    return rearrange(each.float().cpu(), "heads tokens width -> tokens (heads width)")
 
 
 def _transform(tensors: Mapping[str, Tensor], side: str, layer: int) -> Transform:
