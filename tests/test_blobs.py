@@ -27,6 +27,7 @@ from ilcp.transport import (
 )
 from ilcp.transport.app import _declared
 from ilcp.transport.blobs import CHUNK_BYTES
+from ilcp.transport.store import Store
 from tests.test_transport_http import TOKEN, Served, ask, served
 from tests.transport_model import KINDS, Clock, Kind
 
@@ -105,12 +106,31 @@ def test_a_missing_blob_is_named_and_nothing_is_left_of_it(end: Connection, tmp_
     blob = Blob.of(b"nobody put this")
     there = end.put_blob(DATA)
     for wrong in (blob, Blob(len(DATA) - 1, there.digest), Blob(len(DATA) + 1, there.digest)):
-        there = end.put_blob(DATA)
         with pytest.raises(BlobError, match=wrong.digest.hex()):
             end.get_blob(wrong, into=tmp_path / "copy")
     with pytest.raises(ConfigError, match="expected a blob of at most 3 bytes, got 15: raise max_bytes"):
         end.get_blob(blob, max_bytes=3, into=tmp_path / "copy")
     assert [] == list(tmp_path.iterdir())
+
+
+def test_a_wrong_size_in_a_name_removes_nothing(end: Connection) -> None:
+    """A get by the digest of a blob and another size says what size lies there, and the blob is got by its own name."""
+    blob = end.put_blob(DATA)
+    end.send(naming(blob), to="planner")
+    for size in (1, len(DATA) - 1, len(DATA) + 1):
+        with pytest.raises(BlobError, match=f"of {size} bytes, got: {len(DATA)} bytes"):
+            end.get_blob(Blob(size, blob.digest))
+    assert DATA == end.get_blob(blob)
+
+
+@pytest.mark.parametrize("wrong", ["abc", None, b"abc", ("a", 1)])
+def test_what_is_no_blobs_name_is_not_got(wrong: object) -> None:
+    """Another thing in place of a name, and a limit that is no number, are said with what was expected."""
+    with connect("memory://no-name") as c:
+        with pytest.raises(ConfigError, match=r"expected a Blob, got .*: give what put_blob returned"):
+            c.get_blob(wrong)  # type: ignore[arg-type,call-overload]
+        with pytest.raises(ConfigError, match=r"expected max_bytes as a whole number, got .*: give bytes, or leave"):
+            c.get_blob(c.put_blob(DATA), max_bytes=wrong or "a")  # type: ignore[arg-type,call-overload]
 
 
 @pytest.mark.parametrize("wrong", [b"", None, 7, io.StringIO("text"), open(os.devnull)])  # noqa: SIM115
@@ -281,16 +301,97 @@ def test_a_put_that_is_killed_shows_nothing_and_goes_on(tmp_path: Path) -> None:
     assert {blob.digest.hex(): len(data)} == files(tmp_path)
 
 
-def test_a_part_that_was_altered_is_not_gone_on_with_twice(tmp_path: Path) -> None:
-    """What an interrupted put left, and somebody altered, becomes no blob, and the next put begins again."""
-    with connect(f"spool://{tmp_path}", settings=SMALL) as c:
-        c.put_blob(b"so that there is a folder")
-        blob = Blob.of(DATA)
-        (tmp_path / "blobs" / f"{blob.digest.hex()}.part").write_bytes(b"!!!")
-        with pytest.raises(BlobError, match="with the digest"):
-            c.put_blob(DATA)
-        assert blob == c.put_blob(DATA)
-        assert DATA == c.get_blob(blob)
+class Broken(io.BytesIO):
+    """A file whose second reading ends after the first chunk with an error of the disk."""
+
+    begun = 0
+
+    def seek(self, *to: int) -> int:
+        self.begun += 1
+        return super().seek(*to)
+
+    def read(self, size: int | None = -1) -> bytes:
+        if self.begun > 1 and self.tell():
+            raise OSError("cut")
+        return super().read(size)
+
+
+@pytest.mark.parametrize("over", ["spool", "http"])
+@pytest.mark.parametrize("left", ["damaged", "whole, but damaged", "whole"])
+def test_a_part_that_was_altered_is_begun_anew(server: Served, tmp_path: Path, over: str, left: str) -> None:
+    """What an interrupted put left, and somebody altered, stops no put: the next one succeeds, over HTTP too."""
+    data = token_bytes(2 * CHUNK_BYTES)
+    blob, settings = Blob.of(data), SMALL if over == "spool" else Settings(token=TOKEN)
+    with connect(server.spool, settings=SMALL) as receiver:
+        with pytest.raises(StorageError, match="cut"):
+            receiver.put_blob(Broken(data))
+        part = tmp_path / "blobs" / f"{blob.digest.hex()}.part"
+        assert CHUNK_BYTES == part.stat().st_size
+        part.write_bytes({"damaged": b"!!!", "whole": data}.get(left, b"!" + data[1:]))
+        with connect(server.spool if over == "spool" else server.url, settings=settings) as c:
+            assert blob == c.put_blob(data)
+        assert data == receiver.get_blob(blob)
+    assert {blob.digest.hex(): len(data)} == files(tmp_path)
+
+
+class Altered(io.BytesIO):
+    """A file that is another one after its first reading."""
+
+    def __init__(self, data: bytes, how: str) -> None:
+        super().__init__(data)
+        self._data, self._how, self._begun = data, how, 0
+
+    def seek(self, *to: int) -> int:
+        self._begun += 1
+        if self._begun > 1:
+            super().__init__({"same": b"!" * 100, "longer": self._data + b"!", "shorter": self._data[1:]}[self._how])
+        return super().seek(*to)
+
+
+@pytest.mark.parametrize("over", ["memory", "spool", "http"])
+@pytest.mark.parametrize("how", ["same", "longer", "shorter"])
+def test_a_put_that_fails_keeps_no_room(server: Served, tmp_path: Path, over: str, how: str) -> None:
+    """After a source that was altered while it was put, the whole room is there for the next put, and nothing lies."""
+    if over == "http" and how != "same":
+        pytest.skip("to the ingress a body of another length is one that broke off, and it waits for the rest")
+    room = Settings(power_safe=over == "memory", max_blobs_bytes=100)
+    url = "memory://no-room" if over == "memory" else server.spool
+    with connect(url, settings=room) as c:
+        with contextlib.ExitStack() as stack:
+            door = stack.enter_context(connect(server.url, settings=Settings(token=TOKEN))) if over == "http" else c
+            with pytest.raises(BlobError, match="altered"):
+                door.put_blob(Altered(bytes(100), how))
+        if over != "memory":
+            assert {} == files(tmp_path)
+        blob = c.put_blob(b"x" * 100)
+        assert b"x" * 100 == c.get_blob(blob)
+
+
+def test_a_put_that_the_disk_refuses_keeps_no_room(tmp_path: Path) -> None:
+    """A folder that others may write takes no blob; once it is closed to them, all of the room is there."""
+    with connect(f"spool://{tmp_path}", settings=Settings(power_safe=False, max_blobs_bytes=100)) as c:
+        (folder := tmp_path / "blobs").mkdir()
+        folder.chmod(0o777)
+        with pytest.raises(NotWritableError, match="nobody else may write"):
+            c.put_blob(bytes(100))
+        folder.chmod(0o700)
+        c.put_blob(b"x" * 100)
+
+
+def test_a_put_that_fails_leaves_another_ones_room() -> None:
+    """Of two that put one blob at a time into memory one fails: the other's room stays kept."""
+    store, blob = Store(":memory:", Settings(clock=(clock := Clock()), max_blobs_bytes=100)), Blob.of(bytes(100))
+    first = store.blob_part(blob)
+    clock.advance(1)
+    second = store.blob_part(blob)
+    assert first is not None
+    assert second is not None
+    store.drop_blob(first)
+    with pytest.raises(FullError, match="take 100 of 100"):
+        store.blob_part(Blob.of(b"other"))
+    store.drop_blob(second)
+    assert store.blob_part(Blob.of(b"other")) is not None
+    store.close()
 
 
 def test_two_processes_put_one_blob(tmp_path: Path) -> None:
@@ -386,6 +487,48 @@ def test_a_wrong_put_over_http_leaves_nothing(
     assert status == put(server, Blob.of(DATA).digest.hex(), content, **headers).status_code
     assert not (tmp_path / "blobs").exists() or {} == files(tmp_path)
     assert 404 == put(server, "xy", DATA).status_code
+
+
+def test_a_wrong_put_under_a_blobs_name_changes_nothing(server: Served) -> None:
+    """Bytes of another size, put under the digest of a blob that is there, leave it, and the room that it takes."""
+    with connect(server.spool, settings=Settings(power_safe=False, max_blobs_bytes=len(DATA) + 50)) as receiver:
+        blob = receiver.put_blob(DATA)
+        assert 422 == put(server, blob.digest.hex(), b"!").status_code
+        assert DATA == receiver.get_blob(blob)
+        assert str(len(DATA)) == ask(server, "HEAD", f"/v1/blobs/{blob.digest.hex()}").headers["upload-offset"]
+        with pytest.raises(FullError, match=f"others that take {len(DATA)} of"):
+            receiver.put_blob(bytes(51))
+        receiver.put_blob(bytes(50))
+
+
+@pytest.mark.parametrize("how", ["shorter", "longer", "empty"])
+def test_a_blob_of_another_size_is_mended_over_http(server: Served, tmp_path: Path, how: str) -> None:
+    """What was cut or grew on the disk since is not taken for the blob, nor for its beginning: a put mends it."""
+    with connect(server.url, settings=Settings(token=TOKEN, timeout_s=2)) as c, server.behind() as receiver:
+        blob = c.put_blob(DATA)
+        (tmp_path / "blobs" / blob.digest.hex()).write_bytes(
+            {"shorter": DATA[:-1], "longer": DATA + b"!"}.get(how, b"")
+        )
+        with pytest.raises(BlobError, match=blob.digest.hex()):
+            receiver.get_blob(blob)
+        assert blob == c.put_blob(DATA)
+        assert DATA == receiver.get_blob(blob)
+
+
+def test_what_is_said_over_http_does_not_name_the_spools_place(server: Served, tmp_path: Path) -> None:
+    """Whatever is wrong with a blob, or with its folder, the answer says so without a path of the receiver's host."""
+    digest, folder = Blob.of(DATA).digest.hex(), tmp_path / "blobs"
+    answers = [put(server, digest, b"other")]
+    folder.chmod(0o777)
+    answers.append(put(server, digest, DATA))
+    folder.rmdir()
+    folder.symlink_to(tmp_path / "elsewhere")
+    answers.append(put(server, digest, DATA))
+    assert [422, 503, 503] == [each.status_code for each in answers]
+    for each in answers:
+        assert str(tmp_path) not in each.text
+        assert "expected" in each.json()["error"]
+    assert "the spool/blobs" in answers[1].text
 
 
 def test_a_larger_blob_streams(tmp_path: Path) -> None:

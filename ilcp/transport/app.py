@@ -12,6 +12,7 @@ is kept; whether it verifies, and what it means, is the receiver's to find out.
 import asyncio
 import hmac
 import ipaddress
+import os
 import re
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -181,8 +182,8 @@ class _Ingress:
         try:
             if part.offset != first:
                 raise _Refused(416, f"expected the bytes from {part.offset} on, got those from {first}: ask again")
-            await self._write(request, part)
-            await self.backend.keep_blob(part)
+            async with self.backend.keeping(part):
+                await self._write(request, part)
         finally:
             await asyncio.to_thread(part.close)
         return Response(status_code=201)
@@ -338,4 +339,7 @@ def _as_response(error: Exception, place: str) -> Response:
             status = 503
     if status == 401:
         headers = {"www-authenticate": "Bearer"}
-    return JSONResponse({"error": str(error).replace(place, "the spool")[:500]}, status, headers=headers)
+    said = str(error).replace(place, "the spool")
+    if os.path.isabs(place):  # and not a store in memory
+        said = said.replace(os.path.dirname(place), "the spool")
+    return JSONResponse({"error": said[:500]}, status, headers=headers)

@@ -8,7 +8,6 @@ the folder ``blobs`` beside the database, each in a file that its digest names i
 import errno
 import io
 import os
-import sqlite3
 import stat
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -99,11 +98,12 @@ class Source:
 class Part:
     """A blob on its way into ``file``: what is written is counted and hashed, and kept only if it is the blob.
 
-    What the file holds already, from an earlier try, is read first; ``offset`` says where to go on.
+    What the file holds already, from an earlier try, is read first; ``offset`` says where to go on. ``put_s`` is when
+    a store reserved its room.
     """
 
     def __init__(self, blob: Blob, file: BinaryIO) -> None:
-        self.blob, self.file, self.offset = blob, file, 0
+        self.blob, self.file, self.offset, self.put_s = blob, file, 0, 0.0
         self._hash = blob_hash()
         for chunk in chunks_of(file):
             self._count(chunk)
@@ -162,10 +162,13 @@ class Shelf(Protocol):
         """Begins to write, or goes on; None: the blob is there."""
 
     def keep(self, part: Part) -> None:
-        """Makes a written part the blob, or removes what is none."""
+        """Makes a written part the blob."""
+
+    def drop(self, part: Part) -> None:
+        """Removes a part that is not the blob, and that is still open."""
 
     def opened(self, blob: Blob) -> BinaryIO:
-        """Opens a blob."""
+        """Opens a blob, if what lies there has its size."""
 
     def remove(self, digest: bytes) -> None:
         """Removes it, and what there is of it."""
@@ -187,7 +190,7 @@ class MemoryBlobs:
 
     def part(self, blob: Blob) -> Part | None:
         """See ``Shelf``."""
-        return None if blob.digest in self._kept else Part(blob, io.BytesIO())
+        return None if self.size(blob.digest) == blob.size_bytes else Part(blob, io.BytesIO())
 
     def keep(self, part: Part) -> None:
         """See ``Shelf``.
@@ -199,14 +202,17 @@ class MemoryBlobs:
         part.file.seek(0)
         self._kept[part.blob.digest] = part.file.read()
 
+    def drop(self, part: Part) -> None:
+        """See ``Shelf``: a part lies nowhere else."""
+
     def opened(self, blob: Blob) -> BinaryIO:
         """See ``Shelf``.
 
         Raises:
-            BlobError: it is not there.
+            BlobError: it is not there, or of another size.
         """
-        if blob.digest not in self._kept:
-            raise missing(blob, "none")
+        if (size := self.size(blob.digest)) != blob.size_bytes:
+            raise missing(blob, sized(size))
         return io.BytesIO(self._kept[blob.digest])
 
     def remove(self, digest: bytes) -> None:
@@ -247,7 +253,7 @@ class FolderBlobs:
                 if self.size(blob.digest) == blob.size_bytes:
                     path.unlink()
                     return None
-                if found.st_size > blob.size_bytes:
+                if found.st_size >= blob.size_bytes:  # a put that goes on has something to write
                     file.truncate(0)
                 part = Part(blob, file)
                 stack.pop_all()
@@ -260,32 +266,33 @@ class FolderBlobs:
             BlobError: it is not the blob.
             DiskFullError, NotWritableError: the disk does not take it.
         """
-        path = self._path(part.blob.digest, ".part")
-        try:
-            part.end()
-        except BlobError:
-            path.unlink(missing_ok=True)
-            raise
+        part.end()
         with named_disk_errors():
             part.file.flush()
             os.fsync(part.file.fileno())
-            os.replace(path, self._path(part.blob.digest))
+            os.replace(self._path(part.blob.digest, ".part"), self._path(part.blob.digest))
             sync(self._folder)
+
+    def drop(self, part: Part) -> None:
+        """See ``Shelf``. What cannot be removed stays."""
+        with suppress(OSError):
+            self._path(part.blob.digest, ".part").unlink()
 
     def opened(self, blob: Blob) -> BinaryIO:
         """See ``Shelf``.
 
         Raises:
-            BlobError: it is not there, or a link or something else is.
+            BlobError: it is not there, or of another size, or a link or something else is.
         """
         try:
             own_folder(self._folder)
             handle = os.open(self._path(blob.digest), _OPEN)
         except (OSError, StorageError) as error:
             raise missing(blob, str(error)) from error
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
+        found = os.fstat(handle)
+        if not stat.S_ISREG(found.st_mode) or found.st_size != blob.size_bytes:
             os.close(handle)
-            raise missing(blob, "no file")
+            raise missing(blob, sized(found.st_size) if stat.S_ISREG(found.st_mode) else "no file")
         return os.fdopen(handle, "rb")
 
     def remove(self, digest: bytes) -> None:
@@ -298,9 +305,19 @@ class FolderBlobs:
         return self._folder / (digest.hex() + end)
 
 
+def shelf_beside(path: str) -> Shelf:
+    """Makes the place for the blobs of the store in ``path``."""
+    return MemoryBlobs() if path == ":memory:" else FolderBlobs(Path(path).with_name("blobs"))
+
+
 def missing(blob: Blob, got: str) -> BlobError:
     """Makes the error of a blob that is not there."""
     return BlobError(f"expected blob {blob.digest.hex()} of {blob.size_bytes} bytes, got: {got}; put it again")
+
+
+def sized(size: int | None) -> str:
+    """Says what lies in a blob's place."""
+    return "none" if size is None else f"{size} bytes"
 
 
 def chunks_of(file: BinaryIO) -> Iterator[bytes]:
@@ -331,41 +348,6 @@ def named_disk_errors() -> Iterator[None]:
         if isinstance(error, OSError) and error.errno in NO_ROOM:
             raise DiskFullError(f"expected room on the disk for a blob, got: {error}; free some") from error
         raise NotWritableError(f"expected a place for blobs that can be written, got: {error}") from error
-
-
-def reserve(db: sqlite3.Connection, blob: Blob, now_s: float, most_bytes: int) -> None:
-    """Writes down that a blob is there or will be, and that nobody has named it since.
-
-    Raises:
-        FullError: the other blobs leave no room for it.
-    """
-    others = db.execute("SELECT total(bytes) FROM blobs WHERE digest != ?", (blob.digest,)).fetchone()[0]
-    if others + blob.size_bytes > most_bytes:
-        got = f"got others that take {others:.0f} of {most_bytes}: receive some, or raise max_blobs_bytes"
-        raise FullError(f"expected room for a blob of {blob.size_bytes} bytes, {got}")
-    db.execute("INSERT OR REPLACE INTO blobs VALUES (?, ?, ?, 0)", (blob.digest, blob.size_bytes, now_s))
-
-
-def name(db: sqlite3.Connection, shelf: Shelf, blob: Blob) -> bytes:
-    """Writes down that a message names a blob, and returns its digest.
-
-    Raises:
-        BlobError: it is not there, or of another size.
-    """
-    if (size := shelf.size(blob.digest)) != blob.size_bytes:
-        raise missing(blob, "none" if size is None else f"{size} bytes")
-    db.execute("UPDATE blobs SET named = 1 WHERE digest = ?", (blob.digest,))
-    return blob.digest
-
-
-def collect(db: sqlite3.Connection, shelf: Shelf, before_s: float) -> None:
-    """Removes the blobs that no waiting message names: those that one did, and those that were put ``before_s``."""
-    named = "SELECT 1 FROM handoffs WHERE blob = blobs.digest AND message IS NOT NULL"
-    of = f"(named OR put_s < ?) AND NOT EXISTS ({named})"
-    for (digest,) in db.execute(f"SELECT digest FROM blobs WHERE {of}", (before_s,)).fetchall():
-        shelf.remove(digest)
-        if shelf.size(digest) is None:
-            db.execute("DELETE FROM blobs WHERE digest = ?", (digest,))
 
 
 def _file_bytes(path: Path) -> int | None:

@@ -237,11 +237,15 @@ class AsyncConnection:
 
         Raises:
             BlobError: it is not there, or is not what its name says; nothing is kept of it.
-            ConfigError: the blob is larger than ``max_bytes``.
+            ConfigError: the blob is larger than ``max_bytes``, or is none; ``max_bytes`` is no whole number.
             StorageError: the file cannot be written.
             TransportError: the other side cannot be reached, or does not want to.
         """
+        if not isinstance(blob, Blob):
+            raise ConfigError(f"expected a Blob, got {blob!r:.80}: give what put_blob returned, or a message's .blob")
         most = self._settings.max_blob_bytes if max_bytes is None else max_bytes
+        if type(most) is not int:
+            raise ConfigError(f"expected max_bytes as a whole number, got {most!r:.80}: give bytes, or leave it out")
         if blob.size_bytes > most:
             raise ConfigError(f"expected a blob of at most {most} bytes, got {blob.size_bytes}: raise max_bytes")
         if into is None:

@@ -71,11 +71,15 @@ class HttpBackend:
     extend = settle = publish = get_blob = take
 
     async def put_blob(self, source: Source) -> Blob:
-        """See ``Backend``. It is tried again, from what arrived, until nothing more arrives for ``timeout_s``."""
+        """See ``Backend``. It is tried again, from what arrived, until nothing more arrives for ``timeout_s``.
+
+        What arrived in an earlier try, and was altered there since, is begun anew, once.
+        """
         blob = await asyncio.to_thread(source.named)
         path, most = f"{BLOBS}/{blob.digest.hex()}", blob.size_bytes
-        offset, until_s, last = -1, 0.0, None
+        offset, until_s, anew = -1, 0.0, False
         while True:
+            first = 0
             try:
                 answer, _ = await self._ask("HEAD", path, (200,))
                 there = answer.headers.get(OFFSET_HEADER, "")
@@ -92,11 +96,14 @@ class HttpBackend:
                 content = _chunks(source, blob, first)
                 await self._ask("PUT", path, (200, 201), content=content, headers=headers, long=True)
                 return blob
-            except (UnreachableError, FullError) as error:
-                last = error
-            if self._client.is_closed or time.monotonic() + RETRY_S >= until_s:
-                raise last
-            await asyncio.sleep(RETRY_S)
+            except BlobError:
+                if anew or not first:
+                    raise
+                offset, anew = -1, True
+            except (UnreachableError, FullError):
+                if self._client.is_closed or time.monotonic() + RETRY_S >= until_s:
+                    raise
+                await asyncio.sleep(RETRY_S)
 
     async def lookup(self, name: str) -> bytes | None:
         """See ``Backend``."""

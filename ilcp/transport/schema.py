@@ -6,6 +6,7 @@ blob there is since when it is there, and whether a message ever named it.
 """
 
 import sqlite3
+import time
 
 from ilcp.errors import TransportError
 from ilcp.transport.backend import ROW_BYTES
@@ -54,12 +55,32 @@ SCHEMA = (
 )
 
 
-def prepare(db: sqlite3.Connection, path: str) -> None:
-    """Makes the tables of an empty file, inside a transaction.
+def prepare(db: sqlite3.Connection, path: str, busy_s: float) -> None:
+    """Switches a file to WAL, and makes the tables of an empty one, waiting for others for ``busy_s``.
 
     Raises:
         CorruptError: the file is another program's, or of another version.
     """
+    until = time.monotonic() + busy_s
+    while True:  # the switch to WAL does not wait for other processes that are just making it
+        try:
+            db.execute("PRAGMA journal_mode = WAL").fetchone()
+            break
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > until:
+                raise
+            time.sleep(0.01)
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        _make_tables(db, path)
+        db.execute("COMMIT")
+    except BaseException:  # half a schema would be no spool to anybody
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+        raise
+
+
+def _make_tables(db: sqlite3.Connection, path: str) -> None:
     application, version = (db.execute(f"PRAGMA {p}").fetchone()[0] for p in ("application_id", "user_version"))
     if not application and not db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
         for statement in SCHEMA:

@@ -7,9 +7,9 @@ who are connected to that name at a time, and ends when the last of them closes.
 import asyncio
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
@@ -102,19 +102,31 @@ class StoreBackend:
     async def put_blob(self, source: Source) -> Blob:
         """See ``Backend``. It waits while another one puts the same."""
         blob = await self._long(source.named)
+        part = await self._part_in_turn(blob)
+        if part is not None and part.offset:  # an earlier try's, which may have been altered since: then from zero
+            with suppress(BlobError):
+                await self._write_blob(source, part)
+                return blob
+            part = await self._part_in_turn(blob)
+        if part is not None:
+            await self._write_blob(source, part)
+        return blob
+
+    async def _part_in_turn(self, blob: Blob) -> Part | None:
         part = await self.blob_part(blob)
         while part is not None and isinstance(part, BeingPutError):
             await self._pause(POLL_MOST_S)
             part = await self.blob_part(blob)
-        if part is not None:
-            try:
+        return part
+
+    async def _write_blob(self, source: Source, part: Part) -> None:
+        try:
+            async with self.keeping(part):
                 chunks = source.chunks(part.offset)
                 while chunk := await self._long(next, chunks, b""):
                     await self._long(part.write, chunk)
-                await self._long(self._store.blobs.keep, part)
-            finally:
-                part.close()
-        return blob
+        finally:
+            part.close()
 
     async def blob_part(self, blob: Blob) -> Part | BeingPutError | None:
         """Begins a blob that is put, or goes on with it; None: it is there. The error: another one puts it."""
@@ -123,17 +135,25 @@ class StoreBackend:
         except BeingPutError as error:
             return error
 
-    async def keep_blob(self, part: Part) -> None:
-        """Keeps a blob that is written."""
-        await self._long(self._store.blobs.keep, part)
+    @asynccontextmanager
+    async def keeping(self, part: Part) -> AsyncIterator[None]:
+        """Keeps the blob that is written inside; of what is another one nothing stays, and no room."""
+        try:
+            yield
+            await self._long(self._store.blobs.keep, part)
+        except BlobError:
+            await self._long(self._store.drop_blob, part)
+            raise
 
     async def blob_offset(self, digest: bytes) -> int:
         """Returns how many bytes of a blob there are: all, where it is there."""
-        size = await self._long(self._store.blobs.size, digest)
-        return await self._long(self._store.blobs.offset, digest) if size is None else size
+        return await self._long(self._store.blob_offset, digest)
 
     async def get_blob(self, blob: Blob, into: Part) -> None:
-        """See ``Backend``. What is not the blob is removed, so that a new put mends it."""
+        """See ``Backend``. What has its size and is not the blob is removed, so that a new put mends it.
+
+        What has another size stays: it may be the blob, and the size in the caller's name for it wrong.
+        """
         file = await self._long(self._store.blobs.opened, blob)
         try:
             chunks = chunks_of(file)

@@ -36,7 +36,7 @@ from typing import Any
 from ilcp.errors import EncodeError, StorageError, TransportError
 from ilcp.files import file_id, own_file
 from ilcp.message import Blob
-from ilcp.transport import blobs
+from ilcp.transport import blob_rows, blobs
 from ilcp.transport.backend import (
     DEAD,
     ROW_BYTES,
@@ -92,9 +92,7 @@ class Store:
         self._path, self._settings, self._clock = path, settings, settings.clock
         self._sync = "FULL" if settings.power_safe else "NORMAL"
         self._lock = threading.Lock()
-        self.blobs: blobs.Shelf = (
-            blobs.MemoryBlobs() if path == ":memory:" else blobs.FolderBlobs(Path(path).with_name("blobs"))
-        )
+        self.blobs = blobs.shelf_beside(path)
         if path != ":memory:":
             try:
                 own_file(Path(path))
@@ -103,7 +101,7 @@ class Store:
         with self._lock, self._named_errors():
             self._db = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
             try:
-                self._prepare()
+                prepare(self._db, path, BUSY_S)
             except BaseException:
                 self._db.close()
                 raise
@@ -120,7 +118,7 @@ class Store:
         blob = blob_of(message)
         with self._lock, self._transaction(self._sync):
             now = self._clock()
-            blobs.collect(self._db, self.blobs, now - self._settings.max_age_s)
+            blob_rows.collect(self._db, self.blobs, now - self._settings.max_age_s)
             self._forget(now)
             found = self._db.execute("SELECT digest FROM handoffs WHERE name = ? AND id = ?", (name, handoff_id))
             for (known,) in found.fetchall():
@@ -129,7 +127,7 @@ class Store:
             self._check_room(name, len(message))
             self._check_disk(len(message))
             new = "INSERT INTO handoffs (name, id, message, blob, digest, sent_s, over_s) VALUES (?, ?, ?, ?, ?, ?, ?)"
-            named = blob and blobs.name(self._db, self.blobs, blob)
+            named = blob and blob_rows.name(self._db, self.blobs, blob)
             digest, over_s = content_digest(message), now + self._settings.max_age_s
             self._db.execute(new, (name, handoff_id, message, named, digest, now, over_s))
         return True
@@ -187,7 +185,7 @@ class Store:
             raise LeaseLostError(LOST)
         if freed and freed[0][0] is not None:  # after the commit: a message that comes again has its blob
             with suppress(TransportError), self._lock, self._transaction("NORMAL"):
-                blobs.collect(self._db, self.blobs, self._clock() - self._settings.max_age_s)
+                blob_rows.collect(self._db, self.blobs, self._clock() - self._settings.max_age_s)
 
     def blob_part(self, blob: Blob) -> blobs.Part | None:
         """Begins a blob that is put, or goes on with it; None: it is there.
@@ -202,12 +200,29 @@ class Store:
             raise EncodeError(f"expected a blob of at most {most} bytes, got {blob.size_bytes}: raise max_blob_bytes")
         with self._lock, self._transaction(self._sync):
             now = self._clock()
-            blobs.collect(self._db, self.blobs, now - self._settings.max_age_s)
-            blobs.reserve(self._db, blob, now, self._settings.max_blobs_bytes)
+            blob_rows.collect(self._db, self.blobs, now - self._settings.max_age_s)
+            blob_rows.reserve(self._db, blob, now, self._settings.max_blobs_bytes)
             if self.blobs.size(blob.digest) == blob.size_bytes:
                 return None
             self._check_disk(blob.size_bytes)
-        return self.blobs.part(blob)
+        try:
+            part = self.blobs.part(blob)
+        except StorageError:
+            self._release(blob.digest, now)
+            raise
+        if part is not None:
+            part.put_s = now
+        return part
+
+    def drop_blob(self, part: blobs.Part) -> None:
+        """Removes what a put wrote that is not the blob, and gives back the room that was kept for it."""
+        self.blobs.drop(part)
+        self._release(part.blob.digest, part.put_s)
+
+    def blob_offset(self, digest: bytes) -> int:
+        """Returns how many bytes of a blob there are: all, where it is there."""
+        with self._lock, self._at_its_place():
+            return blob_rows.offset(self._db, self.blobs, digest)
 
     def extend(self, name: str, token: str, lease_s: float) -> float:
         """Holds what is leased for ``lease_s`` from now on, and returns until when.
@@ -255,6 +270,10 @@ class Store:
         """Lets go of the file."""
         with self._lock:
             self._db.close()
+
+    def _release(self, digest: bytes, put_s: float) -> None:
+        with suppress(TransportError), self._lock, self._transaction("NORMAL"):  # why the put failed says more
+            blob_rows.release(self._db, self.blobs, digest, put_s)
 
     def _taken(self, where: str = "", *values: str) -> tuple[int, int]:
         """Sums up what waits; only names of which something waits have a row."""
@@ -320,25 +339,6 @@ class Store:
         if given_up := dead_letters(name) is not None and attempt > self._settings.max_deliveries:
             logged("given up", queue=name, handoff_id=handoff_id, attempt=attempt - 1)
         return given_up
-
-    def _prepare(self) -> None:
-        until = time.monotonic() + BUSY_S
-        while True:  # the switch to WAL does not wait for other processes that are just making it
-            try:
-                self._db.execute("PRAGMA journal_mode = WAL").fetchone()
-                break
-            except sqlite3.OperationalError as error:
-                if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > until:
-                    raise
-                time.sleep(0.01)
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            prepare(self._db, self._path)
-            self._db.execute("COMMIT")
-        except BaseException:  # half a schema would be no spool to anybody
-            if self._db.in_transaction:
-                self._db.execute("ROLLBACK")
-            raise
 
     def _begin(self) -> None:
         """Waits for its turn in short steps: SQLite's own waiting grows to 100 ms, when a turn takes 5."""
