@@ -131,9 +131,9 @@ class Receiver:
         """Returns the memory that a message stands for, its literals beside it; it serves any number of calls.
 
         Raises:
-            DecodeError: the bytes are no message, damaged, expired, not under this receiver's key, or name a blob; or
-                the payload decodes to NaN, infinity, another width, vectors out of the norm band of this receiver's
-                embeddings; or its text or literals are not plain (see ``ilcp.models.plain_text``), or do not fit.
+            DecodeError: the bytes are no message, damaged, expired, not under this receiver's key, or name a blob that
+                no payload is as long as; or the payload decodes to NaN, infinity, another width, vectors out of the
+                norm band of this receiver's embeddings; or its text or literals are not plain, or do not fit.
             ReplayError: the message was decoded before.
             ReplayCacheError: the replay cache cannot say so.
             MismatchedCodecError: the message was made by another codec; it is an IdentityError and a DecodeError.
