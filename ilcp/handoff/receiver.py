@@ -236,12 +236,12 @@ class Receiver:
         return answered(self.model, self.tokenizer, [prompt], max_new_tokens, options, cache)[0]
 
     def prefill(self, message: Sources, question: str | Chat = "") -> Any:
-        """Returns a cache of the prompt up to and including its last memory of vectors, for ``generate(cache=...)``.
+        """Returns a cache of the prompt up to and with its last memory that is no text, for ``generate(cache=...)``.
 
         It serves every question whose prompt begins alike: any text, or the same chat messages up to the memory.
 
         Raises:
-            EncodeError: there is no memory of vectors to pre-fill, or it does not fit the receiver's window.
+            EncodeError: there is no such memory to pre-fill, or it does not fit the receiver's window.
             ConfigError: the model keeps no such cache as ``generate`` takes.
             DecodeError, IdentityError: as ``decode``.
         """

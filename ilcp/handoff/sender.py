@@ -137,7 +137,8 @@ class Sender:
             source: a text; chat messages (``[{"role": ..., "content": ...}, ...]``); token ids, or what the tokenizer
                 returned for one text; a Context; or what this model has computed anyway, so that no second pass is
                 paid: a capture, or the outputs of its own finished ``forward`` or ``generate`` call with hidden states.
-            payload_bytes: a shorter prefix of the same latent; None for the codec's own length.
+            payload_bytes: a shorter prefix of the same latent; None for the codec's own length. Of text and of caches,
+                which have no such prefixes, the most that there may be.
             literals: exact strings to travel beside the latent, each once, in this order; "auto" picks the text's
                 codes, numbers, dates, ids, e-mails, URLs and paths by the rules of ``message.literals``, and none where
                 there are none. They need not occur in the source. Each costs its bytes and about one more.
