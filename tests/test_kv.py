@@ -445,7 +445,7 @@ def test_a_setting_that_is_worse_than_nothing_is_refused() -> None:
 
     pair = load_pair()
     model, tokenizer = pair.receiver.model, pair.receiver.tokenizer
-    texts = [case.context for case in case_files("train", 0, 8)]
+    texts = [case.context * (1 + number % 2) for number, case in enumerate(case_files("train", 0, 8))]  # some too long
     codec = PcaCodec.fit(model, tokenizer, texts, bytes_per_token=256)
     wrecked = Wrecked(codec.trained.sender, codec.shape, codec.tensors)
     with pytest.raises(ConfigError, match=r"better than none .* memory .* exact .* nothing"):

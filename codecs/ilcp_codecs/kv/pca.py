@@ -29,6 +29,7 @@ from ilcp.identity import ModelIdentity, digest_all
 from ilcp.inputs import listed, require_text
 from ilcp.models.fingerprint import identify
 from ilcp.models.kv import following_nats, read_kv
+from ilcp.models.reading import window_tokens
 from ilcp.models.rope import ropes_of
 from ilcp_codecs.kv.codecs import FIRST, KvCodec, Pair, Shapes, own_shape, shape_of
 from ilcp_codecs.kv.container import Shape
@@ -61,6 +62,7 @@ class PcaCodec(KvCodec):
         """Returns the codec of a loaded model, fitted to texts such as those that it will be used on.
 
         Args:
+            texts: of each so much is read as the model's window holds.
             bytes_per_token: of what is not kept exact, as the codes alone take.
 
         Raises:
@@ -69,7 +71,8 @@ class PcaCodec(KvCodec):
                 take; or a memory of the beginnings of these texts says less of their ends than nothing does.
         """
         named = enumerate(listed(texts, "texts in a list", "text", error=ConfigError))
-        ropes, rows = ropes_of(model), [tokenizer(require_text(text, f"text {n}")).input_ids for n, text in named]
+        read_from = [tokenizer(require_text(text, f"text {n}"), verbose=False).input_ids for n, text in named]
+        ropes, rows = ropes_of(model), [row[: window_tokens(model)] for row in read_from]
         read = [read_kv(model, row, 0, ropes) for row in rows]
         codec = cls.fit_caches(identify(model, tokenizer), shape_of(model), read, bytes_per_token=bytes_per_token)
         codec.require_worth(model, rows)
