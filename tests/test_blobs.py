@@ -128,9 +128,9 @@ def test_what_is_no_blobs_name_is_not_got(wrong: object) -> None:
     """Another thing in place of a name, and a limit that is no number, are said with what was expected."""
     with connect("memory://no-name") as c:
         with pytest.raises(ConfigError, match=r"expected a Blob, got .*: give what put_blob returned"):
-            c.get_blob(wrong)  # type: ignore[arg-type,call-overload]
+            c.get_blob(wrong)  # type: ignore[call-overload]
         with pytest.raises(ConfigError, match=r"expected max_bytes as a whole number, got .*: give bytes, or leave"):
-            c.get_blob(c.put_blob(DATA), max_bytes=wrong or "a")  # type: ignore[arg-type,call-overload]
+            c.get_blob(c.put_blob(DATA), max_bytes=wrong or "a")  # type: ignore[call-overload]
 
 
 @pytest.mark.parametrize("wrong", [b"", None, 7, io.StringIO("text"), open(os.devnull)])  # noqa: SIM115
