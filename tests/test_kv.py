@@ -171,7 +171,11 @@ def test_a_receiver_answers_by_a_cache_as_by_the_text(family: str, kind: Any) ->
     answers = receiver.answers(items, max_new_tokens=8)
     assert answer == answers[0]
     assert receiver.generate(memory, "Who?", max_new_tokens=8) == answers[2]
-    scores = receiver.score([(given, question, "in Bergen") for given, question in items])
+    asked = [(given, question, "in Bergen") for given, question in items]
+    scores = receiver.score(asked)
+    alone = receiver.score(asked * 2, batch=1)  # a memory serves several passes
+    for one, other in zip(scores * 2, alone, strict=True):
+        assert abs(one.log_likelihood_nats - other.log_likelihood_nats) < 1e-3
     if kind is ExactCodec:
         assert answer == receiver.generate(None, QUESTION, context=TEXT, max_new_tokens=8)
         assert abs(scores[0].log_likelihood_nats - scores[3].log_likelihood_nats) < 1e-3

@@ -4,7 +4,7 @@ import pytest
 
 from ilcp import Message, Receiver, Sender
 from ilcp.codec.memory import CacheMemory
-from ilcp.errors import ConfigError, EncodeError
+from ilcp.errors import ConfigError, DecodeError, EncodeError
 from ilcp.message import Blob
 from ilcp_codecs.kv import ExactCodec
 from tests.families import build
@@ -56,3 +56,20 @@ def test_without_a_place_for_blobs_both_ends_say_so() -> None:
     message = Sender(model, TOKENIZER, codec, blobs=Folder()).encode(TEXT)
     with pytest.raises(ConfigError, match="expected blobs=, got none"):
         Receiver(model, TOKENIZER, codec, allow_unmeasured=True).decode(message)
+
+
+def test_a_blob_that_is_another_or_longer_than_any_payload_is_refused() -> None:
+    """Bytes that are not those that the message names decode to nothing, and what no payload can be is not fetched."""
+    model, blobs = build("gpt_neox", len(TOKENIZER), hidden=64), Folder()
+    codec = ExactCodec.of(model, TOKENIZER)
+    sender = Sender(model, TOKENIZER, codec, blobs=blobs)
+    receiver = Receiver(model, TOKENIZER, codec, allow_unmeasured=True, blobs=blobs)
+    one, other = (sender.encode(text) for text in (TEXT, TEXT.upper()))
+    first, second = (present(Message.from_bytes(message).blob) for message in (one, other))
+    blobs.kept[first] = blobs.kept[second]
+    with pytest.raises(DecodeError, match="the blob that the message names, got other bytes"):
+        receiver.decode(one)
+    assert isinstance(receiver.decode(other), CacheMemory)
+    huge = Message(Message.from_bytes(one).codec_id, b"", blob=Blob(1 << 35, first.digest)).to_bytes()
+    with pytest.raises(DecodeError, match=f"at most {codec.spec.payload_bytes} bytes, got 0 and a blob of {1 << 35}"):
+        receiver.decode(huge)
