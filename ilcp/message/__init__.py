@@ -87,9 +87,9 @@ minds asks ``ilcp.message.replay``, after all of the above.
 
 **Threat model.** The check finds accidents (one in 2**32 goes unseen) and stops nobody: anyone can compute it.
 The MAC covers every field, by its digest the blob too, and shows that a holder of the key wrote them. It does not show
-- *that they are harmless.* Who holds the key steers the receiver: a latent from an untrusted sender is an untrusted
-  prompt that no filter can read, and literals go into it as they are, but for control tokens and characters that nobody
-  sees. A key per trust domain.
+- *that they are harmless.* Who holds the key steers the receiver: a latent, or a cache, of an untrusted sender is an
+  untrusted prompt that no filter can read, and literals go into it as they are, but for control tokens and characters
+  that nobody sees. A key per trust domain.
 - *which holder wrote them.* The key is shared: a receiver can forge what its sender might have sent.
 - *whom they are for*, without an audience: any holder of the key takes them.
 - *that nobody else reads them.* Nothing is encrypted: use TLS where the content is confidential.
