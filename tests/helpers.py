@@ -161,3 +161,18 @@ def wait_for(file: Path, process: subprocess.Popen[Any], timeout_s: float = 100)
         time.sleep(0.02)
     assert process.poll() is None, present(process.stderr).read()
     assert file.exists()
+
+
+# --- hostile files ---------------------------------------------------------------------------------------------------
+
+
+class Evil:
+    """What a pickle runs where it is read."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, ("/tmp/ilcp-evil-was-here",)
+
+
+def changed(file: Path, **changes: Any) -> None:
+    """Changes keys of a file of JSON."""
+    file.write_text(json.dumps(json.loads(file.read_text(encoding="utf-8")) | changes), encoding="utf-8")

@@ -18,22 +18,10 @@ import ilcp
 from ilcp.errors import ConfigError, StorageError
 from ilcp.models.loading import load_model
 from ilcp_codecs.text import LmCodec
-from tests.helpers import make_model, make_tokenizer
+from tests.helpers import Evil, changed, make_model, make_tokenizer
 
 TOKENIZER = make_tokenizer(300)
 INDEX = "model.safetensors.index.json"
-
-
-class Evil:
-    """What a pickle runs where it is read."""
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.mkdir, ("/tmp/ilcp-evil-was-here",)
-
-
-def changed(file: Path, **changes: Any) -> None:
-    """Changes keys of a file of JSON."""
-    file.write_text(json.dumps(json.loads(file.read_text(encoding="utf-8")) | changes), encoding="utf-8")
 
 
 @pytest.fixture

@@ -45,23 +45,11 @@ from ilcp_codecs.facts.agenda import Agenda
 from ilcp_codecs.facts.config import FactsConfig
 from ilcp_codecs.text import HeadCodec, LmCodec, PlainCodec, TailCodec, ZstdCodec
 from ilcp_codecs.vae import VaeCodec, VaeConfig, VaeNetwork
-from tests.helpers import make_model, make_tokenizer
+from tests.helpers import Evil, changed, make_model, make_tokenizer
 
 TOKENIZER = make_tokenizer(300)
 ARMS = {"message": 0.9, "mismatched": 0.4}
 EVIDENCE = Evidence("ab", "a task", 9, 1, "exact match", 0.5, 0.4, 0.6, ARMS, "abc")
-
-
-class Evil:
-    """What a pickle runs where it is read."""
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.mkdir, ("/tmp/ilcp-evil-was-here",)
-
-
-def changed(file: Path, **changes: Any) -> None:
-    """Changes keys of a file of JSON."""
-    file.write_text(json.dumps(json.loads(file.read_text(encoding="utf-8")) | changes), encoding="utf-8")
 
 
 # --- low-rank weights ----------------------------------------------------------------------------------------------

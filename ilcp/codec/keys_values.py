@@ -19,9 +19,14 @@ from torch import Tensor
 from ilcp.errors import ConfigError, DecodeError
 from ilcp.identity import digest_all
 
-__all__ = ["KeysValues", "Rope", "turned"]
+__all__ = ["KeysValues", "Rope", "held_tokens", "turned"]
 
 Rope = tuple[float, ...]  # radians per position of each pair of dimensions; empty where a layer's keys cannot be turned
+
+
+def held_tokens(tokens: int, window: int) -> int:
+    """Returns how many of so many tokens a layer of that window holds; a window of 0 is none."""
+    return min(tokens, window - 1) if window else tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +53,7 @@ class KeysValues:
             counts = f"{layers}, {len(self.values)}, {len(self.ropes)} and {len(self.windows)}"
             raise DecodeError(f"expected keys, values, ropes and windows of as many layers, got {counts}")
         for layer, (keys, values, window) in enumerate(zip(self.keys, self.values, self.windows, strict=True)):
-            held = self.held(window)
+            held = held_tokens(self.tokens, window)
             if keys.ndim != 3 or values.shape[:2] != keys.shape[:2] or keys.shape[1] != held:
                 raise DecodeError(
                     f"expected keys and values of {held} tokens in layer {layer}, got shapes {tuple(keys.shape)} and "
@@ -56,10 +61,6 @@ class KeysValues:
                 )
         if self.start is None and not all(self.ropes):
             raise DecodeError("expected keys that can be turned, where they are of no position, got others")
-
-    def held(self, window: int) -> int:
-        """Returns how many of the tokens a layer of that window holds."""
-        return min(self.tokens, window - 1) if window else self.tokens
 
     @property
     def dtype(self) -> torch.dtype:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ilcp.codec.keys_values import KeysValues, Rope
+from ilcp.codec.keys_values import KeysValues, Rope, held_tokens
 from ilcp.errors import DecodeError, EncodeError
 from ilcp.models.adapter import unwrapped
 from ilcp.models.forward import Prefill, embed
@@ -66,7 +66,7 @@ def taken(cache: Any, model: Any, start: int, ropes: tuple[Rope, ...]) -> KeysVa
     tokens = cache.get_seq_length() - start
     keys, values = [], []
     for layer, window in zip(cache.layers, windows, strict=True):
-        held = min(tokens, window - 1) if window else tokens
+        held = held_tokens(tokens, window)
         kept = layer.keys.shape[2]
         keys.append(layer.keys[0, :, kept - held :].detach().clone())
         values.append(layer.values[0, :, kept - held :].detach().clone())

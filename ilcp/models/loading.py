@@ -13,6 +13,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from ilcp.errors import ConfigError, IlcpError, MissingExtraError
+from ilcp.inputs import STEERING
 from ilcp.models.adapter import vocabulary_size
 from ilcp.models.believed import require_counts, require_depth, require_held
 from ilcp.models.sources import at_home, folder_of, gguf_file
@@ -21,7 +22,7 @@ from ilcp.nn.device import usable_device
 __all__ = ["DTYPES", "load_folder", "load_model"]
 
 DTYPES = ("float32", "bfloat16", "float16")
-COLOUR, CONTROL = re.compile("\x1b\\[[0-9;]*m"), re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+COLOUR = re.compile("\x1b\\[[0-9;]*m")
 
 
 def load_model(
@@ -165,8 +166,7 @@ def _quiet() -> Iterator[None]:
 
 def _written_out(record: LogRecord) -> bool:
     """Takes the colours from a record, and writes its other controls as text."""
-    plain = COLOUR.sub("", record.getMessage())
-    record.msg, record.args = CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", plain), ()
+    record.msg, record.args = COLOUR.sub("", record.getMessage()).translate(STEERING), ()
     return True
 
 

@@ -11,6 +11,7 @@ One model writes and reads: its identity is sender and receiver at once. An appr
 memory and is never taken for the cache of a text that was read.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
@@ -55,7 +56,7 @@ from ilcp_codecs.kv.quantise import (
     rounded_sizes,
 )
 
-__all__ = ["FIRST", "ExactCodec", "Int4Codec", "Int8Codec", "KvCodec", "Pair", "Shapes", "own_shape", "shape_of"]
+__all__ = ["FIRST", "CodedCodec", "ExactCodec", "Int4Codec", "Int8Codec", "KvCodec", "Sizes3", "own_shape", "shape_of"]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 FIRST = 4  # tokens kept exact: attention rests on them, and their keys are far larger than others
@@ -229,7 +230,7 @@ class ExactCodec(KvCodec):
 
     def sizes(self, shapes: Shapes, dtype: torch.dtype, layer: int) -> list[int]:
         """Returns the number of values for each byte of one."""
-        return [size for shape in shapes for size in exact_sizes(_count(shape), dtype)]
+        return [size for shape in shapes for size in exact_sizes(math.prod(shape), dtype)]
 
     def pair(self, planes: Sequence[Any], shapes: Shapes, dtype: torch.dtype, layer: int) -> Pair:
         """Returns keys and values put together again."""
@@ -241,10 +242,12 @@ class ExactCodec(KvCodec):
         return keys, values
 
 
-class RoundedCodec(KvCodec):
-    """Keys and values rounded to ``bits``, but for the first tokens."""
+class CodedCodec(KvCodec):
+    """The first tokens of keys and of values byte plane by byte plane, the rest of each as its own method codes it.
 
-    bits: ClassVar[int]
+    ``side`` is 0 for keys and 1 for values; ``shape`` is that of the rest, ``"heads tokens head"``.
+    """
+
     turned = False
 
     def settings(self) -> dict[str, int]:
@@ -252,34 +255,63 @@ class RoundedCodec(KvCodec):
         return {"first": FIRST}
 
     def planes(self, pair: Pair, layer: int) -> Iterator[bytes]:
-        """Yields of keys and then of values: the byte planes of the first tokens, codes, scales."""
-        for each, axis in zip(pair, (1, 2), strict=True):
+        """Yields of keys and then of values: the byte planes of the first tokens, and what the rest is coded as."""
+        for side, each in enumerate(pair):
             yield from exact_planes(each[:, :FIRST])
             if each.shape[1] > FIRST:
-                yield from rounded_planes(each[:, FIRST:], self.bits, axis)
+                yield from self.coded(each[:, FIRST:], layer, side)
 
     def sizes(self, shapes: Shapes, dtype: torch.dtype, layer: int) -> list[int]:
         """Returns the same lengths."""
         found = []
-        for (heads, held, width), axis in zip(shapes, (1, 2), strict=True):
+        for side, (heads, held, width) in enumerate(shapes):
             found += exact_sizes(heads * min(held, FIRST) * width, dtype)
             if held > FIRST:
-                found += rounded_sizes((heads, held - FIRST, width), self.bits, axis)
+                found += self.coded_sizes((heads, held - FIRST, width), layer, side)
         return found
 
     def pair(self, planes: Sequence[Any], shapes: Shapes, dtype: torch.dtype, layer: int) -> Pair:
-        """Returns keys and values, the rounded tokens behind the exact ones."""
+        """Returns keys and values, the coded tokens behind the exact ones."""
         left = iter(planes)
-        keys, values = (self._joined(left, shape, axis, dtype) for shape, axis in zip(shapes, (1, 2), strict=True))
+        keys, values = (self._joined(left, shape, dtype, layer, side) for side, shape in enumerate(shapes))
         return keys, values
 
-    def _joined(self, planes: Iterator[Any], shape: tuple[int, int, int], axis: int, dtype: torch.dtype) -> Tensor:
+    def _joined(self, planes: Iterator[Any], shape: Sizes3, dtype: torch.dtype, layer: int, side: int) -> Tensor:
         heads, held, width = shape
         first = from_exact(_taken(planes, dtype.itemsize), (heads, min(held, FIRST), width), dtype)
         if held <= FIRST:
             return first
-        rounded = from_rounded(_taken(planes, 2), (heads, held - FIRST, width), self.bits, axis)
-        return torch.cat([first, rounded.to(dtype)], 1)
+        return torch.cat([first, self.decoded(planes, (heads, held - FIRST, width), layer, side).to(dtype)], 1)
+
+    @abstractmethod
+    def coded(self, rest: Tensor, layer: int, side: int) -> Iterator[bytes]:
+        """Yields the planes of the rest."""
+
+    @abstractmethod
+    def coded_sizes(self, shape: Sizes3, layer: int, side: int) -> list[int]:
+        """Returns how long these planes are."""
+
+    @abstractmethod
+    def decoded(self, planes: Iterator[Any], shape: Sizes3, layer: int, side: int) -> Tensor:
+        """Returns the rest in float32, out of as many planes as it takes."""
+
+
+class RoundedCodec(CodedCodec):
+    """The rest rounded to ``bits``: a scale for each channel of the keys, and for each token of the values."""
+
+    bits: ClassVar[int]
+
+    def coded(self, rest: Tensor, layer: int, side: int) -> Iterator[bytes]:
+        """Yields codes, and scales."""
+        yield from rounded_planes(rest, self.bits, side + 1)
+
+    def coded_sizes(self, shape: Sizes3, layer: int, side: int) -> list[int]:
+        """Returns the same lengths."""
+        return rounded_sizes(shape, self.bits, side + 1)
+
+    def decoded(self, planes: Iterator[Any], shape: Sizes3, layer: int, side: int) -> Tensor:
+        """Returns what codes and scales stand for."""
+        return from_rounded(_taken(planes, 2), shape, self.bits, side + 1)
 
 
 class Int8Codec(RoundedCodec):
@@ -323,11 +355,6 @@ def own_shape(folder: Path, trained: Trained, settings: Mapping[str, Any]) -> Sh
 def _shapes(layer: Layer, tokens: int) -> Shapes:
     held = layer.held(tokens)
     return (layer.heads, held, layer.key_width), (layer.heads, held, layer.value_width)
-
-
-def _count(shape: tuple[int, int, int]) -> int:
-    heads, held, width = shape
-    return heads * held * width
 
 
 def _taken(planes: Iterator[Any], count: int) -> list[Any]:

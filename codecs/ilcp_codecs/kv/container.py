@@ -27,7 +27,7 @@ from typing import Any
 import msgspec
 import zstandard
 
-from ilcp.codec.keys_values import KeysValues
+from ilcp.codec.keys_values import KeysValues, held_tokens
 from ilcp.errors import ConfigError, DecodeError, EncodeError, IlcpError, StorageError
 from ilcp.identity import ModelIdentity
 
@@ -65,7 +65,7 @@ class Layer(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=
 
     def held(self, tokens: int) -> int:
         """Returns how many of so many tokens the layer holds."""
-        return min(tokens, self.window - 1) if self.window else tokens
+        return held_tokens(tokens, self.window)
 
 
 class Shape(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

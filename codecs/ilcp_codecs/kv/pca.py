@@ -31,9 +31,8 @@ from ilcp.models.fingerprint import identify
 from ilcp.models.kv import following_nats, read_kv
 from ilcp.models.reading import window_tokens
 from ilcp.models.rope import ropes_of
-from ilcp_codecs.kv.codecs import FIRST, KvCodec, Pair, Shapes, own_shape, shape_of
+from ilcp_codecs.kv.codecs import FIRST, CodedCodec, Sizes3, own_shape, shape_of
 from ilcp_codecs.kv.container import Shape
-from ilcp_codecs.kv.quantise import exact_planes, exact_sizes, from_exact
 from ilcp_codecs.kv.transform import MOST_BITS, Transform, allotted, fitted, packed, packed_sizes, unpacked
 
 __all__ = ["PcaCodec"]
@@ -44,11 +43,10 @@ LEAST_TOKENS = 32  # of a text whose end is foretold from its beginning
 ROWS_PER_DIMENSION = 4  # of the calibration texts; a basis from fewer is theirs, and no other text's
 
 
-class PcaCodec(KvCodec):
+class PcaCodec(CodedCodec):
     """A basis for each layer's keys and for its values; made by ``fit`` or ``ilcp.load``."""
 
     name: ClassVar[str] = "kv-pca"
-    turned = False
 
     def __init__(self, model: ModelIdentity, shape: Shape, tensors: Mapping[str, Tensor]):
         super().__init__(model, shape)
@@ -135,48 +133,21 @@ class PcaCodec(KvCodec):
                 "more bytes per token"
             )
 
-    def settings(self) -> dict[str, int]:
-        """Returns how many first tokens are exact."""
-        return {"first": FIRST}
+    def coded(self, rest: Tensor, layer: int, side: int) -> Iterator[bytes]:
+        """Yields the codes of all components of as many bits together."""
+        transform = self._transforms[layer][side]
+        for (bits, _), own in zip(transform.counts, transform.codes(_rows(rest)), strict=True):
+            yield packed(own, bits)
 
-    def planes(self, pair: Pair, layer: int) -> Iterator[bytes]:
-        """Yields of keys and then of values: the byte planes of the first tokens, and codes by their bits."""
-        for each, transform in zip(pair, self._transforms[layer], strict=True):
-            yield from exact_planes(each[:, :FIRST])
-            if each.shape[1] > FIRST:
-                codes = transform.codes(_rows(each[:, FIRST:]))
-                for (bits, _), own in zip(transform.counts, codes, strict=True):
-                    yield packed(own, bits)
-
-    def sizes(self, shapes: Shapes, dtype: torch.dtype, layer: int) -> list[int]:
+    def coded_sizes(self, shape: Sizes3, layer: int, side: int) -> list[int]:
         """Returns the same lengths."""
-        found = []
-        for (heads, held, width), transform in zip(shapes, self._transforms[layer], strict=True):
-            found += exact_sizes(heads * min(held, FIRST) * width, dtype)
-            if held > FIRST:
-                found += [packed_sizes((held - FIRST) * count, bits) for bits, count in transform.counts]
-        return found
+        return [packed_sizes(shape[1] * count, bits) for bits, count in self._transforms[layer][side].counts]
 
-    def pair(self, planes: Sequence[Any], shapes: Shapes, dtype: torch.dtype, layer: int) -> Pair:
-        """Returns keys and values, those of the basis behind the exact ones."""
-        left = iter(planes)
-        keys, values = (
-            self._joined(left, shape, transform, dtype)
-            for shape, transform in zip(shapes, self._transforms[layer], strict=True)
-        )
-        return keys, values
-
-    def _joined(
-        self, planes: Iterator[Any], shape: tuple[int, int, int], transform: Transform, dtype: torch.dtype
-    ) -> Tensor:
-        heads, held, width = shape
-        first = from_exact([next(planes) for _ in range(dtype.itemsize)], (heads, min(held, FIRST), width), dtype)
-        if held <= FIRST:
-            return first
-        tokens = held - FIRST
+    def decoded(self, planes: Iterator[Any], shape: Sizes3, layer: int, side: int) -> Tensor:
+        """Returns what the codes stand for."""
+        (heads, tokens, _), transform = shape, self._transforms[layer][side]
         codes = [unpacked(next(planes), (tokens, count), bits) for bits, count in transform.counts]
-        rest = rearrange(transform.values(codes, tokens), "tokens (heads width) -> heads tokens width", heads=heads)
-        return torch.cat([first, rest.to(dtype)], 1)
+        return rearrange(transform.values(codes, tokens), "tokens (heads width) -> heads tokens width", heads=heads)
 
     def save_files(self, folder: Path) -> dict[str, Any]:
         """Writes the transforms; returns the shape."""
