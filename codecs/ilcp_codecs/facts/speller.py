@@ -92,9 +92,12 @@ class Speller(nn.Module):
     def memory(self, logits: Tensor, topics: Tensor, lengths: Tensor) -> list[Tensor]:
         """Returns the memory ``"vectors hidden"`` of each fact, from logits of all words."""
         vectors = logits.softmax(-1) @ self.embeddings
-        rows = zip(topics.tolist(), vectors, lengths.tolist(), strict=True)
-        return [self.fact(topic, row[:length]) for topic, row, length in rows]
+        rows = zip(topics.tolist(), vectors, lengths.tolist(), self.told[topics].tolist(), strict=True)
+        return [self._fact(topic, told, row[:length]) for topic, row, length, told in rows]
 
     def fact(self, topic: int, words: Tensor) -> Tensor:
         """Returns the memory ``"vectors hidden"`` of a fact whose value is ``words`` ``"length hidden"``."""
-        return torch.cat([self.about[topic, : int(self.told[topic])], words, self.close])
+        return self._fact(topic, int(self.told[topic]), words)
+
+    def _fact(self, topic: int, told: int, words: Tensor) -> Tensor:
+        return torch.cat([self.about[topic, :told], words, self.close])
