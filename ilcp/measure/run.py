@@ -28,6 +28,7 @@ from ilcp.measure.items import Items
 from ilcp.measure.report import Report, plain
 from ilcp.measure.scoring import Scorer
 from ilcp.measure.verified import verified_specs
+from ilcp.nn.attention import many_shapes
 from ilcp.tasks.cases import Case
 
 __all__ = ["equal_texts", "require_cases", "run"]
@@ -85,7 +86,8 @@ def run(
     chosen = _chosen(specs_of(cases), arms)
     report = resumed(_empty(sender, cases, task, seed, answers_end), draft := unfinished(keep))
     asking = Asking(report.kept(cases), specs_of, partial(Scorer, receiver, answers_end=answers_end))
-    report = _asked(report, chosen, asking, draft, progress)
+    with many_shapes():
+        report = _asked(report, chosen, asking, draft, progress)
     report = _priced(report, sender, receiver, asking.cases, repetitions, progress)
     return _finished(report, sender.codec, asking.cases, keep, draft)
 

@@ -29,6 +29,7 @@ from ilcp.models.fingerprint import identify
 from ilcp.models.loading import load_model
 from ilcp.models.prompt import MEMORY_HERE
 from ilcp.models.support import require_receiver, require_sender
+from ilcp.nn.attention import many_shapes
 from ilcp.nn.distributed import all_reduce, init_device, is_main, same_everywhere
 from ilcp.nn.half import round_to_half
 from ilcp.tasks.cases import Case, read_jsonl
@@ -99,7 +100,7 @@ def train_codec(config: TrainingConfig, *, resume: bool = False) -> Codec:
     given = None if config.data is None else _read(config)  # before the models: they load longer
     method = chosen(config, given or ())
     device = init_device(config.device)
-    with alone(config.work, LOCK):
+    with alone(config.work, LOCK), many_shapes():
         require_writable(config.work / KEPT)
         return _trained(config, given, method, device, resume)
 
