@@ -47,6 +47,7 @@ from ilcp.models.loading import load_model
 from ilcp.tasks import Case
 from ilcp.tasks.written import write_jsonl
 from ilcp.training.begun import is_begun
+from ilcp.training.config import DEFAULT_RANK
 from ilcp_codecs.text import HeadCodec, LmCodec, TailCodec
 
 HERE = Path(__file__).parent
@@ -99,6 +100,7 @@ def main() -> None:
     train_parser.add_argument("--conversations", type=int, help="train on so many of them; without it, on all")
     train_parser.add_argument("--steps", type=int, help="in place of the recipe's")
     train_parser.add_argument("--minutes", type=float, help="the same")
+    train_parser.add_argument("--adapter", type=Path, help="low-rank weights that read already, to begin with")
     measure_parser.add_argument("--codec", type=Path, help="a folder; without it, what train made")
     measure_parser.add_argument("--histories", type=int, nargs="+", choices=tuple(LENGTHS), default=tuple(LENGTHS))
     measure_parser.add_argument("--n", type=int, help="so many cases of each size; without it, all")
@@ -136,9 +138,9 @@ def train(args: argparse.Namespace) -> None:
         receiver=receiver,
         data=file,
         out=args.runs / args.pair / "codec",
-        adapter=adapter_of(args),
+        adapter=args.adapter or adapter_of(args),
         device=args.device,
-        **({} if args.device == "cpu" else ON_GPU),
+        **changes_of(args),
         steps=args.steps,
         minutes=args.minutes,
     )
@@ -148,6 +150,15 @@ def train(args: argparse.Namespace) -> None:
 def models_of(args: argparse.Namespace) -> list[Path]:
     """Returns where the pair's models are: folders, or GGUF files of their names."""
     return [model_at(args.models, name) or args.models / name for name in args.pair.split("-")]
+
+
+def changes_of(args: argparse.Namespace) -> dict[str, Any]:
+    """Returns what goes before the recipe on this device, and with a receiver that reads already."""
+    changes: dict[str, Any] = {} if args.device == "cpu" else dict(ON_GPU)
+    if args.adapter:
+        changes["training"] = {**changes.get("training", {}), "reader_share": 0.0}
+        changes["adapter_rank"] = DEFAULT_RANK  # nothing said: it is the folder's
+    return changes
 
 
 def adapter_of(args: argparse.Namespace) -> Path | None:

@@ -26,7 +26,7 @@ def faster_in_bfloat16(device: str) -> bool:
     """Measures whether a product of small matrices takes less time under autocast, which casts the weights each time:
     some processors only emulate bfloat16. A GPU is asked, since there a small product takes what its call takes."""
     if device == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     left, right = torch.ones(512, 256, device=device), torch.ones(256, 256, device=device)
     seconds = {}
     for halved in (False, True):
