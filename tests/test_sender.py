@@ -11,7 +11,7 @@ from peft import LoraConfig, get_peft_model
 
 from ilcp import Sender
 from ilcp.errors import ConfigError, EncodeError
-from ilcp.handoff import sender as module
+from ilcp.handoff import sources as module
 from ilcp.models.reading import capture_batch, read_ids, window_tokens
 from ilcp.models.support import require_sender
 from ilcp_codecs.text import PlainCodec
@@ -126,7 +126,7 @@ def test_the_template_decides_what_a_message_holds(message: Mapping[str, Any]) -
 def test_a_pass_is_bounded_by_tokens_and_sources_are_read_lazily(sender: Sender, monkeypatch) -> None:
     """Long texts share no pass; contexts come one at a time."""
     monkeypatch.setattr(module, "PASS_TOKENS", 8)
-    assert [[0, 1], [2], [3]] == list(module._passes(range(4), [2, 4, 5, 9], 8))
+    assert [[0, 1], [2], [3]] == list(module.passes(range(4), [2, 4, 5, 9], 8))
     sources = [sender.model(torch.tensor([[5, 6]]), output_hidden_states=True) for _ in range(3)]
     read: list[Any] = []
     monkeypatch.setattr(sender, "read", noting(sender.read, read, lambda source: source))

@@ -15,12 +15,15 @@ class Context:
 
     ``states`` is ``"layers tokens hidden"`` in the dtype that the model computes in, or None where the codec reads text
     only; ``text`` is None where only ids or states were given; ``windows`` says in how many passes the text was read.
+    ``kv`` is for codecs of caches; where such a codec has questions, ``attended`` is how much each token was looked at,
+    ``"heads held"`` of each layer (``ilcp.models.attended``).
     """
 
     text: str | None = None
     states: Tensor | None = None
     windows: int = 1
     kv: KeysValues | None = None
+    attended: tuple[Tensor, ...] | None = None
 
     @property
     def tokens(self) -> int:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from ilcp.codec.context import Context
-from ilcp.codec.keys_values import Rope
+from ilcp.codec.keys_values import KeysValues, Rope
 from ilcp.codec.protocols import Codec
 from ilcp.errors import ConfigError, EncodeError
 from ilcp.handoff.given import require_able, require_codec
@@ -23,6 +23,7 @@ from ilcp.handoff.sources import (
     is_messages,
     is_text_or_ids,
     one_row,
+    passes,
     rendered,
     require_length,
     require_outputs,
@@ -36,6 +37,7 @@ from ilcp.message.blob import Blobs
 from ilcp.message.keys import Key, require_audience
 from ilcp.message.literals import chosen
 from ilcp.models.adapter import plain
+from ilcp.models.attended import attended
 from ilcp.models.capture import Capture, recording
 from ilcp.models.chat import require_template, spoken
 from ilcp.models.fingerprint import Known
@@ -59,7 +61,6 @@ __all__ = ["Sender"]
 
 TTL_S = 3600  # a sealed message lives an hour unless the sender says otherwise
 BATCH = 8  # texts that are read in one pass at most
-PASS_TOKENS = 8192  # and tokens, padding included; a text that is longer is read alone
 
 
 class Sender:
@@ -306,7 +307,7 @@ class Sender:
         """Reads a text behind what a receiver's prompt begins with; anything else as a prompt's beginning itself."""
         if not is_text_or_ids(source):
             cache = getattr(source, "past_key_values", source)
-            return Context(kv=taken(cache, self.model, 0, self._ropes))
+            return self._looked_at(None, (), taken(cache, self.model, 0, self._ropes))
         text, ids = self._prepared(source)
         start = 0
         if isinstance(source, str):
@@ -314,7 +315,13 @@ class Sender:
             ids, start = [*before, *continuation(self.tokenizer, require_text(source))[0]], len(before)
         require_ids(self.model, ids)
         require_room(self.model, len(ids), what="a text to read at once", way_out="hand off a part of it")
-        return Context(text=text, kv=read_kv(self.model, ids, start, self._ropes))
+        return self._looked_at(text, ids[:start], read_kv(self.model, ids, start, self._ropes))
+
+    def _looked_at(self, text: str | None, before: Sequence[int], kv: KeysValues) -> Context:
+        """Returns a context of a cache; beside it what the codec's questions look at, where it has some."""
+        asked = getattr(self.codec, "questions", ())
+        looked = attended(self.model, self.tokenizer, before, kv, asked, self.template) if asked else None
+        return Context(text, kv=kv, attended=looked)
 
     def _read_capture(self, capture: Capture) -> Context:
         if capture.model is not self.model or capture.layers != tuple(self.codec.layers):
@@ -351,7 +358,7 @@ class Sender:
         lengths = {index: len(ids) for index, (_, ids) in prepared.items()}
         order = sorted(prepared, key=lambda index: lengths[index])
         fitting = [index for index in order if lengths[index] <= window]
-        for group in _passes(fitting, [lengths[index] for index in fitting], batch):
+        for group in passes(fitting, [lengths[index] for index in fitting], batch):
             rows = self._capture_rows([prepared[index][1] for index in group])
             for index, row in zip(group, rows, strict=True):
                 yield index, Context(text=prepared[index][0], states=row)
@@ -382,15 +389,3 @@ class Sender:
             return None, ids
         require_ids(self.model, ids)
         return self.tokenizer.decode(ids, skip_special_tokens=True), ids
-
-
-def _passes(order: Sequence[int], lengths: Sequence[int], batch: int) -> Iterator[list[int]]:
-    """Yields ``order``, shortest first, in groups of at most ``batch`` sources and PASS_TOKENS tokens."""
-    chosen: list[int] = []
-    for index, tokens in zip(order, lengths, strict=True):
-        if chosen and (len(chosen) == batch or (len(chosen) + 1) * tokens > PASS_TOKENS):
-            yield chosen
-            chosen = []
-        chosen.append(index)
-    if chosen:
-        yield chosen

@@ -1,6 +1,6 @@
-"""What a sender takes: texts, chat messages and token ids, told apart and checked."""
+"""What a sender takes: texts, chat messages and token ids, told apart, checked, and put together for its passes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ __all__ = [
     "is_messages",
     "is_text_or_ids",
     "one_row",
+    "passes",
     "rendered",
     "require_length",
     "require_outputs",
@@ -23,6 +24,7 @@ __all__ = [
     "saying",
 ]
 
+PASS_TOKENS = 8192  # of a pass of several texts, padding included; a text that is longer is read alone
 MAX_CHARACTERS = 16 * MAX_TOKENS  # no language has so many characters to a token
 
 
@@ -138,3 +140,15 @@ def _unpadded(encoding: Mapping[str, Any]) -> list[int]:
     ids, mask = one_row(encoding["input_ids"]), encoding.get("attention_mask")
     seen = [1] * len(ids) if mask is None else one_row(mask)
     return [token for token, known in zip(ids, seen, strict=True) if known]
+
+
+def passes(order: Sequence[int], lengths: Sequence[int], batch: int) -> Iterator[list[int]]:
+    """Yields ``order``, shortest first, in groups of at most ``batch`` sources and PASS_TOKENS tokens."""
+    chosen: list[int] = []
+    for index, tokens in zip(order, lengths, strict=True):
+        if chosen and (len(chosen) == batch or (len(chosen) + 1) * tokens > PASS_TOKENS):
+            yield chosen
+            chosen = []
+        chosen.append(index)
+    if chosen:
+        yield chosen

@@ -79,6 +79,7 @@ class KvCodec(ABC):
     name: ClassVar[str]
     turned: ClassVar[bool]  # whether keys lie as they were turned
     layers: tuple[int, ...] = ()
+    questions: tuple[str, ...] = ()  # that a sender asks of its own cache, to see what they look at
 
     def __init__(self, model: ModelIdentity, shape: Shape):
         self.spec = CodecSpec(self.name, min(shape.most_bytes, MAX_BLOB_BYTES), "cache")
@@ -107,11 +108,28 @@ class KvCodec(ABC):
                 ``payload_bytes``.
             ConfigError: keys and values are of a dtype that no container holds.
         """
-        limit = self.spec.length(payload_bytes)
-        kv = context.kv
-        if kv is None:
+        limit, kv = self.spec.length(payload_bytes), self.own(context)
+        payload = self.container(kv)
+        if len(payload) > limit:
+            raise EncodeError(
+                f"expected a cache of at most {limit} bytes, got {len(payload)} of {kv.tokens} tokens: hand off a "
+                "shorter text, or choose a codec of fewer bits"
+            )
+        return payload
+
+    def own(self, context: Context) -> KeysValues:
+        """Returns a context's keys and values, if they are this codec's model's.
+
+        Raises:
+            EncodeError, ConfigError: as ``encode``.
+        """
+        if context.kv is None:
             raise EncodeError(f"expected a context with keys and values for codec {self.name!r}, got none")
-        self._require_own(kv)
+        self._require_own(context.kv)
+        return context.kv
+
+    def container(self, kv: KeysValues) -> bytes:
+        """Returns the container of keys and values, which are not looked at again."""
         if not self.turned and all(kv.ropes):
             kv = kv.at(None)
         header = Header(
@@ -126,14 +144,7 @@ class KvCodec(ABC):
             ropes=self.shape.ropes,
         )
         pairs = enumerate(zip(kv.keys, kv.values, strict=True))
-        planes = (plane for layer, pair in pairs for plane in self.planes(pair, layer))
-        payload = pack(header, planes)
-        if len(payload) > limit:
-            raise EncodeError(
-                f"expected a cache of at most {limit} bytes, got {len(payload)} of {kv.tokens} tokens: hand off a "
-                "shorter text, or choose a codec of fewer bits"
-            )
-        return payload
+        return pack(header, (plane for layer, pair in pairs for plane in self.planes(pair, layer)))
 
     def _require_own(self, kv: KeysValues) -> None:
         dtypes = {each.dtype for each in (*kv.keys, *kv.values)}
