@@ -287,19 +287,31 @@ def train_speed() -> str:
     return table([*columns, "step of the default recipe, s", "codec's share of it"], rows)
 
 
+SCALE = {  # figures of a run, as the table calls them; the JSON has all
+    "first token, text": "first token, text",
+    "first token, text in the prefix cache": "in the prefix cache",
+    "first token, nothing": "nothing",
+    "message to first token": "message, wire and decode counted in",
+    "sender's extra": "sender's extra",
+    "message / text": "message / text",
+    "message, sender's extra counted in / text": "sender's extra counted in",
+    "KV, text": "KV, text",
+    "KV, memory": "KV, memory",
+}
+
+
 def scale() -> str:
     """Makes the table of one hand-off at the sizes of real models: times, keys and values, and ratios."""
-    columns = {}
+    rows = []
     for file in (*sorted(RESULTS.glob("scale-*.json")), *sorted(RESULTS.glob("gpu-scale-*.json"))):
         record = result(file.stem)
         record = record.get("result", record)  # an item of gpu.py holds what scale.py wrote
         for run in record["runs"]:
-            columns[f"{record['device']}: {run['sender']} to {run['receiver']}, {run['tokens']:,} tokens"] = run
-    names = list(dict.fromkeys(name for run in columns.values() for name in run.get("figures", ())))
-    refused = [[f"not run: {what}", run["refused"]] for what, run in columns.items() if "figures" not in run]
-    shown = {what: run["figures"] for what, run in columns.items() if "figures" in run}
-    rows = [[name, *(number(figures.get(name)) for figures in shown.values())] for name in names]
-    return table(["step, median", *shown], rows + [[what, *[why] * len(shown)] for what, why in refused])
+            figures = run.get("figures")
+            what = [record["device"], f"{run['sender']} to {run['receiver']}", f"{run['tokens']:,}"]
+            shown = [number(figures.get(name)) for name in SCALE] if figures else [f"not run: {run['refused']}"]
+            rows.append([*what, *shown, *[""] * (len(SCALE) - len(shown))])
+    return table(["device", "models", "tokens", *SCALE.values()], rows)
 
 
 def gpu() -> str:

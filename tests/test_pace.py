@@ -12,6 +12,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from ilcp.nn.attention import many_shapes
 from ilcp.training import StateStore, fit, precision, write_phrasebook
 from ilcp.training import pace as pace_module
 from ilcp.training.batch import Batcher
@@ -223,3 +224,29 @@ def test_precision_is_decided_by_what_is_faster(monkeypatch, laps: tuple[float, 
     precision.faster_in_bfloat16.cache_clear()
     assert faster == precision.faster_in_bfloat16("cpu")
     precision.faster_in_bfloat16.cache_clear()
+
+
+@pytest.mark.parametrize("supported", [True, False])
+def test_a_gpu_is_asked_for_bfloat16(supported: bool, monkeypatch) -> None:
+    """A small product there takes what its call takes, and would say that bfloat16 is slower."""
+    asked: list[dict[str, bool]] = []
+
+    def answers(**options: bool) -> bool:
+        asked.append(options)
+        return supported
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", answers)
+    precision.faster_in_bfloat16.cache_clear()
+    assert precision.faster_in_bfloat16("cuda") == supported
+    assert asked == [{"including_emulation": False}]
+    precision.faster_in_bfloat16.cache_clear()
+
+
+def test_attention_that_plans_every_shape_is_left_out_and_let_in_again() -> None:
+    """Training and measuring give it another shape in every pass."""
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    with many_shapes():
+        assert not torch.backends.cuda.cudnn_sdp_enabled()
+        assert torch.backends.cuda.flash_sdp_enabled()
+        assert torch.backends.cuda.mem_efficient_sdp_enabled()
+    assert torch.backends.cuda.cudnn_sdp_enabled() == before
