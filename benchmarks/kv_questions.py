@@ -27,7 +27,7 @@ from gpu_parts import model_at
 
 from ilcp import Receiver, Sender
 from ilcp.codec import Context
-from ilcp.codec.memory import CacheMemory
+from ilcp.codec.memory import CacheMemory, Memory
 from ilcp.measure import provenance
 from ilcp.measure.bootstrap import Bootstrap
 from ilcp.models.adapter import begun_adapter
@@ -81,7 +81,7 @@ def measured(model: Any, tokenizer: Any, cases: list[Case], args: argparse.Names
     asking_s, another = [], CacheMemory(cast(Any, sender.read(cases[-1].context).kv))
     for number, case in enumerate(cases):
         kv = cast(Any, sender.read(case.context).kv)
-        memories = {"none": None, "mismatched": another}
+        memories: dict[str, Memory | None] = {"none": None, "mismatched": another}
         for name, codec in codecs.items():
             payload = codec.encode(Context(kv=kv))
             memories[name], sizes[name] = codec.decode(payload), [*sizes.get(name, []), len(payload) / kv.tokens]
@@ -118,7 +118,7 @@ def measured(model: Any, tokenizer: Any, cases: list[Case], args: argparse.Names
     }
 
 
-def gain(drawn: Bootstrap, values: dict[str, list[float]], name: str) -> list[float]:
+def gain(drawn: Bootstrap, values: dict[str, list[float]], name: str) -> list[float | None]:
     """Returns the share of the exact cache's gain over nothing, and its interval."""
     own, none, full = (drawn.means(np.array(values[each])) for each in (name, "none", "kv-exact"))
     figure = drawn.figure((own - none) / (full - none), len(values[name]))

@@ -16,7 +16,6 @@ from ilcp.codec.keys_values import KeysValues, turned
 from ilcp.codec.memory import CacheMemory
 from ilcp.embedded import load_pair
 from ilcp.errors import ConfigError, DecodeError, EncodeError, IdentityError
-from ilcp.measure import run
 from ilcp.models.fingerprint import identify
 from ilcp.models.forward import Prefill, embed
 from ilcp.models.kv import placed, read_kv
@@ -378,12 +377,10 @@ def test_what_a_memory_hands_out_is_a_copy() -> None:
     assert before == memory.digest()
 
 
-def test_measuring_and_verifying_say_that_they_are_for_other_codecs() -> None:
-    """Figures of bytes, operations and times would be others': both refuse by name, before anything runs."""
+def test_verifying_says_that_it_is_for_other_codecs() -> None:
+    """A cache is not read back: it refuses by name, before anything runs."""
     model = build("llama", len(TOKENIZER))
     sender, receiver = ends(model, ExactCodec.of(model, TOKENIZER))
-    with pytest.raises(ConfigError, match="to measure, got kv-exact"):
-        run(sender, receiver, list(case_files("test", 0, 2)), task="t")
     with pytest.raises(ConfigError, match="to verify, got kv-exact"):
         sender.encode(TEXT, verify=receiver, budget_bytes=1000, questions=["Who?"])
 

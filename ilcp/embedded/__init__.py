@@ -16,6 +16,7 @@ from ilcp.codec.protocols import Codec
 from ilcp.embedded.domain import DossierSender
 from ilcp.errors import ConfigError, StorageError
 from ilcp.handoff import Receiver, Sender
+from ilcp.message.blob import Blobs
 from ilcp.message.keys import Key
 from ilcp.message.replay import ReplayCache
 from ilcp.models.adapter import adapt
@@ -58,6 +59,7 @@ def load_pair(
     trust: Iterable[str | bytes] | None = None,
     allow_download: bool = False,
     device: str = "cpu",
+    blobs: Blobs | None = None,
 ) -> Pair:
     """Loads the embedded pair; or a codec of your own with the two models that it names, or with those given.
 
@@ -72,6 +74,7 @@ def load_pair(
         trust: public keys of those whose signed evidence counts; see ``ilcp.Receiver``.
         allow_download: fetches models that the codec names and you do not; otherwise they have to be here already.
         device: of both models; the codec stays on the CPU.
+        blobs: where both ends keep what is too large for a message; see ``ilcp.Sender``.
 
     Raises:
         ConfigError: the folder holds no codec, a model cannot be loaded, or there is a replay cache and no key.
@@ -81,11 +84,13 @@ def load_pair(
         UnmeasuredError: the codec's content gain was not measured, or is not above zero.
     """
     method = (load_to_measure if allow_unmeasured else load)(HERE / "codec" if codec is None else codec)
+    if method.spec.reads == "cache":  # of one model: whichever is named is both
+        sender, receiver = sender or receiver, receiver or sender
     model, tokenizer = _model(method, "receiver", receiver, device, allow_download)
-    options: dict[str, Any] = dict(key=key, audience=audience, replay=replay, trust=trust)
+    options: dict[str, Any] = dict(key=key, audience=audience, replay=replay, trust=trust, blobs=blobs)
     options["allow_unmeasured"] = allow_unmeasured
     return Pair(
-        _sender(method, sender, key, audience, device, allow_download),
+        _sender(method, sender, key, audience, device, allow_download, blobs),
         Receiver(adapt(model, method), tokenizer, method, **options),
         folder_of(method),
     )
@@ -110,12 +115,18 @@ def load_sender(
 
 
 def _sender(
-    codec: Codec, given: str | Path | None, key: Key | None, audience: str | None, device: str, download: bool
+    codec: Codec,
+    given: str | Path | None,
+    key: Key | None,
+    audience: str | None,
+    device: str,
+    download: bool,
+    blobs: Blobs | None = None,
 ) -> Sender:
     """Makes the sending end; that of the embedded codec says when a text is outside what it knows."""
     embedded = json.loads((HERE / "codec" / CONFIG).read_text(encoding="utf-8"))["codec_id"]
     kind = DossierSender if codec.trained.codec_id(codec.spec).hex() == embedded else Sender
-    return kind(*_model(codec, "sender", given, device, download), codec, key=key, audience=audience)
+    return kind(*_model(codec, "sender", given, device, download), codec, key=key, audience=audience, blobs=blobs)
 
 
 def _model(codec: Codec, side: str, given: str | Path | None, device: str, download: bool) -> tuple[Any, Any]:

@@ -33,7 +33,7 @@ from ilcp.handoff import Receiver, Sender
 from ilcp.message import CODEC_ID_BYTES, Message, literals
 from ilcp.tasks.cases import Case
 
-__all__ = ["NO_CODEC", "ArmInput", "ArmSpec", "arm_specs", "as_text", "sizes"]
+__all__ = ["NO_CODEC", "ArmInput", "ArmSpec", "arm_specs", "as_text", "sizes", "text_input"]
 
 NO_CODEC = bytes(CODEC_ID_BYTES)  # the codec id of what no codec made: it weighs as much as any
 
@@ -83,7 +83,7 @@ def arm_specs(
     inputs = _Inputs(sender, receiver, cases, lengths, texts)
     longest = lengths[0]
     names = {length: "message" if length == longest else f"message-{length}" for length in lengths}
-    yield ArmSpec("text", "text", partial(_plain, cases))
+    yield ArmSpec("text", "text", partial(text_input, cases))
     yield ArmSpec("none", "control", lambda: ArmInput([None] * len(cases)))
     for length in lengths:
         yield ArmSpec(names[length], "message", partial(inputs.message, length))
@@ -164,7 +164,7 @@ def _noise(payloads: Sequence[bytes], seed: int) -> list[bytes]:
     return [rng.randbytes(len(payload)) for payload in payloads]
 
 
-def _plain(cases: Sequence[Case]) -> ArmInput:
+def text_input(cases: Sequence[Case]) -> ArmInput:
     payloads = [case.context.encode() for case in cases]
     wires = [Message(NO_CODEC, payload).to_bytes() for payload in payloads]
     return ArmInput([TextMemory(case.context) for case in cases], sizes(payloads), sizes(wires))

@@ -18,6 +18,7 @@ from ilcp.handoff import Receiver, Sender
 from ilcp.inputs import listed
 from ilcp.measure.arms import ArmSpec, arm_specs
 from ilcp.measure.asking import Asking, reason
+from ilcp.measure.caches import apart, cache_specs, require_caches
 from ilcp.measure.cost import cost, require_repetitions
 from ilcp.measure.fanout import fan_out
 from ilcp.measure.figures import provenance
@@ -78,17 +79,19 @@ def run(
         ConfigError, StorageError: an argument or a case is not as above, or ``keep`` is another run's or not writable.
     """
     _require_ends(sender, receiver)
+    require_caches(sender, receiver, hops=hops, budgets=sorted(budgets))
     cases = listed(cases, "cases in a list", "case", error=ConfigError)
     require_cases(cases, receiver, answers_end=answers_end)
     _require_outcome(repetitions, keep)
     texts = equal_texts(sender) if texts is None else texts
-    specs_of = partial(_specs, sender, receiver, _lengths(sender, lengths), texts, seed, hops, budgets)
-    chosen = _chosen(specs_of(cases), arms)
-    report = resumed(_empty(sender, cases, task, seed, answers_end), draft := unfinished(keep))
-    asking = Asking(report.kept(cases), specs_of, partial(Scorer, receiver, answers_end=answers_end))
-    with many_shapes():
-        report = _asked(report, chosen, asking, draft, progress)
-    report = _priced(report, sender, receiver, asking.cases, repetitions, progress)
+    with apart(sender, receiver) as (sender, receiver):
+        specs_of = partial(_specs, sender, receiver, _lengths(sender, lengths), texts, seed, hops, budgets)
+        chosen = _chosen(specs_of(cases), arms)
+        report = resumed(_empty(sender, cases, task, seed, answers_end), draft := unfinished(keep))
+        asking = Asking(report.kept(cases), specs_of, partial(Scorer, receiver, answers_end=answers_end))
+        with many_shapes():
+            report = _asked(report, chosen, asking, draft, progress)
+        report = _priced(report, sender, receiver, asking.cases, repetitions, progress)
     return _finished(report, sender.codec, asking.cases, keep, draft)
 
 
@@ -113,6 +116,8 @@ def _specs(
     cases: Sequence[Case],
 ) -> list[ArmSpec]:
     """Lists all arms that there are of these cases."""
+    if sender.codec.spec.reads == "cache":
+        return [*cache_specs(sender, receiver, cases, lengths)]
     specs = [*arm_specs(sender, receiver, cases, lengths=lengths, texts=texts, seed=seed)]
     if hops:
         specs += hop_specs(sender, receiver, cases, length=lengths[0], texts=texts, hops=hops)
@@ -146,6 +151,9 @@ def _priced(
     """
     if not repetitions or report.cost is not None:
         return report
+    if sender.codec.spec.reads == "cache":
+        why = "cost, fan-out: not measured of caches here; benchmarks/kv.py takes the times"
+        return replace(report, notes=(*report.notes, why))
     contexts = [case.context for case in cases]
     questions = list(dict.fromkeys(question.text for case in cases for question in case.questions if question.text))
     if len(questions) < 2:
@@ -241,15 +249,12 @@ def _require_ends(sender: object, receiver: object) -> None:
     for side, kind, given in (("sender", Sender, sender), ("receiver", Receiver, receiver)):
         if not isinstance(given, kind):
             raise ConfigError(f"expected an ilcp.{kind.__name__} as {side}, got {type(given).__name__}")
-    if isinstance(sender, Sender) and sender.codec.spec.reads == "cache":
-        raise ConfigError(
-            f"expected a codec of latents or text to measure, got {sender.codec.spec.name}: its bytes and times are of "
-            "another kind; benchmarks/kv.py measures caches"
-        )
 
 
 def _lengths(sender: Sender, lengths: Sequence[int] | None) -> list[int]:
     spec = sender.codec.spec
+    if spec.reads == "cache":
+        return sorted({spec.length(length) for length in lengths or (spec.payload_bytes,)}, reverse=True)
     some = [length for length in LENGTHS if length <= spec.payload_bytes] if is_trainable(sender.codec) else []
     wanted = lengths or spec.prefixes or some or [min(spec.payload_bytes, MAX_LENGTH)]
     return sorted({spec.length(length) for length in wanted}, reverse=True)

@@ -8,6 +8,7 @@ import numpy as np
 
 from ilcp.codec.memory import Memory
 from ilcp.handoff import Receiver
+from ilcp.handoff.answers import Score
 from ilcp.measure.arms import ArmInput, ArmSpec
 from ilcp.measure.fitting import Fitting
 from ilcp.measure.items import DECIMALS, Arm
@@ -58,16 +59,25 @@ class Scorer:
         )
 
     def ask(self, memories: Sequence[Memory | None]) -> Answers:
-        """Asks the receiver, with one memory for each case.
+        """Asks the receiver, with one memory for each case; where they say so (``at_once``), of a few cases at a time.
 
         Raises:
             EncodeError: as ``Receiver.score``.
         """
-        asked = [(memories[number], question.text, question.answer) for number, question in self.asked]
-        scores = self.receiver.score(asked, end=self.answers_end, batch=self.batch)
-        nats = [_kept(sum(score.token_nats)) for score in scores]
-        new = [_kept(sum(score.token_nats[given:])) for score, given in zip(scores, self._given, strict=True)]
-        answers = self._greedy(asked, [score.exact for score in scores]) if self.answers_end else []
+        most = getattr(memories, "at_once", len(memories))
+        found: list[Score] = []
+        answers: list[str | None] = []
+        for first in range(0, len(memories), most):
+            held = {number: memories[number] for number in range(first, min(first + most, len(memories)))}
+            indices = [index for index, (number, _) in enumerate(self.asked) if number in held]
+            asked = [
+                (held[number], question.text, question.answer) for number, question in self.asked if number in held
+            ]
+            scores = self.receiver.score(asked, end=self.answers_end, batch=self.batch)
+            found += scores
+            answers += self._greedy(asked, [score.exact for score in scores], indices) if self.answers_end else []
+        nats = [_kept(sum(score.token_nats)) for score in found]
+        new = [_kept(sum(score.token_nats[given:])) for score, given in zip(found, self._given, strict=True)]
         return Answers(tuple(answers), tuple(nats), tuple(new))
 
     def stored(self, answers: Sequence[Mapping[str, str]], none: Arm) -> Answers:
@@ -79,12 +89,18 @@ class Scorer:
             tuple(0.0 if ok else nats for ok, nats in zip(right, none.new_nats, strict=True)),
         )
 
-    def _greedy(self, asked: Sequence[tuple[Any, str, str]], exact: Sequence[bool]) -> list[str | None]:
-        """Returns the greedy answers, None where it is the gold one. Only what is not exact has to be generated."""
+    def _greedy(
+        self, asked: Sequence[tuple[Any, str, str]], exact: Sequence[bool], indices: Sequence[int]
+    ) -> list[str | None]:
+        """Returns the greedy answers to the questions of these ``indices``, None where it is the gold one.
+
+        Only what is not exact has to be generated.
+        """
         wrong = [index for index, right in enumerate(exact) if not right]
+        rooms = [self._rooms[index] for index in indices]
         answers: list[str | None] = [None] * len(asked)
-        for room in sorted({self._rooms[index] for index in wrong}):
-            these = [index for index in wrong if self._rooms[index] == room]
+        for room in sorted({rooms[index] for index in wrong}):
+            these = [index for index in wrong if rooms[index] == room]
             prompts = [asked[index][:2] for index in these]
             given = self.receiver.answers(prompts, max_new_tokens=room, batch=self.batch)
             for index, answer in zip(these, given, strict=True):

@@ -39,9 +39,17 @@ def _judged(report: "Report") -> str:
     said = f"The message carries content: content gain {gain}; over the best control ({control}) {over}"
     rival = report.strongest(tuple(name for name, arm in report.arms.items() if arm.rival_of == "message"))
     if rival is None:
-        return said + "."
+        return said + _saving(report) + "."
     over = report.difference("message", rival)
     if over.low is not None and over.low > 0:
         return f"{said}; over the best text of as many bytes ({rival}) {over}."
     verb = "does better" if over.high is not None and over.high < 0 else "does as well"
     return f"{said}; but text of as many bytes ({rival}) {verb}: message minus text {over}."
+
+
+def _saving(report: "Report") -> str:
+    """Says of a message that is longer than the text, as a cache is, that it saves no bytes."""
+    text, message = (report.arms[name].sizes()["wire"].value for name in ("text", "message"))
+    if text >= message:
+        return ""
+    return f"; the text itself takes fewer bytes ({text:,.0f} of {message:,.0f}), so that what is saved is reading"

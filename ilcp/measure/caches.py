@@ -1,0 +1,123 @@
+"""The arms of a codec whose payload is a cache: megabytes for each case, so that no more than a few are held at once.
+
+::
+
+    case --Sender.encode--> message, its blob on disk --Receiver.decode, when it is asked--> memory
+
+``message`` is the cache, ``message-N`` one of at most so many bytes, where the codec has such; ``mismatched`` another
+case's. Beside them stand the full text and nothing. Text of as many bytes is the whole text, and random bytes are no
+cache, so there are no other arms; literals have a place of their own in the text that was read.
+"""
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property, partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from ilcp.codec.memory import Memory
+from ilcp.errors import ConfigError
+from ilcp.handoff import Receiver, Sender
+from ilcp.measure.arms import ArmInput, ArmSpec, text_input
+from ilcp.message import Message
+from ilcp.message.blob import Blob
+from ilcp.tasks.cases import Case
+
+__all__ = ["Held", "apart", "cache_specs", "require_caches"]
+
+AT_ONCE = 8  # cases whose memories are held: of a thousand tokens each some hundred megabytes
+
+
+class Held(Sequence[Memory]):
+    """Memories that are decoded when they are looked up, and forgotten; ``at_once`` may be held by whoever does."""
+
+    at_once = AT_ONCE
+
+    def __init__(self, wires: Sequence[bytes], decode: Callable[[bytes], Memory]):
+        self._wires, self._decode = wires, decode
+
+    def __len__(self) -> int:
+        return len(self._wires)
+
+    def __getitem__(self, number: int) -> Memory:  # type: ignore[override]  # nobody slices them
+        return self._decode(self._wires[number])
+
+
+def cache_specs(sender: Sender, receiver: Receiver, cases: Sequence[Case], lengths: Sequence[int]) -> Iterator[ArmSpec]:
+    """Yields the arms; ``lengths`` are of payloads, in bytes at most, the longest first."""
+    inputs = {length: _Inputs(sender, receiver, cases, length) for length in lengths}
+    yield ArmSpec("text", "text", partial(text_input, cases))
+    yield ArmSpec("none", "control", lambda: ArmInput([None] * len(cases)))
+    for length in lengths:
+        name = "message" if length == lengths[0] else f"message-{length}"
+        yield ArmSpec(name, "message", partial(inputs[length].message, 0))
+    yield ArmSpec("mismatched", "control", partial(inputs[lengths[0]].message, 1))
+
+
+class _Inputs:
+    """Encodes each case once, and decodes it whenever it is asked about."""
+
+    def __init__(self, sender: Sender, receiver: Receiver, cases: Sequence[Case], length: int):
+        self.sender, self.receiver, self.cases, self.length = sender, receiver, cases, length
+
+    @cached_property
+    def wires(self) -> list[bytes]:
+        """Each case's message."""
+        return [self.sender.encode(case.context, payload_bytes=self.length) for case in self.cases]
+
+    def message(self, shift: int) -> ArmInput:
+        """Sends each case's message, or that of the case ``shift`` places on; a blob's bytes are counted."""
+        wires = self.wires[shift:] + self.wires[:shift]
+        parsed = [Message.from_bytes(wire, key=self.receiver.key, audience=self.receiver.audience) for wire in wires]
+        blobs = [0 if message.blob is None else message.blob.size_bytes for message in parsed]
+        return ArmInput(
+            Held(wires, self.receiver.decode),
+            tuple(len(message.payload) + blob for message, blob in zip(parsed, blobs, strict=True)),
+            tuple(len(wire) + blob for wire, blob in zip(wires, blobs, strict=True)),
+        )
+
+
+@contextmanager
+def apart(sender: Sender, receiver: Receiver) -> Iterator[tuple[Sender, Receiver]]:
+    """Yields both ends, those of a codec of caches with a folder for the blobs, which goes afterwards."""
+    if sender.codec.spec.reads != "cache":
+        yield sender, receiver
+        return
+    with TemporaryDirectory(prefix="ilcp-caches-") as folder:
+        ends = copy.copy(sender), copy.copy(receiver)
+        for end in ends:
+            end.blobs = _Folder(Path(folder))
+        yield ends
+
+
+class _Folder:
+    """Blobs of one run, each in a file of its own: no quota and no age counts here."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def put_blob(self, data: bytes, /) -> Blob:
+        blob = Blob.of(data)
+        (self.folder / blob.digest.hex()).write_bytes(data)
+        return blob
+
+    def get_blob(self, blob: Blob, /) -> bytes:
+        return (self.folder / blob.digest.hex()).read_bytes()
+
+
+def require_caches(sender: Sender, receiver: Receiver, *, hops: int, budgets: Sequence[int]) -> None:
+    """Refuses, before anything runs, what is not measured of caches.
+
+    Raises:
+        ConfigError: with what to leave out.
+    """
+    if sender.codec.spec.reads != "cache":
+        return
+    if hops or budgets:
+        raise ConfigError(
+            f"expected no hops and no budgets for {sender.codec.spec.name}, got {hops} and {list(budgets)}: a cache is "
+            "handed on as it is, and is not read back"
+        )
+    if receiver.replay is not None:
+        raise ConfigError("expected a receiver without a replay cache to measure, got one: each message is read again")
