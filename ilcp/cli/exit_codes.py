@@ -14,11 +14,22 @@ from ilcp.errors import (
     UnmeasuredError,
 )
 
-__all__ = ["CLOSED", "ERROR_CODES", "INTERRUPTED", "NOTHING_CAME", "OTHER_CODES", "OUTSIDE", "exit_code", "help_text"]
+__all__ = [
+    "CLOSED",
+    "ERROR_CODES",
+    "INTERRUPTED",
+    "NOTHING_CAME",
+    "NOTHING_FITS",
+    "OTHER_CODES",
+    "OUTSIDE",
+    "exit_code",
+    "help_text",
+]
 
 DEFECT = 1  # as Python exits after a traceback
 OUTSIDE = 3
 NOTHING_CAME = 4
+NOTHING_FITS = 14
 INTERRUPTED = 128 + 2  # as a shell reports SIGINT
 CLOSED = 128 + 13  # and SIGPIPE
 
@@ -40,6 +51,7 @@ OTHER_CODES = {
     DEFECT: "a defect of ilcp: please report the traceback",
     OUTSIDE: "demo: the document is of no kind that the embedded pair knows",
     NOTHING_CAME: "receive: fewer messages came than were asked for",
+    NOTHING_FITS: "choose: nothing that was measured keeps every limit",
     INTERRUPTED: "interrupted by Ctrl-C; the text says what is left",
     CLOSED: "who read the output closed it before its end",
 }

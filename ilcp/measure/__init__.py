@@ -10,6 +10,7 @@ inputs); there is no third kind, and all ``Measured`` of a report share its prov
 command, models and seed.
 """
 
+from ilcp.measure.choosing import Choice, Offer, choose
 from ilcp.measure.compare import Comparison, compare
 from ilcp.measure.cost import Cost, cost
 from ilcp.measure.fanout import FanOut, fan_out
@@ -20,14 +21,17 @@ from ilcp.measure.report import Report
 from ilcp.measure.run import equal_texts, run
 
 __all__ = [
+    "Choice",
     "Citation",
     "Comparison",
     "Computed",
     "Cost",
     "FanOut",
     "Measured",
+    "Offer",
     "Payload",
     "Report",
+    "choose",
     "compare",
     "cost",
     "equal_texts",

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = [
     "GREY",
     "LOOKS",
+    "SHORT",
     "SMALL",
     "Look",
     "Series",
@@ -32,6 +33,7 @@ __all__ = [
     "points",
     "require_matplotlib",
     "sheet",
+    "short_numbers",
     "shortened",
     "style",
 ]
@@ -179,4 +181,13 @@ def plain_numbers(axis: "Axis") -> None:
 
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def short_numbers(axis: "Axis") -> None:
+    """Writes 10, 100, 1k, 10k, 1M: an axis from bytes to megabytes has no room for more."""
+    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator())
+    axis.set_major_formatter(EngFormatter(sep=""))
     axis.set_minor_formatter(NullFormatter())

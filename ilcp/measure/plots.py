@@ -19,10 +19,13 @@ import numpy as np
 
 from ilcp.errors import StorageError
 from ilcp.files import replacing
+from ilcp.measure.choosing import axis_of
 from ilcp.measure.cost import Point
 from ilcp.measure.drawing import (
     LOOKS,
+    SHORT,
     SMALL,
+    Look,
     Series,
     legend,
     look_of,
@@ -30,6 +33,7 @@ from ilcp.measure.drawing import (
     points,
     require_matplotlib,
     sheet,
+    short_numbers,
     shortened,
     style,
 )
@@ -40,10 +44,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["plots", "require_matplotlib", "save_plots", "to_svg"]
+__all__ = ["plots", "require_matplotlib", "save_axis", "save_plots", "to_svg"]
 
 RECOVERY = (-0.6, 2.0)  # what an axis of recovery shows at most; what lies outside is named with its value
 MOST_KINDS, HEADING = 8, 44  # of one plot; characters of a kind's name
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#7A5C3E")  # of codecs, beside the texts' own looks
+MARKERS = ("o", "h", "D", "P", "v", "X")
 ROW = 0.2  # inches of height of one arm under a kind
 
 
@@ -81,6 +87,42 @@ def save_plots(report: Report, folder: str | Path) -> list[Path]:
         with style(), replacing(path) as draft:
             figure.savefig(draft, format="png", dpi=160, metadata={"Software": None})
     return paths
+
+
+def save_axis(reports: Sequence[Report], file: Path) -> None:
+    """Draws recovery against bytes for all that several reports of the same questions measured, as a PNG.
+
+    Raises:
+        ConfigError: as ``ilcp.measure.choose``.
+        MissingExtraError: matplotlib is not installed.
+        StorageError: the file cannot be written.
+    """
+    with style():
+        figure = _axis(reports)
+        with replacing(file) as draft:
+            figure.savefig(draft, format="png", dpi=160, metadata={"Software": None})
+
+
+def _axis(reports: Sequence[Report]) -> "Figure":
+    curves: dict[str, list[tuple[float, Measured]]] = {}
+    for offer in axis_of(reports):
+        stem = _stem(offer.arm)
+        name = stem if not offer.codec else offer.codec if stem == "message" else f"{offer.codec}, {stem}"
+        curves.setdefault(name, []).append((offer.mean_bytes, offer.recovery))
+    of_codecs = [name for name in curves if name not in LOOKS]
+    looks = {
+        name: Look(shortened(name, SHORT), COLOURS[at % len(COLOURS)], MARKERS[at % len(MARKERS)])
+        for at, name in enumerate(of_codecs)
+    }
+    drawn = [Series.of(name, looks.get(name) or LOOKS[name], found) for name, found in curves.items()]
+    levels = _curves(reports[0], {"none": ("none", np.nan)})
+    figure, axes = sheet("Recovery against bytes on the wire", _over(reports[0]), 4.6, named=len(drawn) + 1)
+    axes.set(xscale="log", xlabel="wire bytes per document, mean (log scale)")
+    short_numbers(axes.xaxis)
+    points(axes, drawn)
+    _levels(axes, levels)
+    legend(figure, _recovery_axis(axes, [*drawn, *levels]))
+    return figure
 
 
 def to_svg(figure: "Figure", name: str) -> str:

@@ -9,12 +9,13 @@ from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Table
 
+from ilcp.measure.choosing import Choice
 from ilcp.measure.compare import Comparison
 from ilcp.measure.figures import Computed, Measured
 from ilcp.measure.items import JOINT, LOG_LIKELIHOOD
 from ilcp.measure.report import ALL, Figures, Report
 
-__all__ = ["METRIC_NAMES", "show", "show_comparison", "shown"]
+__all__ = ["METRIC_NAMES", "show", "show_choice", "show_comparison", "shown"]
 
 COLUMNS = 100
 METRIC_NAMES = {"exact": "exact match", JOINT: "joint exact match", "f1": "token F1", LOG_LIKELIHOOD: "log-likelihood"}
@@ -174,3 +175,25 @@ def show_comparison(found: Comparison, console: Console) -> None:
     for title, arms in (("only before", found.only_before), ("only after", found.only_after)):
         if arms:
             console.print(f"{title}: {', '.join(arms)}", soft_wrap=True, highlight=False, markup=False)
+
+
+def show_choice(found: Choice, console: Console) -> None:
+    """Prints what to hand over, or what cannot be had, then every offer, the shortest first."""
+    console.print(found.said, soft_wrap=True, highlight=False, markup=False)
+    table = Table(
+        "hand over", "codec", "wire, B", "at most", "recovery [95 %]", "first token", "against", box=box.SIMPLE
+    )
+    for offer in found.offers:
+        recovery = offer.recovery
+        interval = "" if recovery.low is None else f" [{recovery.low:.3f}, {recovery.high:.3f}]"
+        row = [
+            offer.arm,
+            offer.codec,
+            f"{offer.mean_bytes:,.1f}",
+            f"{offer.most_bytes:,}",
+            f"{recovery.value:.3f}{interval}",
+            "" if offer.first_token_ms is None else f"{offer.first_token_ms:.1f} ms",
+            ", ".join(offer.against),
+        ]
+        table.add_row(*map(escape, row), style="bold" if offer == found.chosen else None)
+    console.print(table)

@@ -1,0 +1,183 @@
+"""The one axis: everything that reports measured of the same questions, from ten bytes to a whole cache, and a choice.
+
+::
+
+    reports, limits --choose--> what to hand over, or what cannot be had; every offer, with what speaks against it
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from ilcp.errors import ConfigError
+from ilcp.inputs import listed
+from ilcp.measure.figures import Measured
+from ilcp.measure.report import Report
+
+__all__ = ["Choice", "Offer", "axis_of", "choose"]
+
+HANDED = ("message", "literals", "text", "text of equal bytes")  # families of arms that somebody can send
+READ = ("text", "text of equal bytes")  # of which an auditor can read what was handed over
+TIMED = {"message": "first token, message", "text": "first token, text"}  # arms, and their figure of a cost
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """An arm of a report: the codec that was measured, the arm's name, and what it costs and brings.
+
+    ``codec`` is empty where it is text. ``most_bytes`` is the longest message on the wire, ``mean_bytes`` their mean;
+    ``first_token_ms`` the receiver's time to its first token, decoding counted in, None where it was not taken;
+    ``against`` says what speaks against it.
+    """
+
+    codec: str
+    arm: str
+    most_bytes: int
+    mean_bytes: float
+    recovery: Measured
+    first_token_ms: float | None
+    readable: bool
+    against: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        of = f" by {self.codec}" if self.codec else ""
+        return f"{self.arm}{of}: at most {self.most_bytes:,} bytes, recovery {self.recovery}"
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What was chosen, None where nothing keeps every limit; a sentence; and all offers, the shortest first."""
+
+    chosen: Offer | None
+    said: str
+    offers: tuple[Offer, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns everything as JSON takes it."""
+        return asdict(self)
+
+
+def choose(
+    reports: Sequence[Report],
+    *,
+    max_bytes: int | None = None,
+    max_first_token_ms: float | None = None,
+    min_recovery: float | None = None,
+    readable: bool = False,
+) -> Choice:
+    """Names what to hand over within the limits, out of reports of the same questions.
+
+    It is what takes the fewest bytes: of those that reach the recovery asked for, by the lower end of the interval;
+    where none is asked for, of those that are not surely worse than the best, since their intervals meet.
+
+    Args:
+        max_bytes: of the longest message on the wire, a blob counted in.
+        max_first_token_ms: of the receiver, from the message on; an arm whose time was not taken is none.
+        min_recovery: 1 is as good as the full text, 0 as nothing.
+        readable: only what can be read by people: text.
+
+    Raises:
+        ConfigError: there is no report, one is not complete or of other questions, its receiver does not do better with
+            the full text than with nothing, or a limit is no number above zero.
+    """
+    for name, limit in (("max_bytes", max_bytes), ("max_first_token_ms", max_first_token_ms)):
+        if limit is not None and not limit > 0:
+            raise ConfigError(f"expected {name} above 0, got {limit!r}")
+    if min_recovery is not None and not min_recovery == min_recovery:
+        raise ConfigError(f"expected min_recovery to be a number, got {min_recovery!r}")
+    offers = []
+    for offer in axis_of(reports):
+        against = []
+        if max_bytes is not None and offer.most_bytes > max_bytes:
+            against.append(f"over {max_bytes:,} bytes")
+        if max_first_token_ms is not None:
+            if offer.first_token_ms is None:
+                against.append("its first token was not timed")
+            elif offer.first_token_ms > max_first_token_ms:
+                against.append(f"first token after {offer.first_token_ms:.1f} ms")
+        if readable and not offer.readable:
+            against.append("nobody can read it")
+        if min_recovery is not None and _least(offer) < min_recovery:
+            against.append(f"recovery below {min_recovery:g}")
+        offers.append(replace(offer, against=tuple(against)))
+    fitting = [offer for offer in offers if not offer.against]
+    if not fitting:
+        return Choice(None, _lacking(offers), tuple(offers))
+    best = max(fitting, key=_least)
+    good = fitting if min_recovery is not None else [offer for offer in fitting if _most(offer) >= _least(best)]
+    chosen = min(good, key=lambda offer: (offer.mean_bytes, -offer.recovery.value))
+    return Choice(chosen, f"Hand over {chosen}.", tuple(offers))
+
+
+def axis_of(reports: Sequence[Report]) -> tuple[Offer, ...]:
+    """Returns what can be handed over, the shortest first; what several reports have alike, once.
+
+    Raises:
+        ConfigError: as ``choose``.
+    """
+    reports = listed(reports, "reports in a list", "report", error=ConfigError)
+    _require_alike(reports)
+    found: dict[tuple[str, str], Offer] = {}
+    for report in reports:
+        figures = {} if report.cost is None else report.cost.figures()
+        for name, arm in report.arms.items():
+            if arm.family not in HANDED or not arm.wire_bytes:
+                continue
+            recovery = report.recovery(name)
+            assert recovery is not None  # see _require_alike
+            text, timed = arm.family in READ, TIMED.get(name)
+            codec = "" if text else str(report.codec["name"])
+            offer = Offer(
+                codec=codec,
+                arm=name,
+                most_bytes=max(arm.wire_bytes),
+                mean_bytes=arm.sizes()["wire"].value,
+                recovery=recovery,
+                first_token_ms=figures[timed].value if timed in figures else None,
+                readable=text,
+            )
+            before = found.setdefault((codec, name), offer)
+            if before.first_token_ms is None:
+                found[codec, name] = offer
+    return tuple(sorted(found.values(), key=lambda offer: (offer.mean_bytes, offer.arm)))
+
+
+def _require_alike(reports: Sequence[Report]) -> None:
+    if not reports:
+        raise ConfigError("expected one report or more, got none")
+    first = reports[0]
+    for report in reports:
+        if not report.complete:
+            raise ConfigError(
+                f"expected complete reports, got an interrupted one of {report.task}: finish its run first"
+            )
+        if (report.items, report.answers_end) != (first.items, first.answers_end):
+            raise ConfigError(
+                f"expected reports of the same questions, got {first.task} (n={first.n}, {len(first.items)} questions) "
+                f"and {report.task} (n={report.n}, {len(report.items)} questions): measure all with the same --task, "
+                "--n and --seed"
+            )
+        if not {"text", "none"} <= report.arms.keys() or report.recovery("text") is None:
+            raise ConfigError(
+                f"expected a receiver that does better with the full text than with nothing, got the report of "
+                f"{report.codec['name']}, where it does not: there is nothing to recover"
+            )
+
+
+def _least(offer: Offer) -> float:
+    """Returns the lower end of the recovery; what has none is the full text itself, or was not bounded."""
+    return offer.recovery.value if offer.recovery.low is None else offer.recovery.low
+
+
+def _most(offer: Offer) -> float:
+    """Returns the upper end of the recovery, as ``_least`` the lower."""
+    return offer.recovery.value if offer.recovery.high is None else offer.recovery.high
+
+
+def _lacking(offers: Sequence[Offer]) -> str:
+    """Says what comes nearest: what keeps all limits but one, and which that is."""
+    if not offers:
+        return "Nothing can be had: the reports have no arm that can be handed over."
+    fewest = min(len(offer.against) for offer in offers)
+    near = max((o for o in offers if len(o.against) == fewest), key=lambda offer: offer.recovery.value)
+    return f"Nothing keeps every limit. Nearest is {near}; against it: {', '.join(near.against)}."
