@@ -78,19 +78,16 @@ def run(
     Raises:
         ConfigError, StorageError: an argument or a case is not as above, or ``keep`` is another run's or not writable.
     """
-    _require_ends(sender, receiver)
-    require_caches(sender, receiver, hops=hops, budgets=sorted(budgets))
+    _require_ends(sender, receiver, hops, budgets)
     cases = listed(cases, "cases in a list", "case", error=ConfigError)
     require_cases(cases, receiver, answers_end=answers_end)
     _require_outcome(repetitions, keep)
     texts = equal_texts(sender) if texts is None else texts
     with apart(sender, receiver) as (sender, receiver):
         specs_of = partial(_specs, sender, receiver, _lengths(sender, lengths), texts, seed, hops, budgets)
-        chosen = _chosen(specs_of(cases), arms)
         report = resumed(_empty(sender, cases, task, seed, answers_end), draft := unfinished(keep))
         asking = Asking(report.kept(cases), specs_of, partial(Scorer, receiver, answers_end=answers_end))
-        with many_shapes():
-            report = _asked(report, chosen, asking, draft, progress)
+        report = _asked(report, _chosen(specs_of(cases), arms), asking, draft, progress)
         report = _priced(report, sender, receiver, asking.cases, repetitions, progress)
     return _finished(report, sender.codec, asking.cases, keep, draft)
 
@@ -133,6 +130,7 @@ def _chosen(specs: Sequence[ArmSpec], arms: Collection[str] | None) -> list[str]
     return [name for name in known if arms is None or name in arms]
 
 
+@many_shapes()
 def _asked(report: Report, names: Sequence[str], asking: Asking, draft: Path | None, progress: bool) -> Report:
     """Adds the arms that are not in the report yet; the draft holds each as soon as it is done."""
     for name in track(names, "arms", console=Console(stderr=True), disable=not progress, transient=True):
@@ -245,10 +243,12 @@ def _require_outcome(repetitions: int, keep: Path | None) -> None:
         require_writable(keep.with_name(keep.name + UNFINISHED))
 
 
-def _require_ends(sender: object, receiver: object) -> None:
+def _require_ends(sender: object, receiver: object, hops: int, budgets: Collection[int]) -> None:
     for side, kind, given in (("sender", Sender, sender), ("receiver", Receiver, receiver)):
         if not isinstance(given, kind):
             raise ConfigError(f"expected an ilcp.{kind.__name__} as {side}, got {type(given).__name__}")
+    if isinstance(sender, Sender) and isinstance(receiver, Receiver):
+        require_caches(sender, receiver, hops=hops, budgets=sorted(budgets))
 
 
 def _lengths(sender: Sender, lengths: Sequence[int] | None) -> list[int]:
