@@ -1,4 +1,4 @@
-"""The table of caches as messages. See ``tables.py``."""
+"""The tables of caches as messages. See ``tables.py``."""
 
 from collections.abc import Callable
 from typing import Any
@@ -29,3 +29,21 @@ def caches(result: Result, table: Table) -> str:
         )
     heading = ["memory", "bytes a token", "nats a token", "share of the gain", "encode, MB/s", "decode, MB/s"]
     return table([*heading, "first token / text"], rows)
+
+
+def questions(result: Result, table: Table) -> str:
+    """Tabulates what each codec of keys and values still knows."""
+    rows = []
+    for name, row in result("kv-questions-smollm2")["arms"].items():
+        gains = ("{:.3f} [{:.3f}, {:.3f}]".format(*row[of]) for of in ("gain_exact", "gain"))
+        rows.append(
+            [
+                SHOWN.get(name, f"`{name}`"),
+                f"{row['bytes_per_token']:,.0f}" if row["bytes_per_token"] else "",
+                f"{row['exact']:.3f}",
+                f"{row['log_likelihood']:.3f}",
+                *(gains if name not in ("none", "kv-exact") else ("", "")),
+            ]
+        )
+    heading = ["memory", "bytes a token", "exact", "log-likelihood", "share of the gain, exact"]
+    return table([*heading, "share of the gain, log-likelihood"], rows)
