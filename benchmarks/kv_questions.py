@@ -8,8 +8,8 @@ known or it is not. ``--adapter`` holds low-rank weights with which the model re
 ``receiver-adapter`` of a codec that ``conversations.py`` trained: both ends have them. Beside each codec stand the
 exact cache, nothing, and another conversation's cache. ``gain`` is (codec - nothing) / (exact - nothing), in
 log-likelihood of the right answers and in exact match, with bootstrap intervals over conversations. ``kv-compact`` is
-given the questions that the receiver will ask, and answers them itself first: ``asking_s`` is what that takes the
-sender for a conversation. Conversations are drawn from the test split by the seed.
+given the questions that the receiver will ask, and answers them itself first: ``asking_s`` is what reading and that
+take the sender for a conversation. Conversations are drawn from the test split by the seed.
 """
 
 import argparse
@@ -91,7 +91,7 @@ def measured(model: Any, tokenizer: Any, cases: list[Case], args: argparse.Names
         context = Sender(model, tokenizer, compact).read(case.context)
         asking_s.append(time.perf_counter() - started)
         for share in SHARES:
-            compact.share = share
+            compact = CompactCodec.of(model, tokenizer, questions=compact.questions, share=share)
             payload, name = compact.encode(context), f"kv-compact-{share}"
             memories[name], sizes[name] = compact.decode(payload), [*sizes.get(name, []), len(payload) / kv.tokens]
         for name, memory in memories.items():

@@ -1,5 +1,6 @@
 """Fewer tokens of a cache: those that questions look at stay, as far from what follows as they stood."""
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,10 @@ from ilcp.codec import Context
 from ilcp.codec.keys_values import KeysValues, held_tokens, turned
 from ilcp.codec.memory import CacheMemory
 from ilcp.embedded import load_pair
-from ilcp.errors import ConfigError, EncodeError, StorageError
+from ilcp.errors import ConfigError, EncodeError, IdentityError, StorageError
 from ilcp.models.attended import MOST_TOKENS, attended
 from ilcp.models.generate_options import end_ids
-from ilcp.models.kv import following_nats, read_kv
+from ilcp.models.kv import read_kv
 from ilcp.models.prompt import pieces
 from ilcp.models.rope import layer_windows, ropes_of
 from ilcp.tasks import case_files
@@ -149,9 +150,12 @@ def test_layers_with_windows_keep_what_their_window_holds(family: str) -> None:
     kv = read_kv(model, ids, 0, ropes)
     for tokens in (2, SLIDING_TOKENS + 3):
         left = compacted(kv, evenly(kv), tokens)
-        for keys, window in zip(left.keys, left.windows, strict=True):
-            assert keys.shape[1] == held_tokens(tokens, window)
-        assert following_nats(model, left.at(0), [5, 6, 7]) < 100.0
+        whole, moved = kv.at(0), left.at(0)
+        for keys, old, rope, window in zip(moved.keys, whole.keys, kv.ropes, kv.windows, strict=True):
+            kept, by = held_tokens(tokens, window), float(tokens - kv.tokens)  # the last ones, as ``evenly`` counts
+            assert keys.shape[1] == kept
+            expected = turned(old[:, -kept:], torch.full((kept,), by, dtype=torch.float64), rope)
+            torch.testing.assert_close(keys, expected, rtol=1e-3, atol=1e-4)
 
 
 def test_a_budget_leaves_as_many_tokens_as_fit() -> None:
@@ -166,8 +170,27 @@ def test_a_budget_leaves_as_many_tokens_as_fit() -> None:
         assert isinstance(memory, CacheMemory)
         sizes.append(memory.tokens)
     assert sizes[0] == kv.tokens > sizes[1] >= sizes[2] >= 1
+    for limit in range(len(codec.encode(context, whole // 2)), whole, 97):  # nearly as many as fit
+        kept = codec.decode(codec.encode(context, limit))
+        assert isinstance(kept, CacheMemory)
+        best = max(n for n in range(1, kv.tokens + 1) if len(codec.container(compacted(kv, evenly(kv), n))) <= limit)
+        assert kept.tokens >= best - 1
     with pytest.raises(EncodeError, match="room for one token"):
         codec.encode(context, 100)
+
+
+def test_what_was_measured_of_one_choice_is_none_of_another(tmp_path: Path) -> None:
+    """Two shares, or other questions, are two codecs; a folder that says otherwise than it was saved is refused."""
+    model = build("llama", len(TOKENIZER))
+    codecs = [
+        codec_of(model, 0.5),
+        codec_of(model, 0.25),
+        CompactCodec.of(model, TOKENIZER, questions=["Why?"], share=0.5),
+    ]
+    assert len({codec.trained.codec_id(codec.spec) for codec in codecs}) == 3
+    record = codecs[0].save_files(tmp_path) | {"share": 0.25}
+    with pytest.raises(IdentityError, match="questions and share"):
+        CompactCodec.load_files(tmp_path, codecs[0].spec, codecs[0].trained, record)
 
 
 def test_a_folder_keeps_questions_and_share(tmp_path: Path) -> None:
@@ -187,6 +210,8 @@ def test_a_folder_keeps_questions_and_share(tmp_path: Path) -> None:
         ({"questions": []}, "1 to 256 questions"),
         ({"questions": [7]}, "question 0"),
         ({"questions": "Who?"}, "got str"),
+        ({"questions": ["x" * 2001]}, "at most 2000 characters"),
+        ({"questions": [f"Who {ilcp.MEMORY_HERE}?"]}, "MEMORY_HERE"),
         ({"share": 0}, "a share above 0"),
         ({"share": float("nan")}, "a share above 0"),
         ({"share": True}, "a share above 0"),
@@ -220,8 +245,18 @@ def test_keys_that_cannot_be_turned_are_refused_before_anything_is_read() -> Non
         codec_of(model)
 
 
+def test_a_model_that_cannot_be_copied_is_named() -> None:
+    model = build("llama", len(TOKENIZER))
+    model.held = threading.Lock()
+    try:
+        with pytest.raises(ConfigError, match="whose modules can be copied"):
+            attended(model, TOKENIZER, [], llama_kv(), [QUESTION], {})
+    finally:
+        del model.held
+
+
 def test_questions_that_leave_no_room_for_an_answer_are_refused() -> None:
     model = build("llama", len(TOKENIZER))
     kv = llama_kv()
-    with pytest.raises(EncodeError, match="a cache, a question and an answer"):
+    with pytest.raises(EncodeError, match="a cache, question 0 of the codec and an answer"):
         attended(model, TOKENIZER, [], kv, [QUESTION * 2000], {})

@@ -1,6 +1,9 @@
 """Caches measured as every other message: the same questions and controls, their bytes counted, few of them held."""
 
+import gc
 import json
+import tempfile
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,11 +14,11 @@ from typer.testing import CliRunner
 import ilcp
 from ilcp import Receiver, Sender
 from ilcp.cli import app
+from ilcp.codec.memory import CacheMemory
 from ilcp.embedded import load_pair
-from ilcp.errors import ConfigError, EncodeError, UnmeasuredError
+from ilcp.errors import ConfigError, UnmeasuredError
 from ilcp.measure import Report, load_report, run
-from ilcp.measure.arms import ArmInput, ArmSpec
-from ilcp.measure.caches import AT_ONCE, Held
+from ilcp.measure.caches import Held
 from ilcp.measure.scoring import Scorer
 from ilcp.tasks import case_files
 from ilcp_codecs.kv import CompactCodec, ExactCodec, Int4Codec
@@ -98,6 +101,8 @@ def test_no_more_than_a_few_caches_are_held_and_each_is_decoded_once() -> None:
     """Of hundreds of cases they would take gigabytes; what is asked in parts is answered as it is at once."""
     sender, receiver = ends(Int4Codec)
     made: list[int] = []
+    gc.collect()
+    most, others = 0, sum(isinstance(each, CacheMemory) for each in gc.get_objects())
     with ilcp.connect("memory://few") as blobs:
         sender.blobs = receiver.blobs = blobs
         wires = [sender.encode(case.context) for case in CASES]
@@ -106,15 +111,41 @@ def test_no_more_than_a_few_caches_are_held_and_each_is_decoded_once() -> None:
             at_once = 2
 
             def __getitem__(self, number: int) -> Any:  # type: ignore[override]
+                nonlocal most
+                memory: Any = super().__getitem__(number)
                 made.append(number)
-                return super().__getitem__(number)
+                most = max(most, sum(isinstance(each, CacheMemory) for each in gc.get_objects()) - others)
+                return memory
 
         scorer = Scorer(receiver, CASES)
         few, all_of = scorer.ask(Few(wires, receiver.decode)), scorer.ask([receiver.decode(wire) for wire in wires])
     assert made == list(range(len(CASES)))
+    assert most == Few.at_once
     assert few.answers == all_of.answers
     assert few.nats == pytest.approx(all_of.nats, abs=1e-3)
-    assert AT_ONCE < 100
+
+
+def test_a_run_reads_sealed_messages_for_as_long_as_it_takes_encodes_once_and_leaves_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    sender, receiver = ends(Int4Codec)
+    sender.key = receiver.key = bytes(range(32))
+    sender.ttl_s = 5
+    receiver.clock = iter(range(int(time.time()), 2**40, 3600)).__next__  # an hour at each message
+    encoded: list[str] = []
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    plain = Sender.encode
+
+    def counting(self: Sender, source: Any, **options: Any) -> bytes:
+        encoded.append(source)
+        return plain(self, source, **options)
+
+    monkeypatch.setattr(Sender, "encode", counting)
+    found = run(sender, receiver, CASES, task="t", repetitions=0)
+    assert found.complete
+    assert encoded == [case.context for case in CASES]
+    assert not list(tmp_path.iterdir())
+    assert (sender.ttl_s, sender.blobs) == (5, None)
 
 
 @pytest.mark.parametrize(
@@ -125,15 +156,24 @@ def test_what_is_not_measured_of_caches_is_refused_before_anything_runs(options:
         run(*ends(), CASES, task="t", **options)
 
 
+def test_a_receiver_that_decodes_once_is_refused(tmp_path: Path) -> None:
+    sender, receiver = ends()
+    receiver.replay = ilcp.ReplayCache()
+    with pytest.raises(ConfigError, match="without a replay cache"):
+        run(sender, receiver, CASES, task="t")
+
+
 def test_a_case_beyond_the_codecs_tokens_is_left_out_and_named() -> None:
-    own = load_pair().receiver
-    longest = max(len(own.tokenizer(case.context).input_ids) for case in CASES)
-    with pytest.raises(EncodeError, match="at most"):
-        run(*ends(ExactCodec, tokens=longest // 4), CASES, task="t", repetitions=0)
+    sender, _ = ends()
+    read = {case.id: sender.read(case.context).kv for case in CASES}
+    sizes = {name: kv.tokens for name, kv in read.items() if kv is not None}
+    most = sorted(sizes.values())[-2]
+    beyond = tuple(name for name, tokens in sizes.items() if tokens > most)
+    assert beyond
+    found = run(*ends(ExactCodec, tokens=most), CASES, task="t", repetitions=0)
+    assert found.left_out == beyond
+    assert any("at most" in note and beyond[0] in note for note in found.notes)
 
 
-def test_arms_of_caches_are_specs_as_others_are() -> None:
-    """A caller that asks for one by name gets it."""
-    found = run(*ends(), CASES, task="t", arms=["text", "none"], repetitions=0)
-    assert set(found.arms) == {"text", "none"}
-    assert ArmSpec("x", "control", lambda: ArmInput([])).rival_of is None
+def test_arms_of_caches_are_asked_for_by_name() -> None:
+    assert set(run(*ends(), CASES, task="t", arms=["text", "none"], repetitions=0).arms) == {"text", "none"}

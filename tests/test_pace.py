@@ -243,10 +243,18 @@ def test_a_gpu_is_asked_for_bfloat16(supported: bool, monkeypatch) -> None:
 
 
 def test_attention_that_plans_every_shape_is_left_out_and_let_in_again() -> None:
-    """Training and measuring give it another shape in every pass."""
-    before = torch.backends.cuda.cudnn_sdp_enabled()
-    with many_shapes():
-        assert not torch.backends.cuda.cudnn_sdp_enabled()
-        assert torch.backends.cuda.flash_sdp_enabled()
-        assert torch.backends.cuda.mem_efficient_sdp_enabled()
-    assert torch.backends.cuda.cudnn_sdp_enabled() == before
+    """Training and measuring give it another shape in every pass; what a caller switched off stays off."""
+    switches = torch.backends.cuda
+    assert switches.cudnn_sdp_enabled()
+    switches.enable_flash_sdp(False)
+    try:
+        first, second = many_shapes(), many_shapes()  # of two threads that overlap
+        first.__enter__()
+        second.__enter__()
+        first.__exit__(None, None, None)
+        assert not switches.cudnn_sdp_enabled()
+        assert not switches.flash_sdp_enabled()
+        second.__exit__(None, None, None)
+        assert switches.cudnn_sdp_enabled()
+    finally:
+        switches.enable_flash_sdp(True)

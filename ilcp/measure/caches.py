@@ -26,6 +26,7 @@ from ilcp.tasks.cases import Case
 
 __all__ = ["Held", "apart", "cache_specs", "require_caches"]
 
+TTL_S = 31_536_000  # of a sealed message: it is read again as long as the run takes
 AT_ONCE = 8  # cases whose memories are held: of a thousand tokens each some hundred megabytes
 
 
@@ -63,8 +64,12 @@ class _Inputs:
 
     @cached_property
     def wires(self) -> list[bytes]:
-        """Each case's message."""
-        return [self.sender.encode(case.context, payload_bytes=self.length) for case in self.cases]
+        """Each case's message, encoded once, in whatever arms and halves of the cases it is asked for."""
+        known = self.sender.blobs.wires if isinstance(self.sender.blobs, _Folder) else {}
+        for case in self.cases:
+            if (case.context, self.length) not in known:
+                known[case.context, self.length] = self.sender.encode(case.context, payload_bytes=self.length)
+        return [known[case.context, self.length] for case in self.cases]
 
     def message(self, shift: int) -> ArmInput:
         """Sends each case's message, or that of the case ``shift`` places on; a blob's bytes are counted."""
@@ -85,17 +90,22 @@ def apart(sender: Sender, receiver: Receiver) -> Iterator[tuple[Sender, Receiver
         yield sender, receiver
         return
     with TemporaryDirectory(prefix="ilcp-caches-") as folder:
-        ends = copy.copy(sender), copy.copy(receiver)
+        ends, blobs = (copy.copy(sender), copy.copy(receiver)), _Folder(Path(folder))
         for end in ends:
-            end.blobs = _Folder(Path(folder))
+            end.blobs = blobs
+        ends[0].ttl_s = TTL_S
         yield ends
 
 
 class _Folder:
-    """Blobs of one run, each in a file of its own: no quota and no age counts here."""
+    """Blobs of one run, each in a file of its own: no quota and no age counts here.
+
+    ``wires`` are the messages that name them, by text and most bytes.
+    """
 
     def __init__(self, folder: Path):
         self.folder = folder
+        self.wires: dict[tuple[str, int], bytes] = {}
 
     def put_blob(self, data: bytes, /) -> Blob:
         blob = Blob.of(data)

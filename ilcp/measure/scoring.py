@@ -68,17 +68,20 @@ class Scorer:
         found: list[Score] = []
         answers: list[str | None] = []
         for first in range(0, len(memories), most):
-            held = {number: memories[number] for number in range(first, min(first + most, len(memories)))}
-            indices = [index for index, (number, _) in enumerate(self.asked) if number in held]
-            asked = [
-                (held[number], question.text, question.answer) for number, question in self.asked if number in held
-            ]
-            scores = self.receiver.score(asked, end=self.answers_end, batch=self.batch)
-            found += scores
-            answers += self._greedy(asked, [score.exact for score in scores], indices) if self.answers_end else []
+            scores, said = self._ask(memories, range(first, min(first + most, len(memories))))
+            found, answers = [*found, *scores], [*answers, *said]
         nats = [_kept(sum(score.token_nats)) for score in found]
         new = [_kept(sum(score.token_nats[given:])) for score, given in zip(found, self._given, strict=True)]
         return Answers(tuple(answers), tuple(nats), tuple(new))
+
+    def _ask(self, memories: Sequence[Memory | None], numbers: range) -> tuple[Sequence[Score], Sequence[str | None]]:
+        """Asks about the cases of these numbers, whose memories are let go with this call."""
+        held = {number: memories[number] for number in numbers}
+        indices = [index for index, (number, _) in enumerate(self.asked) if number in held]
+        about = [self.asked[index] for index in indices]
+        asked = [(held[number], question.text, question.answer) for number, question in about]
+        scores = self.receiver.score(asked, end=self.answers_end, batch=self.batch)
+        return scores, self._greedy(asked, [score.exact for score in scores], indices) if self.answers_end else []
 
     def stored(self, answers: Sequence[Mapping[str, str]], none: Arm) -> Answers:
         """Scores answers stored in the payload; falls back to the ``none`` arm where it stores none that is right."""

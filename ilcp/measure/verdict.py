@@ -52,4 +52,4 @@ def _saving(report: "Report") -> str:
     text, message = (report.arms[name].sizes()["wire"].value for name in ("text", "message"))
     if text >= message:
         return ""
-    return f"; the text itself takes fewer bytes ({text:,.0f} of {message:,.0f}), so that what is saved is reading"
+    return f"; the text itself takes fewer bytes ({text:,.0f} of {message:,.0f}): a cache saves reading, not bytes"

@@ -16,6 +16,7 @@ from einops import reduce
 from torch import Tensor
 
 from ilcp.codec.keys_values import KeysValues
+from ilcp.errors import ConfigError
 from ilcp.models.adapter import unwrapped
 from ilcp.models.forward import embed, require_room
 from ilcp.models.generate_options import end_ids
@@ -48,18 +49,20 @@ def attended(
 
     Raises:
         EncodeError: a question leaves no room for an answer in the model's window.
+        ConfigError: what hangs from the model cannot be copied.
     """
     asked = [pieces(tokenizer, question, [None], template)[-1] for question in questions]
     length = len(before) + kv.tokens
-    require_room(model, length + max(map(len, asked)), MOST_TOKENS, what="a cache, a question and an answer")
+    longest = max(range(len(asked)), key=lambda number: len(asked[number]))
+    what = f"a cache, question {longest} of the codec and an answer"
+    way_out = "hand off a shorter text, or make a codec of shorter questions"
+    require_room(model, length + len(asked[longest]), MOST_TOKENS, what=what, way_out=way_out)
     cache = placed(model, [*([embed(model, before)] if before else []), kv], whole=True)
     showing = _showing(model)
     most: list[Tensor] = []
     for ids in asked:
         for weights in _answering(showing, ids, copy.deepcopy(cache), length, end_ids(model)):
-            found = [
-                _of_cache(each, keys, len(before) + kv.tokens) for each, keys in zip(weights, kv.keys, strict=True)
-            ]
+            found = [_of_cache(each, keys, length) for each, keys in zip(weights, kv.keys, strict=True)]
             most = [torch.maximum(a, b) for a, b in zip(most, found, strict=True)] if most else found
     return tuple(most)
 
@@ -99,6 +102,11 @@ def _showing(model: Any) -> Any:
     """
     inner = unwrapped(model)
     same = {id(each): each for each in (*inner.parameters(), *inner.buffers())}
-    twin = copy.deepcopy(inner, same)
+    try:
+        twin = copy.deepcopy(inner, same)
+    except TypeError as error:
+        raise ConfigError(
+            f"expected a model whose modules can be copied, got: {error}; take off what hangs from it, such as hooks"
+        ) from error
     twin.set_attn_implementation("eager")
     return twin

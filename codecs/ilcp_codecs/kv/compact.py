@@ -7,7 +7,8 @@
 The sender answers the questions of the receiver's role by itself, with the whole cache, and keeps of each head the
 tokens that were looked at most, at any word of any question or answer: the choice by peak attention of Attention
 Matching (arXiv 2602.16284). The biases and values that it fits besides brought nothing here (``benchmarks/README.md``).
-Keys are turned so that they stand as far from what follows as they stood before.
+Keys are turned so that they stand as far from what follows as they stood before. In a layer with a sliding window they
+are seen as long as the tokens kept fill no window, and so longer than those of the whole cache.
 """
 
 import math
@@ -22,16 +23,17 @@ from torch import Tensor
 from ilcp.codec.context import Context
 from ilcp.codec.keys_values import KeysValues, held_tokens, turned
 from ilcp.codec.spec import CodecSpec, Trained
-from ilcp.errors import ConfigError, EncodeError, IlcpError, StorageError
-from ilcp.identity import ModelIdentity
+from ilcp.errors import ConfigError, EncodeError, IdentityError, IlcpError, StorageError
+from ilcp.identity import ModelIdentity, digest_all
 from ilcp.inputs import listed, require_text
 from ilcp.models.fingerprint import identify
+from ilcp.models.prompt import MEMORY_HERE
 from ilcp_codecs.kv.codecs import Int8Codec, own_shape, shape_of
 from ilcp_codecs.kv.container import Shape
 
 __all__ = ["CompactCodec"]
 
-MOST_QUESTIONS = 256
+MOST_QUESTIONS, MOST_CHARACTERS = 256, 2000  # they are asked of every text, and attention to each is looked at whole
 TIGHTER = 0.98  # than the ratio of what is allowed to what came out, where fewer tokens are tried
 
 
@@ -48,20 +50,20 @@ class CompactCodec(Int8Codec):
 
     name: ClassVar[str] = "kv-compact"
 
-    def __init__(self, model: ModelIdentity, shape: Shape, questions: Iterable[str], share: float):
+    def __init__(self, model: ModelIdentity, shape: Shape, questions: Iterable[str], share: Any):
         super().__init__(model, shape)
         if not all(shape.ropes):
             raise ConfigError("expected a model whose keys can be turned (RoPE), got another: its tokens stay in place")
         asked = listed(questions, "questions in a list", "question", error=ConfigError)
         if not 1 <= len(asked) <= MOST_QUESTIONS:
             raise ConfigError(f"expected 1 to {MOST_QUESTIONS} questions, got {len(asked)}")
-        try:
-            self.questions = tuple(require_text(one, f"question {number}") for number, one in enumerate(asked))
-        except EncodeError as error:
-            raise ConfigError(str(error)) from error
-        if type(share) not in (int, float) or not 0 < share <= 1:
+        self.questions = tuple(dict.fromkeys(_question(one, number) for number, one in enumerate(asked)))
+        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
             raise ConfigError(f"expected a share above 0 and up to 1, got {share!r}")
         self.share = float(share)
+        # What is kept is what the codec is worth: evidence for one choice is none for another.
+        chosen = digest_all([repr(self.share).encode(), *(question.encode() for question in self.questions)])
+        self.trained = Trained(model, model, chosen.hex())
 
     @classmethod
     def of(
@@ -113,14 +115,31 @@ class CompactCodec(Int8Codec):
 
         Raises:
             StorageError: the settings are not those of such a codec, or there are two models.
+            IdentityError: they are not those that the codec was saved with.
         """
         left: dict[str, Any] = dict(settings)
         questions, share = left.pop("questions", None), left.pop("share", None)
         shape = own_shape(folder, trained, left)
         try:
-            return cls(trained.sender, shape, questions, share)
+            codec = cls(trained.sender, shape, questions, share)
         except IlcpError as error:
             raise StorageError(f"expected a codec's settings in {folder}, got: {error}") from error
+        if codec.trained.weights != trained.weights:
+            raise IdentityError(
+                f"expected the questions and share {trained.weights}, got others: fetch the codec again"
+            )
+        return codec
+
+
+def _question(one: Any, number: int) -> str:
+    try:
+        text = require_text(one, f"question {number}")
+    except EncodeError as error:
+        raise ConfigError(str(error)) from error
+    if len(text) > MOST_CHARACTERS or MEMORY_HERE in text:
+        got = "one with ilcp.MEMORY_HERE" if MEMORY_HERE in text else f"{len(text)} characters"
+        raise ConfigError(f"expected question {number} as a text of at most {MOST_CHARACTERS} characters, got {got}")
+    return text
 
 
 def compacted(kv: KeysValues, attended: tuple[Tensor, ...], tokens: int) -> KeysValues:
@@ -152,7 +171,7 @@ def _kept(
     heads, held, _ = keys.shape
     kept = held_tokens(tokens, window)
     chosen = looked.sort(dim=-1, descending=True, stable=True).indices[:, :kept].sort(-1).values
-    stood = chosen.double().cpu() + (before - held)
+    stood = chosen.cpu().double() + (before - held)
     stands = torch.arange(tokens - kept, tokens, dtype=torch.float64) + (before - tokens)
     head = torch.arange(heads, device=keys.device)[:, None]
     own = keys[head, chosen.to(keys.device)]
