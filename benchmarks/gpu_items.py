@@ -150,7 +150,8 @@ def train(args: argparse.Namespace) -> Record:
     """Trains a pair's codec by its recipe, or goes on with a training that was ended."""
     codec = args.work / args.pair / "codec"
     if not (codec / "config.json").exists() or evidence_of(codec) is None:
-        conversations.train(_given(args, characters=float("inf"), conversations=None, steps=None, minutes=args.minutes))
+        all_of = dict(characters=float("inf"), conversations=None, steps=None, adapter=None)
+        conversations.train(_given(args, **all_of, minutes=args.minutes))
     return outcome(codec)
 
 

@@ -23,7 +23,7 @@ from ilcp.nn.inference import evaluating, lock_of
 from ilcp.tasks import Case, Question
 from ilcp.training import Models
 from ilcp_codecs.facts import FactsCodec
-from ilcp_codecs.kv import ExactCodec, Int4Codec, Int8Codec, PcaCodec
+from ilcp_codecs.kv import CompactCodec, ExactCodec, Int4Codec, Int8Codec, PcaCodec
 from ilcp_codecs.kv.container import Shape
 from ilcp_codecs.text import HeadCodec, LmCodec, PlainCodec, TailCodec, ZstdCodec
 from tests.families import build
@@ -157,6 +157,7 @@ def codecs(small, models: Models) -> dict[str, Codec]:
         small.codec,
         FactsCodec.from_network(facts.eval(), small.codec.trained.sender, small.codec.trained.receiver),
         *(kind(small.codec.trained.receiver, SHAPE) for kind in (ExactCodec, Int8Codec, Int4Codec)),
+        CompactCodec(small.codec.trained.receiver, SHAPE, ["Who?"], 0.5),
         PcaCodec.fit_caches(
             small.codec.trained.receiver, SHAPE, [keys_values(seed, 80) for seed in range(4)], bytes_per_token=9
         ),
@@ -176,7 +177,11 @@ def test_a_codec_works_in_any_number_of_threads(codecs: dict[str, Codec], name: 
     length = 1 if name == "text-lm" else 100
     texts = [" ".join(f"Case {at * step * 7919 % 10007} is Mara's." for step in range(length)) for at in range(1, 5)]
     drawn = [keys_values(seed) for seed in range(4)]
-    contexts = [Context(text, each, kv=kv) for text, each, kv in zip(texts, states, drawn, strict=True)]
+    looked = [tuple(keys[..., 0].abs() for keys in kv.keys) for kv in drawn]
+    contexts = [
+        Context(text, each, kv=kv, attended=most)
+        for text, each, kv, most in zip(texts, states, drawn, looked, strict=True)
+    ]
     payloads = [codec.encode(context) for context in contexts]
     memories = [held(codec.decode(payload)) for payload in payloads]
     decodes, encodes = (1, 1) if name == "text-lm" else (150, 3)
