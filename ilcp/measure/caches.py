@@ -5,8 +5,8 @@
     case --Sender.encode--> message, its blob on disk --Receiver.decode, when it is asked--> memory
 
 ``message`` is the cache, ``message-N`` one of at most so many bytes, where the codec has such; ``mismatched`` another
-case's. Beside them stand the full text and nothing. Text of as many bytes is the whole text, and random bytes are no
-cache, so there are no other arms; literals have a place of their own in the text that was read.
+case's. Beside them stand the full text and nothing. There are no other arms: text of as many bytes is the whole text,
+random bytes are no cache, and literals are words of the text that the cache was read from.
 """
 
 import copy

@@ -62,8 +62,7 @@ class CompactCodec(Int8Codec):
             raise ConfigError(f"expected a share above 0 and up to 1, got {share!r}")
         self.share = float(share)
         # What is kept is what the codec is worth: evidence for one choice is none for another.
-        chosen = digest_all([repr(self.share).encode(), *(question.encode() for question in self.questions)])
-        self.trained = Trained(model, model, chosen.hex())
+        self.trained = Trained(model, model, digest_all([repr((self.share, self.questions)).encode()]).hex())
 
     @classmethod
     def of(
