@@ -43,7 +43,7 @@ def latent() -> Report:
 def cache(latent: Report) -> Report:
     """A report of a cache of the same questions: all answers for 9,000 bytes, of which no time was taken."""
     arms = {name: arm for name, arm in latent.arms.items() if name in ("text", "none")}
-    codec = {**latent.codec, "name": "kv-int4"}
+    codec = {**latent.codec, "name": "kv-int4", "codec_id": "11" * 8}
     return sized(replace(latent, arms=arms, codec=codec, cost=None), "message", "message", 9000, len(latent.items))
 
 
@@ -65,6 +65,13 @@ def test_everything_lies_on_one_axis_and_what_is_alike_lies_there_once(latent: R
     assert offers[3].first_token_ms is None
     turned = axis_of([cache, latent])  # whichever comes first: a time that one of them took stays
     assert turned[2] == offers[2]
+
+
+def test_two_codecs_of_one_name_are_two(latent: Report) -> None:
+    """A shorter share of the same codec, or another training, is no arm of the first one."""
+    other = sized(replace(latent, codec={**latent.codec, "codec_id": "00" * 8}), "message", "message", 50, 1)
+    found = [(offer.codec, offer.most_bytes) for offer in axis_of([latent, other]) if offer.arm == "message"]
+    assert found == [(f"vae {'00' * 8}", 50), (f"vae {latent.codec['codec_id']}", 100)]
 
 
 @pytest.mark.parametrize(

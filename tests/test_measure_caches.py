@@ -175,5 +175,14 @@ def test_a_case_beyond_the_codecs_tokens_is_left_out_and_named() -> None:
     assert any("at most" in note and beyond[0] in note for note in found.notes)
 
 
+def test_a_loaded_pair_is_one_model_at_both_ends_and_takes_blobs(tmp_path: Path) -> None:
+    ilcp.save(ends()[0].codec, tmp_path / "codec")
+    where = Path(ilcp.embedded.__file__).parent / "receiver"
+    with ilcp.connect("memory://pair") as blobs:
+        pair = load_pair(tmp_path / "codec", receiver=where, allow_unmeasured=True, blobs=blobs)
+        memory = pair.receiver.decode(pair.sender.encode(CASES[0].context))
+    assert isinstance(memory, CacheMemory)
+
+
 def test_arms_of_caches_are_asked_for_by_name() -> None:
     assert set(run(*ends(), CASES, task="t", arms=["text", "none"], repetitions=0).arms) == {"text", "none"}

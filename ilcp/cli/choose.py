@@ -54,7 +54,7 @@ def choose(
     if png is not None:
         from ilcp.measure.plots import save_axis
 
-        save_axis(read, png)
+        save_axis(read[0], found.offers, png)
     typer.echo(json.dumps(found.to_dict(), indent=2)) if as_json else _show(found)
     if found.chosen is None:
         raise typer.Exit(NOTHING_FITS)

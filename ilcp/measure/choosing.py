@@ -5,12 +5,14 @@
     reports, limits --choose--> what to hand over, or what cannot be had; every offer, with what speaks against it
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ilcp.errors import ConfigError
 from ilcp.inputs import listed
+from ilcp.measure.compare import require_same_questions
 from ilcp.measure.figures import Measured
 from ilcp.measure.report import Report
 
@@ -25,9 +27,9 @@ TIMED = {"message": "first token, message", "text": "first token, text"}  # arms
 class Offer:
     """An arm of a report: the codec that was measured, the arm's name, and what it costs and brings.
 
-    ``codec`` is empty where it is text. ``most_bytes`` is the longest message on the wire, ``mean_bytes`` their mean;
-    ``first_token_ms`` the receiver's time to its first token, decoding counted in, None where it was not taken;
-    ``against`` says what speaks against it.
+    ``codec`` is empty where it is text; where reports of two codecs have one name, their ids stand behind it.
+    ``most_bytes`` is the longest message on the wire, ``mean_bytes`` their mean; ``first_token_ms`` the receiver's time
+    to its first token, decoding counted in, None where it was not taken; ``against`` says what speaks against it.
     """
 
     codec: str
@@ -118,6 +120,7 @@ def axis_of(reports: Sequence[Report]) -> tuple[Offer, ...]:
     reports = listed(reports, "reports in a list", "report", error=ConfigError)
     _require_alike(reports)
     found: dict[tuple[str, str], Offer] = {}
+    shown = _names(reports)
     for report in reports:
         figures = {} if report.cost is None else report.cost.figures()
         for name, arm in report.arms.items():
@@ -126,9 +129,9 @@ def axis_of(reports: Sequence[Report]) -> tuple[Offer, ...]:
             recovery = report.recovery(name)
             assert recovery is not None  # see _require_alike
             text, timed = arm.family in READ, TIMED.get(name)
-            codec = "" if text else str(report.codec["name"])
+            codec = "" if text else str(report.codec["codec_id"])
             offer = Offer(
-                codec=codec,
+                codec=shown[codec],
                 arm=name,
                 most_bytes=max(arm.wire_bytes),
                 mean_bytes=arm.sizes()["wire"].value,
@@ -142,6 +145,13 @@ def axis_of(reports: Sequence[Report]) -> tuple[Offer, ...]:
     return tuple(sorted(found.values(), key=lambda offer: (offer.mean_bytes, offer.arm)))
 
 
+def _names(reports: Sequence[Report]) -> dict[str, str]:
+    """Returns what to call each codec, by its id; what no codec made has neither."""
+    names = {str(report.codec["codec_id"]): str(report.codec["name"]) for report in reports}
+    often = Counter(names.values())
+    return {"": ""} | {one: name if often[name] == 1 else f"{name} {one}" for one, name in names.items()}
+
+
 def _require_alike(reports: Sequence[Report]) -> None:
     if not reports:
         raise ConfigError("expected one report or more, got none")
@@ -151,12 +161,7 @@ def _require_alike(reports: Sequence[Report]) -> None:
             raise ConfigError(
                 f"expected complete reports, got an interrupted one of {report.task}: finish its run first"
             )
-        if (report.items, report.answers_end) != (first.items, first.answers_end):
-            raise ConfigError(
-                f"expected reports of the same questions, got {first.task} (n={first.n}, {len(first.items)} questions) "
-                f"and {report.task} (n={report.n}, {len(report.items)} questions): measure all with the same --task, "
-                "--n and --seed"
-            )
+        require_same_questions(first, report)
         if not {"text", "none"} <= report.arms.keys() or report.recovery("text") is None:
             raise ConfigError(
                 f"expected a receiver that does better with the full text than with nothing, got the report of "

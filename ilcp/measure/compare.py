@@ -10,7 +10,7 @@ from ilcp.measure.bootstrap import Bootstrap
 from ilcp.measure.figures import Measured
 from ilcp.measure.report import ALL, Report
 
-__all__ = ["Change", "Comparison", "compare"]
+__all__ = ["Change", "Comparison", "compare", "require_same_questions"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +63,7 @@ def compare(before: Report, after: Report) -> Comparison:
         raise ConfigError(
             f"expected two complete reports, got an interrupted one {' and '.join(partly)}: finish its run first"
         )
-    if before.items != after.items or before.answers_end != after.answers_end:
-        raise ConfigError(
-            f"expected two reports of the same questions, got {before.task} (n={before.n}, {len(before.items)} "
-            f"questions) and {after.task} (n={after.n}, {len(after.items)} questions): measure both with the same "
-            "--task, --n and --seed"
-        )
+    require_same_questions(before, after)
     shared = [arm for arm in before.arms if arm in after.arms]
     draws = Bootstrap(before.items.documents, seed=before.seed)
     changes = [_change(before, after, arm, kind, draws) for arm in shared for kind in (ALL, *before.kinds)]
@@ -81,6 +76,20 @@ def compare(before: Report, after: Report) -> Comparison:
         tuple(arm for arm in before.arms if arm not in after.arms),
         tuple(arm for arm in after.arms if arm not in before.arms),
     )
+
+
+def require_same_questions(before: Report, after: Report) -> None:
+    """Refuses two reports of different questions.
+
+    Raises:
+        ConfigError: with both tasks, and what to do.
+    """
+    if before.items != after.items or before.answers_end != after.answers_end:
+        raise ConfigError(
+            f"expected two reports of the same questions, got {before.task} (n={before.n}, {len(before.items)} "
+            f"questions) and {after.task} (n={after.n}, {len(after.items)} questions): measure both with the same "
+            "--task, --n and --seed"
+        )
 
 
 def _change(before: Report, after: Report, arm: str, kind: str, draws: Bootstrap) -> Change:

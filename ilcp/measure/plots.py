@@ -10,7 +10,7 @@ Each shows figures of the report and nothing else; one that the report has no da
 
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +19,7 @@ import numpy as np
 
 from ilcp.errors import StorageError
 from ilcp.files import replacing
-from ilcp.measure.choosing import axis_of
+from ilcp.measure.choosing import Offer
 from ilcp.measure.cost import Point
 from ilcp.measure.drawing import (
     LOOKS,
@@ -42,6 +42,7 @@ from ilcp.measure.report import ALL, Report
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 __all__ = ["plots", "require_matplotlib", "save_axis", "save_plots", "to_svg"]
@@ -84,28 +85,33 @@ def save_plots(report: Report, folder: str | Path) -> list[Path]:
         raise StorageError(f"expected a folder for plots at {folder}, got: {error}; choose another place") from error
     paths = [folder / f"{name.replace(' ', '-')}.png" for name in drawn]
     for path, figure in zip(paths, drawn.values(), strict=True):
-        with style(), replacing(path) as draft:
-            figure.savefig(draft, format="png", dpi=160, metadata={"Software": None})
+        with style():
+            _save_png(figure, path)
     return paths
 
 
-def save_axis(reports: Sequence[Report], file: Path) -> None:
-    """Draws recovery against bytes for all that several reports of the same questions measured, as a PNG.
+def save_axis(report: Report, offers: Sequence[Offer], file: Path) -> None:
+    """Draws recovery against bytes for all offers of reports of the same questions, as a PNG.
+
+    Args:
+        report: one of the reports, for what they have alike.
 
     Raises:
-        ConfigError: as ``ilcp.measure.choose``.
         MissingExtraError: matplotlib is not installed.
         StorageError: the file cannot be written.
     """
     with style():
-        figure = _axis(reports)
-        with replacing(file) as draft:
-            figure.savefig(draft, format="png", dpi=160, metadata={"Software": None})
+        _save_png(_axis(report, offers), file)
 
 
-def _axis(reports: Sequence[Report]) -> "Figure":
+def _save_png(figure: "Figure", file: Path) -> None:
+    with replacing(file) as draft:
+        figure.savefig(draft, format="png", dpi=160, metadata={"Software": None})
+
+
+def _axis(report: Report, offers: Sequence[Offer]) -> "Figure":
     curves: dict[str, list[tuple[float, Measured]]] = {}
-    for offer in axis_of(reports):
+    for offer in offers:
         stem = _stem(offer.arm)
         name = stem if not offer.codec else offer.codec if stem == "message" else f"{offer.codec}, {stem}"
         curves.setdefault(name, []).append((offer.mean_bytes, offer.recovery))
@@ -115,10 +121,20 @@ def _axis(reports: Sequence[Report]) -> "Figure":
         for at, name in enumerate(of_codecs)
     }
     drawn = [Series.of(name, looks.get(name) or LOOKS[name], found) for name, found in curves.items()]
-    levels = _curves(reports[0], {"none": ("none", np.nan)})
-    figure, axes = sheet("Recovery against bytes on the wire", _over(reports[0]), 4.6, named=len(drawn) + 1)
+    return _against_bytes(report, drawn, _curves(report, {"none": ("none", np.nan)}), short_numbers)
+
+
+def _against_bytes(
+    report: Report, drawn: Sequence[Series], levels: Sequence[Series], numbers: "Callable[[Axis], None]"
+) -> "Figure":
+    figure, axes = sheet("Recovery against bytes on the wire", _over(report), 4.6, named=len(drawn) + len(levels))
     axes.set(xscale="log", xlabel="wire bytes per document, mean (log scale)")
-    short_numbers(axes.xaxis)
+    numbers(axes.xaxis)
+    return _recoveries(figure, axes, drawn, levels)
+
+
+def _recoveries(figure: "Figure", axes: "Axes", drawn: Sequence[Series], levels: Sequence[Series]) -> "Figure":
+    """Draws curves of recovery and the levels beside them, on a sheet whose other axis is set."""
     points(axes, drawn)
     _levels(axes, levels)
     legend(figure, _recovery_axis(axes, [*drawn, *levels]))
@@ -142,13 +158,7 @@ def _recovery(report: Report) -> "Figure | None":
     stems = {name: "message" if arm.family == "message" else _stem(name) for name, arm in crossed.items()}
     drawn = _curves(report, {name: (stems[name], arm.sizes()["wire"].value) for name, arm in crossed.items()})
     levels = _curves(report, {name: (name, np.nan) for name in ("none", "continuous") if name in report.arms})
-    figure, axes = sheet("Recovery against bytes on the wire", _over(report), 4.6, named=len(drawn) + len(levels))
-    axes.set(xscale="log", xlabel="wire bytes per document, mean (log scale)")
-    plain_numbers(axes.xaxis)
-    points(axes, drawn)
-    _levels(axes, levels)
-    legend(figure, _recovery_axis(axes, [*drawn, *levels]))
-    return figure
+    return _against_bytes(report, drawn, levels, plain_numbers)
 
 
 def _hops(report: Report) -> "Figure | None":
@@ -159,10 +169,7 @@ def _hops(report: Report) -> "Figure | None":
     levels = _curves(report, {"none": ("none", np.nan)})
     figure, axes = sheet("Recovery against hops", _over(report), 4.2, named=len(drawn) + 1)
     axes.set(xticks=range(1, int(max(x for one in drawn for x in one.x)) + 1), xlabel="hops")
-    points(axes, drawn)
-    _levels(axes, levels)
-    legend(figure, _recovery_axis(axes, [*drawn, *levels]))
-    return figure
+    return _recoveries(figure, axes, drawn, levels)
 
 
 def _curves(report: Report, places: Mapping[str, tuple[str, float]]) -> list[Series]:

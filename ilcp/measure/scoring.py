@@ -69,7 +69,8 @@ class Scorer:
         answers: list[str | None] = []
         for first in range(0, len(memories), most):
             scores, said = self._ask(memories, range(first, min(first + most, len(memories))))
-            found, answers = [*found, *scores], [*answers, *said]
+            found += scores
+            answers += said
         nats = [_kept(sum(score.token_nats)) for score in found]
         new = [_kept(sum(score.token_nats[given:])) for score, given in zip(found, self._given, strict=True)]
         return Answers(tuple(answers), tuple(nats), tuple(new))

@@ -18,11 +18,10 @@ from torch import Tensor
 from ilcp.codec.keys_values import KeysValues
 from ilcp.errors import ConfigError
 from ilcp.models.adapter import unwrapped
-from ilcp.models.forward import embed, require_room
+from ilcp.models.forward import Prefill, embed, require_room
 from ilcp.models.generate_options import end_ids
 from ilcp.models.kv import placed
 from ilcp.models.prompt import pieces
-from ilcp.models.support import forward_takes
 from ilcp.nn.inference import inference
 
 __all__ = ["attended"]
@@ -71,17 +70,9 @@ def _answering(
     model: Any, ids: Sequence[int], cache: Any, position: int, ends: Sequence[int]
 ) -> Iterator[tuple[Tensor, ...]]:
     """Yields each pass's weights ``"1 heads tokens places"`` of all layers, of the question, then of its answer."""
-    row = list(ids)
+    prefill, row = Prefill(model, output_attentions=True), list(ids)
     for _ in range(MOST_TOKENS + 1):
-        places = torch.arange(position, position + len(row), device=model.device)[None]
-        out = model(
-            torch.tensor([row], device=model.device),
-            attention_mask=torch.ones(1, position + len(row), dtype=torch.long, device=model.device),
-            past_key_values=cache,
-            use_cache=True,
-            output_attentions=True,
-            **({"position_ids": places} if forward_takes(model, "position_ids") else {}),
-        )
+        out = prefill.outputs(embed(model, row), cache, position)
         yield out.attentions
         position, row = position + len(row), [int(out.logits[0, -1].argmax())]
         if row[0] in ends:

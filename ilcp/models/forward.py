@@ -104,11 +104,12 @@ def require_room(
 
 
 class Prefill:
-    """The pass of ``model`` over a prompt ``"tokens hidden"``, before its first new token."""
+    """The pass of ``model`` over a prompt ``"tokens hidden"``, before its first new token; ``options`` go along."""
 
-    def __init__(self, model: Any):
+    def __init__(self, model: Any, **options: Any):
         self.model = model
-        self._options = {"use_cache": True, **({"logits_to_keep": 1} if forward_takes(model, "logits_to_keep") else {})}
+        last = {"logits_to_keep": 1} if forward_takes(model, "logits_to_keep") else {}
+        self._options = {"use_cache": True, **last, **options}
         self._takes_places = forward_takes(model, "position_ids")
 
     def __call__(self, prompt: Tensor) -> Tensor:
