@@ -16,7 +16,7 @@ import json
 import random
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -47,18 +47,11 @@ QUESTION = "What did the customer want?"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="smollm2")
-    parser.add_argument("--models", type=Path, default=HERE / "real")
-    parser.add_argument("--data", type=Path, default=HERE / "data" / "conversations")
+    parser = options(__doc__)
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
     parser.add_argument("--tokens", type=int, nargs=2, default=(384, 96), metavar=("MEMORY", "NEXT"))
     parser.add_argument("--timed", type=int, default=1000)
-    parser.add_argument("--n", type=int, default=40)
     parser.add_argument("--repetitions", type=int, default=20)
-    parser.add_argument("--seed", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     model, tokenizer = load_model(model_at(args.models, args.model) or args.models / args.model, dtype=args.dtype)
@@ -78,15 +71,36 @@ def main() -> None:
     print(json.dumps(record["quality"], indent=1), json.dumps(record["time"], indent=1), file, sep="\n")
 
 
+def options(about: str | None) -> argparse.ArgumentParser:
+    """Returns the options that the measurements of caches have alike."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--models", type=Path, default=HERE / "real")
+    parser.add_argument("--data", type=Path, default=HERE / "data" / "conversations")
+    parser.add_argument("--n", type=int, default=40)
+    parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--json", type=Path)
+    return parser
+
+
 def made(model: Any, tokenizer: Any, args: argparse.Namespace) -> dict[str, KvCodec]:
     """Returns the codecs by their names; those that are fitted, to conversations of the training split."""
     rows = texts(tokenizer, args, "train", FITTED_TEXTS, sum(args.tokens))
+    codecs = codecs_of(model, tokenizer, rows, FITTED)
+    for codec in codecs.values():
+        if isinstance(codec, PcaCodec):
+            codec.require_worth(model, rows[:2])
+    return codecs
+
+
+def codecs_of(model: Any, tokenizer: Any, rows: Sequence[Sequence[int]], fitted: Sequence[int]) -> dict[str, KvCodec]:
+    """Returns codecs by their names; those of principal components, at these bytes a token, fitted to ids of texts."""
     ropes, who, shape = ropes_of(model), identify(model, tokenizer), shape_of(model)
     caches = [read_kv(model, row, 0, ropes) for row in rows]
     codecs: dict[str, KvCodec] = {kind.name: kind(who, shape) for kind in KINDS}
-    for most in FITTED:
+    for most in fitted:
         codec = PcaCodec.fit_caches(who, shape, caches, bytes_per_token=most)
-        codec.require_worth(model, rows[:2])
         codecs[f"{codec.name}-{most}"] = codec
     return codecs
 

@@ -17,10 +17,12 @@ import json
 import random
 import statistics
 import time
+from collections import defaultdict
 from pathlib import Path
 from typing import Any, cast
 
 import conversations_data as data
+import kv
 import numpy as np
 import torch
 from gpu_parts import model_at
@@ -32,12 +34,9 @@ from ilcp.measure import provenance
 from ilcp.measure.bootstrap import Bootstrap
 from ilcp.models.adapter import begun_adapter
 from ilcp.models.fingerprint import identify
-from ilcp.models.kv import read_kv
 from ilcp.models.loading import load_model
-from ilcp.models.rope import ropes_of
 from ilcp.tasks import Case
-from ilcp_codecs.kv import CompactCodec, ExactCodec, Int4Codec, Int8Codec, KvCodec, PcaCodec
-from ilcp_codecs.kv.codecs import shape_of
+from ilcp_codecs.kv import CompactCodec
 
 HERE = Path(__file__).parent
 FITTED = (2880, 1440)  # bytes a token, of principal components
@@ -46,15 +45,8 @@ SHARES = (0.25, 0.1, 0.05, 0.03)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="smollm2")
+    parser = kv.options(__doc__)
     parser.add_argument("--adapter", type=Path, required=True)
-    parser.add_argument("--models", type=Path, default=HERE / "real")
-    parser.add_argument("--data", type=Path, default=HERE / "data" / "conversations")
-    parser.add_argument("--n", type=int, default=40)
-    parser.add_argument("--seed", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     plain, tokenizer = load_model(model_at(args.models, args.model) or args.models / args.model, dtype="bfloat16")
@@ -72,20 +64,21 @@ def main() -> None:
 
 def measured(model: Any, tokenizer: Any, cases: list[Case], args: argparse.Namespace) -> dict[str, Any]:
     """Returns each arm's bytes, exact match and gains."""
-    codecs = made(model, tokenizer, args)
+    fitted_to = [one.case.context for one in data.read(args.data / "train.jsonl")[:FITTED_CASES]]
+    rows = [tokenizer(text, verbose=False).input_ids for text in fitted_to]
+    codecs = kv.codecs_of(model, tokenizer, rows, FITTED)
     sender = Sender(model, tokenizer, codecs["kv-exact"])
     receiver = Receiver(model, tokenizer, codecs["kv-exact"], allow_unmeasured=True)
-    nats: dict[str, list[float]] = {}
-    exact: dict[str, list[float]] = {}
-    sizes: dict[str, list[float]] = {}
+    nats, exact, sizes = (defaultdict[str, list[float]](list) for _ in range(3))
     asking_s, another = [], CacheMemory(cast(Any, sender.read(cases[-1].context).kv))
     for number, case in enumerate(cases):
-        kv = cast(Any, sender.read(case.context).kv)
+        own = cast(Any, sender.read(case.context).kv)
         memories: dict[str, Memory | None] = {"none": None, "mismatched": another}
         for name, codec in codecs.items():
-            payload = codec.encode(Context(kv=kv))
-            memories[name], sizes[name] = codec.decode(payload), [*sizes.get(name, []), len(payload) / kv.tokens]
-        another = CacheMemory(kv)
+            payload = codec.encode(Context(kv=own))
+            memories[name] = codec.decode(payload)
+            sizes[name].append(len(payload) / own.tokens)
+        another = CacheMemory(own)
         compact = CompactCodec.of(model, tokenizer, questions=[question.text for question in case.questions])
         started = time.perf_counter()
         context = Sender(model, tokenizer, compact).read(case.context)
@@ -93,11 +86,12 @@ def measured(model: Any, tokenizer: Any, cases: list[Case], args: argparse.Names
         for share in SHARES:
             compact = CompactCodec.of(model, tokenizer, questions=compact.questions, share=share)
             payload, name = compact.encode(context), f"kv-compact-{share}"
-            memories[name], sizes[name] = compact.decode(payload), [*sizes.get(name, []), len(payload) / kv.tokens]
+            memories[name] = compact.decode(payload)
+            sizes[name].append(len(payload) / own.tokens)
         for name, memory in memories.items():
             scores = receiver.score([(memory, question.text, question.answer) for question in case.questions])
-            nats[name] = [*nats.get(name, []), *(sum(score.token_nats) for score in scores)]
-            exact[name] = [*exact.get(name, []), *(float(score.exact) for score in scores)]
+            nats[name] += [sum(score.token_nats) for score in scores]
+            exact[name] += [float(score.exact) for score in scores]
         print(f"conversation {number + 1} of {len(cases)}", flush=True)
     groups = [number for number, case in enumerate(cases) for _ in case.questions]
     drawn = Bootstrap(groups, seed=args.seed)
@@ -123,18 +117,6 @@ def gain(drawn: Bootstrap, values: dict[str, list[float]], name: str) -> list[fl
     own, none, full = (drawn.means(np.array(values[each])) for each in (name, "none", "kv-exact"))
     figure = drawn.figure((own - none) / (full - none), len(values[name]))
     return [figure.value, figure.low, figure.high]
-
-
-def made(model: Any, tokenizer: Any, args: argparse.Namespace) -> dict[str, KvCodec]:
-    """Returns the codecs that every text has alike, by their names; some fitted to training conversations."""
-    who, shape, ropes = identify(model, tokenizer), shape_of(model), ropes_of(model)
-    texts = [one.case.context for one in data.read(args.data / "train.jsonl")[:FITTED_CASES]]
-    caches = [read_kv(model, tokenizer(text, verbose=False).input_ids, 0, ropes) for text in texts]
-    codecs: dict[str, KvCodec] = {kind.name: kind(who, shape) for kind in (ExactCodec, Int8Codec, Int4Codec)}
-    for most in FITTED:
-        codec = PcaCodec.fit_caches(who, shape, caches, bytes_per_token=most)
-        codecs[f"{codec.name}-{most}"] = codec
-    return codecs
 
 
 if __name__ == "__main__":
