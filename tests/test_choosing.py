@@ -110,6 +110,18 @@ def test_noise_does_not_make_a_cache_better_than_its_text(latent: Report, cache:
     assert found.chosen.arm == "text"
 
 
+def test_of_what_may_be_as_good_the_shortest_is_taken(latent: Report) -> None:
+    """One more right answer, within the interval, is not worth three times the bytes."""
+    n = len(latent.items)
+    longer = replace(latent, codec={**latent.codec, "name": "longer", "codec_id": "22" * 8})
+    longer = sized(longer, "message", "message", 300, n // 2 + 1)
+    found = choose([latent, longer], max_bytes=399)
+    by_codec = {offer.codec: offer.recovery for offer in found.offers}
+    assert by_codec["longer"].value > by_codec["vae"].value
+    assert found.chosen is not None
+    assert found.chosen.codec == "vae"
+
+
 def test_the_longest_message_counts_and_not_their_mean(latent: Report) -> None:
     """A link that takes 100 bytes takes no message of 101."""
     arm = latent.arms["message"]
