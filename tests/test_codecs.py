@@ -116,7 +116,7 @@ class TestLm(CodecContract):
 def test_every_registered_codec_is_under_the_contract() -> None:
     """Each built-in codec comes through the entry points that everybody's codec uses, and has its tests."""
     tested = {"vae", "facts", "text-plain", "text-head", "text-tail", "text-zstd", "text-lm"}
-    tested |= {"kv-exact", "kv-int8", "kv-int4", "kv-pca", "kv-compact"}
+    tested |= {"kv-exact", "kv-int8", "kv-int4", "kv-pca", "kv-compact", "kv-align"}
     assert tested == {name for name in codec_names() if codec_class(name).__module__.startswith("ilcp_codecs.")}
 
 

@@ -23,7 +23,8 @@ from ilcp.nn.inference import evaluating, lock_of
 from ilcp.tasks import Case, Question
 from ilcp.training import Models
 from ilcp_codecs.facts import FactsCodec
-from ilcp_codecs.kv import CompactCodec, ExactCodec, Int4Codec, Int8Codec, PcaCodec
+from ilcp_codecs.kv import AlignedCodec, CompactCodec, ExactCodec, Int4Codec, Int8Codec, PcaCodec
+from ilcp_codecs.kv.aligned import Ends
 from ilcp_codecs.kv.container import Shape
 from ilcp_codecs.text import HeadCodec, LmCodec, PlainCodec, TailCodec, ZstdCodec
 from tests.families import build
@@ -158,6 +159,15 @@ def codecs(small, models: Models) -> dict[str, Codec]:
         FactsCodec.from_network(facts.eval(), small.codec.trained.sender, small.codec.trained.receiver),
         *(kind(small.codec.trained.receiver, SHAPE) for kind in (ExactCodec, Int8Codec, Int4Codec)),
         CompactCodec(small.codec.trained.receiver, SHAPE, ["Who?"], 0.5),
+        AlignedCodec(
+            Ends(small.codec.trained.receiver, small.codec.trained.receiver, SHAPE, SHAPE, "float32"),
+            [(0, 1), (1,)],
+            {
+                f"{part}.{layer}": torch.randn(shape)
+                for layer, width in enumerate((128, 64))
+                for part, shape in (("weight", (width, 64)), ("bias", (64,)))
+            },
+        ),
         PcaCodec.fit_caches(
             small.codec.trained.receiver, SHAPE, [keys_values(seed, 80) for seed in range(4)], bytes_per_token=9
         ),

@@ -10,6 +10,7 @@ import typer
 from rich.markup import escape
 
 import ilcp
+from ilcp.cli.align import align
 from ilcp.cli.choose import choose
 from ilcp.cli.common import err, mild_streams, out
 from ilcp.cli.demo import demo
@@ -43,7 +44,7 @@ app = typer.Typer(
     epilog=help_text(),
 )
 HOME = re.compile(r"(--[a-z-]+=)(~[^/]*(?=/|$))")  # which a shell leaves as it is behind the sign
-for command in (demo, train, measure, compare, choose, encode, inspect, send, receive, serve):
+for command in (demo, train, align, measure, compare, choose, encode, inspect, send, receive, serve):
     app.command()(command)
 
 

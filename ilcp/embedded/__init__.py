@@ -84,7 +84,7 @@ def load_pair(
         UnmeasuredError: the codec's content gain was not measured, or is not above zero.
     """
     method = (load_to_measure if allow_unmeasured else load)(HERE / "codec" if codec is None else codec)
-    if method.spec.reads == "cache":  # of one model: whichever is named is both
+    if method.spec.reads == "cache" and method.trained.sender == method.trained.receiver:  # whichever is named is both
         sender, receiver = sender or receiver, receiver or sender
     model, tokenizer = _model(method, "receiver", receiver, device, allow_download)
     options: dict[str, Any] = dict(key=key, audience=audience, replay=replay, trust=trust, blobs=blobs)

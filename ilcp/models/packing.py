@@ -26,7 +26,7 @@ from ilcp.models.adapter import unwrapped
 from ilcp.models.forward import COMMON, attention_kinds, block_mask, left_padded
 from ilcp.models.support import TESTED, forward_takes
 
-__all__ = ["Packed", "common_tokens", "greedy", "pack", "packed_logits", "packs", "read", "shared"]
+__all__ = ["Packed", "behind", "common_tokens", "greedy", "pack", "packed_logits", "packs", "read", "shared"]
 
 NOBODY = -2  # the segment of padding: seen by padding only
 
@@ -159,7 +159,7 @@ def read(model: Any, packed: Packed) -> tuple[Tensor, Any]:
 
     # Without a configuration its layers hold every position, as the masks expect.
     cache = DynamicCache() if packed.cache is None else copy.deepcopy(packed.cache)
-    common, width = packed.common, packed.segment.shape[1]
+    common = packed.common
     held = cache.get_seq_length()
     if common > held:  # padding stands behind these, where nothing that counts can see it
         model(
@@ -169,6 +169,15 @@ def read(model: Any, packed: Packed) -> tuple[Tensor, Any]:
             use_cache=True,
             **({"logits_to_keep": 1} if forward_takes(model, "logits_to_keep") else {}),
         )
+    return behind(model, packed, cache), cache
+
+
+def behind(model: Any, packed: Packed, cache: Any) -> Tensor:
+    """Returns the logits ``"contexts kept vocabulary"``, in the model's dtype, behind a cache of all first places.
+
+    The cache grows by the rest; gradients flow back into it.
+    """
+    common, width = packed.common, packed.segment.shape[1]
     logits: Tensor = model(
         inputs_embeds=packed.embeds[:, common:],
         attention_mask=block_mask(model, packed.segment, packed.position, packed.embeds.dtype, width - common),
@@ -177,7 +186,7 @@ def read(model: Any, packed: Packed) -> tuple[Tensor, Any]:
         use_cache=True,
         **_kept(model, packed),
     ).logits
-    return logits[:, -packed.kept :], cache
+    return logits[:, -packed.kept :]
 
 
 @torch.no_grad()

@@ -51,7 +51,7 @@ def _record(question: Question) -> dict[str, Any]:
     record: dict[str, Any] = {"question": question.text, "answer": question.answer, "kind": question.kind}
     if len(question.answers) > 1:
         record["answers"] = list(question.answers)
-    if question.choices is not None:
+    if question.choices is not None and any(answer in question.choices for answer in question.answers):
         record["choices"] = list(question.choices)
     if question.facts:
         record["topic"] = question.facts[0][0]

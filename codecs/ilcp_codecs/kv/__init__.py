@@ -1,7 +1,9 @@
-"""The cache as a message, for the same model elsewhere: keys and values, exact, in fewer bits, or of fewer tokens."""
+"""The cache as a message: for the same model, exact, in fewer bits or of fewer tokens; mapped for another model."""
 
+from ilcp_codecs.kv.aligned import AlignedCodec
+from ilcp_codecs.kv.aligning import Aligner
 from ilcp_codecs.kv.codecs import ExactCodec, Int4Codec, Int8Codec, KvCodec
 from ilcp_codecs.kv.compact import CompactCodec
 from ilcp_codecs.kv.pca import PcaCodec
 
-__all__ = ["CompactCodec", "ExactCodec", "Int4Codec", "Int8Codec", "KvCodec", "PcaCodec"]
+__all__ = ["AlignedCodec", "Aligner", "CompactCodec", "ExactCodec", "Int4Codec", "Int8Codec", "KvCodec", "PcaCodec"]

@@ -7,8 +7,8 @@
       rounded  keys turned back, values                   first tokens as exact; codes of 8 or 4 bits of all others:
                                                           a scale for each channel of the keys, each token of the values
 
-One model writes and reads: its identity is sender and receiver at once. An approximate cache stands in a prompt as a
-memory and is never taken for the cache of a text that was read.
+One model writes and reads: its identity is sender and receiver at once, but for ``kv-align``'s. An approximate cache
+stands in a prompt as a memory and is never taken for the cache of a text that was read.
 """
 
 import math
@@ -86,7 +86,7 @@ class KvCodec(ABC):
         self.trained = Trained(model, model)
         self.evidence: Evidence | None = None
         self.folder: Path | None = None
-        self.shape = shape
+        self.shape = self.reads = shape  # of what decode gives, and of what encode takes
 
     @classmethod
     def of(cls, model: Any, tokenizer: Any, *, tokens: int | None = None) -> Self:
@@ -136,7 +136,7 @@ class KvCodec(ABC):
             format=FORMAT,
             method=self.name,
             settings=self.settings(),
-            model=identity_of(self.trained.sender),
+            model=identity_of(self.trained.receiver),
             dtype=next(name for name, dtype in DTYPES.items() if dtype == kv.dtype),
             tokens=kv.tokens,
             start=kv.start,
@@ -151,9 +151,9 @@ class KvCodec(ABC):
         if len(dtypes) != 1 or not dtypes <= set(DTYPES.values()):
             named = sorted(map(str, dtypes))
             raise ConfigError(f"expected keys and values in one of {', '.join(DTYPES)}, got {named}: load the model so")
-        if Shape.of(kv, self.shape.tokens) != self.shape or kv.tokens > self.shape.tokens:
+        if Shape.of(kv, self.reads.tokens) != self.reads or kv.tokens > self.reads.tokens:
             raise EncodeError(
-                f"expected keys and values of this codec's model, at most {self.shape.tokens} tokens, got others "
+                f"expected keys and values of this codec's model, at most {self.reads.tokens} tokens, got others "
                 f"of {kv.tokens}: make a codec of the model that they are of"
             )
         if not all(bool(torch.isfinite(each).all()) for each in (*kv.keys, *kv.values)):
@@ -168,8 +168,8 @@ class KvCodec(ABC):
         header, begin = read_header(payload)
         if (header.method, header.settings) != (self.name, self.settings()):
             raise DecodeError(f"expected a cache by {self.name}, got one by {header.method}, or with other settings")
-        if header.model != identity_of(self.trained.sender):
-            raise DecodeError("expected a cache of this codec's model, got another model's: it would be read as noise")
+        if header.model != identity_of(self.trained.receiver):
+            raise DecodeError("expected a cache for this codec's model, got another model's: it would be read as noise")
         if (header.layers, header.ropes) != (self.shape.layers, self.shape.ropes):
             raise DecodeError(
                 "expected the layers and ropes of this codec's model, got others: it would be read as noise"

@@ -1,0 +1,235 @@
+"""``ilcp align`` and ``ilcp.training.align``: from two models to a measured map between their caches.
+
+::
+
+    models, texts --closed form--> map --through the receiver--> codec --> folder
+      --> canary facts, or questions of the caller's, with every control --> evidence in the folder
+
+What decides whether the codec may be used are facts, not likelihood: of texts of one kind another's cache brings most
+of that as well. First the receiver has to know these facts from its own cache; where it does not, nothing is tried.
+"""
+
+import itertools
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from ilcp.codec.folder import attach_evidence, load, save
+from ilcp.codec.memory import TextMemory
+from ilcp.codec.protocols import Codec
+from ilcp.codec.registry import codec_class
+from ilcp.codec.seen import write_seen
+from ilcp.errors import ConfigError, StorageError, TrainingError
+from ilcp.files import require_writable
+from ilcp.handoff import Receiver, Sender
+from ilcp.measure import Report, provenance, run
+from ilcp.measure.bootstrap import Bootstrap
+from ilcp.models.loading import load_model
+from ilcp.nn.attention import many_shapes
+from ilcp.tasks import Case, Question, read_jsonl
+from ilcp.tasks.canaries import canaries
+from ilcp.tasks.load import own_test
+from ilcp.tasks.written import merged, write_jsonl
+from ilcp.training.data import split
+from ilcp.training.finish import shows
+from ilcp.training.pace import say, seconds_text, voice
+
+__all__ = ["Alignment", "align"]
+
+MINUTES = 20.0
+CANARIES = "canary facts"
+TRIED = 48  # canaries that the receiver is asked from their text, before anything is fitted
+TEST_CASES = 300
+REPORT, LOG = "report.json", "log.jsonl"
+CONTINUED_CHARACTERS = 200  # of a text without questions: what comes next, behind a place that is drawn
+
+CARD = """---
+library_name: ilcp
+tags:
+- ilcp
+- kv-cache
+---
+
+# {sender}'s cache for {receiver}
+
+A codec of ilcp: what {sender} has computed of a text, its keys and values, mapped to those of {receiver}, which then
+reads nothing of the text. It was made for exactly these two models and knows them by their weights.
+
+Ridge on {cases[training]} texts, then {steps} steps through the receiver in {minutes} minutes, seed {seed}; `log.jsonl`
+has the curve.
+
+## Limits
+
+- It is for texts like those that it was made of. What it carries of yours tells `ilcp measure FOLDER --task FILE`.
+- What reads fluently may know nothing: likelihood is no evidence here, facts are.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Alignment:
+    """What ``align`` is asked for.
+
+    ``data`` holds cases as ``ilcp.tasks.read_jsonl`` reads them: their contexts are fitted to, and their questions
+    teach and test. Of texts without questions canary facts do both. ``tokens`` is the most that a cache may stand for.
+    """
+
+    sender: str
+    receiver: str
+    data: Path
+    out: Path
+    minutes: float = MINUTES
+    tokens: int | None = None
+    dtype: str = "float32"
+    device: str = "cpu"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.minutes > 0 or self.minutes == float("inf"):
+            raise ConfigError(f"expected minutes above 0, got {self.minutes}")
+        if self.seed < 0:
+            raise ConfigError(f"expected seed to be 0 or more, got {self.seed}")
+        if self.out.exists() and any(self.out.iterdir()):
+            raise ConfigError(
+                f"expected a new folder for the codec, got {self.out}, which is not empty: choose another"
+            )
+
+
+def align(plan: Alignment) -> Report:
+    """Finds the map between two models' caches, measures it, and saves it in ``plan.out``.
+
+    Raises:
+        ConfigError: the models, the data or the folder cannot be used.
+        TrainingError: the receiver does not know the facts from its own reading of the text.
+        StorageError: the disk is full or not to be written to.
+    """
+    cases = merged(read_jsonl(plan.data))
+    asked = [case for case in cases if all(question.text for question in case.questions)]
+    if asked and len(asked) < len(cases):
+        raise ConfigError(f"expected either questions or texts alone in {plan.data}, got both: align with one of them")
+    parts = split(cases, validation=0, test=TEST_CASES, seed=plan.seed)
+    work = own_test(plan.out).parent
+    require_writable(work / REPORT)
+    models = [load_model(one, dtype=plan.dtype, device=plan.device) for one in (plan.sender, plan.receiver)]
+    task = plan.data.name if asked else CANARIES
+    test = parts.test if asked else list(itertools.islice(canaries("test", plan.seed), TEST_CASES))
+    _require_known(*models[1], test[:TRIED], task, ends=bool(asked))
+    with many_shapes():
+        method: Any = codec_class("kv-align")
+        aligner = method.aligner(*models[0], *models[1], tokens=plan.tokens)
+        _tell(f"both models read {len(parts.training)} texts")
+        aligner.fit([case.context for case in parts.training])
+        steps = _tuned(aligner, parts.training if asked else _taught(parts.training, plan.seed), plan)
+        _save(aligner.codec(), plan, parts.training, steps)
+        write_jsonl(own_test(plan.out), test)
+        return _measured(load(plan.out), models, test, task, plan, ends=bool(asked))
+
+
+def _require_known(model: Any, tokenizer: Any, cases: Sequence[Case], task: str, *, ends: bool) -> None:
+    """Refuses a receiver that does not know the facts from its own reading of the text.
+
+    Raises:
+        TrainingError: with what it knows of its own text, and of another case's.
+    """
+    receiver = Receiver(model, tokenizer, codec_class("text-head")(), allow_unmeasured=True)
+    texts = [TextMemory(case.context) for case in cases]
+    nats = []
+    for held in (texts, texts[1:] + texts[:1]):
+        asked = [(memory, q.text, q.answer) for memory, case in zip(held, cases, strict=True) for q in case.questions]
+        nats.append([score.log_likelihood_nats for score in receiver.score(asked, end=ends)])
+    own, other = (np.array(each) for each in nats)
+    documents = [number for number, case in enumerate(cases) for _ in case.questions]
+    gain = Bootstrap(documents, seed=0).of(np.subtract, own, other)
+    if gain.low is None or gain.low <= 0:
+        raise TrainingError(
+            f"expected a receiver that knows {task} from its own reading, got {own.mean():.2f} nats an answer by the "
+            f"text and {other.mean():.2f} by another's: what it does not know itself no cache can tell it; take one "
+            "that reads them, or --data with questions that it answers"
+        )
+    _tell(
+        f"the receiver, by its own reading of {task}: {own.mean():.2f} nats an answer, by another's {other.mean():.2f}"
+    )
+
+
+def _taught(cases: Sequence[Case], seed: int) -> list[Case]:
+    """Returns as many canaries as texts, and of each text its beginning and what comes next."""
+    drawn, found = random.Random(f"align {seed}"), list(itertools.islice(canaries("train", seed), len(cases)))
+    for case in cases:
+        text = case.context
+        at = text.rfind(" ", 0, drawn.randint(len(text) // 4, max(len(text) // 4, 3 * len(text) // 4)))
+        beginning, end = text[:at], text[at : at + CONTINUED_CHARACTERS]
+        if at > 0 and beginning.strip() and end.strip():
+            found.append(Case(case.id, beginning, (Question("", end.strip(), "continuation"),)))
+    return found
+
+
+def _tuned(aligner: Any, cases: Sequence[Case], plan: Alignment) -> list[dict[str, float]]:
+    """Takes the second step, and returns what it said of itself; Ctrl-C ends it, and its map stays."""
+    told: list[dict[str, float]] = []
+    with voice(Console(stderr=True, soft_wrap=True), "through the receiver") as tell:
+
+        def heard(step: Any) -> None:
+            told.append(asdict(step))
+            left = seconds_text(max(0.0, 60 * plan.minutes - step.seconds))
+            tell(step.seconds / (60 * plan.minutes), f"step {step.steps:,} · KL {step.kl:.3f} nats · ends in {left}")
+
+        try:
+            aligner.tune(cases, minutes=plan.minutes, seed=plan.seed, told=heard)
+        except KeyboardInterrupt:
+            _tell("interrupted: what was found so far is saved and measured")
+    return told
+
+
+def _save(codec: Codec, plan: Alignment, cases: Sequence[Case], steps: Sequence[dict[str, float]]) -> None:
+    made: dict[str, Any] = {
+        "plan": {name: str(value) if isinstance(value, Path) else value for name, value in asdict(plan).items()},
+        "cases": {"training": len(cases)},
+        "steps": steps[-1]["steps"] if steps else 0,
+        "minutes": round(steps[-1]["seconds"] / 60, 1) if steps else 0.0,
+        "seed": plan.seed,
+        "provenance": provenance(sender=codec.trained.sender.exact, receiver=codec.trained.receiver.exact),
+    }
+    save(
+        codec,
+        plan.out,
+        card=CARD.format(sender=_name(plan.sender), receiver=_name(plan.receiver), **made),
+        training=made,
+    )
+    try:
+        write_seen(plan.out, (case.context for case in cases))
+        (plan.out / LOG).write_text("".join(json.dumps(step) + "\n" for step in steps), encoding="utf-8")
+    except OSError as error:
+        raise StorageError(f"expected room for the codec in {plan.out}, got: {error}; free space") from error
+    _tell(f"the map is in {plan.out}, not measured yet: 'ilcp measure {plan.out} --attach' does so too")
+
+
+def _measured(
+    codec: Codec, models: Sequence[Any], cases: Sequence[Case], task: str, plan: Alignment, *, ends: bool
+) -> Report:
+    (sender, sender_tokenizer), (receiver, receiver_tokenizer) = models
+    report = run(
+        Sender(sender, sender_tokenizer, codec),
+        Receiver(receiver, receiver_tokenizer, codec, allow_unmeasured=True),
+        cases,
+        task=task,
+        seed=plan.seed,
+        answers_end=ends,
+        repetitions=0,
+        keep=own_test(plan.out).parent / REPORT,
+        progress=shows(),
+    )
+    attach_evidence(plan.out, report.evidence())
+    return report
+
+
+def _name(model: str) -> str:
+    return model.rstrip("/").split("/")[-1]
+
+
+def _tell(text: str) -> None:
+    say(Console(stderr=True, soft_wrap=True), text)

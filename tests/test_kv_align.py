@@ -1,0 +1,287 @@
+"""One model's cache out of another's: the map that is found, what it is refused for, and the command that finds it."""
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import ilcp
+from ilcp import Receiver, Sender
+from ilcp.cli import app
+from ilcp.codec import Context
+from ilcp.codec.memory import CacheMemory
+from ilcp.embedded import HERE, load_pair
+from ilcp.errors import ConfigError, DecodeError, EncodeError, IdentityError, StorageError, TrainingError
+from ilcp.models.kv import read_kv
+from ilcp.models.rope import ropes_of
+from ilcp.tasks import Case, Question, case_files
+from ilcp.tasks.canaries import NAMES, PEOPLE, canaries
+from ilcp.tasks.written import write_jsonl
+from ilcp.training.align import Alignment, align
+from ilcp_codecs.kv import AlignedCodec, Aligner, ExactCodec, Int8Codec
+from ilcp_codecs.kv.aligning import Step, _paired
+from ilcp_codecs.kv.ridge import Sums
+from tests.families import SLIDING_TOKENS, build
+from tests.helpers import make_tokenizer
+from tests.test_kv import QUESTION, TEXT, KvContract
+
+TOKENIZER, OTHER = make_tokenizer(300), make_tokenizer(330)
+TEXTS = [f"Case {number}: {TEXT} Nobody but {number * 7} knows why." for number in range(12)]
+CASES = [Case(text, text, (Question(QUESTION, "Bergen"),)) for text in TEXTS]
+
+
+def aligner(sender: str = "llama", receiver: str = "qwen3", **options: Any) -> Aligner:
+    """An aligner of two tiny models with different tokenizers."""
+    ends = build(sender, len(TOKENIZER)), TOKENIZER, build(receiver, len(OTHER), hidden=48, layers=3, seed=1), OTHER
+    return Aligner(*ends, **options)
+
+
+def fitted(*kinds: str, **options: Any) -> Aligner:
+    """The same, fitted."""
+    made = aligner(*kinds, **options)
+    made.fit(TEXTS)
+    return made
+
+
+class TestAligned(KvContract):
+    """The codec keeps the contract."""
+
+    @pytest.fixture
+    def codec(self) -> Any:
+        """From a tiny Llama to a tiny Qwen 3."""
+        return fitted().codec()
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "olmo2"])
+def test_a_model_aligned_with_itself_gives_its_own_cache(family: str) -> None:
+    """Layers, heads, keys, values and positions each find their own place again."""
+    model = build(family, len(TOKENIZER), window=512)
+    same = Aligner(model, TOKENIZER, model, TOKENIZER, tokens=SLIDING_TOKENS - 1)
+    same.fit([" ".join(case.context.split()[:40]) for case in case_files("train", 0, 60)])
+    kv = read_kv(model, list(range(2, 14)), 3, ropes_of(model))
+    mapped = same.codec().mapped(kv)
+    own = kv.at(None)
+    for found, expected in zip((*mapped.keys, *mapped.values), (*own.keys, *own.values), strict=True):
+        torch.testing.assert_close(found, expected, atol=0.1 * float(expected.abs().max()), rtol=0.1)
+
+
+def test_each_token_is_paired_with_the_last_that_ends_no_later() -> None:
+    assert _paired([2, 3, 7, 9], [3, 5, 7, 9]) == [(1, 0), (2, 2), (3, 3)]
+    assert _paired([2, 4, 6, 8], [2, 5]) == [(0, 0), (1, 0)]  # the others were cut, or stop earlier
+    assert _paired([5], [9]) == []
+
+
+def test_the_closed_form_is_ridge_regression_of_any_number_of_parts() -> None:
+    torch.manual_seed(0)
+    x, true = torch.randn(400, 6) * torch.tensor([1.0, 5, 0.2, 1, 1, 1]) + 1000, torch.randn(6, 4)
+    y = x @ true + 7
+    sums = Sums()
+    for part in range(0, 400, 90):
+        sums.add(x[part : part + 90], y[part : part + 90])
+    sums.add(x[:0], y[:0])
+    found = sums.map()
+    weight, bias = found.folded()
+    spread = (y - y.mean(0)).abs().mean()
+    with torch.no_grad():
+        assert float((found(x) - y).abs().mean()) < 0.02 * float(spread)  # ridge takes one part in a hundred
+    torch.testing.assert_close(x @ weight + bias, found(x).detach(), rtol=1e-3, atol=0.05)
+
+
+def test_the_second_step_moves_the_map_towards_what_the_receiver_says_and_nothing_else() -> None:
+    made = fitted()
+    model = made.receiver.model
+    before = {name: each.clone() for name, each in model.state_dict().items()}
+    wanted, kind = [each.requires_grad for each in model.parameters()], model.config._attn_implementation
+    told: list[Step] = []
+    steps = made.tune(CASES, minutes=0.15, every=1, told=told.append)
+    assert steps == len(told) > 4
+    assert told[-1].kl < 0.7 * told[0].kl
+    assert all(torch.equal(each, before[name]) for name, each in model.state_dict().items())
+    assert [each.requires_grad for each in model.parameters()] == wanted
+    assert model.config._attn_implementation == kind
+
+
+def test_what_the_second_step_sees_is_what_the_receiver_says_behind_the_memory() -> None:
+    """Its logits of several memories side by side, of unequal length, are those of a receiver's own calls."""
+    from ilcp_codecs.kv.aligning import _Behind
+
+    made = fitted("llama", "gemma3_text")
+    codec = made.codec()
+    receiver = Receiver(made.receiver.model, OTHER, ExactCodec.of(made.receiver.model, OTHER), allow_unmeasured=True)
+    read = made.sender.read([TEXT, TEXT[:30]])
+    memories = [codec.mapped(kv) for kv, _ in read]
+    behind = _Behind(made.receiver)
+    asked = [[behind.asked(QUESTION, "Bergen"), behind.asked("Who?", "Mara")], [behind.asked("Why?", "expired")]]
+    given = [(list(zip(kv.keys, kv.values, strict=True)), kv.tokens) for kv in memories]
+    with torch.no_grad():
+        logits = behind.logits(given, asked)
+    labels = [token for own in asked for _, answer in own for token in answer]
+    found = (-torch.nn.functional.cross_entropy(logits, torch.tensor(labels), reduction="none")).tolist()
+    items = [(0, QUESTION, "Bergen"), (0, "Who?", "Mara"), (1, "Why?", "expired")]
+    scores = receiver.score([(CacheMemory(memories[at]), question, answer) for at, question, answer in items])
+    expected = [nats for score in scores for nats in score.token_nats]
+    assert found == pytest.approx(expected, abs=1e-3)
+
+
+def test_a_message_crosses_and_is_the_receivers_alone() -> None:
+    made = fitted()
+    codec = made.codec()
+    sender = Sender(made.sender.model, TOKENIZER, codec)
+    receiver = Receiver(made.receiver.model, OTHER, codec, allow_unmeasured=True)
+    memory = receiver.decode(sender.encode(TEXT))
+    assert isinstance(memory, CacheMemory)
+    assert memory.kv.tokens == len(TOKENIZER(TEXT).input_ids)
+    assert receiver.generate(memory, QUESTION, max_new_tokens=3) == receiver.generate(
+        memory, QUESTION, max_new_tokens=3
+    )
+    for model, tokenizer in ((made.receiver.model, OTHER), (build("llama", 300, seed=5), TOKENIZER)):
+        with pytest.raises(IdentityError, match="sender"):
+            Sender(model, tokenizer, codec)
+    with pytest.raises(IdentityError, match="receiver"):
+        Receiver(made.sender.model, TOKENIZER, codec, allow_unmeasured=True)
+    own = Int8Codec.of(made.receiver.model, OTHER)
+    with pytest.raises(DecodeError, match="expected a cache by kv-align"):
+        codec.decode(own.encode(Context(kv=codec.mapped(made.sender.read([TEXT])[0][0]))))
+
+
+def test_other_caches_than_the_senders_are_refused() -> None:
+    made = fitted(tokens=20)
+    codec = made.codec()
+    other = read_kv(made.receiver.model, list(range(2, 9)), 0, ropes_of(made.receiver.model))
+    with pytest.raises(EncodeError, match="this codec's model"):
+        codec.encode(Context(kv=other))
+    long = read_kv(made.sender.model, list(range(2, 30)), 0, ropes_of(made.sender.model))
+    with pytest.raises(EncodeError, match="at most 20 tokens"):
+        codec.encode(Context(kv=long))
+
+
+def test_layers_that_forget_are_no_sources_where_others_are() -> None:
+    assert {one for own in aligner("gemma3_text").sources for one in own} == {1}
+    short = aligner("gemma3_text", tokens=SLIDING_TOKENS - 1)
+    assert {one for own in short.sources for one in own} == {0, 1}
+    windowed = aligner("mistral")
+    assert windowed.tokens == SLIDING_TOKENS - 1
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: aligner("gpt2"), "sender whose keys can be turned"),
+        (lambda: aligner("llama", "gpt2"), "receiver whose keys can be turned"),
+        (lambda: aligner(tokens=0), "tokens from 1 to 256"),
+        (lambda: aligner().fit(TEXTS[:1]), "3 tokens|texts of 192 tokens or more"),
+        (lambda: aligner().fit("one text"), "texts in a list"),
+        (lambda: aligner().fit(["", "a"]), "text 0"),
+        (lambda: aligner().codec(), "call fit first"),
+        (lambda: aligner().tune(CASES, minutes=1), "call fit first"),
+    ],
+)
+def test_what_cannot_be_aligned_is_refused_by_name(make: Any, said: str) -> None:
+    with pytest.raises((ConfigError, EncodeError), match=said):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("change", "kind"),
+    [
+        (lambda settings: settings.update(sources=[[0]] * 3), StorageError),
+        (lambda settings: settings.update(sources=[[0, 9]] * 3), StorageError),
+        (lambda settings: settings.update(sources=[[True, 1]] * 3), StorageError),
+        (lambda settings: settings.update(sources=[[1, 0]] * 3), IdentityError),
+        (lambda settings: settings.update(dtype="int8"), StorageError),
+        (lambda settings: settings["gives"].update(layers=settings["gives"]["layers"][:2]), StorageError),
+        (lambda settings: settings.pop("reads"), StorageError),
+        (lambda settings: settings.update(more=1), StorageError),
+    ],
+)
+def test_a_folder_of_other_settings_is_refused(change: Any, kind: Any, tmp_path: Path) -> None:
+    ilcp.save(fitted().codec(), tmp_path / "codec")
+    config = tmp_path / "codec" / "config.json"
+    record = json.loads(config.read_text())
+    change(record["settings"])
+    config.write_text(json.dumps(record))
+    with pytest.raises(kind):
+        ilcp.load(tmp_path / "codec")
+
+
+def test_a_folder_keeps_the_map_bit_by_bit(tmp_path: Path) -> None:
+    made = fitted()
+    codec = made.codec()
+    ilcp.save(codec, tmp_path / "codec")
+    loaded = ilcp.load(tmp_path / "codec")
+    assert isinstance(loaded, AlignedCodec)
+    context = Context(kv=made.sender.read([TEXT])[0][0])
+    assert loaded.encode(context) == codec.encode(context)
+    assert loaded.trained == codec.trained
+
+
+def test_canaries_bind_the_same_things_otherwise() -> None:
+    cases = list(itertools.islice(canaries("test", 3), 4 * PEOPLE))
+    for first in range(0, len(cases), PEOPLE):
+        group = cases[first : first + PEOPLE]
+        assert (
+            len({frozenset(word for line in case.context.splitlines() for word in line.split()) for case in group}) == 1
+        )
+        for case, other in itertools.pairwise(group):
+            said = case.questions[0].answer
+            assert said in case.context.splitlines()
+            assert said not in other.context.splitlines()
+            assert said in (case.questions[0].choices or ())
+    assert cases == list(itertools.islice(canaries("test", 3), len(cases)))
+    assert not {*NAMES["train"].split()} & {*NAMES["test"].split()}
+    assert cases != list(itertools.islice(canaries("train", 3), len(cases)))
+
+
+@pytest.fixture
+def dossiers(tmp_path: Path) -> Path:
+    """Cases that both embedded models can read."""
+    file = tmp_path / "cases.jsonl"
+    write_jsonl(file, case_files("train", 5, 160))
+    return file
+
+
+def test_the_command_leaves_a_measured_codec_that_carries_facts(dossiers: Path, tmp_path: Path) -> None:
+    """Between the embedded models, in seconds: more is known by the memory than by another case's, and it is used."""
+    out = tmp_path / "codec"
+    ends = ["--sender", HERE / "sender", "--receiver", HERE / "receiver"]
+    words = ["align", *ends, "--data", dossiers, "--out", out, "--minutes", "0.15"]
+    done = CliRunner().invoke(app, list(map(str, words)))
+    assert done.exit_code == 0, done.output
+    assert "content gain" in done.output
+    pair = load_pair(out)
+    assert pair.sender.model.config.hidden_size != pair.receiver.model.config.hidden_size
+    evidence = pair.sender.codec.evidence
+    assert evidence is not None
+    assert evidence.holds
+    assert evidence.arms["text"] > evidence.arms["message"] > evidence.arms["mismatched"]
+    with pytest.raises(ConfigError, match="expected a new folder"):
+        Alignment("a", "b", dossiers, out)
+
+
+def test_a_receiver_that_does_not_know_the_facts_itself_is_refused_before_anything_is_fitted(
+    dossiers: Path, tmp_path: Path
+) -> None:
+    model, tokenizer = build("llama", len(TOKENIZER), window=1024), make_tokenizer(300, None)
+    model.save_pretrained(tmp_path / "random")
+    tokenizer.save_pretrained(tmp_path / "random")
+    plan = Alignment(str(HERE / "sender"), str(tmp_path / "random"), dossiers, tmp_path / "codec")
+    with pytest.raises(TrainingError, match=r"knows cases\.jsonl from its own reading"):
+        align(plan)
+    assert not (tmp_path / "codec").exists()
+
+
+def test_questions_and_texts_are_not_mixed(dossiers: Path, tmp_path: Path) -> None:
+    with dossiers.open("a") as file:
+        file.write(json.dumps({"context": "One.", "continuation": "Two."}) + "\n")
+    with pytest.raises(ConfigError, match="either questions or texts alone"):
+        align(Alignment("a", "b", dossiers, tmp_path / "codec"))
+
+
+@pytest.mark.parametrize(("options", "said"), [({"minutes": 0}, "minutes above 0"), ({"seed": -1}, "seed to be 0")])
+def test_an_impossible_plan_is_refused(options: dict[str, Any], said: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=said):
+        Alignment("a", "b", tmp_path / "cases.jsonl", tmp_path / "codec", **options)
