@@ -6,8 +6,20 @@
 ['absent', 'code', 'join', 'lookup']
 """
 
+from ilcp.tasks.canaries import canaries
 from ilcp.tasks.case_files import UNKNOWN, case_files
 from ilcp.tasks.cases import Case, Question, cases_digest, read_jsonl, thin
 from ilcp.tasks.load import Task, task
 
-__all__ = ["UNKNOWN", "Case", "Question", "Task", "case_files", "cases_digest", "read_jsonl", "task", "thin"]
+__all__ = [
+    "UNKNOWN",
+    "Case",
+    "Question",
+    "Task",
+    "canaries",
+    "case_files",
+    "cases_digest",
+    "read_jsonl",
+    "task",
+    "thin",
+]

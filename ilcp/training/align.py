@@ -40,7 +40,7 @@ from ilcp.training.data import split
 from ilcp.training.finish import shows
 from ilcp.training.pace import say, seconds_text, voice
 
-__all__ = ["Alignment", "align"]
+__all__ = ["Alignment", "align", "taught"]
 
 MINUTES = 20.0
 CANARIES = "canary facts"
@@ -124,7 +124,7 @@ def align(plan: Alignment) -> Report:
         aligner = method.aligner(*models[0], *models[1], tokens=plan.tokens)
         _tell(f"both models read {len(parts.training)} texts")
         aligner.fit([case.context for case in parts.training])
-        steps = _tuned(aligner, parts.training if asked else _taught(parts.training, plan.seed), plan)
+        steps = _tuned(aligner, parts.training if asked else taught(parts.training, plan.seed), plan)
         _save(aligner.codec(), plan, parts.training, steps)
         write_jsonl(own_test(plan.out), test)
         return _measured(load(plan.out), models, test, task, plan, ends=bool(asked))
@@ -156,7 +156,7 @@ def _require_known(model: Any, tokenizer: Any, cases: Sequence[Case], task: str,
     )
 
 
-def _taught(cases: Sequence[Case], seed: int) -> list[Case]:
+def taught(cases: Sequence[Case], seed: int) -> list[Case]:
     """Returns as many canaries as texts, and of each text its beginning and what comes next."""
     drawn, found = random.Random(f"align {seed}"), list(itertools.islice(canaries("train", seed), len(cases)))
     for case in cases:

@@ -188,7 +188,7 @@ class Aligner:
         Args:
             cases: texts with questions, or with what comes next (questions without words).
             minutes: it takes; the learning rate falls to its end.
-            every: so many steps ``told`` is called.
+            every: so many steps ``told`` is called; what that takes does not count.
 
         Returns:
             The number of steps.
@@ -226,8 +226,9 @@ class Aligner:
             optimiser.zero_grad()
             steps += 1
             if steps % every == 0:
-                told(Step(steps, time.monotonic() - begun, fmean(seen)))
-                seen = []
+                now = time.monotonic()
+                told(Step(steps, now - begun, fmean(seen)))
+                begun, seen = begun + time.monotonic() - now, []
         return steps
 
     def codec(self) -> AlignedCodec:

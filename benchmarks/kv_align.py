@@ -1,0 +1,197 @@
+"""What crosses between two models when the one's cache is mapped to the other's: facts and likelihood, step by step.
+
+    make real
+    python benchmarks/kv_align.py --sender smollm2 --receiver gemma3 --data benchmarks/data/conversations/train.jsonl
+    python benchmarks/kv_align.py --sender sender --receiver receiver --models ilcp/embedded      # over dossiers
+
+The map (``ilcp align``) is measured as it comes out of the closed form, and again after tuning through the receiver.
+Facts are canaries (``ilcp.tasks.canaries``: which of four values a person has, 0.25 by chance), or, without ``--data``,
+look-ups of the embedded case files. Beside the map's memory stand the receiver's own reading of the text (the
+ceiling), nothing, and another text's memory. ``gain`` is (map - nothing) / (own - nothing), in nats of what comes next
+in texts that were kept apart: it rewards what any text of the kind would bring, as another text's memory shows.
+"""
+
+import argparse
+import itertools
+import json
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from gpu_parts import model_at
+
+from ilcp import Receiver, TextMemory
+from ilcp.codec.memory import Memory
+from ilcp.measure import provenance
+from ilcp.measure.bootstrap import Bootstrap
+from ilcp.models.fingerprint import identify
+from ilcp.models.loading import load_model
+from ilcp.tasks import Case, canaries, case_files, read_jsonl
+from ilcp.tasks.written import merged
+from ilcp.training.align import taught
+from ilcp_codecs.kv import Aligner, ExactCodec
+from ilcp_codecs.kv.aligning import Step
+
+HERE = Path(__file__).parent
+FACTS = 6  # look-ups of a dossier
+Figures = dict[str, Any]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sender", required=True)
+    parser.add_argument("--receiver", required=True)
+    parser.add_argument("--models", type=Path, default=HERE / "real")
+    parser.add_argument("--data", type=Path, help="texts: cases as ilcp.tasks.read_jsonl reads them")
+    parser.add_argument("--texts", type=int, default=100, help="to fit and tune with")
+    parser.add_argument("--tokens", type=int, default=500, help="the most that a cache may stand for")
+    parser.add_argument("--n", type=int, default=300, help="texts with facts")
+    parser.add_argument("--apart", type=int, default=40, help="texts whose end is foretold")
+    parser.add_argument("--minutes", type=float, default=20.0)
+    parser.add_argument("--every", type=float, default=0.25, help="the facts are asked after each such share of them")
+    parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    sender, receiver = (_loaded(args.models, name) for name in (args.sender, args.receiver))
+    record = {
+        "what": "one model's keys and values mapped to another's",
+        "seed": args.seed,
+        "texts": args.texts,
+        "minutes": args.minutes,
+        "data": "case files" if args.data is None else args.data.name,
+        "provenance": provenance(sender=identify(*sender).exact, receiver=identify(*receiver).exact),
+    }
+    record |= measured(Aligner(*sender, *receiver, tokens=args.tokens), args)
+    file = args.json or HERE / "results" / f"kv-align-{args.sender}-{args.receiver}.json"
+    file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(record["stages"], indent=1), file, sep="\n")
+
+
+def _loaded(models: Path, name: str) -> tuple[Any, Any]:
+    return load_model(model_at(models, name) or models / name, dtype="float32")
+
+
+def measured(aligner: Aligner, args: argparse.Namespace) -> Figures:
+    """Returns the figures of every stage, and the curve of the second step."""
+    facts, training, apart = _cases(args)
+    asker = _Asker(aligner, facts, apart, args.seed)
+    stages: dict[str, Figures] = {"own reading": asker.figures(lambda text: TextMemory(text))}
+    print("own reading", json.dumps(stages["own reading"]), flush=True)
+    aligner.fit([case.context for case in training])
+    stages["closed form"] = asker.figures(asker.mapped())
+    print("closed form", json.dumps(stages["closed form"]), flush=True)
+    lessons = training if args.data is None else taught(training, args.seed)
+    curve: list[Figures] = []
+    asked = itertools.count(1)
+    due = [next(asked) * args.every * args.minutes]
+
+    def told(step: Step) -> None:
+        curve.append(asdict(step))
+        if step.seconds >= 60 * due[0] and due[0] < args.minutes:
+            due[0] = next(asked) * args.every * args.minutes
+            ask(step.steps, step.seconds)
+
+    def ask(steps: int, seconds: float) -> None:
+        name = f"after {steps} steps, {seconds / 60:.1f} minutes"
+        stages[name] = asker.figures(asker.mapped())
+        print(name, json.dumps(stages[name]), flush=True)
+
+    steps = aligner.tune(lessons, minutes=args.minutes, seed=args.seed, every=10, told=told)
+    ask(steps, 60 * args.minutes)
+    return {"facts": len(facts), "apart": len(apart), "stages": stages, "curve": curve}
+
+
+def _cases(args: argparse.Namespace) -> tuple[list[Case], list[Case], list[tuple[str, str]]]:
+    """Returns cases with facts, cases to train on, and texts cut in two, none of them in both."""
+    if args.data is None:
+        asked = [
+            (case, [q for q in case.questions if q.kind == "lookup"]) for case in case_files("test", args.seed, args.n)
+        ]
+        facts = [replace(case, questions=tuple(questions[:FACTS])) for case, questions in asked]
+        return facts, list(case_files("train", args.seed, args.texts)), []
+    texts = merged(read_jsonl(args.data))
+    chosen = random.Random(args.seed).sample(texts, args.texts + args.apart)
+    cut = [(case.context, case.context.rfind(" ", 0, 3 * len(case.context) // 4)) for case in chosen[args.texts :]]
+    facts = list(itertools.islice(canaries("test", args.seed), args.n))
+    return facts, chosen[: args.texts], [(text[:at], text[at:].strip()) for text, at in cut]
+
+
+class _Asker:
+    """Asks the receiver for facts, and for what comes next, by any memory of a text."""
+
+    def __init__(self, aligner: Aligner, facts: Sequence[Case], apart: Sequence[tuple[str, str]], seed: int):
+        self.aligner, self.facts, self.apart, self.seed = aligner, facts, apart, seed
+        end = aligner.receiver
+        self.receiver = Receiver(
+            end.model, end.tokenizer, ExactCodec.of(end.model, end.tokenizer), allow_unmeasured=True
+        )
+        self.none = self._next([None] * len(apart))
+        self.own = self._next([TextMemory(text) for text, _ in apart])
+
+    def mapped(self) -> Callable[[str], Memory]:
+        """Returns what makes a memory of a text by the map as it is, through the codec's bytes."""
+        from ilcp.codec import Context
+
+        codec = self.aligner.codec()
+
+        def memory(text: str) -> Memory:
+            ((kv, _),) = self.aligner.sender.read([text], self.aligner.tokens)
+            return codec.decode(codec.encode(Context(kv=kv)))
+
+        return memory
+
+    def figures(self, memory: Callable[[str], Memory]) -> Figures:
+        """Returns what is known by the memories of the texts, and by another text's."""
+        groups = [number for number, case in enumerate(self.facts) for _ in case.questions]
+        drawn, found = Bootstrap(groups, seed=self.seed), Figures()
+        held = [memory(case.context) for case in self.facts]
+        right = {"own": self._right(held), "another": self._right(held[1:] + held[:1]), "none": self._right(None)}
+        for name, values in right.items():
+            found[f"facts, {name}"] = _interval(drawn.of(lambda x: x, values))
+        found["facts, own - another"] = _interval(drawn.of(np.subtract, right["own"], right["another"]))
+        if self.apart:
+            held = [memory(text) for text, _ in self.apart]
+            drawn = Bootstrap(range(len(self.apart)), seed=self.seed)
+            for name, memories in (("own", held), ("another", held[1:] + held[:1])):
+                nats = self._next(memories)
+                found[f"nats a token, {name}"] = float(nats.mean())
+                share = drawn.of(lambda x, none, own: (x - none) / (own - none), nats, self.none, self.own)
+                found[f"gain, {name}"] = _interval(share)
+            found["nats a token, none"] = float(self.none.mean())
+        return found
+
+    def _right(self, held: Sequence[Memory] | None) -> Any:
+        """Returns for each question 1 where the right answer is the likeliest choice, or, without choices, given."""
+        found = []
+        for number, case in enumerate(self.facts):
+            memory = None if held is None else held[number]
+            for question in case.questions:
+                if question.text:
+                    (score,) = self.receiver.score([(memory, question.text, question.answer)])
+                    found.append(float(score.exact))
+                    continue
+                choices = list(question.choices or ())
+                scores = self.receiver.score([(memory, "", choice) for choice in choices], end=False)
+                nats = [score.log_likelihood_nats for score in scores]
+                found.append(float(choices[nats.index(max(nats))] == question.answer))
+        return np.array(found)
+
+    def _next(self, memories: Sequence[Memory | None]) -> Any:
+        """Returns the mean log-likelihood of a token of what comes next in each text."""
+        asked = [(memory, "", after) for memory, (_, after) in zip(memories, self.apart, strict=True)]
+        scores = [self.receiver.score([one], end=False)[0] for one in asked]
+        return np.array([score.log_likelihood_nats / len(score.token_nats) for score in scores])
+
+
+def _interval(figure: Any) -> list[float | None]:
+    return [figure.value, figure.low, figure.high]
+
+
+if __name__ == "__main__":
+    main()
