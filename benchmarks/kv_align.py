@@ -38,6 +38,7 @@ from ilcp_codecs.kv.aligning import Step
 
 HERE = Path(__file__).parent
 FACTS = 6  # look-ups of a dossier
+FEW = 60  # texts with facts that are asked about in between
 Figures = dict[str, Any]
 
 
@@ -99,7 +100,7 @@ def measured(aligner: Aligner, args: argparse.Namespace) -> Figures:
 
     def ask(steps: int, seconds: float) -> None:
         name = f"after {steps} steps, {seconds / 60:.1f} minutes"
-        stages[name] = asker.figures(asker.mapped())
+        stages[name] = asker.figures(asker.mapped(), None if seconds >= 60 * args.minutes else FEW)
         print(name, json.dumps(stages[name]), flush=True)
 
     steps = aligner.tune(lessons, minutes=args.minutes, seed=args.seed, every=10, told=told)
@@ -146,12 +147,17 @@ class _Asker:
 
         return memory
 
-    def figures(self, memory: Callable[[str], Memory]) -> Figures:
-        """Returns what is known by the memories of the texts, and by another text's."""
-        groups = [number for number, case in enumerate(self.facts) for _ in case.questions]
-        drawn, found = Bootstrap(groups, seed=self.seed), Figures()
-        held = [memory(case.context) for case in self.facts]
-        right = {"own": self._right(held), "another": self._right(held[1:] + held[:1]), "none": self._right(None)}
+    def figures(self, memory: Callable[[str], Memory], few: int | None = None) -> Figures:
+        """Returns what is known by the memories of the texts, the first ``few`` alone, and by another text's."""
+        asked = self.facts[:few]
+        drawn = Bootstrap([number for number, case in enumerate(asked) for _ in case.questions], seed=self.seed)
+        held = [memory(case.context) for case in asked]
+        nothing: list[Memory | None] = [None] * len(asked)
+        right = {
+            name: self._right(asked, memories)
+            for name, memories in (("own", held), ("another", held[1:] + held[:1]), ("none", nothing))
+        }
+        found: Figures = {"n": len(asked)}
         for name, values in right.items():
             found[f"facts, {name}"] = _interval(drawn.of(lambda x: x, values))
         found["facts, own - another"] = _interval(drawn.of(np.subtract, right["own"], right["another"]))
@@ -166,11 +172,10 @@ class _Asker:
             found["nats a token, none"] = float(self.none.mean())
         return found
 
-    def _right(self, held: Sequence[Memory] | None) -> Any:
+    def _right(self, cases: Sequence[Case], memories: Sequence[Memory | None]) -> Any:
         """Returns for each question 1 where the right answer is the likeliest choice, or, without choices, given."""
         found = []
-        for number, case in enumerate(self.facts):
-            memory = None if held is None else held[number]
+        for case, memory in zip(cases, memories, strict=True):
             for question in case.questions:
                 if question.text:
                     (score,) = self.receiver.score([(memory, question.text, question.answer)])

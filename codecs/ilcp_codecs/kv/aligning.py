@@ -156,9 +156,7 @@ class Aligner:
         """
         sums = [Sums() for _ in self.sources]
         given = listed(texts, "texts in a list", "text", error=ConfigError)
-        read = [require_text(text, f"text {number}") for number, text in enumerate(given)]
-        while read:
-            part = _some(read, len)
+        for part in _passes([require_text(text, f"text {number}") for number, text in enumerate(given)], len):
             for (own, ends), (other, others) in zip(*self._read(part), strict=True):
                 pairs = _paired(ends, others)
                 for layer, (one, sources) in enumerate(zip(sums, self.sources, strict=True)):
@@ -213,12 +211,13 @@ class Aligner:
         receiver = _Behind(self.receiver)
         parameters = [parameter for one in self._maps for parameter in (one.weight, one.bias)]
         optimiser = torch.optim.AdamW(parameters, lr=RATE, weight_decay=0.0)
-        begun, steps, order, seen = time.monotonic(), 0, list[Case](), list[float]()
+        begun, steps, seen = time.monotonic(), 0, list[float]()
+        passes: list[list[Case]] = []
         while (spent := time.monotonic() - begun) < seconds:
             for group in optimiser.param_groups:
                 group["lr"] = RATE * min(1.0, (steps + 1) / WARM_UP) * max(LAST_RATE, 1 - spent / seconds)
-            order = order or drawn.sample(cases, len(cases))
-            loss = self._loss(_some(order, _characters), receiver, drawn)
+            passes = passes or _passes(drawn.sample(cases, len(cases)), _characters, drawn)
+            loss = self._loss(passes.pop(), receiver, drawn)
             loss.backward()
             seen.append(loss.item())
             nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -351,14 +350,18 @@ def _paired(ends: Sequence[int], others: Sequence[int]) -> list[tuple[int, int]]
     return found
 
 
-def _some(left: list[T], size: Callable[[T], int]) -> list[T]:
-    """Takes off the end of ``left`` what one pass reads, at least one."""
-    taken = [left.pop()]
-    total = size(taken[0])
-    while left and total + size(left[-1]) <= PASS_CHARACTERS:
-        total += size(left[-1])
-        taken.append(left.pop())
-    return taken
+def _passes(given: Iterable[T], size: Callable[[T], int], drawn: random.Random | None = None) -> list[list[T]]:
+    """Returns what is read side by side: of like lengths, since the longest counts for each; ``drawn`` mixes them."""
+    near = [(size(each) * (drawn.uniform(0.9, 1.1) if drawn else 1.0), each) for each in given]
+    found: list[list[T]] = []
+    for _, each in sorted(near, key=lambda pair: pair[0]):
+        if found and (len(found[-1]) + 1) * max(map(size, [*found[-1], each])) <= PASS_CHARACTERS:
+            found[-1].append(each)
+        else:
+            found.append([each])
+    if drawn:
+        drawn.shuffle(found)
+    return found
 
 
 def _characters(case: Case) -> int:
