@@ -21,7 +21,7 @@ from ilcp.models.rope import ropes_of
 from ilcp.tasks import Case, Question, case_files
 from ilcp.tasks.canaries import NAMES, PEOPLE, canaries
 from ilcp.tasks.written import write_jsonl
-from ilcp.training.align import Alignment, align
+from ilcp.training.align import Alignment, align, taught
 from ilcp_codecs.kv import AlignedCodec, Aligner, ExactCodec, Int8Codec
 from ilcp_codecs.kv.aligning import Step, _paired
 from ilcp_codecs.kv.ridge import Sums
@@ -285,3 +285,26 @@ def test_questions_and_texts_are_not_mixed(dossiers: Path, tmp_path: Path) -> No
 def test_an_impossible_plan_is_refused(options: dict[str, Any], said: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=said):
         Alignment("a", "b", tmp_path / "cases.jsonl", tmp_path / "codec", **options)
+
+
+def test_texts_that_no_cache_of_the_codec_holds_are_refused_before_anything_is_fitted(
+    dossiers: Path, tmp_path: Path
+) -> None:
+    plan = Alignment(str(HERE / "sender"), str(HERE / "receiver"), dossiers, tmp_path / "codec", tokens=40)
+    with pytest.raises(ConfigError, match="at most 40 of the sender's tokens, got case"):
+        align(plan)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="which is there"):
+        Alignment("a", "b", dossiers, tmp_path / "file")
+
+
+def test_few_questions_are_refused_and_what_is_cut_for_canaries_keeps_the_text(tmp_path: Path) -> None:
+    few = tmp_path / "few.jsonl"
+    write_jsonl(few, case_files("train", 5, 20))
+    with pytest.raises(ConfigError, match="at least 160 cases"):
+        align(Alignment("a", "b", few, tmp_path / "codec"))
+    texts = [Case("words", TEXT, ()), Case("one word", "x" * 90, ())]
+    lessons = taught(texts, 3)
+    assert [case.id.split()[0] for case in lessons] == ["canary", "canary", "words", "one"]
+    for case, text in zip(lessons[2:], texts, strict=True):
+        assert text.context.startswith(case.context + (" " if case.id == "words" else "") + case.questions[0].answer)

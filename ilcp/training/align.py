@@ -11,6 +11,7 @@ of that as well. First the receiver has to know these facts from its own cache; 
 
 import itertools
 import json
+import os
 import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -30,13 +31,14 @@ from ilcp.files import require_writable
 from ilcp.handoff import Receiver, Sender
 from ilcp.measure import Report, provenance, run
 from ilcp.measure.bootstrap import Bootstrap
+from ilcp.measure.run import require_cases
 from ilcp.models.loading import load_model
 from ilcp.nn.attention import many_shapes
 from ilcp.tasks import Case, Question, read_jsonl
 from ilcp.tasks.canaries import canaries
 from ilcp.tasks.load import own_test
 from ilcp.tasks.written import merged, write_jsonl
-from ilcp.training.data import split
+from ilcp.training.data import LEAST, split
 from ilcp.training.finish import shows
 from ilcp.training.pace import say, seconds_text, voice
 
@@ -94,10 +96,8 @@ class Alignment:
             raise ConfigError(f"expected minutes above 0, got {self.minutes}")
         if self.seed < 0:
             raise ConfigError(f"expected seed to be 0 or more, got {self.seed}")
-        if self.out.exists() and any(self.out.iterdir()):
-            raise ConfigError(
-                f"expected a new folder for the codec, got {self.out}, which is not empty: choose another"
-            )
+        if os.path.lexists(self.out) and not (os.path.isdir(self.out) and not os.listdir(self.out)):
+            raise ConfigError(f"expected a new folder for the codec, got {self.out}, which is there: choose another")
 
 
 def align(plan: Alignment) -> Report:
@@ -112,31 +112,51 @@ def align(plan: Alignment) -> Report:
     asked = [case for case in cases if all(question.text for question in case.questions)]
     if asked and len(asked) < len(cases):
         raise ConfigError(f"expected either questions or texts alone in {plan.data}, got both: align with one of them")
-    parts = split(cases, validation=0, test=TEST_CASES, seed=plan.seed)
+    training, test, task = _parts(cases, bool(asked), plan)
     work = own_test(plan.out).parent
     require_writable(work / REPORT)
     models = [load_model(one, dtype=plan.dtype, device=plan.device) for one in (plan.sender, plan.receiver)]
-    task = plan.data.name if asked else CANARIES
-    test = parts.test if asked else list(itertools.islice(canaries("test", plan.seed), TEST_CASES))
-    _require_known(*models[1], test[:TRIED], task, ends=bool(asked))
+    _require_known(*models[1], test, task, ends=bool(asked))
     with many_shapes():
         method: Any = codec_class("kv-align")
         aligner = method.aligner(*models[0], *models[1], tokens=plan.tokens)
-        _tell(f"both models read {len(parts.training)} texts")
-        aligner.fit([case.context for case in parts.training])
-        steps = _tuned(aligner, parts.training if asked else taught(parts.training, plan.seed), plan)
-        _save(aligner.codec(), plan, parts.training, steps)
+        for case in test:
+            if not aligner.holds(case.context):
+                raise ConfigError(
+                    f"expected texts of at most {aligner.tokens} of the sender's tokens, got case {case.id!r}: shorten "
+                    "it, leave it out, or allow more tokens"
+                )
+        _tell(f"both models read {len(training)} texts")
+        aligner.fit([case.context for case in training])
+        steps = _tuned(aligner, training if asked else taught(training, plan.seed), plan)
+        _save(aligner.codec(), plan, training, steps)
         write_jsonl(own_test(plan.out), test)
         return _measured(load(plan.out), models, test, task, plan, ends=bool(asked))
+
+
+def _parts(cases: list[Case], asked: bool, plan: Alignment) -> tuple[list[Case], list[Case], str]:
+    """Returns the cases to align with, those with facts to measure on, and the name of these."""
+    if not asked:
+        return cases, list(itertools.islice(canaries("test", plan.seed), TEST_CASES)), CANARIES
+    if len(cases) < 10 * LEAST:
+        raise ConfigError(
+            f"expected at least {10 * LEAST} cases with different contexts in {plan.data} (a tenth tests), got "
+            f"{len(cases)}: add cases, or give texts without questions"
+        )
+    parts = split(cases, validation=0, test=TEST_CASES, seed=plan.seed)
+    return parts.training, parts.test, plan.data.name
 
 
 def _require_known(model: Any, tokenizer: Any, cases: Sequence[Case], task: str, *, ends: bool) -> None:
     """Refuses a receiver that does not know the facts from its own reading of the text.
 
     Raises:
+        ConfigError: a case does not fit into its window.
         TrainingError: with what it knows of its own text, and of another case's.
     """
     receiver = Receiver(model, tokenizer, codec_class("text-head")(), allow_unmeasured=True)
+    require_cases(cases, receiver, answers_end=ends)
+    cases = cases[:TRIED]
     texts = [TextMemory(case.context) for case in cases]
     nats = []
     for held in (texts, texts[1:] + texts[:1]):
@@ -161,9 +181,10 @@ def taught(cases: Sequence[Case], seed: int) -> list[Case]:
     drawn, found = random.Random(f"align {seed}"), list(itertools.islice(canaries("train", seed), len(cases)))
     for case in cases:
         text = case.context
-        at = text.rfind(" ", 0, drawn.randint(len(text) // 4, max(len(text) // 4, 3 * len(text) // 4)))
+        place = drawn.randint(len(text) // 4, 3 * len(text) // 4)
+        at = max(text.rfind(" ", 0, place), 0) or place
         beginning, end = text[:at], text[at : at + CONTINUED_CHARACTERS]
-        if at > 0 and beginning.strip() and end.strip():
+        if beginning.strip() and end.strip():
             found.append(Case(case.id, beginning, (Question("", end.strip(), "continuation"),)))
     return found
 

@@ -144,6 +144,10 @@ class Aligner:
         self.tokens = min([tokens or most, *held])
         self._maps: list[LinearMap] = []
 
+    def holds(self, text: str) -> bool:
+        """Says whether a cache of the text is short enough for the codec."""
+        return len(continuation(self.sender.tokenizer, text)[0]) <= self.tokens
+
     def fit(self, texts: Iterable[str]) -> None:
         """Finds the map in closed form.
 
