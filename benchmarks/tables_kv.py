@@ -1,6 +1,8 @@
 """The tables of caches as messages. See ``tables.py``."""
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 Result = Callable[[str], dict[str, Any]]
@@ -47,3 +49,36 @@ def questions(result: Result, table: Table) -> str:
         )
     heading = ["memory", "bytes a token", "exact", "log-likelihood", "share of the gain, exact"]
     return table([*heading, "share of the gain, log-likelihood"], rows)
+
+
+def aligned(results: Path, table: Table) -> str:
+    """Tabulates what crosses between two models, step by step."""
+    rows = []
+    for file in sorted(results.glob("kv-align-*.json")):
+        record = json.loads(file.read_text(encoding="utf-8"))
+        pair = " to ".join(file.stem.removeprefix("kv-align-").split("-"))
+        for stage, row in record["stages"].items():
+            facts = [_figure(row.get(f"facts, {which}")) for which in ("own", "another", "none", "own - another")]
+            rows.append(
+                [pair, stage, str(row["n"]), *facts, _figure(row.get("gain, own")), _figure(row.get("gain, another"))]
+            )
+    heading = ["models", "step", "n", "facts", "another's memory", "nothing", "facts above another's", "likelihood"]
+    return table([*heading, "likelihood, another's"], rows)
+
+
+def failures(result: Result, table: Table) -> str:
+    """Tabulates how a cache fails, and what notices."""
+    rows = []
+    for name, row in result("kv-failures-smollm2")["failures"].items():
+        numbers = [f"{row[each]:.3f}" for each in ("agrees", "cosine", "entropy", "keys", "values")]
+        caught = ", ".join(row["caught by"]) or "**nothing**"
+        rows.append([name, _figure(row["facts"]), _figure(row["gain"]), *numbers, caught])
+    heading = ["what is wrong", "facts", "gain", "agrees", "cosine", "entropy", "keys", "values"]
+    return table([*heading, "caught by"], rows)
+
+
+def _figure(figure: list[float | None] | None) -> str:
+    if figure is None:
+        return "–"
+    value, low, high = figure
+    return f"{value:.3f}" if low is None else f"{value:.3f} [{low:.3f}, {high:.3f}]"

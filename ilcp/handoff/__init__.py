@@ -7,8 +7,9 @@
 """
 
 from ilcp.handoff.answers import Score
+from ilcp.handoff.fallback import FallbackWarning
 from ilcp.handoff.receiver import Receiver
 from ilcp.handoff.sender import Sender
 from ilcp.handoff.verify import Verified
 
-__all__ = ["Receiver", "Score", "Sender", "Verified"]
+__all__ = ["FallbackWarning", "Receiver", "Score", "Sender", "Verified"]

@@ -19,8 +19,8 @@ from torch import Tensor
 from ilcp.codec.memory import CacheMemory, Memory, TextMemory
 from ilcp.codec.protocols import Codec
 from ilcp.errors import ConfigError, DecodeError, EncodeError, MismatchedCodecError
-from ilcp.evidence import require_evidence, require_signed, trusted_keys
 from ilcp.handoff.answers import Group, Score, answered, answered_packed, require_prompt, scored, scored_packed
+from ilcp.handoff.fallback import Otherwise, accepted
 from ilcp.handoff.given import codecs_of, require_able
 from ilcp.handoff.prompts import Prompts
 from ilcp.inputs import listed, named, require_text, tuples
@@ -67,6 +67,7 @@ class Receiver:
         template: arguments for the chat template beside the messages, such as ``{"enable_thinking": False}``; every
             prompt of this receiver is rendered with them.
         blobs: where the blobs are that messages name, such as an open connection (``ilcp.transport``).
+        otherwise: "text" leaves out, with a warning, codecs whose evidence does not hold, where ``text-plain`` is one.
 
     Raises:
         ConfigError: the model cannot receive, there is no tokenizer, no codec, a replay cache without a key, or an
@@ -95,6 +96,7 @@ class Receiver:
         trust: Iterable[str | bytes] | None = None,
         template: Mapping[str, Any] | None = None,
         blobs: Blobs | None = None,
+        otherwise: Otherwise = None,
     ):
         if replay is not None and key is None:
             raise ConfigError("expected a key beside the replay cache, got none: a bare message has no id to remember")
@@ -110,13 +112,7 @@ class Receiver:
         self.codecs = codecs_of(codec)
         self._known = Known("receiver", [each.trained.receiver for each in self.codecs])
         self._known.require(model, tokenizer)
-        trusted = () if trust is None else trusted_keys(trust)
-        for each in self.codecs:
-            codec_id = each.trained.codec_id(each.spec).hex()
-            if trusted:
-                require_signed(each.evidence, trusted, codec_id)
-            if not allow_unmeasured:
-                require_evidence(each.evidence, codec_id)
+        self.codecs = accepted(self.codecs, trust, allow_unmeasured, otherwise)
         model.eval()
         self.tokenizer = tokenizer
         self.codec = self.codecs[0]

@@ -17,6 +17,7 @@ from ilcp.codec.context import Context
 from ilcp.codec.keys_values import KeysValues, Rope
 from ilcp.codec.protocols import Codec
 from ilcp.errors import ConfigError, EncodeError
+from ilcp.handoff.fallback import Otherwise, in_text
 from ilcp.handoff.given import require_able, require_codec
 from ilcp.handoff.receiver import Receiver
 from ilcp.handoff.sources import (
@@ -131,6 +132,7 @@ class Sender:
         verify: Receiver | None = None,
         budget_bytes: int | None = None,
         questions: Questions | None = None,
+        otherwise: Otherwise = None,
     ) -> bytes:
         """Returns the message for ``source``, as bytes.
 
@@ -145,11 +147,14 @@ class Sender:
                 there are none. They need not occur in the source. Each costs its bytes and about one more.
             verify, budget_bytes, questions: a receiver that reads the message first, so that literals bring back what
                 the latent lost, within so many bytes; see ``verified``.
+            otherwise: "text" hands over the text itself, with a warning, where this codec's evidence does not hold.
 
         Raises:
             EncodeError: there is nothing to encode, no message for those literals, or "auto" without a text.
             ConfigError: there is no payload of that length, or one of the last three is missing or given alone.
         """
+        if otherwise is not None and (text := in_text(self, source, literals, otherwise)) is not None:
+            return text
         if verify is not None and budget_bytes is not None:
             return self.verified(source, verify, budget_bytes, questions, payload_bytes, literals).message
         if verify is not None or budget_bytes is not None or questions is not None:
