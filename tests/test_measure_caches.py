@@ -94,7 +94,8 @@ def test_fewer_bytes_are_arms_of_their_own_where_a_codec_has_them() -> None:
     assert {"message", "message-100000"} <= set(found.arms)
     sizes = found.arms["message-100000"].payload_bytes
     assert max(sizes) <= 100_000 < min(found.arms["message"].payload_bytes)
-    assert any("not measured of caches" in note for note in found.notes)
+    assert any("since the sender asks its questions each time" in note for note in found.notes)
+    assert found.cost is None
 
 
 def test_no_more_than_a_few_caches_are_held_and_each_is_decoded_once() -> None:
@@ -186,3 +187,27 @@ def test_a_loaded_pair_is_one_model_at_both_ends_and_takes_blobs(tmp_path: Path)
 
 def test_arms_of_caches_are_asked_for_by_name() -> None:
     assert set(run(*ends(), CASES, task="t", arms=["text", "none"], repetitions=0).arms) == {"text", "none"}
+
+
+def test_times_count_the_blob_in_and_tell_what_the_receiver_reads() -> None:
+    found = run(*ends(), CASES, task="t", arms=["text", "none"], repetitions=50)
+    assert not found.notes
+    assert found.cost is not None
+    assert found.fan_out is not None
+    assert found.fan_out.identical.value == found.fan_out.unchanged.value == 1.0
+    figures = found.cost.figures()
+    sizes = [figures[name].value for name in ("message", "message, blob")]
+    assert sizes[0] > sizes[1] > 100_000
+    read, text = (figures[f"tokens, {name}"].value for name in ("message", "text"))
+    assert 0 < read < 40 < text
+    assert figures["tokens not pre-filled"].value == text - read
+    assert figures["prefill, message"].value < figures["prefill, text"].value
+    assert not {"KV bytes not built", "FLOPs by formula, message"} & figures.keys()  # neither is so of a cache
+    assert 0 < found.cost.flops["message"] < found.cost.flops["text"] / 2
+    assert Report.from_dict(json.loads(json.dumps(found.to_dict()))) == found
+
+
+def test_documents_that_the_codec_does_not_take_are_no_lengths_of_the_times() -> None:
+    found = run(*ends(ExactCodec, tokens=300), CASES, task="t", arms=["text", "none"], repetitions=50)
+    assert found.cost is not None
+    assert [point.tokens for point in found.cost.points][-1] <= 300

@@ -18,6 +18,7 @@ from ilcp.measure.figures import Computed, Measured
 from ilcp.measure.flops import model_sizes, prefill_flops
 from ilcp.measure.payload import kv_cache, payload
 from ilcp.measure.timing import Bench, fits, torch_threads
+from ilcp.message import Message
 from ilcp.models.reading import window_tokens
 from ilcp.records import read_record
 
@@ -196,15 +197,15 @@ class Cost:
         built = Computed(one.value * tokens.value, "B", one.formula, dict(one.inputs) | {"tokens": tokens.value})
         parts: Figures = {f"message, {name}": Measured(size, "B", 1) for name, size in self.parts.items()}
         whole: Figures = {"message": Measured(sum(self.parts.values()), "B", 1)}
-        return whole | parts | {"tokens not pre-filled": tokens, "KV bytes not built": built}
+        saved: Figures = {"tokens not pre-filled": tokens}
+        return whole | parts | saved | ({} if self.reads == "cache" else {"KV bytes not built": built})
 
     def _operations(self) -> Figures:
         text, message = (prefill_flops(self.sizes, self.flops[f"{name} tokens"]) for name in ("text", "message"))
-        found: Figures = {
-            "FLOPs by formula, text": text,
-            "FLOPs by formula, message": message,
-            "FLOPs by formula, message / text": _ratio({"message": message.value}, "text", text.value),
-        }
+        found: Figures = {"FLOPs by formula, text": text}
+        if self.reads != "cache":  # the formula knows of no tokens that are attended to and not read
+            ratio = _ratio({"message": message.value}, "text", text.value)
+            found |= {"FLOPs by formula, message": message, "FLOPs by formula, message / text": ratio}
         for name in ("text", "message", "codec encodes", "codec decodes"):
             if self.flops[name]:  # a codec without torch has nothing that the counter sees
                 found[f"FLOPs counted under eager attention, {name}"] = Measured(self.flops[name], "FLOP", 1)
@@ -279,7 +280,10 @@ def cost(
         points = bench.by_length(fitting, max(LENGTH_REPETITIONS, n // 3), longest_tokens, progress)
         flops = bench.count(fitting[0])
         processor_share = (time.process_time() - busy_s) / (time.perf_counter() - wall_s)
-    message = payload(sender.encode(fitting[0]), key=sender.key, audience=sender.audience)
+    wire = sender.encode(fitting[0])
+    message = payload(wire, key=sender.key, audience=sender.audience)
+    blob = Message.from_bytes(wire, key=sender.key, audience=sender.audience).blob
+    parts = {name: int(part.value) for name, part in message.parts.items()}
     return Cost(
         question=question,
         threads=threads,
@@ -290,7 +294,7 @@ def cost(
         points=tuple(Point(*point) for point in points),
         sizes=model_sizes(receiver.model),
         flops=flops,
-        parts={name: int(part.value) for name, part in message.parts.items()},
+        parts=parts if blob is None else parts | {"blob": blob.size_bytes},
         kv_token=kv_cache(receiver.model.config, 1, receiver.model.dtype.itemsize),
         skipped={CACHED: refusal} if refusal else {},
     )

@@ -149,8 +149,10 @@ def _priced(
     """
     if not repetitions or report.cost is not None:
         return report
-    if sender.codec.spec.reads == "cache":
-        why = "cost, fan-out: not measured of caches here; benchmarks/kv.py takes the times"
+    if getattr(sender.codec, "questions", ()):
+        why = (
+            "cost, fan-out: not measured, since the sender asks its questions each time, which takes many times as long"
+        )
         return replace(report, notes=(*report.notes, why))
     contexts = [case.context for case in cases]
     questions = list(dict.fromkeys(question.text for case in cases for question in case.questions if question.text))

@@ -15,18 +15,19 @@ import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from functools import partial
 
 import torch
 from rich.progress import track
 
-from ilcp.codec.memory import Memory, TextMemory
+from ilcp.codec.memory import CacheMemory, Memory, TextMemory
 from ilcp.errors import ConfigError, EncodeError
 from ilcp.handoff import Receiver, Sender
 from ilcp.measure.flops import count_flops, eager_attention
 from ilcp.measure.prefill import cache_text
 from ilcp.message import Message
-from ilcp.models.forward import Prefill, has_room
+from ilcp.models.forward import Prefill, embed, has_room
 from ilcp.models.prompt import layout, text_ids
 from ilcp.models.reading import run_ids, window_tokens
 
@@ -115,6 +116,7 @@ class Bench:
         limit = min(room, longest_tokens)
         lengths = [SHORTEST_TOKENS << k for k in range(limit.bit_length()) if SHORTEST_TOKENS << k < limit]
         documents = [self._document(contexts, length) for length in [*lengths, limit]]
+        documents = documents[:1] + [document for document in documents[1:] if self._takes(document)]
         samples: list[dict[str, list[float]]] = [{} for _ in documents]
         for turn in track(range(-WARM_UP, repetitions), "lengths", disable=not progress, transient=True):
             for document, taken in zip(documents, samples, strict=True):
@@ -127,21 +129,40 @@ class Bench:
             for count, taken in zip(counts, samples, strict=True)
         ]
 
+    def _takes(self, document: str) -> bool:
+        """Says whether a codec of caches takes so long a document."""
+        try:
+            return self.sender.codec.spec.reads != "cache" or bool(self.sender.encode(document))
+        except EncodeError:
+            return False
+
     def count(self, context: str) -> dict[str, int]:
         """Counts operations, and the tokens of the prompts they were counted on."""
         codec, read = self.sender.codec, self.sender.read(context)
         data = codec.encode(read)
         memory = self.receiver.codec.decode(data)
         text = self.receiver.prompt(TextMemory(context), self.question)
-        by_message = self.receiver.prompt(memory, self.question)
+        by_message, read_tokens = self._pass(memory)
         with eager_attention(self.receiver.model):
             counted = {
                 "text": count_flops(lambda: self.prefill(text)),
-                "message": count_flops(lambda: self.prefill(by_message)),
+                "message": count_flops(by_message),
             }
         counted["codec encodes"] = count_flops(lambda: codec.encode(read))
         counted["codec decodes"] = count_flops(lambda: self.receiver.codec.decode(data))
-        return counted | {"text tokens": len(text), "message tokens": len(by_message)}
+        return counted | {"text tokens": len(text), "message tokens": read_tokens}
+
+    def _pass(self, memory: Memory) -> tuple[Callable[[], object], int]:
+        """Returns the bare forward pass of the prompt with a memory, and how many tokens it reads: of keys and values
+        those around them, behind a copy of them that is counted in."""
+        receiver = self.receiver
+        if not isinstance(memory, CacheMemory):
+            prompt = receiver.prompt(memory, self.question)
+            return partial(self.prefill, prompt), len(prompt)
+        place = layout(receiver.tokenizer, self.question, receiver.template)
+        cache, rest = receiver.prefill(memory, self.question), embed(receiver.model, place.suffix).detach()
+        held = len(place.prefix) + memory.kv.tokens
+        return lambda: self.prefill.outputs(rest, deepcopy(cache), held), len(place.prefix) + len(place.suffix)
 
     def _time(self, steps: Steps, turn: int) -> dict[str, float]:
         """Returns milliseconds of each step, in an order drawn for ``turn``: none always follows the same one."""
@@ -171,17 +192,16 @@ class Bench:
         data = sender.codec.encode(read)
         message = sender.pack(data)
         memory = receiver.decode(message)
-        by_message = receiver.prompt(memory, self.question)
-        twin = as_many_tokens(receiver, context, self.question, len(by_message))
+        by_message, read_tokens = self._pass(memory)
+        twin = as_many_tokens(receiver, context, self.question, read_tokens)
         prompts = {
-            "message": by_message,
             "text": receiver.prompt(TextMemory(context), self.question),
             "as many tokens": receiver.prompt(TextMemory(twin), self.question),
             "nothing": receiver.prompt(None, self.question),
         }
         steps: Steps = {
             "sender reads": lambda: sender.read(context),
-            "sender reads, no hidden states": lambda: run_ids(sender.model, ids, codec.layers),
+            "sender reads, no hidden states": self._anyway(ids),
             "codec encodes": lambda: sender.codec.encode(read),
             "wire out": lambda: sender.pack(data),
             "wire out, in a row": lambda: sender.pack(data),
@@ -194,16 +214,25 @@ class Bench:
             "first token, text": lambda: self._first(None, context),
             "first token, as many tokens": lambda: self._first(None, twin),
             "first token, nothing": lambda: self._first(None),
+            "prefill, message": by_message,
         }
         for name, prompt in prompts.items():
             steps[f"prefill, {name}"] = partial(self.prefill, prompt)
-        counts = {name: len(prompt) for name, prompt in prompts.items()}
+        counts = {"message": read_tokens} | {name: len(prompt) for name, prompt in prompts.items()}
         if cached:
             kept = cache_text(receiver, context, self.question)
             fresh = kept.copy()
             steps["prefill, text in the prefix cache"] = lambda: kept.first_logits(self.prefill, fresh)
             counts["text in the prefix cache"] = kept.tokens
         return steps, counts
+
+    def _anyway(self, ids: Sequence[int]) -> Callable[[], object]:
+        """Returns what the sender computes of its text without a hand-off: as far up as the codec reads, or all."""
+        model, layers = self.sender.model, self.sender.codec.layers
+        if self.sender.codec.spec.reads != "cache":
+            return lambda: run_ids(model, ids, layers)
+        whole = Prefill(model)
+        return lambda: whole.outputs(embed(model, ids))
 
     def _length_steps(self, document: str) -> Steps:
         sender = self.sender
