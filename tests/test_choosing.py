@@ -163,10 +163,12 @@ def test_the_command_names_what_to_hand_over(latent: Report, cache: Report, tmp_
     for report, file in zip((latent, cache), files, strict=True):
         save_report(report, file)
     words = ["choose", *map(str, files)]
-    shown = CliRunner().invoke(app, [*words, "--max-bytes", "399", "--png", str(tmp_path / "axis.png")])
+    shown = CliRunner().invoke(app, [*words, "--max-bytes", "399", "--png", str(tmp_path / "plots")])
     assert shown.exit_code == 0, shown.output
     assert shown.output.startswith("Hand over message by vae: at most 100 bytes")
-    assert (tmp_path / "axis.png").read_bytes().startswith(b"\x89PNG")
+    drawn = sorted(file.name for file in (tmp_path / "plots").iterdir())
+    assert drawn == ["first-token.png", "recovery.png", "tokens.png"]
+    assert all((tmp_path / "plots" / name).read_bytes().startswith(b"\x89PNG") for name in drawn)
     lacking = CliRunner().invoke(app, [*words, "--min-recovery", "1.5", "--auditable", "--json"])
     assert lacking.exit_code == NOTHING_FITS
     record = json.loads(lacking.stdout)

@@ -25,7 +25,7 @@ def choose(
     ] = None,
     auditable: Annotated[bool, typer.Option("--auditable", help="Only what people can read: text.")] = False,
     png: Annotated[
-        Path | None, typer.Option(help="Draws recovery against bytes; needs ilcp\\[plots].", dir_okay=False)
+        Path | None, typer.Option(help="A folder for plots of recovery, on one axis each; needs ilcp\\[plots].")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The same as JSON, on standard output.")] = False,
 ) -> None:
@@ -42,7 +42,7 @@ def choose(
             from ilcp.measure.plots import require_matplotlib
 
             require_matplotlib()
-            require_writable(png)
+            require_writable(png / "recovery.png")
         read = [load_report(report) for report in reports]
         found = chosen_of(
             read,
@@ -52,9 +52,9 @@ def choose(
             readable=auditable,
         )
     if png is not None:
-        from ilcp.measure.plots import save_axis
+        from ilcp.measure.plots import save_axes
 
-        save_axis(read[0], found.offers, png)
+        save_axes(read[0], found.offers, png)
     typer.echo(json.dumps(found.to_dict(), indent=2)) if as_json else _show(found)
     if found.chosen is None:
         raise typer.Exit(NOTHING_FITS)

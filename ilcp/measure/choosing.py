@@ -20,7 +20,7 @@ __all__ = ["Choice", "Offer", "axis_of", "choose"]
 
 HANDED = ("message", "literals", "text", "text of equal bytes")  # families of arms that somebody can send
 READ = ("text", "text of equal bytes")  # of which an auditor can read what was handed over
-TIMED = {"message": "first token, message", "text": "first token, text"}  # arms, and their figure of a cost
+TIMED = ("message", "text")  # arms that have figures of a cost
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,8 @@ class Offer:
 
     ``codec`` is empty where it is text; where reports of two codecs have one name, their ids stand behind it.
     ``most_bytes`` is the longest message on the wire, ``mean_bytes`` their mean; ``first_token_ms`` the receiver's time
-    to its first token, decoding counted in, None where it was not taken; ``against`` says what speaks against it.
+    to its first token, decoding counted in, and ``read_tokens`` how many tokens it reads until then, None where they
+    were not taken; ``against`` says what speaks against it.
     """
 
     codec: str
@@ -40,6 +41,7 @@ class Offer:
     first_token_ms: float | None
     readable: bool
     against: tuple[str, ...] = ()
+    read_tokens: float | None = None
 
     def __str__(self) -> str:
         of = f" by {self.codec}" if self.codec else ""
@@ -128,7 +130,10 @@ def axis_of(reports: Sequence[Report]) -> tuple[Offer, ...]:
                 continue
             recovery = report.recovery(name)
             assert recovery is not None  # see _require_alike
-            text, timed = arm.family in READ, TIMED.get(name)
+            text = arm.family in READ
+            first, read = (
+                figures.get(f"{what}, {name}") if name in TIMED else None for what in ("first token", "tokens")
+            )
             codec = "" if text else str(report.codec["codec_id"])
             offer = Offer(
                 codec=shown[codec],
@@ -136,8 +141,9 @@ def axis_of(reports: Sequence[Report]) -> tuple[Offer, ...]:
                 most_bytes=max(arm.wire_bytes),
                 mean_bytes=arm.sizes()["wire"].value,
                 recovery=recovery,
-                first_token_ms=figures[timed].value if timed in figures else None,
+                first_token_ms=None if first is None else first.value,
                 readable=text,
+                read_tokens=None if read is None else read.value,
             )
             before = found.setdefault((codec, name), offer)
             if before.first_token_ms is None:

@@ -45,13 +45,22 @@ if TYPE_CHECKING:
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
-__all__ = ["plots", "require_matplotlib", "save_axis", "save_plots", "to_svg"]
+__all__ = ["plots", "require_matplotlib", "save_axes", "save_plots", "to_svg"]
 
 RECOVERY = (-0.6, 2.0)  # what an axis of recovery shows at most; what lies outside is named with its value
 MOST_KINDS, HEADING = 8, 44  # of one plot; characters of a kind's name
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#7A5C3E")  # of codecs, beside the texts' own looks
 MARKERS = ("o", "h", "D", "P", "v", "X")
 ROW = 0.2  # inches of height of one arm under a kind
+AXES: dict[str, tuple[Callable[[Offer], float | None], str, str]] = {  # of several reports: place, title, label
+    "recovery": (lambda offer: offer.mean_bytes, "Recovery against bytes on the wire", "wire bytes per document, mean"),
+    "first token": (
+        lambda offer: offer.first_token_ms,
+        "Recovery against the first token",
+        "milliseconds to it, median",
+    ),
+    "tokens": (lambda offer: offer.read_tokens, "Recovery against tokens read", "tokens read before an answer, median"),
+}
 
 
 def plots(report: Report) -> "dict[str, Figure]":
@@ -77,58 +86,70 @@ def save_plots(report: Report, folder: str | Path) -> list[Path]:
         MissingExtraError: matplotlib is not installed.
         StorageError: the folder or a file cannot be written.
     """
-    drawn = plots(report)
-    folder = Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StorageError(f"expected a folder for plots at {folder}, got: {error}; choose another place") from error
-    paths = [folder / f"{name.replace(' ', '-')}.png" for name in drawn]
-    for path, figure in zip(paths, drawn.values(), strict=True):
-        with style():
-            _save_png(figure, path)
-    return paths
+    return _save_all(plots(report), Path(folder))
 
 
-def save_axis(report: Report, offers: Sequence[Offer], file: Path) -> None:
-    """Draws recovery against bytes for all offers of reports of the same questions, as a PNG.
+def save_axes(report: Report, offers: Sequence[Offer], folder: str | Path) -> list[Path]:
+    """Draws recovery of all offers of reports of the same questions: against bytes, and, as far as they were taken,
+    against the time to the first token and against the tokens read until then; a PNG each.
 
     Args:
         report: one of the reports, for what they have alike.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
-        StorageError: the file cannot be written.
+        StorageError: the folder or a file cannot be written.
     """
     with style():
-        _save_png(_axis(report, offers), file)
+        drawn = {name: _axis(report, offers, *what) for name, what in AXES.items()}
+    return _save_all({name: figure for name, figure in drawn.items() if figure is not None}, Path(folder))
 
 
-def _save_png(figure: "Figure", file: Path) -> None:
-    with replacing(file) as draft:
-        figure.savefig(draft, format="png", dpi=160, metadata={"Software": None})
+def _save_all(drawn: "Mapping[str, Figure]", folder: Path) -> list[Path]:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"expected a folder for plots at {folder}, got: {error}; choose another place") from error
+    paths = [folder / f"{name.replace(' ', '-')}.png" for name in drawn]
+    for path, figure in zip(paths, drawn.values(), strict=True):
+        with style(), replacing(path) as draft:
+            figure.savefig(draft, format="png", dpi=160, metadata={"Software": None})
+    return paths
 
 
-def _axis(report: Report, offers: Sequence[Offer]) -> "Figure":
+def _axis(
+    report: Report, offers: Sequence[Offer], of: Callable[[Offer], float | None], title: str, label: str
+) -> "Figure | None":
+    """Draws recovery against what ``of`` says of an offer; None where it says nothing of any."""
     curves: dict[str, list[tuple[float, Measured]]] = {}
     for offer in offers:
-        stem = _stem(offer.arm)
+        stem, place = _stem(offer.arm), of(offer)
+        if place is None:
+            continue
         name = stem if not offer.codec else offer.codec if stem == "message" else f"{offer.codec}, {stem}"
-        curves.setdefault(name, []).append((offer.mean_bytes, offer.recovery))
+        curves.setdefault(name, []).append((place, offer.recovery))
+    if not curves:
+        return None
     of_codecs = [name for name in curves if name not in LOOKS]
     looks = {
         name: Look(shortened(name, SHORT), COLOURS[at % len(COLOURS)], MARKERS[at % len(MARKERS)])
         for at, name in enumerate(of_codecs)
     }
     drawn = [Series.of(name, looks.get(name) or LOOKS[name], found) for name, found in curves.items()]
-    return _against_bytes(report, drawn, _curves(report, {"none": ("none", np.nan)}), short_numbers)
+    levels = _curves(report, {"none": ("none", np.nan)})
+    return _against(report, drawn, levels, short_numbers, title, label)
 
 
-def _against_bytes(
-    report: Report, drawn: Sequence[Series], levels: Sequence[Series], numbers: "Callable[[Axis], None]"
+def _against(
+    report: Report,
+    drawn: Sequence[Series],
+    levels: Sequence[Series],
+    numbers: "Callable[[Axis], None]",
+    title: str = "Recovery against bytes on the wire",
+    label: str = "wire bytes per document, mean",
 ) -> "Figure":
-    figure, axes = sheet("Recovery against bytes on the wire", _over(report), 4.6, named=len(drawn) + len(levels))
-    axes.set(xscale="log", xlabel="wire bytes per document, mean (log scale)")
+    figure, axes = sheet(title, _over(report), 4.6, named=len(drawn) + len(levels))
+    axes.set(xscale="log", xlabel=f"{label} (log scale)")
     numbers(axes.xaxis)
     return _recoveries(figure, axes, drawn, levels)
 
@@ -158,7 +179,7 @@ def _recovery(report: Report) -> "Figure | None":
     stems = {name: "message" if arm.family == "message" else _stem(name) for name, arm in crossed.items()}
     drawn = _curves(report, {name: (stems[name], arm.sizes()["wire"].value) for name, arm in crossed.items()})
     levels = _curves(report, {name: (name, np.nan) for name in ("none", "continuous") if name in report.arms})
-    return _against_bytes(report, drawn, levels, plain_numbers)
+    return _against(report, drawn, levels, plain_numbers)
 
 
 def _hops(report: Report) -> "Figure | None":
