@@ -49,15 +49,15 @@ __all__ = ["plots", "require_matplotlib", "save_axes", "save_plots", "to_svg"]
 
 RECOVERY = (-0.6, 2.0)  # what an axis of recovery shows at most; what lies outside is named with its value
 MOST_KINDS, HEADING = 8, 44  # of one plot; characters of a kind's name
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#7A5C3E")  # of codecs, beside the texts' own looks
-MARKERS = ("o", "h", "D", "P", "v", "X")
+COLOURS = ("#0072B2", "#D55E00")  # of codecs, in turn: no text's are these, and no text's marker is one of the next
+MARKERS = ("o", "h", "p", "*", "<", ">", "8", "d")
 ROW = 0.2  # inches of height of one arm under a kind
 AXES: dict[str, tuple[Callable[[Offer], float | None], str, str]] = {  # of several reports: place, title, label
     "recovery": (lambda offer: offer.mean_bytes, "Recovery against bytes on the wire", "wire bytes per document, mean"),
     "first token": (
         lambda offer: offer.first_token_ms,
         "Recovery against the first token",
-        "milliseconds to it, median",
+        "time to the first token, ms, median",
     ),
     "tokens": (lambda offer: offer.read_tokens, "Recovery against tokens read", "tokens read before an answer, median"),
 }
@@ -124,20 +124,20 @@ def _axis(
     curves: dict[str, list[tuple[float, Measured]]] = {}
     for offer in offers:
         stem, place = _stem(offer.arm), of(offer)
-        if place is None:
-            continue
         name = stem if not offer.codec else offer.codec if stem == "message" else f"{offer.codec}, {stem}"
-        curves.setdefault(name, []).append((place, offer.recovery))
-    if not curves:
+        curves.setdefault(name, []).extend([] if place is None else [(place, offer.recovery)])
+    if not any(curves.values()):
         return None
-    of_codecs = [name for name in curves if name not in LOOKS]
+    of_codecs = [name for name in curves if name not in LOOKS]  # of all: each looks alike in every plot
     looks = {
         name: Look(shortened(name, SHORT), COLOURS[at % len(COLOURS)], MARKERS[at % len(MARKERS)])
         for at, name in enumerate(of_codecs)
     }
-    drawn = [Series.of(name, looks.get(name) or LOOKS[name], found) for name, found in curves.items()]
+    drawn = [Series.of(name, looks.get(name) or LOOKS[name], found) for name, found in curves.items() if found]
     levels = _curves(report, {"none": ("none", np.nan)})
-    return _against(report, drawn, levels, short_numbers, title, label)
+    return _against(
+        report, drawn, levels, short_numbers if title == AXES["recovery"][1] else plain_numbers, title, label
+    )
 
 
 def _against(
