@@ -3,7 +3,7 @@
 import itertools
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -24,6 +24,7 @@ from ilcp.tasks.written import write_jsonl
 from ilcp.training.align import Alignment, align, taught
 from ilcp_codecs.kv import AlignedCodec, Aligner, ExactCodec, Int8Codec
 from ilcp_codecs.kv.aligning import Step, _paired
+from ilcp_codecs.kv.ends import Behind
 from ilcp_codecs.kv.ridge import Sums
 from tests.families import SLIDING_TOKENS, build
 from tests.helpers import make_tokenizer
@@ -34,15 +35,17 @@ TEXTS = [f"Case {number}: {TEXT} Nobody but {number * 7} knows why." for number 
 CASES = [Case(text, text, (Question(QUESTION, "Bergen"),)) for text in TEXTS]
 
 
-def aligner(sender: str = "llama", receiver: str = "qwen3", **options: Any) -> Aligner:
+def aligner(
+    sender: str = "llama", receiver: str = "qwen3", vocabulary: int = len(TOKENIZER), **options: Any
+) -> Aligner:
     """An aligner of two tiny models with different tokenizers."""
-    ends = build(sender, len(TOKENIZER)), TOKENIZER, build(receiver, len(OTHER), hidden=48, layers=3, seed=1), OTHER
+    ends = build(sender, vocabulary), TOKENIZER, build(receiver, len(OTHER), hidden=48, layers=3, seed=1), OTHER
     return Aligner(*ends, **options)
 
 
-def fitted(*kinds: str, **options: Any) -> Aligner:
+def fitted(sender: str = "llama", receiver: str = "qwen3", **options: Any) -> Aligner:
     """The same, fitted."""
-    made = aligner(*kinds, **options)
+    made = aligner(sender, receiver, **options)
     made.fit(TEXTS)
     return made
 
@@ -97,9 +100,13 @@ def test_the_second_step_moves_the_map_towards_what_the_receiver_says_and_nothin
     before = {name: each.clone() for name, each in model.state_dict().items()}
     wanted, kind = [each.requires_grad for each in model.parameters()], model.config._attn_implementation
     told: list[Step] = []
-    steps = made.tune(CASES, minutes=0.15, every=1, told=told.append)
-    assert steps == len(told) > 4
+    for each in (model.train(), made.sender.model.train()):
+        assert each.training
+    assert made.tune(CASES, minutes=9, steps=30, every=4, told=told.append) == 30
+    assert [step.steps for step in told] == [4, 8, 12, 16, 20, 24, 28, 30]
     assert told[-1].kl < 0.7 * told[0].kl
+    assert model.training
+    assert made.sender.model.training
     assert all(torch.equal(each, before[name]) for name, each in model.state_dict().items())
     assert [each.requires_grad for each in model.parameters()] == wanted
     assert model.config._attn_implementation == kind
@@ -107,15 +114,13 @@ def test_the_second_step_moves_the_map_towards_what_the_receiver_says_and_nothin
 
 def test_what_the_second_step_sees_is_what_the_receiver_says_behind_the_memory() -> None:
     """Its logits of several memories side by side, of unequal length, are those of a receiver's own calls."""
-    from ilcp_codecs.kv.aligning import _Behind
-
     made = fitted("llama", "gemma3_text")
     codec = made.codec()
     receiver = Receiver(made.receiver.model, OTHER, ExactCodec.of(made.receiver.model, OTHER), allow_unmeasured=True)
-    read = made.sender.read([TEXT, TEXT[:30]])
+    read = made.sender.read([TEXT, TEXT[:30]], 99)
     memories = [codec.mapped(kv) for kv, _ in read]
-    behind = _Behind(made.receiver)
-    asked = [[behind.asked(QUESTION, "Bergen"), behind.asked("Who?", "Mara")], [behind.asked("Why?", "expired")]]
+    behind = Behind(made.receiver)
+    asked = [[made._asked(QUESTION, "Bergen"), made._asked("Who?", "Mara")], [made._asked("Why?", "expired")]]
     given = [(list(zip(kv.keys, kv.values, strict=True)), kv.tokens) for kv in memories]
     with torch.no_grad():
         logits = behind.logits(given, asked)
@@ -145,7 +150,7 @@ def test_a_message_crosses_and_is_the_receivers_alone() -> None:
         Receiver(made.sender.model, TOKENIZER, codec, allow_unmeasured=True)
     own = Int8Codec.of(made.receiver.model, OTHER)
     with pytest.raises(DecodeError, match="expected a cache by kv-align"):
-        codec.decode(own.encode(Context(kv=codec.mapped(made.sender.read([TEXT])[0][0]))))
+        codec.decode(own.encode(Context(kv=codec.mapped(made.sender.read([TEXT], 99)[0][0]))))
 
 
 def test_other_caches_than_the_senders_are_refused() -> None:
@@ -172,10 +177,20 @@ def test_layers_that_forget_are_no_sources_where_others_are() -> None:
     [
         (lambda: aligner("gpt2"), "sender whose keys can be turned"),
         (lambda: aligner("llama", "gpt2"), "receiver whose keys can be turned"),
-        (lambda: aligner(tokens=0), "tokens from 1 to 256"),
+        (lambda: aligner(tokens=0), "tokens from 1 to 2"),
+        (lambda: aligner("mistral", tokens=100), f"tokens from 1 to {SLIDING_TOKENS - 1}"),
+        (lambda: AlignedCodec.of(build("llama", 300), TOKENIZER), "two models to align"),
+        (lambda: fitted().tune([], minutes=1), "a case with questions"),
+        (lambda: fitted().tune([Case("a", TEXT, ())], minutes=1), "a case with questions"),
+        (lambda: fitted().tune(cast(Any, ["text"]), minutes=1), "a case with questions"),
+        (lambda: fitted().tune(CASES, minutes=float("nan")), "above 0"),
+        (lambda: fitted().tune(CASES, minutes=1, every=0), "above 0"),
+        (lambda: fitted().tune(CASES, minutes=1, steps=0), "above 0"),
+        (lambda: Aligner(build("llama", 300, torch.float64), TOKENIZER, build("llama", 300), TOKENIZER), "float64"),
         (lambda: aligner().fit(TEXTS[:1]), "3 tokens|texts of 192 tokens or more"),
         (lambda: aligner().fit("one text"), "texts in a list"),
         (lambda: aligner().fit(["", "a"]), "text 0"),
+        (lambda: aligner(vocabulary=290), "tokenizer of at most 290 tokens"),
         (lambda: aligner().codec(), "call fit first"),
         (lambda: aligner().tune(CASES, minutes=1), "call fit first"),
     ],
@@ -214,7 +229,7 @@ def test_a_folder_keeps_the_map_bit_by_bit(tmp_path: Path) -> None:
     ilcp.save(codec, tmp_path / "codec")
     loaded = ilcp.load(tmp_path / "codec")
     assert isinstance(loaded, AlignedCodec)
-    context = Context(kv=made.sender.read([TEXT])[0][0])
+    context = Context(kv=made.sender.read([TEXT], 99)[0][0])
     assert loaded.encode(context) == codec.encode(context)
     assert loaded.trained == codec.trained
 
@@ -291,7 +306,7 @@ def test_texts_that_no_cache_of_the_codec_holds_are_refused_before_anything_is_f
     dossiers: Path, tmp_path: Path
 ) -> None:
     plan = Alignment(str(HERE / "sender"), str(HERE / "receiver"), dossiers, tmp_path / "codec", tokens=40)
-    with pytest.raises(ConfigError, match="at most 40 of the sender's tokens, got case"):
+    with pytest.raises(ConfigError, match="at most 40 of the sender's tokens, with room"):
         align(plan)
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="which is there"):
@@ -308,3 +323,50 @@ def test_few_questions_are_refused_and_what_is_cut_for_canaries_keeps_the_text(t
     assert [case.id.split()[0] for case in lessons] == ["canary", "canary", "words", "one"]
     for case, text in zip(lessons[2:], texts, strict=True):
         assert text.context.startswith(case.context + (" " if case.id == "words" else "") + case.questions[0].answer)
+
+
+def test_a_prefix_longer_than_a_window_is_seen_as_the_receiver_sees_it() -> None:
+    """Of a chat whose beginning fills the windows of sliding layers, all logits are still those of the receiver."""
+    tokenizer = make_tokenizer(330, OTHER.chat_template.replace("<|user|>", "<|user|>" + "a long beginning " * 9, 1))
+    model = build("gemma3_text", len(tokenizer), hidden=48, layers=3, seed=1)
+    made = Aligner(build("llama", len(TOKENIZER)), TOKENIZER, model, tokenizer)
+    made.fit(TEXTS)
+    assert len(made.receiver.prefix) > SLIDING_TOKENS
+    memory = made.codec().mapped(made.sender.read([TEXT], 99)[0][0])
+    given = [(list(zip(memory.keys, memory.values, strict=True)), memory.tokens)]
+    suffix, answer = made._asked(QUESTION, "Bergen")
+    with torch.no_grad():
+        logits = Behind(made.receiver).logits(given, [[(suffix, answer)]])
+    found = (-torch.nn.functional.cross_entropy(logits, torch.tensor(answer), reduction="none")).tolist()
+    receiver = Receiver(model, tokenizer, ExactCodec.of(model, tokenizer), allow_unmeasured=True)
+    (score,) = receiver.score([(CacheMemory(memory), QUESTION, "Bergen")])
+    assert found == pytest.approx(list(score.token_nats), abs=1e-3)
+
+
+def test_what_is_no_number_ends_the_second_step_and_leaves_the_map() -> None:
+    made = fitted()
+    before = [one.weight.detach().clone() for one in made._maps]
+    with torch.no_grad():
+        made.receiver.model.get_output_embeddings().weight[:] = float("nan")
+    with pytest.raises(TrainingError, match="finite loss, got nan in step 1"):
+        made.tune(CASES, minutes=1)
+    assert all(torch.equal(one.weight, own) for one, own in zip(made._maps, before, strict=True))
+
+
+def test_maps_that_overflow_the_receivers_dtype_are_refused_when_they_are_used() -> None:
+    model = build("qwen3", len(OTHER), torch.float16, hidden=48, layers=3, seed=1)
+    made = Aligner(build("llama", len(TOKENIZER)), TOKENIZER, model, OTHER)
+    made.fit(TEXTS)
+    kv = made.sender.read([TEXT], 99)[0][0]
+    made.codec().encode(Context(kv=kv))
+    with torch.no_grad():
+        made._maps[0].bias[:] = 1e9
+    with pytest.raises(EncodeError, match="that float16 holds, got larger ones"):
+        made.codec().encode(Context(kv=kv))
+
+
+def test_a_report_of_an_earlier_run_is_no_beginning_of_this_one(dossiers: Path, tmp_path: Path) -> None:
+    (tmp_path / "codec.run").mkdir()
+    (tmp_path / "codec.run" / "report.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"no report of an earlier run, got .*report\.json"):
+        align(Alignment("a", "b", dossiers, tmp_path / "codec"))

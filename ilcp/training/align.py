@@ -31,6 +31,7 @@ from ilcp.files import require_writable
 from ilcp.handoff import Receiver, Sender
 from ilcp.measure import Report, provenance, run
 from ilcp.measure.bootstrap import Bootstrap
+from ilcp.measure.files import UNFINISHED
 from ilcp.measure.run import require_cases
 from ilcp.models.loading import load_model
 from ilcp.nn.attention import many_shapes
@@ -49,6 +50,7 @@ CANARIES = "canary facts"
 TRIED = 48  # canaries that the receiver is asked from their text, before anything is fitted
 TEST_CASES = 300
 REPORT, LOG = "report.json", "log.jsonl"
+EVERY = 5  # steps of the second step, a line of its log
 CONTINUED_CHARACTERS = 200  # of a text without questions: what comes next, behind a place that is drawn
 
 CARD = """---
@@ -113,18 +115,17 @@ def align(plan: Alignment) -> Report:
     if asked and len(asked) < len(cases):
         raise ConfigError(f"expected either questions or texts alone in {plan.data}, got both: align with one of them")
     training, test, task = _parts(cases, bool(asked), plan)
-    work = own_test(plan.out).parent
-    require_writable(work / REPORT)
+    _require_new(own_test(plan.out).parent)
     models = [load_model(one, dtype=plan.dtype, device=plan.device) for one in (plan.sender, plan.receiver)]
     _require_known(*models[1], test, task, ends=bool(asked))
     with many_shapes():
         method: Any = codec_class("kv-align")
         aligner = method.aligner(*models[0], *models[1], tokens=plan.tokens)
-        for case in test:
-            if not aligner.holds(case.context):
+        for case in [*test, *(training if asked else ())]:
+            if not aligner.holds(case):
                 raise ConfigError(
-                    f"expected texts of at most {aligner.tokens} of the sender's tokens, got case {case.id!r}: shorten "
-                    "it, leave it out, or allow more tokens"
+                    f"expected texts of at most {aligner.tokens} of the sender's tokens, with room for the question in "
+                    f"the receiver's window, got case {case.id!r}: shorten it, leave it out, or allow more tokens"
                 )
         _tell(f"both models read {len(training)} texts")
         aligner.fit([case.context for case in training])
@@ -132,6 +133,19 @@ def align(plan: Alignment) -> Report:
         _save(aligner.codec(), plan, training, steps)
         write_jsonl(own_test(plan.out), test)
         return _measured(load(plan.out), models, test, task, plan, ends=bool(asked))
+
+
+def _require_new(work: Path) -> None:
+    """Refuses a folder that holds another measurement, which would be taken for this one's beginning.
+
+    Raises:
+        ConfigError: with what to do.
+        StorageError: nothing can be written there.
+    """
+    left = [file for file in (work / REPORT, work / (REPORT + UNFINISHED)) if os.path.lexists(file)]
+    if left:
+        raise ConfigError(f"expected no report of an earlier run, got {left[0]}: remove it, or choose another --out")
+    require_writable(work / REPORT)
 
 
 def _parts(cases: list[Case], asked: bool, plan: Alignment) -> tuple[list[Case], list[Case], str]:
@@ -200,9 +214,11 @@ def _tuned(aligner: Any, cases: Sequence[Case], plan: Alignment) -> list[dict[st
             tell(step.seconds / (60 * plan.minutes), f"step {step.steps:,} · KL {step.kl:.3f} nats · ends in {left}")
 
         try:
-            aligner.tune(cases, minutes=plan.minutes, seed=plan.seed, told=heard)
+            aligner.tune(cases, minutes=plan.minutes, seed=plan.seed, every=EVERY, told=heard)
         except KeyboardInterrupt:
             _tell("interrupted: what was found so far is saved and measured")
+        except TrainingError as error:
+            _tell(f"{error}; what was found before that step is saved and measured")
     return told
 
 

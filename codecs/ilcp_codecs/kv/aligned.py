@@ -25,7 +25,7 @@ from torch import Tensor
 from ilcp.codec.context import Context
 from ilcp.codec.keys_values import KeysValues, held_tokens
 from ilcp.codec.spec import CodecSpec, Trained
-from ilcp.errors import ConfigError, IdentityError, StorageError
+from ilcp.errors import ConfigError, EncodeError, IdentityError, StorageError
 from ilcp.files import require_readable
 from ilcp.folders import inside, shapes_of
 from ilcp.identity import ModelIdentity, digest_all
@@ -83,6 +83,15 @@ class AlignedCodec(Int8Codec):
         self.trained = Trained(ends.sender, ends.receiver, _digest(self.sources, self.tensors))
 
     @classmethod
+    def of(cls, model: Any, tokenizer: Any, *, tokens: int | None = None) -> Self:
+        """Refuses one model.
+
+        Raises:
+            ConfigError: always.
+        """
+        raise ConfigError("expected two models to align, got one: see ilcp_codecs.kv.Aligner, or 'ilcp align'")
+
+    @classmethod
     def aligner(
         cls, sender: Any, sender_tokenizer: Any, receiver: Any, receiver_tokenizer: Any, *, tokens: int | None = None
     ) -> "Aligner":
@@ -105,7 +114,11 @@ class AlignedCodec(Int8Codec):
 
     @torch.inference_mode()
     def mapped(self, kv: KeysValues) -> KeysValues:
-        """Returns the receiver's keys and values, of no position, out of the sender's."""
+        """Returns the receiver's keys and values, of no position, out of the sender's.
+
+        Raises:
+            EncodeError: they are larger than the receiver's dtype holds.
+        """
         own, gives = kv.at(None), self.ends.gives
         pairs = []
         for number, (layer, sources) in enumerate(zip(gives.layers, self.sources, strict=True)):
@@ -113,6 +126,8 @@ class AlignedCodec(Int8Codec):
             rows = features(own, sources)[-held_tokens(own.tokens, layer.window) :]
             pairs.append(split(rows @ weight + bias, layer))
         dtype = DTYPES[self.ends.dtype]
+        if not all(bool(each.to(dtype).isfinite().all()) for pair in pairs for each in pair):
+            raise EncodeError(f"expected mapped keys and values that {self.ends.dtype} holds, got larger ones")
         return KeysValues(
             keys=tuple(keys.to(dtype) for keys, _ in pairs),
             values=tuple(values.to(dtype) for _, values in pairs),
