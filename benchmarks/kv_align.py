@@ -56,10 +56,11 @@ def main() -> None:
     parser.add_argument("--every", type=float, default=0.25, help="the facts are asked after each such share of them")
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    sender, receiver = (_loaded(args.models, name) for name in (args.sender, args.receiver))
+    sender, receiver = (_loaded(args, name) for name in (args.sender, args.receiver))
     record = {
         "what": "one model's keys and values mapped to another's",
         "seed": args.seed,
@@ -74,8 +75,8 @@ def main() -> None:
     print(json.dumps(record["stages"], indent=1), file, sep="\n")
 
 
-def _loaded(models: Path, name: str) -> tuple[Any, Any]:
-    return load_model(model_at(models, name) or models / name, dtype="float32")
+def _loaded(args: argparse.Namespace, name: str) -> tuple[Any, Any]:
+    return load_model(model_at(args.models, name) or args.models / name, dtype="float32", device=args.device)
 
 
 def measured(aligner: Aligner, args: argparse.Namespace) -> Figures:

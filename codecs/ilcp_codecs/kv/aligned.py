@@ -119,7 +119,7 @@ class AlignedCodec(Int8Codec):
         Raises:
             EncodeError: they are larger than the receiver's dtype holds.
         """
-        own, gives = kv.at(None), self.ends.gives
+        own, gives = kv.at(None).to("cpu"), self.ends.gives
         pairs = []
         for number, (layer, sources) in enumerate(zip(gives.layers, self.sources, strict=True)):
             weight, bias = self.tensors[f"weight.{number}"], self.tensors[f"bias.{number}"]
@@ -174,7 +174,7 @@ class AlignedCodec(Int8Codec):
 def features(kv: KeysValues, sources: Sequence[int]) -> Tensor:
     """Returns float32 ``"tokens features"``: keys and values of these layers, head by head, side by side."""
     pairs = [each for source in sources for each in (kv.keys[source], kv.values[source])]
-    return torch.cat([rearrange(each.float().cpu(), "heads tokens width -> tokens (heads width)") for each in pairs], 1)
+    return torch.cat([rearrange(each.float(), "heads tokens width -> tokens (heads width)") for each in pairs], 1)
 
 
 def split(rows: Tensor, layer: Layer) -> tuple[Tensor, Tensor]:

@@ -61,7 +61,7 @@ class LinearMap(nn.Module):
             each.float() for each in (mean, whitening, target, spread)
         )
         self.weight = nn.Parameter(weight.float())
-        self.bias = nn.Parameter(torch.zeros(weight.shape[1]))
+        self.bias = nn.Parameter(torch.zeros_like(self.weight[0]))
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns ``"rows outputs"`` of ``"rows features"``."""
@@ -70,7 +70,7 @@ class LinearMap(nn.Module):
 
     @torch.no_grad()
     def folded(self) -> tuple[Tensor, Tensor]:
-        """Returns the same as one weight and one bias."""
+        """Returns the same as one weight and one bias, on the CPU."""
         weight = self.whitening.double() @ self.weight.double() * self.spread
         bias = self.bias.double() * self.spread + self.target - self.mean.double() @ weight
-        return weight.float(), bias.float()
+        return weight.float().cpu(), bias.float().cpu()
