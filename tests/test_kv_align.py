@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,7 +20,7 @@ from ilcp.errors import ConfigError, DecodeError, EncodeError, IdentityError, St
 from ilcp.models.kv import read_kv
 from ilcp.models.rope import ropes_of
 from ilcp.tasks import Case, Question, case_files
-from ilcp.tasks.canaries import NAMES, PEOPLE, canaries
+from ilcp.tasks.canaries import LASTS, NAMES, canaries
 from ilcp.tasks.written import write_jsonl
 from ilcp.training.align import Alignment, align, taught
 from ilcp_codecs.kv import AlignedCodec, Aligner, ExactCodec, Int8Codec
@@ -235,20 +236,28 @@ def test_a_folder_keeps_the_map_bit_by_bit(tmp_path: Path) -> None:
 
 
 def test_canaries_bind_the_same_things_otherwise() -> None:
-    cases = list(itertools.islice(canaries("test", 3), 4 * PEOPLE))
-    for first in range(0, len(cases), PEOPLE):
-        group = cases[first : first + PEOPLE]
-        assert (
-            len({frozenset(word for line in case.context.splitlines() for word in line.split()) for case in group}) == 1
-        )
-        for case, other in itertools.pairwise(group):
-            said = case.questions[0].answer
-            assert said in case.context.splitlines()
-            assert said not in other.context.splitlines()
-            assert said in (case.questions[0].choices or ())
+    """In a whole test another case's text has every word of this one's, and is wrong about what this one asks."""
+    cases = list(itertools.islice(canaries("test", 3), LASTS["test"]))
+    assert len({case.context for case in cases}) == len(cases)
+    assert len({frozenset(re.findall(r"\w+", case.context)) for case in cases}) == 1
+    for case, other in itertools.pairwise(cases):
+        said = case.questions[0].answer
+        assert said in case.context.splitlines()
+        assert said not in other.context.splitlines()
+        assert said in (case.questions[0].choices or ())
     assert cases == list(itertools.islice(canaries("test", 3), len(cases)))
     assert not {*NAMES["train"].split()} & {*NAMES["test"].split()}
-    assert cases != list(itertools.islice(canaries("train", 3), len(cases)))
+    lessons = list(itertools.islice(canaries("train", 3), 40))
+    assert len({frozenset(re.findall(r"\w+", case.context)) for case in lessons}) == 10
+
+
+def test_who_binds_nothing_knows_no_canary() -> None:
+    """A score that any text of the same words would bring is level with that of another case's text."""
+    cases = list(itertools.islice(canaries("test", 5), 100))
+    words = [{*case.context.split()} for case in cases]
+    own = [len(words[at] & {*case.questions[0].answer.split()}) for at, case in enumerate(cases)]
+    other = [len(words[(at + 1) % 100] & {*case.questions[0].answer.split()}) for at, case in enumerate(cases)]
+    assert own == other
 
 
 @pytest.fixture
@@ -370,3 +379,14 @@ def test_a_report_of_an_earlier_run_is_no_beginning_of_this_one(dossiers: Path, 
     (tmp_path / "codec.run" / "report.json").write_text("{}")
     with pytest.raises(ConfigError, match=r"no report of an earlier run, got .*report\.json"):
         align(Alignment("a", "b", dossiers, tmp_path / "codec"))
+
+
+def test_of_texts_alone_a_receiver_has_to_know_canary_facts_first(tmp_path: Path) -> None:
+    model, tokenizer = build("llama", len(TOKENIZER), window=1024), make_tokenizer(300, None)
+    model.save_pretrained(tmp_path / "random")
+    tokenizer.save_pretrained(tmp_path / "random")
+    texts = tmp_path / "texts.jsonl"
+    write_jsonl(texts, [Case(text, text, (Question("", "And so on.", "continuation"),)) for text in TEXTS])
+    plan = Alignment(str(HERE / "sender"), str(tmp_path / "random"), texts, tmp_path / "codec")
+    with pytest.raises(TrainingError, match="knows canary facts from its own reading"):
+        align(plan)

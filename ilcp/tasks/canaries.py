@@ -12,12 +12,14 @@ it cannot bring: another text's memory names the same and binds them otherwise.
 
 import random
 from collections.abc import Iterator
+from operator import eq
 
 from ilcp.tasks.cases import Case, Question
 
 __all__ = ["PEOPLE", "canaries"]
 
-PEOPLE = 4  # of a text, and texts of a group
+PEOPLE = 4  # of a text
+LASTS = {"train": 4, "test": 400}  # cases in a row with the same people and values: a test knows nobody else
 NAMES = {
     "train": "Anna Ben Clara David Emma Frank Grace Henry Julia Kevin Laura Mark Nina Oscar Paula Robert Sara Tom",
     "test": "Alice Brian Carol Daniel Ellen George Helen Jack Karen Lucy Martin Rose Simon Tina",
@@ -43,24 +45,27 @@ MANNERS = (  # how a fact is said, and of what
 def canaries(split: str = "test", seed: int = 0) -> Iterator[Case]:
     """Yields cases without end: a text of four facts, and one of them to be said again.
 
-    Four cases in a row have the same people and values, each value moved on by one person; so the next case's text is
-    wrong about whatever this one asks. ``split`` is ``"train"`` or ``"test"``: these share no name and no value.
+    ``split`` is ``"train"`` or ``"test"``: these share no name and no value. Cases in a row have the same people and
+    values, in training four of them, in a test 400; from each to the next every value moves to another person, so that
+    the next case's text names all that this one asks for, and is wrong about it.
     """
     drawn = random.Random(f"canaries {split} {seed}")
     names, number = NAMES[split].split(), 0
     while True:
         manner, pool = drawn.choice(MANNERS)
         people = drawn.sample(names, PEOPLE)
-        values = drawn.sample(pool[split].split(), PEOPLE)
-        for moved in range(PEOPLE):
-            facts = [manner.format(name=people[at], value=values[(at + moved) % PEOPLE]) for at in range(PEOPLE)]
-            asked = drawn.randrange(PEOPLE)
-            said = manner.format(name=people[asked], value=values[(asked + moved) % PEOPLE])
+        values = bound = drawn.sample(pool[split].split(), PEOPLE)
+        seen: set[str] = set()
+        while len(seen) < LASTS[split]:
+            other = drawn.sample(values, PEOPLE)
+            facts = [manner.format(name=name, value=value) for name, value in zip(people, other, strict=True)]
+            text = "\n".join(drawn.sample(facts, PEOPLE)) + "\n"
+            if text in seen or any(map(eq, other, bound)):
+                continue
+            seen.add(text)
+            bound, asked = other, drawn.randrange(PEOPLE)
             choices = tuple(manner.format(name=people[asked], value=value) for value in values)
-            given = said[: said.rindex(" ")]
-            yield Case(
-                id=f"canary {split} {seed} {number}",
-                context="\n".join(drawn.sample(facts, PEOPLE)) + "\n",
-                questions=(Question("", said, "continuation", choices=choices, given=given),),
-            )
+            given = facts[asked][: facts[asked].rindex(" ")]
+            question = Question("", facts[asked], "continuation", choices=choices, given=given)
+            yield Case(f"canary {split} {seed} {number}", text, (question,))
             number += 1
