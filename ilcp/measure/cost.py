@@ -280,10 +280,6 @@ def cost(
         points = bench.by_length(fitting, max(LENGTH_REPETITIONS, n // 3), longest_tokens, progress)
         flops = bench.count(fitting[0])
         processor_share = (time.process_time() - busy_s) / (time.perf_counter() - wall_s)
-    wire = sender.encode(fitting[0])
-    message = payload(wire, key=sender.key, audience=sender.audience)
-    blob = Message.from_bytes(wire, key=sender.key, audience=sender.audience).blob
-    parts = {name: int(part.value) for name, part in message.parts.items()}
     return Cost(
         question=question,
         threads=threads,
@@ -294,10 +290,19 @@ def cost(
         points=tuple(Point(*point) for point in points),
         sizes=model_sizes(receiver.model),
         flops=flops,
-        parts=parts if blob is None else parts | {"blob": blob.size_bytes},
+        parts=_parts(sender, fitting[0]),
         kv_token=kv_cache(receiver.model.config, 1, receiver.model.dtype.itemsize),
         skipped={CACHED: refusal} if refusal else {},
     )
+
+
+def _parts(sender: Sender, context: str) -> dict[str, int]:
+    """Returns the bytes of a context's message, part by part, and of what it names."""
+    wire = sender.encode(context)
+    parts = payload(wire, key=sender.key, audience=sender.audience).parts
+    blob = Message.from_bytes(wire, key=sender.key, audience=sender.audience).blob
+    found = {name: int(part.value) for name, part in parts.items()}
+    return found if blob is None else found | {"blob": blob.size_bytes}
 
 
 def require_repetitions(n: int) -> None:
