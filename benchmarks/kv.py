@@ -28,7 +28,7 @@ from gpu_parts import model_at
 
 from ilcp import Receiver
 from ilcp.codec import Context
-from ilcp.codec.memory import CacheMemory
+from ilcp.codec.memory import CacheMemory, Memory
 from ilcp.measure import provenance
 from ilcp.measure.bootstrap import Bootstrap
 from ilcp.models.fingerprint import identify
@@ -178,6 +178,12 @@ def timed(model: Any, tokenizer: Any, codecs: dict[str, KvCodec], args: argparse
     for name in codecs:
         found[name]["first_token_share"] = found[name]["first_token_ms"] / found["text"]["first_token_ms"]
     return found
+
+
+def likeliest(receiver: Receiver, memory: Memory | None, choices: Sequence[str]) -> str:
+    """Returns which of the choices a receiver thinks likeliest behind a memory, with nothing asked."""
+    scores = receiver.score([(memory, "", choice) for choice in choices], end=False)
+    return max(zip(choices, scores, strict=True), key=lambda pair: pair[1].log_likelihood_nats)[0]
 
 
 def first_token(receiver: Receiver, codec: KvCodec, payload: bytes) -> str:

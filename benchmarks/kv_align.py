@@ -20,11 +20,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import kv
 import numpy as np
 import torch
 from gpu_parts import model_at
 
 from ilcp import Receiver, TextMemory
+from ilcp.codec import Context
 from ilcp.codec.memory import Memory
 from ilcp.measure import provenance
 from ilcp.measure.bootstrap import Bootstrap
@@ -138,13 +140,11 @@ class _Asker:
 
     def mapped(self) -> Callable[[str], Memory]:
         """Returns what makes a memory of a text by the map as it is, through the codec's bytes."""
-        from ilcp.codec import Context
-
         codec = self.aligner.codec()
 
         def memory(text: str) -> Memory:
-            ((kv, _),) = self.aligner.sender.read([text], self.aligner.tokens)
-            return codec.decode(codec.encode(Context(kv=kv)))
+            ((own, _),) = self.aligner.sender.read([text], self.aligner.tokens)
+            return codec.decode(codec.encode(Context(kv=own)))
 
         return memory
 
@@ -182,10 +182,7 @@ class _Asker:
                     (score,) = self.receiver.score([(memory, question.text, question.answer)])
                     found.append(float(score.exact))
                     continue
-                choices = list(question.choices or ())
-                scores = self.receiver.score([(memory, "", choice) for choice in choices], end=False)
-                nats = [score.log_likelihood_nats for score in scores]
-                found.append(float(choices[nats.index(max(nats))] == question.answer))
+                found.append(float(kv.likeliest(self.receiver, memory, question.choices or ()) == question.answer))
         return np.array(found)
 
     def _next(self, memories: Sequence[Memory | None]) -> Any:

@@ -14,6 +14,7 @@ from ilcp.errors import ConfigError
 from ilcp.measure import Report, choose, save_report
 from ilcp.measure.choosing import axis_of
 from ilcp.measure.items import Arm
+from ilcp.measure.plots import AXES
 from tests.test_page import make_report
 
 
@@ -156,6 +157,18 @@ def test_reports_of_other_questions_and_half_ones_are_refused(latent: Report, ca
     for wrong in ({"max_bytes": 0}, {"max_first_token_ms": float("nan")}, {"min_recovery": float("nan")}):
         with pytest.raises(ConfigError, match="expected m"):
             choose([latent], **wrong)
+
+
+def test_an_offer_has_the_receivers_time_and_tokens_and_each_is_drawn_against_its_own(latent: Report) -> None:
+    assert latent.cost is not None
+    figures = latent.cost.figures()
+    offers = {offer.arm: offer for offer in axis_of([latent])}
+    for arm in ("message", "text"):
+        places = [across.of(offers[arm]) for across in AXES.values()]
+        taken = [figures[f"{what}, {arm}"].value for what in ("first token", "tokens")]
+        assert places == [offers[arm].mean_bytes, *taken]
+        assert len(set(places)) == 3
+    assert offers["lm-80"].read_tokens is offers["lm-80"].first_token_ms is None
 
 
 def test_the_command_names_what_to_hand_over(latent: Report, cache: Report, tmp_path: Path) -> None:

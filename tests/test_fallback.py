@@ -75,6 +75,15 @@ def test_with_evidence_the_message_crosses_and_nothing_is_said(ends: Any) -> Non
     assert len(receiver.codecs) == 2
 
 
+def test_evidence_that_nobody_trusted_signed_is_none_where_somebody_is_to_be_trusted(ends: Any) -> None:
+    _, receiver_of = ends(SHOWN)
+    with pytest.warns(FallbackWarning, match="vae is left out, only text is taken: expected evidence that somebody"):
+        receiver = receiver_of(otherwise="text", trust=["ab" * 32])
+    assert [each.spec.name for each in receiver.codecs] == ["text-plain"]
+    with pytest.raises(UnmeasuredError, match="expected evidence that somebody trusted signed"):
+        receiver_of(trust=["ab" * 32])
+
+
 def test_nobody_falls_back_unasked(ends: Any) -> None:
     sender, receiver_of = ends(None)
     with warnings.catch_warnings():

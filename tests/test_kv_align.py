@@ -24,7 +24,8 @@ from ilcp.tasks.canaries import LASTS, NAMES, canaries
 from ilcp.tasks.written import write_jsonl
 from ilcp.training.align import Alignment, align, taught
 from ilcp_codecs.kv import AlignedCodec, Aligner, ExactCodec, Int8Codec
-from ilcp_codecs.kv.aligning import Step, _paired
+from ilcp_codecs.kv.aligning import Step, _paired, _sources
+from ilcp_codecs.kv.container import Layer
 from ilcp_codecs.kv.ends import Behind
 from ilcp_codecs.kv.ridge import Sums
 from tests.families import SLIDING_TOKENS, build
@@ -171,6 +172,24 @@ def test_layers_that_forget_are_no_sources_where_others_are() -> None:
     assert {one for own in short.sources for one in own} == {0, 1}
     windowed = aligner("mistral")
     assert windowed.tokens == SLIDING_TOKENS - 1
+
+
+def test_each_layer_is_made_of_those_as_deep_as_there_are_features_for() -> None:
+    wide = [Layer(8, 64, 64, 0, 0)] * 9  # 1,024 features each
+    assert _sources(wide, wide[:3], 99) == [(1,), (4,), (7,)]
+    narrow = [Layer(4, 64, 64, 0, 0)] * 9  # three times as many layers fit
+    assert _sources(narrow, wide[:3], 99) == [(0, 1, 2), (3, 4, 5), (6, 7, 8)]
+
+
+def test_a_case_is_held_where_question_and_answer_have_room_behind_it_and_some_is_spare() -> None:
+    made = aligner()
+    case = CASES[0]
+    text = max(len(tokenizer(case.context).input_ids) for tokenizer in (TOKENIZER, OTHER))
+    suffix, answer = made._asked(QUESTION, "Bergen")
+    needed = len(made.receiver.prefix) + text + len(suffix) + len(answer) + 32
+    for window, held in ((needed, True), (needed - 1, False)):
+        receiver = build("qwen3", len(OTHER), hidden=48, layers=3, window=window)
+        assert Aligner(build("llama", len(TOKENIZER)), TOKENIZER, receiver, OTHER).holds(case) is held
 
 
 @pytest.mark.parametrize(

@@ -33,8 +33,9 @@ def in_text(sender: "Sender", source: Any, literals: Any, otherwise: Otherwise) 
         EncodeError: the source has no text, or the text is too long for a message.
         ConfigError: ``otherwise`` is something else.
     """
-    because = _unproven(sender.codec, otherwise)
-    if because is None:
+    _require_otherwise(otherwise)
+    because = _against(sender.codec)
+    if because is None or sender.codec.spec.name == TEXT:
         return None
     from ilcp.handoff.sender import Sender
 
@@ -54,39 +55,36 @@ def accepted(
         ConfigError: ``otherwise`` is something else, or without a codec for the text.
         UnmeasuredError, MissingExtraError: as ``Receiver``.
     """
-    if otherwise is not None and not any(_is_text(each, otherwise) for each in codecs):
+    _require_otherwise(otherwise)
+    if otherwise and TEXT not in (each.spec.name for each in codecs):
         raise ConfigError(f"expected a codec {TEXT} beside otherwise='text', got none: give [codec, PlainCodec()]")
     trusted = () if trust is None else trusted_keys(trust)
     found = []
     for each in codecs:
-        codec_id = each.trained.codec_id(each.spec).hex()
-        try:
-            if otherwise is None or not _is_text(each, otherwise):
-                if trusted:
-                    require_signed(each.evidence, trusted, codec_id)
-                if not allow_unmeasured:
-                    require_evidence(each.evidence, codec_id)
-        except UnmeasuredError as error:
-            if otherwise is None:
-                raise
-            warnings.warn(f"{each.spec.name} is left out, only text is taken: {error}", FallbackWarning, stacklevel=3)
-            continue
-        found.append(each)
+        text = otherwise and each.spec.name == TEXT
+        because = None if text else _against(each, trusted, allow_unmeasured)
+        if because is None:
+            found.append(each)
+        elif otherwise:
+            warnings.warn(f"{each.spec.name} is left out, only text is taken: {because}", FallbackWarning, stacklevel=3)
+        else:
+            raise because
     return tuple(found)
 
 
-def _is_text(codec: Codec, otherwise: Any) -> bool:
-    if otherwise != "text":
+def _require_otherwise(otherwise: Any) -> None:
+    if otherwise not in (None, "text"):
         raise ConfigError(f"expected otherwise='text' or None, got {otherwise!r}")
-    return codec.spec.name == TEXT
 
 
-def _unproven(codec: Codec, otherwise: Any) -> str | None:
-    """Says why a codec's message is not relied on; None where its evidence holds."""
-    if _is_text(codec, otherwise):
-        return None
+def _against(codec: Codec, trusted: Sequence[str] = (), allow_unmeasured: bool = False) -> UnmeasuredError | None:
+    """Returns what keeps a codec from being taken; None where its evidence holds, or nobody wants any."""
+    codec_id = codec.trained.codec_id(codec.spec).hex()
     try:
-        require_evidence(codec.evidence, codec.trained.codec_id(codec.spec).hex())
+        if trusted:
+            require_signed(codec.evidence, trusted, codec_id)
+        if not allow_unmeasured:
+            require_evidence(codec.evidence, codec_id)
     except UnmeasuredError as error:
-        return str(error)
+        return error
     return None

@@ -109,10 +109,10 @@ class Receiver:
         self.model = model = plain(model)
         require_receiver(model)
         require_tokenizer(tokenizer, "receiver")
-        self.codecs = codecs_of(codec)
-        self._known = Known("receiver", [each.trained.receiver for each in self.codecs])
+        codecs = codecs_of(codec)
+        self._known = Known("receiver", [each.trained.receiver for each in codecs])
         self._known.require(model, tokenizer)
-        self.codecs = accepted(self.codecs, trust, allow_unmeasured, otherwise)
+        self.codecs = accepted(codecs, trust, allow_unmeasured, otherwise)
         model.eval()
         self.tokenizer = tokenizer
         self.codec = self.codecs[0]

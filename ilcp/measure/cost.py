@@ -16,9 +16,9 @@ from ilcp.errors import ConfigError
 from ilcp.handoff import Receiver, Sender
 from ilcp.measure.figures import Computed, Measured
 from ilcp.measure.flops import model_sizes, prefill_flops
-from ilcp.measure.payload import kv_cache, payload
+from ilcp.measure.payload import kv_cache
 from ilcp.measure.timing import Bench, fits, torch_threads
-from ilcp.message import Message
+from ilcp.message import describe
 from ilcp.models.reading import window_tokens
 from ilcp.records import read_record
 
@@ -298,11 +298,9 @@ def cost(
 
 def _parts(sender: Sender, context: str) -> dict[str, int]:
     """Returns the bytes of a context's message, part by part, and of what it names."""
-    wire = sender.encode(context)
-    parts = payload(wire, key=sender.key, audience=sender.audience).parts
-    blob = Message.from_bytes(wire, key=sender.key, audience=sender.audience).blob
-    found = {name: int(part.value) for name, part in parts.items()}
-    return found if blob is None else found | {"blob": blob.size_bytes}
+    described = describe(sender.encode(context), key=sender.key, audience=sender.audience)
+    parts = {part.name: part.size_bytes for part in described.parts}
+    return parts if described.blob_bytes is None else parts | {"blob": described.blob_bytes}
 
 
 def require_repetitions(n: int) -> None:

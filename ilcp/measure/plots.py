@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -52,14 +52,34 @@ MOST_KINDS, HEADING = 8, 44  # of one plot; characters of a kind's name
 COLOURS = ("#0072B2", "#D55E00")  # of codecs, in turn: no text's are these, and no text's marker is one of the next
 MARKERS = ("o", "h", "p", "*", "<", ">", "8", "d")
 ROW = 0.2  # inches of height of one arm under a kind
-AXES: dict[str, tuple[Callable[[Offer], float | None], str, str]] = {  # of several reports: place, title, label
-    "recovery": (lambda offer: offer.mean_bytes, "Recovery against bytes on the wire", "wire bytes per document, mean"),
-    "first token": (
+
+
+class Across(NamedTuple):
+    """What recovery is drawn against: what an offer has of it, a title, the axis' label and its numbers."""
+
+    of: Callable[[Offer], float | None]
+    title: str
+    label: str
+    numbers: "Callable[[Axis], None]"
+
+
+BYTES = Across(
+    lambda offer: offer.mean_bytes, "Recovery against bytes on the wire", "wire bytes per document, mean", short_numbers
+)
+AXES = {  # of several reports
+    "recovery": BYTES,
+    "first token": Across(
         lambda offer: offer.first_token_ms,
         "Recovery against the first token",
         "time to the first token, ms, median",
+        plain_numbers,
     ),
-    "tokens": (lambda offer: offer.read_tokens, "Recovery against tokens read", "tokens read before an answer, median"),
+    "tokens": Across(
+        lambda offer: offer.read_tokens,
+        "Recovery against tokens read",
+        "tokens read before an answer, median",
+        plain_numbers,
+    ),
 }
 
 
@@ -101,7 +121,7 @@ def save_axes(report: Report, offers: Sequence[Offer], folder: str | Path) -> li
         StorageError: the folder or a file cannot be written.
     """
     with style():
-        drawn = {name: _axis(report, offers, *what) for name, what in AXES.items()}
+        drawn = {name: _axis(report, offers, across) for name, across in AXES.items()}
     return _save_all({name: figure for name, figure in drawn.items() if figure is not None}, Path(folder))
 
 
@@ -117,13 +137,11 @@ def _save_all(drawn: "Mapping[str, Figure]", folder: Path) -> list[Path]:
     return paths
 
 
-def _axis(
-    report: Report, offers: Sequence[Offer], of: Callable[[Offer], float | None], title: str, label: str
-) -> "Figure | None":
-    """Draws recovery against what ``of`` says of an offer; None where it says nothing of any."""
+def _axis(report: Report, offers: Sequence[Offer], across: Across) -> "Figure | None":
+    """Draws recovery of offers; None where none has what it is drawn against."""
     curves: dict[str, list[tuple[float, Measured]]] = {}
     for offer in offers:
-        stem, place = _stem(offer.arm), of(offer)
+        stem, place = _stem(offer.arm), across.of(offer)
         name = stem if not offer.codec else offer.codec if stem == "message" else f"{offer.codec}, {stem}"
         curves.setdefault(name, []).extend([] if place is None else [(place, offer.recovery)])
     if not any(curves.values()):
@@ -134,23 +152,13 @@ def _axis(
         for at, name in enumerate(of_codecs)
     }
     drawn = [Series.of(name, looks.get(name) or LOOKS[name], found) for name, found in curves.items() if found]
-    levels = _curves(report, {"none": ("none", np.nan)})
-    return _against(
-        report, drawn, levels, short_numbers if title == AXES["recovery"][1] else plain_numbers, title, label
-    )
+    return _against(report, drawn, _curves(report, {"none": ("none", np.nan)}), across)
 
 
-def _against(
-    report: Report,
-    drawn: Sequence[Series],
-    levels: Sequence[Series],
-    numbers: "Callable[[Axis], None]",
-    title: str = "Recovery against bytes on the wire",
-    label: str = "wire bytes per document, mean",
-) -> "Figure":
-    figure, axes = sheet(title, _over(report), 4.6, named=len(drawn) + len(levels))
-    axes.set(xscale="log", xlabel=f"{label} (log scale)")
-    numbers(axes.xaxis)
+def _against(report: Report, drawn: Sequence[Series], levels: Sequence[Series], across: Across) -> "Figure":
+    figure, axes = sheet(across.title, _over(report), 4.6, named=len(drawn) + len(levels))
+    axes.set(xscale="log", xlabel=f"{across.label} (log scale)")
+    across.numbers(axes.xaxis)
     return _recoveries(figure, axes, drawn, levels)
 
 
@@ -179,7 +187,7 @@ def _recovery(report: Report) -> "Figure | None":
     stems = {name: "message" if arm.family == "message" else _stem(name) for name, arm in crossed.items()}
     drawn = _curves(report, {name: (stems[name], arm.sizes()["wire"].value) for name, arm in crossed.items()})
     levels = _curves(report, {name: (name, np.nan) for name in ("none", "continuous") if name in report.arms})
-    return _against(report, drawn, levels, plain_numbers)
+    return _against(report, drawn, levels, BYTES._replace(numbers=plain_numbers))
 
 
 def _hops(report: Report) -> "Figure | None":

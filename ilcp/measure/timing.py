@@ -15,7 +15,6 @@ import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from copy import deepcopy
 from functools import partial
 
 import torch
@@ -25,7 +24,7 @@ from ilcp.codec.memory import CacheMemory, Memory, TextMemory
 from ilcp.errors import ConfigError, EncodeError
 from ilcp.handoff import Receiver, Sender
 from ilcp.measure.flops import count_flops, eager_attention
-from ilcp.measure.prefill import cache_text
+from ilcp.measure.prefill import CachedText, cache_text
 from ilcp.message import Message
 from ilcp.models.forward import Prefill, embed, has_room
 from ilcp.models.prompt import layout, text_ids
@@ -161,8 +160,8 @@ class Bench:
             return partial(self.prefill, prompt), len(prompt)
         place = layout(receiver.tokenizer, self.question, receiver.template)
         cache, rest = receiver.prefill(memory, self.question), embed(receiver.model, place.suffix).detach()
-        held = len(place.prefix) + memory.kv.tokens
-        return lambda: self.prefill.outputs(rest, deepcopy(cache), held), len(place.prefix) + len(place.suffix)
+        kept = CachedText(cache, len(place.prefix) + memory.kv.tokens, rest)
+        return lambda: kept.first_logits(self.prefill, kept.copy()), len(place.prefix) + len(place.suffix)
 
     def _time(self, steps: Steps, turn: int) -> dict[str, float]:
         """Returns milliseconds of each step, in an order drawn for ``turn``: none always follows the same one."""

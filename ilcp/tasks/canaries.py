@@ -16,7 +16,7 @@ from operator import eq
 
 from ilcp.tasks.cases import Case, Question
 
-__all__ = ["PEOPLE", "canaries"]
+__all__ = ["canaries"]
 
 PEOPLE = 4  # of a text
 LASTS = {"train": 4, "test": 400}  # cases in a row with the same people and values: a test knows nobody else

@@ -1,4 +1,4 @@
-"""``ilcp align`` and ``ilcp.training.align``: from two models to a measured map between their caches.
+"""``ilcp align``: from two models to a measured map between their caches.
 
 ::
 
@@ -35,13 +35,15 @@ from ilcp.measure.files import UNFINISHED
 from ilcp.measure.run import require_cases
 from ilcp.models.loading import load_model
 from ilcp.nn.attention import many_shapes
-from ilcp.tasks import Case, Question, read_jsonl
-from ilcp.tasks.canaries import canaries
+from ilcp.tasks import Case, Question, canaries, read_jsonl
 from ilcp.tasks.load import own_test
 from ilcp.tasks.written import merged, write_jsonl
+from ilcp.training.begun import is_empty
+from ilcp.training.card import short_name
 from ilcp.training.data import LEAST, split
-from ilcp.training.finish import shows
-from ilcp.training.pace import say, seconds_text, voice
+from ilcp.training.finish import REPORT, shows, tell
+from ilcp.training.log import LOG
+from ilcp.training.pace import seconds_text, voice
 
 __all__ = ["Alignment", "align", "taught"]
 
@@ -49,7 +51,6 @@ MINUTES = 20.0
 CANARIES = "canary facts"
 TRIED = 48  # canaries that the receiver is asked from their text, before anything is fitted
 TEST_CASES = 300
-REPORT, LOG = "report.json", "log.jsonl"
 EVERY = 5  # steps of the second step, a line of its log
 CONTINUED_CHARACTERS = 200  # of a text without questions: what comes next, behind a place that is drawn
 
@@ -98,8 +99,13 @@ class Alignment:
             raise ConfigError(f"expected minutes above 0, got {self.minutes}")
         if self.seed < 0:
             raise ConfigError(f"expected seed to be 0 or more, got {self.seed}")
-        if os.path.lexists(self.out) and not (os.path.isdir(self.out) and not os.listdir(self.out)):
+        if os.path.lexists(self.out) and not is_empty(self.out):
             raise ConfigError(f"expected a new folder for the codec, got {self.out}, which is there: choose another")
+
+    @property
+    def work(self) -> Path:
+        """The folder of the cases and the report, beside the codec's."""
+        return own_test(self.out).parent
 
 
 def align(plan: Alignment) -> Report:
@@ -115,7 +121,7 @@ def align(plan: Alignment) -> Report:
     if asked and len(asked) < len(cases):
         raise ConfigError(f"expected either questions or texts alone in {plan.data}, got both: align with one of them")
     training, test, task = _parts(cases, bool(asked), plan)
-    _require_new(own_test(plan.out).parent)
+    _require_new(plan.work)
     models = [load_model(one, dtype=plan.dtype, device=plan.device) for one in (plan.sender, plan.receiver)]
     _require_known(*models[1], test, task, ends=bool(asked))
     with many_shapes():
@@ -127,7 +133,7 @@ def align(plan: Alignment) -> Report:
                     f"expected texts of at most {aligner.tokens} of the sender's tokens, with room for the question in "
                     f"the receiver's window, got case {case.id!r}: shorten it, leave it out, or allow more tokens"
                 )
-        _tell(f"both models read {len(training)} texts")
+        tell(f"both models read {len(training)} texts")
         aligner.fit([case.context for case in training])
         steps = _tuned(aligner, training if asked else taught(training, plan.seed), plan)
         _save(aligner.codec(), plan, training, steps)
@@ -185,7 +191,7 @@ def _require_known(model: Any, tokenizer: Any, cases: Sequence[Case], task: str,
             f"text and {other.mean():.2f} by another's: what it does not know itself no cache can tell it; take one "
             "that reads them, or --data with questions that it answers"
         )
-    _tell(
+    tell(
         f"the receiver, by its own reading of {task}: {own.mean():.2f} nats an answer, by another's {other.mean():.2f}"
     )
 
@@ -206,19 +212,19 @@ def taught(cases: Sequence[Case], seed: int) -> list[Case]:
 def _tuned(aligner: Any, cases: Sequence[Case], plan: Alignment) -> list[dict[str, float]]:
     """Takes the second step, and returns what it said of itself; Ctrl-C ends it, and its map stays."""
     told: list[dict[str, float]] = []
-    with voice(Console(stderr=True, soft_wrap=True), "through the receiver") as tell:
+    with voice(Console(stderr=True, soft_wrap=True), "through the receiver") as show:
 
         def heard(step: Any) -> None:
             told.append(asdict(step))
             left = seconds_text(max(0.0, 60 * plan.minutes - step.seconds))
-            tell(step.seconds / (60 * plan.minutes), f"step {step.steps:,} · KL {step.kl:.3f} nats · ends in {left}")
+            show(step.seconds / (60 * plan.minutes), f"step {step.steps:,} · KL {step.kl:.3f} nats · ends in {left}")
 
         try:
             aligner.tune(cases, minutes=plan.minutes, seed=plan.seed, every=EVERY, told=heard)
         except KeyboardInterrupt:
-            _tell("interrupted: what was found so far is saved and measured")
+            tell("interrupted: what was found so far is saved and measured")
         except TrainingError as error:
-            _tell(f"{error}; what was found before that step is saved and measured")
+            tell(f"{error}; what was found before that step is saved and measured")
     return told
 
 
@@ -234,7 +240,7 @@ def _save(codec: Codec, plan: Alignment, cases: Sequence[Case], steps: Sequence[
     save(
         codec,
         plan.out,
-        card=CARD.format(sender=_name(plan.sender), receiver=_name(plan.receiver), **made),
+        card=CARD.format(sender=short_name(plan.sender), receiver=short_name(plan.receiver), **made),
         training=made,
     )
     try:
@@ -242,7 +248,7 @@ def _save(codec: Codec, plan: Alignment, cases: Sequence[Case], steps: Sequence[
         (plan.out / LOG).write_text("".join(json.dumps(step) + "\n" for step in steps), encoding="utf-8")
     except OSError as error:
         raise StorageError(f"expected room for the codec in {plan.out}, got: {error}; free space") from error
-    _tell(f"the map is in {plan.out}, not measured yet: 'ilcp measure {plan.out} --attach' does so too")
+    tell(f"the map is in {plan.out}, not measured yet: 'ilcp measure {plan.out} --attach' does so too")
 
 
 def _measured(
@@ -257,16 +263,8 @@ def _measured(
         seed=plan.seed,
         answers_end=ends,
         repetitions=0,
-        keep=own_test(plan.out).parent / REPORT,
+        keep=plan.work / REPORT,
         progress=shows(),
     )
     attach_evidence(plan.out, report.evidence())
     return report
-
-
-def _name(model: str) -> str:
-    return model.rstrip("/").split("/")[-1]
-
-
-def _tell(text: str) -> None:
-    say(Console(stderr=True, soft_wrap=True), text)

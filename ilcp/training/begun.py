@@ -25,7 +25,7 @@ from ilcp.training.hyperparameters import renamed
 from ilcp.training.log import flat
 from ilcp.training.precision import in_bfloat16
 
-__all__ = ["KEPT", "STUDY", "is_begun", "refuse_taken", "same_config"]
+__all__ = ["KEPT", "STUDY", "is_begun", "is_empty", "refuse_taken", "same_config"]
 
 KEPT, STUDY = "plan.json", "self-study.jsonl"  # in the run's folder, named as ever
 STAGES = ("", tuning.FOLDER, lesson.FOLDER)  # each with a checkpoint of its own
@@ -48,7 +48,7 @@ def refuse_taken(config: TrainingConfig, resume: bool) -> None:
     if os.path.islink(out) or os.path.ismount(out):
         raise ConfigError(f"expected a plain folder for the codec, got a link or mount at {out}: name one inside")
     unmeasured = _is_unmeasured(out) and has_checkpoint(work)
-    if os.path.exists(out) and not _is_empty(out) and not (resume and unmeasured):
+    if os.path.exists(out) and not is_empty(out) and not (resume and unmeasured):
         holds, way_out = "is not empty", ""
         if os.path.exists(out / CONFIG):
             holds = "holds a codec already"
@@ -66,7 +66,7 @@ def refuse_taken(config: TrainingConfig, resume: bool) -> None:
         )
 
 
-def _is_empty(out: Path) -> bool:
+def is_empty(out: Path) -> bool:
     """Says whether there is a folder with nothing in it; one that cannot be read may hold anything."""
     with suppress(OSError):
         return not os.listdir(out)

@@ -9,7 +9,7 @@ from ilcp.measure import Report
 from ilcp.measure.arms import NO_CODEC
 from ilcp.message import Message
 
-__all__ = ["write_card"]
+__all__ = ["short_name", "write_card"]
 
 CARD = """---
 library_name: ilcp
@@ -66,14 +66,14 @@ def write_card(codec: Codec, made: Mapping[str, Any], report: Report | None) -> 
     adapted = config["adapt_receiver"]
     return (
         CARD.format(
-            sender=_name(config["sender"]),
-            receiver=_name(config["receiver"]),
+            sender=short_name(config["sender"]),
+            receiver=short_name(config["receiver"]),
             payload=codec.spec.payload_bytes,
             wire=_wire(codec, report),
             receiver_model="ilcp.adapt(model_b, codec)" if adapted else "model_b",
             verdict="" if report is None else f"{report.verdict()}\n\n",
             shares=", ".join(f"{part} {share:.0%}" for part, share in made["time_shares"].items()),
-            source="which the sender wrote itself" if config["data"] is None else f"from {_name(config['data'])}",
+            source="which the sender wrote itself" if config["data"] is None else f"from {short_name(config['data'])}",
             adapted=ADAPTED if adapted else "",
             tuned=_tuned(made),
             arms="" if report is None else f"{ARMS}{_arms(report)}\n",
@@ -119,5 +119,6 @@ def _arms(report: Report) -> str:
     return "\n".join(lines)
 
 
-def _name(path: str) -> str:
+def short_name(path: str) -> str:
+    """Returns what a card calls a model or a file: the end of its path or id."""
     return path.rstrip("/").split("/")[-1]

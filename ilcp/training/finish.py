@@ -38,7 +38,7 @@ from ilcp.training.pace import say
 from ilcp.training.result import Result
 from ilcp.training.tuning import tuned
 
-__all__ = ["STATES", "Job", "finish", "shows", "tell"]
+__all__ = ["REPORT", "STATES", "Job", "finish", "shows", "tell"]
 
 STATES = "states"  # in the run's folder
 REPORT, DRAFT, BEFORE = "report.json", "codec", "codec.before"  # as well

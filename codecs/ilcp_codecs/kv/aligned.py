@@ -10,34 +10,32 @@ have made of the text: so the sender needs nothing of the receiver but this code
 map; ``ilcp align`` does so, and measures what it carries.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import msgspec
 import torch
 from einops import rearrange
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ilcp.codec.context import Context
-from ilcp.codec.keys_values import KeysValues, held_tokens
+from ilcp.codec.keys_values import KeysValues
 from ilcp.codec.spec import CodecSpec, Trained
 from ilcp.errors import ConfigError, EncodeError, IdentityError, StorageError
-from ilcp.files import require_readable
-from ilcp.folders import inside, shapes_of
-from ilcp.identity import ModelIdentity, digest_all
+from ilcp.identity import ModelIdentity
 from ilcp_codecs.kv.codecs import DTYPES, Int8Codec
 from ilcp_codecs.kv.container import Layer, Shape, shape_from
+from ilcp_codecs.kv.tensors import WEIGHTS, Shapes, digest_of, rows_of, tensors_in
 
 if TYPE_CHECKING:
     from ilcp_codecs.kv.aligning import Aligner
 
-__all__ = ["AlignedCodec", "Ends", "features", "split", "width_of", "windowless"]
+__all__ = ["AlignedCodec", "Ends", "applied", "features", "split", "width_of", "windowless"]
 
-WEIGHTS = "model.safetensors"
 Sources = tuple[tuple[int, ...], ...]  # for each layer of the receiver the layers of the sender
 
 
@@ -80,7 +78,7 @@ class AlignedCodec(Int8Codec):
         if len(self.sources) != wanted or not all(each and {*each} <= {*known} for each in self.sources):
             raise ConfigError(f"expected some of the layers {known} as sources of each of {wanted}, got {sources}")
         self.tensors = dict(tensors)
-        self.trained = Trained(ends.sender, ends.receiver, _digest(self.sources, self.tensors))
+        self.trained = Trained(ends.sender, ends.receiver, digest_of(self.tensors, [repr(self.sources).encode()]))
 
     @classmethod
     def of(cls, model: Any, tokenizer: Any, *, tokens: int | None = None) -> Self:
@@ -119,23 +117,13 @@ class AlignedCodec(Int8Codec):
         Raises:
             EncodeError: they are larger than the receiver's dtype holds.
         """
-        own, gives = kv.at(None).to("cpu"), self.ends.gives
-        pairs = []
-        for number, (layer, sources) in enumerate(zip(gives.layers, self.sources, strict=True)):
-            weight, bias = self.tensors[f"weight.{number}"], self.tensors[f"bias.{number}"]
-            rows = features(own, sources)[-held_tokens(own.tokens, layer.window) :]
-            pairs.append(split(rows @ weight + bias, layer))
-        dtype = DTYPES[self.ends.dtype]
-        if not all(bool(each.to(dtype).isfinite().all()) for pair in pairs for each in pair):
+        layers, dtype = range(len(self.sources)), DTYPES[self.ends.dtype]
+        maps = [partial(_linear, self.tensors[f"weight.{number}"], self.tensors[f"bias.{number}"]) for number in layers]
+        pairs = applied(kv.at(None).to("cpu"), self.sources, maps, self.ends.gives)
+        cast = [(keys.to(dtype), values.to(dtype)) for keys, values in pairs]
+        if not all(bool(each.isfinite().all()) for pair in cast for each in pair):
             raise EncodeError(f"expected mapped keys and values that {self.ends.dtype} holds, got larger ones")
-        return KeysValues(
-            keys=tuple(keys.to(dtype) for keys, _ in pairs),
-            values=tuple(values.to(dtype) for _, values in pairs),
-            tokens=own.tokens,
-            start=None,
-            ropes=tuple(gives.ropes[layer.rope] for layer in gives.layers),
-            windows=tuple(layer.window for layer in gives.layers),
-        )
+        return self.ends.gives.keys_values(cast, kv.tokens, None)
 
     def save_files(self, folder: Path) -> dict[str, Any]:
         """Writes the maps; returns shapes, sources and dtype."""
@@ -156,25 +144,27 @@ class AlignedCodec(Int8Codec):
         dtype = settings.get("dtype")
         if dtype not in DTYPES or {*settings} != {"reads", "gives", "sources", "dtype"} or not _are_sources(sources):
             raise StorageError(f"expected the settings of {cls.name} in {folder}, got others: fetch the codec again")
-        ends, file = Ends(trained.sender, trained.receiver, reads, gives, str(dtype)), inside(folder, WEIGHTS)
-        require_readable(file)
-        try:
-            _require_shapes(shapes_of(file), ends, sources, file)
-            tensors = load_file(file)
-        except SafetensorError as error:
-            raise StorageError(f"expected the maps in {file}, got: {error}; fetch the codec again") from error
-        if not all(bool(each.isfinite().all()) for each in tensors.values()):
-            raise StorageError(f"expected finite numbers in {file}, got others: damaged")
+        ends = Ends(trained.sender, trained.receiver, reads, gives, str(dtype))
+        tensors = tensors_in(folder, _shapes(ends, sources), "a weight and a bias for each layer of the receiver")
         codec = cls(ends, sources, tensors)
         if codec.trained.weights != trained.weights:
             raise IdentityError(f"expected maps {trained.weights}, got {codec.trained.weights}: fetch the codec again")
         return codec
 
 
+def applied(
+    kv: KeysValues, sources: Sequence[Sequence[int]], maps: Sequence[Callable[[Tensor], Tensor]], gives: Shape
+) -> list[tuple[Tensor, Tensor]]:
+    """Returns each layer's keys and values of a receiver, of the tokens that its window holds, out of a sender's."""
+    return [
+        split(one(features(kv, own)[-layer.held(kv.tokens) :]), layer)
+        for own, one, layer in zip(sources, maps, gives.layers, strict=True)
+    ]
+
+
 def features(kv: KeysValues, sources: Sequence[int]) -> Tensor:
     """Returns float32 ``"tokens features"``: keys and values of these layers, head by head, side by side."""
-    pairs = [each for source in sources for each in (kv.keys[source], kv.values[source])]
-    return torch.cat([rearrange(each.float(), "heads tokens width -> tokens (heads width)") for each in pairs], 1)
+    return torch.cat([rows_of(each) for source in sources for each in (kv.keys[source], kv.values[source])], 1)
 
 
 def split(rows: Tensor, layer: Layer) -> tuple[Tensor, Tensor]:
@@ -203,18 +193,15 @@ def _are_sources(sources: Any) -> bool:
     )
 
 
-def _require_shapes(
-    found: Mapping[str, tuple[tuple[int, ...], str]], ends: Ends, sources: Sequence[Sequence[int]], file: Path
-) -> None:
-    """Refuses a file of other tensors than the sources need, before one is loaded."""
+def _linear(weight: Tensor, bias: Tensor, x: Tensor) -> Tensor:
+    return x @ weight + bias
+
+
+def _shapes(ends: Ends, sources: Sequence[Sequence[int]]) -> Shapes:
+    """Returns which tensors the sources need."""
     wanted: dict[str, tuple[tuple[int, ...], str]] = {}
     layers = dict(enumerate(ends.reads.layers))
     for number, (layer, own) in enumerate(zip(ends.gives.layers, sources, strict=False)):
         inputs, outputs = width_of([layers[each] for each in own if each in layers]), width_of([layer])
         wanted |= {f"weight.{number}": ((inputs, outputs), "F32"), f"bias.{number}": ((outputs,), "F32")}
-    if dict(found) != wanted:
-        raise StorageError(f"expected a weight and a bias for each layer of the receiver in {file}, got others")
-
-
-def _digest(sources: Sources, tensors: Mapping[str, Tensor]) -> str:
-    return digest_all([repr(sources).encode(), *(tensors[name].numpy().tobytes() for name in sorted(tensors))]).hex()
+    return wanted

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, TypeVar
 
+import msgspec
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -28,9 +29,9 @@ from ilcp.inputs import listed, require_text
 from ilcp.models.packing import packs
 from ilcp.models.prompt import answer_ids, continuation, layout
 from ilcp.tasks import Case
-from ilcp_codecs.kv.aligned import AlignedCodec, Ends, features, split, width_of, windowless
-from ilcp_codecs.kv.codecs import DTYPES
-from ilcp_codecs.kv.container import Layer, Shape
+from ilcp_codecs.kv.aligned import AlignedCodec, Ends, applied, features, width_of, windowless
+from ilcp_codecs.kv.codecs import dtype_name
+from ilcp_codecs.kv.container import Layer
 from ilcp_codecs.kv.ends import Asked, Behind, End
 from ilcp_codecs.kv.ridge import LinearMap, Sums
 
@@ -151,8 +152,7 @@ class Aligner:
             ConfigError: nothing was fitted, or no case is left; or a number is impossible.
             TrainingError: the receiver says what is no number; the map stays as it was before that step.
         """
-        if not self._maps:
-            raise ConfigError("expected a map that was fitted, got none: call fit first")
+        self._require_fitted()
         if not 0 < minutes < float("inf") or (steps is not None and steps < 1) or every < 1:
             raise ConfigError(f"expected minutes, steps and every above 0, got {minutes}, {steps} and {every}")
         given = listed(cases, "cases in a list", "case", error=ConfigError)
@@ -191,7 +191,8 @@ class Aligner:
                     raise TrainingError(f"expected a finite loss, got {loss.item()} in step {steps + 1}: try float32")
                 optimiser.step()
                 optimiser.zero_grad()
-                steps, seen = steps + 1, [*seen, loss.item()]
+                steps += 1
+                seen.append(loss.item())
                 if steps % every == 0:
                     now = time.monotonic()
                     told(Step(steps, now - begun, fmean(seen)))
@@ -207,15 +208,18 @@ class Aligner:
         Raises:
             ConfigError: nothing was fitted.
         """
-        if not self._maps:
-            raise ConfigError("expected a map that was fitted, got none: call fit first")
-        sender, receiver = self.sender.identity, self.receiver.identity
-        reads, gives = (_limited(end.shape, self.tokens) for end in (self.sender, self.receiver))
-        dtype = next(name for name, dtype in DTYPES.items() if dtype == self.receiver.model.dtype)
+        self._require_fitted()
+        sender, receiver = self.sender, self.receiver
+        reads, gives = (msgspec.structs.replace(end.shape, tokens=self.tokens) for end in (sender, receiver))
+        ends = Ends(sender.identity, receiver.identity, reads, gives, dtype_name(receiver.model.dtype))
         tensors: dict[str, Tensor] = {}
         for number, one in enumerate(self._maps):
-            tensors |= {f"weight.{number}": one.folded()[0], f"bias.{number}": one.folded()[1]}
-        return AlignedCodec(Ends(sender, receiver, reads, gives, dtype), self.sources, tensors)
+            tensors[f"weight.{number}"], tensors[f"bias.{number}"] = one.folded()
+        return AlignedCodec(ends, self.sources, tensors)
+
+    def _require_fitted(self) -> None:
+        if not self._maps:
+            raise ConfigError("expected a map that was fitted, got none: call fit first")
 
     def _read(self, texts: Sequence[str], most: int) -> tuple[list[tuple[KeysValues, list[int]]], ...]:
         """Returns what both models read of texts: the receiver no more than the sender."""
@@ -228,13 +232,7 @@ class Aligner:
         chosen = [drawn.sample(case.questions, min(QUESTIONS, len(case.questions))) for case in cases]
         asked = [[self._asked(question.text, question.answer) for question in each] for each in chosen]
         read, others = self._read([case.context for case in cases], self.tokens)
-        memories = []
-        for own, _ in read:
-            parts = zip(self._maps, self.sources, self.receiver.shape.layers, strict=True)
-            pairs = [
-                split(one(features(own, sources)[-layer.held(own.tokens) :]), layer) for one, sources, layer in parts
-            ]
-            memories.append((pairs, own.tokens))
+        memories = [(applied(kv, self.sources, self._maps, self.receiver.shape), kv.tokens) for kv, _ in read]
         said = receiver.logits(memories, asked)
         with torch.no_grad():
             own_memories = [(list(zip(kv.keys, kv.values, strict=True)), kv.tokens) for kv, _ in others]
@@ -288,7 +286,3 @@ def _passes(given: Iterable[T], size: Callable[[T], int], drawn: random.Random |
 
 def _characters(case: Case) -> int:
     return len(case.context) + sum(len(q.text) + len(q.answer) for q in case.questions[:QUESTIONS])
-
-
-def _limited(shape: Shape, tokens: int) -> Shape:
-    return Shape(shape.layers, shape.ropes, tokens)

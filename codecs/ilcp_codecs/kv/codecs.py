@@ -137,7 +137,7 @@ class KvCodec(ABC):
             method=self.name,
             settings=self.settings(),
             model=identity_of(self.trained.receiver),
-            dtype=next(name for name, dtype in DTYPES.items() if dtype == kv.dtype),
+            dtype=dtype_name(kv.dtype),
             tokens=kv.tokens,
             start=kv.start,
             layers=self.shape.layers,
@@ -186,16 +186,7 @@ class KvCodec(ABC):
             self.pair(_taken(planes, len(own)), shape, dtype, layer)
             for layer, (own, shape) in enumerate(zip(sizes, shapes, strict=True))
         ]
-        return CacheMemory(
-            KeysValues(
-                keys=tuple(keys for keys, _ in pairs),
-                values=tuple(values for _, values in pairs),
-                tokens=header.tokens,
-                start=header.start,
-                ropes=tuple(header.ropes[layer.rope] for layer in header.layers),
-                windows=tuple(layer.window for layer in header.layers),
-            )
-        )
+        return CacheMemory(self.shape.keys_values(pairs, header.tokens, header.start))
 
     def settings(self) -> dict[str, int]:
         """Returns what the container says of the method beside its name."""
@@ -337,6 +328,11 @@ class Int4Codec(RoundedCodec):
 
     name = "kv-int4"
     bits = 4
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Returns what a container calls a dtype, one of ``DTYPES``."""
+    return next(name for name, known in DTYPES.items() if known == dtype)
 
 
 def shape_of(model: Any, tokens: int | None = None) -> Shape:

@@ -85,6 +85,16 @@ class Shape(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         )
         return cls(layers, tuple(ropes), tokens)
 
+    def keys_values(self, pairs: Sequence[tuple[Any, Any]], tokens: int, start: int | None) -> KeysValues:
+        """Returns keys and values of each layer as one cache of so many tokens.
+
+        Raises:
+            DecodeError: they are not of this shape.
+        """
+        keys, values = zip(*pairs, strict=True)
+        ropes, windows = zip(*((self.ropes[layer.rope], layer.window) for layer in self.layers), strict=True)
+        return KeysValues(keys, values, tokens, start, ropes, windows)
+
     @property
     def most_bytes(self) -> int:
         """The bytes that no container takes more than: of a header, and of each number and each scale in full."""

@@ -84,16 +84,13 @@ class End:
             if not spans:
                 raise ConfigError(f"expected a text whose tokens the tokenizer tells apart, got {text[:40]!r}: drop it")
         rows = [[*self.prefix, *ids[:most]] for ids, _ in made]
-        cache, windows = self.cache(rows), tuple(layer.window for layer in self.shape.layers)
-        found = []
+        cache, found = self.cache(rows), []
         for at, (row, (_, spans)) in enumerate(zip(rows, made, strict=True)):
             tokens = len(row) - start
-            pairs = [
-                [each[at, :, len(row) - layer.held(tokens) : len(row)] for each in (kept.keys, kept.values)]
-                for kept, layer in zip(cache.layers, self.shape.layers, strict=True)
-            ]
-            keys, values = (tuple(each) for each in zip(*pairs, strict=True))
-            kv = KeysValues(keys, values, tokens, start, self.ropes, windows)
+            held = [slice(len(row) - layer.held(tokens), len(row)) for layer in self.shape.layers]
+            kept = zip(cache.layers, held, strict=True)
+            pairs = [(layer.keys[at, :, these], layer.values[at, :, these]) for layer, these in kept]
+            kv = self.shape.keys_values(pairs, tokens, start)
             found.append((kv.at(None), [end for _, end in spans[:most]]))
         return found
 

@@ -15,17 +15,14 @@ from typing import Any, ClassVar, Self
 
 import torch
 from einops import rearrange
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ilcp.codec.context import Context
 from ilcp.codec.keys_values import KeysValues
 from ilcp.codec.spec import CodecSpec, Trained
 from ilcp.errors import ConfigError, IdentityError, StorageError
-from ilcp.files import require_readable
-from ilcp.folders import inside, shapes_of
-from ilcp.identity import ModelIdentity, digest_all
+from ilcp.identity import ModelIdentity
 from ilcp.inputs import listed, require_text
 from ilcp.models.fingerprint import identify
 from ilcp.models.kv import following_nats, read_kv
@@ -33,11 +30,11 @@ from ilcp.models.reading import window_tokens
 from ilcp.models.rope import ropes_of
 from ilcp_codecs.kv.codecs import FIRST, CodedCodec, Sizes3, own_shape, shape_of
 from ilcp_codecs.kv.container import Shape
+from ilcp_codecs.kv.tensors import WEIGHTS, Shapes, digest_of, rows_of, tensors_in
 from ilcp_codecs.kv.transform import MOST_BITS, Transform, allotted, fitted, packed, packed_sizes, unpacked
 
 __all__ = ["PcaCodec"]
 
-WEIGHTS = "model.safetensors"
 SIDES, PARTS = ("keys", "values"), ("mean", "basis", "spread", "bits")
 LEAST_TOKENS = 32  # of a text whose end is foretold from its beginning
 ROWS_PER_DIMENSION = 4  # of the calibration texts; a basis from fewer is theirs, and no other text's
@@ -51,7 +48,7 @@ class PcaCodec(CodedCodec):
     def __init__(self, model: ModelIdentity, shape: Shape, tensors: Mapping[str, Tensor]):
         super().__init__(model, shape)
         self.tensors = dict(tensors)
-        self.trained = Trained(model, model, _digest(self.tensors))
+        self.trained = Trained(model, model, digest_of(self.tensors))
         layers = range(len(shape.layers))
         self._transforms = [[_transform(tensors, side, layer) for side in SIDES] for layer in layers]
 
@@ -90,7 +87,7 @@ class PcaCodec(CodedCodec):
         spreads = []
         for layer in range(len(shape.layers)):
             for side in SIDES:
-                rows = [_rows(getattr(kv, side)[layer][:, FIRST:]) for kv in level]
+                rows = [rows_of(getattr(kv, side)[layer][:, FIRST:].cpu()) for kv in level]
                 name, (mean, basis, spread) = f"{side}.{layer}.", _fitted(rows)
                 found |= {name + "mean": mean.half(), name + "basis": basis.half(), name + "spread": spread.half()}
                 spreads.append((name, spread.square() / spread.square().sum()))
@@ -136,7 +133,7 @@ class PcaCodec(CodedCodec):
     def coded(self, rest: Tensor, layer: int, side: int) -> Iterator[bytes]:
         """Yields the codes of all components of as many bits together."""
         transform = self._transforms[layer][side]
-        for (bits, _), own in zip(transform.counts, transform.codes(_rows(rest)), strict=True):
+        for (bits, _), own in zip(transform.counts, transform.codes(rows_of(rest.cpu())), strict=True):
             yield packed(own, bits)
 
     def coded_sizes(self, shape: Sizes3, layer: int, side: int) -> list[int]:
@@ -162,32 +159,28 @@ class PcaCodec(CodedCodec):
             StorageError: the file is missing, damaged, or of other shapes.
             IdentityError: it is not what the codec was saved with.
         """
-        shape, file = own_shape(folder, trained, settings), inside(folder, WEIGHTS)
-        require_readable(file)
-        try:
-            _require_shapes(shapes_of(file), shape, file)
-            tensors = load_file(file)
-        except SafetensorError as error:
-            raise StorageError(f"expected the transforms in {file}, got: {error}; fetch the codec again") from error
-        if any(int(each.max()) > MOST_BITS for name, each in tensors.items() if name.endswith("bits")) or not all(
-            bool(each.isfinite().all()) for each in tensors.values()
-        ):
-            raise StorageError(f"expected finite numbers and up to {MOST_BITS} bits in {file}, got others: damaged")
-        if _digest(tensors) != trained.weights:
-            raise IdentityError(f"expected transforms {trained.weights}, got {_digest(tensors)}: fetch the codec again")
-        return cls(trained.sender, shape, tensors)
+        shape = own_shape(folder, trained, settings)
+        what = f"{', '.join(PARTS)} of keys and values of each layer"
+        tensors = tensors_in(folder, _shapes(shape), what)
+        if any(int(each.max()) > MOST_BITS for name, each in tensors.items() if name.endswith("bits")):
+            raise StorageError(f"expected up to {MOST_BITS} bits in {folder / WEIGHTS}, got more: damaged")
+        codec = cls(trained.sender, shape, tensors)
+        if codec.trained.weights != trained.weights:
+            raise IdentityError(
+                f"expected transforms {trained.weights}, got {codec.trained.weights}: fetch the codec again"
+            )
+        return codec
 
 
-def _require_shapes(found: Mapping[str, tuple[tuple[int, ...], str]], shape: Shape, file: Path) -> None:
-    """Refuses a file of other tensors than the shape needs, before one is loaded."""
+def _shapes(shape: Shape) -> Shapes:
+    """Returns which tensors a shape needs."""
     wanted: dict[str, tuple[tuple[int, ...], str]] = {}
     for number, layer in enumerate(shape.layers):
         for side, width in zip(SIDES, (layer.key_width, layer.value_width), strict=True):
             dims = layer.heads * width
             tensors = (((dims,), "F16"), ((dims, dims), "F16"), ((dims,), "F16"), ((dims,), "U8"))
             wanted |= {f"{side}.{number}.{part}": each for part, each in zip(PARTS, tensors, strict=True)}
-    if dict(found) != wanted:
-        raise StorageError(f"expected {', '.join(PARTS)} of keys and values of each layer in {file}, got others")
+    return wanted
 
 
 def _fitted(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
@@ -200,14 +193,6 @@ def _fitted(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     return fitted(x)
 
 
-def _rows(each: Tensor) -> Tensor:
-    return rearrange(each.float().cpu(), "heads tokens width -> tokens (heads width)")
-
-
 def _transform(tensors: Mapping[str, Tensor], side: str, layer: int) -> Transform:
     mean, basis, spread, bits = (tensors[f"{side}.{layer}.{name}"] for name in PARTS)
     return Transform(mean.float(), basis.float(), spread.float(), bits)
-
-
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    return digest_all(tensors[name].numpy().tobytes() for name in sorted(tensors)).hex()
