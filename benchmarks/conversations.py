@@ -12,6 +12,9 @@ the codec, and the reports with every question and answer. ``results/conversatio
 
 Every conversation of the test split is asked about, alone and in histories of two and four of one customer. ``measure``
 says first how long it will take; each arm is kept as soon as it is done. ``--without 'head-*'`` leaves arms out.
+
+``measure --learned`` asks about the conversations that the codec learned from in place of the test split, into
+``results/learned-PAIR.json``: behind ``train --conversations 240`` that is what an over-fitted codec reaches.
 """
 
 import argparse
@@ -35,6 +38,7 @@ from gpu_parts import model_at
 from rich.console import Console
 
 import ilcp
+from ilcp.codec.folder import training_of
 from ilcp.codec.memory import TextMemory
 from ilcp.embedded import Pair, load_pair
 from ilcp.measure import Report, cost, load_report, run, save_report
@@ -44,10 +48,11 @@ from ilcp.measure.scoring import Scorer
 from ilcp.measure.table import show
 from ilcp.measure.verified import ENVELOPE_BYTES
 from ilcp.models.loading import load_model
-from ilcp.tasks import Case
+from ilcp.tasks import Case, read_jsonl
 from ilcp.tasks.written import write_jsonl
 from ilcp.training.begun import is_begun
 from ilcp.training.config import DEFAULT_RANK
+from ilcp.training.data import split
 from ilcp_codecs.text import HeadCodec, LmCodec, TailCodec
 
 HERE = Path(__file__).parent
@@ -104,6 +109,7 @@ def main() -> None:
     measure_parser.add_argument("--codec", type=Path, help="a folder; without it, what train made")
     measure_parser.add_argument("--histories", type=int, nargs="+", choices=tuple(LENGTHS), default=tuple(LENGTHS))
     measure_parser.add_argument("--n", type=int, help="so many cases of each size; without it, all")
+    measure_parser.add_argument("--learned", action="store_true", help="on what the codec learned from")
     measure_parser.add_argument("--without", nargs="+", default=[], metavar="ARM", help="a name, or a pattern of names")
     measure_parser.add_argument("--repetitions", type=int, default=50, help="of the times; 0: not measured")
     measure_parser.add_argument("--check-lm", type=int, default=0, metavar="N", help="code N texts for real as well")
@@ -175,25 +181,36 @@ def measure(args: argparse.Namespace) -> None:
     lm = ComputedLm(*load_model(receiver, dtype="float32", device=args.device))  # as it came, without the adapter
     samples = [one.case.context for one in data.read(args.data / "train.jsonl")[:SAMPLES]]
     texts = {"head": HeadCodec(), "tail": TailCodec(), "zstd": Zstd.fit(samples), "lm": lm}
-    conversations = data.read(args.data / "test.jsonl")
+    conversations = learned(args, pair.path) if args.learned else data.read(args.data / "test.jsonl")
     reports: dict[int, Report] = {}
     for size in sorted(args.histories):
         cases = data.asked(data.histories(conversations, size, args.seed))[: args.n]
         reports[size] = measured(pair, cases, size, texts, args)
         show(reports[size], Console())
     checked = check_lm(lm, conversations, args.check_lm) if args.check_lm else None
-    record = record_of(args.pair, args.seed, args.data / "test.jsonl", pair.path, reports, checked)
+    asked = args.runs / "train.jsonl" if args.learned else args.data / "test.jsonl"
+    record = record_of(args.pair, args.seed, asked, pair.path, reports, checked)
     if args.commit:
         record["provenance"]["commit"] = args.commit
     args.out.mkdir(parents=True, exist_ok=True)
-    file = args.out / f"conversations-{args.pair}.json"
+    file = args.out / f"{'learned' if args.learned else 'conversations'}-{args.pair}.json"
     file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print(f"{file}: {', '.join(f'{len(r.items.cases)} cases of {s}' for s, r in reports.items())}", flush=True)
 
 
+def learned(args: argparse.Namespace, codec: Path) -> list[data.Conversation]:
+    """Returns the conversations, none of them part of a history, that the training of this codec learned from."""
+    made = training_of(codec)
+    sizes = {name: made["cases"][name] for name in ("validation", "test")}
+    cases = split(list(read_jsonl(args.runs / "train.jsonl")), **sizes, seed=made["seed"]).training
+    if len(cases) != made["cases"]["training"]:
+        raise SystemExit(f"expected the {made['cases']['training']} cases that {codec} learned from, got {len(cases)}")
+    return [data.Conversation(case) for case in cases if "+" not in case.id]
+
+
 def measured(pair: Pair, cases: Sequence[Case], size: int, texts: Any, args: argparse.Namespace) -> Report:
     """Measures histories of one size, and keeps the report in the run's folder as it grows."""
-    keep = args.runs / args.pair / f"report-{size}.json"
+    keep = args.runs / args.pair / f"{'learned' if args.learned else 'report'}-{size}.json"
     wanted = [name for name in arms_of(size) if not any(fnmatchcase(name, each) for each in args.without)]
     report = kept(keep, cases, args.seed, wanted)
     if report is None:

@@ -170,7 +170,7 @@ def outcome(codec: Path) -> Record:
 
 def measure(args: argparse.Namespace) -> Record:
     """Measures that codec on all test conversations; what was measured stays, arm by arm."""
-    whole = dict(codec=None, histories=tuple(conversations.LENGTHS), n=None, check_lm=0, repetitions=0)
+    whole = dict(codec=None, histories=tuple(conversations.LENGTHS), n=None, learned=False, check_lm=0, repetitions=0)
     conversations.measure(_given(args, **whole, without=WITHOUT, out=args.results, commit=args.commit))
     file = args.results / f"conversations-{args.pair}.json"
     record = json.loads(file.read_text(encoding="utf-8"))

@@ -100,17 +100,23 @@ def _right(found: Figure, kind: str, arm: str | None) -> Figure | None:
 
 
 def conversations(results: Path, table: Table, number: Number) -> str:
-    """Makes the tables of every arm: one for each pair and size of history."""
+    """Makes the tables of every arm: one for each pair and size of history, and one of what a codec learned from."""
     made = [
         _title(pair, size, found, record) + _arms(found, table, number)
         for pair, record in _records(results).items()
         for size, found in record["histories"].items()
     ]
+    made += [
+        f"\n**{_named(pair)}, {found['n']} conversations that the codec learned from** (of "
+        f"{record['training']['cases']['training']} cases, histories among them).\n" + _arms(found, table, number)
+        for pair, record in _records(results, "learned").items()
+        for found in record["histories"].values()
+    ]
     return "".join(made) or NOTHING
 
 
-def _records(results: Path) -> dict[str, dict[str, Any]]:
-    files = sorted(results.glob("conversations-*.json"), key=lambda file: (FIRST_PAIR not in file.name, file.name))
+def _records(results: Path, kind: str = "conversations") -> dict[str, dict[str, Any]]:
+    files = sorted(results.glob(f"{kind}-*.json"), key=lambda file: (FIRST_PAIR not in file.name, file.name))
     records = (json.loads(file.read_text(encoding="utf-8")) for file in files)
     return {record["pair"]: record for record in records}
 
@@ -144,7 +150,7 @@ def _judged(goal: Goal, figure: Figure | None) -> str:
 
 def _title(pair: str, size: str, found: dict[str, Any], record: dict[str, Any]) -> str:
     lines = [
-        f"\n**{pair.replace('-', ' to ')}, histories of {size}** (n = {found['n']}, {found['n_new_services']} of them "
+        f"\n**{_named(pair)}, histories of {size}** (n = {found['n']}, {found['n_new_services']} of them "
         "about services that no training conversation has)."
     ]
     reader = record["training"].get("reader")
@@ -154,6 +160,10 @@ def _title(pair: str, size: str, found: dict[str, Any], record: dict[str, Any]) 
             f"{reader['after']['exact']:.3f} after it, on {reader['questions']} questions of validation cases."
         )
     return "".join(lines) + "".join(f" {note}." for note in found["notes"]) + "\n"
+
+
+def _named(pair: str) -> str:
+    return pair.replace("-", " to ")
 
 
 def _arms(found: dict[str, Any], table: Table, number: Number) -> str:

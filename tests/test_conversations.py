@@ -20,6 +20,7 @@ from ilcp.models.loading import load_model
 from ilcp.tasks import read_jsonl
 from ilcp.tasks.written import write_jsonl
 from ilcp.training import Models
+from ilcp.training.data import split
 from ilcp.training.facts import value_tokens
 from ilcp_codecs.facts import FactsCodec
 from ilcp_codecs.text import LmCodec
@@ -246,6 +247,22 @@ def test_the_whole_way(home, monkeypatch, capsys) -> None:
     assert "| recovery, 80 bytes, seen services | 0.6 | 0.85 |" in said
 
 
+def test_what_was_learned_is_no_case_that_was_watched_or_tested(monkeypatch, tmp_path) -> None:
+    """``--learned`` asks about single conversations of the training's own split, and of no other run's."""
+    cases = data.mixed(data.read(write_split(tmp_path, "all", 300)), 7)
+    write_jsonl(tmp_path / "train.jsonl", cases)
+    own = split(cases, validation=9, test=10, seed=5)
+    made: dict[str, Any] = {"cases": {"training": len(own.training), "validation": 9, "test": 10}, "seed": 5}
+    monkeypatch.setattr(script, "training_of", lambda codec: made)
+    args = script.argparse.Namespace(runs=tmp_path)
+    found = script.learned(args, tmp_path / "codec")
+    assert [case for case in own.training if "+" not in case.id] == [one.case for one in found]
+    assert all(one.seen for one in found)
+    made["cases"]["training"] += 1
+    with pytest.raises(SystemExit, match=f"expected the {len(own.training) + 1} cases that .*codec learned from"):
+        script.learned(args, tmp_path / "codec")
+
+
 def test_the_items_for_a_gpu_are_this_script(home, monkeypatch, tmp_path) -> None:
     """A training and a measurement of ``gpu.py`` leave what it asks for, and the figures where they are committed."""
 
@@ -370,7 +387,7 @@ def test_the_times_are_taken_of_one_and_of_four(home, monkeypatch) -> None:
         script, "kept", lambda *_: type("Report", (), {"arms": {}, "cost": None, "kept": staticmethod(list)})()
     )
     monkeypatch.setattr(script, "replace", lambda report, **changed: report)
-    args = type("Args", (), dict(runs=home, pair="x", seed=7, without=[], repetitions=60))
+    args = type("Args", (), dict(runs=home, pair="x", seed=7, without=[], learned=False, repetitions=60))
     cases = data.asked(data.read(home / "data" / "test.jsonl"))
     for size in (1, 2, 4):
         script.measured(pair, cases, size, {}, args)

@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 import ilcp
 from ilcp.cli import main
 from ilcp.cli.common import PlainConsole
-from ilcp.cli.measure import _seed
+from ilcp.cli.measure import _key
 from ilcp.codec.context import Context
 from ilcp.codec.folder import ADAPTER, attach_evidence, load_to_measure, save, settings_of
 from ilcp.codec.seen import seen_by
@@ -757,14 +757,14 @@ def test_signed_evidence_binds_the_settings(small, tmp_path: Path) -> None:
 
 def test_a_signing_key_is_made_for_its_owner_only(tmp_path: Path) -> None:
     """``--sign`` makes a key where there is none, takes it again, and refuses what is none."""
-    seed = _seed(tmp_path / "key", attach=True)
-    assert seed == _seed(tmp_path / "key", attach=True)
+    seed = _key(tmp_path / "key", attach=True)
+    assert seed == _key(tmp_path / "key", attach=True)
     assert 0o600 == (tmp_path / "key").stat().st_mode & 0o777
     (tmp_path / "key").write_text("ab")
     with pytest.raises(ConfigError, match="a signing key of 32 bytes"):
-        _seed(tmp_path / "key", attach=True)
+        _key(tmp_path / "key", attach=True)
     with pytest.raises(ConfigError, match="--attach beside --sign"):
-        _seed(tmp_path / "key", attach=False)
+        _key(tmp_path / "key", attach=False)
 
 
 # --- the terminal --------------------------------------------------------------------------------------------------

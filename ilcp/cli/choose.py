@@ -44,8 +44,9 @@ def choose(
             require_matplotlib()
             require_writable(png / "recovery.png")
         read = [load_report(report) for report in reports]
+        named = dict(zip((report.stem for report in reports), read, strict=True))
         found = chosen_of(
-            read,
+            named if len(named) == len(read) else read,
             max_bytes=max_bytes,
             max_first_token_ms=max_ttft_ms,
             min_recovery=min_recovery,

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,6 +23,7 @@ from ilcp.cli.common import (
     interruptible,
     out,
 )
+from ilcp.cli.named import file_names, is_preset, pairs_of
 from ilcp.errors import ConfigError, MissingExtraError, StorageError
 from ilcp.evidence import SEED_BYTES, public_key
 from ilcp.files import require_writable, write_whole
@@ -46,19 +47,31 @@ BudgetOption = Annotated[
 ]
 ReportOption = Annotated[
     Path | None,
-    typer.Option("--json", help="Keep the report here; an interrupted run goes on from it.", dir_okay=False),
+    typer.Option("--json", help="Keep the report here, those of several codecs in this folder, and go on from there."),
+]
+SamplesOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="JSONL of texts like the task's, none of them: for a dictionary, and for codecs that are fitted."
+    ),
 ]
 SignOption = Annotated[
     Path | None,
     typer.Option(help="Signs it with this file's key, made if missing; needs ilcp\\[sign].", dir_okay=False),
 ]
-SHOWN = 50  # characters of a codec's name in a file's, which have room in any
 UNFINISHED = [".unfinished", ".json"]  # ends the name of what is kept until all outputs are written
 
 
 def measure(
-    codec: Annotated[str, typer.Argument(help="A codec's folder or hub id, or 'embedded'.")],
+    codecs: Annotated[
+        list[str],
+        typer.Argument(
+            help="Codecs' folders or hub ids, 'embedded', or presets of a model's own cache: kv-exact, kv-int8, "
+            "kv-int4, kv-pca:4bit, kv-pca:2bit, kv-compact:10% ..."
+        ),
+    ],
     task: TaskOption = None,
+    samples: SamplesOption = None,
     n: Annotated[int | None, typer.Option(help="How many cases; without it 500, or as many as a file has.")] = None,
     seed: Annotated[int, typer.Option(help="Of the test documents, the intervals and the random payloads.")] = 7,
     sender: SenderOption = None,
@@ -79,29 +92,54 @@ def measure(
     Every question is asked with the full text, with the message at each length, with nothing, with another case's
     message, with text of as many bytes, and more; every figure stands beside its interval. Ctrl-C leaves what was
     measured in --json, or in a file beside, marked incomplete; the same command goes on with it.
-    """
-    keep = as_json or _beside(codec, task, n, seed, sender, receiver, hops, budget, repetitions)
-    with busy("loading both models and the codec"):
-        from ilcp import embedded, tasks
-        from ilcp.measure import equal_texts
 
-        _refuse_early(codec, attach, html, png, keep, repetitions)
-        key = None if sign is None else _seed(sign, attach)
-        if key is not None:
-            out.print(f"signs as {public_key(key)}", highlight=False, soft_wrap=True)
-        asked = tasks.task(task or _own(codec), n=n, seed=seed)
+    Several codecs are measured on the same questions, one after the other, and put on one axis, as 'ilcp choose' does;
+    --png draws it. A preset stands on the receiver of the first codec that is none, or on --receiver. Of caches neither
+    hops nor budgets are measured.
+    """
+    keeps = _places(codecs, as_json, (task, samples, n, seed, sender, receiver, hops, budget, repetitions))
+    with busy("loading models and codecs"):
+        from ilcp import tasks
+
+        _refuse_early(codecs, attach, html, png, keeps, repetitions)
+        key = _key(sign, attach)
+        asked = tasks.task(task or _own(codecs[0]), n=n, seed=seed, samples=samples)
         ends: dict[str, Any] = {"sender": sender, "receiver": receiver, "device": device, "allow_download": download}
-        pair = embedded.load_pair(None if codec == EMBEDDED else codec, **ends, allow_unmeasured=True)
-        texts = equal_texts(pair.sender, asked.samples())
+        pairs = pairs_of(codecs, **ends, task=asked)
     wanted: dict[str, Any] = {"seed": seed, "hops": hops, "budgets": budget or (), "repetitions": repetitions}
-    report = _run(pair, asked, texts=texts, keep=keep, **wanted)
-    with _left(keep):
-        _show(report)
-        if attach:
-            _attach(pair.path, report, key, asked)
-        _draw(report, html, png)
-    if as_json is None:
+    reports = _reports(dict(zip(codecs, pairs, strict=True)), asked, keeps, attach, key, wanted)
+    with _left(*keeps):
+        _draw(dict(zip(file_names(codecs), reports, strict=True)), html, png)
+    for keep in keeps if as_json is None else ():
         keep.unlink(missing_ok=True)
+
+
+def _reports(
+    pairs: "Mapping[str, Pair]", asked: "Task", keeps: Sequence[Path], attach: bool, key: bytes | None, wanted: Any
+) -> "list[Report]":
+    """Measures one codec after the other, shows each, and attaches it where that is wanted."""
+    reports: list[Report] = []
+    for (name, pair), keep in zip(pairs.items(), keeps, strict=True):
+        if len(pairs) > 1:
+            out.print(f"\n{name}", style="bold", markup=False, highlight=False)
+        reports.append(_run(pair, asked, keep, among=len(pairs) > 1, alike=reports, **wanted))
+        with _left(keep):
+            _show(reports[-1])
+            if attach:
+                _attach(pair.path, reports[-1], key, asked)
+    return reports
+
+
+def _places(codecs: Sequence[str], as_json: Path | None, made_with: object) -> list[Path]:
+    """Names the file of each codec's report."""
+    names = file_names(codecs)
+    if as_json is None:
+        return [_beside(codec, made_with) for codec in codecs]
+    if len(codecs) > 1:
+        return [as_json / f"{name}.json" for name in names]
+    if as_json.is_dir():
+        raise ConfigError(f"expected a file for --json of one codec, got a folder: name one in {as_json}")
+    return [as_json]
 
 
 def _attach(folder: Path, report: "Report", seed: bytes | None, asked: "Task") -> None:
@@ -115,8 +153,10 @@ def _attach(folder: Path, report: "Report", seed: bytes | None, asked: "Task") -
     attach_evidence(folder, evidence)
 
 
-def _seed(file: Path, attach: bool) -> bytes:
-    """Reads a signing key (hex), or makes one, for its owner only."""
+def _key(file: Path | None, attach: bool) -> bytes | None:
+    """Reads a signing key (hex), or makes one, for its owner only, and says whose it is; None where none is named."""
+    if file is None:
+        return None
     if not attach:
         raise ConfigError("expected --attach beside --sign, got none: what is signed is what is attached")
     if find_spec("nacl") is None:
@@ -129,19 +169,24 @@ def _seed(file: Path, attach: bool) -> bytes:
         raise ConfigError(f"expected a signing key in hex in {file}, got: {error}") from error
     if len(seed) != SEED_BYTES:
         raise ConfigError(f"expected a signing key of {SEED_BYTES} bytes in {file}, got {len(seed)}")
+    out.print(f"signs as {public_key(seed)}", highlight=False, soft_wrap=True)
     return seed
 
 
 def _show(report: "Report") -> None:
-    from ilcp.measure import table
+    from ilcp.measure.table import show
 
-    table.show(report, out if out.is_terminal else PlainConsole(width=100))
+    show(report, _console())
+
+
+def _console() -> PlainConsole:
+    return out if out.is_terminal else PlainConsole(width=100)
 
 
 def _beside(codec: str, *options: object) -> Path:
     """Names the file, in this folder, that holds what was measured until all outputs are written."""
     made_with = digest(repr((codec, *options)).encode()).hex()[:8]
-    return Path(f"{Path(codec).name[:SHOWN] or 'codec'}-{made_with}{''.join(UNFINISHED)}")
+    return Path(f"{file_names([codec])[0]}-{made_with}{''.join(UNFINISHED)}")
 
 
 def _own(codec: str) -> str:
@@ -149,6 +194,8 @@ def _own(codec: str) -> str:
     from ilcp.tasks.load import CASE_FILES, own_test
 
     kept = own_test(codec)
+    if is_preset(codec):
+        raise ConfigError(f"expected --task beside {codec}, got none: name a file of cases, or 'case-files'")
     if codec != EMBEDDED and os.path.isfile(kept):
         return str(kept)
     if codec != EMBEDDED and (os.path.isdir(codec) or "/" in codec):  # what is neither is refused for what it is
@@ -159,12 +206,13 @@ def _own(codec: str) -> str:
 
 
 @contextmanager
-def _left(keep: Path) -> Iterator[None]:
+def _left(*keeps: Path) -> Iterator[None]:
     """Says, where an output fails that was possible when it was tried, which file still holds what was measured."""
     try:
         yield
     except BaseException:
-        err.print(f"{keep} holds what was measured", highlight=False, soft_wrap=True, markup=False)
+        shown = ", ".join(map(str, keeps))
+        err.print(f"{shown} holds what was measured", highlight=False, soft_wrap=True, markup=False)
         raise
 
 
@@ -186,27 +234,41 @@ def compare(
     show_comparison(found, out)
 
 
-def _run(pair: "Pair", asked: "Task", *, keep: Path, **options: Any) -> "Report":
-    from ilcp.measure import load_report, run
+def _run(
+    pair: "Pair", asked: "Task", keep: Path, *, among: bool, alike: "Sequence[Report]", **options: Any
+) -> "Report":
+    """Measures, or takes up the whole report of an interrupted call, whose outputs or other codecs are missing.
 
-    # An interrupted run, or one of which an output failed.
-    if keep.suffixes[-2:] == UNFINISHED and os.path.exists(keep):
+    ``among`` tells that several are measured: of caches, neither hops nor budgets.
+    """
+    from ilcp.measure import equal_texts, load_report, provenance, run
+    from ilcp.measure.items import Items
+
+    if (among or keep.suffixes[-2:] == UNFINISHED) and os.path.exists(keep):
         done, codec = load_report(keep), pair.sender.codec
-        if done.complete and done.codec["codec_id"] == codec.trained.codec_id(codec.spec).hex():
+        made = codec.trained.codec_id(codec.spec).hex(), asked.name, options["seed"], provenance()["commit"]
+        same = made == (done.codec["codec_id"], done.task, done.seed, done.provenance["commit"])
+        if done.complete and same and done.items == Items.of(done.kept(asked.cases)):
             return done
-    named: dict[str, Any] = {"task": asked.name, "answers_end": asked.answers_end, "keep": keep, "progress": True}
+    if among and pair.sender.codec.spec.reads == "cache":
+        options |= {"hops": 0, "budgets": ()}
+    options |= {"task": asked.name, "answers_end": asked.answers_end, "keep": keep, "progress": True, "alike": alike}
     with interruptible(f"{keep} holds what was measured so far; the same command goes on with it"):
-        return run(pair.sender, pair.receiver, asked.cases, **named, **options)
+        return run(pair.sender, pair.receiver, asked.cases, texts=equal_texts(pair.sender, asked.samples()), **options)
 
 
-def _refuse_early(codec: str, attach: bool, html: Path | None, png: Path | None, keep: Path, repetitions: int) -> None:
+def _refuse_early(
+    codecs: Sequence[str], attach: bool, html: Path | None, png: Path | None, keeps: Sequence[Path], repetitions: int
+) -> None:
     """Refuses now what would fail after an hour of measuring."""
     if repetitions:
         from ilcp.measure.cost import require_repetitions
 
         require_repetitions(repetitions)
-    if attach and codec == EMBEDDED:
-        raise ConfigError("expected a codec's folder to --attach, got 'embedded': name the folder")
+    if attach and (without := [codec for codec in codecs if codec == EMBEDDED or is_preset(codec)]):
+        raise ConfigError(f"expected a codec's folder to --attach, got {without[0]!r}: name the folder")
+    if html is not None and len(codecs) > 1:
+        raise ConfigError(f"expected one codec for --html, got {len(codecs)}: draw several with --png")
     if html is not None:
         from ilcp.measure.page import require_jinja
 
@@ -215,19 +277,32 @@ def _refuse_early(codec: str, attach: bool, html: Path | None, png: Path | None,
         from ilcp.measure.plots import require_matplotlib
 
         require_matplotlib()
-    for file in (keep, html, None if png is None else png / "recovery.png"):
+    for file in (*keeps, html, None if png is None else png / "recovery.png"):
         if file is not None:
             require_writable(file)
-    if attach and os.path.isdir(codec):
-        require_writable(Path(codec) / "config.json")
+    for codec in codecs:
+        if attach and os.path.isdir(codec):
+            require_writable(Path(codec) / "config.json")
 
 
-def _draw(report: "Report", html: Path | None, png: Path | None) -> None:
+def _draw(reports: "Mapping[str, Report]", html: Path | None, png: Path | None) -> None:
+    """Draws one report, or puts several on one axis."""
+    (report, *others) = reports.values()
     if html is not None:
         from ilcp.measure.page import page
 
         write_whole(html, page(report))
-    if png is not None:
+    if others:
+        from ilcp.measure import choose
+        from ilcp.measure.table import show_choice
+
+        found = choose(reports)
+        show_choice(found, _console())
+        if png is not None:
+            from ilcp.measure.plots import save_axes
+
+            save_axes(report, found.offers, png)
+    elif png is not None:
         from ilcp.measure.plots import save_plots
 
         save_plots(report, png)

@@ -6,7 +6,7 @@
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from ilcp.errors import ConfigError
 from ilcp.inputs import listed
 from ilcp.measure.compare import require_same_questions
 from ilcp.measure.figures import Measured
+from ilcp.measure.items import LOG_LIKELIHOOD
 from ilcp.measure.report import Report
 
 __all__ = ["Choice", "Offer", "axis_of", "choose"]
@@ -27,10 +28,11 @@ TIMED = ("message", "text")  # arms that have figures of a cost
 class Offer:
     """An arm of a report: the codec that was measured, the arm's name, and what it costs and brings.
 
-    ``codec`` is empty where it is text; where reports of two codecs have one name, their ids stand behind it.
+    ``codec`` is empty where it is text; two codecs of one name go by the names of their reports, or by their ids.
     ``most_bytes`` is the longest message on the wire, ``mean_bytes`` their mean; ``first_token_ms`` the receiver's time
     to its first token, decoding counted in, and ``read_tokens`` how many tokens it reads until then, None where they
-    were not taken; ``against`` says what speaks against it.
+    were not taken; ``recovery`` is by the task's own score, ``recovery_nats`` by log-likelihood; ``against`` says what
+    speaks against it.
     """
 
     codec: str
@@ -42,6 +44,7 @@ class Offer:
     readable: bool
     against: tuple[str, ...] = ()
     read_tokens: float | None = None
+    recovery_nats: Measured | None = None
 
     def __str__(self) -> str:
         of = f" by {self.codec}" if self.codec else ""
@@ -62,7 +65,7 @@ class Choice:
 
 
 def choose(
-    reports: Sequence[Report],
+    reports: Sequence[Report] | Mapping[str, Report],
     *,
     max_bytes: int | None = None,
     max_first_token_ms: float | None = None,
@@ -71,24 +74,21 @@ def choose(
 ) -> Choice:
     """Names what to hand over within the limits, out of reports of the same questions.
 
-    It is what takes the fewest bytes: of those that reach the recovery asked for, by the lower end of the interval;
-    where none is asked for, of those that are not surely worse than the best, since their intervals meet.
+    It takes the fewest bytes of those that reach the recovery asked for, by the lower end of the interval; where none
+    is asked for, of those that are not surely worse than the best, since their intervals meet.
 
     Args:
+        reports: in a mapping by names that tell two codecs of one kind apart.
         max_bytes: of the longest message on the wire, a blob counted in.
         max_first_token_ms: of the receiver, from the message on; an arm whose time was not taken is none.
         min_recovery: 1 is as good as the full text, 0 as nothing.
         readable: only what can be read by people: text.
 
     Raises:
-        ConfigError: there is no report, one is not complete or of other questions, its receiver does not do better with
-            the full text than with nothing, or a limit is no number above zero.
+        ConfigError: there is no report, one is not complete or of other questions, its receiver does no better with the
+            full text than with nothing, or a limit is no number above zero.
     """
-    for name, limit in (("max_bytes", max_bytes), ("max_first_token_ms", max_first_token_ms)):
-        if limit is not None and not limit > 0:
-            raise ConfigError(f"expected {name} above 0, got {limit!r}")
-    if min_recovery is not None and not min_recovery == min_recovery:
-        raise ConfigError(f"expected min_recovery to be a number, got {min_recovery!r}")
+    _require_limits(min_recovery, max_bytes=max_bytes, max_first_token_ms=max_first_token_ms)
     offers = []
     for offer in axis_of(reports):
         against = []
@@ -113,16 +113,17 @@ def choose(
     return Choice(chosen, f"Hand over {chosen}.", tuple(offers))
 
 
-def axis_of(reports: Sequence[Report]) -> tuple[Offer, ...]:
+def axis_of(reports: Sequence[Report] | Mapping[str, Report]) -> tuple[Offer, ...]:
     """Returns what can be handed over, the shortest first; what several reports have alike, once.
 
     Raises:
         ConfigError: as ``choose``.
     """
-    reports = listed(reports, "reports in a list", "report", error=ConfigError)
+    given = reports if isinstance(reports, Mapping) else {}
+    reports = listed([*given.values()] or reports, "reports in a list", "report", error=ConfigError)
     _require_alike(reports)
     found: dict[tuple[str, str], Offer] = {}
-    shown = _names(reports)
+    shown = _names(reports, given)
     for report in reports:
         figures = {} if report.cost is None else report.cost.figures()
         for name, arm in report.arms.items():
@@ -144,6 +145,7 @@ def axis_of(reports: Sequence[Report]) -> tuple[Offer, ...]:
                 first_token_ms=None if first is None else first.value,
                 readable=text,
                 read_tokens=None if read is None else read.value,
+                recovery_nats=report.recovery(name, of=LOG_LIKELIHOOD),
             )
             before = found.setdefault((codec, name), offer)
             if before.first_token_ms is None:
@@ -151,11 +153,20 @@ def axis_of(reports: Sequence[Report]) -> tuple[Offer, ...]:
     return tuple(sorted(found.values(), key=lambda offer: (offer.mean_bytes, offer.arm)))
 
 
-def _names(reports: Sequence[Report]) -> dict[str, str]:
+def _names(reports: Sequence[Report], given: Mapping[str, Report]) -> dict[str, str]:
     """Returns what to call each codec, by its id; what no codec made has neither."""
     names = {str(report.codec["codec_id"]): str(report.codec["name"]) for report in reports}
+    told = {str(report.codec["codec_id"]): name for name, report in given.items()}
     often = Counter(names.values())
-    return {"": ""} | {one: name if often[name] == 1 else f"{name} {one}" for one, name in names.items()}
+    return {"": ""} | {one: name if often[name] == 1 else told.get(one, f"{name} {one}") for one, name in names.items()}
+
+
+def _require_limits(min_recovery: float | None, **limits: float | None) -> None:
+    for name, limit in limits.items():
+        if limit is not None and not limit > 0:
+            raise ConfigError(f"expected {name} above 0, got {limit!r}")
+    if min_recovery is not None and not min_recovery == min_recovery:
+        raise ConfigError(f"expected min_recovery to be a number, got {min_recovery!r}")
 
 
 def _require_alike(reports: Sequence[Report]) -> None:

@@ -51,16 +51,21 @@ RECOVERY = (-0.6, 2.0)  # what an axis of recovery shows at most; what lies outs
 MOST_KINDS, HEADING = 8, 44  # of one plot; characters of a kind's name
 COLOURS = ("#0072B2", "#D55E00")  # of codecs, in turn: no text's are these, and no text's marker is one of the next
 MARKERS = ("o", "h", "p", "*", "<", ">", "8", "d")
+NATS = "log-likelihood (nats)"
 ROW = 0.2  # inches of height of one arm under a kind
 
 
 class Across(NamedTuple):
-    """What recovery is drawn against: what an offer has of it, a title, the axis' label and its numbers."""
+    """What recovery is drawn against: what an offer has of it, a title, the axis' label and its numbers.
+
+    ``nats`` draws the recovery by log-likelihood in place of that by the task's own score.
+    """
 
     of: Callable[[Offer], float | None]
     title: str
     label: str
     numbers: "Callable[[Axis], None]"
+    nats: bool = False
 
 
 BYTES = Across(
@@ -68,6 +73,7 @@ BYTES = Across(
 )
 AXES = {  # of several reports
     "recovery": BYTES,
+    "log-likelihood": BYTES._replace(title="Recovery of log-likelihood against bytes on the wire", nats=True),
     "first token": Across(
         lambda offer: offer.first_token_ms,
         "Recovery against the first token",
@@ -138,12 +144,15 @@ def _save_all(drawn: "Mapping[str, Figure]", folder: Path) -> list[Path]:
 
 
 def _axis(report: Report, offers: Sequence[Offer], across: Across) -> "Figure | None":
-    """Draws recovery of offers; None where none has what it is drawn against."""
+    """Draws recovery of offers; None where none has what it is drawn against, or the same is drawn already."""
+    if across.nats and not report.answers_end:
+        return None
     curves: dict[str, list[tuple[float, Measured]]] = {}
     for offer in offers:
-        stem, place = _stem(offer.arm), across.of(offer)
+        recovery = offer.recovery_nats if across.nats else offer.recovery
+        stem, place = _stem(offer.arm), None if recovery is None else across.of(offer)
         name = stem if not offer.codec else offer.codec if stem == "message" else f"{offer.codec}, {stem}"
-        curves.setdefault(name, []).extend([] if place is None else [(place, offer.recovery)])
+        curves.setdefault(name, []).extend([] if recovery is None or place is None else [(place, recovery)])
     if not any(curves.values()):
         return None
     of_codecs = [name for name in curves if name not in LOOKS]  # of all: each looks alike in every plot
@@ -156,7 +165,8 @@ def _axis(report: Report, offers: Sequence[Offer], across: Across) -> "Figure | 
 
 
 def _against(report: Report, drawn: Sequence[Series], levels: Sequence[Series], across: Across) -> "Figure":
-    figure, axes = sheet(across.title, _over(report), 4.6, named=len(drawn) + len(levels))
+    note = _over(report, NATS if across.nats else _unit(report))
+    figure, axes = sheet(across.title, note, 4.6, named=len(drawn) + len(levels))
     axes.set(xscale="log", xlabel=f"{across.label} (log scale)")
     across.numbers(axes.xaxis)
     return _recoveries(figure, axes, drawn, levels)
@@ -196,7 +206,7 @@ def _hops(report: Report) -> "Figure | None":
         return None
     drawn = _curves(report, {name: (_stem(name), float(name.rpartition("-")[2])) for name in names})
     levels = _curves(report, {"none": ("none", np.nan)})
-    figure, axes = sheet("Recovery against hops", _over(report), 4.2, named=len(drawn) + 1)
+    figure, axes = sheet("Recovery against hops", _over(report, _unit(report)), 4.2, named=len(drawn) + 1)
     axes.set(xticks=range(1, int(max(x for one in drawn for x in one.x)) + 1), xlabel="hops")
     return _recoveries(figure, axes, drawn, levels)
 
@@ -292,12 +302,12 @@ def _recovers(report: Report) -> bool:
     return {"text", "none"} <= report.arms.keys() and report.recovery("text") is not None
 
 
-def _over(report: Report) -> str:
-    return f"of {_unit(report)}; 95 % intervals; n={len(report.items)} questions about {report.n} documents"
+def _over(report: Report, unit: str) -> str:
+    return f"of {unit}; 95 % intervals; n={len(report.items)} questions about {report.n} documents"
 
 
 def _unit(report: Report) -> str:
-    return "exact match" if report.answers_end else "log-likelihood (nats)"
+    return "exact match" if report.answers_end else NATS
 
 
 def _stem(name: str) -> str:

@@ -37,6 +37,7 @@ __all__ = ["equal_texts", "require_cases", "run"]
 LENGTHS = (10, 20, 40, 80)  # bytes: what a learned codec without prefixes is measured at
 MAX_LENGTH = 1000  # bytes: a codec without prefixes is measured at its own length up to here
 REPETITIONS = 60
+OF_NO_CODEC = ("text", "none")  # arms that the receiver answers alone
 ASKED_IN_TURN = 4  # questions that eight receivers' calls ask of one message
 
 
@@ -56,40 +57,54 @@ def run(
     repetitions: int = REPETITIONS,
     keep: Path | None = None,
     progress: bool = False,
+    alike: Sequence[Report] = (),
 ) -> Report:
     """Measures what the hand-off from ``sender`` to ``receiver`` is worth on ``cases``, beside all that it must beat.
 
+    A case that fails is left out, as is an arm unless the verdict needs it, and the report says which and why.
+
     Args:
-        cases: documents with questions; see ``ilcp.tasks.thin`` to ask fewer of each.
-        task: its name, for the report.
-        seed: of the bootstrap and the random payloads.
+        cases: documents with questions (``ilcp.tasks.thin`` asks fewer of each).
+        task, seed: the name for the report; of the bootstrap and the random payloads.
         answers_end: false for continuations (one question per case, its text empty), whose answers go on.
         lengths: payload bytes to measure; None for the codec's own prefixes, or the usual ones where it has none.
         texts: name -> text codec, each an arm at every length; None for ``equal_texts(sender)``.
         arms: the names of those to measure (see ``ilcp.measure.arms``); None for all.
-        hops: how many times a message is handed on, forwarded and re-encoded (0: not measured; needs ``Case.rewrite``).
+        hops, repetitions: hand-ons of a message (needs ``Case.rewrite``); of the times, at least 50; 0 for none.
         budgets: bytes on the wire for messages that the receiver reads back (see ``ilcp.measure.verified``).
-        repetitions: of the time measurements (at least 50); 0 for none.
-        keep: a file for the report, from which an interrupted run goes on. A finished one stays until the new one is.
+        keep: a file for the report, from which an interrupted run goes on; a finished one stays until the new one is.
         progress: shows a bar on standard error.
-
-    A case that fails is left out, and the report says which and why; so is an arm, unless the verdict needs it.
+        alike: other codecs' reports by this receiver: what it answers from text and from nothing is taken over.
 
     Raises:
         ConfigError, StorageError: an argument or a case is not as above, or ``keep`` is another run's or not writable.
     """
-    _require_ends(sender, receiver, hops, budgets)
+    _require_possible(sender, receiver, hops, budgets, repetitions, keep)
     cases = listed(cases, "cases in a list", "case", error=ConfigError)
     require_cases(cases, receiver, answers_end=answers_end)
-    _require_outcome(repetitions, keep)
-    texts = equal_texts(sender) if texts is None else texts
     with apart(sender, receiver) as (sender, receiver):
+        texts = equal_texts(sender) if texts is None else texts
         specs_of = partial(_specs, sender, receiver, _lengths(sender, lengths), texts, seed, hops, budgets)
-        report = resumed(_empty(sender, cases, task, seed, answers_end), draft := unfinished(keep))
+        fresh, draft = _taken_over(_empty(sender, cases, task, seed, answers_end), alike, arms), unfinished(keep)
+        report = resumed(fresh, draft)
         asking = Asking(report.kept(cases), specs_of, partial(Scorer, receiver, answers_end=answers_end))
         report = _asked(report, _chosen(specs_of(cases), arms), asking, draft, progress)
         report = _priced(report, sender, receiver, asking.cases, repetitions, progress)
-    return _finished(report, sender.codec, asking.cases, keep, draft)
+        return _finished(report, sender.codec, asking.cases, keep, draft)
+
+
+def _taken_over(report: Report, alike: Iterable[Report], wanted: Collection[str] | None) -> Report:
+    """Returns the report with the arms of other codecs' reports that no codec has part in, and a note of it."""
+    for other in alike:
+        same = (report.items, report.answers_end) == (other.items, other.answers_end)
+        if not (same and report.provenance["models"]["receiver"] == other.provenance["models"]["receiver"]):
+            continue
+        names = [name for name in OF_NO_CODEC if name in other.arms and (wanted is None or name in wanted)]
+        arms = {name: other.arms[name] for name in names if name not in report.arms}
+        if arms:
+            note = f"{' and '.join(arms)} as in the report of {other.codec['name']} {other.codec['codec_id']}"
+            report = replace(report, arms={**report.arms, **arms}, notes=(*report.notes, note))
+    return report
 
 
 def _finished(report: Report, codec: Codec, cases: Iterable[Case], keep: Path | None, draft: Path | None) -> Report:
@@ -236,21 +251,20 @@ def require_cases(cases: Sequence[Case], receiver: Receiver, *, answers_end: boo
             raise ConfigError(said)
 
 
-def _require_outcome(repetitions: int, keep: Path | None) -> None:
-    """Refuses what would be refused when hours of measuring are over."""
-    if repetitions:
-        require_repetitions(repetitions)
-    if keep is not None:
-        require_writable(keep)
-        require_writable(keep.with_name(keep.name + UNFINISHED))
-
-
-def _require_ends(sender: object, receiver: object, hops: int, budgets: Collection[int]) -> None:
+def _require_possible(
+    sender: object, receiver: object, hops: int, budgets: Collection[int], repetitions: int, keep: Path | None
+) -> None:
+    """Refuses ends that are none, and what would be refused when hours of measuring are over."""
     for side, kind, given in (("sender", Sender, sender), ("receiver", Receiver, receiver)):
         if not isinstance(given, kind):
             raise ConfigError(f"expected an ilcp.{kind.__name__} as {side}, got {type(given).__name__}")
     if isinstance(sender, Sender) and isinstance(receiver, Receiver):
         require_caches(sender, receiver, hops=hops, budgets=sorted(budgets))
+    if repetitions:
+        require_repetitions(repetitions)
+    if keep is not None:
+        require_writable(keep)
+        require_writable(keep.with_name(keep.name + UNFINISHED))
 
 
 def _lengths(sender: Sender, lengths: Sequence[int] | None) -> list[int]:

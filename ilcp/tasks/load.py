@@ -1,7 +1,7 @@
 """A task by its name: the embedded case files, or a file of your own."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ilcp.errors import ConfigError
@@ -34,14 +34,31 @@ def own_test(codec: str | Path) -> Path:
     return folder.with_name(folder.name + RUN) / TEST
 
 
-def task(name: str, *, n: int | None, seed: int) -> Task:
+def task(name: str, *, n: int | None, seed: int, samples: str | Path | None = None) -> Task:
     """Loads ``n`` cases of ``"case-files"`` (test split of that seed), or the first ``n`` of a JSONL file.
 
     Without ``n``, 500 of them, or as many as the file has. Lines about one context are one case.
 
+    Args:
+        samples: a JSONL file of texts such as those of the cases, and none of these; case files bring their own.
+
     Raises:
-        ConfigError: the file cannot be read, has fewer cases, or mixes questions and continuations.
+        ConfigError: a file cannot be read, has fewer cases, or mixes questions and continuations; or a sample is the
+            text of a case.
     """
+    found = _task(name, n, seed)
+    if samples is None:
+        return found
+    texts = tuple(dict.fromkeys(case.context for case in read_jsonl(samples)))
+    if asked := {case.context for case in found.cases} & {*texts}:
+        raise ConfigError(
+            f"expected samples that are no text of {name}, got {len(asked)} in {samples}: what is fitted to the very "
+            "texts that it is measured on proves nothing"
+        )
+    return replace(found, samples=lambda: texts)
+
+
+def _task(name: str, n: int | None, seed: int) -> Task:
     wanted = n
     n = USUAL if n is None else n
     if n < 2:

@@ -13,7 +13,7 @@ stands in a prompt as a memory and is never taken for the cache of a text that w
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -99,6 +99,30 @@ class KvCodec(ABC):
             ConfigError: the model cannot be identified, keeps no keys and values, or has no such window.
         """
         return cls(identify(model, tokenizer), shape_of(model, tokens))
+
+    @classmethod
+    def for_model(
+        cls,
+        model: Any,
+        tokenizer: Any,
+        budget: str = "",
+        *,
+        texts: Iterable[str] = (),
+        questions: Iterable[str] = (),
+    ) -> Self:
+        """Returns the codec that a command line names as ``NAME`` or ``NAME:BUDGET``.
+
+        Args:
+            budget: what the method spends, in its own words; empty for its usual.
+            texts: such as it will be used on, for a method that is fitted.
+            questions: such as the receiver will ask, for a method that looks at what they look at.
+
+        Raises:
+            ConfigError: it has no such budget, or as ``of``.
+        """
+        if budget:
+            raise ConfigError(f"expected {cls.name} alone, got {cls.name}:{budget[:40]}: it has no budget")
+        return cls.of(model, tokenizer)
 
     def encode(self, context: Context, payload_bytes: int | None = None) -> bytes:
         """Returns the container of a context's keys and values.

@@ -40,6 +40,8 @@ TIGHTER = 0.98  # than the ratio of what is allowed to what came out, where fewe
 class CompactCodec(Int8Codec):
     """A share of the tokens of each head, chosen by what the questions look at; ``of`` makes one.
 
+    A budget of ``for_model`` is the share of the tokens, such as ``5%``; a tenth is the usual.
+
     Args:
         questions: such as the receiver will ask; its sender answers them for every text.
         share: of the tokens, above 0 and up to 1; a caller's ``payload_bytes`` may leave fewer.
@@ -84,6 +86,26 @@ class CompactCodec(Int8Codec):
             ConfigError: as above, or as ``KvCodec.of``.
         """
         return cls(identify(model, tokenizer), shape_of(model, tokens), questions, share)
+
+    @classmethod
+    def for_model(
+        cls,
+        model: Any,
+        tokenizer: Any,
+        budget: str = "",
+        *,
+        texts: Iterable[str] = (),
+        questions: Iterable[str] = (),
+    ) -> Self:
+        """Returns the codec that keeps ``budget`` of the tokens, chosen by ``questions``.
+
+        Raises:
+            ConfigError: that is no share in percent, or as ``of``.
+        """
+        share = (budget or "10%").removesuffix("%")
+        if budget and not (budget.endswith("%") and share.isdecimal()):
+            raise ConfigError(f"expected a share of the tokens, such as 5%, behind {cls.name}:, got {budget[:40]!r}")
+        return cls.of(model, tokenizer, questions=questions, share=int(share) / 100)
 
     def encode(self, context: Context, payload_bytes: int | None = None) -> bytes:
         """Returns the container of the tokens kept, as many as the share and ``payload_bytes`` allow.

@@ -10,6 +10,7 @@ holds. Bits are allotted over all layers at once, keys and values alike, each we
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -40,8 +41,16 @@ LEAST_TOKENS = 32  # of a text whose end is foretold from its beginning
 ROWS_PER_DIMENSION = 4  # of the calibration texts; a basis from fewer is theirs, and no other text's
 
 
+FITTED_TEXTS = 64  # at most, where it is made by name
+PRESETS = {"4bit": 4, "2bit": 2, "1bit": 1}  # for each of a token's numbers, on average
+
+
 class PcaCodec(CodedCodec):
-    """A basis for each layer's keys and for its values; made by ``fit`` or ``ilcp.load``."""
+    """A basis for each layer's keys and for its values; made by ``fit`` or ``ilcp.load``.
+
+    Budgets of ``for_model`` are ``4bit``, ``2bit`` (the usual) and ``1bit``, for each of a token's numbers on average,
+    or bytes a token.
+    """
 
     name: ClassVar[str] = "kv-pca"
 
@@ -72,6 +81,30 @@ class PcaCodec(CodedCodec):
         codec = cls.fit_caches(identify(model, tokenizer), shape_of(model), read, bytes_per_token=bytes_per_token)
         codec.require_worth(model, rows)
         return codec
+
+    @classmethod
+    def for_model(
+        cls,
+        model: Any,
+        tokenizer: Any,
+        budget: str = "",
+        *,
+        texts: Iterable[str] = (),
+        questions: Iterable[str] = (),
+    ) -> Self:
+        """Returns the codec fitted to the first of ``texts``, within the budget.
+
+        Raises:
+            ConfigError: there are no texts, or there is no such budget; or as ``fit``.
+        """
+        texts, budget = list(islice(texts, FITTED_TEXTS)), budget or "2bit"
+        if not budget.isdecimal() and budget not in PRESETS:
+            raise ConfigError(f"expected {', '.join(PRESETS)} or bytes a token behind {cls.name}:, got {budget[:40]!r}")
+        if not texts:
+            raise ConfigError(f"expected texts to fit {cls.name} to, got none: give some like those it is for")
+        numbers = sum(layer.heads * (layer.key_width + layer.value_width) for layer in shape_of(model).layers)
+        most = PRESETS[budget] * numbers / 8 if budget in PRESETS else int(budget)
+        return cls.fit(model, tokenizer, texts, bytes_per_token=most)
 
     @classmethod
     def fit_caches(
