@@ -1,22 +1,31 @@
 """What a model's own cache is worth as a message: bytes, quality and time, beside the full text and its controls.
 
     make real
-    python benchmarks/kv.py [--model smollm2] [--n 40] [--data benchmarks/data/conversations]
+    python benchmarks/kv.py [--model smollm2] [--n 40] [--data benchmarks/data/conversations] [--hqq]
+    python benchmarks/kv.py --prose stories.jsonl
 
 A text is cut: the receiver is given a memory of its first tokens, and asked how likely the next ones are. Beside each
 codec stand the full text (the exact cache), nothing, and another text's exact cache. ``gain`` is the share of what the
 full text brings: (codec - nothing) / (full - nothing) in nats, over all texts, with a bootstrap interval. Times are
 those of one thread: encoding and decoding in MB of keys and values a second, and the first token of an answer to a
 question behind ``--timed`` tokens, from the payload on, beside that behind the text. Texts are conversations of the
-test split, put in a row until they are long enough; benchmarks/README.md says where they are from.
+test split, put in a row until they are long enough; benchmarks/README.md says where they are from. ``--prose`` takes
+texts of another kind, lines of {"text": ...}: the first half of them is what codecs are fitted to.
+
+``--hqq`` sets the quantised cache of transformers beside these codecs (``QuantizedCache``, backend hqq, groups of 64,
+both axes 1 as its documentation advises; needs ``pip install hqq==0.2.8.post1``). It cannot be written down, so its
+bytes are those of its codes, scales and zeros in memory, and its keys are rounded as they were turned. It packs whole
+bytes only: MEMORY and the token that the model begins with have to be a multiple of eight.
 """
 
 import argparse
+import hashlib
 import json
 import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -28,6 +37,7 @@ from gpu_parts import model_at
 
 from ilcp import Receiver
 from ilcp.codec import Context
+from ilcp.codec.keys_values import KeysValues
 from ilcp.codec.memory import CacheMemory, Memory
 from ilcp.measure import provenance
 from ilcp.measure.bootstrap import Bootstrap
@@ -43,30 +53,35 @@ HERE = Path(__file__).parent
 KINDS = (ExactCodec, Int8Codec, Int4Codec)
 FITTED = (5760, 2880, 1440)  # bytes a token, of principal components: 4, 2 and 1 bits of each of SmolLM2's numbers
 FITTED_TEXTS = 8
+HQQ_BITS = (8, 4, 2, 1)
 QUESTION = "What did the customer want?"
 
 
 def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
-    parser.add_argument("--tokens", type=int, nargs=2, default=(384, 96), metavar=("MEMORY", "NEXT"))
+    parser.add_argument("--tokens", type=int, nargs=2, default=(383, 96), metavar=("MEMORY", "NEXT"))
     parser.add_argument("--timed", type=int, default=1000)
     parser.add_argument("--repetitions", type=int, default=20)
+    parser.add_argument("--prose", type=Path, help="JSONL of texts in place of conversations")
+    parser.add_argument("--hqq", action="store_true", help="transformers' own quantised caches beside")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     model, tokenizer = load_model(model_at(args.models, args.model) or args.models / args.model, dtype=args.dtype)
     codecs = made(model, tokenizer, args)
+    read = args.prose or args.data / "test.jsonl"
     record = {
         "what": "one model's keys and values as a message: bytes, quality, time",
         "n": args.n,
         "seed": args.seed,
         "tokens": list(args.tokens),
         "threads": args.threads,
+        "texts": {"file": read.name, "sha256": hashlib.sha256(read.read_bytes()).hexdigest()},
         "quality": quality(model, tokenizer, codecs, args),
         "time": timed(model, tokenizer, codecs, args) if args.repetitions else None,
         "provenance": provenance(model=args.model, dtype=args.dtype),
     }
-    file = args.json or HERE / "results" / f"kv-{args.model}.json"
+    file = args.json or HERE / "results" / f"kv-{args.model}{'-prose' if args.prose else ''}.json"
     file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(record["quality"], indent=1), json.dumps(record["time"], indent=1), file, sep="\n")
 
@@ -107,11 +122,12 @@ def codecs_of(model: Any, tokenizer: Any, rows: Sequence[Sequence[int]], fitted:
 
 def texts(tokenizer: Any, args: argparse.Namespace, split: str, n: int, wanted: int) -> list[list[int]]:
     """Returns ids of ``n`` texts, each of as many tokens as are asked for."""
-    conversations = [one.case.context for one in data.read(args.data / f"{split}.jsonl")]
-    random.Random(args.seed).shuffle(conversations)
+    whole = _prose(args.prose, split) if args.prose else data.read(args.data / f"{split}.jsonl")
+    whole = [one if isinstance(one, str) else one.case.context for one in whole]
+    random.Random(args.seed).shuffle(whole)
     found: list[list[int]] = []
     row: list[int] = []
-    for text in conversations:
+    for text in whole:
         row += tokenizer(("\n\n" if row else "") + text, add_special_tokens=False).input_ids
         if len(row) >= wanted:
             found.append(row[:wanted])
@@ -119,6 +135,12 @@ def texts(tokenizer: Any, args: argparse.Namespace, split: str, n: int, wanted: 
         if len(found) == n:
             return found
     raise SystemExit(f"expected {n} texts of {wanted} tokens, got {len(found)}: ask for fewer, or for shorter ones")
+
+
+def _prose(file: Path, split: str) -> list[str]:
+    """Returns the texts of one half of a file: the first is there to fit to."""
+    lines = [json.loads(line)["text"] for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return lines[: len(lines) // 2] if split == "train" else lines[len(lines) // 2 :]
 
 
 def quality(model: Any, tokenizer: Any, codecs: dict[str, KvCodec], args: argparse.Namespace) -> dict[str, Any]:
@@ -139,6 +161,10 @@ def quality(model: Any, tokenizer: Any, codecs: dict[str, KvCodec], args: argpar
             payload = codec.encode(Context(kv=kv))
             sizes[name].append(len(payload))
             nats[name].append(following_nats(model, cast(CacheMemory, codec.decode(payload)).kv, after))
+        for bits in HQQ_BITS if args.hqq else ():
+            rounded, size = by_hqq(kv, bits)
+            sizes.setdefault(name := f"hqq-{bits}", []).append(size)
+            nats.setdefault(name, []).append(following_nats(model, rounded, after))
         print(f"text {number + 1} of {len(rows)}", flush=True)
     drawn = Bootstrap(range(len(rows)), seed=args.seed)
     none, full = np.array(nats["none"]), np.array(nats["full"])
@@ -151,6 +177,20 @@ def quality(model: Any, tokenizer: Any, codecs: dict[str, KvCodec], args: argpar
         }
         for name, values in nats.items()
     }
+
+
+def by_hqq(kv: KeysValues, bits: int) -> tuple[KeysValues, int]:
+    """Returns keys and values as transformers' cache of that many bits gives them back, and its bytes."""
+    from transformers.cache_utils import HQQQuantizedLayer
+
+    pairs, size = [], 0
+    for keys, values in zip(kv.keys, kv.values, strict=True):
+        layer = HQQQuantizedLayer(nbits=bits, axis_key=1, axis_value=1, q_group_size=64)
+        layer.update(keys[None], values[None])
+        coded = layer._quantized_keys, layer._quantized_values
+        size += sum(each.nbytes for codes, meta in coded for each in (codes, meta["scale"], meta["zero"]))
+        pairs.append([layer._dequantize(each)[0] for each in coded])
+    return replace(kv, keys=tuple(keys for keys, _ in pairs), values=tuple(values for _, values in pairs)), size
 
 
 def timed(model: Any, tokenizer: Any, codecs: dict[str, KvCodec], args: argparse.Namespace) -> dict[str, Any]:

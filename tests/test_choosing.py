@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from ilcp.cli import app
 from ilcp.cli.exit_codes import NOTHING_FITS
 from ilcp.errors import ConfigError
-from ilcp.measure import Report, choose, save_report
+from ilcp.measure import Report, choose, plots, save_report
 from ilcp.measure.choosing import axis_of
 from ilcp.measure.items import Arm
 from ilcp.measure.plots import AXES
@@ -73,6 +73,28 @@ def test_two_codecs_of_one_name_are_two(latent: Report) -> None:
     other = sized(replace(latent, codec={**latent.codec, "codec_id": "00" * 8}), "message", "message", 50, 1)
     found = [(offer.codec, offer.most_bytes) for offer in axis_of([latent, other]) if offer.arm == "message"]
     assert found == [(f"vae {'00' * 8}", 50), (f"vae {latent.codec['codec_id']}", 100)]
+    named = {offer.codec for offer in axis_of({"short": other, "long": latent}) if offer.arm == "message"}
+    assert named == {"short", "long"}
+    assert {"", "vae"} == {offer.codec for offer in axis_of({"short": latent})}
+
+
+def test_recovery_by_log_likelihood_is_its_own(latent: Report) -> None:
+    """It is what is drawn by that name, and of continuations nothing, whose recovery it is already."""
+    surer = replace(
+        latent.arms["message"], nats=(-0.1,) * len(latent.items)
+    )  # wrong answers, but the right ones likely
+    latent = replace(latent, arms={**latent.arms, "message": surer})
+    offers = axis_of([latent])
+    for offer in offers:
+        assert offer.recovery_nats == latent.recovery(offer.arm, of="log_likelihood")
+    shown: dict[str, Any] = {name: plots._axis(latent, offers, across) for name, across in AXES.items()}
+    exact, nats = (
+        [float(y) for line in shown[name].axes[0].lines for y in line.get_ydata()]
+        for name in ("recovery", "log-likelihood")
+    )
+    assert exact.count(1.0) < nats.count(1.0)
+    endless = replace(latent, answers_end=False)
+    assert plots._axis(endless, offers, AXES["log-likelihood"]) is None
 
 
 @pytest.mark.parametrize(
@@ -180,7 +202,7 @@ def test_the_command_names_what_to_hand_over(latent: Report, cache: Report, tmp_
     assert shown.exit_code == 0, shown.output
     assert shown.output.startswith("Hand over message by vae: at most 100 bytes")
     drawn = sorted(file.name for file in (tmp_path / "plots").iterdir())
-    assert drawn == ["first-token.png", "recovery.png", "tokens.png"]
+    assert drawn == ["first-token.png", "log-likelihood.png", "recovery.png", "tokens.png"]
     assert all((tmp_path / "plots" / name).read_bytes().startswith(b"\x89PNG") for name in drawn)
     lacking = CliRunner().invoke(app, [*words, "--min-recovery", "1.5", "--auditable", "--json"])
     assert lacking.exit_code == NOTHING_FITS
