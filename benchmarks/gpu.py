@@ -40,7 +40,14 @@ from ilcp.measure import provenance
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
-SCRIPTS = ("gpu*.py", "scale*.py", "conversations*.py", "conversations/*.toml")  # what a result depends on, beside ilcp
+SCRIPTS = (
+    "gpu*.py",
+    "scale*.py",
+    "kv.py",
+    "kv_align.py",
+    "conversations*.py",
+    "conversations/*.toml",
+)  # what a result depends on, beside ilcp
 GRACE_S = 10.0  # for an item to end by itself, within its limit
 MARGIN_S = 10.0  # for the end of this script, within --minutes
 MEGA = 1e6
@@ -77,6 +84,13 @@ def of_pair(pair: str, minutes: float, after: str | None = None) -> tuple[Item, 
     return training, Item(f"{pair}-measure", "all test conversations", 135, words, models, training.name)
 
 
+def of_caches(pair: str, minutes: float) -> Item:
+    """Returns the alignment of one model's cache to another's, and its measurement."""
+    words = ("gpu_items.py", "align", pair, "--minutes", str(minutes))
+    what = f"kv_align.py: {minutes:g} minutes through the receiver"
+    return Item(f"{pair}-align", what, 60 * minutes + 120, words, tuple(pair.split("-")))
+
+
 def of_size(size: str, limit_s: float) -> Item:
     """Returns the steps of a hand-off at one size of real models."""
     words = ("scale.py", "--size", size, "--repetitions", "6")
@@ -88,6 +102,7 @@ ITEMS = (
     SMOKE,
     *of_pair("smollm2-smollm2", 3.5),
     *of_pair("smollm2-gemma3", 3.5),
+    of_caches("smollm2-gemma3", 4.0),
     of_size("0.5B", 60),
     of_size("1.5B", 90),
     of_size("7B", 180),

@@ -1,4 +1,4 @@
-"""What ``gpu.py`` starts, each in a process of its own: the smoke stage, a training, a measurement.
+"""What ``gpu.py`` starts, each in a process of its own: the smoke stage, a training, a measurement, an alignment.
 
     python benchmarks/gpu_items.py smoke --draft FILE --work FOLDER --device cpu
 
@@ -18,6 +18,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import conversations
+import kv_align
 import torch
 from gpu_parts import model_at
 from scale import MIN_REPETITIONS
@@ -178,6 +179,29 @@ def measure(args: argparse.Namespace) -> Record:
     return {"n": n["1"], "models": record["provenance"]["models"], "file": file.name, "histories": n}
 
 
+def align(args: argparse.Namespace) -> Record:
+    """Maps the cache of a pair's first model to its second's, and measures every stage; nothing is gone on with."""
+    given = _given(args)
+    sender, receiver = given.pair.split("-")
+    file = args.results / f"kv-align-{given.pair}.json"
+    words = {
+        "sender": sender,
+        "receiver": receiver,
+        "models": given.models,
+        "data": given.data / "train.jsonl",
+        "device": given.device,
+        "minutes": args.minutes,
+        "seed": given.seed,
+        "json": file,
+    }
+    line = [str(word) for name, value in words.items() for word in (f"--{name}", value)]
+    record = kv_align.aligned(kv_align.options().parse_args(line))
+    if args.commit:
+        record["provenance"]["commit"] = args.commit
+        write_whole(file, json.dumps(record, indent=1) + "\n")
+    return {"n": record["facts"], "models": record["provenance"]["models"], "file": file.name}
+
+
 def _given(args: argparse.Namespace, **more: Any) -> argparse.Namespace:
     """Returns the arguments of ``conversations.py``.
 
@@ -193,7 +217,12 @@ def _given(args: argparse.Namespace, **more: Any) -> argparse.Namespace:
     return argparse.Namespace(**given, runs=args.work, **more)
 
 
-WORKS: dict[str, Callable[[argparse.Namespace], Record]] = {"smoke": smoke, "train": train, "measure": measure}
+WORKS: dict[str, Callable[[argparse.Namespace], Record]] = {
+    "smoke": smoke,
+    "train": train,
+    "measure": measure,
+    "align": align,
+}
 
 if __name__ == "__main__":
     main()

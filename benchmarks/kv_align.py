@@ -45,6 +45,14 @@ Figures = dict[str, Any]
 
 
 def main() -> None:
+    args = options().parse_args()
+    torch.set_num_threads(args.threads)
+    record = aligned(args)
+    print(json.dumps(record["stages"], indent=1))
+
+
+def options() -> argparse.ArgumentParser:
+    """Returns what the command line takes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sender", required=True)
     parser.add_argument("--receiver", required=True)
@@ -60,8 +68,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", type=Path)
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+    return parser
+
+
+def aligned(args: argparse.Namespace) -> Figures:
+    """Aligns two models, measures every stage, writes the record and returns it."""
     sender, receiver = (_loaded(args, name) for name in (args.sender, args.receiver))
     record = {
         "what": "one model's keys and values mapped to another's",
@@ -74,7 +85,8 @@ def main() -> None:
     record |= measured(Aligner(*sender, *receiver, tokens=args.tokens), args)
     file = args.json or HERE / "results" / f"kv-align-{args.sender}-{args.receiver}.json"
     file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(record["stages"], indent=1), file, sep="\n")
+    print(file, flush=True)
+    return record
 
 
 def _loaded(args: argparse.Namespace, name: str) -> tuple[Any, Any]:

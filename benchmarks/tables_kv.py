@@ -11,13 +11,13 @@ Table = Callable[[list[str], list[list[str]]], str]
 SHOWN = {"full": "the model's own cache", "none": "nothing", "mismatched": "another text's cache"}
 
 
-def caches(result: Result, table: Table) -> str:
+def caches(result: Result, table: Table, name: str = "kv-smollm2") -> str:
     """Tabulates what each codec of keys and values takes, keeps and costs."""
-    found = result("kv-smollm2")
+    found = result(name)
     quality, times = found["quality"], found["time"]
     rows = []
     for name, row in quality.items():
-        spent = times.get(name, {})
+        spent = (times or {}).get(name, {})
         value, low, high = row["gain"]
         rows.append(
             [
@@ -75,6 +75,31 @@ def failures(result: Result, table: Table) -> str:
         rows.append([name, _figure(row["facts"]), _figure(row["gain"]), *numbers, caught])
     heading = ["what is wrong", "facts", "gain", "agrees", "cosine", "entropy", "keys", "values"]
     return table([*heading, "caught by"], rows)
+
+
+def axis(results: Path, table: Table) -> str:
+    """Tabulates everything that can be handed over of the embedded pair's task, the shortest first."""
+    file = results / "axis-embedded.json"
+    if not file.is_file():
+        return "\nNothing is measured yet.\n\n"
+    record = json.loads(file.read_text(encoding="utf-8"))
+    rows = []
+    for offer in record["offers"]:
+        recoveries = [
+            [offer[name][part] for part in ("value", "low", "high")] for name in ("recovery", "recovery_nats")
+        ]
+        first, read = offer["first_token_ms"], offer["read_tokens"]
+        rows.append(
+            [
+                f"`{offer['codec']}`" if offer["codec"] and offer["arm"] == "message" else offer["arm"],
+                f"{offer['mean_bytes']:,.0f}",
+                *map(_figure, recoveries),
+                "" if first is None else f"{first:.1f}",
+                "" if read is None else f"{read:,.0f}",
+            ]
+        )
+    heading = ["handed over", "bytes on the wire, mean", "recovery, exact", "recovery, log-likelihood"]
+    return table([*heading, "first token, ms", "tokens read until then"], rows)
 
 
 def _figure(figure: list[float | None] | None) -> str:

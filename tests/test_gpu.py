@@ -14,7 +14,10 @@ from typing import Any
 
 import pytest
 
+from ilcp import embedded
 from ilcp.errors import ConfigError
+from ilcp.tasks import case_files
+from ilcp.tasks.written import write_jsonl
 from tests.helpers import load_script
 
 gpu = load_script("gpu")
@@ -407,6 +410,26 @@ def test_what_is_not_there_is_named(tmp_path) -> None:
         (tmp_path / f"{name}.jsonl").write_text("")
     with pytest.raises(ConfigError, match="expected a model smollm2 in"):
         items.train(items.argparse.Namespace(data=tmp_path, **given))
+
+
+def test_an_alignment_is_an_item(monkeypatch, tmp_path) -> None:
+    """It maps the first model's cache to the second's, and leaves every stage where figures are committed."""
+    for name, side in (("smollm2", "sender"), ("gemma3", "receiver")):
+        (tmp_path / name).symlink_to(embedded.HERE / side)
+    for split in ("train", "test"):
+        write_jsonl(tmp_path / f"{split}.jsonl", case_files("train", 3, 26))
+    options = items.kv_align.options()
+    options.set_defaults(n=3, texts=24, apart=2)
+    monkeypatch.setattr(items.kv_align, "options", lambda: options)
+    given = dict(pair="smollm2-gemma3", models=tmp_path, data=tmp_path, device="cpu", seed=7, work=tmp_path)
+    made = items.align(items.argparse.Namespace(**given, minutes=0.02, results=tmp_path, commit="abc"))
+    record = json.loads((tmp_path / made["file"]).read_text())
+    assert (3, "abc", {"sender", "receiver"}) == (made["n"], record["provenance"]["commit"], set(made["models"]))
+    stages = list(record["stages"])
+    assert ["own reading", "closed form"] == stages[:2]
+    assert "minutes" in stages[-1]
+    (each,) = (one for one in gpu.ITEMS if one.name == "smollm2-gemma3-align")
+    assert {"gpu_items.py", "align", "smollm2-gemma3"} <= set(each.words)
 
 
 def test_a_size_of_scale_is_kept_and_shown(monkeypatch, tmp_path, session) -> None:

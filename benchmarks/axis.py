@@ -1,0 +1,62 @@
+"""The whole axis of one task, from ten bytes to a whole cache: latents, texts, and the receiver's own cache, by name.
+
+    python benchmarks/axis.py            # writes benchmarks/results/axis-embedded.json
+
+The embedded pair's report (``embedded.py``) has its latents and texts. Presets of caches answer the same questions of
+the same dossiers, with the embedded receiver's model at both ends; their times are taken on as many threads as that
+report's. What ``ilcp measure embedded kv-exact ... --task case-files`` does in one go is done here in two, because the
+first part is there already. The principal components are fitted to dossiers of the training split.
+"""
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from ilcp.cli.named import file_names, pairs_of
+from ilcp.measure import Report, choose, load_report, provenance, run
+from ilcp.tasks import task
+
+RESULTS = Path(__file__).parent / "results"
+PRESETS = ("kv-exact", "kv-int8", "kv-int4", "kv-pca:4bit", "kv-pca:2bit", "kv-pca:1bit", "kv-compact:10%")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--report", type=Path, default=RESULTS / "embedded.json")
+    parser.add_argument("--presets", nargs="+", default=PRESETS)
+    parser.add_argument("--repetitions", type=int, default=60, help="of the times; 0: not measured")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    args = parser.parse_args()
+    latent = load_report(args.report)
+    if latent.cost is not None:
+        torch.set_num_threads(latent.cost.threads)
+    asked = task("case-files", n=latent.n, seed=latent.seed)
+    ends = {"sender": None, "receiver": None, "device": "cpu", "allow_download": False}
+    _, *pairs = pairs_of(["embedded", *args.presets], **ends, task=asked)
+    reports: dict[str, Report] = {"latent": latent}
+    for name, pair in zip(file_names(args.presets), pairs, strict=True):
+        options = {"task": asked.name, "seed": latent.seed, "repetitions": args.repetitions, "alike": [latent]}
+        reports[name] = run(pair.sender, pair.receiver, asked.cases, progress=True, **options)
+        print(f"{name}: recovery {reports[name].recovery('message')}", flush=True)
+    found = choose(reports)
+    record = {
+        "what": "everything that can be handed over of one task, on one axis",
+        "n": latent.n,
+        "questions": len(latent.items),
+        "seed": latent.seed,
+        "offers": [asdict(offer) for offer in found.offers],
+        "controls": {name: asdict(latent.mean(name)) for name in ("none", "other") if name in latent.arms},
+        "another's": {name: asdict(one.recovery("mismatched")) for name, one in reports.items() if name != "latent"},
+        "latent": latent.provenance,
+        "provenance": provenance(**latent.provenance["models"]),
+    }
+    file = args.out / "axis-embedded.json"
+    file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    print(file)
+
+
+if __name__ == "__main__":
+    main()
