@@ -58,6 +58,7 @@ types: $(READY) ## mypy: the library strictly, the rest with its bodies
 
 bench: $(READY) ## the figures of the README, measured again
 	$(BIN)/python benchmarks/embedded.py
+	$(BIN)/python benchmarks/axis.py
 	$(BIN)/python benchmarks/train_speed.py
 	$(BIN)/python benchmarks/scale.py
 	$(BIN)/python benchmarks/wire.py
@@ -66,6 +67,7 @@ bench: $(READY) ## the figures of the README, measured again
 	$(BIN)/python benchmarks/variants.py
 	$(BIN)/python benchmarks/peer_avp.py
 	$(BIN)/python benchmarks/tables.py
+	$(BIN)/python benchmarks/pictures.py
 
 real: $(READY) ## pretrained models of others, into benchmarks/real (MODELS="smollm2 gemma3 minilm")
 	$(BIN)/python benchmarks/real_models.py $(MODELS)

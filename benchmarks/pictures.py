@@ -36,9 +36,8 @@ OF_CODECS = (("#0072B2", "o"), ("#D55E00", "h"), ("#D55E00", "p"), ("#D55E00", "
 
 
 def main() -> None:
-    for name, drawn in (("conversations", conversations()), ("axis", axis())):
-        if drawn is not None:
-            write_whole(IMAGES / f"{name}.svg", drawn + "\n")
+    for name, draw in DRAWN.items():
+        write_whole(IMAGES / f"{name}.svg", draw() + "\n")
 
 
 def conversations() -> str:
@@ -61,12 +60,9 @@ def conversations() -> str:
     return _drawn("conversations", "Recovery against bytes on the wire", note, drawn, lines, plain=True)
 
 
-def axis() -> str | None:
+def axis() -> str:
     """Draws the whole axis: latents, texts and caches of one task."""
-    file = RESULTS / "axis-embedded.json"
-    if not file.is_file():
-        return None
-    record = json.loads(file.read_text(encoding="utf-8"))
+    record = json.loads((RESULTS / "axis-embedded.json").read_text(encoding="utf-8"))
     curves: dict[str, list[tuple[float, Measured]]] = {}
     for offer in record["offers"]:
         stem = re.sub(r"-\d+$", "", offer["arm"])
@@ -98,6 +94,8 @@ def _drawn(name: str, title: str, note: str, drawn: list[Series], lines: list[Se
         "<svg", '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"', 1
     )
 
+
+DRAWN = {"conversations": conversations, "axis": axis}
 
 if __name__ == "__main__":
     main()

@@ -67,6 +67,27 @@ def test_several_codecs_answer_the_same_questions_and_lie_on_one_axis(cases: Pat
         run(*words, "--seed", "8")
 
 
+def test_of_caches_among_other_codecs_no_hops_are_measured(tmp_path: Path) -> None:
+    """What only some of the codecs can do is no reason to refuse the others; alone, a cache is refused for it."""
+    words = ("--task", "case-files", "--n", "2", "--hops", "1")
+    done = run("embedded", "kv-int4", *words, "--json", str(tmp_path / "out"))
+    assert done.exception is None, done.output
+    latent, cache = (load_report(tmp_path / "out" / f"{name}.json") for name in ("embedded", "kv-int4"))
+    assert "forwarded-1" in latent.arms
+    assert {"text", "none", "message", "mismatched"} == set(cache.arms)
+    alone = run("kv-int4", *words, "--receiver", str(HERE / "receiver"), "--json", str(tmp_path / "one.json"))
+    assert "expected no hops and no budgets for kv-int4" in str(alone.exception)
+
+
+def test_a_preset_is_fitted_to_the_samples_named(cases: Path, tmp_path: Path, monkeypatch) -> None:
+    words = ("kv-pca:4bit", "--task", str(cases), "--receiver", str(HERE / "receiver"))
+    lacking = run(*words)
+    assert "expected texts to fit kv-pca to, got none" in str(lacking.exception)
+    monkeypatch.setattr("ilcp.measure.run", lambda *_, **__: pytest.fail("asked"))
+    with pytest.raises(pytest.fail.Exception, match="asked"):
+        run(*words, "--samples", str(written(tmp_path, "more.jsonl", 22, 12)))
+
+
 def test_what_no_codec_has_part_in_is_asked_anew_of_another_receiver(cases: Path) -> None:
     """Answers are taken over from the same receiver and the same questions only."""
     (mine,) = pairs_of(
@@ -132,6 +153,7 @@ def test_few_of_many_samples_are_read(monkeypatch) -> None:
     ("words", "said"),
     [
         (("kv-int4",), "expected --task beside kv-int4"),
+        (("kv-int4", "embedded", "--n", "1"), "expected n to be at least 2"),
         (("kv-int4", "--task", "case-files"), "expected a model for kv-int4, got none"),
         (("embedded", "kv-int4:9", "--task", "case-files", "--n", "2"), "expected kv-int4 alone, got kv-int4:9"),
         (("kv-align", "--task", "case-files", "--receiver", str(HERE / "receiver")), "expected two models to align"),

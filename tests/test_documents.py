@@ -21,7 +21,7 @@ import typer
 import ilcp
 from ilcp.cli import app
 from ilcp.measure import load_report
-from tests.helpers import ROOT, run_python
+from tests.helpers import ROOT, load_script, run_python
 
 README = ROOT / "README.md"
 PAGES = (README, *sorted((ROOT / "docs").rglob("*.md")))
@@ -305,6 +305,17 @@ def test_tables_equal_their_results() -> None:
     """No figure in a table differs from the committed JSON it was made from."""
     done = run_python("benchmarks/tables.py", "--check", cwd=ROOT)
     assert 0 == done.returncode, done.stderr
+
+
+def test_pictures_are_drawn_from_their_results(monkeypatch) -> None:
+    """What stands in the pages is what the script makes of the committed figures; another figure, another picture."""
+    pictures = load_script("pictures")
+    made = {name: draw() for name, draw in pictures.DRAWN.items()}
+    assert {f"{name}.svg" for name in made} == {file.name for file in pictures.IMAGES.iterdir()} - {"hop.svg"}
+    for name, drawn in made.items():
+        assert f"{drawn}\n" == (pictures.IMAGES / f"{name}.svg").read_text(encoding="utf-8")
+    monkeypatch.setattr(pictures, "EVERY", "said, new services")
+    assert made["conversations"] != pictures.conversations()
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "benchmarks" / "results").glob("*.json")), ids=lambda file: file.name)

@@ -103,7 +103,7 @@ def measure(
 
         _refuse_early(codecs, attach, html, png, keeps, repetitions)
         key = _key(sign, attach)
-        asked = tasks.task(task or _own(codecs[0]), n=n, seed=seed, samples=samples)
+        asked = tasks.task(task or _own(codecs), n=n, seed=seed, samples=samples)
         ends: dict[str, Any] = {"sender": sender, "receiver": receiver, "device": device, "allow_download": download}
         pairs = pairs_of(codecs, **ends, task=asked)
     wanted: dict[str, Any] = {"seed": seed, "hops": hops, "budgets": budget or (), "repetitions": repetitions}
@@ -189,13 +189,15 @@ def _beside(codec: str, *options: object) -> Path:
     return Path(f"{file_names([codec])[0]}-{made_with}{''.join(UNFINISHED)}")
 
 
-def _own(codec: str) -> str:
-    """Names the task that a codec is measured on where no other is given: cases that its training kept apart."""
+def _own(codecs: Sequence[str]) -> str:
+    """Names the task where none is given: the cases that the training of the first codec that had one kept apart."""
     from ilcp.tasks.load import CASE_FILES, own_test
 
+    trained = [codec for codec in codecs if not is_preset(codec)]
+    if not trained:
+        raise ConfigError(f"expected --task beside {codecs[0]}, got none: name a file of cases, or 'case-files'")
+    codec = trained[0]
     kept = own_test(codec)
-    if is_preset(codec):
-        raise ConfigError(f"expected --task beside {codec}, got none: name a file of cases, or 'case-files'")
     if codec != EMBEDDED and os.path.isfile(kept):
         return str(kept)
     if codec != EMBEDDED and (os.path.isdir(codec) or "/" in codec):  # what is neither is refused for what it is
