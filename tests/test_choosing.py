@@ -78,6 +78,15 @@ def test_two_codecs_of_one_name_are_two(latent: Report) -> None:
     assert {"", "vae"} == {offer.codec for offer in axis_of({"short": latent})}
 
 
+def test_texts_of_one_name_that_are_not_alike_are_two(latent: Report, cache: Report) -> None:
+    """Each codec's messages have rivals of their own length, and another receiver reads the text otherwise."""
+    n = len(latent.items)
+    other = sized(sized(cache, "lm-80", "text of equal bytes", 70, n // 4), "text", "text", 400, n)
+    found = {(offer.codec, offer.arm): offer for offer in axis_of([latent, other]) if offer.readable}
+    assert {("", "lm-80"), ("kv-int4", "lm-80"), ("", "text")} == set(found)
+    assert (100, 70) == (found["", "lm-80"].mean_bytes, found["kv-int4", "lm-80"].mean_bytes)
+
+
 def test_recovery_by_log_likelihood_is_its_own(latent: Report) -> None:
     """It is what is drawn by that name, and of continuations nothing, whose recovery it is already."""
     surer = replace(

@@ -28,7 +28,8 @@ TIMED = ("message", "text")  # arms that have figures of a cost
 class Offer:
     """An arm of a report: the codec that was measured, the arm's name, and what it costs and brings.
 
-    ``codec`` is empty where it is text; two codecs of one name go by the names of their reports, or by their ids.
+    ``codec`` is empty for text that the reports have alike, and for other text the codec that was measured beside it;
+    two codecs of one name go by the names of their reports, or by their ids.
     ``most_bytes`` is the longest message on the wire, ``mean_bytes`` their mean; ``first_token_ms`` the receiver's time
     to its first token, decoding counted in, and ``read_tokens`` how many tokens it reads until then, None where they
     were not taken; ``recovery`` is by the task's own score, ``recovery_nats`` by log-likelihood; ``against`` says what
@@ -135,9 +136,9 @@ def axis_of(reports: Sequence[Report] | Mapping[str, Report]) -> tuple[Offer, ..
             first, read = (
                 figures.get(f"{what}, {name}") if name in TIMED else None for what in ("first token", "tokens")
             )
-            codec = "" if text else str(report.codec["codec_id"])
+            own = str(report.codec["codec_id"])
             offer = Offer(
-                codec=shown[codec],
+                codec=shown["" if text else own],
                 arm=name,
                 most_bytes=max(arm.wire_bytes),
                 mean_bytes=arm.sizes()["wire"].value,
@@ -147,10 +148,17 @@ def axis_of(reports: Sequence[Report] | Mapping[str, Report]) -> tuple[Offer, ..
                 read_tokens=None if read is None else read.value,
                 recovery_nats=report.recovery(name, of=LOG_LIKELIHOOD),
             )
-            before = found.setdefault((codec, name), offer)
-            if before.first_token_ms is None:
-                found[codec, name] = offer
+            key = "" if text else own, name
+            if text and key in found and _told(found[key]) != _told(offer):
+                key, offer = (own, name), replace(offer, codec=shown[own])
+            if key not in found or found[key].first_token_ms is None:
+                found[key] = offer
     return tuple(sorted(found.values(), key=lambda offer: (offer.mean_bytes, offer.arm)))
+
+
+def _told(offer: Offer) -> tuple[float, float]:
+    """Returns what two texts of one name differ in: another receiver read them, or other messages are as long."""
+    return offer.mean_bytes, offer.recovery.value
 
 
 def _names(reports: Sequence[Report], given: Mapping[str, Report]) -> dict[str, str]:
