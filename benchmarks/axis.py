@@ -3,9 +3,9 @@
     python benchmarks/axis.py            # writes benchmarks/results/axis-embedded.json
 
 The embedded pair's report (``embedded.py``) has its latents and texts. Presets of caches answer the same questions of
-the same dossiers, with the embedded receiver's model at both ends; their times are taken on as many threads as that
-report's. What ``ilcp measure embedded kv-exact ... --task case-files`` does in one go is done here in two, because the
-first part is there already. The principal components are fitted to dossiers of the training split.
+the same dossiers, with the embedded receiver's model at both ends; the principal components are fitted to dossiers of
+the training split. What ``ilcp measure embedded kv-exact ... --task case-files`` does in one go is done here in two,
+because the first part is there already.
 """
 
 import argparse
@@ -27,7 +27,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--report", type=Path, default=RESULTS / "embedded.json")
     parser.add_argument("--presets", nargs="+", default=PRESETS)
-    parser.add_argument("--repetitions", type=int, default=60, help="of the times; 0: not measured")
+    parser.add_argument(
+        "--repetitions", type=int, default=0, help="of the times, at least 50; without it, none are taken"
+    )
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
     latent = load_report(args.report)
@@ -39,7 +41,8 @@ def main() -> None:
     reports: dict[str, Report] = {"latent": latent}
     for name, pair in zip(file_names(args.presets), pairs, strict=True):
         options = {"task": asked.name, "seed": latent.seed, "repetitions": args.repetitions, "alike": [latent]}
-        reports[name] = run(pair.sender, pair.receiver, asked.cases, progress=True, **options)
+        keep = args.out / f"axis-{name}.json"
+        reports[name] = run(pair.sender, pair.receiver, asked.cases, progress=True, keep=keep, **options)
         print(f"{name}: recovery {reports[name].recovery('message')}", flush=True)
     found = choose(reports)
     record = {
@@ -55,6 +58,8 @@ def main() -> None:
     }
     file = args.out / "axis-embedded.json"
     file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    for name in file_names(args.presets):
+        (args.out / f"axis-{name}.json").unlink()
     print(file)
 
 

@@ -124,6 +124,8 @@ def main() -> None:
     for name in ("train.jsonl", "test.jsonl"):
         if not (args.data / name).is_file():
             parser.error(f"expected {args.data / name}, got none: benchmarks/README.md says where it is from")
+    if args.command == "measure" and args.learned and tuple(args.histories) != (1,):
+        parser.error("expected --histories 1 beside --learned: of histories, none is as the codec learned from it")
     torch.set_num_threads(args.threads)
     train(args) if args.command == "train" else measure(args)
 

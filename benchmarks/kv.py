@@ -1,8 +1,8 @@
 """What a model's own cache is worth as a message: bytes, quality and time, beside the full text and its controls.
 
     make real
-    python benchmarks/kv.py [--model smollm2] [--n 40] [--data benchmarks/data/conversations] [--hqq]
-    python benchmarks/kv.py --prose stories.jsonl
+    python benchmarks/kv.py [--model smollm2] [--n 40] [--data benchmarks/data/conversations]
+    python benchmarks/kv.py --hqq --repetitions 0 [--prose stories.jsonl]
 
 A text is cut: the receiver is given a memory of its first tokens, and asked how likely the next ones are. Beside each
 codec stand the full text (the exact cache), nothing, and another text's exact cache. ``gain`` is the share of what the
@@ -81,7 +81,9 @@ def main() -> None:
         "time": timed(model, tokenizer, codecs, args) if args.repetitions else None,
         "provenance": provenance(model=args.model, dtype=args.dtype),
     }
-    file = args.json or HERE / "results" / f"kv-{args.model}{'-prose' if args.prose else ''}.json"
+    file = (
+        args.json or HERE / "results" / f"kv-{args.model}{'-prose' if args.prose else '-hqq' if args.hqq else ''}.json"
+    )
     file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(record["quality"], indent=1), json.dumps(record["time"], indent=1), file, sep="\n")
 

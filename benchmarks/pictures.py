@@ -32,7 +32,7 @@ from ilcp.measure.plots import to_svg
 HERE = Path(__file__).parent
 RESULTS, IMAGES = HERE / "results", HERE.parent / "docs" / "images"
 EVERY = "said, all services"
-OF_CODECS = (("#0072B2", "o"), ("#D55E00", "h"), ("#D55E00", "p"), ("#D55E00", "*"), ("#D55E00", "<"), ("#D55E00", ">"))
+OF_CODECS = [(colour, marker) for marker in "ohp*<>d8" for colour in ("#0072B2", "#D55E00")]
 
 
 def main() -> None:
@@ -70,7 +70,7 @@ def axis() -> str:
         if stem in ("message", "lm", "text"):
             curves.setdefault(name, []).append((offer["mean_bytes"], Measured(**offer["recovery"])))
     codecs = [name for name in curves if name not in LOOKS]
-    looks = {name: Look(name, *OF_CODECS[at % len(OF_CODECS)]) for at, name in enumerate(codecs)}
+    looks = {name: Look(name, *OF_CODECS[at]) for at, name in enumerate(codecs)}
     drawn = [Series.of(name, looks.get(name) or look_of(name), found) for name, found in curves.items()]
     note = f"the embedded pair, {record['n']} dossiers: recovery 1 is the full text, 0 nothing; 95 % intervals"
     return _drawn("axis", "The whole axis: latent, text, cache", note, drawn, [], plain=False)

@@ -8,29 +8,37 @@ from typing import Any
 Result = Callable[[str], dict[str, Any]]
 Table = Callable[[list[str], list[list[str]]], str]
 
+KEPT = ["memory", "bytes a token", "nats a token", "share of the gain"]
 SHOWN = {"full": "the model's own cache", "none": "nothing", "mismatched": "another text's cache"}
 
 
-def caches(result: Result, table: Table, name: str = "kv-smollm2") -> str:
+def caches(result: Result, table: Table) -> str:
     """Tabulates what each codec of keys and values takes, keeps and costs."""
-    found = result(name)
-    quality, times = found["quality"], found["time"]
+    found = result("kv-smollm2")
     rows = []
-    for name, row in quality.items():
-        spent = (times or {}).get(name, {})
-        value, low, high = row["gain"]
-        rows.append(
-            [
-                SHOWN.get(name, f"`{name}`"),
-                f"{row['bytes_per_token']:,.0f}" if row["bytes_per_token"] else "",
-                f"{row['nats_per_token']:.3f}",
-                f"{value:.3f}" if name in ("full", "none") else f"{value:.3f} [{low:.3f}, {high:.3f}]",
-                *(f"{spent[side]:,.0f}" if spent else "" for side in ("encode_mb_per_s", "decode_mb_per_s")),
-                f"{spent['first_token_share']:.2f}" if spent else "",
-            ]
-        )
-    heading = ["memory", "bytes a token", "nats a token", "share of the gain", "encode, MB/s", "decode, MB/s"]
-    return table([*heading, "first token / text"], rows)
+    for name, row in found["quality"].items():
+        spent = (found["time"] or {}).get(name, {})
+        speeds = (f"{spent[side]:,.0f}" if spent else "" for side in ("encode_mb_per_s", "decode_mb_per_s"))
+        rows.append([*_kept(name, row), *speeds, f"{spent['first_token_share']:.2f}" if spent else ""])
+    return table([*KEPT, "encode, MB/s", "decode, MB/s", "first token / text"], rows)
+
+
+def beside(result: Result, table: Table) -> str:
+    """Tabulates what these codecs and transformers' quantised cache keep, of conversations and of prose."""
+    made = {kind: result(f"kv-smollm2-{name}")["quality"] for kind, name in (("", "hqq"), ("prose: ", "prose"))}
+    rows = [[*_kept(name, row), *_kept(name, made["prose: "][name])[1:]] for name, row in made[""].items()]
+    return table([*KEPT, *(f"prose: {heading}" for heading in KEPT[1:])], rows)
+
+
+def _kept(name: str, row: dict[str, Any]) -> list[str]:
+    """Returns the cells of what a memory takes and keeps."""
+    value, low, high = row["gain"]
+    return [
+        SHOWN.get(name, f"`{name}`"),
+        f"{row['bytes_per_token']:,.0f}" if row["bytes_per_token"] else "",
+        f"{row['nats_per_token']:.3f}",
+        f"{value:.3f}" if name in ("full", "none") else f"{value:.3f} [{low:.3f}, {high:.3f}]",
+    ]
 
 
 def questions(result: Result, table: Table) -> str:

@@ -12,6 +12,7 @@ from ilcp.cli import app
 from ilcp.cli.exit_codes import NOTHING_FITS
 from ilcp.errors import ConfigError
 from ilcp.measure import Report, choose, plots, save_report
+from ilcp.measure.asking import narrowed
 from ilcp.measure.choosing import axis_of
 from ilcp.measure.items import Arm
 from ilcp.measure.plots import AXES
@@ -79,12 +80,45 @@ def test_two_codecs_of_one_name_are_two(latent: Report) -> None:
 
 
 def test_texts_of_one_name_that_are_not_alike_are_two(latent: Report, cache: Report) -> None:
-    """Each codec's messages have rivals of their own length, and another receiver reads the text otherwise."""
+    """Each codec's messages have rivals of their own length; both are then named by their codec."""
     n = len(latent.items)
     other = sized(sized(cache, "lm-80", "text of equal bytes", 70, n // 4), "text", "text", 400, n)
     found = {(offer.codec, offer.arm): offer for offer in axis_of([latent, other]) if offer.readable}
-    assert {("", "lm-80"), ("kv-int4", "lm-80"), ("", "text")} == set(found)
-    assert (100, 70) == (found["", "lm-80"].mean_bytes, found["kv-int4", "lm-80"].mean_bytes)
+    assert {("vae", "lm-80"), ("kv-int4", "lm-80"), ("", "text")} == set(found)
+    assert (100, 70) == (found["vae", "lm-80"].mean_bytes, found["kv-int4", "lm-80"].mean_bytes)
+
+
+def test_recovery_of_two_receivers_is_not_compared(latent: Report, cache: Report) -> None:
+    """Each recovers a share of what it knows itself from the text."""
+    models = cache.provenance["models"] | {"receiver": "another"}
+    other = replace(cache, provenance={**cache.provenance, "models": models})
+    with pytest.raises(ConfigError, match="expected reports of one receiver, got vae's and kv-int4's"):
+        choose([latent, other])
+
+
+def test_a_case_that_one_of_them_left_out_counts_in_none(latent: Report, cache: Report) -> None:
+    whole = axis_of([latent, cache])
+    kept = list(range(1, latent.n))
+    partly = axis_of([latent, narrowed(cache, kept, {latent.items.cases[0]: "too odd"})])
+    assert [offer.arm for offer in whole] == [offer.arm for offer in partly]
+    assert {offer.recovery.n for offer in partly} == {len(narrowed(latent, kept).items)}
+    assert partly != whole
+
+
+def test_a_codec_of_any_name_is_drawn_for_itself(latent: Report, cache: Report) -> None:
+    """Also one whose report is called as a text is, or as another but for its end."""
+    long = [f"conversations-of-{end}-customers" for end in ("one", "two")]
+    codecs = [{**latent.codec, "codec_id": f"{at:016x}"} for at in range(3)]
+    reports = [sized(replace(latent, codec=codec), "message", "message", 90, at) for at, codec in enumerate(codecs)]
+    offers = axis_of(dict(zip(("lm", *long), reports, strict=True)))
+    figure: Any = plots._axis(latent, offers, AXES["recovery"])
+    shown = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert len(shown) == len(set(shown)) == 6
+    assert {"lm", "text: language model", "full text", "nothing"} < set(shown)
+    assert {(line.get_marker(), line.get_color()) for line in figure.axes[0].lines} >= {("P", "#CC79A7")}
+    apart = {offer.codec for offer in axis_of({"kv-int4": reports[0], "x": reports[1], "y": cache}) if offer.codec}
+    assert f"vae {codecs[0]['codec_id']}" in apart  # its file has the name of another codec
+    assert {"x", "kv-int4"} < apart
 
 
 def test_recovery_by_log_likelihood_is_its_own(latent: Report) -> None:

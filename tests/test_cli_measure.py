@@ -1,18 +1,21 @@
 """Several codecs in one ``ilcp measure``: presets by name, the same questions, one axis."""
 
 import json
+import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from typer.testing import CliRunner
 
 import ilcp
 from ilcp.cli import app
+from ilcp.cli.measure import _places
 from ilcp.cli.named import file_names, is_preset, pairs_of
 from ilcp.embedded import HERE, load_pair
 from ilcp.errors import ConfigError
-from ilcp.measure import load_report
+from ilcp.measure import load_report, save_report
 from ilcp.tasks import case_files
 from ilcp.tasks.load import Task, task
 from ilcp_codecs.kv import CompactCodec, Int4Codec, PcaCodec
@@ -131,14 +134,126 @@ def test_budgets_are_the_methods_own_words(cases: Path) -> None:
     assert 0.1 == CompactCodec.for_model(MODEL, TOKENIZER, questions=["Who?"]).share
     for kind, budget, said in (
         (PcaCodec, "3bit", "expected 4bit, 2bit, 1bit or bytes a token behind kv-pca:, got '3bit'"),
-        (CompactCodec, "0.1", "expected a share of the tokens, such as 5%, behind kv-compact:, got '0.1'"),
-        (CompactCodec, "0%", "expected a share above 0"),
+        (PcaCodec, "9" * 5000, "or bytes a token behind kv-pca:, got '9"),
+        (CompactCodec, "0.1", "expected a share of the tokens, 1% to 100%, behind kv-compact:, got '0.1'"),
+        (CompactCodec, "0%", "expected a share of the tokens, 1% to 100%"),
+        (CompactCodec, "9" * 5000 + "%", "expected a share of the tokens, 1% to 100%"),
         (Int4Codec, "2", "expected kv-int4 alone, got kv-int4:2"),
     ):
         with pytest.raises(ConfigError, match=said):
             kind.for_model(MODEL, TOKENIZER, budget, texts=texts, questions=["Who?"])
     with pytest.raises(ConfigError, match="expected texts to fit kv-pca to, got none"):
         PcaCodec.for_model(MODEL, TOKENIZER)
+
+
+def test_a_preset_asks_no_more_questions_than_its_codec_takes() -> None:
+    """The most frequent of a task come first; what asks nothing, as continuations do, is none."""
+    many = CompactCodec.for_model(MODEL, TOKENIZER, questions=["", *(f"Who is {n}?" for n in range(300))])
+    assert [f"Who is {n}?" for n in range(256)] == list(many.questions)
+    with pytest.raises(ConfigError, match="expected 1 to 256 questions, got 0"):
+        CompactCodec.for_model(MODEL, TOKENIZER, questions=["", ""])
+
+
+def test_a_saved_cache_stands_on_the_receiver_beside_it(cases: Path, tmp_path: Path, monkeypatch) -> None:
+    """Where it is that receiver's; both models need not be named for it. Of another receiver it is refused at once."""
+    asked = task(str(cases), n=3, seed=0)
+    for name, side in (("mine", "receiver"), ("other", "sender")):
+        (alone,) = pairs_of(["kv-int4"], **NO_ENDS | {"receiver": str(HERE / side)}, task=asked)
+        ilcp.save(alone.sender.codec, tmp_path / name)
+    made, codec = pairs_of([str(tmp_path / "mine"), "embedded"], **NO_ENDS, task=asked)
+    assert made.receiver.model is made.sender.model is codec.receiver.model
+    (other,) = pairs_of([str(tmp_path / "other")], **NO_ENDS | {"receiver": str(HERE / "sender")}, task=asked)
+    load = ilcp.embedded.load_pair
+    monkeypatch.setattr(
+        ilcp.embedded, "load_pair", lambda name, **options: load(name, **options) if not name else other
+    )
+    with pytest.raises(ConfigError, match=r"expected codecs of one receiver, got embedded and .*other, whose"):
+        pairs_of(["embedded", str(tmp_path / "other")], **NO_ENDS, task=asked)
+
+
+def test_another_runs_file_is_found_before_the_first_codec_is_measured(
+    cases: Path, tmp_path: Path, monkeypatch
+) -> None:
+    """Of all codecs: one that is no report, and what an interrupted run of another measurement left."""
+    words = ("embedded", "kv-int4", "--task", str(cases), "--json", str(tmp_path / "out"))
+    assert run(*words).exception is None
+    monkeypatch.setattr("ilcp.measure.run", lambda *_, **__: pytest.fail("measured"))
+    file = tmp_path / "out" / "kv-int4.json"
+    whole = load_report(file)
+    for content, said in (
+        ("no report", "expected a report as JSON"),
+        (replace(whole, complete=False, seed=8), "expected an interrupted run of this measurement in"),
+    ):
+        file.write_text(content) if isinstance(content, str) else save_report(content, file)
+        done = run(*words)
+        assert said in str(done.exception), done.output
+
+
+def test_a_finished_report_is_taken_for_the_same_command_only(cases: Path, tmp_path: Path, monkeypatch) -> None:
+    """Other options are another measurement, whatever they are."""
+    words = ("embedded", "kv-int4", "--task", str(cases), "--json", str(tmp_path / "out"))
+    assert run(*words).exception is None
+    monkeypatch.setattr("ilcp.measure.run", lambda *_, **__: pytest.fail("measured again"))
+    monkeypatch.setattr("ilcp.measure.figures.sys.argv", ["ilcp", "another", "command"])
+    with pytest.raises(pytest.fail.Exception, match="measured again"):
+        run(*words)
+
+
+def test_without_json_nothing_is_left_but_where_a_later_codec_fails(cases: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ("embedded", "kv-int4", "--task", cases.name)
+    measured = ilcp.measure.run
+
+    def failing(sender: Any, *ends: Any, **options: Any) -> Any:
+        if sender.codec.spec.reads == "cache":
+            raise RuntimeError("too odd")
+        return measured(sender, *ends, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("ilcp.measure.run", failing)
+        done = run(*words)
+    assert "too odd" in str(done.exception)
+    (left,) = (file.name for file in tmp_path.glob("*.unfinished.json"))
+    assert left.startswith("embedded-")
+    assert f"{left} holds what was measured" in " ".join(done.output.split())
+    done = run(*words)
+    assert done.exception is None, done.output
+    assert {"cases.jsonl"} == {file.name for file in tmp_path.iterdir()}
+
+
+def test_a_companion_of_two_codecs_has_two_files() -> None:
+    """A preset stands on the receiver beside it: with another codec it is another measurement."""
+    assert _places(["a", "kv-int4"], None, ("a", "kv-int4"))[1] != _places(["b", "kv-int4"], None, ("b", "kv-int4"))[1]
+
+
+def test_no_language_model_is_copied_for_a_cache(cases: Path, monkeypatch) -> None:
+    """The text of as many bytes as a cache is the whole text: no arm needs the codecs that cut it."""
+    (pair,) = pairs_of(
+        ["kv-int4"], **NO_ENDS | {"receiver": str(HERE / "receiver")}, task=task(str(cases), n=3, seed=0)
+    )
+    monkeypatch.setattr(sys.modules["ilcp.measure.run"], "equal_texts", lambda *_: pytest.fail("made"))
+    assert ilcp.measure.run(pair.sender, pair.receiver, task(str(cases), n=3, seed=0).cases, task="x", repetitions=0)
+
+
+def test_alike_are_reports(cases: Path) -> None:
+    (pair,) = pairs_of(
+        ["kv-int4"], **NO_ENDS | {"receiver": str(HERE / "receiver")}, task=task(str(cases), n=3, seed=0)
+    )
+    found = task(str(cases), n=3, seed=0).cases
+    for wrong in ([None], "report"):
+        with pytest.raises(ConfigError, match="expected reports in"):
+            ilcp.measure.run(pair.sender, pair.receiver, found, task="x", repetitions=0, alike=cast(Any, wrong))
+    bare = ilcp.measure.run(pair.sender, pair.receiver, found, task="x", repetitions=0)
+    for other in (
+        replace(bare, provenance={"commit": "x"}),
+        replace(bare, answers_end=False),
+        replace(bare, provenance=bare.provenance | {"commit": "x"}),
+    ):
+        made = ilcp.measure.run(
+            pair.sender, pair.receiver, found, task="x", repetitions=0, alike=[other], arms=["none"]
+        )
+        wanted = [] if other.provenance == {"commit": "x"} or not other.answers_end else ["by other code"]
+        assert wanted == [note[-len("by other code") :] for note in made.notes]
 
 
 def test_few_of_many_samples_are_read(monkeypatch) -> None:
@@ -177,6 +292,9 @@ def test_samples_are_texts_that_nobody_is_asked_about(cases: Path, tmp_path: Pat
     more = written(tmp_path, "more.jsonl", 22, 5)
     loaded = task(str(cases), n=3, seed=0, samples=more)
     assert 5 == len(list(loaded.samples()))
+    (tmp_path / "empty.jsonl").touch()
+    with pytest.raises(ConfigError, match=r"expected cases in .*empty\.jsonl, got none"):
+        task(str(cases), n=3, seed=0, samples=tmp_path / "empty.jsonl")
     with pytest.raises(ConfigError, match=r"expected samples that are no text of .*cases\.jsonl, got 3 in"):
         task(str(cases), n=3, seed=0, samples=cases)
     assert [] == list(Task("x", (), True).samples())

@@ -97,7 +97,9 @@ def measure(
     --png draws it. A preset stands on the receiver of the first codec that is none, or on --receiver. Of caches neither
     hops nor budgets are measured.
     """
-    keeps = _places(codecs, as_json, (task, samples, n, seed, sender, receiver, hops, budget, repetitions))
+    keeps = _places(
+        codecs, as_json, (tuple(codecs), task, samples, n, seed, sender, receiver, hops, budget, repetitions)
+    )
     with busy("loading models and codecs"):
         from ilcp import tasks
 
@@ -119,15 +121,39 @@ def _reports(
 ) -> "list[Report]":
     """Measures one codec after the other, shows each, and attaches it where that is wanted."""
     reports: list[Report] = []
+    for pair, keep in zip(pairs.values(), keeps, strict=True):
+        _refuse_unfit(pair, asked, keep, wanted["seed"])
     for (name, pair), keep in zip(pairs.items(), keeps, strict=True):
-        if len(pairs) > 1:
-            out.print(f"\n{name}", style="bold", markup=False, highlight=False)
-        reports.append(_run(pair, asked, keep, among=len(pairs) > 1, alike=reports, **wanted))
-        with _left(keep):
+        with _left(*keeps[: len(reports)]):
+            if len(pairs) > 1:
+                out.print(f"\n{name}", style="bold", markup=False, highlight=False)
+            reports.append(_run(pair, asked, keep, among=len(pairs) > 1, alike=reports, **wanted))
+        with _left(*keeps[: len(reports)]):
             _show(reports[-1])
             if attach:
                 _attach(pair.path, reports[-1], key, asked)
     return reports
+
+
+def _refuse_unfit(pair: "Pair", asked: "Task", keep: Path, seed: int) -> None:
+    """Refuses, before any codec is measured, cases that a receiver cannot be asked, and another run's file."""
+    from ilcp.measure import load_report
+    from ilcp.measure.run import require_cases
+
+    require_cases(asked.cases, pair.receiver, answers_end=asked.answers_end)
+    if os.path.exists(keep) and not (found := load_report(keep)).complete and not _is_same(found, pair, asked, seed):
+        raise ConfigError(f"expected an interrupted run of this measurement in {keep}, got another: remove it")
+
+
+def _is_same(report: "Report", pair: "Pair", asked: "Task", seed: int) -> bool:
+    """Tells whether a report is of this measurement by this code, finished or not."""
+    from ilcp.measure import provenance
+    from ilcp.measure.items import Items
+
+    codec = pair.sender.codec
+    made = codec.trained.codec_id(codec.spec).hex(), asked.name, seed, provenance()["commit"]
+    found = report.codec["codec_id"], report.task, report.seed, report.provenance["commit"]
+    return made == found and report.items == Items.of(report.kept(asked.cases))
 
 
 def _places(codecs: Sequence[str], as_json: Path | None, made_with: object) -> list[Path]:
@@ -213,8 +239,9 @@ def _left(*keeps: Path) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        shown = ", ".join(map(str, keeps))
-        err.print(f"{shown} holds what was measured", highlight=False, soft_wrap=True, markup=False)
+        if keeps:
+            shown = f"{', '.join(map(str, keeps))} {'holds' if len(keeps) == 1 else 'hold'} what was measured"
+            err.print(shown, highlight=False, soft_wrap=True, markup=False)
         raise
 
 
@@ -244,19 +271,18 @@ def _run(
     ``among`` tells that several are measured: of caches, neither hops nor budgets.
     """
     from ilcp.measure import equal_texts, load_report, provenance, run
-    from ilcp.measure.items import Items
 
     if (among or keep.suffixes[-2:] == UNFINISHED) and os.path.exists(keep):
-        done, codec = load_report(keep), pair.sender.codec
-        made = codec.trained.codec_id(codec.spec).hex(), asked.name, options["seed"], provenance()["commit"]
-        same = made == (done.codec["codec_id"], done.task, done.seed, done.provenance["commit"])
-        if done.complete and same and done.items == Items.of(done.kept(asked.cases)):
+        done, command = load_report(keep), provenance()["command"]
+        same = done.complete and _is_same(done, pair, asked, options["seed"])
+        if same and (not among or done.provenance["command"] == command):  # else with other options
             return done
     if among and pair.sender.codec.spec.reads == "cache":
         options |= {"hops": 0, "budgets": ()}
     options |= {"task": asked.name, "answers_end": asked.answers_end, "keep": keep, "progress": True, "alike": alike}
+    texts = {} if pair.sender.codec.spec.reads == "cache" else equal_texts(pair.sender, asked.samples())
     with interruptible(f"{keep} holds what was measured so far; the same command goes on with it"):
-        return run(pair.sender, pair.receiver, asked.cases, texts=equal_texts(pair.sender, asked.samples()), **options)
+        return run(pair.sender, pair.receiver, asked.cases, texts=texts, **options)
 
 
 def _refuse_early(

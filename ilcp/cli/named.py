@@ -8,6 +8,7 @@
 
 import os
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,33 +59,48 @@ def pairs_of(
 ) -> "list[Pair]":
     """Returns both ends of each codec, those of a preset made for the questions and samples of ``task``.
 
-    Presets stand on the receiver of the first codec that is none, or else on ``receiver``, or ``sender``.
+    Presets, and codecs of the same model's cache, stand on the receiver of the first codec that is none of them, or
+    else on ``receiver``, or ``sender``.
 
     Raises:
-        ConfigError: as ``load_pair``; or there is no model for a preset.
+        ConfigError: as ``load_pair``; or there is no model for a preset, or their receivers differ.
     """
+    from ilcp.codec.folder import folder_of, load_to_measure
+    from ilcp.codec.registry import codec_class
     from ilcp.embedded import Pair, load_pair
+    from ilcp.handoff import Receiver, Sender
 
-    models: dict[str, Any] = {"sender": sender, "receiver": receiver}
-    options: dict[str, Any] = {"device": device, "allow_download": allow_download, "allow_unmeasured": True}
-    load = {name: (None if name == EMBEDDED else name) for name in codecs if not is_preset(name)}
+    presets = [name for name in codecs if is_preset(name)]
+    for name in presets:
+        method, _, budget = name.partition(":")
+        codec_class(method).require_budget(budget)
+    options: dict[str, Any] = {"sender": sender, "receiver": receiver, "device": device, "allow_unmeasured": True}
+    methods = {name: None if name == EMBEDDED else load_to_measure(name) for name in codecs if name not in presets}
     loaded: dict[str, Pair] = {}
-    for name in (*load, *(name for name in codecs if name not in load)):
-        if name in load:
-            loaded[name] = load_pair(load[name], **models, **options)
+    for name, codec in sorted(methods.items(), key=lambda one: one[1] is not None and one[1].spec.reads == "cache"):
+        ends = _receiver_of(loaded)
+        if ends and codec and codec.spec.reads == "cache" and codec.trained.sender == ends.codec.trained.receiver:
+            own = ends.model, ends.tokenizer, codec  # a cache of the very receiver that is loaded, adapter and all
+            loaded[name] = Pair(Sender(*own), Receiver(*own, allow_unmeasured=True), folder_of(codec))
         else:
-            ends = loaded[next(iter(loaded))].receiver if loaded else None
-            loaded[name] = _made(name, ends, receiver or sender, device, task)
+            loaded[name] = load_pair(None if codec is None else name, allow_download=allow_download, **options)
+    for name in presets:
+        loaded[name] = _made(name, _receiver_of(loaded), receiver or sender, device, task)
+    for name, pair in loaded.items():
+        if pair.receiver.codec.trained.receiver != _receiver_of(loaded).codec.trained.receiver:
+            raise ConfigError(
+                f"expected codecs of one receiver, got {next(iter(loaded))} and {name}, whose receivers differ: "
+                "recovery is a share of what each knows from the full text; measure them apart"
+            )
     return [loaded[name] for name in codecs]
 
 
-def _made(
-    name: str,
-    beside: Any,
-    model: str | None,
-    device: str,
-    task: "Task",
-) -> "Pair":
+def _receiver_of(loaded: "dict[str, Pair]") -> Any:
+    """Returns the first receiver there is, None where there is none."""
+    return next((pair.receiver for pair in loaded.values()), None)
+
+
+def _made(name: str, beside: Any, model: str | None, device: str, task: "Task") -> "Pair":
     """Makes a preset: of the receiver ``beside`` it, or of the model named."""
     from ilcp.codec.registry import codec_class
     from ilcp.embedded import Pair
@@ -98,6 +114,7 @@ def _made(
     else:
         raise ConfigError(f"expected a model for {name}, got none: name it with --receiver, or a codec before it")
     method, _, budget = name.partition(":")
-    questions = list(dict.fromkeys(question.text for case in task.cases for question in case.questions))
-    codec = codec_class(method).for_model(*ends, budget, texts=task.samples(), questions=questions)
+    questions = Counter(question.text for case in task.cases for question in case.questions)
+    common = [text for text, _ in questions.most_common()]
+    codec = codec_class(method).for_model(*ends, budget, texts=task.samples(), questions=common)
     return Pair(Sender(*ends, codec), Receiver(*ends, codec, allow_unmeasured=True), Path(name))

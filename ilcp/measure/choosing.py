@@ -6,12 +6,13 @@
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ilcp.errors import ConfigError
 from ilcp.inputs import listed
+from ilcp.measure.asking import narrowed
 from ilcp.measure.compare import require_same_questions
 from ilcp.measure.figures import Measured
 from ilcp.measure.items import LOG_LIKELIHOOD
@@ -28,8 +29,9 @@ TIMED = ("message", "text")  # arms that have figures of a cost
 class Offer:
     """An arm of a report: the codec that was measured, the arm's name, and what it costs and brings.
 
-    ``codec`` is empty for text that the reports have alike, and for other text the codec that was measured beside it;
-    two codecs of one name go by the names of their reports, or by their ids.
+    ``codec`` is empty for text that the reports have alike, and for other text the codec that was measured beside it:
+    each codec's messages have texts of their own length as rivals. Two codecs of one name go by the names of their
+    reports, or by their ids.
     ``most_bytes`` is the longest message on the wire, ``mean_bytes`` their mean; ``first_token_ms`` the receiver's time
     to its first token, decoding counted in, and ``read_tokens`` how many tokens it reads until then, None where they
     were not taken; ``recovery`` is by the task's own score, ``recovery_nats`` by log-likelihood; ``against`` says what
@@ -86,8 +88,8 @@ def choose(
         readable: only what can be read by people: text.
 
     Raises:
-        ConfigError: there is no report, one is not complete or of other questions, its receiver does no better with the
-            full text than with nothing, or a limit is no number above zero.
+        ConfigError: there is no report, one is not complete, of other questions or of another receiver, which does no
+            better with the full text than with nothing, or a limit is no number above zero.
     """
     _require_limits(min_recovery, max_bytes=max_bytes, max_first_token_ms=max_first_token_ms)
     offers = []
@@ -117,56 +119,68 @@ def choose(
 def axis_of(reports: Sequence[Report] | Mapping[str, Report]) -> tuple[Offer, ...]:
     """Returns what can be handed over, the shortest first; what several reports have alike, once.
 
+    A case that one of the reports left out counts in none.
+
     Raises:
         ConfigError: as ``choose``.
     """
     given = reports if isinstance(reports, Mapping) else {}
     reports = listed([*given.values()] or reports, "reports in a list", "report", error=ConfigError)
+    if left := {case for report in reports for case in report.left_out}:  # by one of them, so not for all to compare
+        kept = [[n for n, case in enumerate(report.items.cases) if case not in left] for report in reports]
+        reports = [narrowed(report, each) if each else report for report, each in zip(reports, kept, strict=True)]
     _require_alike(reports)
-    found: dict[tuple[str, str], Offer] = {}
-    shown = _names(reports, given)
+    shown, found = _names(reports, given), dict[tuple[str, str], Offer]()
+    told: dict[str, dict[tuple[float, float], list[Offer]]] = {}  # texts: arm -> what they differ in -> offers
     for report in reports:
-        figures = {} if report.cost is None else report.cost.figures()
-        for name, arm in report.arms.items():
-            if arm.family not in HANDED or not arm.wire_bytes:
-                continue
-            recovery = report.recovery(name)
-            assert recovery is not None  # see _require_alike
-            text = arm.family in READ
-            first, read = (
-                figures.get(f"{what}, {name}") if name in TIMED else None for what in ("first token", "tokens")
-            )
-            own = str(report.codec["codec_id"])
-            offer = Offer(
-                codec=shown["" if text else own],
-                arm=name,
-                most_bytes=max(arm.wire_bytes),
-                mean_bytes=arm.sizes()["wire"].value,
-                recovery=recovery,
-                first_token_ms=None if first is None else first.value,
-                readable=text,
-                read_tokens=None if read is None else read.value,
-                recovery_nats=report.recovery(name, of=LOG_LIKELIHOOD),
-            )
-            key = "" if text else own, name
-            if text and key in found and _told(found[key]) != _told(offer):
-                key, offer = (own, name), replace(offer, codec=shown[own])
-            if key not in found or found[key].first_token_ms is None:
-                found[key] = offer
-    return tuple(sorted(found.values(), key=lambda offer: (offer.mean_bytes, offer.arm)))
+        own = str(report.codec["codec_id"])
+        for offer in _offers(report, shown[own]):
+            if offer.readable:
+                told.setdefault(offer.arm, {}).setdefault(_told(offer), []).append(offer)
+            elif found.setdefault((own, offer.arm), offer).first_token_ms is None:
+                found[own, offer.arm] = offer
+    texts = [
+        replace(max(alike, key=lambda offer: offer.first_token_ms is not None), codec=alike[0].codec if others else "")
+        for arm, kinds in told.items()
+        for others, alike in ((len(kinds) > 1, alike) for alike in kinds.values())
+    ]
+    return tuple(sorted([*found.values(), *texts], key=lambda offer: (offer.mean_bytes, offer.arm)))
+
+
+def _offers(report: Report, codec: str) -> Iterator[Offer]:
+    """Yields what one report measured of what can be handed over."""
+    figures = {} if report.cost is None else report.cost.figures()
+    for name, arm in report.arms.items():
+        if arm.family not in HANDED or not arm.wire_bytes:
+            continue
+        recovery = report.recovery(name)
+        assert recovery is not None  # see _require_alike
+        first, read = (figures.get(f"{what}, {name}") if name in TIMED else None for what in ("first token", "tokens"))
+        yield Offer(
+            codec=codec,
+            arm=name,
+            most_bytes=max(arm.wire_bytes),
+            mean_bytes=arm.sizes()["wire"].value,
+            recovery=recovery,
+            first_token_ms=None if first is None else first.value,
+            readable=arm.family in READ,
+            read_tokens=None if read is None else read.value,
+            recovery_nats=report.recovery(name, of=LOG_LIKELIHOOD),
+        )
 
 
 def _told(offer: Offer) -> tuple[float, float]:
-    """Returns what two texts of one name differ in: another receiver read them, or other messages are as long."""
+    """Returns what two texts of one name differ in, where each codec's own messages are as long."""
     return offer.mean_bytes, offer.recovery.value
 
 
 def _names(reports: Sequence[Report], given: Mapping[str, Report]) -> dict[str, str]:
-    """Returns what to call each codec, by its id; what no codec made has neither."""
+    """Returns what to call each codec, by its id."""
     names = {str(report.codec["codec_id"]): str(report.codec["name"]) for report in reports}
     told = {str(report.codec["codec_id"]): name for name, report in given.items()}
     often = Counter(names.values())
-    return {"": ""} | {one: name if often[name] == 1 else told.get(one, f"{name} {one}") for one, name in names.items()}
+    told = {one: name for one, name in told.items() if name not in often}  # else it would be another codec's
+    return {one: name if often[name] == 1 else told.get(one, f"{name} {one}") for one, name in names.items()}
 
 
 def _require_limits(min_recovery: float | None, **limits: float | None) -> None:
@@ -187,6 +201,13 @@ def _require_alike(reports: Sequence[Report]) -> None:
                 f"expected complete reports, got an interrupted one of {report.task}: finish its run first"
             )
         require_same_questions(first, report)
+        receivers = [one.provenance.get("models", {}).get("receiver") for one in (first, report)]
+        if receivers[0] != receivers[1]:
+            raise ConfigError(
+                f"expected reports of one receiver, got {first.codec['name']}'s and {report.codec['name']}'s, which "
+                "differ: recovery is a share of what a receiver knows from the full text, and each has its own; see "
+                "'ilcp compare'"
+            )
         if not {"text", "none"} <= report.arms.keys() or report.recovery("text") is None:
             raise ConfigError(
                 f"expected a receiver that does better with the full text than with nothing, got the report of "

@@ -147,21 +147,30 @@ def _axis(report: Report, offers: Sequence[Offer], across: Across) -> "Figure | 
     """Draws recovery of offers; None where none has what it is drawn against, or the same is drawn already."""
     if across.nats and not report.answers_end:
         return None
-    curves: dict[str, list[tuple[float, Measured]]] = {}
+    curves: dict[tuple[str, str], list[tuple[float, Measured]]] = {}
     for offer in offers:
         recovery = offer.recovery_nats if across.nats else offer.recovery
-        stem, place = _stem(offer.arm), None if recovery is None else across.of(offer)
-        name = stem if not offer.codec else offer.codec if stem == "message" else f"{offer.codec}, {stem}"
-        curves.setdefault(name, []).extend([] if recovery is None or place is None else [(place, recovery)])
+        place = None if recovery is None else across.of(offer)
+        curve = curves.setdefault((offer.codec, _stem(offer.arm)), [])
+        curve.extend([] if recovery is None or place is None else [(place, recovery)])
     if not any(curves.values()):
         return None
-    of_codecs = [name for name in curves if name not in LOOKS]  # of all: each looks alike in every plot
-    looks = {
-        name: Look(shortened(name, SHORT), COLOURS[at % len(COLOURS)], MARKERS[at % len(MARKERS)])
-        for at, name in enumerate(of_codecs)
+    of_codecs = [of for of in curves if of[0] or of[1] not in LOOKS]  # of all: each looks alike in every plot
+    looks = {of: look_of(of[1]) for of in curves} | {
+        (codec, stem): Look(
+            _both_ends(codec if stem == "message" else f"{codec}, {stem}" if codec else stem),
+            COLOURS[at % len(COLOURS)],
+            MARKERS[at % len(MARKERS)],
+        )
+        for at, (codec, stem) in enumerate(of_codecs)
     }
-    drawn = [Series.of(name, looks.get(name) or LOOKS[name], found) for name, found in curves.items() if found]
+    drawn = [Series.of("\n".join(of), looks[of], found) for of, found in curves.items() if found]
     return _against(report, drawn, _curves(report, {"none": ("none", np.nan)}), across)
+
+
+def _both_ends(name: str) -> str:
+    """Returns a name cut in its middle, since what tells two apart often stands at the end."""
+    return name if len(name) <= SHORT else f"{name[: SHORT // 2 - 1]}…{name[-SHORT // 2 :]}"
 
 
 def _against(report: Report, drawn: Sequence[Series], levels: Sequence[Series], across: Across) -> "Figure":

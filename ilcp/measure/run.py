@@ -83,7 +83,7 @@ def run(
     cases = listed(cases, "cases in a list", "case", error=ConfigError)
     require_cases(cases, receiver, answers_end=answers_end)
     with apart(sender, receiver) as (sender, receiver):
-        texts = equal_texts(sender) if texts is None else texts
+        texts = _texts(sender) if texts is None else texts
         specs_of = partial(_specs, sender, receiver, _lengths(sender, lengths), texts, seed, hops, budgets)
         fresh, draft = _taken_over(_empty(sender, cases, task, seed, answers_end), alike, arms), unfinished(keep)
         report = resumed(fresh, draft)
@@ -95,14 +95,18 @@ def run(
 
 def _taken_over(report: Report, alike: Iterable[Report], wanted: Collection[str] | None) -> Report:
     """Returns the report with the arms of other codecs' reports that no codec has part in, and a note of it."""
-    for other in alike:
+    who = report.provenance["models"]["receiver"]
+    for other in listed(alike, "reports in a list as alike", "report", error=ConfigError):
+        if not isinstance(other, Report):
+            raise ConfigError(f"expected reports in alike, got {type(other).__name__}")
         same = (report.items, report.answers_end) == (other.items, other.answers_end)
-        if not (same and report.provenance["models"]["receiver"] == other.provenance["models"]["receiver"]):
+        if not same or other.provenance.get("models", {}).get("receiver") != who:
             continue
         names = [name for name in OF_NO_CODEC if name in other.arms and (wanted is None or name in wanted)]
         arms = {name: other.arms[name] for name in names if name not in report.arms}
         if arms:
-            note = f"{' and '.join(arms)} as in the report of {other.codec['name']} {other.codec['codec_id']}"
+            made = "" if other.provenance["commit"] == report.provenance["commit"] else " by other code"
+            note = f"{' and '.join(arms)} as in the report of {other.codec['name']} {other.codec['codec_id']}{made}"
             report = replace(report, arms={**report.arms, **arms}, notes=(*report.notes, note))
     return report
 
@@ -197,6 +201,10 @@ def _empty(sender: Sender, cases: Sequence[Case], task: str, seed: int, answers_
         provenance=provenance(sender=codec.trained.sender.exact, receiver=codec.trained.receiver.exact),
         complete=False,
     )
+
+
+def _texts(sender: Sender) -> dict[str, Codec]:
+    return {} if sender.codec.spec.reads == "cache" else equal_texts(sender)  # of as many bytes as a cache: the text
 
 
 def equal_texts(sender: Sender, samples: Iterable[str] = ()) -> dict[str, Codec]:

@@ -40,7 +40,7 @@ def task(name: str, *, n: int | None, seed: int, samples: str | Path | None = No
     Without ``n``, 500 of them, or as many as the file has. Lines about one context are one case.
 
     Args:
-        samples: a JSONL file of texts such as those of the cases, and none of these; case files bring their own.
+        samples: a JSONL file of other cases, whose texts are like those of these; case files bring their own.
 
     Raises:
         ConfigError: a file cannot be read, has fewer cases, or mixes questions and continuations; or a sample is the
@@ -50,6 +50,8 @@ def task(name: str, *, n: int | None, seed: int, samples: str | Path | None = No
     if samples is None:
         return found
     texts = tuple(dict.fromkeys(case.context for case in read_jsonl(samples)))
+    if not texts:
+        raise ConfigError(f"expected cases in {samples}, got none: a dictionary, or a codec, is fitted to their texts")
     if asked := {case.context for case in found.cases} & {*texts}:
         raise ConfigError(
             f"expected samples that are no text of {name}, got {len(asked)} in {samples}: what is fitted to the very "

@@ -120,9 +120,18 @@ class KvCodec(ABC):
         Raises:
             ConfigError: it has no such budget, or as ``of``.
         """
+        cls.require_budget(budget)
+        return cls.of(model, tokenizer)
+
+    @classmethod
+    def require_budget(cls, budget: str) -> None:
+        """Refuses what ``for_model`` takes for no budget, before a model is loaded.
+
+        Raises:
+            ConfigError: with what it may be.
+        """
         if budget:
             raise ConfigError(f"expected {cls.name} alone, got {cls.name}:{budget[:40]}: it has no budget")
-        return cls.of(model, tokenizer)
 
     def encode(self, context: Context, payload_bytes: int | None = None) -> bytes:
         """Returns the container of a context's keys and values.

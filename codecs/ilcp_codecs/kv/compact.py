@@ -14,6 +14,7 @@ are seen as long as the tokens kept fill no window, and so longer than those of 
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -97,15 +98,24 @@ class CompactCodec(Int8Codec):
         texts: Iterable[str] = (),
         questions: Iterable[str] = (),
     ) -> Self:
-        """Returns the codec that keeps ``budget`` of the tokens, chosen by ``questions``.
+        """Returns the codec that keeps ``budget`` of the tokens, chosen by the first of ``questions``.
 
         Raises:
             ConfigError: that is no share in percent, or as ``of``.
         """
-        share = (budget or "10%").removesuffix("%")
-        if budget and not (budget.endswith("%") and share.isdecimal()):
-            raise ConfigError(f"expected a share of the tokens, such as 5%, behind {cls.name}:, got {budget[:40]!r}")
-        return cls.of(model, tokenizer, questions=questions, share=int(share) / 100)
+        cls.require_budget(budget)
+        asked = islice((question for question in questions if question), MOST_QUESTIONS)
+        return cls.of(model, tokenizer, questions=list(asked), share=int((budget or "10%")[:-1]) / 100)
+
+    @classmethod
+    def require_budget(cls, budget: str) -> None:
+        """Refuses what is no share in percent.
+
+        Raises:
+            ConfigError: with what it may be.
+        """
+        if budget and budget not in {f"{share}%" for share in range(1, 101)}:
+            raise ConfigError(f"expected a share of the tokens, 1% to 100%, behind {cls.name}:, got {budget[:40]!r}")
 
     def encode(self, context: Context, payload_bytes: int | None = None) -> bytes:
         """Returns the container of the tokens kept, as many as the share and ``payload_bytes`` allow.

@@ -41,6 +41,7 @@ LEAST_TOKENS = 32  # of a text whose end is foretold from its beginning
 ROWS_PER_DIMENSION = 4  # of the calibration texts; a basis from fewer is theirs, and no other text's
 
 
+MOST_DIGITS = 9  # of a budget
 FITTED_TEXTS = 64  # at most, where it is made by name
 PRESETS = {"4bit": 4, "2bit": 2, "1bit": 1}  # for each of a token's numbers, on average
 
@@ -97,14 +98,25 @@ class PcaCodec(CodedCodec):
         Raises:
             ConfigError: there are no texts, or there is no such budget; or as ``fit``.
         """
+        cls.require_budget(budget)
         texts, budget = list(islice(texts, FITTED_TEXTS)), budget or "2bit"
-        if not budget.isdecimal() and budget not in PRESETS:
-            raise ConfigError(f"expected {', '.join(PRESETS)} or bytes a token behind {cls.name}:, got {budget[:40]!r}")
         if not texts:
-            raise ConfigError(f"expected texts to fit {cls.name} to, got none: give some like those it is for")
+            raise ConfigError(
+                f"expected texts to fit {cls.name} to, got none: give some like those it is for (--samples)"
+            )
         numbers = sum(layer.heads * (layer.key_width + layer.value_width) for layer in shape_of(model).layers)
         most = PRESETS[budget] * numbers / 8 if budget in PRESETS else int(budget)
         return cls.fit(model, tokenizer, texts, bytes_per_token=most)
+
+    @classmethod
+    def require_budget(cls, budget: str) -> None:
+        """Refuses what is none of the above.
+
+        Raises:
+            ConfigError: with what it may be.
+        """
+        if budget and budget not in PRESETS and not (budget.isdecimal() and len(budget) <= MOST_DIGITS):
+            raise ConfigError(f"expected {', '.join(PRESETS)} or bytes a token behind {cls.name}:, got {budget[:40]!r}")
 
     @classmethod
     def fit_caches(
