@@ -93,9 +93,8 @@ def measure(
     message, with text of as many bytes, and more; every figure stands beside its interval. Ctrl-C leaves what was
     measured in --json, or in a file beside, marked incomplete; the same command goes on with it.
 
-    Several codecs are measured on the same questions, one after the other, and put on one axis, as 'ilcp choose' does;
-    --png draws it. A preset stands on the receiver of the first codec that is none, or on --receiver. Of caches neither
-    hops nor budgets are measured.
+    Several codecs answer the same questions, one after the other, and are put on one axis, which --png draws. A preset
+    stands on the receiver of the first codec that is none, or on --receiver; caches have no hops and no budgets.
     """
     keeps = _places(
         codecs, as_json, (tuple(codecs), task, samples, n, seed, sender, receiver, hops, budget, repetitions)
@@ -163,7 +162,7 @@ def _places(codecs: Sequence[str], as_json: Path | None, made_with: object) -> l
         return [_beside(codec, made_with) for codec in codecs]
     if len(codecs) > 1:
         return [as_json / f"{name}.json" for name in names]
-    if as_json.is_dir():
+    if os.path.isdir(as_json):
         raise ConfigError(f"expected a file for --json of one codec, got a folder: name one in {as_json}")
     return [as_json]
 

@@ -62,8 +62,6 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 FIRST = 4  # tokens kept exact: attention rests on them, and their keys are far larger than others
 
 Pair = tuple[Tensor, Tensor]  # keys and values of a layer, "heads tokens head"
-
-
 Sizes3 = tuple[int, int, int]
 Shapes = tuple[Sizes3, Sizes3]  # of a layer's keys and values, "heads tokens head"
 
