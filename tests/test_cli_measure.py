@@ -223,7 +223,8 @@ def test_without_json_nothing_is_left_but_where_a_later_codec_fails(cases: Path,
 
 def test_a_companion_of_two_codecs_has_two_files() -> None:
     """A preset stands on the receiver beside it: with another codec it is another measurement."""
-    assert _places(["a", "kv-int4"], None, ("a", "kv-int4"))[1] != _places(["b", "kv-int4"], None, ("b", "kv-int4"))[1]
+    first, second = (_places([codec, "kv-int4"], None, ()) for codec in ("a", "b"))
+    assert first[1] != second[1]
 
 
 def test_no_language_model_is_copied_for_a_cache(cases: Path, monkeypatch) -> None:

@@ -96,9 +96,7 @@ def measure(
     Several codecs answer the same questions, one after the other, and are put on one axis, which --png draws. A preset
     stands on the receiver of the first codec that is none, or on --receiver; caches have no hops and no budgets.
     """
-    keeps = _places(
-        codecs, as_json, (tuple(codecs), task, samples, n, seed, sender, receiver, hops, budget, repetitions)
-    )
+    keeps = _places(codecs, as_json, (task, samples, n, seed, sender, receiver, hops, budget, repetitions))
     with busy("loading models and codecs"):
         from ilcp import tasks
 
@@ -158,8 +156,8 @@ def _is_same(report: "Report", pair: "Pair", asked: "Task", seed: int) -> bool:
 def _places(codecs: Sequence[str], as_json: Path | None, made_with: object) -> list[Path]:
     """Names the file of each codec's report."""
     names = file_names(codecs)
-    if as_json is None:
-        return [_beside(codec, made_with) for codec in codecs]
+    if as_json is None:  # a preset stands on another codec's receiver: beside another, it is another measurement
+        return [_beside(codec, tuple(codecs), made_with) for codec in codecs]
     if len(codecs) > 1:
         return [as_json / f"{name}.json" for name in names]
     if os.path.isdir(as_json):
