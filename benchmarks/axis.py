@@ -12,6 +12,7 @@ import argparse
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -36,7 +37,7 @@ def main() -> None:
     if latent.cost is not None:
         torch.set_num_threads(latent.cost.threads)
     asked = task("case-files", n=latent.n, seed=latent.seed)
-    ends = {"sender": None, "receiver": None, "device": "cpu", "allow_download": False}
+    ends: dict[str, Any] = {"sender": None, "receiver": None, "device": "cpu", "allow_download": False}
     _, *pairs = pairs_of(["embedded", *args.presets], **ends, task=asked)
     reports: dict[str, Report] = {"latent": latent}
     for name, pair in zip(file_names(args.presets), pairs, strict=True):
@@ -52,7 +53,11 @@ def main() -> None:
         "seed": latent.seed,
         "offers": [asdict(offer) for offer in found.offers],
         "controls": {name: asdict(latent.mean(name)) for name in ("none", "other") if name in latent.arms},
-        "another's": {name: asdict(one.recovery("mismatched")) for name, one in reports.items() if name != "latent"},
+        "another's": {
+            name: asdict(figure)
+            for name, one in reports.items()
+            if "mismatched" in one.arms and name != "latent" and (figure := one.recovery("mismatched"))
+        },
         "latent": latent.provenance,
         "provenance": provenance(**latent.provenance["models"]),
     }

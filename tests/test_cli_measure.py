@@ -248,7 +248,7 @@ def test_alike_are_reports(cases: Path) -> None:
     for other in (
         replace(bare, provenance={"commit": "x"}),
         replace(bare, answers_end=False),
-        replace(bare, provenance=bare.provenance | {"commit": "x"}),
+        replace(bare, provenance={**bare.provenance, "commit": "x"}),
     ):
         made = ilcp.measure.run(
             pair.sender, pair.receiver, found, task="x", repetitions=0, alike=[other], arms=["none"]
