@@ -40,10 +40,11 @@ def main() -> None:
     ends: dict[str, Any] = {"sender": None, "receiver": None, "device": "cpu", "allow_download": False}
     _, *pairs = pairs_of(["embedded", *args.presets], **ends, task=asked)
     reports: dict[str, Report] = {"latent": latent}
-    for name, pair in zip(file_names(args.presets), pairs, strict=True):
-        options = {"task": asked.name, "seed": latent.seed, "repetitions": args.repetitions, "alike": [latent]}
-        keep = args.out / f"axis-{name}.json"
-        reports[name] = run(pair.sender, pair.receiver, asked.cases, progress=True, keep=keep, **options)
+    options: dict[str, Any] = {"task": asked.name, "seed": latent.seed, "repetitions": args.repetitions}
+    options |= {"alike": [latent], "progress": True}
+    keeps = {name: args.out / f"axis-{name}.json" for name in file_names(args.presets)}
+    for (name, keep), pair in zip(keeps.items(), pairs, strict=True):
+        reports[name] = run(pair.sender, pair.receiver, asked.cases, keep=keep, **options)
         print(f"{name}: recovery {reports[name].recovery('message')}", flush=True)
     found = choose(reports)
     record = {
@@ -63,8 +64,8 @@ def main() -> None:
     }
     file = args.out / "axis-embedded.json"
     file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    for name in file_names(args.presets):
-        (args.out / f"axis-{name}.json").unlink()
+    for keep in keeps.values():
+        keep.unlink()
     print(file)
 
 

@@ -193,12 +193,10 @@ def align(args: argparse.Namespace) -> Record:
         "minutes": args.minutes,
         "seed": given.seed,
         "json": file,
+        **({"commit": args.commit} if args.commit else {}),
     }
     line = [str(word) for name, value in words.items() for word in (f"--{name}", value)]
     record = kv_align.aligned(kv_align.options().parse_args(line))
-    if args.commit:
-        record["provenance"]["commit"] = args.commit
-        write_whole(file, json.dumps(record, indent=1) + "\n")
     return {"n": record["facts"], "models": record["provenance"]["models"], "file": file.name}
 
 

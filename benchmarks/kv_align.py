@@ -68,6 +68,7 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--commit", help="of this code, where it lies without its repository")
     return parser
 
 
@@ -82,6 +83,8 @@ def aligned(args: argparse.Namespace) -> Figures:
         "data": "case files" if args.data is None else args.data.name,
         "provenance": provenance(sender=identify(*sender).exact, receiver=identify(*receiver).exact),
     }
+    if args.commit:
+        record["provenance"]["commit"] = args.commit
     record |= measured(Aligner(*sender, *receiver, tokens=args.tokens), args)
     file = args.json or HERE / "results" / f"kv-align-{args.sender}-{args.receiver}.json"
     file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

@@ -384,7 +384,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "front": partial(tables_front.front, result, table, number),
     "caches": partial(tables_kv.caches, result, table),
     "caches-beside": partial(tables_kv.beside, result, table),
-    "axis": partial(tables_kv.axis, RESULTS, table),
+    "axis": partial(tables_kv.axis, result, table),
     "caches-questions": partial(tables_kv.questions, result, table),
     "caches-between": partial(tables_kv.aligned, RESULTS, table),
     "caches-failing": partial(tables_kv.failures, result, table),

@@ -25,8 +25,8 @@ def caches(result: Result, table: Table) -> str:
 
 def beside(result: Result, table: Table) -> str:
     """Tabulates what these codecs and transformers' quantised cache keep, of conversations and of prose."""
-    made = {kind: result(f"kv-smollm2-{name}")["quality"] for kind, name in (("", "hqq"), ("prose: ", "prose"))}
-    rows = [[*_kept(name, row), *_kept(name, made["prose: "][name])[1:]] for name, row in made[""].items()]
+    conversations, prose = (result(f"kv-smollm2-{name}")["quality"] for name in ("hqq", "prose"))
+    rows = [[*_kept(name, row), *_kept(name, prose[name])[1:]] for name, row in conversations.items()]
     return table([*KEPT, *(f"prose: {heading}" for heading in KEPT[1:])], rows)
 
 
@@ -85,14 +85,10 @@ def failures(result: Result, table: Table) -> str:
     return table([*heading, "caught by"], rows)
 
 
-def axis(results: Path, table: Table) -> str:
+def axis(result: Result, table: Table) -> str:
     """Tabulates everything that can be handed over of the embedded pair's task, the shortest first."""
-    file = results / "axis-embedded.json"
-    if not file.is_file():
-        return "\nNothing is measured yet.\n\n"
-    record = json.loads(file.read_text(encoding="utf-8"))
     rows = []
-    for offer in record["offers"]:
+    for offer in result("axis-embedded")["offers"]:
         recoveries = [
             [offer[name][part] for part in ("value", "low", "high")] for name in ("recovery", "recovery_nats")
         ]

@@ -118,8 +118,8 @@ def _reports(
 ) -> "list[Report]":
     """Measures one codec after the other, shows each, and attaches it where that is wanted."""
     reports: list[Report] = []
-    for pair, keep in zip(pairs.values(), keeps, strict=True):
-        _refuse_unfit(pair, asked, keep, wanted["seed"])
+    for pair, keep in [*zip(pairs.values(), keeps, strict=True)][1:]:  # the first one's run begins with this
+        _refuse_other(pair, asked, keep, wanted["seed"])
     for (name, pair), keep in zip(pairs.items(), keeps, strict=True):
         with _left(*keeps[: len(reports)]):
             if len(pairs) > 1:
@@ -132,12 +132,10 @@ def _reports(
     return reports
 
 
-def _refuse_unfit(pair: "Pair", asked: "Task", keep: Path, seed: int) -> None:
-    """Refuses, before any codec is measured, cases that a receiver cannot be asked, and another run's file."""
+def _refuse_other(pair: "Pair", asked: "Task", keep: Path, seed: int) -> None:
+    """Refuses another run's file before any codec is measured."""
     from ilcp.measure import load_report
-    from ilcp.measure.run import require_cases
 
-    require_cases(asked.cases, pair.receiver, answers_end=asked.answers_end)
     if os.path.exists(keep) and not (found := load_report(keep)).complete and not _is_same(found, pair, asked, seed):
         raise ConfigError(f"expected an interrupted run of this measurement in {keep}, got another: remove it")
 

@@ -130,21 +130,18 @@ def axis_of(reports: Sequence[Report] | Mapping[str, Report]) -> tuple[Offer, ..
         kept = [[n for n, case in enumerate(report.items.cases) if case not in left] for report in reports]
         reports = [narrowed(report, each) if each else report for report, each in zip(reports, kept, strict=True)]
     _require_alike(reports)
-    shown, found = _names(reports, given), dict[tuple[str, str], Offer]()
-    told: dict[str, dict[tuple[float, float], list[Offer]]] = {}  # texts: arm -> what they differ in -> offers
+    shown = _names(reports, given)
+    groups: dict[tuple[Any, ...], list[Offer]] = {}  # what is alike: a text by what it tells, all else by its codec
     for report in reports:
         own = str(report.codec["codec_id"])
         for offer in _offers(report, shown[own]):
-            if offer.readable:
-                told.setdefault(offer.arm, {}).setdefault(_told(offer), []).append(offer)
-            elif found.setdefault((own, offer.arm), offer).first_token_ms is None:
-                found[own, offer.arm] = offer
-    texts = [
-        replace(max(alike, key=lambda offer: offer.first_token_ms is not None), codec=alike[0].codec if others else "")
-        for arm, kinds in told.items()
-        for others, alike in ((len(kinds) > 1, alike) for alike in kinds.values())
-    ]
-    return tuple(sorted([*found.values(), *texts], key=lambda offer: (offer.mean_bytes, offer.arm)))
+            groups.setdefault((offer.arm, _told(offer) if offer.readable else own), []).append(offer)
+    kinds = Counter(arm for arm, _ in groups)
+    found = []
+    for (arm, _), alike in groups.items():
+        offer = next((one for one in alike if one.first_token_ms is not None), alike[-1])
+        found.append(replace(offer, codec="" if offer.readable and kinds[arm] == 1 else alike[0].codec))
+    return tuple(sorted(found, key=lambda offer: (offer.mean_bytes, offer.arm)))
 
 
 def _offers(report: Report, codec: str) -> Iterator[Offer]:

@@ -45,12 +45,12 @@ if TYPE_CHECKING:
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
-__all__ = ["plots", "require_matplotlib", "save_axes", "save_plots", "to_svg"]
+__all__ = ["BYTES", "against", "plots", "require_matplotlib", "save_axes", "save_plots", "series_of", "to_svg"]
 
 RECOVERY = (-0.6, 2.0)  # what an axis of recovery shows at most; what lies outside is named with its value
 MOST_KINDS, HEADING = 8, 44  # of one plot; characters of a kind's name
 COLOURS = ("#0072B2", "#D55E00")  # of codecs, in turn: no text's are these, and no text's marker is one of the next
-MARKERS = ("o", "h", "p", "*", "<", ">", "8", "d")
+MARKERS = ("o", "h", "p", "*", "<", ">", "d", "4")  # none looks like another: "8" is an "o" at this size
 NATS = "log-likelihood (nats)"
 ROW = 0.2  # inches of height of one arm under a kind
 
@@ -147,14 +147,18 @@ def _axis(report: Report, offers: Sequence[Offer], across: Across) -> "Figure | 
     """Draws recovery of offers; None where none has what it is drawn against, or the same is drawn already."""
     if across.nats and not report.answers_end:
         return None
+    drawn = series_of(offers, across)
+    return against(across, _note(report, across), drawn, _curves(report, {"none": ("none", np.nan)})) if drawn else None
+
+
+def series_of(offers: Sequence[Offer], across: Across) -> list[Series]:
+    """Makes a curve of each codec's messages and of each kind of text, of what has a place on the axis."""
     curves: dict[tuple[str, str], list[tuple[float, Measured]]] = {}
     for offer in offers:
         recovery = offer.recovery_nats if across.nats else offer.recovery
         place = None if recovery is None else across.of(offer)
         curve = curves.setdefault((offer.codec, _stem(offer.arm)), [])
         curve.extend([] if recovery is None or place is None else [(place, recovery)])
-    if not any(curves.values()):
-        return None
     of_codecs = [of for of in curves if of[0] or of[1] not in LOOKS]  # of all: each looks alike in every plot
     looks = {of: look_of(of[1]) for of in curves} | {
         (codec, stem): Look(
@@ -164,8 +168,7 @@ def _axis(report: Report, offers: Sequence[Offer], across: Across) -> "Figure | 
         )
         for at, (codec, stem) in enumerate(of_codecs)
     }
-    drawn = [Series.of("\n".join(of), looks[of], found) for of, found in curves.items() if found]
-    return _against(report, drawn, _curves(report, {"none": ("none", np.nan)}), across)
+    return [Series.of("\n".join(of), looks[of], found) for of, found in curves.items() if found]
 
 
 def _both_ends(name: str) -> str:
@@ -173,12 +176,16 @@ def _both_ends(name: str) -> str:
     return name if len(name) <= SHORT else f"{name[: SHORT // 2 - 1]}…{name[-SHORT // 2 :]}"
 
 
-def _against(report: Report, drawn: Sequence[Series], levels: Sequence[Series], across: Across) -> "Figure":
-    note = _over(report, NATS if across.nats else _unit(report))
+def against(across: Across, note: str, drawn: Sequence[Series], levels: Sequence[Series]) -> "Figure":
+    """Draws curves of recovery across what they are drawn against, and the levels beside them; within ``style()``."""
     figure, axes = sheet(across.title, note, 4.6, named=len(drawn) + len(levels))
     axes.set(xscale="log", xlabel=f"{across.label} (log scale)")
     across.numbers(axes.xaxis)
     return _recoveries(figure, axes, drawn, levels)
+
+
+def _note(report: Report, across: Across) -> str:
+    return _over(report, NATS if across.nats else _unit(report))
 
 
 def _recoveries(figure: "Figure", axes: "Axes", drawn: Sequence[Series], levels: Sequence[Series]) -> "Figure":
@@ -206,7 +213,7 @@ def _recovery(report: Report) -> "Figure | None":
     stems = {name: "message" if arm.family == "message" else _stem(name) for name, arm in crossed.items()}
     drawn = _curves(report, {name: (stems[name], arm.sizes()["wire"].value) for name, arm in crossed.items()})
     levels = _curves(report, {name: (name, np.nan) for name in ("none", "continuous") if name in report.arms})
-    return _against(report, drawn, levels, BYTES._replace(numbers=plain_numbers))
+    return against(BYTES._replace(numbers=plain_numbers), _note(report, BYTES), drawn, levels)
 
 
 def _hops(report: Report) -> "Figure | None":

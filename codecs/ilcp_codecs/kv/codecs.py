@@ -100,13 +100,7 @@ class KvCodec(ABC):
 
     @classmethod
     def for_model(
-        cls,
-        model: Any,
-        tokenizer: Any,
-        budget: str = "",
-        *,
-        texts: Iterable[str] = (),
-        questions: Iterable[str] = (),
+        cls, model: Any, tokenizer: Any, budget: str = "", *, texts: Iterable[str] = (), questions: Iterable[str] = ()
     ) -> Self:
         """Returns the codec that a command line names as ``NAME`` or ``NAME:BUDGET``.
 
@@ -119,6 +113,11 @@ class KvCodec(ABC):
             ConfigError: it has no such budget, or as ``of``.
         """
         cls.require_budget(budget)
+        return cls._within(model, tokenizer, budget, texts, questions)
+
+    @classmethod
+    def _within(cls, model: Any, tokenizer: Any, budget: str, texts: Iterable[str], questions: Iterable[str]) -> Self:
+        """Returns the codec of a budget that ``require_budget`` let pass; empty: the usual."""
         return cls.of(model, tokenizer)
 
     @classmethod

@@ -89,21 +89,8 @@ class CompactCodec(Int8Codec):
         return cls(identify(model, tokenizer), shape_of(model, tokens), questions, share)
 
     @classmethod
-    def for_model(
-        cls,
-        model: Any,
-        tokenizer: Any,
-        budget: str = "",
-        *,
-        texts: Iterable[str] = (),
-        questions: Iterable[str] = (),
-    ) -> Self:
-        """Returns the codec that keeps ``budget`` of the tokens, chosen by the first of ``questions``.
-
-        Raises:
-            ConfigError: that is no share in percent, or as ``of``.
-        """
-        cls.require_budget(budget)
+    def _within(cls, model: Any, tokenizer: Any, budget: str, texts: Iterable[str], questions: Iterable[str]) -> Self:
+        """Returns the codec that keeps ``budget`` of the tokens, chosen by the first of ``questions``."""
         asked = islice((question for question in questions if question), MOST_QUESTIONS)
         return cls.of(model, tokenizer, questions=list(asked), share=int((budget or "10%")[:-1]) / 100)
 

@@ -84,21 +84,12 @@ class PcaCodec(CodedCodec):
         return codec
 
     @classmethod
-    def for_model(
-        cls,
-        model: Any,
-        tokenizer: Any,
-        budget: str = "",
-        *,
-        texts: Iterable[str] = (),
-        questions: Iterable[str] = (),
-    ) -> Self:
+    def _within(cls, model: Any, tokenizer: Any, budget: str, texts: Iterable[str], questions: Iterable[str]) -> Self:
         """Returns the codec fitted to the first of ``texts``, within the budget.
 
         Raises:
-            ConfigError: there are no texts, or there is no such budget; or as ``fit``.
+            ConfigError: there are no texts; or as ``fit``.
         """
-        cls.require_budget(budget)
         texts, budget = list(islice(texts, FITTED_TEXTS)), budget or "2bit"
         if not texts:
             raise ConfigError(
