@@ -1,44 +1,98 @@
 """The whole axis of one task, from ten bytes to a whole cache: latents, texts, and the receiver's own cache, by name.
 
-    python benchmarks/axis.py            # writes benchmarks/results/axis-embedded.json
+    python benchmarks/axis.py                              # writes benchmarks/results/axis-embedded.json
+    python benchmarks/axis.py --codec FOLDER --n 40        # of conversations.py's; results/axis-conversations.json
 
-The embedded pair's report (``embedded.py``) has its latents and texts. Presets of caches answer the same questions of
-the same dossiers, with the embedded receiver's model at both ends; the principal components are fitted to dossiers of
-the training split. What ``ilcp measure embedded kv-exact ... --task case-files`` does in one go is done here in two,
-because the first part is there already.
+Presets of caches answer the same questions of the same texts as latent and text do, with the receiver's model at both
+ends; the principal components are fitted to texts of the training split. The embedded pair's latents and texts are
+those of its report (``embedded.py``). Those of conversations are measured here, over what was said; text is coded by
+the receiver's model as it came, by the lengths of its code. What ``ilcp measure CODEC kv-exact ... --task FILE`` does
+in one go is done here in two, because a first part may be there already.
 """
 
 import argparse
 import json
-from dataclasses import asdict
+import random
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import conversations_data as data
 import torch
+from conversations_arms import ComputedLm
+from gpu_parts import model_at
 
+from ilcp.cli.common import EMBEDDED
 from ilcp.cli.named import file_names, pairs_of
+from ilcp.embedded import Pair
 from ilcp.measure import Report, choose, load_report, provenance, run
-from ilcp.tasks import task
+from ilcp.models.loading import load_model
+from ilcp.tasks import Case, task
+from ilcp.tasks.load import Task
 
-RESULTS = Path(__file__).parent / "results"
+HERE = Path(__file__).parent
 PRESETS = ("kv-exact", "kv-int8", "kv-int4", "kv-pca:4bit", "kv-pca:2bit", "kv-pca:1bit", "kv-compact:10%")
+LENGTHS = (80, 40, 20)
+ARMS = ("text", "none", "mismatched", "message", "message-40", "message-20", "lm-80", "lm-40", "lm-20")
+SAMPLES = 100  # conversations of the training split that principal components are fitted to
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--report", type=Path, default=RESULTS / "embedded.json")
+    parser.add_argument("--codec", default=EMBEDDED, help="a folder of conversations.py; without it, the embedded pair")
+    parser.add_argument("--models", type=Path, default=HERE / "real")
+    parser.add_argument("--pair", nargs=2, default=("smollm2", "gemma3"), metavar=("SENDER", "RECEIVER"))
+    parser.add_argument("--data", type=Path, default=HERE / "data" / "conversations")
+    parser.add_argument("--n", type=int, default=40, help="conversations")
+    parser.add_argument("--seed", type=int, default=7, help="that draws them")
+    parser.add_argument("--report", type=Path, default=HERE / "results" / "embedded.json", help="the embedded pair's")
     parser.add_argument("--presets", nargs="+", default=PRESETS)
-    parser.add_argument(
-        "--repetitions", type=int, default=0, help="of the times, at least 50; without it, none are taken"
-    )
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--repetitions", type=int, default=0, help="of a cache's times, at least 50; without it, none")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=HERE / "results", help="the reports are kept there until the end")
     args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    made = embedded(args) if args.codec == EMBEDDED else conversations(args)
+    record = {"what": "everything that can be handed over of one task, on one axis", **made}
+    file = args.out / ("axis-embedded.json" if args.codec == EMBEDDED else "axis-conversations.json")
+    file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    print(file)
+
+
+def embedded(args: argparse.Namespace) -> dict[str, Any]:
+    """Returns the axis of the embedded pair, whose latents and texts are in a report."""
     latent = load_report(args.report)
     if latent.cost is not None:
         torch.set_num_threads(latent.cost.threads)
     asked = task("case-files", n=latent.n, seed=latent.seed)
     ends: dict[str, Any] = {"sender": None, "receiver": None, "device": "cpu", "allow_download": False}
-    _, *pairs = pairs_of(["embedded", *args.presets], **ends, task=asked)
+    _, *pairs = pairs_of([EMBEDDED, *args.presets], **ends, task=asked)
+    return axis(latent, pairs, asked, args)
+
+
+def conversations(args: argparse.Namespace) -> dict[str, Any]:
+    """Returns the axis of a codec over test conversations."""
+    drawn = random.Random(args.seed).sample(data.read(args.data / "test.jsonl"), args.n)
+    samples = tuple(one.case.context for one in data.read(args.data / "train.jsonl")[:SAMPLES])
+    cases = tuple(case for case in map(said, data.asked(drawn)) if case.questions)
+    asked = Task("conversations", cases, True, lambda: samples)
+    sender, receiver = (str(model_at(args.models, name) or args.models / name) for name in args.pair)
+    ends: dict[str, Any] = {"sender": sender, "receiver": receiver, "device": "cpu", "allow_download": False}
+    pair, *pairs = pairs_of([args.codec, *args.presets], **ends, task=asked)
+    texts = {"lm": ComputedLm(*load_model(receiver, dtype="float32"))}
+    options: dict[str, Any] = {"task": asked.name, "seed": args.seed, "repetitions": 0, "progress": True}
+    options |= {"lengths": LENGTHS, "texts": texts, "arms": ARMS, "keep": args.out / "axis-latent.json"}
+    return axis(run(pair.sender, pair.receiver, asked.cases, **options), pairs, asked, args)
+
+
+def said(case: Case) -> Case:
+    """Returns the case with the questions that it answers."""
+    return replace(case, questions=tuple(question for question in case.questions if question.kind.startswith("said")))
+
+
+def axis(latent: Report, pairs: Sequence[Pair], asked: Task, args: argparse.Namespace) -> dict[str, Any]:
+    """Measures every preset, and returns all offers beside the controls."""
     reports: dict[str, Report] = {"latent": latent}
     options: dict[str, Any] = {"task": asked.name, "seed": latent.seed, "repetitions": args.repetitions}
     options |= {"alike": [latent], "progress": True}
@@ -46,14 +100,14 @@ def main() -> None:
     for (name, keep), pair in zip(keeps.items(), pairs, strict=True):
         reports[name] = run(pair.sender, pair.receiver, asked.cases, keep=keep, **options)
         print(f"{name}: recovery {reports[name].recovery('message')}", flush=True)
-    found = choose(reports)
     record = {
-        "what": "everything that can be handed over of one task, on one axis",
         "n": latent.n,
         "questions": len(latent.items),
         "seed": latent.seed,
-        "offers": [asdict(offer) for offer in found.offers],
-        "controls": {name: asdict(latent.mean(name)) for name in ("none", "other") if name in latent.arms},
+        "offers": [asdict(offer) for offer in choose(reports).offers],
+        "controls": {
+            name: asdict(latent.mean(name)) for name in ("none", "other", "mismatched") if name in latent.arms
+        },
         "another's": {
             name: asdict(figure)
             for name, one in reports.items()
@@ -62,11 +116,9 @@ def main() -> None:
         "latent": latent.provenance,
         "provenance": provenance(**latent.provenance["models"]),
     }
-    file = args.out / "axis-embedded.json"
-    file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    for keep in keeps.values():
-        keep.unlink()
-    print(file)
+    for keep in (*keeps.values(), args.out / "axis-latent.json"):
+        keep.unlink(missing_ok=True)
+    return record
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
     make real
     python benchmarks/kv_align.py --sender smollm2 --receiver gemma3 --data benchmarks/data/conversations/train.jsonl
     python benchmarks/kv_align.py --sender sender --receiver receiver --models ilcp/embedded      # over dossiers
+    python benchmarks/kv_align.py --sender stories260K --receiver TinyStories-656K --models FOLDER --data stories.jsonl
 
 The map (``ilcp align``) is measured as it comes out of the closed form, and again after tuning through the receiver.
 Facts are canaries (``ilcp.tasks.canaries``: which of four values a person has, 0.25 by chance), or, without ``--data``,
@@ -57,12 +58,13 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument("--sender", required=True)
     parser.add_argument("--receiver", required=True)
     parser.add_argument("--models", type=Path, default=HERE / "real")
-    parser.add_argument("--data", type=Path, help="texts: cases as ilcp.tasks.read_jsonl reads them")
+    parser.add_argument("--data", type=Path, help='cases as ilcp.tasks.read_jsonl reads them, or lines of {"text"}')
     parser.add_argument("--texts", type=int, default=100, help="to fit and tune with")
     parser.add_argument("--tokens", type=int, default=500, help="the most that a cache may stand for")
     parser.add_argument("--n", type=int, default=300, help="texts with facts")
     parser.add_argument("--apart", type=int, default=40, help="texts whose end is foretold")
     parser.add_argument("--minutes", type=float, default=20.0)
+    parser.add_argument("--rate", type=float, help="of learning, at the beginning of the second step")
     parser.add_argument("--every", type=float, default=0.25, help="the facts are asked after each such share of them")
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
@@ -80,6 +82,7 @@ def aligned(args: argparse.Namespace) -> Figures:
         "seed": args.seed,
         "texts": args.texts,
         "minutes": args.minutes,
+        "learning_rate": args.rate,
         "data": "case files" if args.data is None else args.data.name,
         "provenance": provenance(sender=identify(*sender).exact, receiver=identify(*receiver).exact),
     }
@@ -121,7 +124,8 @@ def measured(aligner: Aligner, args: argparse.Namespace) -> Figures:
         stages[name] = asker.figures(asker.mapped(), None if seconds >= 60 * args.minutes else FEW)
         print(name, json.dumps(stages[name]), flush=True)
 
-    steps = aligner.tune(lessons, minutes=args.minutes, seed=args.seed, every=10, told=told)
+    budget = {"minutes": args.minutes, "learning_rate": args.rate}
+    steps = aligner.tune(lessons, **budget, seed=args.seed, every=10, told=told)
     ask(steps, 60 * args.minutes)
     return {"facts": len(facts), "apart": len(apart), "stages": stages, "curve": curve}
 
@@ -134,11 +138,19 @@ def _cases(args: argparse.Namespace) -> tuple[list[Case], list[Case], list[tuple
         ]
         facts = [replace(case, questions=tuple(questions[:FACTS])) for case, questions in asked]
         return facts, list(case_files("train", args.seed, args.texts)), []
-    texts = merged(read_jsonl(args.data))
+    texts = _texts(args.data)
     chosen = random.Random(args.seed).sample(texts, args.texts + args.apart)
     cut = [(case.context, case.context.rfind(" ", 0, 3 * len(case.context) // 4)) for case in chosen[args.texts :]]
     facts = list(itertools.islice(canaries("test", args.seed), args.n))
     return facts, chosen[: args.texts], [(text[:at], text[at:].strip()) for text, at in cut]
+
+
+def _texts(file: Path) -> list[Case]:
+    """Reads texts, each a case; those of a file of bare texts have no questions."""
+    lines = [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line.strip()]
+    if all("text" in line for line in lines):
+        return [Case(str(number), line["text"], ()) for number, line in enumerate(lines)]
+    return merged(read_jsonl(file))
 
 
 class _Asker:

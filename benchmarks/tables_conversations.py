@@ -55,7 +55,8 @@ GOALS = (
     Goal("message minus coded text, 80 bytes, four", 4, _above("message-80", "lm-80"), 0, None, "low"),
     Goal("message minus coded text, 160 bytes, four", 4, _above("message-160", "lm-160"), None, 0, "low"),
     Goal("message minus another case's, 80 bytes", 1, _above("message", "mismatched"), 0.3, 0.6, "low"),
-    Goal("recovery, verified, 140 bytes", 1, _arm("verified-140", EVERY, "recovery, exact"), 0.85, 0.95),
+    Goal("recovery, verified, 140 bytes, all services", 1, _arm("verified-140", EVERY, "recovery, exact"), 0.85, 0.95),
+    Goal("recovery, verified, 140 bytes, seen services", 1, _arm("verified-140", SAID, "recovery, exact"), 0.85, 0.95),
     Goal("first token, message over text, one conversation", 1, ("figures", "cost", TIME)),
     Goal("first token, message over text, four", 4, ("figures", "cost", TIME), None, 0.5, below=True),
 )

@@ -146,6 +146,14 @@ def test_budgets_are_the_methods_own_words(cases: Path) -> None:
         PcaCodec.for_model(MODEL, TOKENIZER)
 
 
+def test_a_budget_is_refused_before_a_model_is_loaded(cases: Path, monkeypatch) -> None:
+    for place in ("ilcp.embedded.load_pair", "ilcp.models.loading.load_model"):
+        monkeypatch.setattr(place, lambda *_, **__: pytest.fail("loaded"))
+    for names in (["embedded", "kv-pca:3bit"], ["kv-pca:3bit"]):
+        with pytest.raises(ConfigError, match="expected 4bit, 2bit, 1bit or bytes a token behind kv-pca:"):
+            pairs_of(names, **NO_ENDS | {"receiver": str(HERE / "receiver")}, task=task(str(cases), n=3, seed=0))
+
+
 def test_a_preset_asks_no_more_questions_than_its_codec_takes() -> None:
     """The most frequent of a task come first; what asks nothing, as continuations do, is none."""
     many = CompactCodec.for_model(MODEL, TOKENIZER, questions=["", *(f"Who is {n}?" for n in range(300))])

@@ -114,6 +114,16 @@ def test_the_second_step_moves_the_map_towards_what_the_receiver_says_and_nothin
     assert model.config._attn_implementation == kind
 
 
+def test_a_lower_learning_rate_moves_the_map_less() -> None:
+    moved = []
+    for options in ({}, {"learning_rate": 2e-5}):
+        made = fitted()
+        before = made.codec().tensors["weight.0"].clone()
+        made.tune(CASES, minutes=9, steps=3, **options)
+        moved.append(float((made.codec().tensors["weight.0"] - before).norm()))
+    assert 10 * moved[1] < moved[0]
+
+
 def test_what_the_second_step_sees_is_what_the_receiver_says_behind_the_memory() -> None:
     """Its logits of several memories side by side, of unequal length, are those of a receiver's own calls."""
     made = fitted("llama", "gemma3_text")
@@ -206,6 +216,7 @@ def test_a_case_is_held_where_question_and_answer_have_room_behind_it_and_some_i
         (lambda: fitted().tune(CASES, minutes=float("nan")), "above 0"),
         (lambda: fitted().tune(CASES, minutes=1, every=0), "above 0"),
         (lambda: fitted().tune(CASES, minutes=1, steps=0), "above 0"),
+        (lambda: fitted().tune(CASES, minutes=1, learning_rate=0.0), "a learning rate between 0 and 1, got 0.0"),
         (lambda: Aligner(build("llama", 300, torch.float64), TOKENIZER, build("llama", 300), TOKENIZER), "float64"),
         (lambda: aligner().fit(TEXTS[:1]), "3 tokens|texts of 192 tokens or more"),
         (lambda: aligner().fit("one text"), "texts in a list"),
@@ -324,7 +335,14 @@ def test_questions_and_texts_are_not_mixed(dossiers: Path, tmp_path: Path) -> No
         align(Alignment("a", "b", dossiers, tmp_path / "codec"))
 
 
-@pytest.mark.parametrize(("options", "said"), [({"minutes": 0}, "minutes above 0"), ({"seed": -1}, "seed to be 0")])
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"minutes": 0}, "minutes above 0"),
+        ({"seed": -1}, "seed to be 0"),
+        ({"learning_rate": 1.0}, "a learning rate between 0 and 1, got 1.0"),
+    ],
+)
 def test_an_impossible_plan_is_refused(options: dict[str, Any], said: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=said):
         Alignment("a", "b", tmp_path / "cases.jsonl", tmp_path / "codec", **options)

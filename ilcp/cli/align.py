@@ -19,6 +19,9 @@ def align(
     ],
     to: Annotated[Path, typer.Option("--out", help="The codec's folder, a new one.")],
     minutes: Annotated[float, typer.Option(help="Of the step through the receiver.")] = 20.0,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="Of that step; without it, 0.002. Lower where its KL rises.")
+    ] = None,
     tokens: Annotated[
         int | None, typer.Option(help="The most that a cache may stand for; without it, a window.")
     ] = None,
@@ -37,7 +40,7 @@ def align(
         from ilcp.training.align import Alignment
         from ilcp.training.align import align as found
 
-        plan = Alignment(sender, receiver, data, to, minutes, tokens, dtype, device, seed)
+        plan = Alignment(sender, receiver, data, to, minutes, learning_rate, tokens, dtype, device, seed)
     with interruptible(f"what was saved by then is in {to}"):
         report = found(plan)
     table.show(report, out)

@@ -31,7 +31,8 @@ def is_preset(name: str) -> bool:
     from ilcp.codec.registry import codec_class, codec_names
 
     method = name.partition(":")[0]
-    return not os.path.exists(name) and method in codec_names() and hasattr(codec_class(method), "for_model")
+    offered = method in codec_names() and all(hasattr(codec_class(method), n) for n in ("for_model", "require_budget"))
+    return offered and not os.path.exists(name)
 
 
 def file_names(codecs: Sequence[str]) -> list[str]:

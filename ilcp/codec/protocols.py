@@ -20,7 +20,9 @@ class Codec(Protocol):
 
     ``evidence`` is what was measured of it, and ``folder`` where it was loaded from: ``ilcp.load`` sets both, and a
     codec that is made otherwise has None. A class whose ``save_files`` writes more than ``*.safetensors`` names it in
-    ``hub_files``, as patterns: a hub is asked for no other files. ``ilcp.testing.CodecContract`` checks any codec.
+    ``hub_files``, as patterns: a hub is asked for no other files. A class that one loaded model is enough for may offer
+    ``for_model`` and ``require_budget``, as those of ``ilcp_codecs.kv`` do: ``ilcp measure`` then takes its name in
+    place of a folder's. ``ilcp.testing.CodecContract`` checks any codec.
     """
 
     spec: CodecSpec

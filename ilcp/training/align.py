@@ -81,7 +81,8 @@ class Alignment:
     """What ``align`` is asked for.
 
     ``data`` holds cases as ``ilcp.tasks.read_jsonl`` reads them: their contexts are fitted to, and their questions
-    teach and test. Of texts without questions canary facts do both. ``tokens`` is the most that a cache may stand for.
+    teach and test. Of texts without questions canary facts do both. ``tokens`` is the most that a cache may stand for,
+    ``learning_rate`` that of the step through the receiver, None for the aligner's own.
     """
 
     sender: str
@@ -89,6 +90,7 @@ class Alignment:
     data: Path
     out: Path
     minutes: float = MINUTES
+    learning_rate: float | None = None
     tokens: int | None = None
     dtype: str = "float32"
     device: str = "cpu"
@@ -97,6 +99,8 @@ class Alignment:
     def __post_init__(self) -> None:
         if not self.minutes > 0 or self.minutes == float("inf"):
             raise ConfigError(f"expected minutes above 0, got {self.minutes}")
+        if self.learning_rate is not None and not 0 < self.learning_rate < 1:
+            raise ConfigError(f"expected a learning rate between 0 and 1, got {self.learning_rate}")
         if self.seed < 0:
             raise ConfigError(f"expected seed to be 0 or more, got {self.seed}")
         if os.path.lexists(self.out) and not is_empty(self.out):
@@ -220,7 +224,8 @@ def _tuned(aligner: Any, cases: Sequence[Case], plan: Alignment) -> list[dict[st
             show(step.seconds / (60 * plan.minutes), f"step {step.steps:,} · KL {step.kl:.3f} nats · ends in {left}")
 
         try:
-            aligner.tune(cases, minutes=plan.minutes, seed=plan.seed, every=EVERY, told=heard)
+            budget = {"minutes": plan.minutes, "learning_rate": plan.learning_rate}
+            aligner.tune(cases, **budget, seed=plan.seed, every=EVERY, told=heard)
         except KeyboardInterrupt:
             tell("interrupted: what was found so far is saved and measured")
         except TrainingError as error:

@@ -41,7 +41,7 @@ MOST_FEATURES = 1536  # of the sender's a token, for each layer of the receiver:
 LEAST_ROWS, AIMED_ROWS = 3, 8  # tokens read for each feature: with fewer the map is these texts' own
 QUESTIONS = 8  # of each case in a step, at most
 PASS_CHARACTERS = 4000  # of texts, questions and answers side by side, the longest counted for each: of one pass
-RATE, LAST_RATE, WARM_UP = 2e-3, 0.05, 20  # the last as a share of the first; steps
+LEARNING_RATE, LAST_RATE, WARM_UP = 2e-3, 0.05, 20  # the last as a share of the first; steps
 MOST_TOKENS = 1024  # of a text that is fitted to
 SPARE = 32  # tokens by which a prompt may be longer than its parts, and an answer than the right one
 
@@ -132,6 +132,7 @@ class Aligner:
         *,
         minutes: float,
         steps: int | None = None,
+        learning_rate: float | None = None,
         seed: int = 0,
         every: int = 25,
         told: Callable[[Step], None] = lambda step: None,
@@ -143,6 +144,7 @@ class Aligner:
                 (``holds``) are left out.
             minutes: it takes at most; the learning rate falls to its end.
             steps: it takes at most, where that comes first.
+            learning_rate: at its beginning, None for 0.002; a lower one where the KL rises.
             every: so many steps ``told`` is called, and at the end; what that takes does not count.
 
         Returns:
@@ -155,6 +157,9 @@ class Aligner:
         self._require_fitted()
         if not 0 < minutes < float("inf") or (steps is not None and steps < 1) or every < 1:
             raise ConfigError(f"expected minutes, steps and every above 0, got {minutes}, {steps} and {every}")
+        learning_rate = LEARNING_RATE if learning_rate is None else learning_rate
+        if not 0 < learning_rate < 1:
+            raise ConfigError(f"expected a learning rate between 0 and 1, got {learning_rate!r}")
         given = listed(cases, "cases in a list", "case", error=ConfigError)
         held = [case for case in given if isinstance(case, Case) and case.questions and self.holds(case)]
         if not held:
@@ -163,12 +168,14 @@ class Aligner:
 
         models = Models(self.sender.model, self.sender.tokenizer, self.receiver.model, self.receiver.tokenizer)
         with frozen(models):
-            return self._tuned(held, (60 * minutes, steps or sys.maxsize), random.Random(seed), every, told)
+            most = 60 * minutes, steps or sys.maxsize
+            return self._tuned(held, most, learning_rate, random.Random(seed), every, told)
 
     def _tuned(
         self,
         cases: Sequence[Case],
         most: tuple[float, int],
+        rate: float,
         drawn: random.Random,
         every: int,
         told: Callable[[Step], None],
@@ -176,13 +183,13 @@ class Aligner:
         """Tunes for at most so many seconds and steps."""
         receiver = Behind(self.receiver)
         parameters = [parameter for one in self._maps for parameter in (one.weight, one.bias)]
-        optimiser = torch.optim.AdamW(parameters, lr=RATE, weight_decay=0.0)
+        optimiser = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.0)
         begun, steps, seen = time.monotonic(), 0, list[float]()
         passes: list[list[Case]] = []
         try:
             while (share := max((time.monotonic() - begun) / most[0], steps / most[1])) < 1:
                 for group in optimiser.param_groups:
-                    group["lr"] = RATE * min(1.0, (steps + 1) / WARM_UP) * max(LAST_RATE, 1 - share)
+                    group["lr"] = rate * min(1.0, (steps + 1) / WARM_UP) * max(LAST_RATE, 1 - share)
                 passes = passes or _passes(drawn.sample(cases, len(cases)), _characters, drawn)
                 loss = self._loss(passes.pop(), receiver, drawn)
                 loss.backward()
