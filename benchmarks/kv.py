@@ -5,12 +5,13 @@
     python benchmarks/kv.py --hqq --repetitions 0 [--prose stories.jsonl]
 
 A text is cut: the receiver is given a memory of its first tokens, and asked how likely the next ones are. Beside each
-codec stand the full text (the exact cache), nothing, and another text's exact cache. ``gain`` is the share of what the
-full text brings: (codec - nothing) / (full - nothing) in nats, over all texts, with a bootstrap interval. Times are
-those of one thread: encoding and decoding in MB of keys and values a second, and the first token of an answer to a
-question behind ``--timed`` tokens, from the payload on, beside that behind the text. Texts are conversations of the
-test split, put in a row until they are long enough; benchmarks/README.md says where they are from. ``--prose`` takes
-texts of another kind, lines of {"text": ...}: the first half of them is what codecs are fitted to.
+codec stand the full text (its cache, exact; its bytes are those of the text under the model's own code), nothing, and
+another text's exact cache. ``gain`` is the share of what the full text brings: (codec - nothing) / (full - nothing) in
+nats, over all texts, with a bootstrap interval. Times are those of one thread: encoding and decoding in MB of keys and
+values a second, and the first token of an answer to a question behind ``--timed`` tokens, from the payload on, beside
+that behind the text. Texts are conversations of the test split, put in a row until they are long enough;
+benchmarks/README.md says where they are from. ``--prose`` takes texts of another kind, lines of {"text": ...}: the
+first half of them is what codecs are fitted to.
 
 ``--hqq`` sets the quantised cache of transformers beside these codecs (``QuantizedCache``, backend hqq, groups of 64,
 both axes 1 as its documentation advises; needs ``pip install hqq==0.2.8.post1``). It cannot be written down, so its
@@ -21,6 +22,7 @@ bytes only: MEMORY and the token that the model begins with have to be a multipl
 import argparse
 import hashlib
 import json
+import math
 import random
 import statistics
 import time
@@ -153,10 +155,11 @@ def quality(model: Any, tokenizer: Any, codecs: dict[str, KvCodec], args: argpar
     before = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else []
     caches = [read_kv(model, [*before, *row[:held]], 0, ropes) for row in rows]
     nats: dict[str, list[float]] = {name: [] for name in ("full", "none", "mismatched", *codecs)}
-    sizes: dict[str, list[int]] = {name: [] for name in codecs}
+    sizes: dict[str, list[float]] = {name: [] for name in ("full", *codecs)}
     for number, (row, kv) in enumerate(zip(rows, caches, strict=True)):
         after = row[held:]
         nats["full"].append(following_nats(model, kv, after))
+        sizes["full"].append(coded_bytes(model, [*before, *row[:held]]))
         nats["none"].append(following_nats(model, None, after))
         nats["mismatched"].append(following_nats(model, caches[number - 1], after))
         for name, codec in codecs.items():
@@ -179,6 +182,11 @@ def quality(model: Any, tokenizer: Any, codecs: dict[str, KvCodec], args: argpar
         }
         for name, values in nats.items()
     }
+
+
+def coded_bytes(model: Any, ids: Sequence[int]) -> float:
+    """Returns how long a text's code under the model is: all tokens but the first, without rounding up."""
+    return following_nats(model, None, ids) * (len(ids) - 1) / math.log(2) / 8
 
 
 def by_hqq(kv: KeysValues, bits: int) -> tuple[KeysValues, int]:

@@ -6,10 +6,12 @@
     python benchmarks/kv_align.py --sender stories260K --receiver TinyStories-656K --models FOLDER --data stories.jsonl
 
 The map (``ilcp align``) is measured as it comes out of the closed form, and again after tuning through the receiver.
-Facts are canaries (``ilcp.tasks.canaries``: which of four values a person has, 0.25 by chance), or, without ``--data``,
-look-ups of the embedded case files. Beside the map's memory stand the receiver's own reading of the text (the
-ceiling), nothing, and another text's memory. ``gain`` is (map - nothing) / (own - nothing), in nats of what comes next
-in texts that were kept apart: it rewards what any text of the kind would bring, as another text's memory shows.
+Facts are canaries (``ilcp.tasks.canaries``: which of four values a person has, 0.25 by chance), or what was said in the
+cases of ``--asked``, answered in words (the questions of ``--data`` then teach; ``--adapter`` holds low-rank weights
+with which the receiver reads such texts), or, without ``--data``, look-ups of the embedded case files. Beside the map's
+memory stand the receiver's own reading of the text (the ceiling), nothing, and another text's memory. ``gain`` is
+(map - nothing) / (own - nothing), in nats of what comes next in texts that were kept apart: it rewards what any text of
+the kind would bring, as another text's memory shows.
 """
 
 import argparse
@@ -31,6 +33,8 @@ from ilcp.codec import Context
 from ilcp.codec.memory import Memory
 from ilcp.measure import provenance
 from ilcp.measure.bootstrap import Bootstrap
+from ilcp.measure.scoring import Scorer
+from ilcp.models.adapter import begun_adapter
 from ilcp.models.fingerprint import identify
 from ilcp.models.loading import load_model
 from ilcp.tasks import Case, canaries, case_files, read_jsonl
@@ -59,6 +63,8 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument("--receiver", required=True)
     parser.add_argument("--models", type=Path, default=HERE / "real")
     parser.add_argument("--data", type=Path, help='cases as ilcp.tasks.read_jsonl reads them, or lines of {"text"}')
+    parser.add_argument("--asked", type=Path, help="cases whose questions are the facts; those of --data teach")
+    parser.add_argument("--adapter", type=Path, help="low-rank weights of the receiver, such as receiver-adapter")
     parser.add_argument("--texts", type=int, default=100, help="to fit and tune with")
     parser.add_argument("--tokens", type=int, default=500, help="the most that a cache may stand for")
     parser.add_argument("--n", type=int, default=300, help="texts with facts")
@@ -77,6 +83,8 @@ def options() -> argparse.ArgumentParser:
 def aligned(args: argparse.Namespace) -> Figures:
     """Aligns two models, measures every stage, writes the record and returns it."""
     sender, receiver = (_loaded(args, name) for name in (args.sender, args.receiver))
+    if args.adapter is not None:
+        receiver = begun_adapter(receiver[0], args.adapter).get_base_model().eval(), receiver[1]
     record = {
         "what": "one model's keys and values mapped to another's",
         "seed": args.seed,
@@ -84,6 +92,7 @@ def aligned(args: argparse.Namespace) -> Figures:
         "minutes": args.minutes,
         "learning_rate": args.rate,
         "data": "case files" if args.data is None else args.data.name,
+        "asked": "" if args.asked is None else args.asked.name,
         "provenance": provenance(sender=identify(*sender).exact, receiver=identify(*receiver).exact),
     }
     if args.commit:
@@ -108,7 +117,7 @@ def measured(aligner: Aligner, args: argparse.Namespace) -> Figures:
     aligner.fit([case.context for case in training])
     stages["closed form"] = asker.figures(asker.mapped())
     print("closed form", json.dumps(stages["closed form"]), flush=True)
-    lessons = training if args.data is None else taught(training, args.seed)
+    lessons = training if args.data is None or args.asked else taught(training, args.seed)
     curve: list[Figures] = []
     asked = itertools.count(1)
     due = [next(asked) * args.every * args.minutes]
@@ -141,7 +150,10 @@ def _cases(args: argparse.Namespace) -> tuple[list[Case], list[Case], list[tuple
     texts = _texts(args.data)
     chosen = random.Random(args.seed).sample(texts, args.texts + args.apart)
     cut = [(case.context, case.context.rfind(" ", 0, 3 * len(case.context) // 4)) for case in chosen[args.texts :]]
-    facts = list(itertools.islice(canaries("test", args.seed), args.n))
+    if args.asked is None:
+        facts = list(itertools.islice(canaries("test", args.seed), args.n))
+    else:
+        facts = random.Random(args.seed).sample(list(map(_said, merged(read_jsonl(args.asked)))), args.n)
     return facts, chosen[: args.texts], [(text[:at], text[at:].strip()) for text, at in cut]
 
 
@@ -151,6 +163,10 @@ def _texts(file: Path) -> list[Case]:
     if all("text" in line for line in lines):
         return [Case(str(number), line["text"], ()) for number, line in enumerate(lines)]
     return merged(read_jsonl(file))
+
+
+def _said(case: Case) -> Case:
+    return replace(case, questions=tuple(question for question in case.questions if question.kind == "said"))
 
 
 class _Asker:
@@ -202,15 +218,16 @@ class _Asker:
 
     def _right(self, cases: Sequence[Case], memories: Sequence[Memory | None]) -> Any:
         """Returns for each question 1 where the right answer is the likeliest choice, or, without choices, given."""
-        found = []
-        for case, memory in zip(cases, memories, strict=True):
-            for question in case.questions:
-                if question.text:
-                    (score,) = self.receiver.score([(memory, question.text, question.answer)])
-                    found.append(float(score.exact))
-                    continue
-                found.append(float(kv.likeliest(self.receiver, memory, question.choices or ()) == question.answer))
-        return np.array(found)
+        asked = [
+            (question, memory) for case, memory in zip(cases, memories, strict=True) for question in case.questions
+        ]
+        if all(question.text for question, _ in asked):
+            given = Scorer(self.receiver, cases).ask(memories).answers
+            right = [said is None or said in question.answers for said, (question, _) in zip(given, asked, strict=True)]
+        else:
+            choices = [(kv.likeliest(self.receiver, held, one.choices or ()), one) for one, held in asked]
+            right = [said == question.answer for said, question in choices]
+        return np.array(right, dtype=float)
 
     def _next(self, memories: Sequence[Memory | None]) -> Any:
         """Returns the mean log-likelihood of a token of what comes next in each text."""

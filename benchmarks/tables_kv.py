@@ -9,7 +9,7 @@ Result = Callable[[str], dict[str, Any]]
 Table = Callable[[list[str], list[list[str]]], str]
 
 KEPT = ["memory", "bytes a token", "nats a token", "share of the gain"]
-SHOWN = {"full": "the model's own cache", "none": "nothing", "mismatched": "another text's cache"}
+SHOWN = {"full": "the text, coded by the model and read", "none": "nothing", "mismatched": "another text's cache"}
 
 
 def caches(result: Result, table: Table) -> str:
@@ -35,10 +35,14 @@ def _kept(name: str, row: dict[str, Any]) -> list[str]:
     value, low, high = row["gain"]
     return [
         SHOWN.get(name, f"`{name}`"),
-        f"{row['bytes_per_token']:,.0f}" if row["bytes_per_token"] else "",
+        _bytes(row["bytes_per_token"]),
         f"{row['nats_per_token']:.3f}",
         f"{value:.3f}" if name in ("full", "none") else f"{value:.3f} [{low:.3f}, {high:.3f}]",
     ]
+
+
+def _bytes(count: float | None) -> str:
+    return "" if count is None else f"{count:,.{2 if count < 10 else 0}f}"
 
 
 def questions(result: Result, table: Table) -> str:
@@ -49,7 +53,7 @@ def questions(result: Result, table: Table) -> str:
         rows.append(
             [
                 SHOWN.get(name, f"`{name}`"),
-                f"{row['bytes_per_token']:,.0f}" if row["bytes_per_token"] else "",
+                _bytes(row["bytes_per_token"]),
                 f"{row['exact']:.3f}",
                 f"{row['log_likelihood']:.3f}",
                 *(gains if name not in ("none", "kv-exact") else ("", "")),

@@ -116,10 +116,10 @@ def test_the_second_step_moves_the_map_towards_what_the_receiver_says_and_nothin
 
 def test_a_lower_learning_rate_moves_the_map_less() -> None:
     moved = []
-    for options in ({}, {"learning_rate": 2e-5}):
+    for rate in (None, 2e-5):
         made = fitted()
         before = made.codec().tensors["weight.0"].clone()
-        made.tune(CASES, minutes=9, steps=3, **options)
+        made.tune(CASES, minutes=9, steps=3, learning_rate=rate)
         moved.append(float((made.codec().tensors["weight.0"] - before).norm()))
     assert 10 * moved[1] < moved[0]
 
