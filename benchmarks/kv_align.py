@@ -18,7 +18,7 @@ import argparse
 import itertools
 import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -146,15 +146,24 @@ def _cases(args: argparse.Namespace) -> tuple[list[Case], list[Case], list[tuple
             (case, [q for q in case.questions if q.kind == "lookup"]) for case in case_files("test", args.seed, args.n)
         ]
         facts = [replace(case, questions=tuple(questions[:FACTS])) for case, questions in asked]
-        return facts, list(case_files("train", args.seed, args.texts)), []
+        return (
+            facts,
+            list(case_files("train", args.seed, args.texts)),
+            _cut(case_files("validation", args.seed, args.apart)),
+        )
     texts = _texts(args.data)
     chosen = random.Random(args.seed).sample(texts, args.texts + args.apart)
-    cut = [(case.context, case.context.rfind(" ", 0, 3 * len(case.context) // 4)) for case in chosen[args.texts :]]
     if args.asked is None:
         facts = list(itertools.islice(canaries("test", args.seed), args.n))
     else:
         facts = random.Random(args.seed).sample(list(map(_said, merged(read_jsonl(args.asked)))), args.n)
-    return facts, chosen[: args.texts], [(text[:at], text[at:].strip()) for text, at in cut]
+    return facts, chosen[: args.texts], _cut(chosen[args.texts :])
+
+
+def _cut(cases: Iterable[Case]) -> list[tuple[str, str]]:
+    """Returns each text in two: what is handed over, and what comes next."""
+    places = [(case.context, case.context.rfind(" ", 0, 3 * len(case.context) // 4)) for case in cases]
+    return [(text[:at], text[at:].strip()) for text, at in places]
 
 
 def _texts(file: Path) -> list[Case]:

@@ -17,6 +17,7 @@ from ilcp.codec import Context
 from ilcp.codec.memory import CacheMemory
 from ilcp.embedded import HERE, load_pair
 from ilcp.errors import ConfigError, DecodeError, EncodeError, IdentityError, StorageError, TrainingError
+from ilcp.models.adapter import new_adapter, save_adapter
 from ilcp.models.kv import read_kv
 from ilcp.models.rope import ropes_of
 from ilcp.tasks import Case, Question, case_files
@@ -314,6 +315,29 @@ def test_the_command_leaves_a_measured_codec_that_carries_facts(dossiers: Path, 
     assert evidence.arms["text"] > evidence.arms["message"] > evidence.arms["mismatched"]
     with pytest.raises(ConfigError, match="expected a new folder"):
         Alignment("a", "b", dossiers, out)
+
+
+def test_the_receivers_own_low_rank_weights_go_with_the_map(dossiers: Path, tmp_path: Path) -> None:
+    """The map is for the receiver that has them, and the codec's folder gives them to it."""
+    torch.manual_seed(3)
+    adapter = new_adapter(load_pair().receiver.model, 2)
+    for name, weight in adapter.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=1e-3)
+    save_adapter(adapter, tmp_path / "mine")
+    ends = [str(HERE / "sender"), str(HERE / "receiver")]
+    named = ["--sender", ends[0], "--receiver", ends[1], "--adapter", tmp_path / "mine"]
+    words = ["align", *named, "--data", dossiers, "--out", tmp_path / "codec", "--minutes", "0.05"]
+    done = CliRunner().invoke(app, list(map(str, words)))
+    assert done.exit_code == 0, done.output
+    pair = load_pair(tmp_path / "codec", allow_unmeasured=True)
+    assert pair.sender.codec.trained.receiver.adapters
+    assert pair.receiver.codec.evidence is not None
+    plain = load_pair().receiver
+    with pytest.raises(IdentityError):
+        Receiver(plain.model, plain.tokenizer, pair.receiver.codec, allow_unmeasured=True)
+    with pytest.raises(ConfigError, match="expected a folder of low-rank weights as adapter"):
+        align(Alignment(ends[0], ends[1], dossiers, tmp_path / "other", adapter=tmp_path / "nothing"))
 
 
 def test_a_receiver_that_does_not_know_the_facts_itself_is_refused_before_anything_is_fitted(

@@ -22,6 +22,9 @@ def align(
     learning_rate: Annotated[
         float | None, typer.Option(help="Of that step; without it, 0.002. Lower where its KL rises.")
     ] = None,
+    adapter: Annotated[
+        Path | None, typer.Option(help="Low-rank weights (peft) that the receiver has: a folder.", file_okay=False)
+    ] = None,
     tokens: Annotated[
         int | None, typer.Option(help="The most that a cache may stand for; without it, a window.")
     ] = None,
@@ -40,7 +43,7 @@ def align(
         from ilcp.training.align import Alignment
         from ilcp.training.align import align as found
 
-        plan = Alignment(sender, receiver, data, to, minutes, learning_rate, tokens, dtype, device, seed)
+        plan = Alignment(sender, receiver, data, to, minutes, learning_rate, adapter, tokens, dtype, device, seed)
     with interruptible(f"what was saved by then is in {to}"):
         report = found(plan)
     table.show(report, out)

@@ -13,6 +13,7 @@ import itertools
 import json
 import os
 import random
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from ilcp.codec.folder import attach_evidence, load, save
+from ilcp.codec.folder import ADAPTER, ADAPTER_FILES, attach_evidence, load, save
 from ilcp.codec.memory import TextMemory
 from ilcp.codec.protocols import Codec
 from ilcp.codec.registry import codec_class
@@ -33,6 +34,7 @@ from ilcp.measure import Report, provenance, run
 from ilcp.measure.bootstrap import Bootstrap
 from ilcp.measure.files import UNFINISHED
 from ilcp.measure.run import require_cases
+from ilcp.models.adapter import begun_adapter
 from ilcp.models.loading import load_model
 from ilcp.nn.attention import many_shapes
 from ilcp.tasks import Case, Question, canaries, read_jsonl
@@ -82,7 +84,8 @@ class Alignment:
 
     ``data`` holds cases as ``ilcp.tasks.read_jsonl`` reads them: their contexts are fitted to, and their questions
     teach and test. Of texts without questions canary facts do both. ``tokens`` is the most that a cache may stand for,
-    ``learning_rate`` that of the step through the receiver, None for the aligner's own.
+    ``learning_rate`` that of the step through the receiver, None for the aligner's own. ``adapter`` is a folder of
+    low-rank weights (peft) that the receiver has; they go into the codec's folder.
     """
 
     sender: str
@@ -91,6 +94,7 @@ class Alignment:
     out: Path
     minutes: float = MINUTES
     learning_rate: float | None = None
+    adapter: Path | None = None
     tokens: int | None = None
     dtype: str = "float32"
     device: str = "cpu"
@@ -127,6 +131,8 @@ def align(plan: Alignment) -> Report:
     training, test, task = _parts(cases, bool(asked), plan)
     _require_new(plan.work)
     models = [load_model(one, dtype=plan.dtype, device=plan.device) for one in (plan.sender, plan.receiver)]
+    if plan.adapter is not None:
+        models[1] = begun_adapter(models[1][0], plan.adapter).get_base_model().eval(), models[1][1]
     _require_known(*models[1], test, task, ends=bool(asked))
     with many_shapes():
         method: Any = codec_class("kv-align")
@@ -250,6 +256,10 @@ def _save(codec: Codec, plan: Alignment, cases: Sequence[Case], steps: Sequence[
     )
     try:
         write_seen(plan.out, (case.context for case in cases))
+        if plan.adapter is not None:
+            (plan.out / ADAPTER).mkdir()
+            for name in ADAPTER_FILES:
+                shutil.copyfile(plan.adapter / name, plan.out / ADAPTER / name)
         (plan.out / LOG).write_text("".join(json.dumps(step) + "\n" for step in steps), encoding="utf-8")
     except OSError as error:
         raise StorageError(f"expected room for the codec in {plan.out}, got: {error}; free space") from error
