@@ -110,6 +110,7 @@ def main() -> None:
     measure_parser.add_argument("--histories", type=int, nargs="+", choices=tuple(LENGTHS), default=tuple(LENGTHS))
     measure_parser.add_argument("--n", type=int, help="so many cases of each size; without it, all")
     measure_parser.add_argument("--learned", action="store_true", help="on what the codec learned from")
+    measure_parser.add_argument("--times", action="store_true", help="the first tokens, with no arms but text and none")
     measure_parser.add_argument("--without", nargs="+", default=[], metavar="ARM", help="a name, or a pattern of names")
     measure_parser.add_argument("--repetitions", type=int, default=50, help="of the times; 0: not measured")
     measure_parser.add_argument("--check-lm", type=int, default=0, metavar="N", help="code N texts for real as well")
@@ -195,9 +196,14 @@ def measure(args: argparse.Namespace) -> None:
     if args.commit:
         record["provenance"]["commit"] = args.commit
     args.out.mkdir(parents=True, exist_ok=True)
-    file = args.out / f"{'learned' if args.learned else 'conversations'}-{args.pair}.json"
+    file = args.out / f"{kind_of(args)}-{args.pair}.json"
     file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print(f"{file}: {', '.join(f'{len(r.items.cases)} cases of {s}' for s, r in reports.items())}", flush=True)
+
+
+def kind_of(args: argparse.Namespace) -> str:
+    """Names what is measured, in the names of files."""
+    return "learned" if args.learned else "times" if args.times else "conversations"
 
 
 def learned(args: argparse.Namespace, codec: Path) -> list[data.Conversation]:
@@ -212,8 +218,9 @@ def learned(args: argparse.Namespace, codec: Path) -> list[data.Conversation]:
 
 def measured(pair: Pair, cases: Sequence[Case], size: int, texts: Any, args: argparse.Namespace) -> Report:
     """Measures histories of one size, and keeps the report in the run's folder as it grows."""
-    keep = args.runs / args.pair / f"{'learned' if args.learned else 'report'}-{size}.json"
-    wanted = [name for name in arms_of(size) if not any(fnmatchcase(name, each) for each in args.without)]
+    keep = args.runs / args.pair / f"{kind_of(args)}-{size}.json"
+    known = ["text", "none"] if args.times else arms_of(size)
+    wanted = [name for name in known if not any(fnmatchcase(name, each) for each in args.without)]
     report = kept(keep, cases, args.seed, wanted)
     if report is None:
         print(f"{len(cases)} cases of {size}, {len(wanted)} arms: {expected(pair, cases, wanted)} in all", flush=True)

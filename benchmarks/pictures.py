@@ -1,6 +1,6 @@
 """The pictures of README and docs, drawn from ``results/``.
 
-    python benchmarks/pictures.py        # docs/images/conversations.svg, docs/images/axis.svg
+    python benchmarks/pictures.py        # docs/images/conversations.svg, axis.svg, axis-conversations.svg
 
 Each shows figures of a result, with their intervals, and nothing else.
 """
@@ -8,6 +8,7 @@ Each shows figures of a result, with their intervals, and nothing else.
 import json
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,14 +50,14 @@ def conversations() -> str:
     return _svg("conversations", BYTES._replace(numbers=plain_numbers), note, drawn, levels)
 
 
-def axis() -> str:
+def axis(name: str, what: str) -> str:
     """Draws the whole axis: latents, texts and caches of one task."""
-    record = json.loads((RESULTS / "axis-embedded.json").read_text(encoding="utf-8"))
+    record = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
     measured = ("recovery", "recovery_nats")
     offers = [Offer(**offer | {name: Measured(**offer[name]) for name in measured}) for offer in record["offers"]]
     drawn = series_of([offer for offer in offers if re.fullmatch(r"(message|lm|text)(-\d+)?", offer.arm)], BYTES)
-    note = f"the embedded pair, {record['n']} dossiers: recovery 1 is the full text, 0 nothing; 95 % intervals"
-    return _svg("axis", BYTES._replace(title="The whole axis: latent, text, cache"), note, drawn, [])
+    note = f"{record['n']} {what}: recovery 1 is the full text, 0 nothing; 95 % intervals"
+    return _svg(name, BYTES._replace(title="The whole axis: latent, text, cache"), note, drawn, [])
 
 
 def _recovery(kinds: Mapping[str, Any]) -> Measured:
@@ -70,7 +71,11 @@ def _svg(name: str, across: Any, note: str, drawn: Sequence[Series], levels: Seq
     return to_svg(figure, name).replace("<svg", f"<svg {spaces}", 1)
 
 
-DRAWN = {"conversations": conversations, "axis": axis}
+DRAWN = {
+    "conversations": conversations,
+    "axis": partial(axis, "axis-embedded", "dossiers, the embedded pair"),
+    "axis-conversations": partial(axis, "axis-conversations", "conversations, SmolLM2 to Gemma 3 (caches: Gemma 3)"),
+}
 
 if __name__ == "__main__":
     main()

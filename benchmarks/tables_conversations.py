@@ -67,9 +67,9 @@ def goals(results: Path, table: Table, number: Number) -> str:
     records = _records(results)
     if not records:
         return NOTHING
-    rows = []
+    rows, times = [], _records(results, "times")  # those of a later codec of the pair, where the pair's own lack them
     for goal in GOALS:
-        found = {pair: _figure(record, goal) for pair, record in records.items()}
+        found = {pair: _figure(record, goal) or _figure(times.get(pair), goal) for pair, record in records.items()}
         wanted = ["–" if limit is None else _limit(goal, limit) for limit in (goal.must, goal.aim)]
         says = _judged(goal, found.get(FIRST_PAIR))
         rows.append([goal.name, *wanted, *(number(figure) for figure in found.values()), says])
@@ -122,8 +122,8 @@ def _records(results: Path, kind: str = "conversations") -> dict[str, dict[str, 
     return {record["pair"]: record for record in records}
 
 
-def _figure(record: dict[str, Any], goal: Goal) -> Figure | None:
-    found: Any = record["histories"].get(str(goal.size), {})
+def _figure(record: dict[str, Any] | None, goal: Goal) -> Figure | None:
+    found: Any = {} if record is None else record["histories"].get(str(goal.size), {})
     for name in goal.path:
         found = found.get(name, {})
     return found or None

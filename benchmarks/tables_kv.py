@@ -89,10 +89,10 @@ def failures(result: Result, table: Table) -> str:
     return table([*heading, "caught by"], rows)
 
 
-def axis(result: Result, table: Table) -> str:
-    """Tabulates everything that can be handed over of the embedded pair's task, the shortest first."""
+def axis(name: str, result: Result, table: Table) -> str:
+    """Tabulates everything that can be handed over of one task, the shortest first."""
     rows = []
-    for offer in result("axis-embedded")["offers"]:
+    for offer in result(name)["offers"]:
         recoveries = [
             [offer[name][part] for part in ("value", "low", "high")] for name in ("recovery", "recovery_nats")
         ]

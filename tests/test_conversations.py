@@ -222,10 +222,10 @@ def test_the_whole_way(home, monkeypatch, capsys) -> None:
     left = ("head-*", "tail-*", "zstd-*", "*-10", "*-40", "lm-1*", "*-100", "*-140", "*-160")
     start(monkeypatch, home, "measure", *few, "--without", *left, "verified-*", "literals-*")
     assert "4 cases of 1, 11 arms: about 0 minutes in all" in capsys.readouterr().out
-    assert "verified-60" not in load_report(home / "runs" / "smollm2-gemma3" / "report-1.json").arms
+    assert "verified-60" not in load_report(home / "runs" / "smollm2-gemma3" / "conversations-1.json").arms
     start(monkeypatch, home, "measure", *few, "--without", *left, "--check-lm", "1")
     assert "computed:" in capsys.readouterr().out
-    report = load_report(home / "runs" / "smollm2-gemma3" / "report-1.json")
+    report = load_report(home / "runs" / "smollm2-gemma3" / "conversations-1.json")
     assert {*script.CONTROLS, "true-facts", "message", "message-20", "lm-80", "lm-20"} <= report.arms.keys()
     assert {"verified-60", "literals-only-60"} <= report.arms.keys()
     file = home / "results" / "conversations-smollm2-gemma3.json"
@@ -302,7 +302,7 @@ def test_a_case_that_fails_costs_itself_and_no_hours(home, monkeypatch, capsys) 
     few = ("--histories", "1", "--n", "6", "--repetitions", "0", "--out", str(home / "out"))
     left = ("*-*[0-9]", "random", "zero", "continuous")
     start(monkeypatch, home, "measure", *few, "--without", *left)
-    report = load_report(home / "runs" / "smollm2-gemma3" / "report-1.json")
+    report = load_report(home / "runs" / "smollm2-gemma3" / "conversations-1.json")
     assert (5, ("test/0",)) == (report.n, report.left_out)
     assert "true-facts" in report.arms
     monkeypatch.setattr(script, "run", None)
@@ -377,6 +377,24 @@ def test_the_readme_shows_the_first_pair_beside_its_controls(tmp_path) -> None:
     assert "| another's message | 0.250 | 0.200 | – | – |" in made
 
 
+def test_times_measured_later_stand_where_the_pairs_own_are_missing(tmp_path) -> None:
+    """Those of four conversations, of a codec that was trained later; the pair's own stay."""
+
+    def written(kind: str, **by_size: float) -> None:
+        cost = {size: {"figures": {"cost": {shown.TIME: {"value": value}}}} for size, value in by_size.items()}
+        record = {"pair": shown.FIRST_PAIR, "histories": {size.strip("n"): made for size, made in cost.items()}}
+        (tmp_path / f"{kind}-{shown.FIRST_PAIR}.json").write_text(json.dumps(record))
+
+    def said() -> list[str]:
+        made = shown.goals(tmp_path, script.tables.table, lambda figure: str((figure or {}).get("value", "–")))
+        return [line.split("|")[4].strip() for line in made.split("\n") if line.startswith("| first token")]
+
+    written("conversations", n1=0.5)
+    assert said() == ["0.5", "–"]
+    written("times", n1=0.7, n4=0.3)
+    assert said() == ["0.5", "0.3"]
+
+
 def test_the_times_are_taken_of_one_and_of_four(home, monkeypatch) -> None:
     """Documents up to a length that small machines can read, unless no times are asked for."""
     asked: list[Any] = []
@@ -387,7 +405,7 @@ def test_the_times_are_taken_of_one_and_of_four(home, monkeypatch) -> None:
         script, "kept", lambda *_: type("Report", (), {"arms": {}, "cost": None, "kept": staticmethod(list)})()
     )
     monkeypatch.setattr(script, "replace", lambda report, **changed: report)
-    args = type("Args", (), dict(runs=home, pair="x", seed=7, without=[], learned=False, repetitions=60))
+    args = type("Args", (), dict(runs=home, pair="x", seed=7, without=[], learned=False, times=True, repetitions=60))
     cases = data.asked(data.read(home / "data" / "test.jsonl"))
     for size in (1, 2, 4):
         script.measured(pair, cases, size, {}, args)
