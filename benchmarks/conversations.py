@@ -90,6 +90,23 @@ TIMES_READ = {"verified": 6.0, "literals-only": 6.0}  # the questions are asked 
 
 
 def main() -> None:
+    parser = options()
+    args = parser.parse_args()
+    if args.command == "tables":
+        print(tables_conversations.goals(tables.RESULTS, tables.table, tables.number))
+        print(tables_conversations.conversations(tables.RESULTS, tables.table, tables.number))
+        return
+    for name in ("train.jsonl", "test.jsonl"):
+        if not (args.data / name).is_file():
+            parser.error(f"expected {args.data / name}, got none: benchmarks/README.md says where it is from")
+    if args.command == "measure" and args.learned and tuple(args.histories) != (1,):
+        parser.error("expected --histories 1 beside --learned: of histories, none is as the codec learned from it")
+    torch.set_num_threads(args.threads)
+    train(args) if args.command == "train" else measure(args)
+
+
+def options() -> argparse.ArgumentParser:
+    """Returns what the command line takes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     train_parser, measure_parser = (commands.add_parser(name) for name in ("train", "measure"))
@@ -109,26 +126,16 @@ def main() -> None:
     measure_parser.add_argument("--codec", type=Path, help="a folder; without it, what train made")
     measure_parser.add_argument("--histories", type=int, nargs="+", choices=tuple(LENGTHS), default=tuple(LENGTHS))
     measure_parser.add_argument("--n", type=int, help="so many cases of each size; without it, all")
-    measure_parser.add_argument("--learned", action="store_true", help="on what the codec learned from")
-    measure_parser.add_argument("--times", action="store_true", help="the first tokens, with no arms but text and none")
+    instead = measure_parser.add_mutually_exclusive_group()
+    instead.add_argument("--learned", action="store_true", help="on what the codec learned from")
+    instead.add_argument("--times", action="store_true", help="the first tokens, with no arms but text and none")
     measure_parser.add_argument("--without", nargs="+", default=[], metavar="ARM", help="a name, or a pattern of names")
     measure_parser.add_argument("--repetitions", type=int, default=50, help="of the times; 0: not measured")
     measure_parser.add_argument("--check-lm", type=int, default=0, metavar="N", help="code N texts for real as well")
     measure_parser.add_argument("--out", type=Path, default=HERE / "results")
     measure_parser.add_argument("--commit", help="of this code, where it lies without its repository")
     commands.add_parser("tables")
-    args = parser.parse_args()
-    if args.command == "tables":
-        print(tables_conversations.goals(tables.RESULTS, tables.table, tables.number))
-        print(tables_conversations.conversations(tables.RESULTS, tables.table, tables.number))
-        return
-    for name in ("train.jsonl", "test.jsonl"):
-        if not (args.data / name).is_file():
-            parser.error(f"expected {args.data / name}, got none: benchmarks/README.md says where it is from")
-    if args.command == "measure" and args.learned and tuple(args.histories) != (1,):
-        parser.error("expected --histories 1 beside --learned: of histories, none is as the codec learned from it")
-    torch.set_num_threads(args.threads)
-    train(args) if args.command == "train" else measure(args)
+    return parser
 
 
 def train(args: argparse.Namespace) -> None:

@@ -151,8 +151,7 @@ def train(args: argparse.Namespace) -> Record:
     """Trains a pair's codec by its recipe, or goes on with a training that was ended."""
     codec = args.work / args.pair / "codec"
     if not (codec / "config.json").exists() or evidence_of(codec) is None:
-        all_of = dict(characters=float("inf"), conversations=None, steps=None, adapter=None)
-        conversations.train(_given(args, **all_of, minutes=args.minutes))
+        conversations.train(_given(args, "train", characters=sys.maxsize, minutes=args.minutes))
     return outcome(codec)
 
 
@@ -171,8 +170,9 @@ def outcome(codec: Path) -> Record:
 
 def measure(args: argparse.Namespace) -> Record:
     """Measures that codec on all test conversations; what was measured stays, arm by arm."""
-    whole = dict(codec=None, histories=tuple(conversations.LENGTHS), n=None, learned=False, check_lm=0, repetitions=0)
-    conversations.measure(_given(args, **whole, without=WITHOUT, out=args.results, commit=args.commit))
+    given = _given(args, "measure", repetitions=0, out=args.results, **({"commit": args.commit} if args.commit else {}))
+    given.without = WITHOUT
+    conversations.measure(given)
     file = args.results / f"conversations-{args.pair}.json"
     record = json.loads(file.read_text(encoding="utf-8"))
     n = {size: found["n"] for size, found in record["histories"].items()}
@@ -181,7 +181,7 @@ def measure(args: argparse.Namespace) -> Record:
 
 def align(args: argparse.Namespace) -> Record:
     """Maps the cache of a pair's first model to its second's, and measures every stage; nothing is gone on with."""
-    given = _given(args)
+    given = _given(args, "train")
     sender, receiver = given.pair.split("-")
     file = args.results / f"kv-align-{given.pair}.json"
     words = {
@@ -200,8 +200,8 @@ def align(args: argparse.Namespace) -> Record:
     return {"n": record["facts"], "models": record["provenance"]["models"], "file": file.name}
 
 
-def _given(args: argparse.Namespace, **more: Any) -> argparse.Namespace:
-    """Returns the arguments of ``conversations.py``.
+def _given(args: argparse.Namespace, command: str, **more: Any) -> argparse.Namespace:
+    """Returns the arguments of a command of ``conversations.py``, all others as they are without a word.
 
     Raises:
         ConfigError: a model or the data is not there.
@@ -211,8 +211,9 @@ def _given(args: argparse.Namespace, **more: Any) -> argparse.Namespace:
     for name in args.pair.split("-"):
         if model_at(args.models, name) is None:
             raise ConfigError(f"expected a model {name} in {args.models}, got none: carry it there (see gpu.py pack)")
-    given = {name: getattr(args, name) for name in ("pair", "models", "data", "device", "seed")}
-    return argparse.Namespace(**given, runs=args.work, **more)
+    given = {name: getattr(args, name) for name in ("models", "data", "device", "seed")} | {"runs": args.work} | more
+    line = [str(word) for name, value in given.items() for word in (f"--{name}", value)]
+    return conversations.options().parse_args([command, args.pair, *line])
 
 
 WORKS: dict[str, Callable[[argparse.Namespace], Record]] = {

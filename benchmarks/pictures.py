@@ -7,7 +7,7 @@ Each shows figures of a result, with their intervals, and nothing else.
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -71,7 +71,7 @@ def _svg(name: str, across: Any, note: str, drawn: Sequence[Series], levels: Seq
     return to_svg(figure, name).replace("<svg", f"<svg {spaces}", 1)
 
 
-DRAWN = {
+DRAWN: dict[str, Callable[[], str]] = {
     "conversations": conversations,
     "axis": partial(axis, "axis-embedded", "dossiers, the embedded pair"),
     "axis-conversations": partial(axis, "axis-conversations", "conversations, SmolLM2 to Gemma 3 (caches: Gemma 3)"),
