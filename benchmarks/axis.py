@@ -26,7 +26,9 @@ from gpu_parts import model_at
 from ilcp.cli.common import EMBEDDED
 from ilcp.cli.named import file_names, pairs_of
 from ilcp.embedded import Pair
+from ilcp.files import write_whole
 from ilcp.measure import Report, choose, load_report, provenance, run
+from ilcp.measure.files import is_same
 from ilcp.models.loading import load_model
 from ilcp.tasks import Case, task
 from ilcp.tasks.load import Task
@@ -39,6 +41,18 @@ SAMPLES = 100  # conversations of the training split that principal components a
 
 
 def main() -> None:
+    args = options().parse_args()
+    torch.set_num_threads(args.threads)
+    name, made = ("embedded", embedded) if args.codec == EMBEDDED else ("conversations", conversations)
+    args.keeps = args.runs / name
+    record = {"what": "everything that can be handed over of one task, on one axis", **made(args)}
+    file = args.out / f"axis-{name}.json"
+    write_whole(file, json.dumps(record, indent=1) + "\n")
+    print(file)
+
+
+def options() -> argparse.ArgumentParser:
+    """Returns what the command line takes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--codec", default=EMBEDDED, help="a folder of conversations.py; without it, the embedded pair")
     parser.add_argument("--models", type=Path, default=HERE / "real")
@@ -50,14 +64,9 @@ def main() -> None:
     parser.add_argument("--presets", nargs="+", default=PRESETS)
     parser.add_argument("--repetitions", type=int, default=0, help="of a cache's times, at least 50; without it, none")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=HERE / "results", help="the reports are kept there until the end")
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    made = embedded(args) if args.codec == EMBEDDED else conversations(args)
-    record = {"what": "everything that can be handed over of one task, on one axis", **made}
-    file = args.out / ("axis-embedded.json" if args.codec == EMBEDDED else "axis-conversations.json")
-    file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    print(file)
+    parser.add_argument("--runs", type=Path, default=HERE / "runs" / "axis", help="where every codec's report is kept")
+    parser.add_argument("--out", type=Path, default=HERE / "results")
+    return parser
 
 
 def embedded(args: argparse.Namespace) -> dict[str, Any]:
@@ -68,22 +77,26 @@ def embedded(args: argparse.Namespace) -> dict[str, Any]:
     asked = task("case-files", n=latent.n, seed=latent.seed)
     ends: dict[str, Any] = {"sender": None, "receiver": None, "device": "cpu", "allow_download": False}
     _, *pairs = pairs_of([EMBEDDED, *args.presets], **ends, task=asked)
-    return axis(latent, pairs, asked, args)
+    return {"pair": [EMBEDDED], **axis(latent, pairs, asked, args)}
 
 
 def conversations(args: argparse.Namespace) -> dict[str, Any]:
     """Returns the axis of a codec over test conversations."""
-    drawn = random.Random(args.seed).sample(data.read(args.data / "test.jsonl"), args.n)
+    known = data.read(args.data / "test.jsonl")
+    if not 2 <= args.n <= len(known):
+        raise SystemExit(f"expected --n from 2 to {len(known)} conversations, got {args.n}")
+    cases = tuple(
+        case for case in map(said, data.asked(random.Random(args.seed).sample(known, args.n))) if case.questions
+    )
     samples = tuple(one.case.context for one in data.read(args.data / "train.jsonl")[:SAMPLES])
-    cases = tuple(case for case in map(said, data.asked(drawn)) if case.questions)
     asked = Task("conversations", cases, True, lambda: samples)
     sender, receiver = (str(model_at(args.models, name) or args.models / name) for name in args.pair)
     ends: dict[str, Any] = {"sender": sender, "receiver": receiver, "device": "cpu", "allow_download": False}
     pair, *pairs = pairs_of([args.codec, *args.presets], **ends, task=asked)
-    texts = {"lm": ComputedLm(*load_model(receiver, dtype="float32"))}
-    options: dict[str, Any] = {"task": asked.name, "seed": args.seed, "repetitions": 0, "progress": True}
-    options |= {"lengths": LENGTHS, "texts": texts, "arms": ARMS, "keep": args.out / "axis-latent.json"}
-    return axis(run(pair.sender, pair.receiver, asked.cases, **options), pairs, asked, args)
+    options: dict[str, Any] = {"lengths": LENGTHS, "arms": ARMS, "seed": args.seed, "repetitions": 0}
+    options["texts"] = {"lm": ComputedLm(*load_model(receiver, dtype="float32"))}
+    latent = measured(pair, asked, args.keeps / "latent.json", **options)
+    return {"pair": list(args.pair), **axis(latent, pairs, replace(asked, cases=tuple(latent.kept(cases))), args)}
 
 
 def said(case: Case) -> Case:
@@ -94,20 +107,17 @@ def said(case: Case) -> Case:
 def axis(latent: Report, pairs: Sequence[Pair], asked: Task, args: argparse.Namespace) -> dict[str, Any]:
     """Measures every preset, and returns all offers beside the controls."""
     reports: dict[str, Report] = {"latent": latent}
-    options: dict[str, Any] = {"task": asked.name, "seed": latent.seed, "repetitions": args.repetitions}
-    options |= {"alike": [latent], "progress": True}
-    keeps = {name: args.out / f"axis-{name}.json" for name in file_names(args.presets)}
-    for (name, keep), pair in zip(keeps.items(), pairs, strict=True):
-        reports[name] = run(pair.sender, pair.receiver, asked.cases, keep=keep, **options)
+    options: dict[str, Any] = {"seed": latent.seed, "repetitions": args.repetitions, "alike": [latent]}
+    for name, pair in zip(file_names(args.presets), pairs, strict=True):
+        reports[name] = measured(pair, asked, args.keeps / f"{name}.json", **options)
         print(f"{name}: recovery {reports[name].recovery('message')}", flush=True)
-    record = {
-        "n": latent.n,
-        "questions": len(latent.items),
+    controls = ("none", "other", "mismatched")
+    return {
+        "n": min(one.n for one in reports.values()),
+        "questions": min(len(one.items) for one in reports.values()),
         "seed": latent.seed,
         "offers": [asdict(offer) for offer in choose(reports).offers],
-        "controls": {
-            name: asdict(latent.mean(name)) for name in ("none", "other", "mismatched") if name in latent.arms
-        },
+        "controls": {name: asdict(latent.mean(name)) for name in controls if name in latent.arms},
         "another's": {
             name: asdict(figure)
             for name, one in reports.items()
@@ -116,9 +126,14 @@ def axis(latent: Report, pairs: Sequence[Pair], asked: Task, args: argparse.Name
         "latent": latent.provenance,
         "provenance": provenance(**latent.provenance["models"]),
     }
-    for keep in (*keeps.values(), args.out / "axis-latent.json"):
-        keep.unlink(missing_ok=True)
-    return record
+
+
+def measured(pair: Pair, asked: Task, keep: Path, *, seed: int, **options: Any) -> Report:
+    """Measures one codec, or takes the report of an earlier call that measured it by this code."""
+    found = load_report(keep) if keep.exists() else None
+    if found and found.complete and is_same(found, pair.sender.codec, asked.cases, task=asked.name, seed=seed):
+        return found
+    return run(pair.sender, pair.receiver, asked.cases, task=asked.name, seed=seed, keep=keep, progress=True, **options)
 
 
 if __name__ == "__main__":

@@ -101,6 +101,8 @@ def main() -> None:
             parser.error(f"expected {args.data / name}, got none: benchmarks/README.md says where it is from")
     if args.command == "measure" and args.learned and tuple(args.histories) != (1,):
         parser.error("expected --histories 1 beside --learned: of histories, none is as the codec learned from it")
+    if args.command == "measure" and args.times and not args.repetitions:
+        parser.error("expected --repetitions of 50 or more beside --times, got 0: these are what is asked for")
     torch.set_num_threads(args.threads)
     train(args) if args.command == "train" else measure(args)
 
@@ -193,7 +195,7 @@ def measure(args: argparse.Namespace) -> None:
     texts = {"head": HeadCodec(), "tail": TailCodec(), "zstd": Zstd.fit(samples), "lm": lm}
     conversations = learned(args, pair.path) if args.learned else data.read(args.data / "test.jsonl")
     reports: dict[int, Report] = {}
-    for size in sorted(args.histories):
+    for size in sorted({*args.histories} & {*TIMED} if args.times else args.histories):
         cases = data.asked(data.histories(conversations, size, args.seed))[: args.n]
         reports[size] = measured(pair, cases, size, texts, args)
         show(reports[size], Console())
@@ -225,7 +227,7 @@ def learned(args: argparse.Namespace, codec: Path) -> list[data.Conversation]:
 
 def measured(pair: Pair, cases: Sequence[Case], size: int, texts: Any, args: argparse.Namespace) -> Report:
     """Measures histories of one size, and keeps the report in the run's folder as it grows."""
-    keep = args.runs / args.pair / f"{kind_of(args)}-{size}.json"
+    keep = args.runs / args.pair / f"{'report' if kind_of(args) == 'conversations' else kind_of(args)}-{size}.json"
     known = ["text", "none"] if args.times else arms_of(size)
     wanted = [name for name in known if not any(fnmatchcase(name, each) for each in args.without)]
     report = kept(keep, cases, args.seed, wanted)

@@ -2,7 +2,7 @@
 
     make real
     python benchmarks/kv_align.py --sender smollm2 --receiver gemma3 --data benchmarks/data/conversations/train.jsonl
-    python benchmarks/kv_align.py --sender sender --receiver receiver --models ilcp/embedded      # over dossiers
+    python benchmarks/kv_align.py --sender embedded/sender --receiver embedded/receiver --models ilcp   # over dossiers
     python benchmarks/kv_align.py --sender stories260K --receiver TinyStories-656K --models FOLDER --data stories.jsonl
 
 The map (``ilcp align``) is measured as it comes out of the closed form, and again after tuning through the receiver.
@@ -20,6 +20,7 @@ import json
 import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,19 +35,21 @@ from ilcp.codec.memory import Memory
 from ilcp.measure import provenance
 from ilcp.measure.bootstrap import Bootstrap
 from ilcp.measure.scoring import Scorer
-from ilcp.models.adapter import begun_adapter
+from ilcp.models.adapter import require_adapter, with_adapter
 from ilcp.models.fingerprint import identify
 from ilcp.models.loading import load_model
-from ilcp.tasks import Case, canaries, case_files, read_jsonl
+from ilcp.tasks import Case, Question, canaries, case_files, read_jsonl
 from ilcp.tasks.written import merged
 from ilcp.training.align import taught
 from ilcp_codecs.kv import Aligner, ExactCodec
-from ilcp_codecs.kv.aligning import Step
+from ilcp_codecs.kv.aligning import LEARNING_RATE, Step
 
 HERE = Path(__file__).parent
 FACTS = 6  # look-ups of a dossier
 FEW = 60  # texts with facts that are asked about in between
+NONE = (Question("", "", "none"),)  # of a text that nothing is asked about
 Figures = dict[str, Any]
+Cases = tuple[list[Case], list[Case], list[tuple[str, str]]]  # with facts; to train on; cut in two
 
 
 def main() -> None:
@@ -70,7 +73,7 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument("--n", type=int, default=300, help="texts with facts")
     parser.add_argument("--apart", type=int, default=40, help="texts whose end is foretold")
     parser.add_argument("--minutes", type=float, default=20.0)
-    parser.add_argument("--rate", type=float, help="of learning, at the beginning of the second step")
+    parser.add_argument("--rate", type=float, default=LEARNING_RATE, help="of learning, in the second step")
     parser.add_argument("--every", type=float, default=0.25, help="the facts are asked after each such share of them")
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
@@ -82,11 +85,18 @@ def options() -> argparse.ArgumentParser:
 
 def aligned(args: argparse.Namespace) -> Figures:
     """Aligns two models, measures every stage, writes the record and returns it."""
-    sender, receiver = (_loaded(args, name) for name in (args.sender, args.receiver))
+    if not 0 < args.rate < 1:
+        raise SystemExit(f"expected --rate between 0 and 1, got {args.rate}")
+    cases = _cases(args)
     if args.adapter is not None:
-        receiver = begun_adapter(receiver[0], args.adapter).get_base_model().eval(), receiver[1]
+        require_adapter(args.adapter)
+    sender, (plain, tokenizer) = (_loaded(args, name) for name in (args.sender, args.receiver))
+    receiver = with_adapter(plain, args.adapter), tokenizer
     record = {
         "what": "one model's keys and values mapped to another's",
+        "pair": [args.sender, args.receiver],
+        "facts_of": "look-ups" if args.data is None else "canaries" if args.asked is None else "said",
+        "adapted": args.adapter is not None,
         "seed": args.seed,
         "texts": args.texts,
         "minutes": args.minutes,
@@ -97,8 +107,10 @@ def aligned(args: argparse.Namespace) -> Figures:
     }
     if args.commit:
         record["provenance"]["commit"] = args.commit
-    record |= measured(Aligner(*sender, *receiver, tokens=args.tokens), args)
-    file = args.json or HERE / "results" / f"kv-align-{args.sender}-{args.receiver}.json"
+    record |= measured(Aligner(*sender, *receiver, tokens=args.tokens), cases, args)
+    ending = "-said" if args.asked else ""
+    name = f"kv-align-{args.sender}-{args.receiver}{ending}.json".replace("/", "-")
+    file = args.json or HERE / "results" / name
     file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print(file, flush=True)
     return record
@@ -108,9 +120,9 @@ def _loaded(args: argparse.Namespace, name: str) -> tuple[Any, Any]:
     return load_model(model_at(args.models, name) or args.models / name, dtype="float32", device=args.device)
 
 
-def measured(aligner: Aligner, args: argparse.Namespace) -> Figures:
+def measured(aligner: Aligner, cases: Cases, args: argparse.Namespace) -> Figures:
     """Returns the figures of every stage, and the curve of the second step."""
-    facts, training, apart = _cases(args)
+    facts, training, apart = cases
     asker = _Asker(aligner, facts, apart, args.seed)
     stages: dict[str, Figures] = {"own reading": asker.figures(lambda text: TextMemory(text))}
     print("own reading", json.dumps(stages["own reading"]), flush=True)
@@ -133,31 +145,46 @@ def measured(aligner: Aligner, args: argparse.Namespace) -> Figures:
         stages[name] = asker.figures(asker.mapped(), None if seconds >= 60 * args.minutes else FEW)
         print(name, json.dumps(stages[name]), flush=True)
 
-    budget = {"minutes": args.minutes, "learning_rate": args.rate}
-    steps = aligner.tune(lessons, **budget, seed=args.seed, every=10, told=told)
+    tuned = partial(aligner.tune, lessons, minutes=args.minutes, learning_rate=args.rate, seed=args.seed)
+    steps = tuned(every=10, told=told)
     ask(steps, 60 * args.minutes)
     return {"facts": len(facts), "apart": len(apart), "stages": stages, "curve": curve}
 
 
-def _cases(args: argparse.Namespace) -> tuple[list[Case], list[Case], list[tuple[str, str]]]:
-    """Returns cases with facts, cases to train on, and texts cut in two, none of them in both."""
+def _cases(args: argparse.Namespace) -> Cases:
+    """Returns cases with facts, cases to train on, and texts cut in two, no text in two of them.
+
+    Raises:
+        SystemExit: the files have too few, or nothing to ask.
+    """
     if args.data is None:
-        asked = [
-            (case, [q for q in case.questions if q.kind == "lookup"]) for case in case_files("test", args.seed, args.n)
-        ]
-        facts = [replace(case, questions=tuple(questions[:FACTS])) for case, questions in asked]
-        return (
-            facts,
-            list(case_files("train", args.seed, args.texts)),
-            _cut(case_files("validation", args.seed, args.apart)),
+        if args.asked is not None:
+            raise SystemExit("expected --data beside --asked, got none: its questions teach")
+        lookups = (
+            (case, [q for q in case.questions if q.kind == "lookup"]) for case in _dossiers("test", args.n, args)
         )
-    texts = _texts(args.data)
-    chosen = random.Random(args.seed).sample(texts, args.texts + args.apart)
+        facts = [replace(case, questions=tuple(questions[:FACTS])) for case, questions in lookups]
+        return facts, _dossiers("train", args.texts, args), _cut(_dossiers("validation", args.apart, args))
     if args.asked is None:
         facts = list(itertools.islice(canaries("test", args.seed), args.n))
     else:
-        facts = random.Random(args.seed).sample(list(map(_said, merged(read_jsonl(args.asked)))), args.n)
+        facts = _drawn([case for case in map(_said, merged(read_jsonl(args.asked))) if case.questions], args.n, args)
+    taken = {case.context for case in facts}
+    texts = [case for case in _texts(args.data) if case.context not in taken]
+    if args.asked is not None and not all(question.text for case in texts for question in case.questions or NONE):
+        raise SystemExit(f"expected questions in {args.data} beside --asked, got texts without: they teach")
+    chosen = _drawn(texts, args.texts + args.apart, args)
     return facts, chosen[: args.texts], _cut(chosen[args.texts :])
+
+
+def _dossiers(split: str, n: int, args: argparse.Namespace) -> list[Case]:
+    return list(case_files(split, args.seed, n))
+
+
+def _drawn(cases: list[Case], n: int, args: argparse.Namespace) -> list[Case]:
+    if n > len(cases):
+        raise SystemExit(f"expected {n} texts to draw from, got {len(cases)}: lower --n, --texts or --apart")
+    return random.Random(args.seed).sample(cases, n)
 
 
 def _cut(cases: Iterable[Case]) -> list[tuple[str, str]]:
@@ -170,7 +197,9 @@ def _texts(file: Path) -> list[Case]:
     """Reads texts, each a case; those of a file of bare texts have no questions."""
     lines = [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line.strip()]
     if all("text" in line for line in lines):
-        return [Case(str(number), line["text"], ()) for number, line in enumerate(lines)]
+        return [
+            Case(str(number), text, ()) for number, text in enumerate(dict.fromkeys(line["text"] for line in lines))
+        ]
     return merged(read_jsonl(file))
 
 

@@ -32,7 +32,7 @@ from ilcp.codec import Context
 from ilcp.codec.memory import CacheMemory, Memory
 from ilcp.measure import provenance
 from ilcp.measure.bootstrap import Bootstrap
-from ilcp.models.adapter import begun_adapter
+from ilcp.models.adapter import require_adapter, with_adapter
 from ilcp.models.fingerprint import identify
 from ilcp.models.loading import load_model
 from ilcp.tasks import Case
@@ -49,8 +49,9 @@ def main() -> None:
     parser.add_argument("--adapter", type=Path, required=True)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    require_adapter(args.adapter)
     plain, tokenizer = load_model(model_at(args.models, args.model) or args.models / args.model, dtype="bfloat16")
-    model = begun_adapter(plain, args.adapter).get_base_model().eval()
+    model = with_adapter(plain, args.adapter)
     cases = data.asked(random.Random(args.seed).sample(data.read(args.data / "test.jsonl"), args.n))
     record = measured(model, tokenizer, cases, args) | {
         "what": "questions answered from one model's keys and values as a message",

@@ -56,7 +56,7 @@ def axis(name: str, what: str) -> str:
     measured = ("recovery", "recovery_nats")
     offers = [Offer(**offer | {name: Measured(**offer[name]) for name in measured}) for offer in record["offers"]]
     drawn = series_of([offer for offer in offers if re.fullmatch(r"(message|lm|text)(-\d+)?", offer.arm)], BYTES)
-    note = f"{record['n']} {what}: recovery 1 is the full text, 0 nothing; 95 % intervals"
+    note = f"{record['n']} {what.format(*record['pair'])}: recovery 1 is the full text, 0 nothing; 95 % intervals"
     return _svg(name, BYTES._replace(title="The whole axis: latent, text, cache"), note, drawn, [])
 
 
@@ -73,8 +73,8 @@ def _svg(name: str, across: Any, note: str, drawn: Sequence[Series], levels: Seq
 
 DRAWN: dict[str, Callable[[], str]] = {
     "conversations": conversations,
-    "axis": partial(axis, "axis-embedded", "dossiers, the embedded pair"),
-    "axis-conversations": partial(axis, "axis-conversations", "conversations, SmolLM2 to Gemma 3 (caches: Gemma 3)"),
+    "axis": partial(axis, "axis-embedded", "dossiers, the {} pair"),
+    "axis-conversations": partial(axis, "axis-conversations", "conversations, {} to {} (caches: the receiver's own)"),
 }
 
 if __name__ == "__main__":

@@ -69,7 +69,9 @@ def goals(results: Path, table: Table, number: Number) -> str:
         return NOTHING
     rows, times = [], _records(results, "times")  # those of a later codec of the pair, where the pair's own lack them
     for goal in GOALS:
-        found = {pair: _figure(record, goal) or _figure(times.get(pair), goal) for pair, record in records.items()}
+        found = {pair: _figure(record, goal) for pair, record in records.items()}
+        if TIME in goal.path:
+            found = {pair: figure or _figure(times.get(pair), goal) for pair, figure in found.items()}
         wanted = ["–" if limit is None else _limit(goal, limit) for limit in (goal.must, goal.aim)]
         says = _judged(goal, found.get(FIRST_PAIR))
         rows.append([goal.name, *wanted, *(number(figure) for figure in found.values()), says])

@@ -9,7 +9,11 @@ Result = Callable[[str], dict[str, Any]]
 Table = Callable[[list[str], list[list[str]]], str]
 
 KEPT = ["memory", "bytes a token", "nats a token", "share of the gain"]
-SHOWN = {"full": "the text, coded by the model and read", "none": "nothing", "mismatched": "another text's cache"}
+SHOWN = {
+    "full": "the model's own cache; bytes: its text's, coded by the model",
+    "none": "nothing",
+    "mismatched": "another text's cache",
+}
 
 
 def caches(result: Result, table: Table) -> str:
@@ -68,13 +72,31 @@ def aligned(results: Path, table: Table) -> str:
     rows = []
     for file in sorted(results.glob("kv-align-*.json")):
         record = json.loads(file.read_text(encoding="utf-8"))
-        pair = " to ".join(file.stem.removeprefix("kv-align-").split("-"))
+        pair = " to ".join(record["pair"]) + (" that reads them" if record["adapted"] else "")
         for stage, row in record["stages"].items():
             facts = [_figure(row.get(f"facts, {which}")) for which in ("own", "another", "none", "own - another")]
             rows.append(
-                [pair, stage, str(row["n"]), *facts, _figure(row.get("gain, own")), _figure(row.get("gain, another"))]
+                [
+                    pair,
+                    record["facts_of"],
+                    stage,
+                    str(row["n"]),
+                    *facts,
+                    _figure(row.get("gain, own")),
+                    _figure(row.get("gain, another")),
+                ]
             )
-    heading = ["models", "step", "n", "facts", "another's memory", "nothing", "facts above another's", "likelihood"]
+    heading = [
+        "models",
+        "asked for",
+        "step",
+        "texts",
+        "facts",
+        "another's memory",
+        "nothing",
+        "facts above another's",
+        "likelihood",
+    ]
     return table([*heading, "likelihood, another's"], rows)
 
 

@@ -222,10 +222,10 @@ def test_the_whole_way(home, monkeypatch, capsys) -> None:
     left = ("head-*", "tail-*", "zstd-*", "*-10", "*-40", "lm-1*", "*-100", "*-140", "*-160")
     start(monkeypatch, home, "measure", *few, "--without", *left, "verified-*", "literals-*")
     assert "4 cases of 1, 11 arms: about 0 minutes in all" in capsys.readouterr().out
-    assert "verified-60" not in load_report(home / "runs" / "smollm2-gemma3" / "conversations-1.json").arms
+    assert "verified-60" not in load_report(home / "runs" / "smollm2-gemma3" / "report-1.json").arms
     start(monkeypatch, home, "measure", *few, "--without", *left, "--check-lm", "1")
     assert "computed:" in capsys.readouterr().out
-    report = load_report(home / "runs" / "smollm2-gemma3" / "conversations-1.json")
+    report = load_report(home / "runs" / "smollm2-gemma3" / "report-1.json")
     assert {*script.CONTROLS, "true-facts", "message", "message-20", "lm-80", "lm-20"} <= report.arms.keys()
     assert {"verified-60", "literals-only-60"} <= report.arms.keys()
     file = home / "results" / "conversations-smollm2-gemma3.json"
@@ -302,7 +302,7 @@ def test_a_case_that_fails_costs_itself_and_no_hours(home, monkeypatch, capsys) 
     few = ("--histories", "1", "--n", "6", "--repetitions", "0", "--out", str(home / "out"))
     left = ("*-*[0-9]", "random", "zero", "continuous")
     start(monkeypatch, home, "measure", *few, "--without", *left)
-    report = load_report(home / "runs" / "smollm2-gemma3" / "conversations-1.json")
+    report = load_report(home / "runs" / "smollm2-gemma3" / "report-1.json")
     assert (5, ("test/0",)) == (report.n, report.left_out)
     assert "true-facts" in report.arms
     monkeypatch.setattr(script, "run", None)

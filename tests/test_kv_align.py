@@ -17,7 +17,7 @@ from ilcp.codec import Context
 from ilcp.codec.memory import CacheMemory
 from ilcp.embedded import HERE, load_pair
 from ilcp.errors import ConfigError, DecodeError, EncodeError, IdentityError, StorageError, TrainingError
-from ilcp.models.adapter import new_adapter, save_adapter
+from ilcp.models.adapter import new_adapter
 from ilcp.models.kv import read_kv
 from ilcp.models.rope import ropes_of
 from ilcp.tasks import Case, Question, case_files
@@ -324,7 +324,8 @@ def test_the_receivers_own_low_rank_weights_go_with_the_map(dossiers: Path, tmp_
     for name, weight in adapter.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(weight, std=1e-3)
-    save_adapter(adapter, tmp_path / "mine")
+    adapter.save_pretrained(tmp_path / "mine")  # as peft does, with the path of the model beside it
+    assert str(HERE) in (tmp_path / "mine" / "adapter_config.json").read_text(encoding="utf-8")
     ends = [str(HERE / "sender"), str(HERE / "receiver")]
     named = ["--sender", ends[0], "--receiver", ends[1], "--adapter", tmp_path / "mine"]
     words = ["align", *named, "--data", dossiers, "--out", tmp_path / "codec", "--minutes", "0.05"]
@@ -333,11 +334,26 @@ def test_the_receivers_own_low_rank_weights_go_with_the_map(dossiers: Path, tmp_
     pair = load_pair(tmp_path / "codec", allow_unmeasured=True)
     assert pair.sender.codec.trained.receiver.adapters
     assert pair.receiver.codec.evidence is not None
+    assert str(HERE) not in (tmp_path / "codec" / "receiver-adapter" / "adapter_config.json").read_text(
+        encoding="utf-8"
+    )
     plain = load_pair().receiver
-    with pytest.raises(IdentityError):
+    with pytest.raises(IdentityError, match="adapters"):
         Receiver(plain.model, plain.tokenizer, pair.receiver.codec, allow_unmeasured=True)
-    with pytest.raises(ConfigError, match="expected a folder of low-rank weights as adapter"):
-        align(Alignment(ends[0], ends[1], dossiers, tmp_path / "other", adapter=tmp_path / "nothing"))
+    (tmp_path / "odd").mkdir()
+    for name, content in (("adapter_config.json", '{"peft_type": "ROAD"}'), ("adapter_model.safetensors", "")):
+        (tmp_path / "odd" / name).write_text(content)
+    for folder in ("nothing", "odd"):  # before a model is loaded, since there is none
+        with pytest.raises(ConfigError, match=r"expected (a folder of )?low-rank weights as adapter"):
+            align(Alignment("none", "none", dossiers, tmp_path / "other", adapter=tmp_path / folder))
+
+
+def test_the_learning_rate_goes_through_the_command(dossiers: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(Aligner, "tune", lambda *_, learning_rate, **__: pytest.fail(f"at {learning_rate}"))
+    ends = ["--sender", str(HERE / "sender"), "--receiver", str(HERE / "receiver"), "--data", str(dossiers)]
+    words = ["align", *ends, "--out", str(tmp_path / "codec"), "--learning-rate", "0.0005"]
+    with pytest.raises(pytest.fail.Exception, match=r"at 0\.0005"):
+        CliRunner().invoke(app, words, catch_exceptions=False)
 
 
 def test_a_receiver_that_does_not_know_the_facts_itself_is_refused_before_anything_is_fitted(

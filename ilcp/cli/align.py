@@ -20,10 +20,11 @@ def align(
     to: Annotated[Path, typer.Option("--out", help="The codec's folder, a new one.")],
     minutes: Annotated[float, typer.Option(help="Of the step through the receiver.")] = 20.0,
     learning_rate: Annotated[
-        float | None, typer.Option(help="Of that step; without it, 0.002. Lower where its KL rises.")
+        float | None,
+        typer.Option(help="Of that step, below 1; without it, 0.002. Take a lower one where its KL rises."),
     ] = None,
     adapter: Annotated[
-        Path | None, typer.Option(help="Low-rank weights (peft) that the receiver has: a folder.", file_okay=False)
+        Path | None, typer.Option(help="A folder of low-rank weights (LoRA) that the receiver has.", file_okay=False)
     ] = None,
     tokens: Annotated[
         int | None, typer.Option(help="The most that a cache may stand for; without it, a window.")
@@ -43,7 +44,7 @@ def align(
         from ilcp.training.align import Alignment
         from ilcp.training.align import align as found
 
-        plan = Alignment(sender, receiver, data, to, minutes, learning_rate, adapter, tokens, dtype, device, seed)
+        plan = Alignment(sender, receiver, data, to, minutes, tokens, dtype, device, seed, learning_rate, adapter)
     with interruptible(f"what was saved by then is in {to}"):
         report = found(plan)
     table.show(report, out)

@@ -135,20 +135,12 @@ def _reports(
 def _refuse_other(pair: "Pair", asked: "Task", keep: Path, seed: int) -> None:
     """Refuses another run's file before any codec is measured."""
     from ilcp.measure import load_report
+    from ilcp.measure.files import is_same
 
-    if os.path.exists(keep) and not (found := load_report(keep)).complete and not _is_same(found, pair, asked, seed):
+    if not os.path.exists(keep) or (found := load_report(keep)).complete:
+        return
+    if not is_same(found, pair.sender.codec, asked.cases, task=asked.name, seed=seed):
         raise ConfigError(f"expected an interrupted run of this measurement in {keep}, got another: remove it")
-
-
-def _is_same(report: "Report", pair: "Pair", asked: "Task", seed: int) -> bool:
-    """Tells whether a report is of this measurement by this code, finished or not."""
-    from ilcp.measure import provenance
-    from ilcp.measure.items import Items
-
-    codec = pair.sender.codec
-    made = codec.trained.codec_id(codec.spec).hex(), asked.name, seed, provenance()["commit"]
-    found = report.codec["codec_id"], report.task, report.seed, report.provenance["commit"]
-    return made == found and report.items == Items.of(report.kept(asked.cases))
 
 
 def _places(codecs: Sequence[str], as_json: Path | None, made_with: object) -> list[Path]:
@@ -266,10 +258,11 @@ def _run(
     ``among`` tells that several are measured: of caches, neither hops nor budgets.
     """
     from ilcp.measure import equal_texts, load_report, provenance, run
+    from ilcp.measure.files import is_same
 
     if (among or keep.suffixes[-2:] == UNFINISHED) and os.path.exists(keep):
         done, command = load_report(keep), provenance()["command"]
-        same = done.complete and _is_same(done, pair, asked, options["seed"])
+        same = done.complete and is_same(done, pair.sender.codec, asked.cases, task=asked.name, seed=options["seed"])
         if same and (not among or done.provenance["command"] == command):  # else with other options
             return done
     if among and pair.sender.codec.spec.reads == "cache":

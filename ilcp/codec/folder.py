@@ -8,7 +8,7 @@ it is code, and nothing in it is a pickle. Who wrote it may be a stranger: ``ilc
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -107,11 +107,17 @@ class HubCodec(ModelHubMixin):
 
 
 def save(
-    codec: Codec, folder: str | Path, *, card: str | None = None, training: Mapping[str, Any] | None = None
+    codec: Codec,
+    folder: str | Path,
+    *,
+    card: str | None = None,
+    training: Mapping[str, Any] | None = None,
+    adapter: Mapping[str, bytes] | None = None,
 ) -> None:
     """Writes a codec as a folder: weights, ``config.json``, and ``card`` as its README.
 
-    Of a codec that was loaded, what is not given is taken from where it came from, and its receiver's adapter with it.
+    ``adapter`` are files of low-rank weights that its receiver has (``ilcp.models.adapter.adapter_files``). Of a codec
+    that was loaded, what is not given is taken from where it came from, and its receiver's adapter with it.
     Files of the same names are replaced one by one, each whole.
 
     Raises:
@@ -120,12 +126,14 @@ def save(
     """
     folder = Path(folder).absolute()
     before = codec.folder
-    if before is not None and training is None:
-        training = training_of(before)
     draft = _draft_beside(folder)
     try:
         if before is not None:
             _copy(before, draft)
+            training = training_of(before) if training is None else training
+        for name, content in (adapter or {}).items():
+            (draft / ADAPTER).mkdir(exist_ok=True)
+            (draft / ADAPTER / name).write_bytes(content)
         record = {
             "format": FORMAT,
             "codec_id": codec.trained.codec_id(codec.spec).hex(),
@@ -148,9 +156,7 @@ def save(
         sync(folder)
         sync(folder.parent)
     except (OSError, SafetensorError) as error:
-        raise StorageError(
-            f"expected room for a codec in {folder}, got: {error}; free space or choose another"
-        ) from error
+        raise StorageError(f"expected room for a codec in {folder}, got: {error}; choose another place") from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 
@@ -178,16 +184,13 @@ def _draft_beside(folder: Path) -> Path:
 
 def _copy(before: Path, folder: Path) -> None:
     """Copies what a codec's folder holds beside weights and configuration; raises as ``inside``."""
-    names = [name for name in (CARD, *_extras(before)) if os.path.lexists(before / name)]
+    extras = (file.name for kind in EXTRAS for file in before.glob(kind))
+    names = [name for name in (CARD, *extras) if os.path.lexists(before / name)]
     if os.path.lexists(before / ADAPTER):
         (folder / ADAPTER).mkdir()
         names += [f"{ADAPTER}/{name}" for name in ADAPTER_FILES]
     for name in names:
         shutil.copyfile(inside(before, name), folder / name)
-
-
-def _extras(folder: Path) -> Iterator[str]:
-    return (file.name for kind in EXTRAS for file in folder.glob(kind))
 
 
 def load(source: str | Path, **hub: Any) -> Codec:

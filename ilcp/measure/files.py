@@ -2,15 +2,20 @@
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
+from ilcp.codec.protocols import Codec
 from ilcp.errors import ConfigError, StorageError
 from ilcp.files import write_whole
 from ilcp.folders import read_whole
 from ilcp.measure.asking import narrowed
+from ilcp.measure.figures import provenance
+from ilcp.measure.items import Items
 from ilcp.measure.report import Report
+from ilcp.tasks.cases import Case
 
-__all__ = ["UNFINISHED", "load_report", "resumed", "save_report", "unfinished"]
+__all__ = ["UNFINISHED", "is_same", "load_report", "resumed", "save_report", "unfinished"]
 
 UNFINISHED = ".unfinished"  # ends the name of a report beside a finished one
 
@@ -55,6 +60,13 @@ def unfinished(keep: Path | None) -> Path | None:
     if keep is None or not os.path.exists(keep) or not load_report(keep).complete:
         return keep
     return keep.with_name(keep.name + UNFINISHED)
+
+
+def is_same(report: Report, codec: Codec, cases: Sequence[Case], *, task: str, seed: int) -> bool:
+    """Tells whether a report is of this measurement by this code, finished or not."""
+    made = codec.trained.codec_id(codec.spec).hex(), task, seed, provenance()["commit"]
+    found = report.codec["codec_id"], report.task, report.seed, report.provenance["commit"]
+    return made == found and report.items == Items.of(report.kept(cases))
 
 
 def resumed(fresh: Report, keep: Path | None) -> Report:

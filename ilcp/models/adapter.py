@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from ilcp.codec.folder import ADAPTER, ADAPTER_FILES
 from ilcp.errors import ConfigError, IlcpError, MissingExtraError, StorageError
 from ilcp.files import require_readable, settle, write_whole
-from ilcp.folders import inside, shapes_of
+from ilcp.folders import inside, read_json, read_whole, shapes_of
 from ilcp.models.adapter_config import low_rank_config
 
 __all__ = [
@@ -22,15 +22,18 @@ __all__ = [
     "SCALING",
     "Tuned",
     "adapt",
+    "adapter_files",
     "bare_name",
     "begun_adapter",
     "innermost",
     "new_adapter",
     "plain",
+    "require_adapter",
     "save_adapter",
     "tuned_layers",
     "unwrapped",
     "vocabulary_size",
+    "with_adapter",
 ]
 
 LOW_RANK = ".lora_"  # in the names of the weights that peft adds
@@ -61,9 +64,46 @@ def begun_adapter(model: Any, folder: Path) -> Any:
         ConfigError: the folder holds none for this model.
         MissingExtraError: peft is not installed.
     """
-    if not os.path.isfile(folder / ADAPTER_FILES[0]):
-        raise ConfigError(f"expected a folder of low-rank weights as adapter, got {folder}: no {ADAPTER_FILES[0]}")
+    require_adapter(folder)
     return _adapted(model, folder, folder, "low-rank weights for the receiver", ConfigError, train=True)
+
+
+def with_adapter(model: Any, folder: Path | None) -> Any:
+    """Returns the receiver with the low-rank weights of ``folder``, or as it is; raises as ``begun_adapter``."""
+    return model if folder is None else begun_adapter(model, folder).get_base_model().eval()
+
+
+def adapter_files(folder: Path) -> dict[str, bytes]:
+    """Returns the files of low-rank weights, without the path of the model that they were made beside.
+
+    Raises:
+        ConfigError, MissingExtraError: as ``require_adapter``; or a file cannot be read.
+    """
+    require_adapter(folder)
+    config, weights = ADAPTER_FILES
+    record = {**read_json(folder / config), "base_model_name_or_path": None}
+    try:
+        content = read_whole(folder / weights)
+    except OSError as error:
+        raise ConfigError(f"expected readable weights as adapter in {folder}, got: {error}") from error
+    return {config: (json.dumps(record, indent=2) + "\n").encode(), weights: content}
+
+
+def require_adapter(folder: Path) -> None:
+    """Refuses a folder that holds no low-rank weights, before a model is loaded for them.
+
+    Raises:
+        ConfigError: it has none, or such as are not taken.
+        MissingExtraError: peft is not installed.
+    """
+    lacking = [name for name in ADAPTER_FILES if not os.path.isfile(folder / name)]
+    if lacking:
+        raise ConfigError(f"expected a folder of low-rank weights as adapter, got {folder}: no {lacking[0]}")
+    _peft()
+    try:
+        low_rank_config(folder, folder)
+    except (OSError, ValueError, StorageError) as error:
+        raise ConfigError(f"expected low-rank weights as adapter in {folder}, got: {error}") from error
 
 
 def save_adapter(adapter: Any, folder: Path) -> None:

@@ -13,8 +13,7 @@ import itertools
 import json
 import os
 import random
-import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from ilcp.codec.folder import ADAPTER, ADAPTER_FILES, attach_evidence, load, save
+from ilcp.codec.folder import attach_evidence, load, save
 from ilcp.codec.memory import TextMemory
 from ilcp.codec.protocols import Codec
 from ilcp.codec.registry import codec_class
@@ -34,7 +33,7 @@ from ilcp.measure import Report, provenance, run
 from ilcp.measure.bootstrap import Bootstrap
 from ilcp.measure.files import UNFINISHED
 from ilcp.measure.run import require_cases
-from ilcp.models.adapter import begun_adapter
+from ilcp.models.adapter import adapter_files, with_adapter
 from ilcp.models.loading import load_model
 from ilcp.nn.attention import many_shapes
 from ilcp.tasks import Case, Question, canaries, read_jsonl
@@ -66,7 +65,7 @@ tags:
 # {sender}'s cache for {receiver}
 
 A codec of ilcp: what {sender} has computed of a text, its keys and values, mapped to those of {receiver}, which then
-reads nothing of the text. It was made for exactly these two models and knows them by their weights.
+reads nothing of the text. It was made for exactly these two models and knows them by their weights{weights}.
 
 Ridge on {cases[training]} texts, then {steps} steps through the receiver in {minutes} minutes, seed {seed}; `log.jsonl`
 has the curve.
@@ -93,12 +92,12 @@ class Alignment:
     data: Path
     out: Path
     minutes: float = MINUTES
-    learning_rate: float | None = None
-    adapter: Path | None = None
     tokens: int | None = None
     dtype: str = "float32"
     device: str = "cpu"
     seed: int = 0
+    learning_rate: float | None = None
+    adapter: Path | None = None
 
     def __post_init__(self) -> None:
         if not self.minutes > 0 or self.minutes == float("inf"):
@@ -120,7 +119,8 @@ def align(plan: Alignment) -> Report:
     """Finds the map between two models' caches, measures it, and saves it in ``plan.out``.
 
     Raises:
-        ConfigError: the models, the data or the folder cannot be used.
+        ConfigError: the models, the data, the adapter or the folder cannot be used.
+        MissingExtraError: there is an adapter, and peft is not installed.
         TrainingError: the receiver does not know the facts from its own reading of the text.
         StorageError: the disk is full or not to be written to.
     """
@@ -130,9 +130,9 @@ def align(plan: Alignment) -> Report:
         raise ConfigError(f"expected either questions or texts alone in {plan.data}, got both: align with one of them")
     training, test, task = _parts(cases, bool(asked), plan)
     _require_new(plan.work)
+    files = None if plan.adapter is None else adapter_files(plan.adapter)
     models = [load_model(one, dtype=plan.dtype, device=plan.device) for one in (plan.sender, plan.receiver)]
-    if plan.adapter is not None:
-        models[1] = begun_adapter(models[1][0], plan.adapter).get_base_model().eval(), models[1][1]
+    models[1] = with_adapter(models[1][0], plan.adapter), models[1][1]
     _require_known(*models[1], test, task, ends=bool(asked))
     with many_shapes():
         method: Any = codec_class("kv-align")
@@ -146,7 +146,7 @@ def align(plan: Alignment) -> Report:
         tell(f"both models read {len(training)} texts")
         aligner.fit([case.context for case in training])
         steps = _tuned(aligner, training if asked else taught(training, plan.seed), plan)
-        _save(aligner.codec(), plan, training, steps)
+        _save(aligner.codec(), plan, training, steps, files)
         write_jsonl(own_test(plan.out), test)
         return _measured(load(plan.out), models, test, task, plan, ends=bool(asked))
 
@@ -230,8 +230,8 @@ def _tuned(aligner: Any, cases: Sequence[Case], plan: Alignment) -> list[dict[st
             show(step.seconds / (60 * plan.minutes), f"step {step.steps:,} · KL {step.kl:.3f} nats · ends in {left}")
 
         try:
-            budget = {"minutes": plan.minutes, "learning_rate": plan.learning_rate}
-            aligner.tune(cases, **budget, seed=plan.seed, every=EVERY, told=heard)
+            rate = plan.learning_rate
+            aligner.tune(cases, minutes=plan.minutes, learning_rate=rate, seed=plan.seed, every=EVERY, told=heard)
         except KeyboardInterrupt:
             tell("interrupted: what was found so far is saved and measured")
         except TrainingError as error:
@@ -239,7 +239,14 @@ def _tuned(aligner: Any, cases: Sequence[Case], plan: Alignment) -> list[dict[st
     return told
 
 
-def _save(codec: Codec, plan: Alignment, cases: Sequence[Case], steps: Sequence[dict[str, float]]) -> None:
+def _save(
+    codec: Codec,
+    plan: Alignment,
+    cases: Sequence[Case],
+    steps: Sequence[dict[str, float]],
+    files: Mapping[str, bytes] | None,
+) -> None:
+    weights = "" if files is None else ", the receiver's low-rank ones (`receiver-adapter`) among them"
     made: dict[str, Any] = {
         "plan": {name: str(value) if isinstance(value, Path) else value for name, value in asdict(plan).items()},
         "cases": {"training": len(cases)},
@@ -251,15 +258,12 @@ def _save(codec: Codec, plan: Alignment, cases: Sequence[Case], steps: Sequence[
     save(
         codec,
         plan.out,
-        card=CARD.format(sender=short_name(plan.sender), receiver=short_name(plan.receiver), **made),
+        card=CARD.format(sender=short_name(plan.sender), receiver=short_name(plan.receiver), weights=weights, **made),
         training=made,
+        adapter=files,
     )
     try:
         write_seen(plan.out, (case.context for case in cases))
-        if plan.adapter is not None:
-            (plan.out / ADAPTER).mkdir()
-            for name in ADAPTER_FILES:
-                shutil.copyfile(plan.adapter / name, plan.out / ADAPTER / name)
         (plan.out / LOG).write_text("".join(json.dumps(step) + "\n" for step in steps), encoding="utf-8")
     except OSError as error:
         raise StorageError(f"expected room for the codec in {plan.out}, got: {error}; free space") from error

@@ -24,7 +24,7 @@ from ilcp.errors import ConfigError
 from ilcp.files import require_writable
 from ilcp.measure import provenance
 from ilcp.measure.fitting import Fitting
-from ilcp.models.adapter import begun_adapter, new_adapter
+from ilcp.models.adapter import begun_adapter, new_adapter, require_adapter
 from ilcp.models.fingerprint import identify
 from ilcp.models.loading import load_model
 from ilcp.models.prompt import MEMORY_HERE
@@ -150,6 +150,8 @@ def _read(config: TrainingConfig) -> list[Case]:
 
 
 def _models(config: TrainingConfig, device: torch.device) -> Models:
+    if config.adapter is not None:
+        require_adapter(config.adapter)
     sender = load_model(config.sender, dtype=config.dtype, device=device, encoder=True)
     receiver = load_model(config.receiver, dtype=config.dtype, device=device, encoder=True)
     require_sender(sender[0])

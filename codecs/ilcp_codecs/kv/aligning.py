@@ -35,7 +35,7 @@ from ilcp_codecs.kv.container import Layer
 from ilcp_codecs.kv.ends import Asked, Behind, End
 from ilcp_codecs.kv.ridge import LinearMap, Sums
 
-__all__ = ["Aligner", "Step"]
+__all__ = ["LEARNING_RATE", "Aligner", "Step"]
 
 MOST_FEATURES = 1536  # of the sender's a token, for each layer of the receiver: more need more texts and bring little
 LEAST_ROWS, AIMED_ROWS = 3, 8  # tokens read for each feature: with fewer the map is these texts' own
@@ -195,7 +195,8 @@ class Aligner:
                 loss.backward()
                 norm = nn.utils.clip_grad_norm_(parameters, 1.0)
                 if not bool(loss.isfinite() and norm.isfinite()):
-                    raise TrainingError(f"expected a finite loss, got {loss.item()} in step {steps + 1}: try float32")
+                    got = f"got {loss.item()} in step {steps + 1}"
+                    raise TrainingError(f"expected a finite loss, {got}: take a lower learning rate, or float32")
                 optimiser.step()
                 optimiser.zero_grad()
                 steps += 1
