@@ -18,6 +18,7 @@ import argparse
 import itertools
 import json
 import random
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -68,6 +69,7 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument("--data", type=Path, help='cases as ilcp.tasks.read_jsonl reads them, or lines of {"text"}')
     parser.add_argument("--asked", type=Path, help="cases whose questions are the facts; those of --data teach")
     parser.add_argument("--adapter", type=Path, help="low-rank weights of the receiver, such as receiver-adapter")
+    parser.add_argument("--characters", type=int, default=sys.maxsize, help="of a text of --data, at most")
     parser.add_argument("--texts", type=int, default=100, help="to fit and tune with")
     parser.add_argument("--tokens", type=int, default=500, help="the most that a cache may stand for")
     parser.add_argument("--n", type=int, default=300, help="texts with facts")
@@ -170,7 +172,8 @@ def _cases(args: argparse.Namespace) -> Cases:
     else:
         facts = _drawn([case for case in map(_said, merged(read_jsonl(args.asked))) if case.questions], args.n, args)
     taken = {case.context for case in facts}
-    texts = [case for case in _texts(args.data) if case.context not in taken]
+    short = (case for case in _texts(args.data) if len(case.context) <= args.characters)
+    texts = [case for case in short if case.context not in taken]
     if args.asked is not None and not all(question.text for case in texts for question in case.questions or NONE):
         raise SystemExit(f"expected questions in {args.data} beside --asked, got texts without: they teach")
     chosen = _drawn(texts, args.texts + args.apart, args)
