@@ -15,6 +15,8 @@ says first how long it will take; each arm is kept as soon as it is done. ``--wi
 
 ``measure --learned`` asks about the conversations that the codec learned from in place of the test split, into
 ``results/learned-PAIR.json``: behind ``train --conversations 240`` that is what an over-fitted codec reaches.
+``measure --times`` takes the first tokens of one and of four conversations alone, of any codec of the pair, into
+``results/times-PAIR.json``.
 """
 
 import argparse
