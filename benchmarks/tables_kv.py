@@ -10,7 +10,7 @@ Table = Callable[[list[str], list[list[str]]], str]
 
 KEPT = ["memory", "bytes a token", "nats a token", "share of the gain"]
 SHOWN = {
-    "full": "the model's own cache; bytes: its text's, coded by the model",
+    "full": "the model's own cache",
     "none": "nothing",
     "mismatched": "another text's cache",
 }
@@ -37,8 +37,9 @@ def beside(result: Result, table: Table) -> str:
 def _kept(name: str, row: dict[str, Any]) -> list[str]:
     """Returns the cells of what a memory takes and keeps."""
     value, low, high = row["gain"]
+    coded = "; bytes: its text, coded by the model" if name == "full" and row["bytes_per_token"] else ""
     return [
-        SHOWN.get(name, f"`{name}`"),
+        SHOWN.get(name, f"`{name}`") + coded,
         _bytes(row["bytes_per_token"]),
         f"{row['nats_per_token']:.3f}",
         f"{value:.3f}" if name in ("full", "none") else f"{value:.3f} [{low:.3f}, {high:.3f}]",
