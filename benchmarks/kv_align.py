@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import kv
@@ -228,7 +229,9 @@ class _Asker:
 
         def memory(text: str) -> Memory:
             ((own, _),) = self.aligner.sender.read([text], self.aligner.tokens)
-            return codec.decode(codec.encode(Context(kv=own)))
+            payload = codec.encode(Context(kv=own))
+            self.sizes.append(len(payload))
+            return codec.decode(payload)
 
         return memory
 
@@ -236,13 +239,14 @@ class _Asker:
         """Returns what is known by the memories of the texts, the first ``few`` alone, and by another text's."""
         asked = self.facts[:few]
         drawn = Bootstrap([number for number, case in enumerate(asked) for _ in case.questions], seed=self.seed)
+        self.sizes: list[int] = []
         held = [memory(case.context) for case in asked]
         nothing: list[Memory | None] = [None] * len(asked)
         right = {
             name: self._right(asked, memories)
             for name, memories in (("own", held), ("another", held[1:] + held[:1]), ("none", nothing))
         }
-        found: Figures = {"n": len(asked)}
+        found: Figures = {"n": len(asked), "payload_bytes": fmean(self.sizes) if self.sizes else None}
         for name, values in right.items():
             found[f"facts, {name}"] = _interval(drawn.of(lambda x: x, values))
         found["facts, own - another"] = _interval(drawn.of(np.subtract, right["own"], right["another"]))

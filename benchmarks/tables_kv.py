@@ -76,29 +76,11 @@ def aligned(results: Path, table: Table) -> str:
         pair = " to ".join(record["pair"]) + (" that reads them" if record["adapted"] else "")
         for stage, row in record["stages"].items():
             facts = [_figure(row.get(f"facts, {which}")) for which in ("own", "another", "none", "own - another")]
-            rows.append(
-                [
-                    pair,
-                    record["facts_of"],
-                    stage,
-                    str(row["n"]),
-                    *facts,
-                    _figure(row.get("gain, own")),
-                    _figure(row.get("gain, another")),
-                ]
-            )
-    heading = [
-        "models",
-        "asked for",
-        "step",
-        "texts",
-        "facts",
-        "another's memory",
-        "nothing",
-        "facts above another's",
-        "likelihood",
-    ]
-    return table([*heading, "likelihood, another's"], rows)
+            gains = [_figure(row.get(f"gain, {which}")) for which in ("own", "another")]
+            sizes = [str(row["n"]), _bytes(row.get("payload_bytes"))]
+            rows.append([pair, record["facts_of"], stage, *sizes, *facts, *gains])
+    heading = ["models", "asked for", "step", "texts", "bytes a text", "facts", "another's memory", "nothing"]
+    return table([*heading, "facts above another's", "likelihood", "likelihood, another's"], rows)
 
 
 def failures(result: Result, table: Table) -> str:
