@@ -3,6 +3,7 @@ are tried before the work."""
 
 import errno
 import os
+import shutil
 import socket
 import stat
 from collections.abc import Iterator
@@ -28,6 +29,7 @@ __all__ = [
     "file_id",
     "held",
     "locked",
+    "move_into",
     "own_file",
     "own_folder",
     "replacing",
@@ -121,6 +123,23 @@ def settle(folder: Path) -> None:
     for path in (*folder.rglob("*"), folder):
         if not os.path.islink(path) or path == folder:
             sync(path, mode if os.path.isfile(path) else None)
+
+
+def move_into(draft: Path, folder: Path) -> None:
+    """Moves all that is in ``draft`` into a folder, in place of what has its name there: each file whole, one by one.
+
+    Raises:
+        OSError: one of them cannot be moved.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    settle(draft)
+    for file in sorted(draft.iterdir()):
+        target = folder / file.name
+        if os.path.isdir(target):
+            shutil.rmtree(target)
+        file.replace(target)
+    sync(folder)
+    sync(folder.parent)
 
 
 @contextmanager

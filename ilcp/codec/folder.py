@@ -23,7 +23,7 @@ from ilcp.codec.registry import codec_class, codec_names
 from ilcp.codec.spec import CodecSpec, Trained
 from ilcp.errors import ConfigError, IlcpError, StorageError, UnmeasuredError
 from ilcp.evidence import Evidence, digest_of_settings, require_settings
-from ilcp.files import settle, sync, write_whole
+from ilcp.files import move_into, write_whole
 from ilcp.folders import fetched, inside, is_hub_id, read_json, read_whole, slip
 from ilcp.identity import ANY, ModelIdentity
 from ilcp.records import read_record, renamed, shown
@@ -146,15 +146,7 @@ def save(
         (draft / CONFIG).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         if card is not None:
             (draft / CARD).write_text(card, encoding="utf-8")
-        folder.mkdir(parents=True, exist_ok=True)
-        settle(draft)
-        for file in sorted(draft.iterdir()):
-            target = folder / file.name
-            if os.path.isdir(target):
-                shutil.rmtree(target)
-            file.replace(target)
-        sync(folder)
-        sync(folder.parent)
+        move_into(draft, folder)
     except (OSError, SafetensorError) as error:
         raise StorageError(f"expected room for a codec in {folder}, got: {error}; choose another place") from error
     finally:
