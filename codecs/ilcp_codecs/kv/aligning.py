@@ -6,8 +6,8 @@
     cases  --sender's cache, mapped--> receiver --KL from what it says behind its own cache--> the map, by gradient
 
 The closed form (ridge of un-rotated keys and values) brings most of what the text does for likelihood, and few facts;
-the second step brings the facts (``benchmarks/README.md``). It works in the coordinates in which the sender's features
-are uncorrelated and of unit spread, where one learning rate suits all.
+the second step brings more of them (``benchmarks/README.md``). It works in the coordinates in which the sender's
+features are uncorrelated and of unit spread, where one learning rate suits all of them.
 """
 
 import random
