@@ -161,8 +161,10 @@ def _fill(adapter: Any, file: Path) -> None:
     lacking, strange = (
         [name for name in one if name not in other] for one, other in ((wanted, found), (found, wanted))
     )
-    if lacking or strange:
-        raise ValueError(f"no {', '.join(lacking[:3])}, or no layers for {', '.join(strange[:3])}")
+    said = [f"no {', '.join(lacking[:3])}"] if lacking else []
+    said += [f"weights for layers that this model does not have ({', '.join(strange[:3])})"] if strange else []
+    if said:
+        raise ValueError("; ".join(said))
     for name, weight in wanted.items():
         if found[name][0] != tuple(weight.shape):
             raise ValueError(
