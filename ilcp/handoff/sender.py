@@ -296,8 +296,8 @@ class Sender:
         if len(payload) > MAX_PAYLOAD_BYTES:
             if self.blobs is None:
                 raise EncodeError(
-                    f"expected a payload of at most {MAX_PAYLOAD_BYTES} bytes, got {len(payload)}: give Sender(blobs=) "
-                    "an open connection that takes it, or choose a codec of fewer bytes"
+                    f"expected a payload of at most {MAX_PAYLOAD_BYTES} bytes, got {len(payload)}: give Sender or "
+                    "load_pair an open connection that takes it (blobs=), or choose a codec of fewer bytes"
                 )
             blob, payload = self.blobs.put_blob(payload), b""
         seal = None if self.key is None else Seal.fresh(ttl_s=self.ttl_s)

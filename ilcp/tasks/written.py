@@ -24,7 +24,7 @@ def merged(cases: Iterable[Case]) -> list[Case]:
     ]
 
 
-def write_jsonl(path: Path, cases: Iterable[Case]) -> None:
+def write_jsonl(path: str | Path, cases: Iterable[Case]) -> None:
     """Writes cases, whole or not at all; ``merged`` puts those of several continuations together again.
 
     Raises:
@@ -32,7 +32,7 @@ def write_jsonl(path: Path, cases: Iterable[Case]) -> None:
     """
     cases = list(cases)
     taken = {case.id for case in cases}
-    write_whole(path, "".join(f"{json.dumps(line)}\n" for case in cases for line in _lines(case, taken)))
+    write_whole(Path(path), "".join(f"{json.dumps(line)}\n" for case in cases for line in _lines(case, taken)))
 
 
 def _lines(case: Case, taken: set[str]) -> Iterator[dict[str, Any]]:
