@@ -30,7 +30,7 @@ from ilcp.files import write_whole
 from ilcp.measure import Report, choose, load_report, provenance, run
 from ilcp.measure.files import is_same
 from ilcp.models.loading import load_model
-from ilcp.tasks import Case, task
+from ilcp.tasks import task
 from ilcp.tasks.load import Task
 
 HERE = Path(__file__).parent
@@ -85,9 +85,8 @@ def conversations(args: argparse.Namespace) -> dict[str, Any]:
     known = data.read(args.data / "test.jsonl")
     if not 2 <= args.n <= len(known):
         raise SystemExit(f"expected --n from 2 to {len(known)} conversations, got {args.n}")
-    cases = tuple(
-        case for case in map(said, data.asked(random.Random(args.seed).sample(known, args.n))) if case.questions
-    )
+    drawn = data.asked(random.Random(args.seed).sample(known, args.n))
+    cases = tuple(case for case in map(data.said, drawn) if case.questions)
     samples = tuple(one.case.context for one in data.read(args.data / "train.jsonl")[:SAMPLES])
     asked = Task("conversations", cases, True, lambda: samples)
     sender, receiver = (str(model_at(args.models, name) or args.models / name) for name in args.pair)
@@ -97,11 +96,6 @@ def conversations(args: argparse.Namespace) -> dict[str, Any]:
     options["texts"] = {"lm": ComputedLm(*load_model(receiver, dtype="float32"))}
     latent = measured(pair, asked, args.keeps / "latent.json", **options)
     return {"pair": list(args.pair), **axis(latent, pairs, replace(asked, cases=tuple(latent.kept(cases))), args)}
-
-
-def said(case: Case) -> Case:
-    """Returns the case with the questions that it answers."""
-    return replace(case, questions=tuple(question for question in case.questions if question.kind.startswith("said")))
 
 
 def axis(latent: Report, pairs: Sequence[Pair], asked: Task, args: argparse.Namespace) -> dict[str, Any]:

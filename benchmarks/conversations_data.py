@@ -18,7 +18,7 @@ from pathlib import Path
 
 from ilcp.tasks import Case, read_jsonl
 
-__all__ = ["NEW", "Conversation", "asked", "histories", "mixed", "read"]
+__all__ = ["NEW", "Conversation", "asked", "histories", "mixed", "read", "said"]
 
 NEW = ", new services"  # behind the kind of a question about services that no training conversation has
 SHARES = {1: 0.7, 2: 0.15, 4: 0.15}  # of the training conversations that go into histories of each size
@@ -104,6 +104,11 @@ def mixed(conversations: Sequence[Conversation], seed: int, shares: Mapping[int,
 def asked(conversations: Sequence[Conversation]) -> list[Case]:
     """Returns cases to measure on: kinds of questions about services that training never had end with ``NEW``."""
     return [one.case if one.seen else _renamed(one.case) for one in conversations]
+
+
+def said(case: Case) -> Case:
+    """Returns the case with the questions that it answers, whether its services are new or not."""
+    return replace(case, questions=tuple(question for question in case.questions if question.kind.startswith("said")))
 
 
 def _renamed(case: Case) -> Case:

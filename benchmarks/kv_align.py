@@ -26,6 +26,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import conversations_data as data
 import kv
 import numpy as np
 import torch
@@ -40,7 +41,7 @@ from ilcp.measure.scoring import Scorer
 from ilcp.models.adapter import require_adapter, with_adapter
 from ilcp.models.fingerprint import identify
 from ilcp.models.loading import load_model
-from ilcp.tasks import Case, Question, canaries, case_files, read_jsonl
+from ilcp.tasks import Case, canaries, case_files, read_jsonl
 from ilcp.tasks.written import merged
 from ilcp.training.align import taught
 from ilcp_codecs.kv import Aligner, ExactCodec
@@ -49,7 +50,6 @@ from ilcp_codecs.kv.aligning import LEARNING_RATE, Step
 HERE = Path(__file__).parent
 FACTS = 6  # look-ups of a dossier
 FEW = 60  # texts with facts that are asked about in between
-NONE = (Question("", "", "none"),)  # of a text that nothing is asked about
 Figures = dict[str, Any]
 Cases = tuple[list[Case], list[Case], list[tuple[str, str]]]  # with facts; to train on; cut in two
 
@@ -171,11 +171,14 @@ def _cases(args: argparse.Namespace) -> Cases:
     if args.asked is None:
         facts = list(itertools.islice(canaries("test", args.seed), args.n))
     else:
-        facts = _drawn([case for case in map(_said, merged(read_jsonl(args.asked))) if case.questions], args.n, args)
+        facts = _drawn(
+            [case for case in map(data.said, merged(read_jsonl(args.asked))) if case.questions], args.n, args
+        )
     taken = {case.context for case in facts}
     short = (case for case in _texts(args.data) if len(case.context) <= args.characters)
     texts = [case for case in short if case.context not in taken]
-    if args.asked is not None and not all(question.text for case in texts for question in case.questions or NONE):
+    teach = (case.questions and all(question.text for question in case.questions) for case in texts)
+    if args.asked is not None and not all(teach):
         raise SystemExit(f"expected questions in {args.data} beside --asked, got texts without: they teach")
     chosen = _drawn(texts, args.texts + args.apart, args)
     return facts, chosen[: args.texts], _cut(chosen[args.texts :])
@@ -205,10 +208,6 @@ def _texts(file: Path) -> list[Case]:
             Case(str(number), text, ()) for number, text in enumerate(dict.fromkeys(line["text"] for line in lines))
         ]
     return merged(read_jsonl(file))
-
-
-def _said(case: Case) -> Case:
-    return replace(case, questions=tuple(question for question in case.questions if question.kind == "said"))
 
 
 class _Asker:

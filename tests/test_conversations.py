@@ -381,7 +381,9 @@ def test_times_measured_later_stand_where_the_pairs_own_are_missing(tmp_path) ->
     """Those of four conversations, of a codec that was trained later; the pair's own stay."""
 
     def written(kind: str, **by_size: float) -> None:
-        cost = {size: {"figures": {"cost": {shown.TIME: {"value": value}}}} for size, value in by_size.items()}
+        arms = {"text": {shown.SAID: {"joint": {"value": 0.9}}}} if kind == "times" else {}
+        figures = {size: {"cost": {shown.TIME: {"value": value}}, "arms": arms} for size, value in by_size.items()}
+        cost = {size: {"figures": made} for size, made in figures.items()}
         record = {"pair": shown.FIRST_PAIR, "histories": {size.strip("n"): made for size, made in cost.items()}}
         (tmp_path / f"{kind}-{shown.FIRST_PAIR}.json").write_text(json.dumps(record))
 
@@ -393,6 +395,8 @@ def test_times_measured_later_stand_where_the_pairs_own_are_missing(tmp_path) ->
     assert said() == ["0.5", "–"]
     written("times", n1=0.7, n4=0.3)
     assert said() == ["0.5", "0.3"]
+    made = shown.goals(tmp_path, script.tables.table, lambda figure: str((figure or {}).get("value", "–")))
+    assert "0.9" not in [cell.strip() for line in made.split("\n") for cell in line.split("|")[4:5]]
 
 
 def test_the_times_are_taken_of_one_and_of_four(home, monkeypatch) -> None:
