@@ -4,6 +4,7 @@ import json
 import math
 import sys
 from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ def test_the_axis_goes_on_where_it_stopped_and_keeps_what_was_measured(tmp_path:
     pair, asked = load_pair(), task("case-files", n=3, seed=7)
     options: dict[str, Any] = {"task": asked.name, "seed": 7, "repetitions": 0, "texts": {}}
     arms = ["text", "none", "message", "mismatched"]
-    save_report(ilcp.measure.run(pair.sender, pair.receiver, asked.cases, arms=arms, **options), tmp_path / "own.json")
+    latent = ilcp.measure.run(pair.sender, pair.receiver, asked.cases, arms=arms, **options)
+    save_report(latent, tmp_path / "own.json")
     folders = ["--report", str(tmp_path / "own.json"), "--runs", str(tmp_path / "runs"), "--out", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", ["axis.py", *folders, "--presets", "kv-int8", "kv-int4"])
     monkeypatch.setattr(axis, "write_whole", lambda *_: pytest.fail("a full disk"))
@@ -40,6 +42,10 @@ def test_the_axis_goes_on_where_it_stopped_and_keeps_what_was_measured(tmp_path:
     assert {"vae", "kv-int8", "kv-int4"} == {offer["codec"] for offer in record["offers"] if offer["arm"] == "message"}
     assert (["embedded"], 3) == (record["pair"], record["n"])
     assert {"kv-int8", "kv-int4"} == set(record["another's"])
+    save_report(replace(latent, seed=8), tmp_path / "own.json")  # other dossiers
+    with pytest.raises(pytest.fail.Exception, match="measured again"):
+        axis.main()
+    save_report(latent, tmp_path / "own.json")
     monkeypatch.setattr(sys, "argv", ["axis.py", *folders, "--presets", "kv-int8", "kv-exact"])
     with pytest.raises(pytest.fail.Exception, match="measured again"):
         axis.main()
@@ -85,6 +91,9 @@ def test_what_is_asked_is_in_no_text_that_teaches(files: Path) -> None:
         assert {topic} == {question.text for case in facts for question in case.questions}
         cut = {f"{beginning} {end}" for beginning, end in apart}
         assert 14 == len({case.context for case in (*facts, *training)} | cut)
+    train = files / "train.jsonl"  # all that can be asked are asked: what teaches is drawn from the others
+    facts, training, apart = kv_align._cases(wanted(data=train, asked=train, n=20, apart=2))
+    assert not {case.context for case in facts} & ({case.context for case in training} | {" ".join(a) for a in apart})
     facts, _, apart = kv_align._cases(wanted())
     assert {"lookup"} == {question.kind for case in facts for question in case.questions}
     assert all(end and beginning for beginning, end in apart)
