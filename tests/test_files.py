@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 
 from ilcp import files
 from ilcp.errors import StorageError
-from ilcp.files import file_id, own_file, replacing, require_writable, settle, sync, write_whole
+from ilcp.files import file_id, move_into, own_file, replacing, require_writable, settle, sync, write_whole
 from tests.helpers import noting
 
 
@@ -344,3 +344,19 @@ def test_a_file_that_cannot_be_made_says_why(tmp_path: Path, monkeypatch: pytest
     (tmp_path / "file").touch(0o600)
     monkeypatch.setattr(os.path, "lexists", lambda _: False)
     own_file(tmp_path / "file")
+
+
+def test_what_is_moved_into_a_folder_takes_the_place_of_its_names_alone(tmp_path: Path) -> None:
+    """A folder in the draft replaces the one of its name, which may hold files; what else is there stays."""
+    draft, folder = tmp_path / "draft", tmp_path / "codec"
+    for place, name in ((draft, "new"), (folder, "old")):
+        (place / "adapter").mkdir(parents=True)
+        (place / "adapter" / name).write_text(name)
+        (place / "config").write_text(name)
+    (folder / "evidence").write_text("kept")
+    move_into(draft, folder)
+    assert ["adapter/new", "config", "evidence"] == sorted(
+        str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()
+    )
+    assert ("new", "kept") == ((folder / "config").read_text(), (folder / "evidence").read_text())
+    assert [] == list(draft.iterdir())
