@@ -5,9 +5,10 @@
 
 Presets of caches answer the same questions of the same texts as latent and text do, with the receiver's model at both
 ends; the principal components are fitted to texts of the training split. The embedded pair's latents and texts are
-those of its report (``embedded.py``). Those of conversations are measured here, over what was said; text is coded by
-the receiver's model as it came, by the lengths of its code. What ``ilcp measure CODEC kv-exact ... --task FILE`` does
-in one go is done here in two, because a first part may be there already.
+those of its report (``embedded.py``), and beside them stands what peers hand over (``axis_peers.py``). Those of
+conversations are measured here, over what was said; text is coded by the receiver's model as it came, by the lengths
+of its code. What ``ilcp measure CODEC kv-exact ... --task FILE`` does in one go is done here in two, because a first
+part may be there already.
 """
 
 import argparse
@@ -15,13 +16,16 @@ import json
 import random
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
+import axis_peers
 import conversations_data as data
 import torch
 from conversations_arms import ComputedLm
 from gpu_parts import model_at
+from peer_avp import PYTHON
 
 from ilcp.cli.common import EMBEDDED
 from ilcp.cli.named import file_names, pairs_of
@@ -62,6 +66,7 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=7, help="that draws them")
     parser.add_argument("--report", type=Path, default=HERE / "results" / "embedded.json", help="the embedded pair's")
     parser.add_argument("--presets", nargs="+", default=PRESETS)
+    parser.add_argument("--avp-python", type=Path, default=HERE.parent / PYTHON, help="of an environment with avp")
     parser.add_argument("--repetitions", type=int, default=0, help="of a cache's times, at least 50; without it, none")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--runs", type=Path, default=HERE / "runs" / "axis", help="where every codec's report is kept")
@@ -70,14 +75,20 @@ def options() -> argparse.ArgumentParser:
 
 
 def embedded(args: argparse.Namespace) -> dict[str, Any]:
-    """Returns the axis of the embedded pair, whose latents and texts are in a report."""
+    """Returns the axis of the embedded pair, whose latents and texts are in a report, with the peers that are there."""
+    for lack in axis_peers.missing(args.avp_python):
+        print(lack, flush=True)
     latent = load_report(args.report)
     if latent.cost is not None:
         torch.set_num_threads(latent.cost.threads)
     asked = task("case-files", n=latent.n, seed=latent.seed)
     ends: dict[str, Any] = {"sender": None, "receiver": None, "device": "cpu", "allow_download": False}
     _, *pairs = pairs_of([EMBEDDED, *args.presets], **ends, task=asked)
-    return {"pair": [EMBEDDED], **axis(latent, pairs, asked, args)}
+    found = axis(latent, pairs, asked, args)
+    offers, versions = axis_peers.measured(latent, pairs[0], asked.cases, args.avp_python)
+    every = found["offers"] + [asdict(offer) for offer in offers]
+    every.sort(key=itemgetter("mean_bytes"))
+    return {"pair": [EMBEDDED], **found, "offers": every, "peers": versions}
 
 
 def conversations(args: argparse.Namespace) -> dict[str, Any]:

@@ -16,7 +16,7 @@ first half of them is what codecs are fitted to.
 ``--hqq`` sets the quantised cache of transformers beside these codecs (``QuantizedCache``, backend hqq, groups of 64,
 both axes 1 as its documentation advises; needs ``pip install hqq==0.2.8.post1``). It cannot be written down, so its
 bytes are those of its codes, scales and zeros in memory, and its keys are rounded as they were turned. It packs whole
-bytes only: MEMORY and the token that the model begins with have to be a multiple of eight.
+bytes only, so the last tokens of a memory that is no multiple of eight stay exact, as the newest do in that cache.
 """
 
 import argparse
@@ -56,6 +56,7 @@ KINDS = (ExactCodec, Int8Codec, Int4Codec)
 FITTED = (5760, 2880, 1440)  # bytes a token, of principal components: 4, 2 and 1 bits of each of SmolLM2's numbers
 FITTED_TEXTS = 8
 HQQ_BITS = (8, 4, 2, 1)
+HQQ_PACKS = 8  # tokens: so many of one bit are a byte
 QUESTION = "What did the customer want?"
 
 
@@ -193,13 +194,16 @@ def by_hqq(kv: KeysValues, bits: int) -> tuple[KeysValues, int]:
     """Returns keys and values as transformers' cache of that many bits gives them back, and its bytes."""
     from transformers.cache_utils import HQQQuantizedLayer
 
+    rounded = kv.tokens - kv.tokens % HQQ_PACKS
     pairs, size = [], 0
-    for keys, values in zip(kv.keys, kv.values, strict=True):
+    for both in zip(kv.keys, kv.values, strict=True):
         layer = HQQQuantizedLayer(nbits=bits, axis_key=1, axis_value=1, q_group_size=64)
-        layer.update(keys[None], values[None])
-        coded = layer._quantized_keys, layer._quantized_values
+        layer.update(*(each[None, :, :rounded] for each in both))
+        coded, exact = (layer._quantized_keys, layer._quantized_values), [each[:, rounded:] for each in both]
         size += sum(each.nbytes for codes, meta in coded for each in (codes, meta["scale"], meta["zero"]))
-        pairs.append([layer._dequantize(each)[0] for each in coded])
+        size += sum(each.nbytes for each in exact)
+        again = [layer._dequantize(each)[0] for each in coded]
+        pairs.append([torch.cat(parts, dim=1) for parts in zip(again, exact, strict=True)])
     return replace(kv, keys=tuple(keys for keys, _ in pairs), values=tuple(values for _, values in pairs)), size
 
 

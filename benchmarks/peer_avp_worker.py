@@ -74,6 +74,15 @@ class Peer:
         }
         return {"bytes": size, "times": times, "answers": answers}
 
+    def answers(self, model: str, steps: int, text: str, questions: list[str]) -> dict[str, Any]:
+        """Hands over to the same model, a fresh copy for every question: the bytes, and the answers."""
+        connector = self.connectors[model]
+        data = connector.think(text, steps=steps).to_bytes()
+        return {
+            "bytes": len(data),
+            "answers": [_answer(connector, question, _from_bytes(data)) for question in questions],
+        }
+
     def fan_out(self, model: str, steps: int, text: str, questions: list[str]) -> dict[str, Any]:
         """Uses one context for as many calls as there are questions: the first each time, then each in turn."""
         connector = self.connectors[model]

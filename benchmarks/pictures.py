@@ -54,7 +54,10 @@ def axis(name: str, what: str) -> str:
     """Draws the whole axis: latents, texts and caches of one task."""
     record = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
     measured = ("recovery", "recovery_nats")
-    offers = [Offer(**offer | {name: Measured(**offer[name]) for name in measured}) for offer in record["offers"]]
+    offers = [
+        Offer(**offer | {name: Measured(**offer[name]) for name in measured if offer[name]})
+        for offer in record["offers"]
+    ]
     drawn = series_of([offer for offer in offers if re.fullmatch(r"(message|lm|text)(-\d+)?", offer.arm)], BYTES)
     note = f"{record['n']} {what.format(*record['pair'])}: recovery 1 is the full text, 0 nothing; 95 % intervals"
     return _svg(name, BYTES._replace(title="The whole axis: latent, text, cache"), note, drawn, [])

@@ -99,7 +99,8 @@ def axis(name: str, result: Result, table: Table) -> str:
     rows = []
     for offer in result(name)["offers"]:
         recoveries = [
-            [offer[name][part] for part in ("value", "low", "high")] for name in ("recovery", "recovery_nats")
+            offer[name] and [offer[name][part] for part in ("value", "low", "high")]
+            for name in ("recovery", "recovery_nats")
         ]
         first, read = offer["first_token_ms"], offer["read_tokens"]
         rows.append(

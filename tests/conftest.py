@@ -16,6 +16,12 @@ from tests.taught import make_models
 torch.set_num_threads(1)  # a second thread gains nothing for such models, and beside another process loses tenfold
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Starts every test from the same random numbers of torch, whichever tests ran before it in the same process."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def small() -> SimpleNamespace:
     """A random pair of different widths and vocabularies, and an untrained codec between them."""

@@ -9,17 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import ilcp
 from ilcp.embedded import load_pair
 from ilcp.measure import save_report
-from ilcp.models.kv import following_nats
+from ilcp.models.kv import following_nats, read_kv
+from ilcp.models.rope import ropes_of
 from ilcp.tasks import Case, Question
 from ilcp.tasks.load import task
 from ilcp.tasks.written import write_jsonl
 from tests.helpers import load_script
 
-axis, kv, kv_align = map(load_script, ("axis", "kv", "kv_align"))
+axis, axis_peers, kv, kv_align = map(load_script, ("axis", "axis_peers", "kv", "kv_align"))
 
 
 def test_the_axis_goes_on_where_it_stopped_and_keeps_what_was_measured(tmp_path: Path, monkeypatch) -> None:
@@ -29,7 +31,8 @@ def test_the_axis_goes_on_where_it_stopped_and_keeps_what_was_measured(tmp_path:
     arms = ["text", "none", "message", "mismatched"]
     latent = ilcp.measure.run(pair.sender, pair.receiver, asked.cases, arms=arms, **options)
     save_report(latent, tmp_path / "own.json")
-    folders = ["--report", str(tmp_path / "own.json"), "--runs", str(tmp_path / "runs"), "--out", str(tmp_path)]
+    names = {"report": "own.json", "runs": "runs", "out": ".", "avp-python": "nowhere"}
+    folders = [part for name, at in names.items() for part in (f"--{name}", str(tmp_path / at))]
     monkeypatch.setattr(sys, "argv", ["axis.py", *folders, "--presets", "kv-int8", "kv-int4"])
     monkeypatch.setattr(axis, "write_whole", lambda *_: pytest.fail("a full disk"))
     with pytest.raises(pytest.fail.Exception, match="a full disk"):
@@ -49,6 +52,77 @@ def test_the_axis_goes_on_where_it_stopped_and_keeps_what_was_measured(tmp_path:
     monkeypatch.setattr(sys, "argv", ["axis.py", *folders, "--presets", "kv-int8", "kv-exact"])
     with pytest.raises(pytest.fail.Exception, match="measured again"):
         axis.main()
+
+
+class Coarse:
+    """Stands for the quantised layer of transformers, which needs hqq: it gives back whole numbers."""
+
+    def __init__(self, **_: Any): ...
+
+    def update(self, *both: torch.Tensor) -> None:
+        assert 0 == both[0].shape[2] % 8
+        one = {"scale": torch.zeros(1), "zero": torch.zeros(1)}
+        self._quantized_keys, self._quantized_values = ((each.round().to(torch.int8), one) for each in both)
+
+    def _dequantize(self, coded: Any) -> torch.Tensor:
+        return coded[0].float()
+
+
+def test_a_peer_s_quantised_cache_keeps_what_fills_no_byte(monkeypatch) -> None:
+    monkeypatch.setattr("transformers.cache_utils.HQQQuantizedLayer", Coarse)
+    receiver = load_pair().receiver
+    ids = receiver.tokenizer("The release is planned for Friday, says Mara Lindqvist of Bergen.").input_ids
+    kv_read = read_kv(receiver.model, ids[:19], 0, ropes_of(receiver.model))
+    rounded, size = kv.by_hqq(kv_read, 4)
+    layers, heads, head = len(kv_read.keys), *kv_read.keys[0].shape[::2]
+    assert 2 * layers * (heads * head * (16 + 3 * 4) + 2 * 4) == size  # a byte a number, three tokens of four, and meta
+    for before, after in zip((*kv_read.keys, *kv_read.values), (*rounded.keys, *rounded.values), strict=True):
+        assert torch.equal(before[:, :16].round(), after[:, :16])
+        assert torch.equal(before[:, 16:], after[:, 16:])
+        assert before.shape == after.shape
+
+
+class Peer:
+    """Stands for a process with avp: it has the answers to every other question."""
+
+    def __init__(self, python: Path):
+        self.open = True
+
+    def ask(self, do: str, **given: Any) -> Any:
+        if do == "load":
+            return {"avp": "0"}
+        assert ("answers", "receiver") == (do, given["model"])
+        case = next(case for case in ASKED.cases if case.context == given["text"])
+        gold = {question.text: question.answer for question in case.questions}
+        found = [gold[each] if n % 2 else "Nobody" for n, each in enumerate(given["questions"])]
+        return {"bytes": 1000 + given["steps"], "answers": found}
+
+    def close(self) -> None:
+        CLOSED.append(self)
+
+
+ASKED = task("case-files", n=3, seed=7)
+CLOSED: list[Peer] = []
+
+
+def test_peers_lie_on_the_axis_by_what_they_answered(monkeypatch, tmp_path: Path) -> None:
+    """A peer's answers are right or wrong as the receiver's are; its bytes are its own, and it says no likelihood."""
+    pair = load_pair()
+    options: dict[str, Any] = {"task": ASKED.name, "seed": 7, "repetitions": 0, "texts": {}}
+    arms = ["text", "none", "message", "mismatched"]
+    latent = ilcp.measure.run(pair.sender, pair.receiver, ASKED.cases, arms=arms, **options)
+    monkeypatch.setattr(axis_peers, "Client", Peer)
+    monkeypatch.setattr(axis_peers, "find_spec", lambda _: None)
+    (tmp_path / "python").touch()
+    offers, versions = axis_peers.measured(latent, pair, ASKED.cases, tmp_path / "python")
+    assert (["avp-20", "avp-0"], [1020, 1000]) == ([one.codec for one in offers], [one.mean_bytes for one in offers])
+    text, none = (latent.mean(name).value for name in ("text", "none"))
+    for one in offers:
+        assert (0.5 - none) / (text - none) == pytest.approx(one.recovery.value)
+        assert (None, False) == (one.recovery_nats, one.readable)
+    assert ({"avp": {"avp": "0"}}, 1) == (versions, len(CLOSED))
+    assert ([], {}) == axis_peers.measured(latent, pair, ASKED.cases, tmp_path / "nowhere")
+    assert ["no interpr", "no hqq: pi"] == [said[:10] for said in axis_peers.missing(tmp_path / "nowhere")]
 
 
 def test_a_code_is_as_long_as_the_model_is_surprised() -> None:
