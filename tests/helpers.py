@@ -148,8 +148,8 @@ def run_python(*words: object, timeout_s: float = 120, **options: Any) -> subpro
 
 
 def run_example(name: str, *words: object) -> str:
-    """Returns what an example prints, run as a reader would run it."""
-    done = run_python(EXAMPLES / name, *words, timeout_s=300)
+    """Returns what an example prints, run as a reader would run it: several processes write whole lines each."""
+    done = run_python(EXAMPLES / name, *words, timeout_s=300, env=environment(PYTHONUNBUFFERED=""))
     assert 0 == done.returncode, done.stderr
     return done.stdout
 

@@ -330,7 +330,8 @@ def in_process(words: Sequence[str], limit_s: float) -> str:
 
 def start(monkeypatch: pytest.MonkeyPatch, *words: object) -> Any:
     """Runs the script, and returns its exit code."""
-    monkeypatch.setattr(sys, "argv", ["gpu.py", *map(str, words)])
+    known = "--minutes", "999"  # the script counts from its process's start, which is that of all tests here
+    monkeypatch.setattr(sys, "argv", ["gpu.py", *known, *map(str, words)])
     monkeypatch.setattr(gpu, "launch", in_process)
     for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
         monkeypatch.setenv(name, "0")  # and as before afterwards
