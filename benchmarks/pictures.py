@@ -8,6 +8,7 @@ Each shows figures of a result, with their intervals, and nothing else.
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,14 @@ def axis(name: str, what: str) -> str:
         Offer(**offer | {name: Measured(**offer[name]) for name in measured if offer[name]})
         for offer in record["offers"]
     ]
-    drawn = series_of([offer for offer in offers if re.fullmatch(r"(message|lm|text)(-\d+)?", offer.arm)], BYTES)
+    drawn = series_of(
+        [  # sizes of one kind of cache lie on one curve
+            replace(offer, codec=re.sub(r"(-\d+(bit)?|(?<=int)\d)$", "", offer.codec))
+            for offer in offers
+            if re.fullmatch(r"(message|lm|text)(-\d+)?", offer.arm)
+        ],
+        BYTES,
+    )
     note = f"{record['n']} {what.format(*record['pair'])}: recovery 1 is the full text, 0 nothing; 95 % intervals"
     return _svg(name, BYTES._replace(title="The whole axis: latent, text, cache"), note, drawn, [])
 

@@ -121,6 +121,13 @@ def test_a_codec_of_any_name_is_drawn_for_itself(latent: Report, cache: Report) 
     assert {"x", "kv-int4"} < apart
 
 
+def test_no_two_of_many_codecs_look_alike(latent: Report) -> None:
+    """Twice as many as there are markers have a look of their own each."""
+    (offer,) = (offer for offer in axis_of([latent]) if offer.arm == "message")
+    drawn = plots.series_of([replace(offer, codec=f"codec {at}") for at in range(16)], AXES["recovery"])
+    assert 16 == len({(one.look.colour, one.look.marker) for one in drawn})
+
+
 def test_recovery_by_log_likelihood_is_its_own(latent: Report) -> None:
     """It is what is drawn by that name, and of continuations nothing, whose recovery it is already."""
     surer = replace(

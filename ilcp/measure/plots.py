@@ -163,7 +163,7 @@ def series_of(offers: Sequence[Offer], across: Across) -> list[Series]:
     looks = {of: look_of(of[1]) for of in curves} | {
         (codec, stem): Look(
             _both_ends(codec if stem == "message" else f"{codec}, {stem}" if codec else stem),
-            COLOURS[at % len(COLOURS)],
+            COLOURS[(at + at // len(MARKERS)) % len(COLOURS)],  # so that twice as many codecs as markers look apart
             MARKERS[at % len(MARKERS)],
         )
         for at, (codec, stem) in enumerate(of_codecs)
