@@ -13,6 +13,7 @@ UnmeasuredError    a codec was not measured, or carries nothing             meas
 DecodeError        your peer's: bytes that are no message                   mend the sender, or drop the message
 TransportError     the way's: nobody there, no room, a lease that ended     see ``ilcp.transport``
 ReplayCacheError   the replay cache's: it cannot say what is new            mend the cache, and deliver again
+AuditError         the record's: what is handed over cannot be entered      see to the guardian, then hand over again
 ================== ======================================================== =========================================
 
 Texts say what was expected, what came and what to do. Any other exception that hostile bytes bring out of ilcp is a
@@ -22,6 +23,7 @@ bug.
 from typing import Self
 
 __all__ = [
+    "AuditError",
     "AuthenticationError",
     "ConfigError",
     "DecodeError",
@@ -107,6 +109,10 @@ class TransportError(IlcpError):
 
 class ReplayCacheError(IlcpError):
     """A replay cache cannot say whether a message is new, so it was not used: mend the cache, and deliver it again."""
+
+
+class AuditError(IlcpError):
+    """A hand-off cannot be put on record, and may not go on without: see to the guardian, then hand over again."""
 
 
 class Interrupted(KeyboardInterrupt):

@@ -15,16 +15,15 @@ from dataclasses import asdict, dataclass, replace
 from math import isfinite, nan
 from typing import Any
 
-from ilcp.errors import ConfigError, MissingExtraError, UnmeasuredError
+from ilcp.errors import ConfigError, UnmeasuredError
 from ilcp.identity import digest
 from ilcp.records import read_record, renamed
+from ilcp.signing import SEED_BYTES, is_signed, public_key, signature
 
 __all__ = [
     "EARLIER_ARMS",
-    "SEED_BYTES",
     "Evidence",
     "digest_of_settings",
-    "public_key",
     "require_evidence",
     "require_settings",
     "require_signed",
@@ -32,7 +31,6 @@ __all__ = [
     "trusted_keys",
 ]
 
-SEED_BYTES = 32  # of a signing key, and of its public half
 SIGNED = b"ilcp evidence 2\0"  # before what is signed: no other signature of the same key passes for one
 
 # What reports and evidence of before call an arm; the name that it has.
@@ -166,42 +164,28 @@ def signed(evidence: Evidence, seed: bytes, task_digest: str, settings: str) -> 
         settings: the digest of the codec's, as ``ilcp.codec.folder.settings_of`` gives it.
 
     Raises:
-        MissingExtraError: PyNaCl is not installed.
+        MissingExtraError: cryptography is not installed.
         ConfigError: the key has another length.
     """
     known = replace(evidence, task_digest=task_digest, settings_digest=settings, measured_by=public_key(seed))
-    return replace(known, signature=_nacl().SigningKey(seed).sign(_content(known)).signature.hex())
-
-
-def public_key(seed: bytes) -> str:
-    """Returns the public half of a signing key, in hex.
-
-    Raises:
-        MissingExtraError, ConfigError: as ``signed``.
-    """
-    if len(seed) != SEED_BYTES:
-        raise ConfigError(f"expected a signing key of {SEED_BYTES} bytes, got {len(seed)}")
-    return bytes(_nacl().SigningKey(seed).verify_key).hex()
+    return replace(known, signature=signature(seed, _content(known)))
 
 
 def require_signed(evidence: Evidence | None, trust: Iterable[str], codec_id: str) -> None:
     """Refuses evidence that none of those trusted signed (public keys in hex), or that is another codec's.
 
     Raises:
-        MissingExtraError: PyNaCl is not installed.
+        MissingExtraError: cryptography is not installed.
         UnmeasuredError: there is no evidence, no signature, one of somebody else, or one of something else.
     """
     by = "" if evidence is None else evidence.measured_by
     if evidence is None or not evidence.signature or by not in trust:
         got = f"some signed by {by}" if evidence is not None and evidence.signature else "none that is signed"
         raise UnmeasuredError(f"expected evidence that somebody trusted signed, got {got}: see 'ilcp measure --sign'")
-    nacl = _nacl()
-    try:
-        nacl.VerifyKey(bytes.fromhex(by)).verify(_content(evidence), bytes.fromhex(evidence.signature))
-    except Exception as error:  # a hexadecimal that is none, another length, or BadSignatureError: all mean this
+    if not is_signed(by, _content(evidence), evidence.signature):
         raise UnmeasuredError(
             f"expected evidence as {by} signed it, got figures or a codec that it did not sign: measure again"
-        ) from error
+        )
     if evidence.codec_id != codec_id:
         raise UnmeasuredError(
             f"expected the evidence of codec {codec_id}, got that of {evidence.codec_id} by {by}: measure again"
@@ -228,11 +212,3 @@ def trusted_keys(keys: Iterable[str | bytes]) -> tuple[str, ...]:
 
 def _content(evidence: Evidence) -> bytes:
     return SIGNED + json.dumps(asdict(replace(evidence, signature="")), sort_keys=True).encode()
-
-
-def _nacl() -> Any:
-    try:
-        import nacl.signing
-    except ImportError as error:
-        raise MissingExtraError.of("PyNaCl", "for signed evidence", "sign") from error
-    return nacl.signing

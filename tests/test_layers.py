@@ -24,12 +24,12 @@ CODECS = ROOT / "codecs"
 FLOORS = (
     ("errors",),
     ("files", "folders", "records"),
-    ("identity", "inputs"),
+    ("identity", "inputs", "signing"),
     ("evidence", "message"),
     ("codec", "nn"),
     ("models",),
     ("handoff", "tasks", "transport"),
-    ("measure",),
+    ("audit", "measure"),
     ("training",),
     ("embedded",),
     ("ilcp",),
@@ -37,6 +37,7 @@ FLOORS = (
     ("__main__",),
 )
 TORCH_FREE = (
+    "audit",
     "cli",
     "errors",
     "evidence",
@@ -47,6 +48,7 @@ TORCH_FREE = (
     "inputs",
     "message",
     "records",
+    "signing",
     "tasks",
     "transport",
 )

@@ -21,13 +21,14 @@ from ilcp.cli.exit_codes import CLOSED, exit_code
 from ilcp.cli.measure import _beside
 from ilcp.embedded import HERE
 from ilcp.errors import ConfigError, DecodeError, IlcpError, StorageError, UnmeasuredError
-from ilcp.evidence import Evidence, public_key, require_signed, signed, trusted_keys
+from ilcp.evidence import Evidence, require_signed, signed, trusted_keys
 from ilcp.files import held
 from ilcp.folders import read_whole
 from ilcp.inputs import read_text
 from ilcp.message import Message
 from ilcp.models.sources import folder_of, gguf_file
 from ilcp.records import renamed
+from ilcp.signing import public_key
 from tests.taught import write_cases
 
 ILCP = [sys.executable, "-m", "ilcp"]

@@ -1,6 +1,7 @@
 """The exit codes of ``ilcp``: the one table that the command line exits by, and that ``ilcp --help`` shows."""
 
 from ilcp.errors import (
+    AuditError,
     ConfigError,
     DecodeError,
     EncodeError,
@@ -20,6 +21,7 @@ __all__ = [
     "INTERRUPTED",
     "NOTHING_CAME",
     "NOTHING_FITS",
+    "NOT_SOUND",
     "OTHER_CODES",
     "OUTSIDE",
     "exit_code",
@@ -30,6 +32,7 @@ DEFECT = 1  # as Python exits after a traceback
 OUTSIDE = 3
 NOTHING_CAME = 4
 NOTHING_FITS = 14
+NOT_SOUND = 16
 INTERRUPTED = 128 + 2  # as a shell reports SIGINT
 CLOSED = 128 + 13  # and SIGPIPE
 
@@ -45,6 +48,7 @@ ERROR_CODES: dict[type[IlcpError], tuple[int, str]] = {
     ReplayCacheError: (11, "the replay cache cannot say what is new"),
     TrainingError: (12, "the training cannot go on: change the data or the recipe"),
     MissingExtraError: (13, "a package is not installed: run the pip command in the text"),
+    AuditError: (15, "a hand-off cannot be put on record, and may not go on without"),
 }
 OTHER_CODES = {
     0: "done",
@@ -52,6 +56,7 @@ OTHER_CODES = {
     OUTSIDE: "demo: the document is of no kind that the embedded pair knows",
     NOTHING_CAME: "receive: fewer messages came than were asked for",
     NOTHING_FITS: "choose: nothing that was measured keeps every limit",
+    NOT_SOUND: "audit verify, audit witness: the ledger is not what it was, or not what it says",
     INTERRUPTED: "interrupted by Ctrl-C; the text says what is left",
     CLOSED: "who read the output closed it before its end",
 }

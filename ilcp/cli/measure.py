@@ -4,9 +4,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
-from secrets import token_hex
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -24,11 +22,10 @@ from ilcp.cli.common import (
     out,
 )
 from ilcp.cli.named import file_names, is_preset, pairs_of
-from ilcp.errors import ConfigError, MissingExtraError, StorageError
-from ilcp.evidence import SEED_BYTES, public_key
+from ilcp.errors import ConfigError
 from ilcp.files import require_writable, write_whole
-from ilcp.folders import read_whole
 from ilcp.identity import digest
+from ilcp.signing import public_key, seed_in
 
 if TYPE_CHECKING:
     from ilcp.embedded import Pair
@@ -172,16 +169,7 @@ def _key(file: Path | None, attach: bool) -> bytes | None:
         return None
     if not attach:
         raise ConfigError("expected --attach beside --sign, got none: what is signed is what is attached")
-    if find_spec("nacl") is None:
-        raise MissingExtraError.of("PyNaCl", "for signed evidence", "sign")
-    try:
-        if not os.path.lexists(file):
-            write_whole(file, token_hex(SEED_BYTES) + "\n", private=True, new=True)
-        seed = bytes.fromhex(read_whole(file).decode("ascii"))
-    except (OSError, ValueError, StorageError) as error:
-        raise ConfigError(f"expected a signing key in hex in {file}, got: {error}") from error
-    if len(seed) != SEED_BYTES:
-        raise ConfigError(f"expected a signing key of {SEED_BYTES} bytes in {file}, got {len(seed)}")
+    seed = seed_in(file)
     out.print(f"signs as {public_key(seed)}", highlight=False, soft_wrap=True)
     return seed
 

@@ -43,7 +43,10 @@ def in_text(sender: "Sender", source: Any, literals: Any, otherwise: Otherwise) 
     options: dict[str, Any] = dict(key=sender.key, audience=sender.audience, ttl_s=sender.ttl_s)
     codec: Any = codec_class(TEXT)
     other = Sender(sender.model, sender.tokenizer, codec(), template=sender.template, **options)
-    return other.encode(source, literals=literals)
+    message = other.encode(source, literals=literals)
+    if sender.audit is not None:
+        sender.audit.sent(message, other.codec, () if literals in (None, "auto") else tuple(literals), str(because))
+    return message
 
 
 def accepted(

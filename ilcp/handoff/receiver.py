@@ -20,24 +20,22 @@ from ilcp.codec.memory import CacheMemory, Memory, TextMemory
 from ilcp.codec.protocols import Codec
 from ilcp.errors import ConfigError, DecodeError, EncodeError, MismatchedCodecError
 from ilcp.handoff.answers import Group, Score, answered, answered_packed, require_prompt, scored, scored_packed
+from ilcp.handoff.audited import Audit, telling_refusals
 from ilcp.handoff.fallback import Otherwise, accepted
 from ilcp.handoff.given import codecs_of, require_able
+from ilcp.handoff.peers import require_fit
 from ilcp.handoff.prompts import Prompts
 from ilcp.inputs import listed, named, require_text, tuples
 from ilcp.message import verified
 from ilcp.message.blob import Blob, Blobs
 from ilcp.message.keys import Key, require_audience
-from ilcp.message.literals import line
 from ilcp.message.replay import ReplayCache
 from ilcp.models.adapter import plain
 from ilcp.models.chat import Chat, require_template
 from ilcp.models.fingerprint import Known
-from ilcp.models.forward import require_room
 from ilcp.models.generate_options import require_count, require_options
 from ilcp.models.packing import packs
-from ilcp.models.plain_text import unfit
 from ilcp.models.prefix_cache import copied, prefilled
-from ilcp.models.prompt import pieces
 from ilcp.models.support import require_receiver, require_tokenizer
 
 __all__ = ["Receiver"]
@@ -68,6 +66,7 @@ class Receiver:
             prompt of this receiver is rendered with them.
         blobs: where the blobs are that messages name, such as an open connection (``ilcp.transport``).
         otherwise: "text" leaves out, with a warning, codecs whose evidence does not hold, where ``text-plain`` is one.
+        audit: is told of every message that is taken or refused, such as an ``ilcp.audit.Recorder``.
 
     Raises:
         ConfigError: the model cannot receive, there is no tokenizer, no codec, a replay cache without a key, or an
@@ -77,7 +76,7 @@ class Receiver:
             as far as torch counts writes (it counts none through ``.data``).
         UnmeasuredError: a codec's content gain was not measured, or is not above zero, or nobody trusted says so; the
             text says what was measured.
-        MissingExtraError: somebody is to be trusted, and PyNaCl is not installed.
+        MissingExtraError: somebody is to be trusted, and cryptography is not installed.
 
     One receiver serves any number of threads.
     """
@@ -97,12 +96,15 @@ class Receiver:
         template: Mapping[str, Any] | None = None,
         blobs: Blobs | None = None,
         otherwise: Otherwise = None,
+        audit: Audit | None = None,
     ):
         if replay is not None and key is None:
             raise ConfigError("expected a key beside the replay cache, got none: a bare message has no id to remember")
         if blobs is not None:
             require_able("blobs", blobs, "get_blob", "a place where blobs are")
         require_able("clock", clock, "__call__", "a clock to be called")
+        if audit is not None:
+            require_able("audit", audit, "received", "a record of hand-offs")
         if replay is not None:
             require_able("replay", replay, "admit", "a replay cache")
         require_audience(audience, key)
@@ -118,11 +120,12 @@ class Receiver:
         self.codec = self.codecs[0]
         self.key, self.audience = key, audience
         self.replay = replay
-        self.clock, self.blobs = clock, blobs
+        self.clock, self.blobs, self.audit = clock, blobs, audit
         self.template = require_template(template)
         self._by_id = {each.trained.codec_id(each.spec): each for each in self.codecs}
         self._prompts = Prompts(model, tokenizer, self.template)
 
+    @telling_refusals
     def decode(self, message: bytes) -> Memory:
         """Returns the memory that a message stands for, its literals beside it; it serves any number of calls.
 
@@ -136,6 +139,7 @@ class Receiver:
             ConfigError: the key was taken away, and the replay cache is still there; or the message names a blob, and
                 there are no ``blobs``.
             TransportError: the blob is not there, or altered; or ConfigError: it is larger than ``blobs`` may fetch.
+            AuditError: the message cannot be put on record, and may not go on without.
         """
         now = int(self.clock())
         if self.replay is not None and self.key is None:
@@ -154,28 +158,12 @@ class Receiver:
             payload += fetched
         memory = codec.decode(payload)
         held = self._prompts.held(memory)
-        self._require_plain("a memory of plain text", held if isinstance(held, str) else "")
-        for literal in parsed.literals:
-            self._require_plain("literals of plain text", literal)
-        self._require_plain("literals of plain text", line(parsed.literals))
-        self._require_room(held, line(parsed.literals) if parsed.literals else "")
+        require_fit(self.model, self.tokenizer, self.template, held, parsed.literals)
         if self.replay is not None and key is not None and parsed.seal is not None:
             self.replay.admit(key, parsed.seal, now_unix_s=now)  # last, so that what is refused uses up no id
+        if self.audit is not None:
+            self.audit.received(bytes(message), codec, parsed.literals)
         return memory.beside(parsed.literals) if parsed.literals else memory
-
-    def _require_plain(self, expected: str, text: str) -> None:
-        because = unfit(self.tokenizer, text)
-        if because is not None:
-            raise DecodeError(f"expected {expected}, got one {because}: leave it out, or drop the message")
-
-    def _require_room(self, held: str | Tensor | CacheMemory, said: str) -> None:
-        """Refuses text, keys and literals of a peer beside which no question would fit."""
-        text = held if isinstance(held, str) else ""
-        vectors = held.tokens if isinstance(held, CacheMemory) else 0 if isinstance(held, str) else len(held)
-        if text or said or isinstance(held, CacheMemory):
-            (ids,) = pieces(self.tokenizer, "", [text], self.template, [said])
-            what = "a memory of text" if text else "literals beside a memory" if said else "a memory of keys and values"
-            require_room(self.model, vectors + len(ids), what=what, way_out="drop it", error=DecodeError)
 
     def forget(self, message: bytes) -> None:
         """Lets a sealed message in once more, because the work on it failed.

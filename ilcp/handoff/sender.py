@@ -17,6 +17,8 @@ from ilcp.codec.context import Context
 from ilcp.codec.keys_values import KeysValues, Rope
 from ilcp.codec.protocols import Codec
 from ilcp.errors import ConfigError, EncodeError
+from ilcp.handoff.audited import Audit, telling_refusals
+from ilcp.handoff.envelope import packed
 from ilcp.handoff.fallback import Otherwise, in_text
 from ilcp.handoff.given import require_able, require_codec
 from ilcp.handoff.receiver import Receiver
@@ -33,7 +35,6 @@ from ilcp.handoff.sources import (
 )
 from ilcp.handoff.verify import Questions, Verified, read_back
 from ilcp.inputs import listed, named, require_text
-from ilcp.message import MAX_PAYLOAD_BYTES, Message, Seal
 from ilcp.message.blob import Blobs
 from ilcp.message.keys import Key, require_audience
 from ilcp.message.literals import chosen
@@ -81,6 +82,7 @@ class Sender:
         template: arguments for the chat template beside the messages; every chat of this sender is written with them.
         blobs: where payloads of more than 65,535 bytes are put, such as an open connection (``ilcp.transport``); the
             message then names what it put there.
+        audit: is told of every message that is made or refused, such as an ``ilcp.audit.Recorder``.
 
     Raises:
         ConfigError: one of them is not what its name says, or the model's states cannot be captured.
@@ -102,6 +104,7 @@ class Sender:
         ttl_s: int = TTL_S,
         template: Mapping[str, Any] | None = None,
         blobs: Blobs | None = None,
+        audit: Audit | None = None,
     ):
         require_tokenizer(tokenizer, "sender")
         require_sender(plain(model))
@@ -118,11 +121,14 @@ class Sender:
         require_audience(audience, key)
         if blobs is not None:
             require_able("blobs", blobs, "put_blob", "a place for blobs")
+        if audit is not None:
+            require_able("audit", audit, "sent", "a record of hand-offs")
         self.key, self.audience = key, audience
-        self.ttl_s, self.blobs = ttl_s, blobs
+        self.ttl_s, self.blobs, self.audit = ttl_s, blobs, audit
         self.template = require_template(template)
-        self._codec_id = codec.trained.codec_id(codec.spec)
+        self.codec_id = codec.trained.codec_id(codec.spec)
 
+    @telling_refusals
     def encode(
         self,
         source: Any,
@@ -193,6 +199,7 @@ class Sender:
         """
         return read_back(self, source, receiver, budget_bytes, questions, payload_bytes, literals)
 
+    @telling_refusals
     def encode_batch(
         self,
         sources: Iterable[Any],
@@ -291,18 +298,12 @@ class Sender:
         Raises:
             EncodeError: no message can carry the payload or the literals.
             TransportError: a payload that is put as a blob does not arrive.
+            AuditError: the message cannot be put on record, and may not go on without.
         """
-        blob = None
-        if len(payload) > MAX_PAYLOAD_BYTES:
-            if self.blobs is None:
-                raise EncodeError(
-                    f"expected a payload of at most {MAX_PAYLOAD_BYTES} bytes, got {len(payload)}: give Sender or "
-                    "load_pair an open connection that takes it (blobs=), or choose a codec of fewer bytes"
-                )
-            blob, payload = self.blobs.put_blob(payload), b""
-        seal = None if self.key is None else Seal.fresh(ttl_s=self.ttl_s)
-        message = Message(self._codec_id, payload, seal, literals=literals, blob=blob)
-        return message.to_bytes(self.key, audience=self.audience)
+        wire = packed(self, payload, literals)
+        if self.audit is not None:
+            self.audit.sent(wire, self.codec, literals)
+        return wire
 
     @cached_property
     def _ropes(self) -> tuple[Rope, ...]:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ilcp.codec.memory import Memory, TextMemory
 from ilcp.errors import ConfigError, EncodeError, IdentityError, StorageError
+from ilcp.handoff.envelope import packed
 from ilcp.handoff.receiver import Receiver
 from ilcp.handoff.sources import said
 from ilcp.inputs import listed, require_text
@@ -89,7 +90,7 @@ def read_back(
 
     def fits(beside: Literals) -> bool:
         try:
-            size = len(sender.pack(payload, beside))
+            size = len(packed(sender, payload, beside))
         except EncodeError:  # no line of text, or too many of them
             return False
         return size <= budget_bytes and not any(unfit(receiver.tokenizer, each) for each in (*beside, line(beside)))
@@ -271,7 +272,7 @@ def payload_within(
     some = spec.prefixes or range(1, min(spec.payload_bytes, budget_bytes) + 1)
     lengths = some if payload_bytes is None else [spec.length(payload_bytes)]
     for length in reversed(lengths):
-        least = len(sender.pack(bytes(length), literals))
+        least = len(packed(sender, bytes(length), literals))
         if least <= budget_bytes:
             return length
     raise ConfigError(

@@ -85,12 +85,19 @@ class _Inputs:
 
 @contextmanager
 def apart(sender: Sender, receiver: Receiver) -> Iterator[tuple[Sender, Receiver]]:
-    """Yields both ends, those of a codec of caches with a folder for the blobs, which goes afterwards."""
-    if sender.codec.spec.reads != "cache":
+    """Yields both ends, which tell no record of what is only tried; those of a codec of caches with a folder for the
+    blobs, which goes afterwards."""
+    if sender.codec.spec.reads != "cache" and sender.audit is receiver.audit is None:
         yield sender, receiver
         return
+    ends = copy.copy(sender), copy.copy(receiver)
+    for end in ends:
+        end.audit = None
+    if sender.codec.spec.reads != "cache":
+        yield ends
+        return
     with TemporaryDirectory(prefix="ilcp-caches-") as folder:
-        ends, blobs = (copy.copy(sender), copy.copy(receiver)), _Folder(Path(folder))
+        blobs = _Folder(Path(folder))
         for end in ends:
             end.blobs = blobs
         ends[0].ttl_s = TTL_S

@@ -1,0 +1,139 @@
+"""The guardian: a process and a key of its own, which enters what producers hand in, and nobody else does.
+
+::
+
+    submissions --transport--> Guardian.work --> one transaction of the ledger --> acknowledged --> receipts
+
+**Once.** What is handed out again, because a process died in between, is known by producer, run and number, and entered
+once. Other content under a known number is entered beside it, as a ``conflict``: somebody counts wrong, or forges.
+What is no submission is entered as ``unreadable``, by its digest. So nothing that came is lost, and nothing is refused.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from hashlib import sha256
+from typing import Any
+
+from ilcp.audit.entries import Draft, Entry, commitment
+from ilcp.audit.ledger import Ledger
+from ilcp.audit.submission import Receipt, Submission
+from ilcp.errors import DecodeError, TransportError
+from ilcp.transport import ConflictError, Connection, Delivery, FullError, LeaseLostError
+from ilcp.transport.backend import is_name
+
+__all__ = ["GUARDIAN", "Guardian"]
+
+GUARDIAN = "guardian"  # the name under which submissions come in
+BATCH = 256  # submissions of one transaction at most
+MOST_REASON = 500  # characters
+
+
+class Guardian:
+    """Enters what comes in.
+
+    Args:
+        ledger: opened with its key.
+        connection: opened under the guardian's name.
+    """
+
+    def __init__(self, ledger: Ledger, connection: Connection):
+        self.ledger, self._connection = ledger, connection
+
+    def work(self, timeout_s: float = 0.0) -> int:
+        """Enters what waits, after up to ``timeout_s`` for a first one; returns how many submissions there were.
+
+        Raises:
+            StorageError: the ledger cannot be written; what came is handed out again.
+            TransportError: the transport cannot be reached.
+        """
+        held: list[Delivery] = []
+        while len(held) < BATCH:
+            delivery = self._connection.receive(0.0 if held else timeout_s)
+            if delivery is None:
+                break
+            held.append(delivery)
+        if held:
+            self._enter(held)
+        return len(held)
+
+    def serve(self, goes_on: Callable[[], bool], timeout_s: float = 0.5) -> None:
+        """Works until told otherwise, and tries again where the transport cannot be reached.
+
+        Raises:
+            StorageError: as ``work``.
+        """
+        while goes_on():
+            try:
+                self.work(timeout_s)
+            except TransportError:
+                time.sleep(timeout_s)
+
+    def _enter(self, held: Sequence[Delivery]) -> None:
+        drafts: list[Draft] = []
+        places: list[tuple[Submission, int] | None] = []  # whom to answer: the entry's number, or below 0 -1 - draft
+        fresh: dict[str, int] = {}
+        for delivery in held:
+            try:
+                submission = Submission.from_bytes(delivery.message)
+            except DecodeError as error:
+                drafts.append(_unreadable(delivery.message, str(error)))
+                places.append(None)
+                continue
+            number, draft = self._new(submission, fresh, drafts)
+            if draft is not None:
+                number = -1 - len(drafts)
+                fresh.setdefault(submission.id, len(drafts))
+                drafts.append(draft)
+            places.append((submission, number))
+        numbers = self.ledger.append(drafts) if drafts else []
+        checkpoint = self.ledger.checkpoint()
+        for place in places:
+            if place is not None and place[0].receipt:
+                number = place[1] if place[1] >= 0 else numbers[-1 - place[1]]
+                self._answer(place[0], Receipt(place[0].run, place[0].sequence, number, checkpoint))
+        for delivery in held:
+            try:
+                delivery.ack()
+            except LeaseLostError:  # it comes again, and is known then
+                continue
+
+    def _new(self, submission: Submission, fresh: dict[str, int], drafts: list[Draft]) -> tuple[int, Draft | None]:
+        """Returns where a submission is entered already, or what is to be entered."""
+        draft = submission.draft()
+        at = fresh.get(submission.id)
+        if at is not None:
+            same = (drafts[at].fields, drafts[at].personal) == (draft.fields, draft.personal)
+            return -1 - at, None if same else _conflict(draft, None)
+        number = self.ledger.numbered(submission.producer, submission.run, submission.sequence)
+        if number is None:
+            return 0, draft
+        entry = self.ledger.entry(number)
+        return number, None if entry is None or self._is(entry, draft) else _conflict(draft, number)
+
+    def _is(self, entry: Entry, draft: Draft) -> bool:
+        """Says whether an entry is of a draft: what was erased of it cannot be compared."""
+        fields = {name: value for name, value in entry.fields.items() if name != "clock_unix_ms"}
+        if fields != dict(draft.fields) or set(entry.commitments) != set(draft.personal):
+            return False
+        held = self.ledger.personal(entry.number)
+        return all(
+            each is None or commitment(each.salt, entry.number, name, draft.personal[name]) == entry.commitments[name]
+            for name, each in held.items()
+        )
+
+    def _answer(self, submission: Submission, receipt: Receipt) -> None:
+        if not is_name(submission.producer):
+            return  # no transport has such a name
+        try:
+            self._connection.send(receipt.to_bytes(), to=submission.producer, handoff_id=f"receipt-{submission.id}")
+        except (ConflictError, FullError):  # it had another one before, or does not fetch any
+            return
+
+
+def _unreadable(data: bytes, reason: str) -> Draft:
+    about: dict[str, Any] = {"sha256": sha256(data).hexdigest(), "bytes": len(data), "reason": reason[:MOST_REASON]}
+    return Draft("unreadable", about)
+
+
+def _conflict(draft: Draft, number: int | None) -> Draft:
+    return Draft("conflict", {"of": number, "given": dict(draft.fields)}, draft.personal)

@@ -1,0 +1,230 @@
+"""A producer's side of the record: what ``Sender(audit=...)`` and ``Receiver(audit=...)`` tell a guardian.
+
+>>> from ilcp.audit import Recorder
+>>> with Recorder("memory://record", "planner") as audit:
+...     audit.record("sent", {"message_bytes": 100})
+1
+
+The record is on its way before the message is: it is in the transport's keeping when ``encode`` returns. A guardian
+that cannot be reached delays nothing and loses nothing. Whether a hand-off may go on unrecorded says ``unrecorded``:
+
+    "always"   yes: where even the transport fails, a warning says so, and the missing number shows in the ledger
+    a number   as long as the guardian has not yet entered so many of this recorder's
+    "never"    only what the guardian has entered goes on, within ``timeout_s``
+"""
+
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from hashlib import sha256
+from os import urandom
+from threading import RLock
+from typing import Any, Literal
+
+from ilcp.audit.guardian import GUARDIAN
+from ilcp.audit.submission import Receipt, Submission
+from ilcp.errors import AuditError, ConfigError, DecodeError, EncodeError, IlcpError, TransportError
+from ilcp.message import describe
+from ilcp.transport import Settings, connect
+from ilcp.transport.backend import checked_name
+
+__all__ = ["AuditWarning", "Recorder"]
+
+RUN_BYTES = 8
+
+
+class AuditWarning(UserWarning):
+    """A hand-off went on without a record, as the caller allowed."""
+
+
+class Recorder:
+    """Tells a guardian what is handed over; any thread may call. It is closed as a context manager, or by ``close``.
+
+    Args:
+        url: the transport to the guardian, such as ``spool:///folder``.
+        producer: who hands over: a name of A-Z a-z 0-9 - _; receipts come back to it.
+        run: what belongs together; numbers count in it from 1. None for a fresh one.
+        hop: where in a pipeline this producer is, from 1; None where nobody counts.
+        unrecorded: "always", "never", or how many may wait for the guardian; see above.
+        guardian: the name under which it receives.
+        settings: of the transport. Without any, a killed process loses nothing and a power cut may lose the last ones.
+
+    Raises:
+        AddressError, UnreachableError, MissingExtraError: as ``ilcp.transport.connect``.
+        ConfigError: ``unrecorded`` is something else.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        producer: str,
+        *,
+        run: str | None = None,
+        hop: int | None = None,
+        unrecorded: Literal["always", "never"] | int = "always",
+        guardian: str = GUARDIAN,
+        settings: Settings | None = None,
+        timeout_s: float = 10.0,
+    ):
+        if unrecorded not in ("always", "never") and (type(unrecorded) is not int or unrecorded < 1):
+            raise ConfigError(f"expected unrecorded as 'always', 'never' or a number from 1, got {unrecorded!r}")
+        self.producer, self.run, self.hop = (
+            checked_name("a producer's name", producer),
+            run or urandom(RUN_BYTES).hex(),
+            hop,
+        )
+        self.unrecorded, self.guardian, self.timeout_s = unrecorded, guardian, timeout_s
+        self._lock = RLock()
+        self._sequence = 0
+        self._waiting: set[int] = set()  # numbers without a receipt
+        self.checkpoint = ""  # the newest that a receipt brought
+        if settings is None:
+            settings = Settings(power_safe=False) if url.startswith("spool:") else Settings()
+        self._stack = ExitStack()
+        name = None if unrecorded == "always" else producer
+        self._connection = self._stack.enter_context(connect(url, name=name, settings=settings))
+
+    def sent(self, message: bytes, codec: Any, literals: Sequence[str] = (), fell_back: str = "") -> None:
+        """Records a message that is about to be handed over; ``fell_back`` says why it is the text.
+
+        Raises:
+            AuditError: it cannot be recorded, and may not go on without.
+        """
+        event = "fell back to text" if fell_back else "sent"
+        self.record(event, _about(message, codec) | _because(fell_back), _beside(literals))
+
+    def received(self, message: bytes, codec: Any, literals: Sequence[str] = ()) -> None:
+        """Records a message that a receiver has taken.
+
+        Raises:
+            AuditError: as ``sent``.
+        """
+        self.record("received", _about(message, codec), _beside(literals))
+
+    def refused(self, because: Exception, message: bytes = b"") -> None:
+        """Records that no message was made, or one was not taken.
+
+        Raises:
+            AuditError: as ``sent``.
+        """
+        about = _about(message, None) if message else {}
+        self.record("refused", about | {"reason": str(because)[:1000], "error": type(because).__name__})
+
+    def record(self, event: str, about: Mapping[str, Any], personal: Mapping[str, Any] | None = None) -> int:
+        """Tells the guardian of an event, and returns its number in this run.
+
+        Raises:
+            AuditError: as ``sent``.
+            EncodeError: it is nothing that an entry takes.
+        """
+        with self._lock:
+            self._require_room()
+            self._sequence += 1
+            number, receipt = self._sequence, self.unrecorded != "always"
+            hop = {} if self.hop is None else {"hop": self.hop}
+            told = {"at_unix_ms": int(1000 * time.time()), **hop, **about}
+            made = Submission(self.producer, self.run, number, event, told, personal or {}, receipt)
+            try:
+                self._connection.send(made.to_bytes(), to=self.guardian, handoff_id=made.id)
+            except IlcpError as error:
+                if isinstance(error, EncodeError):
+                    self._sequence -= 1
+                    raise
+                self._fails(f"expected a record of this hand-off, got: {error}", error)
+                return number
+            if receipt:
+                self._waiting.add(number)
+            if self.unrecorded == "never":
+                self._await(number)
+        return number
+
+    @property
+    def pending(self) -> int:
+        """How many the guardian has not entered yet, as far as its receipts came; without receipts none is known of."""
+        with self._lock:
+            self._take_receipts()
+            return len(self._waiting)
+
+    def close(self) -> None:
+        """Lets go of the transport."""
+        self._stack.close()
+
+    def __enter__(self) -> "Recorder":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _require_room(self) -> None:
+        if isinstance(self.unrecorded, int) and len(self._waiting) >= self.unrecorded:
+            self._take_receipts()
+            if len(self._waiting) >= self.unrecorded:
+                raise AuditError(
+                    f"expected fewer than {self.unrecorded} hand-offs that wait for the guardian, got "
+                    f"{len(self._waiting)}: see that 'ilcp audit guard' runs, then hand over again"
+                )
+
+    def _await(self, number: int) -> None:
+        end = time.monotonic() + self.timeout_s
+        while number in self._waiting:
+            left = end - time.monotonic()
+            if left <= 0:
+                raise AuditError(
+                    f"expected the guardian's receipt within {self.timeout_s:g} s, got none: this hand-off may be on "
+                    "record and does not go on; see that 'ilcp audit guard' runs, then hand over again"
+                )
+            self._take_receipts(left)
+
+    def _take_receipts(self, timeout_s: float = 0.0) -> None:
+        if self.unrecorded == "always":
+            return
+        try:
+            while (delivery := self._connection.receive(timeout_s)) is not None:
+                timeout_s = 0.0
+                try:
+                    receipt = Receipt.from_bytes(delivery.message)
+                    if receipt.run == self.run:  # else of a run before, whose recorder has gone
+                        self._waiting.discard(receipt.sequence)
+                        self.checkpoint = receipt.checkpoint
+                except DecodeError as error:
+                    warnings.warn(f"what came from the guardian is no receipt: {error}", AuditWarning, stacklevel=4)
+                delivery.ack()
+        except TransportError as error:
+            raise AuditError(f"expected to reach the guardian's receipts, got: {error}") from error
+
+    def _fails(self, said: str, error: IlcpError) -> None:
+        if self.unrecorded != "always":
+            raise AuditError(f"{said}; it does not go on") from error
+        warnings.warn(f"{said}; it goes on without, and its number will be missing", AuditWarning, stacklevel=5)
+
+
+def _about(message: bytes, codec: Any) -> dict[str, Any]:
+    """Returns what is told of a message, and of the codec that made it."""
+    digest = sha256(message).hexdigest()
+    told: dict[str, Any] = {"message_sha256": digest, "message_bytes": len(message), "handoff_id": digest[:32]}
+    try:
+        found = describe(message)
+    except DecodeError:
+        return told
+    told |= {"codec_id": found.codec_id, "handoff_id": found.handoff_id or digest[:32], "kind": found.kind}
+    if found.blob_digest is not None:
+        told |= {"blob_bytes": found.blob_bytes, "blob_digest": found.blob_digest}
+    if codec is not None:
+        trained = codec.trained
+        told |= {
+            "codec": codec.spec.name,
+            "sender": trained.sender.exact,
+            "receiver": trained.receiver.exact,
+            "evidence": None if codec.evidence is None else asdict(codec.evidence),
+        }
+    return told
+
+
+def _because(reason: str) -> dict[str, Any]:
+    return {"reason": reason[:1000]} if reason else {}
+
+
+def _beside(literals: Sequence[str]) -> dict[str, Any]:
+    return {"literals": list(literals)} if literals else {}

@@ -1,0 +1,140 @@
+"""What a producer hands to a guardian, and what it gets back: two small JSON objects, each a transport's message.
+
+A submission says what was handed over, by digests and counts; only literals are in it as they are. A receipt says under
+which number the guardian has entered it, and brings a signed checkpoint, so that its holder is a witness from then on.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import Any
+
+from ilcp.audit.entries import Draft, canonical, parsed_json
+from ilcp.errors import DecodeError, EncodeError
+from ilcp.message import MAX_MESSAGE_BYTES
+from ilcp.records import shown
+
+__all__ = ["HANDOFF", "Receipt", "Submission"]
+
+HANDOFF = "handoff"
+FORMAT = 1
+MOST_TEXT = 1000  # characters of a reason, a run's or a producer's name
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """One event of a hand-off, as its producer saw it.
+
+    ``sequence`` counts a producer's events in a run from 1: whatever is missing shows. ``event`` is what happened:
+    sent, fell back to text, received or refused. ``about`` holds what is told of message, codec and models.
+    """
+
+    producer: str
+    run: str
+    sequence: int
+    event: str
+    about: Mapping[str, Any]
+    personal: Mapping[str, Any] = field(default_factory=dict)
+    receipt: bool = False
+
+    def __post_init__(self) -> None:
+        given: dict[str, Any] = {"producer": self.producer, "run": self.run, "event": self.event}
+        for name, value in given.items():
+            if not isinstance(value, str) or not 0 < len(value) <= MOST_TEXT or not value.isprintable():
+                raise EncodeError(f"expected {name} as a text of 1 to {MOST_TEXT} characters, got {shown(value)}")
+        if type(self.sequence) is not int or not 0 < self.sequence < 1 << 53:  # True is no number
+            raise EncodeError(f"expected a number from 1 in its run, got {shown(self.sequence)}")
+        tables: tuple[Any, ...] = self.about, self.personal
+        if not all(isinstance(each, Mapping) for each in tables):
+            raise EncodeError("expected what is told of a hand-off as tables, got something else")
+
+    @property
+    def id(self) -> str:
+        """The idempotency key of its way to the guardian."""
+        return sha256(canonical([self.producer, self.run, self.sequence])).hexdigest()[:40]
+
+    def draft(self) -> Draft:
+        """Returns what the guardian enters.
+
+        Raises:
+            EncodeError: a name or a value is none that an entry takes.
+        """
+        known = {"producer": self.producer, "run": self.run, "sequence": self.sequence, "event": self.event}
+        return Draft(HANDOFF, {**self.about, **known}, dict(self.personal))
+
+    def to_bytes(self) -> bytes:
+        """Returns the message to the guardian.
+
+        Raises:
+            EncodeError: it is larger than a transport takes.
+        """
+        made = canonical(
+            {
+                "ilcp_audit": FORMAT,
+                "producer": self.producer,
+                "run": self.run,
+                "sequence": self.sequence,
+                "event": self.event,
+                "about": dict(self.about),
+                "personal": dict(self.personal),
+                "receipt": self.receipt,
+            }
+        )
+        if len(made) > MAX_MESSAGE_BYTES:
+            raise EncodeError(f"expected at most {MAX_MESSAGE_BYTES} bytes for the guardian, got {len(made)}")
+        return made
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "Submission":
+        """Reads a submission.
+
+        Raises:
+            DecodeError: it is none.
+        """
+        record = parsed_json(data, MAX_MESSAGE_BYTES)
+        wanted = {"ilcp_audit", "producer", "run", "sequence", "event", "about", "personal", "receipt"}
+        if not isinstance(record, dict) or set(record) != wanted or record.pop("ilcp_audit") != FORMAT:
+            raise DecodeError(f"expected a submission of format {FORMAT}, got {shown(data)}")
+        try:
+            found = cls(**record)
+            found.draft()
+        except EncodeError as error:
+            raise DecodeError(str(error)) from error
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """The guardian has entered a producer's event; ``checkpoint`` is of all entries up to then."""
+
+    run: str
+    sequence: int
+    number: int
+    checkpoint: str
+
+    def to_bytes(self) -> bytes:
+        """Returns the message to the producer."""
+        return canonical(
+            {
+                "ilcp_audit_receipt": FORMAT,
+                "run": self.run,
+                "sequence": self.sequence,
+                "number": self.number,
+                "checkpoint": self.checkpoint,
+            }
+        )
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "Receipt":
+        """Reads a receipt.
+
+        Raises:
+            DecodeError: it is none.
+        """
+        record = parsed_json(data, MAX_MESSAGE_BYTES)
+        wanted = {"ilcp_audit_receipt": int, "run": str, "sequence": int, "number": int, "checkpoint": str}
+        if not isinstance(record, dict) or {name: type(value) for name, value in record.items()} != wanted:
+            raise DecodeError(f"expected a receipt, got {shown(data)}")
+        if record.pop("ilcp_audit_receipt") != FORMAT:
+            raise DecodeError(f"expected a receipt of format {FORMAT}, got {shown(data)}")
+        return cls(**record)

@@ -1,0 +1,286 @@
+"""A guardian and its producers: every hand-off is entered once, and goes on unrecorded only as its caller allowed."""
+
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import ilcp
+from ilcp.audit import AuditWarning, Guardian, Ledger, Recorder, Signer, parsed, verify
+from ilcp.audit.entries import canonical
+from ilcp.audit.submission import Receipt, Submission
+from ilcp.embedded import Pair
+from ilcp.errors import AuditError, ConfigError, DecodeError, EncodeError
+from ilcp.handoff import FallbackWarning
+from ilcp.tasks import case_files
+from ilcp.transport import Settings, connect
+from ilcp_codecs.text import PlainCodec
+
+SIGNER = Signer("example/ledger", bytes(range(32)))
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[SimpleNamespace]:
+    """A spool, and a guardian with its ledger beside it."""
+    for name in ("spool", "audit"):
+        (tmp_path / name).mkdir(mode=0o700)
+    url = f"spool://{tmp_path / 'spool'}"
+    with connect(url, name="guardian") as connection, Ledger(tmp_path / "audit" / "ledger.sqlite", SIGNER) as ledger:
+        yield SimpleNamespace(url=url, ledger=ledger, guardian=Guardian(ledger, connection), connection=connection)
+
+
+def events(ledger: Ledger) -> list[tuple[Any, ...]]:
+    return [(e.fields["producer"], e.fields["sequence"], e.fields["event"]) for e in ledger.entries(kinds=["handoff"])]
+
+
+def text(number: int = 0) -> str:
+    return next(iter(case_files("test", 7, 1, start=number))).context
+
+
+def test_what_both_ends_did_is_on_record(pair: Pair, place: SimpleNamespace) -> None:
+    """Sent, received and refused, with whose models and which codec; what a message says is not on it."""
+    with Recorder(place.url, "planner", run="monday", hop=1) as one, Recorder(place.url, "writer", run="monday") as two:
+        sender = ilcp.Sender(pair.sender.model, pair.sender.tokenizer, pair.sender.codec, audit=one)
+        receiver = ilcp.Receiver(pair.receiver.model, pair.receiver.tokenizer, pair.receiver.codec, audit=two)
+        message = sender.encode(text(), literals=["INC-20391"])
+        receiver.decode(message)
+        sender.encode_batch([text(1), text(2)])
+        with pytest.raises(EncodeError):
+            sender.encode(" ")
+        with pytest.raises(DecodeError):
+            receiver.decode(message[:-1])
+        with pytest.raises(DecodeError):
+            receiver.generate(b"nothing", "Which region is affected?")
+        receiver.generate(message, "Which region is affected?")
+    assert 8 == place.guardian.work()
+    assert 0 == place.guardian.work()
+    found = list(place.ledger.entries(kinds=["handoff"]))
+    assert [
+        ("planner", 1, "sent"),
+        ("writer", 1, "received"),
+        ("planner", 2, "sent"),
+        ("planner", 3, "sent"),
+        ("planner", 4, "refused"),
+        ("writer", 2, "refused"),
+        ("writer", 3, "refused"),
+        ("writer", 4, "received"),
+    ] == events(place.ledger)
+    sent, received, refused = found[0].fields, found[1].fields, found[4].fields
+    assert sent["message_sha256"] == received["message_sha256"]
+    assert (len(message), 1, "vae") == (sent["message_bytes"], sent["hop"], sent["codec"])
+    trained = pair.sender.codec.trained
+    assert (trained.sender.exact, trained.receiver.exact) == (sent["sender"], sent["receiver"])
+    assert sent["codec_id"] == sent["evidence"]["codec_id"]
+    assert ("EncodeError", True) == (refused["error"], "text" in refused["reason"])
+    held = place.ledger.personal(found[0].number)
+    assert ["INC-20391"] == held["literals"].value
+    assert text()[:20] not in "".join(each.to_bytes().decode() for each in found)
+    assert verify(place.ledger.path, keys=[SIGNER.key]).sound
+
+
+def test_a_message_that_is_only_tried_is_not_on_record(pair: Pair, place: SimpleNamespace) -> None:
+    """Neither what is measured nor the messages among which a verified one is chosen."""
+    case = next(iter(case_files("test", 7, 1)))
+    with Recorder(place.url, "planner") as audit:
+        sender = ilcp.Sender(pair.sender.model, pair.sender.tokenizer, pair.sender.codec, audit=audit)
+        receiver = ilcp.Receiver(pair.receiver.model, pair.receiver.tokenizer, pair.receiver.codec, audit=audit)
+        answers = {question.text: question.answer for question in case.questions[:3]}
+        sender.encode(case.context, verify=receiver, budget_bytes=140, questions=answers)
+        cases = list(case_files("test", 7, 2))
+        ilcp.measure.run(sender, receiver, cases, task="t", arms=["message"], repetitions=0, texts={})
+        assert audit is sender.audit is receiver.audit
+    place.guardian.work()
+    assert [("planner", 1, "sent")] == events(place.ledger)
+
+
+def test_falling_back_to_text_is_on_record_with_its_reason(small: SimpleNamespace, place: SimpleNamespace) -> None:
+    with Recorder(place.url, "planner") as audit:
+        sender = ilcp.Sender(small.sender.model, small.sender.tokenizer, small.codec, audit=audit)
+        with pytest.warns(FallbackWarning):
+            sender.encode("The release is on Friday.", otherwise="text")
+    place.guardian.work()
+    (entry,) = place.ledger.entries(kinds=["handoff"])
+    assert ("fell back to text", PlainCodec().spec.name) == (entry.fields["event"], entry.fields["codec"])
+    assert "expected a codec that was measured" in entry.fields["reason"]
+
+
+def test_a_guardian_that_is_away_delays_nothing_and_loses_nothing(place: SimpleNamespace) -> None:
+    with Recorder(place.url, "planner", run="monday") as audit:
+        started = time.monotonic()
+        assert list(range(1, 301)) == [audit.record("sent", {}) for _ in range(300)]
+        assert time.monotonic() - started < 30
+    while place.guardian.work():
+        pass
+    assert {("planner", "monday"): (300, [])} == place.ledger.sequences()
+
+
+def test_where_nothing_may_go_on_unrecorded_the_guardian_answers_first(place: SimpleNamespace) -> None:
+    """Without a guardian the hand-off is refused; with one, its receipt brings a checkpoint that later ledgers keep."""
+    with Recorder(place.url, "planner", unrecorded="never", timeout_s=0.2) as audit:
+        with pytest.raises(AuditError, match="expected the guardian's receipt within 0"):
+            audit.record("sent", {})
+        audit.timeout_s, goes_on = 60, [True]
+        working = threading.Thread(target=place.guardian.serve, args=(lambda: goes_on[0], 0.05))
+        working.start()
+        try:
+            assert 2 == audit.record("sent", {})
+            assert 0 == audit.pending
+        finally:
+            goes_on.clear()
+            goes_on.append(False)
+            working.join()
+    assert [1, 2] == [entry.fields["sequence"] for entry in place.ledger.entries(kinds=["handoff"])]
+    assert parsed(audit.checkpoint).size <= 3
+    assert verify(place.ledger.path, keys=[SIGNER.key], witnessed=[audit.checkpoint]).cannot == ()
+
+
+def test_so_many_may_wait_and_no_more(place: SimpleNamespace) -> None:
+    with Recorder(place.url, "planner", unrecorded=2) as audit:
+        assert [1, 2] == [audit.record("sent", {}) for _ in range(2)]
+        with pytest.raises(AuditError, match="expected fewer than 2 hand-offs that wait for the guardian, got 2"):
+            audit.record("sent", {})
+        assert 2 == place.guardian.work()
+        assert (0, 3) == (audit.pending, audit.record("sent", {}))
+
+
+@pytest.mark.parametrize("unrecorded", ["sometimes", 0, True, 1.5, None])
+def test_another_policy_is_refused(place: SimpleNamespace, unrecorded: Any) -> None:
+    with pytest.raises(ConfigError, match="expected unrecorded as"):
+        Recorder(place.url, "planner", unrecorded=unrecorded)
+
+
+def test_a_transport_that_fails_ends_a_hand_off_only_where_it_may_not_go_on(place: SimpleNamespace) -> None:
+    """Then the number is missing, and the ledger says so."""
+    full = Settings(max_bytes=1 << 17, max_name_bytes=1 << 17)
+    about = {"reason": "x" * 50_000}
+    with Recorder(place.url, "strict", unrecorded=9, settings=full) as strict:
+        assert [1, 2] == [strict.record("sent", about) for _ in range(2)]
+        with pytest.raises(AuditError, match="got: expected room"):
+            strict.record("sent", about)
+    with Recorder(place.url, "planner", run="r", settings=full) as audit:
+        with pytest.warns(AuditWarning, match="it goes on without, and its number will be missing"):
+            audit.record("sent", about)
+        while place.guardian.work():
+            pass
+        audit.record("sent", {})
+        place.guardian.work()
+    assert (2, [1]) == place.ledger.sequences()["planner", "r"]
+    assert {("planner", "r"): (1,)} == verify(place.ledger.path).missing
+
+
+def test_what_comes_again_is_entered_once_and_what_contradicts_beside_it(place: SimpleNamespace) -> None:
+    """In one batch, or after the guardian has gone before it acknowledged; garbage is entered by its digest."""
+    one = Submission("planner", "r", 1, "sent", {"a": 1}, {"literals": ["x"]})
+    other = Submission("planner", "r", 1, "sent", {"a": 2})
+    for name, sent in {"a": one, "b": one, "c": other}.items():
+        place.connection.send(sent.to_bytes(), to="guardian", handoff_id=name)
+    place.guardian.work()
+    assert ["ledger", "handoff", "conflict"] == [entry.kind for entry in place.ledger.entries()]
+    secret = Submission("planner", "r", 1, "sent", {"a": 1}, {"literals": ["y"]})
+    for name, sent in {"d": one, "e": secret}.items():
+        place.connection.send(sent.to_bytes(), to="guardian", handoff_id=name)
+    place.connection.send(b"no submission", to="guardian", handoff_id="f")
+    place.guardian.work()
+    assert ["conflict", "unreadable"] == [entry.kind for entry in place.ledger.entries(first=3)]
+    place.ledger.erase(1, ["literals"], by="x", because="y")
+    place.connection.send(one.to_bytes(), to="guardian", handoff_id="g")
+    place.guardian.work()
+    assert 6 == place.ledger.size
+    assert verify(place.ledger.path).sound
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"sequence": 0},
+        {"sequence": True},
+        {"sequence": 1.5},
+        {"producer": ""},
+        {"producer": "a\nb"},
+        {"run": 7},
+        {"event": "x" * 2000},
+        {"about": []},
+        {"about": {"": 1}},
+        {"personal": None},
+        {"more": 1},
+        {"ilcp_audit": 2},
+    ],
+)
+def test_a_submission_of_a_stranger_is_read_or_refused(change: dict[str, Any]) -> None:
+    made = json.loads(Submission("planner", "r", 1, "sent", {}, {}).to_bytes())
+    assert Submission.from_bytes(canonical(made)) == Submission("planner", "r", 1, "sent", {}, {})
+    with pytest.raises(DecodeError, match="expected"):
+        Submission.from_bytes(json.dumps(made | change).encode())
+    with pytest.raises(DecodeError, match="expected"):
+        Receipt.from_bytes(json.dumps(made | change).encode())
+
+
+def test_a_submission_that_no_transport_takes_is_refused_and_uses_up_no_number(place: SimpleNamespace) -> None:
+    with Recorder(place.url, "planner") as audit:
+        for about, said in (({"a": "x" * 70_000}, "at most 66653 bytes"), ({"a": float("nan")}, "JSON holds exactly")):
+            with pytest.raises(EncodeError, match=said):
+                audit.record("sent", about)
+        assert 1 == audit.record("sent", {})
+
+
+WORKS = """
+import sys
+from pathlib import Path
+from ilcp.audit import Guardian, Ledger, Recorder, Signer
+from ilcp.transport import connect
+role, url, ledger = sys.argv[1:]
+if role == "guardian":
+    with connect(url, name="guardian") as c, Ledger(Path(ledger), Signer("example/ledger", bytes(range(32)))) as made:
+        Guardian(made, c).serve(lambda: True, 0.05)
+else:
+    with Recorder(url, role, run="r") as audit:
+        while True:
+            print(audit.record("sent", {}), flush=True)
+"""
+
+
+def test_killed_processes_lose_no_record_and_enter_none_twice(place: SimpleNamespace, tmp_path: Path) -> None:
+    """Guardians and producers are killed in the middle of their work, and started again."""
+    script, path = tmp_path / "works.py", place.ledger.path
+    script.write_text(WORKS)
+    place.ledger.close()
+
+    def start(role: str) -> subprocess.Popen[str]:
+        words = [sys.executable, str(script), role, place.url, str(path)]
+        return subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+
+    def kill(process: subprocess.Popen[str]) -> str:
+        process.send_signal(signal.SIGKILL)
+        said, _ = process.communicate()
+        return said
+
+    told = {}
+    for round_ in range(3):
+        guardian, producer = start("guardian"), start(f"planner{round_}")
+        assert producer.stdout is not None
+        first = producer.stdout.readline()
+        time.sleep(0.3)
+        kill(guardian)
+        lines = (first + kill(producer)).split("\n")[:-1]
+        told[f"planner{round_}"] = int(lines[-1])
+    with connect(place.url, name="guardian", settings=Settings(lease_s=60)) as c, Ledger(path, SIGNER) as ledger:
+        ends = time.monotonic() + 90
+        guardian_ = Guardian(ledger, c)
+        while True:  # what a dead guardian held comes back when its lease is over
+            guardian_.work()
+            found = {who: most for (who, _), (most, _) in ledger.sequences().items()}
+            complete = not any(missing for _, missing in ledger.sequences().values())
+            if complete and all(found.get(who, 0) >= number for who, number in told.items()):
+                break
+            assert time.monotonic() < ends, (told, ledger.sequences())
+            time.sleep(0.2)
+        assert all(found[who] - number <= 1 for who, number in told.items())
+    assert verify(path, keys=[SIGNER.key]).sound
