@@ -175,6 +175,10 @@ def test_keys_follow_each_other_under_both_signatures(ledger: Ledger, folder: Pa
         Ledger(ledger.path, SIGNER)
     with Ledger(ledger.path, new) as again:
         assert [SIGNER.key, new.key] == again.keys
+        again.rotate(Signer(SIGNER.name, bytes([9] * 32)))
+        with pytest.raises(ConfigError, match="under the same key, got a new one"):
+            ledger.append([handoff(8)])  # opened before, under the key of then
+    assert found(ledger.path).sound
 
 
 def test_a_clock_that_goes_back_dates_nothing_back(ledger: Ledger, clock: Clock) -> None:
@@ -207,6 +211,11 @@ def test_what_fails_halfway_leaves_nothing(ledger: Ledger, monkeypatch: pytest.M
         ledger.append([handoff(number, summary="x" * 10_000) for number in range(10, 90)])
     assert (6, before) == (ledger.size, ledger.checkpoint())
     assert found(ledger.path).sound
+    moved = ledger.path.with_name("moved.sqlite")
+    ledger.path.rename(moved)
+    with pytest.raises(StorageError, match="got another file or none there"):
+        ledger.append([handoff(9)])
+    moved.rename(ledger.path)
     with Ledger(ledger.path) as reader, pytest.raises(ConfigError, match="it was opened to read"):
         reader.append([handoff(9)])
 

@@ -11,6 +11,7 @@ What is no submission is entered as ``unreadable``, by its digest. So nothing th
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from hashlib import sha256
 from typing import Any
 
@@ -52,8 +53,14 @@ class Guardian:
             if delivery is None:
                 break
             held.append(delivery)
-        if held:
-            self._enter(held)
+        try:
+            if held:
+                self._enter(held)
+        except BaseException:  # whoever works next gets them at once
+            for delivery in held:
+                with suppress(TransportError):
+                    delivery.nack(unseen=True)
+            raise
         return len(held)
 
     def serve(self, goes_on: Callable[[], bool], timeout_s: float = 0.5) -> None:

@@ -31,7 +31,7 @@ from ilcp.audit.checkpoints import MOST_ENTRIES, Checkpoint, Key, Signer
 from ilcp.audit.entries import MOST_BYTES, Draft, Entry, Personal, canonical, parsed_json
 from ilcp.audit.tables import KEPT_KINDS, SCHEMA, VERSION, columns, named_error, opened
 from ilcp.errors import ConfigError, StorageError
-from ilcp.files import own_file
+from ilcp.files import file_id, own_file
 
 __all__ = ["LEAST_MONTHS", "MONTHS", "Ledger"]
 
@@ -62,7 +62,8 @@ class Ledger:
             raise ConfigError(f"expected a ledger at {self.path}, got none: name its file")
         if signer is not None:
             own_file(self.path)
-        self._db = opened(self.path, writing=signer is not None)
+        self._db, self._file = opened(self.path, writing=signer is not None), file_id(self.path)
+        self._keyed: int | None = None  # the entry that names the signer's key
         try:
             if signer is not None:
                 self._begin(signer)
@@ -298,6 +299,13 @@ class Ledger:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _key_entry(self) -> int | None:
+        """Returns the number of the entry that names the present key; None: there is no entry yet."""
+        if not self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+            return None
+        row = self._db.execute("SELECT max(number) FROM leaves WHERE kind IN ('ledger', 'key')").fetchone()
+        return None if row[0] is None else int(row[0])
+
     def _own(self) -> Signer:
         if self.signer is None:
             raise ConfigError(f"expected a key to write to {self.path}, got none: it was opened to read")
@@ -354,9 +362,16 @@ class Ledger:
     def _transaction(self) -> Iterator[None]:
         self._own()
         with self._lock, self._named():
+            if file_id(self.path) != self._file:
+                raise StorageError(
+                    f"expected the ledger that was opened in {self.path}, got another file or none there"
+                )
             self._db.execute("BEGIN IMMEDIATE")
             try:
+                if self._keyed not in (None, self._key_entry()):
+                    raise ConfigError(f"expected {self.path} under the same key, got a new one: open it with that")
                 yield
+                self._keyed = self._key_entry()
                 self._db.execute("COMMIT")
             finally:
                 self._fresh.clear()

@@ -33,6 +33,7 @@ from ilcp.transport.backend import checked_name
 __all__ = ["AuditWarning", "Recorder"]
 
 RUN_BYTES = 8
+MOST_REASON = 1000  # characters
 
 
 class AuditWarning(UserWarning):
@@ -110,7 +111,8 @@ class Recorder:
             AuditError: as ``sent``.
         """
         about = _about(message, None) if message else {}
-        self.record("refused", about | {"reason": str(because)[:1000], "error": type(because).__name__})
+        reason = {"reason": str(because)[:MOST_REASON]}  # which may quote the text: it can be erased
+        self.record("refused", about | {"error": type(because).__name__}, reason)
 
     def record(self, event: str, about: Mapping[str, Any], personal: Mapping[str, Any] | None = None) -> int:
         """Tells the guardian of an event, and returns its number in this run.
@@ -223,7 +225,7 @@ def _about(message: bytes, codec: Any) -> dict[str, Any]:
 
 
 def _because(reason: str) -> dict[str, Any]:
-    return {"reason": reason[:1000]} if reason else {}
+    return {"reason": reason[:MOST_REASON]} if reason else {}
 
 
 def _beside(literals: Sequence[str]) -> dict[str, Any]:

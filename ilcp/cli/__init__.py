@@ -11,6 +11,7 @@ from rich.markup import escape
 
 import ilcp
 from ilcp.cli.align import align
+from ilcp.cli.audit import audit
 from ilcp.cli.choose import choose
 from ilcp.cli.common import err, mild_streams, out
 from ilcp.cli.demo import demo
@@ -46,6 +47,7 @@ app = typer.Typer(
 HOME = re.compile(r"(--[a-z-]+=)(~[^/]*(?=/|$))")  # which a shell leaves as it is behind the sign
 for command in (demo, train, align, measure, compare, choose, encode, inspect, send, receive, serve):
     app.command()(command)
+app.add_typer(audit, name="audit")
 
 
 def main() -> None:
