@@ -2,7 +2,8 @@
 
     python benchmarks/audit.py [--only latency acknowledged growth tampering kills]    # benchmarks/results/audit.json
 
-- *latency*: hand-offs of the embedded pair, encode and decode, with ``audit=`` at both ends and without, by turns.
+- *latency*: hand-offs of the embedded pair, encode and decode, with ``audit=`` at both ends, an outbox each, and
+  without, by turns.
 - *acknowledged*: from telling the guardian, a process of its own, to its receipt; each on the disk, one producer.
 - *growth*: appending one more entry, proving one and checking the proof, in ledgers of 10^3 to 10^6 entries.
 - *tampering*: random edits of a ledger's file and of exports, verified with the guardian's key and an older checkpoint:
@@ -90,7 +91,8 @@ def latency(place: Path, args: argparse.Namespace) -> Figures:
     }
     texts = [case.context for case in case_files("test", args.seed, args.n)]
     times: dict[str, list[float]] = {"with": [], "without": []}
-    with Recorder(url, "planner") as one, Recorder(url, "writer") as two:
+    box = place / "outbox"
+    with Recorder(url, "planner", outbox=box) as one, Recorder(url, "writer", outbox=box) as two:
         told = [
             (
                 ilcp.Sender(*ends["sender"], pair.sender.codec, audit=sent),
@@ -225,6 +227,9 @@ def kills(place: Path, args: argparse.Namespace) -> Figures:
         kill(process)
     for name in (file.name for file in place.glob("producer-*")):
         told_of[name] = last_told(place / name)
+    with Recorder(url, "last", outbox=place / "outbox"):  # which sends what the killed ones had not
+        while list((place / "outbox").glob("producer-*.outbox")):
+            time.sleep(0.1)
     with connect(url, name="guardian", settings=Settings(lease_s=LEASE_S)) as c, Ledger(path, SIGNER) as ledger:
         quiet = time.monotonic()
         while time.monotonic() - quiet < 3 * LEASE_S:
@@ -340,7 +345,8 @@ def guardian(url: str, ledger: str) -> None:
 
 def producer(url: str, name: str, book: str) -> None:
     """Is a producer's process: it writes down what it has told, as one that hands over would go on then."""
-    with Recorder(url, name, run="run") as audit, Path(book).open("w") as file:
+    box = Path(book).parent / "outbox" if int(name.rpartition("-")[2]) % 2 else None  # every other one has an outbox
+    with Recorder(url, name, run="run", outbox=box) as audit, Path(book).open("w") as file:
         while True:
             file.write(f"{audit.record('sent', about(0))}\n")
             file.flush()

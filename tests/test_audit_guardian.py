@@ -1,6 +1,7 @@
 """A guardian and its producers: every hand-off is entered once, and goes on unrecorded only as its caller allowed."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from ilcp.embedded import Pair
 from ilcp.errors import AuditError, ConfigError, DecodeError, EncodeError
 from ilcp.handoff import FallbackWarning
 from ilcp.tasks import case_files
-from ilcp.transport import Settings, connect
+from ilcp.transport import Settings, UnreachableError, connect
 from ilcp_codecs.text import PlainCodec
 
 SIGNER = Signer("example/ledger", bytes(range(32)))
@@ -229,6 +230,74 @@ def test_a_submission_that_no_transport_takes_is_refused_and_uses_up_no_number(p
             with pytest.raises(EncodeError, match=said):
                 audit.record("sent", about)
         assert 1 == audit.record("sent", {})
+
+
+class Away:
+    """Stands for a connection whose other side is away for a while."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner, self.away = inner, True
+
+    def send(self, *args: Any, **options: Any) -> Any:
+        if self.away:
+            raise UnreachableError("nobody there")
+        return self.inner.send(*args, **options)
+
+
+def test_an_outbox_keeps_what_no_transport_takes(place: SimpleNamespace, tmp_path: Path) -> None:
+    """While it is away a hand-off goes on; then everything is sent, by this recorder or by the next one."""
+    box = tmp_path / "box"
+    with Recorder(place.url, "planner", run="r", outbox=box, timeout_s=0.1) as audit:
+        away = Away(audit._connection)
+        audit._connection = away  # type: ignore[assignment]
+        assert list(range(1, 21)) == [audit.record("sent", {}) for _ in range(20)]
+        assert 1 == len(list(box.iterdir()))
+    assert 0 == place.guardian.work()
+    assert 1 == len(list(box.iterdir()))  # what was not sent stays
+    with Recorder(place.url, "planner", run="s", outbox=box) as audit:
+        audit.record("sent", {})
+    assert [] == list(box.iterdir())
+    place.guardian.work()
+    assert {("planner", "r"): (20, []), ("planner", "s"): (1, [])} == place.ledger.sequences()
+
+
+def test_an_outbox_that_comes_back_is_emptied(place: SimpleNamespace, tmp_path: Path) -> None:
+    with Recorder(place.url, "planner", run="r", outbox=tmp_path / "box") as audit:
+        away = Away(audit._connection)
+        audit._connection = away  # type: ignore[assignment]
+        audit.record("sent", {})
+        away.away = False
+        ends = time.monotonic() + 60
+        while place.guardian.work() == 0:
+            assert time.monotonic() < ends
+    assert {("planner", "r"): (1, [])} == place.ledger.sequences()
+
+
+def test_an_outbox_without_room_keeps_nothing_of_a_line(place: SimpleNamespace, tmp_path: Path, monkeypatch) -> None:
+    """A write that was cut short is taken back, and the policy says whether the hand-off goes on."""
+    box, whole = tmp_path / "box", os.write
+    with Recorder(place.url, "planner", run="r", outbox=box, unrecorded=5) as audit:
+        monkeypatch.setattr(os, "write", lambda handle, data: whole(handle, data[:10]))
+        with pytest.raises(AuditError, match="only a part of it was written"):
+            audit.record("sent", {})
+        monkeypatch.undo()
+        assert 2 == audit.record("sent", {})
+    place.guardian.work()
+    assert {("planner", "r"): (2, [1])} == place.ledger.sequences()
+
+
+def test_a_line_that_a_dead_process_began_was_never_handed_over(place: SimpleNamespace, tmp_path: Path) -> None:
+    box = tmp_path / "box"
+    box.mkdir(mode=0o700)
+    lines = [Submission("gone", "r", number, "sent", {}).to_bytes() for number in (1, 2)]
+    (box / "gone-1.outbox").write_bytes(lines[0] + b"\n" + lines[1][:-5])
+    (box / "link.outbox").symlink_to(tmp_path / "elsewhere")
+    with Recorder(place.url, "planner", outbox=box):
+        ends = time.monotonic() + 60
+        while place.guardian.work() == 0:
+            assert time.monotonic() < ends
+    assert {("gone", "r"): (1, [])} == place.ledger.sequences()
+    assert ["link.outbox"] == [file.name for file in box.iterdir()]
 
 
 WORKS = """

@@ -5,8 +5,9 @@
 ...     audit.record("sent", {"message_bytes": 100})
 1
 
-The record is on its way before the message is: it is in the transport's keeping when ``encode`` returns. A guardian
-that cannot be reached delays nothing and loses nothing. Whether a hand-off may go on unrecorded says ``unrecorded``:
+The record is on its way before the message is: it is in the transport's keeping when ``encode`` returns, or with
+``outbox=`` in a file from which a thread takes it there, so that neither a guardian nor a transport that cannot be
+reached delays anything or loses anything. Whether a hand-off may go on unrecorded says ``unrecorded``:
 
     "always"   yes: where even the transport fails, a warning says so, and the missing number shows in the ledger
     a number   as long as the guardian has not yet entered so many of this recorder's
@@ -16,18 +17,21 @@ that cannot be reached delays nothing and loses nothing. Whether a hand-off may 
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from hashlib import sha256
 from os import urandom
+from pathlib import Path
 from threading import RLock
 from typing import Any, Literal
 
+from ilcp.audit.entries import Draft
 from ilcp.audit.guardian import GUARDIAN
+from ilcp.audit.outbox import Outbox
 from ilcp.audit.submission import Receipt, Submission
 from ilcp.errors import AuditError, ConfigError, DecodeError, EncodeError, IlcpError, TransportError
 from ilcp.message import describe
-from ilcp.transport import Settings, connect
+from ilcp.transport import ConflictError, Settings, connect
 from ilcp.transport.backend import checked_name
 
 __all__ = ["AuditWarning", "Recorder"]
@@ -50,6 +54,7 @@ class Recorder:
         hop: where in a pipeline this producer is, from 1; None where nobody counts.
         unrecorded: "always", "never", or how many may wait for the guardian; see above.
         guardian: the name under which it receives.
+        outbox: a folder of this account's own, in which a record lies until the transport has it.
         settings: of the transport. Without any, a killed process loses nothing and a power cut may lose the last ones.
 
     Raises:
@@ -66,6 +71,7 @@ class Recorder:
         hop: int | None = None,
         unrecorded: Literal["always", "never"] | int = "always",
         guardian: str = GUARDIAN,
+        outbox: Path | None = None,
         settings: Settings | None = None,
         timeout_s: float = 10.0,
     ):
@@ -80,12 +86,16 @@ class Recorder:
         self._lock = RLock()
         self._sequence = 0
         self._waiting: set[int] = set()  # numbers without a receipt
+        self._codecs: dict[str, dict[str, Any]] = {}  # what is told of them, by id
         self.checkpoint = ""  # the newest that a receipt brought
         if settings is None:
             settings = Settings(power_safe=False) if url.startswith("spool:") else Settings()
         self._stack = ExitStack()
         name = None if unrecorded == "always" else producer
         self._connection = self._stack.enter_context(connect(url, name=name, settings=settings))
+        self._outbox = (
+            None if outbox is None else Outbox(Path(outbox), f"{producer}-{urandom(RUN_BYTES).hex()}", self._post)
+        )
 
     def sent(self, message: bytes, codec: Any, literals: Sequence[str] = (), fell_back: str = "") -> None:
         """Records a message that is about to be handed over; ``fell_back`` says why it is the text.
@@ -94,7 +104,7 @@ class Recorder:
             AuditError: it cannot be recorded, and may not go on without.
         """
         event = "fell back to text" if fell_back else "sent"
-        self.record(event, _about(message, codec) | _because(fell_back), _beside(literals))
+        self._tell(event, self._about(message, codec) | _because(fell_back), _beside(literals))
 
     def received(self, message: bytes, codec: Any, literals: Sequence[str] = ()) -> None:
         """Records a message that a receiver has taken.
@@ -102,7 +112,7 @@ class Recorder:
         Raises:
             AuditError: as ``sent``.
         """
-        self.record("received", _about(message, codec), _beside(literals))
+        self._tell("received", self._about(message, codec), _beside(literals))
 
     def refused(self, because: Exception, message: bytes = b"") -> None:
         """Records that no message was made, or one was not taken.
@@ -110,9 +120,9 @@ class Recorder:
         Raises:
             AuditError: as ``sent``.
         """
-        about = _about(message, None) if message else {}
+        about = self._about(message, None) if message else {}
         reason = {"reason": str(because)[:MOST_REASON]}  # which may quote the text: it can be erased
-        self.record("refused", about | {"error": type(because).__name__}, reason)
+        self._tell("refused", about | {"error": type(because).__name__}, reason)
 
     def record(self, event: str, about: Mapping[str, Any], personal: Mapping[str, Any] | None = None) -> int:
         """Tells the guardian of an event, and returns its number in this run.
@@ -121,6 +131,10 @@ class Recorder:
             AuditError: as ``sent``.
             EncodeError: it is nothing that an entry takes.
         """
+        Draft(event, about, personal or {})  # which looks at every value
+        return self._tell(event, about, personal)
+
+    def _tell(self, event: str, about: Mapping[str, Any], personal: Mapping[str, Any] | None = None) -> int:
         with self._lock:
             self._require_room()
             self._sequence += 1
@@ -129,7 +143,7 @@ class Recorder:
             told = {"at_unix_ms": int(1000 * time.time()), **hop, **about}
             made = Submission(self.producer, self.run, number, event, told, personal or {}, receipt)
             try:
-                self._connection.send(made.to_bytes(), to=self.guardian, handoff_id=made.id)
+                (self._post if self._outbox is None else self._outbox.put)(made.to_bytes())
             except IlcpError as error:
                 if isinstance(error, EncodeError):
                     self._sequence -= 1
@@ -150,7 +164,9 @@ class Recorder:
             return len(self._waiting)
 
     def close(self) -> None:
-        """Lets go of the transport."""
+        """Lets go of the transport; what an outbox holds is sent first, within ``timeout_s``, or stays there."""
+        if self._outbox is not None:
+            self._outbox.close(self.timeout_s)
         self._stack.close()
 
     def __enter__(self) -> "Recorder":
@@ -158,6 +174,32 @@ class Recorder:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _post(self, line: bytes) -> None:
+        """Hands a submission to the transport; what it knows under that number already stays what it is."""
+        with suppress(ConflictError):
+            self._connection.send(line, to=self.guardian, handoff_id=Submission.id_of(line))
+
+    def _about(self, message: bytes, codec: Any) -> dict[str, Any]:
+        """Returns what is told of a message, and of the codec that made it."""
+        digest = sha256(message).hexdigest()
+        told: dict[str, Any] = {"message_sha256": digest, "message_bytes": len(message), "handoff_id": digest[:32]}
+        try:
+            found = describe(message)
+        except DecodeError:
+            return told
+        told |= {"codec_id": found.codec_id, "handoff_id": found.handoff_id or digest[:32], "kind": found.kind}
+        if found.blob_digest is not None:
+            told |= {"blob_bytes": found.blob_bytes, "blob_digest": found.blob_digest}
+        if codec is not None and found.codec_id not in self._codecs:
+            trained, evidence = codec.trained, codec.evidence
+            self._codecs[found.codec_id] = {
+                "codec": codec.spec.name,
+                "sender": trained.sender.exact,
+                "receiver": trained.receiver.exact,
+                "evidence": None if evidence is None else asdict(evidence),
+            }
+        return told | ({} if codec is None else self._codecs[found.codec_id])
 
     def _require_room(self) -> None:
         if isinstance(self.unrecorded, int) and len(self._waiting) >= self.unrecorded:
@@ -200,28 +242,6 @@ class Recorder:
         if self.unrecorded != "always":
             raise AuditError(f"{said}; it does not go on") from error
         warnings.warn(f"{said}; it goes on without, and its number will be missing", AuditWarning, stacklevel=5)
-
-
-def _about(message: bytes, codec: Any) -> dict[str, Any]:
-    """Returns what is told of a message, and of the codec that made it."""
-    digest = sha256(message).hexdigest()
-    told: dict[str, Any] = {"message_sha256": digest, "message_bytes": len(message), "handoff_id": digest[:32]}
-    try:
-        found = describe(message)
-    except DecodeError:
-        return told
-    told |= {"codec_id": found.codec_id, "handoff_id": found.handoff_id or digest[:32], "kind": found.kind}
-    if found.blob_digest is not None:
-        told |= {"blob_bytes": found.blob_bytes, "blob_digest": found.blob_digest}
-    if codec is not None:
-        trained = codec.trained
-        told |= {
-            "codec": codec.spec.name,
-            "sender": trained.sender.exact,
-            "receiver": trained.receiver.exact,
-            "evidence": None if codec.evidence is None else asdict(codec.evidence),
-        }
-    return told
 
 
 def _because(reason: str) -> dict[str, Any]:

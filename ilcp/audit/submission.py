@@ -4,8 +4,9 @@ A submission says what was handed over, by digests and counts; only literals are
 which number the guardian has entered it, and brings a signed checkpoint, so that its holder is a witness from then on.
 """
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from hashlib import sha256
 from typing import Any
 
@@ -51,7 +52,13 @@ class Submission:
     @property
     def id(self) -> str:
         """The idempotency key of its way to the guardian."""
-        return sha256(canonical([self.producer, self.run, self.sequence])).hexdigest()[:40]
+        return _id(self.producer, self.run, self.sequence)
+
+    @staticmethod
+    def id_of(data: bytes) -> str:
+        """Returns the idempotency key of what ``to_bytes`` wrote."""
+        told = json.loads(data)
+        return _id(told["producer"], told["run"], told["sequence"])
 
     def draft(self) -> Draft:
         """Returns what the guardian enters.
@@ -66,20 +73,13 @@ class Submission:
         """Returns the message to the guardian.
 
         Raises:
-            EncodeError: it is larger than a transport takes.
+            EncodeError: it is not JSON's, or larger than a transport takes.
         """
-        made = canonical(
-            {
-                "ilcp_audit": FORMAT,
-                "producer": self.producer,
-                "run": self.run,
-                "sequence": self.sequence,
-                "event": self.event,
-                "about": dict(self.about),
-                "personal": dict(self.personal),
-                "receipt": self.receipt,
-            }
-        )
+        told = {field.name: getattr(self, field.name) for field in fields(self)}
+        try:
+            made = json.dumps({"ilcp_audit": FORMAT, **told}, allow_nan=False).encode()
+        except (TypeError, ValueError) as error:
+            raise EncodeError(f"expected what JSON holds exactly, got: {error}") from error
         if len(made) > MAX_MESSAGE_BYTES:
             raise EncodeError(f"expected at most {MAX_MESSAGE_BYTES} bytes for the guardian, got {len(made)}")
         return made
@@ -138,3 +138,7 @@ class Receipt:
         if record.pop("ilcp_audit_receipt") != FORMAT:
             raise DecodeError(f"expected a receipt of format {FORMAT}, got {shown(data)}")
         return cls(**record)
+
+
+def _id(producer: str, run: str, sequence: int) -> str:
+    return sha256(f"{producer}\n{run}\n{sequence}".encode()).hexdigest()[:40]
