@@ -28,6 +28,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -39,12 +40,13 @@ import torch
 import ilcp
 from ilcp.audit import Draft, Guardian, Ledger, Recorder, Signer, export, parsed, verify
 from ilcp.audit.entries import Entry
+from ilcp.audit.guardian import settings_for
 from ilcp.audit.tree import includes, leaf_hash
 from ilcp.embedded import load_pair
 from ilcp.files import write_whole
 from ilcp.measure import provenance
 from ilcp.tasks import case_files
-from ilcp.transport import Settings, connect
+from ilcp.transport import connect
 
 HERE = Path(__file__).parent
 SIGNER, THIEF = Signer("benchmark/ledger", bytes(range(32))), Signer("benchmark/ledger", bytes(32))
@@ -116,8 +118,8 @@ def acknowledged(place: Path, args: argparse.Namespace) -> Figures:
     url, ledger = f"spool://{place}", place / "ledger.sqlite"
     guardian, times = start("guardian", url, ledger), []
     try:
-        settings = Settings()
-        with Recorder(url, "planner", unrecorded="never", timeout_s=60, settings=settings) as audit:
+        safe = settings_for(url)  # each record on the disk before the guardian has it, too
+        with Recorder(url, "planner", unrecorded="never", timeout_s=60, settings=safe) as audit:
             for number in range(args.n + 10):
                 started = time.perf_counter()
                 audit.record("sent", about(number))
@@ -230,7 +232,10 @@ def kills(place: Path, args: argparse.Namespace) -> Figures:
     with Recorder(url, "last", outbox=place / "outbox"):  # which sends what the killed ones had not
         while list((place / "outbox").glob("producer-*.outbox")):
             time.sleep(0.1)
-    with connect(url, name="guardian", settings=Settings(lease_s=LEASE_S)) as c, Ledger(path, SIGNER) as ledger:
+    with (
+        connect(url, name="guardian", settings=replace(settings_for(url), lease_s=LEASE_S)) as c,
+        Ledger(path, SIGNER) as ledger,
+    ):
         quiet = time.monotonic()
         while time.monotonic() - quiet < 3 * LEASE_S:
             if Guardian(ledger, c).work(0.5):
@@ -339,7 +344,10 @@ def copied(source: Path, target: Path) -> None:
 
 def guardian(url: str, ledger: str) -> None:
     """Is the guardian's process."""
-    with connect(url, name="guardian", settings=Settings(lease_s=LEASE_S)) as c, Ledger(Path(ledger), SIGNER) as opened:
+    with (
+        connect(url, name="guardian", settings=replace(settings_for(url), lease_s=LEASE_S)) as c,
+        Ledger(Path(ledger), SIGNER) as opened,
+    ):
         Guardian(opened, c).serve(lambda: True, 0.05)
 
 

@@ -17,6 +17,7 @@ import pytest
 import ilcp
 from ilcp.audit import AuditWarning, Guardian, Ledger, Recorder, Signer, parsed, verify
 from ilcp.audit.entries import canonical
+from ilcp.audit.guardian import settings_for
 from ilcp.audit.submission import Receipt, Submission
 from ilcp.embedded import Pair
 from ilcp.errors import AuditError, ConfigError, DecodeError, EncodeError
@@ -34,7 +35,8 @@ def place(tmp_path: Path) -> Iterator[SimpleNamespace]:
     for name in ("spool", "audit"):
         (tmp_path / name).mkdir(mode=0o700)
     url = f"spool://{tmp_path / 'spool'}"
-    with connect(url, name="guardian") as connection, Ledger(tmp_path / "audit" / "ledger.sqlite", SIGNER) as ledger:
+    path = tmp_path / "audit" / "ledger.sqlite"
+    with connect(url, name="guardian", settings=settings_for(url)) as connection, Ledger(path, SIGNER) as ledger:
         yield SimpleNamespace(url=url, ledger=ledger, guardian=Guardian(ledger, connection), connection=connection)
 
 
@@ -232,6 +234,20 @@ def test_a_submission_that_no_transport_takes_is_refused_and_uses_up_no_number(p
         assert 1 == audit.record("sent", {})
 
 
+def test_no_record_is_given_up(place: SimpleNamespace) -> None:
+    """However often guardians die with it in their hands, and however long nobody takes it."""
+    with Recorder(place.url, "planner") as audit:
+        audit.record("sent", {})
+    for _ in range(12):  # a mailbox of messages gives up after ten
+        delivery = place.connection.receive()
+        assert delivery is not None
+        delivery.nack()
+    assert 1 == place.guardian.work()
+    for url in ("spool:///x", "memory://x", "nats://x"):
+        assert settings_for(url).max_age_s >= 365 * 86400
+    assert Settings() == settings_for("https://x")
+
+
 class Away:
     """Stands for a connection whose other side is away for a while."""
 
@@ -304,10 +320,12 @@ WORKS = """
 import sys
 from pathlib import Path
 from ilcp.audit import Guardian, Ledger, Recorder, Signer
+from ilcp.audit.guardian import settings_for
 from ilcp.transport import connect
 role, url, ledger = sys.argv[1:]
 if role == "guardian":
-    with connect(url, name="guardian") as c, Ledger(Path(ledger), Signer("example/ledger", bytes(range(32)))) as made:
+    signer = Signer("example/ledger", bytes(range(32)))
+    with connect(url, name="guardian", settings=settings_for(url)) as c, Ledger(Path(ledger), signer) as made:
         Guardian(made, c).serve(lambda: True, 0.05)
 else:
     with Recorder(url, role, run="r") as audit:
@@ -340,7 +358,7 @@ def test_killed_processes_lose_no_record_and_enter_none_twice(place: SimpleNames
         kill(guardian)
         lines = (first + kill(producer)).split("\n")[:-1]
         told[f"planner{round_}"] = int(lines[-1])
-    with connect(place.url, name="guardian", settings=Settings(lease_s=60)) as c, Ledger(path, SIGNER) as ledger:
+    with connect(place.url, name="guardian", settings=settings_for(place.url)) as c, Ledger(path, SIGNER) as ledger:
         ends = time.monotonic() + 90
         guardian_ = Guardian(ledger, c)
         while True:  # what a dead guardian held comes back when its lease is over

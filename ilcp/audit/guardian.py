@@ -12,6 +12,7 @@ What is no submission is entered as ``unreadable``, by its digest. So nothing th
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from hashlib import sha256
 from typing import Any
 
@@ -19,14 +20,28 @@ from ilcp.audit.entries import Draft, Entry, commitment
 from ilcp.audit.ledger import Ledger
 from ilcp.audit.submission import Receipt, Submission
 from ilcp.errors import DecodeError, TransportError
-from ilcp.transport import ConflictError, Connection, Delivery, FullError, LeaseLostError
-from ilcp.transport.backend import is_name
+from ilcp.transport import ConflictError, Connection, Delivery, FullError, LeaseLostError, Settings
+from ilcp.transport.backend import MAX_AGE_S, is_name
 
-__all__ = ["GUARDIAN", "Guardian"]
+__all__ = ["GUARDIAN", "Guardian", "settings_for"]
 
 GUARDIAN = "guardian"  # the name under which submissions come in
 BATCH = 256  # submissions of one transaction at most
 MOST_REASON = 500  # characters
+MOST_WAITING_BYTES = 1 << 32  # two million records
+
+
+def settings_for(url: str, *, power_safe: bool = True) -> Settings:
+    """Returns settings by which a transport gives no record up: not for its age, nor for how often it was handed out.
+
+    Args:
+        power_safe: of a spool: whether each record is synced to the disk before a call returns.
+    """
+    scheme = url.partition(":")[0].lower()
+    if scheme in ("http", "https"):  # which sends into a spool that has settings of its own
+        return Settings()
+    kept = Settings(max_age_s=MAX_AGE_S, max_bytes=MOST_WAITING_BYTES, max_deliveries=(1 << 31) - 1)
+    return replace(kept, power_safe=power_safe) if scheme == "spool" else kept
 
 
 class Guardian:
@@ -34,7 +49,8 @@ class Guardian:
 
     Args:
         ledger: opened with its key.
-        connection: opened under the guardian's name.
+        connection: opened under the guardian's name, with ``settings_for`` its address: by others a transport may give
+            records up.
     """
 
     def __init__(self, ledger: Ledger, connection: Connection):

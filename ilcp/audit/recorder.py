@@ -26,7 +26,7 @@ from threading import RLock
 from typing import Any, Literal
 
 from ilcp.audit.entries import Draft
-from ilcp.audit.guardian import GUARDIAN
+from ilcp.audit.guardian import GUARDIAN, settings_for
 from ilcp.audit.outbox import Outbox
 from ilcp.audit.submission import Receipt, Submission
 from ilcp.errors import AuditError, ConfigError, DecodeError, EncodeError, IlcpError, TransportError
@@ -88,8 +88,7 @@ class Recorder:
         self._waiting: set[int] = set()  # numbers without a receipt
         self._codecs: dict[str, dict[str, Any]] = {}  # what is told of them, by id
         self.checkpoint = ""  # the newest that a receipt brought
-        if settings is None:
-            settings = Settings(power_safe=False) if url.startswith("spool:") else Settings()
+        settings = settings_for(url, power_safe=False) if settings is None else settings
         self._stack = ExitStack()
         name = None if unrecorded == "always" else producer
         self._connection = self._stack.enter_context(connect(url, name=name, settings=settings))

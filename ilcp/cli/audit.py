@@ -46,7 +46,7 @@ def guard(
 ) -> None:
     """Enters what senders and receivers tell, until Ctrl-C or SIGTERM; the key is made where there is none."""
     from ilcp.audit import Guardian, Ledger
-    from ilcp.audit.guardian import GUARDIAN
+    from ilcp.audit.guardian import GUARDIAN, settings_for
     from ilcp.transport import connect
 
     signer = _signer(key, name)
@@ -58,9 +58,9 @@ def guard(
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
     lock = ledger.with_name(f"{ledger.name}.lock")
-    with held(lock), Ledger(ledger, signer) as opened, connect(via, name=GUARDIAN) as connection:
+    with held(lock), Ledger(ledger, signer) as opened, connect(via, name=GUARDIAN, settings=settings_for(via)) as c:
         _say(f"guards {ledger} under {signer.key}; takes records from {via}")
-        Guardian(opened, connection).serve(lambda: goes_on[0])
+        Guardian(opened, c).serve(lambda: goes_on[0])
         _say(f"ended: {opened.size} entries; what comes now waits")
 
 
