@@ -83,6 +83,9 @@ def measure(
     png: Annotated[Path | None, typer.Option(help="A folder for the plots; needs ilcp\\[plots].")] = None,
     attach: Annotated[bool, typer.Option("--attach", help="Write the result into the codec's folder.")] = False,
     sign: SignOption = None,
+    faithfulness: Annotated[
+        Path | None, typer.Option(help="Measure how true accounts of the messages are, too; JSON.", dir_okay=False)
+    ] = None,
 ) -> None:
     """Measures what a codec's message is worth, against everything that it must beat, on any pair of models.
 
@@ -97,7 +100,7 @@ def measure(
     with busy("loading models and codecs"):
         from ilcp import tasks
 
-        _refuse_early(codecs, attach, html, png, keeps, repetitions)
+        _refuse_early(codecs, attach, html, png, [*keeps, *([faithfulness] if faithfulness else [])], repetitions)
         key = _key(sign, attach)
         asked = tasks.task(task or _own(codecs), n=n, seed=seed, samples=samples)
         ends: dict[str, Any] = {"sender": sender, "receiver": receiver, "device": device, "allow_download": download}
@@ -105,6 +108,8 @@ def measure(
     wanted: dict[str, Any] = {"seed": seed, "hops": hops, "budgets": budget or (), "repetitions": repetitions}
     reports = _reports(dict(zip(codecs, pairs, strict=True)), asked, keeps, attach, key, wanted)
     with _left(*keeps):
+        if faithfulness is not None:
+            _tell_accounts(dict(zip(file_names(codecs), pairs, strict=True)), asked, seed, faithfulness)
         _draw(dict(zip(file_names(codecs), reports, strict=True)), html, png)
     for keep in keeps if as_json is None else ():
         keep.unlink(missing_ok=True)
@@ -127,6 +132,22 @@ def _reports(
             if attach:
                 _attach(pair.path, reports[-1], key, asked)
     return reports
+
+
+def _tell_accounts(pairs: "Mapping[str, Pair]", asked: "Task", seed: int, file: Path) -> None:
+    """Measures how true accounts of each codec's messages are, at each of its lengths."""
+    from ilcp.measure import faithfulness as of_accounts
+    from ilcp.measure import provenance
+    from ilcp.measure.table import show_faithfulness
+
+    record = {}
+    for name, pair in pairs.items():
+        lengths: list[int | None] = [*sorted(pair.sender.codec.spec.prefixes, reverse=True)] or [None]
+        with busy(f"asking the memories of {name} what they say"):
+            found = [of_accounts(pair.sender, pair.receiver, asked.cases, payload_bytes=n, seed=seed) for n in lengths]
+        show_faithfulness(found, _console())
+        record[name] = [one.to_dict() for one in found]
+    write_whole(file, json.dumps({"accounts": record, "seed": seed, "provenance": provenance()}, indent=1) + "\n")
 
 
 def _refuse_other(pair: "Pair", asked: "Task", keep: Path, seed: int) -> None:

@@ -13,6 +13,7 @@ command, models and seed.
 from ilcp.measure.choosing import Choice, Offer, choose
 from ilcp.measure.compare import Comparison, compare
 from ilcp.measure.cost import Cost, cost
+from ilcp.measure.faithfulness import Faithfulness, faithfulness
 from ilcp.measure.fanout import FanOut, fan_out
 from ilcp.measure.figures import Citation, Computed, Measured, provenance
 from ilcp.measure.files import load_report, save_report
@@ -26,6 +27,7 @@ __all__ = [
     "Comparison",
     "Computed",
     "Cost",
+    "Faithfulness",
     "FanOut",
     "Measured",
     "Offer",
@@ -35,6 +37,7 @@ __all__ = [
     "compare",
     "cost",
     "equal_texts",
+    "faithfulness",
     "fan_out",
     "load_report",
     "payload",

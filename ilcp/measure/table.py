@@ -1,7 +1,7 @@
 """A report in the terminal: the verdict, every arm's scores, delivered information, costs and notes."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from rich import box
 from rich.console import Console
@@ -11,11 +11,12 @@ from rich.table import Table
 
 from ilcp.measure.choosing import Choice
 from ilcp.measure.compare import Comparison
+from ilcp.measure.faithfulness import Faithfulness
 from ilcp.measure.figures import Computed, Measured
 from ilcp.measure.items import JOINT, LOG_LIKELIHOOD
 from ilcp.measure.report import ALL, Figures, Report
 
-__all__ = ["METRIC_NAMES", "show", "show_choice", "show_comparison", "shown"]
+__all__ = ["METRIC_NAMES", "show", "show_choice", "show_comparison", "show_faithfulness", "shown"]
 
 COLUMNS = 100
 METRIC_NAMES = {"exact": "exact match", JOINT: "joint exact match", "f1": "token F1", LOG_LIKELIHOOD: "log-likelihood"}
@@ -197,3 +198,23 @@ def show_choice(found: Choice, console: Console) -> None:
         ]
         table.add_row(*map(escape, row), style="bold" if offer == found.chosen else None)
     console.print(table)
+
+
+def show_faithfulness(found: Sequence[Faithfulness], console: Console) -> None:
+    """Prints what accounts of messages are worth, a column for each length."""
+    table = Table(title="How true an account of the message is", title_justify="left")
+    table.add_column("")
+    for one in found:
+        table.add_column(f"{one.payload_bytes} bytes", justify="right")
+    for name in found[0].figures:
+        figures = [one.figures.get(name) for one in found]
+        table.add_row(name, *("" if figure is None else _short(figure) for figure in figures))
+    console.print(table)
+    console.print(
+        "A gloss is a reading of the message, asked of its memory alone; it explains nobody's reasoning.",
+        highlight=False,
+    )
+
+
+def _short(figure: Measured) -> str:
+    return f"{figure.value:.3f}" + ("" if figure.low is None else f" [{figure.low:.3f}, {figure.high:.3f}]")

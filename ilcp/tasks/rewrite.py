@@ -25,10 +25,12 @@ class DossierRewrite:
         return tuple(question for question, _, _ in self.asks)
 
     def notes(self, answers: Mapping[str, str], hop: int) -> str:
-        """Returns the answers as a dossier, whatever they are; an office without its person cannot be stated."""
+        """Returns the answers as a dossier, whatever they are; an office without its person cannot be stated, and what
+        has no answer is left out."""
         said: dict[str, None] = {}  # in order, and each sentence once
         for question, kind, attribute in self.asks:
-            answer = answers[question]
+            if (answer := answers.get(question)) is None:
+                continue
             if kind == "join" and answer.count(", ") == 1:
                 person, city = answer.split(", ")
                 said[SITE_SENTENCES[0].format(person=person, city=city)] = None
