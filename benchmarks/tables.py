@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import tables_audit
 import tables_conversations
 import tables_front
 import tables_gpu
@@ -28,6 +29,7 @@ PAGES = {
     HERE.parent / "docs" / "index.md": ("conversations-front", "front"),
     HERE.parent / "docs" / "results.md": ("figures", "cost"),
     HERE.parent / "docs" / "how-to" / "transport.md": ("faults",),
+    HERE.parent / "docs" / "how-to" / "audit.md": ("accounts",),
     HERE / "README.md": (
         "conversations-goals",
         "conversations",
@@ -52,6 +54,11 @@ PAGES = {
         "caches-questions",
         "caches-between",
         "caches-failing",
+        "accounts",
+        "accounts-foretold",
+        "audit-costs",
+        "audit-growth",
+        "audit-tampering",
         "wire",
         "load",
         "faults",
@@ -390,6 +397,11 @@ TABLES: dict[str, Callable[[], str]] = {
     "caches-questions": partial(tables_kv.questions, result, table),
     "caches-between": partial(tables_kv.aligned, RESULTS, table),
     "caches-failing": partial(tables_kv.failures, result, table),
+    "accounts": partial(tables_audit.facts, result, table, number),
+    "accounts-foretold": partial(tables_audit.foretold, result, table, number),
+    "audit-costs": partial(tables_audit.costs, result, table),
+    "audit-growth": partial(tables_audit.growth, result, table),
+    "audit-tampering": partial(tables_audit.tampering, result, table),
     "wire": partial(tables_wire.wire, result, table),
     "load": partial(tables_wire.load, result, table),
     "faults": partial(tables_wire.faults, result, table),

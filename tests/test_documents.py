@@ -29,6 +29,7 @@ SHELL = ("export", ".", "cd")  # commands of the shell itself
 GROUPS = ("ilcp.codecs",)  # of entry points: neither a module nor a name in one
 DOCTESTED = (
     "ilcp",
+    "ilcp.audit.recorder",
     "ilcp.message.keys",
     "ilcp.message.literals",
     "ilcp.measure",
@@ -81,11 +82,13 @@ def check_command(words: list[str]) -> None:
 def check_ilcp(words: list[str]) -> None:
     """Refuses a subcommand, or an option of it, that ilcp does not have."""
     group: Any = typer.main.get_command(app)
-    commands = group.commands
-    assert words[0] in commands, f"ilcp has no command {words[0]}"
-    known = {option for parameter in commands[words[0]].params for option in parameter.opts}
+    said = "ilcp"
+    while hasattr(group, "commands"):
+        assert words[0] in group.commands, f"{said} has no command {words[0]}"
+        group, said, words = group.commands[words[0]], f"{said} {words[0]}", words[1:]
+    known = {option for parameter in group.params for option in parameter.opts}
     asked = {word for word in words if word.startswith("--")}
-    assert asked <= known, f"ilcp {words[0]} has no {', '.join(sorted(asked - known))}"
+    assert asked <= known, f"{said} has no {', '.join(sorted(asked - known))}"
 
 
 def exists(name: str) -> bool:
@@ -158,6 +161,8 @@ def test_a_wrong_command_is_noticed() -> None:
         "ilcp guess FILE",
         "ilcp train --sendr A",
         "make tea",
+        "ilcp audit tea",
+        "ilcp audit log L --tea",
         "python examples/none.py",
         "pip install -e '.[tea]'",
         "accelerate launch -m ilcp train --recipes R",

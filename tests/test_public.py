@@ -12,6 +12,7 @@ from tests.helpers import run_python
 NAMES = Path(__file__).with_name("public_names.txt")
 MODULES = (
     "ilcp",
+    "ilcp.audit",
     "ilcp.codec",
     "ilcp.embedded",
     "ilcp.errors",

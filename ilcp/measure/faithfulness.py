@@ -34,7 +34,7 @@ from ilcp.handoff import Receiver, Sender
 from ilcp.measure.bootstrap import Bootstrap
 from ilcp.measure.caches import apart
 from ilcp.measure.figures import Measured
-from ilcp.message import Message
+from ilcp.message import Message, describe
 from ilcp.tasks.cases import Case, Question
 
 __all__ = ["Faithfulness", "faithfulness", "held_out"]
@@ -49,7 +49,7 @@ Flags = list[tuple[int, float]]  # of a case's number, and whether it is so
 class Faithfulness:
     """Figures by name, of messages of one length; ``None`` where there was nothing to measure.
 
-    ``mean_bytes`` is that of the messages on the wire, ``gloss_characters`` and ``n`` are of the glosses.
+    ``mean_bytes`` is that of the messages on the wire, blobs counted in; ``gloss_characters`` and ``n`` are of glosses.
     """
 
     payload_bytes: int
@@ -95,7 +95,7 @@ def faithfulness(
             **measuring.swapped(),
             **measuring.encoded_again(),
         }
-        sizes = [len(wire) for wire in measuring.wires]
+        sizes = [len(wire) + (describe(wire).blob_bytes or 0) for wire in measuring.wires]
         characters = [len(text) for text in measuring.texts]
     return Faithfulness(
         payload_bytes or one.codec.spec.payload_bytes,
@@ -159,6 +159,9 @@ class _Measuring:
             return case.rewrite.notes(answers, 0)
         lines = zip(self.asked[number], gloss, strict=True)
         return "\n".join(f"{self.wording(question).text} {answer}" for question, answer in lines)
+
+    def _payload(self, wire: bytes) -> bytes:
+        return Message.from_bytes(wire, key=self.receiver.key, audience=self.receiver.audience).payload
 
     # --- what is measured ---------------------------------------------------------------------------------------------
 
@@ -275,7 +278,8 @@ class _Measuring:
                 found[f"encoded again, answers kept{ending}"] += [
                     (number, float(a == b)) for a, b in zip(answers[number], self.said[number], strict=True)
                 ]
-                if (changed := _bits_changed(self.wires[number], wires[number])) is not None:
+                changed = _bits_changed(self._payload(self.wires[number]), self._payload(wires[number]))
+                if changed is not None:
                     found[f"encoded again, bits changed{ending}"].append((number, changed))
         return found
 
@@ -301,8 +305,6 @@ def _wording(cases: Sequence[Case]) -> Callable[[Question], Question]:
 
 def _bits_changed(one: bytes, other: bytes) -> float | None:
     """Returns the share of a payload's bits that another one has otherwise; None where the two are not as long."""
-    first, second = (Message.from_bytes(wire).payload for wire in (one, other))
-    if not first or len(first) != len(second):
+    if not one or len(one) != len(other):
         return None
-    changed = sum((a ^ b).bit_count() for a, b in zip(first, second, strict=True))
-    return changed / (8 * len(first))
+    return sum((a ^ b).bit_count() for a, b in zip(one, other, strict=True)) / (8 * len(one))

@@ -1,0 +1,156 @@
+"""``ilcp audit``: a record is kept, shown, verified, erased from and witnessed from the command line."""
+
+import json
+import signal
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from ilcp.audit import Guardian, Key, Ledger, Recorder, Signer
+from ilcp.audit.guardian import settings_for
+from ilcp.cli import app
+from ilcp.cli.exit_codes import NOT_SOUND
+from ilcp.errors import ConfigError
+from ilcp.signing import seed_in
+from ilcp.transport import connect
+from tests.helpers import environment, run_example
+
+
+def run(*words: object, code: int = 0) -> str:
+    """Calls ``ilcp audit``; what it raises is raised."""
+    done = CliRunner().invoke(app, ["audit", *map(str, words)], catch_exceptions=False)
+    assert code == done.exit_code, done.output
+    return done.output
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A ledger ``l`` of four hand-offs, under the key in ``k``."""
+    place = tmp_path / "audit"
+    for each in (place, place / "spool"):
+        each.mkdir(mode=0o700)
+    url = f"spool://{place / 'spool'}"
+    with Recorder(url, "planner", run="monday") as one, Recorder(url, "writer", run="tuesday") as two:
+        one.record("sent", {"message_bytes": 100, "codec": "vae"}, {"literals": ["INC-20391"]})
+        one.record("refused", {}, {"reason": "expected a text, got \x1b[31mnothing"})
+        one.record("sent", {"message_bytes": 90, "codec": "vae"})
+        two.record("received", {})
+    signer = Signer("example/ledger", seed_in(place / "k"))
+    with connect(url, name="guardian", settings=settings_for(url)) as c, Ledger(place / "l", signer) as ledger:
+        Guardian(ledger, c).work()
+    return place
+
+
+def copied(source: Path, target: Path) -> None:
+    one, other = sqlite3.connect(source), sqlite3.connect(target)
+    one.backup(other)
+    one.close()
+    other.close()
+
+
+def key_of(folder: Path) -> Key:
+    with Ledger(folder / "l") as ledger:
+        return ledger.keys[-1]
+
+
+def test_what_was_handed_over_is_listed_and_shown(folder: Path) -> None:
+    """By run, by event, the newest last; nothing of a record steers the terminal."""
+    lines = run("log", folder / "l").splitlines()
+    assert 5 == len(lines)
+    assert lines[1].endswith("sent  planner 1 of run monday  100 bytes, vae")
+    assert "refused  planner 2 of run monday  expected a text, got \\x1b[31mnothing" in lines[2]
+    assert 3 == len(run("log", folder / "l", "--run", "monday").splitlines())
+    (received,) = run("log", folder / "l", "--event", "received", "--json").splitlines()
+    assert "writer" == json.loads(received)["fields"]["producer"]
+    assert lines[-1:] == run("log", folder / "l", "--last", 1).splitlines()
+    shown = json.loads(run("show", folder / "l", 1))
+    assert ({"literals": ["INC-20391"]}, []) == (shown["personal"], shown["erased"])
+    assert 100 == shown["entry"]["fields"]["message_bytes"]
+    assert all(len(each) == 64 for each in shown["proof"])
+    said = run("diff", folder / "l", 1, 3).splitlines()
+    assert {"message_bytes: 100 in 1, 90 in 3", "sequence: 1 in 1, 3 in 3"} <= set(said)
+    assert not any(line.startswith("codec:") for line in said)
+    with pytest.raises(ConfigError, match="expected an entry from 0 to 4, got 9"):
+        run("show", folder / "l", 9)
+
+
+def test_a_copy_is_verified_and_what_was_changed_in_it_is_said(folder: Path) -> None:
+    key, file = key_of(folder), folder / "export.jsonl"
+    assert "5 entries in" in run("export", folder / "l", "--out", file)
+    assert "planner, run monday: all of 1 to 3" in run("verify", file, "--key", key)
+    found = json.loads(run("verify", file, "--json"))
+    assert (True, [{"producer": "planner", "run": "monday", "complete": 3}]) == (found["sound"], found["complete"][:1])
+    run("export", folder / "l", "--out", folder / "run.jsonl", "--run", "tuesday")
+    assert "writer, run tuesday: all of 1 to 1" in run("verify", folder / "run.jsonl", "--key", key)
+    file.write_text(file.read_text().replace('\\"planner\\"', '\\"Planner\\"'))
+    assert "NOT SOUND: root: the checkpoint of 5 entries is of others" in run("verify", file, code=NOT_SOUND)
+    assert not json.loads(run("verify", file, "--json", code=NOT_SOUND))["sound"]
+    other = Signer("example/ledger", bytes(32)).key
+    assert "NOT SOUND: signature" in run("verify", folder / "l", "--key", other, code=NOT_SOUND)
+    with pytest.raises(ConfigError, match="expected a key as name"):
+        run("verify", file, "--key", "bad")
+    with pytest.raises(ConfigError, match="expected a ledger or an export"):
+        run("verify", folder / "nothing")
+
+
+def test_a_witness_keeps_a_checkpoint_and_says_what_no_longer_begins_with_it(folder: Path, tmp_path: Path) -> None:
+    state, copy = tmp_path / "state", tmp_path / "copy"
+    copied(folder / "l", copy)
+    assert "kept the checkpoint of 5 entries" in run("witness", folder / "l", "--state", state)
+    run("erase", folder / "l", 1, "literals", "--key", folder / "k", "--by", "officer", "--because", "asked")
+    assert "kept the checkpoint of 6 entries" in run("witness", folder / "l", "--state", state)
+    kept = state.read_text()
+    assert "rolled back: there were 6 entries" in run("witness", copy, "--state", state, code=NOT_SOUND)
+    assert kept == state.read_text()
+    assert "cannot be told" not in run("verify", folder / "l", "--key", key_of(folder), "--checkpoint", state)
+
+
+def test_what_is_erased_retired_and_rotated_is_said(folder: Path) -> None:
+    said = run("erase", folder / "l", 1, "literals", "--key", folder / "k", "--by", "officer", "--because", "she asked")
+    assert "erased literals of entry 1; entry 5 says so" in said
+    assert {"literals": None} == json.loads(run("show", folder / "l", 1))["personal"]
+    assert "entry 1: literals erased by officer, because she asked" in run("verify", folder / "l")
+    owner = ("--key", folder / "k", "--by", "a rule")
+    assert "nothing is as old" in run("retire", folder / "l", *owner)
+    with pytest.raises(ConfigError, match="expected at least 6 months, got 0"):
+        run("retire", folder / "l", *owner, "--months", 0)
+    first = key_of(folder)
+    assert "signs as example/ledger+" in run("rotate", folder / "l", "--key", folder / "k", "--new", folder / "k2")
+    assert first != key_of(folder)
+    assert "sound: readable" in run("verify", folder / "l", "--key", first)
+    with pytest.raises(ConfigError, match="expected the key that signs"):
+        run("retire", folder / "l", *owner)
+    with pytest.raises(ConfigError, match="got no such file"):
+        run("retire", folder / "l", "--key", folder / "k3", "--by", "a rule")
+
+
+def test_a_guardian_enters_until_it_is_told_to_end(folder: Path) -> None:
+    """A process of its own; another one for the same ledger is refused; SIGTERM ends it well."""
+    url, words = f"spool://{folder / 'spool'}", [sys.executable, "-m", "ilcp", "audit", "guard"]
+    options = ["--via", url, "--key", str(folder / "k"), "--name", "example/ledger"]
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment()}
+    guardian = subprocess.Popen([*words, str(folder / "l"), *options], **pipes)
+    assert guardian.stdout is not None
+    assert "guards" in guardian.stdout.readline()
+    with Recorder(url, "planner", run="wednesday", unrecorded="never", timeout_s=60) as audit:
+        assert 1 == audit.record("sent", {})
+    second = subprocess.run([*words, str(folder / "l"), *options], **pipes, timeout=60, check=False)
+    assert (2, True) == (second.returncode, "for one process at a time" in second.stderr)
+    guardian.send_signal(signal.SIGTERM)
+    said, _ = guardian.communicate(timeout=60)
+    assert (0, True) == (guardian.returncode, "ended: 6 entries; what comes now waits" in said)
+    assert "planner, run wednesday: all of 1 to 1" in run("verify", folder / "l")
+
+
+def test_the_example_is_audited(tmp_path: Path) -> None:
+    (tmp_path / "place").mkdir(mode=0o700)
+    said = run_example("audited_handoff.py", tmp_path / "place")
+    assert "answer: Brno" in said
+    assert "auditor: planner, run monday: all of 1 to 1" in said
+    assert "auditor: sound: " in said
+    assert "cannot be told" not in said
