@@ -56,6 +56,9 @@ SignOption = Annotated[
     Path | None,
     typer.Option(help="Signs it with this file's key, made if missing; needs ilcp\\[sign].", dir_okay=False),
 ]
+AccountsOption = Annotated[
+    Path | None, typer.Option(help="Measure how true accounts of the messages are, too; JSON.", dir_okay=False)
+]
 UNFINISHED = [".unfinished", ".json"]  # ends the name of what is kept until all outputs are written
 
 
@@ -83,9 +86,7 @@ def measure(
     png: Annotated[Path | None, typer.Option(help="A folder for the plots; needs ilcp\\[plots].")] = None,
     attach: Annotated[bool, typer.Option("--attach", help="Write the result into the codec's folder.")] = False,
     sign: SignOption = None,
-    faithfulness: Annotated[
-        Path | None, typer.Option(help="Measure how true accounts of the messages are, too; JSON.", dir_okay=False)
-    ] = None,
+    faithfulness: AccountsOption = None,
 ) -> None:
     """Measures what a codec's message is worth, against everything that it must beat, on any pair of models.
 
@@ -100,16 +101,14 @@ def measure(
     with busy("loading models and codecs"):
         from ilcp import tasks
 
-        _refuse_early(codecs, attach, html, png, [*keeps, *([faithfulness] if faithfulness else [])], repetitions)
+        _refuse_early(codecs, attach, html, png, [*keeps, faithfulness], repetitions)
         key = _key(sign, attach)
         asked = tasks.task(task or _own(codecs), n=n, seed=seed, samples=samples)
-        ends: dict[str, Any] = {"sender": sender, "receiver": receiver, "device": device, "allow_download": download}
-        pairs = pairs_of(codecs, **ends, task=asked)
+        pairs = pairs_of(codecs, sender=sender, receiver=receiver, device=device, allow_download=download, task=asked)
     wanted: dict[str, Any] = {"seed": seed, "hops": hops, "budgets": budget or (), "repetitions": repetitions}
     reports = _reports(dict(zip(codecs, pairs, strict=True)), asked, keeps, attach, key, wanted)
     with _left(*keeps):
-        if faithfulness is not None:
-            _tell_accounts(dict(zip(file_names(codecs), pairs, strict=True)), asked, seed, faithfulness)
+        _tell_accounts(dict(zip(file_names(codecs), pairs, strict=True)), asked, seed, faithfulness)
         _draw(dict(zip(file_names(codecs), reports, strict=True)), html, png)
     for keep in keeps if as_json is None else ():
         keep.unlink(missing_ok=True)
@@ -134,8 +133,10 @@ def _reports(
     return reports
 
 
-def _tell_accounts(pairs: "Mapping[str, Pair]", asked: "Task", seed: int, file: Path) -> None:
-    """Measures how true accounts of each codec's messages are, at each of its lengths."""
+def _tell_accounts(pairs: "Mapping[str, Pair]", asked: "Task", seed: int, file: Path | None) -> None:
+    """Measures how true accounts of each codec's messages are, at each of its lengths, where there is a file for it."""
+    if file is None:
+        return
     from ilcp.measure import faithfulness as of_accounts
     from ilcp.measure import provenance
     from ilcp.measure.table import show_faithfulness
@@ -283,7 +284,12 @@ def _run(
 
 
 def _refuse_early(
-    codecs: Sequence[str], attach: bool, html: Path | None, png: Path | None, keeps: Sequence[Path], repetitions: int
+    codecs: Sequence[str],
+    attach: bool,
+    html: Path | None,
+    png: Path | None,
+    keeps: Sequence[Path | None],
+    repetitions: int,
 ) -> None:
     """Refuses now what would fail after an hour of measuring."""
     if repetitions:
