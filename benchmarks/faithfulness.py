@@ -28,7 +28,7 @@ from ilcp.tasks.load import Task
 
 HERE = Path(__file__).parent
 PRESETS = ("kv-exact", "kv-int4", "kv-pca:1bit")
-LENGTHS = (80, 40, 20, 10)
+LENGTHS = (80, 40, 20, 10)  # of payloads, in bytes
 
 
 def main() -> None:
@@ -38,9 +38,9 @@ def main() -> None:
     asked, of_pairs = dossiers(args) if args.codec == EMBEDDED else conversations(args)
     accounts: dict[str, list[dict[str, Any]]] = {}
     for codec, pair in of_pairs.items():
-        known = pair.sender.codec.spec.prefixes
-        lengths: list[int | None] = [length for length in LENGTHS if length in known] or [None]
-        cases = asked.cases if pair.sender.codec.spec.reads != "cache" else asked.cases[: args.caches]
+        spec = pair.sender.codec.spec
+        lengths: list[int | None] = [None] if spec.reads == "cache" else [*args.lengths]
+        cases = asked.cases if spec.reads != "cache" else asked.cases[: args.caches]
         for length in lengths:
             found = faithfulness(pair.sender, pair.receiver, cases, payload_bytes=length, seed=args.seed)
             accounts.setdefault(codec, []).append(found.to_dict())
@@ -61,6 +61,7 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument("--pair", nargs=2, default=("smollm2", "gemma3"), metavar=("SENDER", "RECEIVER"))
     parser.add_argument("--data", type=Path, default=HERE / "data" / "conversations")
     parser.add_argument("--n", type=int, default=200, help="dossiers or conversations")
+    parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS, help="of payloads, in bytes at most")
     parser.add_argument("--caches", type=int, default=50, help="of them for caches")
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
