@@ -9,19 +9,24 @@ reasoning: a gloss is a reading of the message, and this says how far it may be 
     memory --asked the role's questions--> gloss --read by the receiver's model--> its answers foretold?
     text   --sentences of it-------------> summary
 
-- **facts**: how many of what the text says does it tell (recall); how much of what it tells is so (precision); how
-  many glosses tell something false (misleading).
+- **facts**: how many of what the text says does it tell (recall); how much of what it tells is so (precision); of the
+  accounts that tell anything, how many tell something false (misleading). Beside the gloss of nothing and of another
+  case's message.
 - **foretold**: how often a reader of the gloss, who has no memory, answers as the receiver does from it: questions that
-  the gloss asked in other words, and questions that it did not ask (of two facts, and every fourth of the rest).
+  the gloss asked in other words, and questions that it did not ask (of several facts, and every fourth of the rest).
+  Beside a reader of another case's gloss, and one of nothing.
 - **swapped**: where one fact of the text is exchanged for another: do the receiver's answer, its gloss and the summary
-  say the new one?
+  say the new one? The summary is asked where it told the old one.
 - **encoded again**: from the gloss in place of the text: how many answers stay, how many bits of the payload change.
+  Beside another case's message.
 
-Each beside the gloss of nothing and of another case's message: one that is no better than these tells of its reader.
+A gloss that is no better than what stands beside it tells of its reader, not of the message.
 """
 
 import random
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -65,7 +70,7 @@ class Faithfulness:
 
 def held_out(case: Case, number: int) -> tuple[list[Question], list[Question]]:
     """Returns the questions of a case that its gloss asks, and those that it does not: see above."""
-    single = [question for question in case.questions if not question.given]
+    single = [question for question in case.questions if not question.given and len(question.facts) < 2]
     asked = [question for place, question in enumerate(single) if (place + number) % HELD_OUT]
     kept = set(map(id, asked))
     return asked, [question for question in case.questions if id(question) not in kept]
@@ -119,10 +124,10 @@ def _gains(flags: Mapping[str, Flags], seed: int) -> dict[str, Measured | None]:
     for part in ("asked", "not asked"):
         for beside in ("another's gloss", "no gloss"):
             own, base = flags[f"foretold, {part}"], flags[f"foretold, {part}, {beside}"]
-            if own:
-                groups = [number for number, _ in own]
-                values = (np.array([value for _, value in each]) for each in (own, base))
-                found[f"gain over {beside}, {part}"] = Bootstrap(groups, seed=seed).of(lambda a, b: a - b, *values)
+            groups = [number for number, _ in own]
+            values = (np.array([value for _, value in each]) for each in (own, base))
+            figure = Bootstrap(groups, seed=seed).of(lambda a, b: a - b, *values) if own else None
+            found[f"gain over {beside}, {part}"] = figure
     return found
 
 
@@ -133,6 +138,7 @@ class _Measuring:
         self.sender, self.receiver, self.cases, self.seed = sender, receiver, cases, seed
         self.length = payload_bytes
         self.wording = _wording(cases)
+        self.silence = {a for case in cases for q in case.questions if not q.said for a in q.answers} | {""}
         self.asked, self.unasked = zip(*(held_out(case, number) for number, case in enumerate(cases)), strict=True)
         self.wires = [self._sent(case.context) for case in cases]
         self.memories = [receiver.decode(wire) for wire in self.wires]
@@ -177,12 +183,11 @@ class _Measuring:
         }.items():
             recall, precision, misleading = (found.setdefault(f"{part}, {name}", []) for part in PARTS)
             for number, (asked, answers) in enumerate(zip(self.asked, glosses, strict=True)):
-                silence = {a for q in self.cases[number].questions if not q.said for a in q.answers}
-                told = [(q, a) for q, a in zip(asked, answers, strict=True) if a not in silence]
+                told = [(q, a) for q, a in zip(asked, answers, strict=True) if a not in self.silence]
                 false = [a not in q.answers for q, a in told]
                 recall += [(number, float(a in q.answers)) for q, a in zip(asked, answers, strict=True) if q.said]
                 precision += [(number, float(not each)) for each in false]
-                misleading.append((number, float(any(false))))
+                misleading += [(number, float(any(false)))] if told else []
         found["recall, summary"] = [
             (number, float(any(answer in summary for answer in question.answers)))
             for number, summary in enumerate(self._summaries())
@@ -226,11 +231,11 @@ class _Measuring:
         glossed = self._answers(memories, [[self.wording(question)] for _, question, _, _ in made])
         for (number, question, new, text), (answer,), (gloss,) in zip(made, plain, glossed, strict=True):
             summary = summarised(text, max(1, len(self.texts[number])))
-            before = question.answer in summarised(self.cases[number].context, max(1, len(self.texts[number])))
+            before = summarised(self.cases[number].context, max(1, len(self.texts[number])))
             found["swapped, answer"].append((number, float(answer == new)))
             found["swapped, gloss"].append((number, float(gloss == new)))
             found["swapped, answer and gloss"].append((number, float(answer == gloss)))
-            if before or new in summary:  # what it never mentioned cannot change in it
+            if question.answer in before:
                 found["swapped, summary"].append((number, float(new in summary)))
         return found
 
@@ -242,9 +247,11 @@ class _Measuring:
         for question in asked[:TRIES]:
             pool = question.choices or tuple(self._values.get(self._topic(question), ()))
             others = sorted({value for value in pool if value not in question.answers and value not in case.context})
-            if others and case.context.count(question.answer) == 1:
+            whole = re.compile(rf"(?<!\w){re.escape(question.answer)}(?!\w)")
+            elsewhere = any(other in whole.sub("", case.context) for other in question.answers if other)
+            if others and not elsewhere and len(whole.findall(case.context)) == 1:
                 new = rng.choice(others)
-                return question, new, case.context.replace(question.answer, new)
+                return question, new, new.join(whole.split(case.context))
         return None
 
     @property
@@ -265,20 +272,19 @@ class _Measuring:
         """How many answers stay where the gloss is encoded in place of the text, and how many bits change."""
         found: dict[str, Flags] = {"encoded again, answers kept": [], "encoded again, bits changed": []}
         found |= {f"{name}, another's message": [] for name in tuple(found)}
-        try:
-            again = [self._sent(text) for text in self.texts]
-        except EncodeError:  # no codec takes every text
-            return found
-        n = len(self.cases)
-        of_next = [(number + 1) % n for number in range(n)]
-        for ending, wires in (("", again), (", another's message", [self.wires[number] for number in of_next])):
-            memories = [self.receiver.decode(wire) for wire in wires]
-            answers = self._answers(memories, [case.questions for case in self.cases])
-            for number in range(n):
+        n, again = len(self.cases), {}
+        for number, text in enumerate(self.texts):
+            with suppress(EncodeError):  # no codec takes every text, and nothing is none
+                again[number] = self._sent(text)
+        others = {number: self.wires[(number + 1) % n] for number in again}
+        for ending, wires in (("", again), (", another's message", others)):
+            memories = [self.receiver.decode(wire) for wire in wires.values()]
+            answers = self._answers(memories, [self.cases[number].questions for number in wires])
+            for (number, wire), said in zip(wires.items(), answers, strict=True):
                 found[f"encoded again, answers kept{ending}"] += [
-                    (number, float(a == b)) for a, b in zip(answers[number], self.said[number], strict=True)
+                    (number, float(a == b)) for a, b in zip(said, self.said[number], strict=True)
                 ]
-                changed = _bits_changed(self._payload(self.wires[number]), self._payload(wires[number]))
+                changed = _bits_changed(self._payload(self.wires[number]), self._payload(wire))
                 if changed is not None:
                     found[f"encoded again, bits changed{ending}"].append((number, changed))
         return found
