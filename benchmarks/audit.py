@@ -41,6 +41,7 @@ import ilcp
 from ilcp.audit import Draft, Guardian, Ledger, Recorder, Signer, export, parsed, verify
 from ilcp.audit.entries import Entry
 from ilcp.audit.guardian import settings_for
+from ilcp.audit.sequences import gaps
 from ilcp.audit.tree import includes, leaf_hash
 from ilcp.embedded import load_pair
 from ilcp.files import write_whole
@@ -240,16 +241,17 @@ def kills(place: Path, args: argparse.Namespace) -> Figures:
         while time.monotonic() - quiet < 3 * LEASE_S:
             if Guardian(ledger, c).work(0.5):
                 quiet = time.monotonic()
-        entered = {who: (most, missing) for (who, _), (most, missing) in ledger.sequences().items()}
+        came = {who: found for (who, _, _), found in ledger.sequences().items()}
         twice = sum(1 for _ in ledger.entries(kinds=["conflict", "unreadable"]))
-    lost = sum(max(0, number - entered.get(name, (0, []))[0]) for name, number in told_of.items())
-    gaps = sum(len(missing) for _, missing in entered.values())
+    last = {who: found[-1][1] for who, found in came.items()}
+    lost = sum(max(0, number - last.get(name, 0)) for name, number in told_of.items())
+    missing = sum(end - first + 1 for found in came.values() for first, end in gaps(found))
     result = verify(path, keys=[SIGNER.key])
     return {
         "told": told_of.total(),
-        "entered": sum(most for most, _ in entered.values()),
+        "entered": sum(last.values()) - missing,
         "kills": dict(killed),
-        "lost": lost + gaps,
+        "lost": lost + missing,
         "contradicting": twice,
         "twice": len([each for each in result.findings if each.check == "sequence"]),
         "sound": result.sound,
@@ -391,7 +393,7 @@ def about(number: int) -> Figures:
 
 def draft(number: int) -> Draft:
     """Returns an entry of a hand-off."""
-    known = {"producer": "planner", "run": "run", "sequence": number, "event": "sent"}
+    known = {"producer": "planner", "run": "run", "part": "part", "sequence": number, "event": "sent"}
     return Draft("handoff", about(number) | known, {"literals": [f"INC-{number}"]})
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,9 +17,11 @@ import pytest
 
 import ilcp
 from ilcp.audit import AuditWarning, Guardian, Ledger, Recorder, Signer, parsed, verify
+from ilcp.audit.checkpoints import Checkpoint
 from ilcp.audit.entries import canonical
 from ilcp.audit.guardian import settings_for
-from ilcp.audit.submission import Receipt, Submission
+from ilcp.audit.submission import Receipt, Submission, id_of
+from ilcp.audit.verify import said_of
 from ilcp.embedded import Pair
 from ilcp.errors import AuditError, ConfigError, DecodeError, EncodeError
 from ilcp.handoff import FallbackWarning
@@ -42,6 +45,10 @@ def place(tmp_path: Path) -> Iterator[SimpleNamespace]:
 
 def events(ledger: Ledger) -> list[tuple[Any, ...]]:
     return [(e.fields["producer"], e.fields["sequence"], e.fields["event"]) for e in ledger.entries(kinds=["handoff"])]
+
+
+def numbers(ledger: Ledger) -> list[tuple[str, str, list[list[int]]]]:
+    return [(producer, run, found) for (producer, run, _), found in ledger.sequences().items()]
 
 
 def text(number: int = 0) -> str:
@@ -122,7 +129,7 @@ def test_a_guardian_that_is_away_delays_nothing_and_loses_nothing(place: SimpleN
         assert time.monotonic() - started < 30
     while place.guardian.work():
         pass
-    assert {("planner", "monday"): (300, [])} == place.ledger.sequences()
+    assert [("planner", "monday", [[1, 300]])] == numbers(place.ledger)
 
 
 def test_where_nothing_may_go_on_unrecorded_the_guardian_answers_first(place: SimpleNamespace) -> None:
@@ -175,19 +182,19 @@ def test_a_transport_that_fails_ends_a_hand_off_only_where_it_may_not_go_on(plac
             pass
         audit.record("sent", {})
         place.guardian.work()
-    assert (2, [1]) == place.ledger.sequences()["planner", "r"]
-    assert {("planner", "r"): (1,)} == verify(place.ledger.path).missing
+    assert ("planner", "r", [[2, 2]]) in numbers(place.ledger)
+    assert [[1, 1]] in verify(place.ledger.path).missing.values()
 
 
 def test_what_comes_again_is_entered_once_and_what_contradicts_beside_it(place: SimpleNamespace) -> None:
     """In one batch, or after the guardian has gone before it acknowledged; garbage is entered by its digest."""
-    one = Submission("planner", "r", 1, "sent", {"a": 1}, {"literals": ["x"]})
-    other = Submission("planner", "r", 1, "sent", {"a": 2})
+    one = Submission("planner", "r", "p", 1, "sent", {"a": 1}, {"literals": ["x"]})
+    other = Submission("planner", "r", "p", 1, "sent", {"a": 2})
     for name, sent in {"a": one, "b": one, "c": other}.items():
         place.connection.send(sent.to_bytes(), to="guardian", handoff_id=name)
     place.guardian.work()
     assert ["ledger", "handoff", "conflict"] == [entry.kind for entry in place.ledger.entries()]
-    secret = Submission("planner", "r", 1, "sent", {"a": 1}, {"literals": ["y"]})
+    secret = Submission("planner", "r", "p", 1, "sent", {"a": 1}, {"literals": ["y"]})
     for name, sent in {"d": one, "e": secret}.items():
         place.connection.send(sent.to_bytes(), to="guardian", handoff_id=name)
     place.connection.send(b"no submission", to="guardian", handoff_id="f")
@@ -215,11 +222,17 @@ def test_what_comes_again_is_entered_once_and_what_contradicts_beside_it(place: 
         {"personal": None},
         {"more": 1},
         {"ilcp_audit": 2},
+        {"about": {"clock_unix_ms": 1}},
+        {"about": {"x": 1e20}},
+        {"personal": {"x": 1 << 60}},
+        {"part": ""},
+        {"receipt": True},
+        {"receipt": "no mailbox"},
     ],
 )
 def test_a_submission_of_a_stranger_is_read_or_refused(change: dict[str, Any]) -> None:
-    made = json.loads(Submission("planner", "r", 1, "sent", {}, {}).to_bytes())
-    assert Submission.from_bytes(canonical(made)) == Submission("planner", "r", 1, "sent", {}, {})
+    made = json.loads(Submission("planner", "r", "p", 1, "sent", {}, {}).to_bytes())
+    assert Submission.from_bytes(canonical(made)) == Submission("planner", "r", "p", 1, "sent", {}, {})
     with pytest.raises(DecodeError, match="expected"):
         Submission.from_bytes(json.dumps(made | change).encode())
     with pytest.raises(DecodeError, match="expected"):
@@ -228,7 +241,8 @@ def test_a_submission_of_a_stranger_is_read_or_refused(change: dict[str, Any]) -
 
 def test_a_submission_that_no_transport_takes_is_refused_and_uses_up_no_number(place: SimpleNamespace) -> None:
     with Recorder(place.url, "planner") as audit:
-        for about, said in (({"a": "x" * 70_000}, "at most 66653 bytes"), ({"a": float("nan")}, "JSON holds exactly")):
+        refused = (({"a": "x" * 70_000}, "at most 66653 bytes"), ({"a": float("nan")}, "JSON holds exactly"))
+        for about, said in (*refused, ({"a": 1e20}, "JSON holds exactly"), ({"run": "x"}, "they are taken")):
             with pytest.raises(EncodeError, match=said):
                 audit.record("sent", about)
         assert 1 == audit.record("sent", {})
@@ -248,6 +262,121 @@ def test_no_record_is_given_up(place: SimpleNamespace) -> None:
     assert Settings() == settings_for("https://x")
 
 
+def test_recorders_of_one_run_count_for_themselves(place: SimpleNamespace) -> None:
+    """A run that goes on in another process has its numbers again, and nothing of either is lost."""
+    for number in (2, 3):
+        with Recorder(place.url, "planner", run="monday") as audit:
+            for _ in range(number):
+                audit.record("sent", {})
+    place.guardian.work()
+    assert [("planner", "monday", [[1, 2]]), ("planner", "monday", [[1, 3]])] == sorted(numbers(place.ledger))
+    lines = [line for line in said_of(verify(place.ledger.path)) if line.startswith("planner, run monday, part ")]
+    assert 2 == len(lines)
+
+
+def test_a_recorder_is_its_own_process_s(place: SimpleNamespace, tmp_path: Path) -> None:
+    """After a fork the child has the parent's file and its numbers: it tells nothing, and closes nothing."""
+    audit = Recorder(place.url, "planner", outbox=tmp_path / "box")
+    audit.record("sent", {})
+    assert audit._outbox is not None
+    own = audit._pid
+    audit._pid = audit._outbox._pid = own + 1
+    with pytest.raises(AuditError, match="expected a recorder of this process"):
+        audit.record("sent", {})
+    audit._outbox.close(0)
+    audit._pid = audit._outbox._pid = own
+    assert 2 == audit.record("sent", {})
+    audit.close()
+    place.guardian.work()
+    assert [("planner", audit.run, [[1, 2]])] == numbers(place.ledger)
+
+
+def test_a_closed_outbox_keeps_nothing_more(place: SimpleNamespace, tmp_path: Path) -> None:
+    audit = Recorder(place.url, "planner", unrecorded=5, outbox=tmp_path / "box")
+    audit.close()
+    audit.close()
+    with pytest.raises(AuditError, match="expected an open outbox of this process"):
+        audit.record("sent", {})
+
+
+def test_a_receipt_is_the_guardian_s_where_its_key_is_known(place: SimpleNamespace) -> None:
+    """Anybody who may write to the spool may write one; other mail of the producer's stays where it is."""
+    place.connection.send(b"a message for the planner", to="planner", handoff_id="m")
+    with Recorder(place.url, "planner", unrecorded="never", timeout_s=0.5, key=SIGNER.key) as audit:
+        other = Signer(SIGNER.name, bytes(32))
+        for checkpoint in ("i am one", Checkpoint(SIGNER.name, 9, bytes(32), 1).signed(other)):
+            made = Submission("planner", audit.run, audit.part, 1, "sent", {})
+            receipt = Receipt(id_of(made.to_bytes()), 1, checkpoint)
+            place.connection.send(receipt.to_bytes(), to=f"receipts-{audit.part}", handoff_id=f"c{len(checkpoint)}")
+        with pytest.warns(AuditWarning, match="no receipt"), pytest.raises(AuditError, match="got none"):
+            audit.record("sent", {})
+        assert "" == audit.checkpoint
+    with connect(place.url, name="planner") as c:
+        delivery = c.receive()
+        assert delivery is not None
+        assert b"a message for the planner" == delivery.message
+
+
+def test_what_is_refused_waits_for_nobody_and_raises_its_own_error(pair: Pair, place: SimpleNamespace) -> None:
+    with Recorder(place.url, "writer", unrecorded="never", timeout_s=30) as audit:
+        receiver = ilcp.Receiver(pair.receiver.model, pair.receiver.tokenizer, pair.receiver.codec, audit=audit)
+        started = time.monotonic()
+        with pytest.raises(DecodeError):
+            receiver.decode(b"garbage")
+        assert time.monotonic() - started < 10
+    place.guardian.work()
+    assert [("writer", 1, "refused")] == events(place.ledger)
+
+
+def test_nothing_that_a_stranger_tells_stops_the_guardian(place: SimpleNamespace) -> None:
+    """What no entry can hold is entered by its digest; what is nearly the same is not taken for the same."""
+    deep: Any = 1
+    for _ in range(200):
+        deep = [deep]
+    made = json.loads(Submission("planner", "r", "p", 1, "sent", {}).to_bytes())
+    for number, about in enumerate(({"x": 1e20}, {"x": deep}, {"clock_unix_ms": 5})):
+        place.connection.send(json.dumps(made | {"about": about}).encode(), to="guardian", handoff_id=f"s{number}")
+    for number, value in enumerate((1, True, 1)):
+        sent = Submission("planner", "r", "p", 7, "sent", {"ok": value})
+        place.connection.send(sent.to_bytes(), to="guardian", handoff_id=f"t{number}")
+    assert 6 == place.guardian.work()
+    assert ["unreadable"] * 3 + ["handoff", "conflict"] == [entry.kind for entry in place.ledger.entries(first=1)]
+    assert verify(place.ledger.path, keys=[SIGNER.key]).sound
+
+
+def test_what_comes_again_after_it_was_retired_is_entered_beside_it(place: SimpleNamespace) -> None:
+    one = Submission("planner", "r", "p", 1, "sent", {})
+    place.connection.send(one.to_bytes(), to="guardian", handoff_id="a")
+    place.guardian.work()
+    time.sleep(0.01)
+    place.ledger.retire(0, by="a test", below_least=True)
+    place.connection.send(one.to_bytes(), to="guardian", handoff_id="b")
+    place.guardian.work()
+    assert ["ledger", "retention", "conflict"] == [entry.kind for entry in place.ledger.entries()]
+    assert verify(place.ledger.path).sound
+
+
+def test_a_line_that_no_guardian_takes_is_set_aside(place: SimpleNamespace, tmp_path: Path) -> None:
+    """What a power cut left, or somebody wrote, keeps nothing else from going."""
+    box = tmp_path / "box"
+    box.mkdir(mode=0o700)
+    good = Submission("gone", "r", "p", 1, "sent", {}).to_bytes()
+    (box / "gone-1.outbox").write_bytes(b'\0\0\0\n\n[]\n{"a":1}\n' + good + b"\n")
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        with Recorder(place.url, "planner", run="r", outbox=box) as audit:
+            audit.record("sent", {})
+            ends = time.monotonic() + 60
+            while place.ledger.size < 3 or audit._outbox.left:  # type: ignore[union-attr]
+                place.guardian.work()
+                assert time.monotonic() < ends
+            assert 0 == next(box.glob("planner-*.outbox")).stat().st_size  # it does not grow for ever
+    assert 2 == len([each for each in told if "is set aside in" in str(each.message)])
+    assert {"gone", "planner"} == {producer for producer, _, _ in numbers(place.ledger)}
+    (aside,) = box.iterdir()
+    assert b'[]\n{"a":1}\n' == aside.read_bytes()
+
+
 class Away:
     """Stands for a connection whose other side is away for a while."""
 
@@ -264,8 +393,8 @@ def test_an_outbox_keeps_what_no_transport_takes(place: SimpleNamespace, tmp_pat
     """While it is away a hand-off goes on; then everything is sent, by this recorder or by the next one."""
     box = tmp_path / "box"
     with Recorder(place.url, "planner", run="r", outbox=box, timeout_s=0.1) as audit:
-        away = Away(audit._connection)
-        audit._connection = away  # type: ignore[assignment]
+        away: Any = Away(audit._connection())
+        audit._opened = away
         assert list(range(1, 21)) == [audit.record("sent", {}) for _ in range(20)]
         assert 1 == len(list(box.iterdir()))
     assert 0 == place.guardian.work()
@@ -274,19 +403,19 @@ def test_an_outbox_keeps_what_no_transport_takes(place: SimpleNamespace, tmp_pat
         audit.record("sent", {})
     assert [] == list(box.iterdir())
     place.guardian.work()
-    assert {("planner", "r"): (20, []), ("planner", "s"): (1, [])} == place.ledger.sequences()
+    assert [("planner", "r", [[1, 20]]), ("planner", "s", [[1, 1]])] == numbers(place.ledger)
 
 
 def test_an_outbox_that_comes_back_is_emptied(place: SimpleNamespace, tmp_path: Path) -> None:
     with Recorder(place.url, "planner", run="r", outbox=tmp_path / "box") as audit:
-        away = Away(audit._connection)
-        audit._connection = away  # type: ignore[assignment]
+        away: Any = Away(audit._connection())
+        audit._opened = away
         audit.record("sent", {})
         away.away = False
         ends = time.monotonic() + 60
         while place.guardian.work() == 0:
             assert time.monotonic() < ends
-    assert {("planner", "r"): (1, [])} == place.ledger.sequences()
+    assert [("planner", "r", [[1, 1]])] == numbers(place.ledger)
 
 
 def test_an_outbox_without_room_keeps_nothing_of_a_line(place: SimpleNamespace, tmp_path: Path, monkeypatch) -> None:
@@ -299,20 +428,20 @@ def test_an_outbox_without_room_keeps_nothing_of_a_line(place: SimpleNamespace, 
         monkeypatch.undo()
         assert 2 == audit.record("sent", {})
     place.guardian.work()
-    assert {("planner", "r"): (2, [1])} == place.ledger.sequences()
+    assert [("planner", "r", [[2, 2]])] == numbers(place.ledger)
 
 
 def test_a_line_that_a_dead_process_began_was_never_handed_over(place: SimpleNamespace, tmp_path: Path) -> None:
     box = tmp_path / "box"
     box.mkdir(mode=0o700)
-    lines = [Submission("gone", "r", number, "sent", {}).to_bytes() for number in (1, 2)]
+    lines = [Submission("gone", "r", "p", number, "sent", {}).to_bytes() for number in (1, 2)]
     (box / "gone-1.outbox").write_bytes(lines[0] + b"\n" + lines[1][:-5])
     (box / "link.outbox").symlink_to(tmp_path / "elsewhere")
     with Recorder(place.url, "planner", outbox=box):
         ends = time.monotonic() + 60
         while place.guardian.work() == 0:
             assert time.monotonic() < ends
-    assert {("gone", "r"): (1, [])} == place.ledger.sequences()
+    assert [("gone", "r", [[1, 1]])] == numbers(place.ledger)
     assert ["link.outbox"] == [file.name for file in box.iterdir()]
 
 
@@ -363,8 +492,8 @@ def test_killed_processes_lose_no_record_and_enter_none_twice(place: SimpleNames
         guardian_ = Guardian(ledger, c)
         while True:  # what a dead guardian held comes back when its lease is over
             guardian_.work()
-            found = {who: most for (who, _), (most, _) in ledger.sequences().items()}
-            complete = not any(missing for _, missing in ledger.sequences().values())
+            found = {who: came[-1][1] for (who, _, _), came in ledger.sequences().items()}
+            complete = all(len(came) == 1 and came[0][0] == 1 for came in ledger.sequences().values())
             if complete and all(found.get(who, 0) >= number for who, number in told.items()):
                 break
             assert time.monotonic() < ends, (told, ledger.sequences())

@@ -4,22 +4,26 @@ import json
 import random
 import shutil
 import sqlite3
+from base64 import b64encode
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ilcp.audit.checkpoints import Checkpoint, Key, Signer, parsed, signers
-from ilcp.audit.copies import export
+from ilcp.audit.copies import copy_at, export
 from ilcp.audit.entries import MOST_BYTES, Draft, Entry, canonical
 from ilcp.audit.ledger import MONTH_MS, Ledger
-from ilcp.audit.tree import extends, includes, leaf_hash
+from ilcp.audit.tree import appended, extends, includes, inclusion, leaf_hash, root_of
 from ilcp.audit.verify import CHECKS, Verified, said_of, verify
 from ilcp.errors import ConfigError, DecodeError, EncodeError, StorageError
+from ilcp.signing import signature
 from tests.helpers import ROOT, run_python
 
 SIGNER = Signer("example/ledger", bytes(range(32)))
+MONDAY, OTHER = ("planner", "monday", "p"), ("planner", "other", "p")
 SECRET = "Mara's number is 0151 2345"
 
 
@@ -56,7 +60,7 @@ def ledger(folder: Path, clock: Clock) -> Iterator[Ledger]:
 
 
 def handoff(sequence: int, run: str = "monday", **personal: Any) -> Draft:
-    fields = {"producer": "planner", "run": run, "sequence": sequence, "handoff_id": f"{run}-{sequence}"}
+    fields = {"producer": "planner", "run": run, "part": "p", "sequence": sequence, "handoff_id": f"{run}-{sequence}"}
     return Draft("handoff", fields, personal or {"summary": SECRET, "literals": ["INC-20391", 4.5]})
 
 
@@ -84,19 +88,15 @@ def test_what_is_entered_is_read_back_and_proven(ledger: Ledger) -> None:
     assert (6, ledger.root(6)) == (newest.size, newest.root)
     assert includes(newest.root, 6, 2, leaf_hash(entry.to_bytes()), ledger.inclusion(2))
     assert extends(newest.root, 6, ledger.root(4), 4, ledger.consistency(4))
-    assert {("planner", "monday"): (5, [3]), ("planner", "other"): (1, [])} == ledger.sequences()
-    assert 4 == ledger.numbered("planner", "monday", 5)
-    assert ledger.numbered("planner", "monday", 3) is None
+    assert {MONDAY: [[1, 2], [4, 5]], OTHER: [[1, 1]]} == ledger.sequences()
+    assert 4 == ledger.numbered(*MONDAY, 5)
+    assert ledger.numbered(*MONDAY, 3) is None
 
 
 def test_a_sound_copy_says_what_is_missing_and_what_cannot_be_told(ledger: Ledger, folder: Path) -> None:
     older = parsed(ledger.checkpoint())
     whole = found(ledger.path)
-    assert (6, {("planner", "monday"): (3,)}, {("planner", "other"): 1}) == (
-        whole.entries,
-        whole.missing,
-        whole.complete,
-    )
+    assert (6, {MONDAY: [[3, 3]]}, {OTHER: 1}) == (whole.entries, whole.missing, whole.complete)
     assert whole.sound
     assert ["no older checkpoint"] == [said[:19] for said in whole.cannot]
     assert ["no key was given", "no older checkpo"] == [said[:16] for said in verify(ledger.path).cannot]
@@ -153,6 +153,8 @@ def test_what_is_old_is_retired_but_for_its_hashes(ledger: Ledger, clock: Clock)
     assert ["ledger", "handoff", "retention"] == [entry.kind for entry in ledger.entries()]
     copy = found(ledger.path, witnessed=[note])
     assert (copy.findings, copy.retired) == ((), 5)
+    assert {MONDAY: [[3, 3]]} == copy.missing  # as before
+    assert [[1, 2], [4, 6]] == ledger.sequences()[MONDAY]
     clock.now += 1
     assert 8 == ledger.retire(0, by="a rule", below_least=True)
 
@@ -176,7 +178,7 @@ def test_keys_follow_each_other_under_both_signatures(ledger: Ledger, folder: Pa
     with Ledger(ledger.path, new) as again:
         assert [SIGNER.key, new.key] == again.keys
         again.rotate(Signer(SIGNER.name, bytes([9] * 32)))
-        with pytest.raises(ConfigError, match="under the same key, got a new one"):
+        with pytest.raises(ConfigError, match="under the same key, got another's checkpoint"):
             ledger.append([handoff(8)])  # opened before, under the key of then
     assert found(ledger.path).sound
 
@@ -245,7 +247,7 @@ def test_an_export_is_verified_by_us_and_by_a_stranger(ledger: Ledger, folder: P
     for path, given in ((whole, [note]), (run, [])):
         copy = found(path, witnessed=given)
         assert () == copy.findings
-        assert {("planner", "monday"): (3,)} == copy.missing
+        assert {MONDAY: [[3, 3]]} == copy.missing
     assert "other" not in run.read_text()
     assert {"witness"} == names(found(run, witnessed=[note]))  # a run's copy cannot be compared with it
     script, key, older = ROOT / "tests" / "verify_export.py", str(SIGNER.key), folder / "older"
@@ -329,7 +331,7 @@ def test_what_json_does_not_hold_is_not_entered(value: Any) -> None:
 
 def forged(path: Path, change: str) -> None:
     db = sqlite3.connect(path, isolation_level=None)
-    db.execute(change)
+    db.executescript(change)
     db.close()
 
 
@@ -360,7 +362,14 @@ EDITS: dict[str, tuple[str, set[str]]] = {  # what is done to the file, and the 
     "no row": ("DELETE FROM leaves WHERE number = 3", {"readable", "entries", "root"}),
     "no last row": ("DELETE FROM leaves WHERE number = 5", {"readable", "root"}),
     "a number": ("UPDATE leaves SET number = 9 WHERE number = 5", {"readable", "entries", "root"}),
-    "a body gone": ("UPDATE leaves SET body = NULL WHERE number = 3", {"entries"}),
+    "a body gone": ("UPDATE leaves SET body = NULL WHERE number = 3", {"entries", "personal"}),
+    "another table": ("CREATE TABLE more (a)", {"readable"}),
+    "a trigger": ("CREATE TRIGGER t AFTER INSERT ON leaves BEGIN DELETE FROM leaves; END", {"readable"}),
+    "an index less": ("DROP INDEX by_run", {"readable"}),
+    "a view in a table's place": (
+        "ALTER TABLE leaves RENAME TO l; CREATE VIEW leaves AS SELECT * FROM l",
+        {"readable"},
+    ),
     "a value of text": (f"UPDATE personal SET value = '1' {SUMMARY}", {"readable", "root"}),
     "a value": (f"UPDATE personal SET value = {TEXT} {SUMMARY}", {"personal"}),
     "a salt": (f"UPDATE personal SET salt = zeroblob(32) {SUMMARY}", {"personal"}),
@@ -383,6 +392,171 @@ def test_every_edit_of_the_file_is_found_by_its_check(ledger: Ledger, edit: str)
     copy = found(ledger.path)
     assert names(copy) <= wanted, copy.findings
     assert not copy.sound
+
+
+def test_an_index_that_answers_wrongly_is_found(ledger: Ledger) -> None:
+    """Its text is ours, and what it holds is not: a look-up would miss what stands in the tree."""
+    ledger.close()
+    own = "CREATE INDEX by_run ON leaves (run, number)"
+    emptied = f"{own} WHERE number > 99"
+    forged(
+        ledger.path,
+        f"DROP INDEX by_run; {emptied}; PRAGMA writable_schema = ON;"
+        f"UPDATE sqlite_master SET sql = '{own}' WHERE name = 'by_run'; PRAGMA writable_schema = OFF",
+    )
+    with Ledger(ledger.path) as misled:
+        assert [] == list(misled.entries(run="monday"))
+    assert {"readable"} == names(found(ledger.path))
+
+
+def test_nobody_has_the_guardian_sign_what_was_changed_between_two_steps(ledger: Ledger, clock: Clock) -> None:
+    """An entry and all hashes above it, or the time of a checkpoint: the next step is refused, or takes no notice."""
+    note = ledger.checkpoint()
+    other = sqlite3.connect(ledger.path, isolation_level=None)
+    (body,) = other.execute("SELECT body FROM leaves WHERE number = 5").fetchone()
+    changed = body.replace(b"other-1", b"other-9")
+    other.execute("UPDATE leaves SET body = ?, handoff_id = 'other-9' WHERE number = 5", (changed,))
+    for level, place, made in appended(5, leaf_hash(changed), ledger.node):
+        other.execute("UPDATE nodes SET hash = ? WHERE level = ? AND place = ?", (made, level, place))
+    with pytest.raises(StorageError, match="somebody without the key has changed it"):
+        ledger.append([handoff(6)])
+    with (
+        pytest.raises(StorageError, match="somebody without the key has changed it"),
+        Ledger(ledger.path, SIGNER) as again,
+    ):
+        again.append([handoff(6)])
+    assert note == ledger.checkpoint()
+    other.execute("UPDATE leaves SET body = ?, handoff_id = 'other-1' WHERE number = 5", (body,))
+    for level, place, made in appended(5, leaf_hash(body), ledger.node):
+        other.execute("UPDATE nodes SET hash = ? WHERE level = ? AND place = ?", (made, level, place))
+    other.execute("UPDATE checkpoints SET time_unix_ms = 4503599627370496")
+    other.close()
+    (number,) = ledger.append([handoff(6)])
+    entry = ledger.entry(number)
+    assert entry is not None
+    assert int(1000 * clock.now) == entry.recorded_unix_ms
+
+
+def test_a_forged_part_is_not_believed_for_a_genuine_checkpoint_beside_it(ledger: Ledger, folder: Path) -> None:
+    """Whoever adds a signature to a genuine checkpoint, and a tree of their own behind it, brings no key in."""
+    thief, path = Signer(SIGNER.name, bytes([7] * 32)), folder / "forged.jsonl"
+    drafts = [
+        Draft("ledger", {"name": SIGNER.name, "public_key": str(SIGNER.key), "version": 1}),
+        Draft("key", {"public_key": str(thief.key), "before": str(SIGNER.key)}),
+        handoff(1),
+    ]
+    leaves = [Entry.of(replace(each, personal={}), number, 5)[0].to_bytes() for number, each in enumerate(drafts)]
+    hashes: dict[tuple[int, int], bytes] = {}
+
+    def node(level: int, place: int) -> bytes:
+        return hashes[level, place]
+
+    for number, leaf in enumerate(leaves):
+        for level, place, made in appended(number, leaf_hash(leaf), node):
+            hashes[level, place] = made
+    root = root_of(3, node)
+    genuine = ledger.checkpoint()
+    own = thief.key.id + bytes.fromhex(signature(thief.seed, parsed(genuine).body.encode()))
+    both = f"{genuine}— {thief.name} {b64encode(own).decode()}\n"
+    forged_note = Checkpoint(SIGNER.name, 3, root, 9).signed(thief)
+    for notes in ([both, forged_note], [forged_note], [genuine]):
+        head = {"ilcp_ledger_export": 1, "size": parsed(notes[-1]).size, "whole": False, "checkpoints": notes}
+        lines = [
+            {"number": number, "leaf": leaf.decode(), "personal": {}, "proof": [each.hex() for each in proof]}
+            for number, leaf in enumerate(leaves)
+            for proof in [inclusion(number, 3, node)]
+        ]
+        path.write_text("".join(json.dumps(line) + "\n" for line in (head, *lines)))
+        assert not found(path).sound
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE leaves SET sequence = 4 WHERE number = 2",
+        "UPDATE leaves SET kind = 'handoff' WHERE number = 2",
+        "INSERT INTO personal VALUES (2, 'summary', zeroblob(32), CAST('1' AS BLOB))",
+        "UPDATE leaves SET kind = 'retired', recorded_unix_ms = 0, body = NULL WHERE number = 6",
+    ],
+)
+def test_nothing_stands_where_only_a_hash_is_left_nor_goes_with_it(ledger: Ledger, clock: Clock, change: str) -> None:
+    """A retired entry has no columns and no values; what was not retired, such as an erasure, does not pass for it."""
+    ledger.erase(1, ["summary"], by="x", because="y")
+    clock.now += 13 * MONTH_MS / 1000
+    ledger.append([handoff(6)])
+    ledger.retire(by="a rule")
+    ledger.close()
+    assert found(ledger.path).sound
+    forged(ledger.path, change)
+    assert not found(ledger.path).sound
+
+
+def test_numbers_of_any_size_cost_nothing(ledger: Ledger) -> None:
+    ledger.append([handoff((1 << 53) - 1, "large")])
+    assert [[(1 << 53) - 1, (1 << 53) - 1]] == ledger.sequences()["planner", "large", "p"]
+    copy = found(ledger.path)
+    assert [[1, (1 << 53) - 2]] == copy.missing["planner", "large", "p"]
+    assert f"planner, run large: incomplete, missing 1 to {(1 << 53) - 2}" in said_of(copy)
+
+
+@pytest.mark.parametrize("value", [1e20, 1e16, 2.0**53, [[]] * 2])
+def test_what_would_not_be_read_again_is_not_entered(value: Any) -> None:
+    """RFC 8785 writes some floats as whole numbers that no reader of JSON has to hold."""
+    deep: Any = value
+    for _ in range(31 if isinstance(value, list) else 0):
+        deep = [deep]
+    for given in ({"fields": {"a": deep}, "personal": {}}, {"fields": {}, "personal": {"a": deep}}):
+        with pytest.raises(EncodeError, match="expected"):
+            Draft("handoff", **given)
+
+
+def test_strange_erasures_and_names_are_told_in_one_line(ledger: Ledger) -> None:
+    """A guardian may have entered anything; who verifies reads a finding, never a traceback or a forged line."""
+    ledger.append([handoff(1, run="a\nplanner, run b: all of 1 to 9")])
+    for fields in ({"of": [1], "names": 5}, {"of": 1, "names": [["x"]]}, {"of": 1.5, "names": ["summary"]}):
+        ledger.append(
+            [Draft("erasure", fields), Draft("retention", {"numbers": [[1], "x", [3, 2]], "handed": [5, [1]]})]
+        )
+    copy = found(ledger.path)
+    assert copy.sound
+    lines = list(said_of(copy))
+    assert all(line.isprintable() for line in lines)
+    assert not any(line.startswith("planner, run b") for line in lines)
+
+
+def test_a_copy_is_of_one_moment(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is entered while it is read is no part of it, in the file as in an export."""
+    copy = copy_at(ledger.path)
+    ledger.append([handoff(6)])
+    assert 6 == parsed(copy.checkpoints[-1]).size == len(list(copy.rows))
+    path, whole = ledger.path.with_name("e.jsonl"), Ledger.entry
+    with Ledger(ledger.path) as reader:
+
+        def meanwhile(self: Ledger, number: int) -> Any:
+            if number == 3:
+                monkeypatch.undo()
+                ledger.erase(1, ["summary"], by="x", because="y")
+            return whole(self, number)
+
+        monkeypatch.setattr(Ledger, "entry", meanwhile)
+        assert 7 == export(reader, path)
+    assert found(path).sound
+    assert 8 == ledger.size
+
+
+def test_what_a_reader_keeps_in_the_log_is_overwritten_with_the_next_step(ledger: Ledger) -> None:
+    """A reader that is open meanwhile holds the log; once it has gone, so has what was erased."""
+    ledger.append([handoff(6, summary="a secret of six")])
+    reader = sqlite3.connect(ledger.path, isolation_level=None)
+    reader.execute("BEGIN")
+    reader.execute("SELECT count(*) FROM leaves").fetchone()
+    ledger.erase(6, ["summary"], by="x", because="y")
+    files = [ledger.path, ledger.path.with_name(ledger.path.name + "-wal")]
+    assert any(b"a secret of six" in file.read_bytes() for file in files)
+    reader.execute("ROLLBACK")
+    reader.close()
+    ledger.append([handoff(7)])
+    assert not any(b"a secret of six" in file.read_bytes() for file in files if file.exists())
 
 
 def test_what_a_guardian_itself_rewrites_needs_a_witness(ledger: Ledger, folder: Path, tmp_path: Path) -> None:

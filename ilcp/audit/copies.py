@@ -21,15 +21,16 @@ from typing import Any
 from ilcp.audit.checkpoints import MOST_ENTRIES, parsed
 from ilcp.audit.entries import MOST_BYTES, SALT_BYTES, Personal, canonical, is_digest, parsed_json
 from ilcp.audit.ledger import Ledger
-from ilcp.audit.tables import KEPT_KINDS, opened
+from ilcp.audit.tables import KEPT_KINDS, LOOKED_UP, opened
 from ilcp.errors import ConfigError, DecodeError
 from ilcp.files import replacing
 from ilcp.folders import open_regular
 from ilcp.records import shown
 
-__all__ = ["Copy", "Row", "copy_at", "export"]
+__all__ = ["MOST_NOTES", "Copy", "Row", "copy_at", "export"]
 
 FORMAT = 1
+MOST_NOTES = 100_000  # checkpoints of a copy: one an hour for eleven years
 MOST_LINE = 64 << 20  # an entry of the largest size, with the largest personal values
 SQLITE = b"SQLite format 3\0"
 
@@ -84,11 +85,10 @@ def export(ledger: Ledger, path: Path, run: str | None = None) -> int:
     Raises:
         StorageError: there is no room, or the ledger is damaged.
     """
-    size = ledger.size
-    notes = [note for note in ledger.checkpoints() if parsed(note).size <= size]
-    size = parsed(notes[-1]).size  # entries that came since are the next export's
     written = 0
-    with replacing(path, private=True) as draft, draft.open("w", encoding="utf-8") as file:
+    with ledger.snapshot(), replacing(path, private=True) as draft, draft.open("w", encoding="utf-8") as file:
+        size, newest = ledger.size, ledger.checkpoint()
+        notes = ledger.checkpoints() if run is None else [newest]
         head = {"ilcp_ledger_export": FORMAT, "size": size, "whole": run is None, "checkpoints": notes}
         file.write(json.dumps(head) + "\n")
         for number in range(size):
@@ -113,21 +113,29 @@ def export(ledger: Ledger, path: Path, run: str | None = None) -> int:
 def _of_ledger(path: Path) -> Copy:
     db = opened(path, writing=False)
     try:
-        notes = [row[0] for row in db.execute("SELECT note FROM checkpoints ORDER BY size").fetchall()]
-    except sqlite3.Error as error:
+        db.execute("BEGIN")  # so that all that is read is of one moment
+        sound = db.execute("PRAGMA integrity_check(1)").fetchone()[0]
+        if sound != "ok":
+            raise DecodeError(f"expected sound tables and indexes in {path}, got: {shown(sound)}")
+        asked = "SELECT note FROM checkpoints ORDER BY size LIMIT ?"
+        notes = [row[0] for row in db.execute(asked, (MOST_NOTES + 1,)).fetchall()]
+    except (sqlite3.Error, OverflowError) as error:
         db.close()
         raise DecodeError(f"expected a ledger's checkpoints in {path}, got: {error}") from error
+    except DecodeError:
+        db.close()
+        raise
     return Copy(notes, True, _rows_of_ledger(db))
 
 
 def _rows_of_ledger(db: sqlite3.Connection) -> Iterator[Row]:
-    names = "number, body, kind, recorded_unix_ms, run, producer, sequence, handoff_id"
+    names = ", ".join(("number", "body", "kind", "recorded_unix_ms", *LOOKED_UP))
     try:
         for number, leaf, *columns in db.execute(f"SELECT {names} FROM leaves ORDER BY number"):
             if not isinstance(leaf, bytes | None):
                 raise DecodeError(f"expected bytes of entry {number}, got {type(leaf).__name__}")
             rows = db.execute("SELECT name, salt, value FROM personal WHERE number = ?", (number,)).fetchall()
-            personal = {name: _personal(salt, value) for name, salt, value in rows}
+            personal = {str(name): _personal(salt, value) for name, salt, value in rows}
             nodes = {(level, place): _hash(db, level, place) for level, place in _ended(number)}
             yield Row(number, leaf, nodes[0, number], personal, None, nodes, tuple(columns))
         strays = "SELECT number FROM personal WHERE number NOT IN (SELECT number FROM leaves) LIMIT 1"
@@ -143,7 +151,7 @@ def _hash(db: sqlite3.Connection, level: int, place: int) -> bytes:
     row = db.execute("SELECT hash FROM nodes WHERE level = ? AND place = ?", (level, place)).fetchone()
     if row is None or not isinstance(row[0], bytes):
         raise DecodeError(f"expected the hash of subtree {level}/{place}, got none")
-    return bytes(row[0])
+    return row[0]
 
 
 def _ended(number: int) -> Iterator[tuple[int, int]]:

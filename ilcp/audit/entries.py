@@ -23,12 +23,25 @@ from typing import Any
 from ilcp.errors import DecodeError, EncodeError, MissingExtraError
 from ilcp.records import shown
 
-__all__ = ["FORMAT", "MOST_BYTES", "SALT_BYTES", "Draft", "Entry", "Personal", "canonical", "commitment"]
+__all__ = [
+    "FORMAT",
+    "MOST_BYTES",
+    "SALT_BYTES",
+    "Draft",
+    "Entry",
+    "Personal",
+    "canonical",
+    "commitment",
+    "is_digest",
+    "parsed_json",
+    "require_sound",
+]
 
 FORMAT = 1
 SALT_BYTES = 32
 MOST_BYTES = 1 << 20  # of an entry, and of a personal value
 MOST_NAME = 64
+MOST_DEPTH = 32  # of lists and tables in one another: no reader's stack is too small for it
 COMMITS = b"ilcp audit 1\0"
 KEYS = {"commitments", "fields", "format", "kind", "number", "recorded_unix_ms"}
 
@@ -55,6 +68,26 @@ def commitment(salt: bytes, number: int, name: str, value: Any) -> str:
     return sha256(COMMITS + salt + canonical([number, name, value])).hexdigest()
 
 
+def require_sound(value: Any, most_bytes: int, most_depth: int) -> None:
+    """Refuses what would not be read again as it was written.
+
+    Raises:
+        EncodeError: it is not JSON's, too large, too deep, or has a float that RFC 8785 writes as a whole number beyond
+            those that JSON holds exactly.
+    """
+    written = canonical(value)
+    if len(written) > most_bytes:
+        raise EncodeError(f"expected at most {most_bytes} bytes in an entry, got {len(written)}: leave some out")
+    if _depth(value) > most_depth:
+        raise EncodeError(f"expected lists and tables at most {most_depth} deep in an entry, got more: flatten them")
+    try:
+        again = canonical(parsed_json(written, most_bytes))
+    except (DecodeError, EncodeError) as error:
+        raise EncodeError(f"expected numbers that JSON holds exactly, got others: {error}") from error
+    if again != written:
+        raise EncodeError("expected what JSON holds exactly, got a number that is written as another")
+
+
 @dataclass(frozen=True, slots=True)
 class Draft:
     """What is to be entered: a kind, fields that stay, and personal ones that may be erased.
@@ -73,8 +106,7 @@ class Draft:
             if not isinstance(name, str) or not 0 < len(name) <= MOST_NAME or not name.isprintable():
                 raise EncodeError(f"expected names of 1 to {MOST_NAME} characters in an entry, got {shown(name)}")
         for value in (dict(self.fields), *self.personal.values()):
-            if (size := len(canonical(value))) > MOST_BYTES:
-                raise EncodeError(f"expected at most {MOST_BYTES} bytes in an entry, got {size}: leave some out")
+            require_sound(value, MOST_BYTES, MOST_DEPTH - 1)  # an entry is one deeper
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,19 +181,31 @@ def parsed_json(data: bytes, most: int) -> Any:
     """Reads JSON of a stranger.
 
     Raises:
-        DecodeError: it is longer than ``most`` bytes, none, or names a key twice.
+        DecodeError: it is longer than ``most`` bytes, none, names a key twice, or is too deep.
     """
     if len(data) > most:
         raise DecodeError(f"expected at most {most} bytes of JSON, got {len(data)}")
     try:
-        return json.loads(data.decode(), object_pairs_hook=_once, parse_constant=_no_constant, parse_int=_bounded)
+        found = json.loads(data.decode(), object_pairs_hook=_once, parse_constant=_no_constant, parse_int=_bounded)
     except (ValueError, RecursionError) as error:
         raise DecodeError(f"expected JSON, got {shown(data)}: {shown(str(error))}") from error
+    if _depth(found) > MOST_DEPTH:
+        raise DecodeError(f"expected lists and tables at most {MOST_DEPTH} deep, got more in {shown(data)}")
+    return found
 
 
 def is_digest(value: Any) -> bool:
     """Says whether a value is 32 bytes in hex, as they are written."""
     return isinstance(value, str) and len(value) == 64 and not set(value) - set("0123456789abcdef")
+
+
+def _depth(value: Any) -> int:
+    """Returns how deep lists and tables lie in one another, whatever the depth."""
+    depth, layer = 0, [value]
+    while layer := [each for each in layer if isinstance(each, dict | list | tuple)]:
+        depth += 1
+        layer = [inner for each in layer for inner in (each.values() if isinstance(each, dict) else each)]
+    return depth
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

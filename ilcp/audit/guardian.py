@@ -4,7 +4,7 @@
 
     submissions --transport--> Guardian.work --> one transaction of the ledger --> acknowledged --> receipts
 
-**Once.** What is handed out again, because a process died in between, is known by producer, run and number, and entered
+**Once.** What is handed out again, because a process died in between, is known by its recorder and number, and entered
 once. Other content under a known number is entered beside it, as a ``conflict``: somebody counts wrong, or forges.
 What is no submission is entered as ``unreadable``, by its digest. So nothing that came is lost, and nothing is refused.
 """
@@ -16,12 +16,12 @@ from dataclasses import replace
 from hashlib import sha256
 from typing import Any
 
-from ilcp.audit.entries import Draft, Entry, commitment
+from ilcp.audit.entries import Draft, Entry, canonical, commitment
 from ilcp.audit.ledger import Ledger
-from ilcp.audit.submission import Receipt, Submission
-from ilcp.errors import DecodeError, TransportError
-from ilcp.transport import ConflictError, Connection, Delivery, FullError, LeaseLostError, Settings
-from ilcp.transport.backend import MAX_AGE_S, is_name
+from ilcp.audit.submission import Receipt, Submission, id_of
+from ilcp.errors import DecodeError, EncodeError, TransportError
+from ilcp.transport import AddressError, ConflictError, Connection, Delivery, FullError, LeaseLostError, Settings
+from ilcp.transport.backend import MAX_AGE_S
 
 __all__ = ["GUARDIAN", "Guardian", "settings_for"]
 
@@ -92,51 +92,48 @@ class Guardian:
                 time.sleep(timeout_s)
 
     def _enter(self, held: Sequence[Delivery]) -> None:
-        drafts: list[Draft] = []
-        places: list[tuple[Submission, int] | None] = []  # whom to answer: the entry's number, or below 0 -1 - draft
-        fresh: dict[str, int] = {}
-        for delivery in held:
-            try:
-                submission = Submission.from_bytes(delivery.message)
-            except DecodeError as error:
-                drafts.append(_unreadable(delivery.message, str(error)))
-                places.append(None)
-                continue
-            number, draft = self._new(submission, fresh, drafts)
-            if draft is not None:
-                number = -1 - len(drafts)
-                fresh.setdefault(submission.id, len(drafts))
-                drafts.append(draft)
-            places.append((submission, number))
-        numbers = self.ledger.append(drafts) if drafts else []
+        receipts: list[tuple[str, str, int]] = []  # mailbox, submission, and the entry's number
+        with self.ledger.transaction():
+            for delivery in held:
+                try:
+                    submission = Submission.from_bytes(delivery.message)
+                    number = self._entered(submission)
+                except (DecodeError, EncodeError) as error:  # whatever a stranger sends: it is on record, and no more
+                    self.ledger.append([_unreadable(delivery.message, str(error))])
+                    continue
+                if submission.receipt:
+                    receipts.append((submission.receipt, id_of(delivery.message), number))
         checkpoint = self.ledger.checkpoint()
-        for place in places:
-            if place is not None and place[0].receipt:
-                number = place[1] if place[1] >= 0 else numbers[-1 - place[1]]
-                self._answer(place[0], Receipt(place[0].run, place[0].sequence, number, checkpoint))
+        for mailbox, submission_id, number in receipts:
+            self._answer(mailbox, Receipt(submission_id, number, checkpoint))
         for delivery in held:
             try:
                 delivery.ack()
             except LeaseLostError:  # it comes again, and is known then
                 continue
 
-    def _new(self, submission: Submission, fresh: dict[str, int], drafts: list[Draft]) -> tuple[int, Draft | None]:
-        """Returns where a submission is entered already, or what is to be entered."""
+    def _entered(self, submission: Submission) -> int:
+        """Enters a submission, or finds where it is; returns the entry's number."""
         draft = submission.draft()
-        at = fresh.get(submission.id)
-        if at is not None:
-            same = (drafts[at].fields, drafts[at].personal) == (draft.fields, draft.personal)
-            return -1 - at, None if same else _conflict(draft, None)
-        number = self.ledger.numbered(submission.producer, submission.run, submission.sequence)
-        if number is None:
-            return 0, draft
-        entry = self.ledger.entry(number)
-        return number, None if entry is None or self._is(entry, draft) else _conflict(draft, number)
+        known = self.ledger.numbered(submission.producer, submission.run, submission.part, submission.sequence)
+        if known is None and not self._retired(submission):
+            (number,) = self.ledger.append([draft])
+            return number
+        entry = None if known is None else self.ledger.entry(known)
+        if known is not None and entry is not None and self._is(entry, draft):
+            return known
+        (number,) = self.ledger.append([_conflict(draft, known)])
+        return number
+
+    def _retired(self, submission: Submission) -> bool:
+        who = submission.producer, submission.run, submission.part
+        found = self.ledger.retired_sequences().get(who, [])
+        return any(first <= submission.sequence <= last for first, last in found)
 
     def _is(self, entry: Entry, draft: Draft) -> bool:
         """Says whether an entry is of a draft: what was erased of it cannot be compared."""
         fields = {name: value for name, value in entry.fields.items() if name != "clock_unix_ms"}
-        if fields != dict(draft.fields) or set(entry.commitments) != set(draft.personal):
+        if canonical(fields) != canonical(dict(draft.fields)) or set(entry.commitments) != set(draft.personal):
             return False
         held = self.ledger.personal(entry.number)
         return all(
@@ -144,12 +141,10 @@ class Guardian:
             for name, each in held.items()
         )
 
-    def _answer(self, submission: Submission, receipt: Receipt) -> None:
-        if not is_name(submission.producer):
-            return  # no transport has such a name
+    def _answer(self, mailbox: str, receipt: Receipt) -> None:
         try:
-            self._connection.send(receipt.to_bytes(), to=submission.producer, handoff_id=f"receipt-{submission.id}")
-        except (ConflictError, FullError):  # it had another one before, or does not fetch any
+            self._connection.send(receipt.to_bytes(), to=mailbox, handoff_id=receipt.submission)
+        except (AddressError, ConflictError, FullError):  # no such mailbox, an answer of before, or nobody fetches any
             return
 
 
@@ -159,4 +154,5 @@ def _unreadable(data: bytes, reason: str) -> Draft:
 
 
 def _conflict(draft: Draft, number: int | None) -> Draft:
-    return Draft("conflict", {"of": number, "given": dict(draft.fields)}, draft.personal)
+    """Enters what was said again otherwise as it was said, so that it is found under its run."""
+    return Draft("conflict", {**draft.fields, "of": number}, draft.personal)

@@ -6,16 +6,19 @@ by the next one that opens a recorder with the same folder. A file belongs to wh
 
 import os
 import threading
+import warnings
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
 
-from ilcp.errors import IlcpError, StorageError
+from ilcp.errors import StorageError, TransportError
 from ilcp.files import NO_FOLLOW, PRIVATE, file_id, locked, own_folder
 
 __all__ = ["Outbox"]
 
-SUFFIX = ".outbox"
+SUFFIX, ASIDE = ".outbox", ".aside"
 FIRST_PAUSE_S, LAST_PAUSE_S = 0.05, 5.0  # between two tries at a transport that cannot be reached
 LOOK_S = 0.2  # at whether the outbox is being closed
 
@@ -26,7 +29,7 @@ class Outbox:
     Args:
         folder: of this account's own; made where there is none.
         name: of this outbox in it, which no other one has.
-        send: takes a line to the transport; what it raises of ilcp's is tried again.
+        send: takes a line to the transport; where that is away or full, it is tried again.
 
     Raises:
         StorageError: the folder, or a file in it, cannot be made or is another's.
@@ -37,6 +40,7 @@ class Outbox:
         self._folder, self._file, self._send = folder, folder / f"{name}{SUFFIX}", send
         self._lines: SimpleQueue[bytes] = SimpleQueue()
         self._lock, self._closing, self._left = threading.Lock(), threading.Event(), 0
+        self._pid = os.getpid()
         self._handle = self._made()
         self._thread = threading.Thread(target=self._work, name="ilcp outbox", daemon=True)
         self._thread.start()
@@ -60,6 +64,8 @@ class Outbox:
             StorageError: there is no room; nothing of it is kept.
         """
         with self._lock:
+            if self._handle < 0 or os.getpid() != self._pid:
+                raise StorageError(f"expected an open outbox of this process, got {self._file.name}: open another one")
             before = os.fstat(self._handle).st_size
             try:
                 if os.write(self._handle, line + b"\n") == len(line) + 1:
@@ -78,12 +84,15 @@ class Outbox:
 
     def close(self, timeout_s: float) -> None:
         """Waits so long for the transport to take what is left; what it does not take stays in the file."""
+        if self._handle < 0 or os.getpid() != self._pid:  # a fork's file is its parent's
+            return
         self._closing.set()
         self._thread.join(timeout_s)
         with self._lock:
             if not self._left:
                 self._file.unlink(missing_ok=True)
             os.close(self._handle)
+            self._handle = -1
 
     def _work(self) -> None:
         for line in self._orphans():
@@ -98,18 +107,32 @@ class Outbox:
                 return
             with self._lock:
                 self._left -= 1
+                if not self._left and self._handle >= 0:
+                    os.ftruncate(self._handle, 0)
 
     def _sent(self, line: bytes) -> bool:
-        """Sends a line, however often it takes; False where the outbox is closed meanwhile."""
+        """Sends a line, however often it takes; False where the outbox is closed meanwhile.
+
+        What no transport will ever take is set aside, so that the next ones go on.
+        """
         pause_s = FIRST_PAUSE_S
         while True:
             try:
                 self._send(line)
                 return True
-            except IlcpError:
+            except Exception as error:  # of any kind: a thread that ends takes nothing away any more
+                if not isinstance(error, TransportError | StorageError):
+                    self._set_aside(line, error)
+                    return True
                 if self._closing.wait(pause_s):
                     return False
                 pause_s = min(2 * pause_s, LAST_PAUSE_S)
+
+    def _set_aside(self, line: bytes, error: Exception) -> None:
+        aside = self._folder / f"{self._file.stem}{ASIDE}"
+        with suppress(OSError), open(aside, "ab", opener=partial(os.open, mode=PRIVATE)) as file:
+            file.write(line + b"\n")
+        warnings.warn(f"a record cannot be sent, and is set aside in {aside}: {error}", RuntimeWarning, stacklevel=2)
 
     def _orphans(self) -> Iterator[bytes]:
         """Yields the lines of outboxes whose processes have ended, each file until it is removed."""
@@ -123,6 +146,6 @@ class Outbox:
             with os.fdopen(handle, "rb") as opened:
                 if not locked(opened.fileno()):
                     continue
-                whole = [line for line in opened.read().splitlines(keepends=True) if line.endswith(b"\n")]
-                yield from (line[:-1] for line in whole)  # a line that was cut off was never handed over
+                whole = [line for line in opened.read().split(b"\n")[:-1] if line.strip(b"\0 ")]
+                yield from whole  # a line that was cut off was never handed over
                 file.unlink(missing_ok=True)

@@ -12,12 +12,16 @@ reached delays anything or loses anything. Whether a hand-off may go on unrecord
     "always"   yes: where even the transport fails, a warning says so, and the missing number shows in the ledger
     a number   as long as the guardian has not yet entered so many of this recorder's
     "never"    only what the guardian has entered goes on, within ``timeout_s``
+
+A receipt says that it is so. Whoever may write to the transport can write one, unless ``key=`` names the guardian's. A
+message that was refused goes nowhere, and is told of without waiting. After a fork a recorder is its parent's.
 """
 
+import os
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import asdict
 from hashlib import sha256
 from os import urandom
@@ -25,18 +29,20 @@ from pathlib import Path
 from threading import RLock
 from typing import Any, Literal
 
+from ilcp.audit.checkpoints import Key, parsed, signers
 from ilcp.audit.entries import Draft
 from ilcp.audit.guardian import GUARDIAN, settings_for
 from ilcp.audit.outbox import Outbox
-from ilcp.audit.submission import Receipt, Submission
-from ilcp.errors import AuditError, ConfigError, DecodeError, EncodeError, IlcpError, TransportError
+from ilcp.audit.submission import Receipt, Submission, id_of
+from ilcp.errors import AuditError, ConfigError, DecodeError, IlcpError, TransportError
 from ilcp.message import describe
-from ilcp.transport import ConflictError, Settings, connect
+from ilcp.transport import Connection, Settings, connect
 from ilcp.transport.backend import checked_name
 
 __all__ = ["AuditWarning", "Recorder"]
 
 RUN_BYTES = 8
+LOOK_S = 0.2  # at receipts, before others of this recorder have their turn
 MOST_REASON = 1000  # characters
 
 
@@ -49,11 +55,12 @@ class Recorder:
 
     Args:
         url: the transport to the guardian, such as ``spool:///folder``.
-        producer: who hands over: a name of A-Z a-z 0-9 - _; receipts come back to it.
-        run: what belongs together; numbers count in it from 1. None for a fresh one.
+        producer: who hands over, a name of A-Z a-z 0-9 - _; whoever may write to the transport may say it.
+        run: what belongs together, over several recorders too; each counts its own from 1. None for a fresh one.
         hop: where in a pipeline this producer is, from 1; None where nobody counts.
         unrecorded: "always", "never", or how many may wait for the guardian; see above.
         guardian: the name under which it receives.
+        key: the guardian's public key; a receipt without its signature is then none.
         outbox: a folder of this account's own, in which a record lies until the transport has it.
         settings: of the transport. Without any, a killed process loses nothing and a power cut may lose the last ones.
 
@@ -71,6 +78,7 @@ class Recorder:
         hop: int | None = None,
         unrecorded: Literal["always", "never"] | int = "always",
         guardian: str = GUARDIAN,
+        key: Key | None = None,
         outbox: Path | None = None,
         settings: Settings | None = None,
         timeout_s: float = 10.0,
@@ -83,18 +91,19 @@ class Recorder:
             hop,
         )
         self.unrecorded, self.guardian, self.timeout_s = unrecorded, guardian, timeout_s
-        self._lock = RLock()
+        self.key, self.part = key, urandom(RUN_BYTES).hex()
+        self._lock, self._connecting, self._pid = RLock(), RLock(), os.getpid()
         self._sequence = 0
-        self._waiting: set[int] = set()  # numbers without a receipt
+        self._waiting: set[str] = set()  # submissions without a receipt
         self._codecs: dict[str, dict[str, Any]] = {}  # what is told of them, by id
         self.checkpoint = ""  # the newest that a receipt brought
-        settings = settings_for(url, power_safe=False) if settings is None else settings
+        self._mailbox = "" if unrecorded == "always" else f"receipts-{self.part}"
+        self._url, self._settings = url, settings_for(url, power_safe=False) if settings is None else settings
         self._stack = ExitStack()
-        name = None if unrecorded == "always" else producer
-        self._connection = self._stack.enter_context(connect(url, name=name, settings=settings))
-        self._outbox = (
-            None if outbox is None else Outbox(Path(outbox), f"{producer}-{urandom(RUN_BYTES).hex()}", self._post)
-        )
+        self._opened: Connection | None = None
+        self._outbox = None if outbox is None else Outbox(Path(outbox), f"{producer}-{self.part}", self._post)
+        if outbox is None:
+            self._connection()
 
     def sent(self, message: bytes, codec: Any, literals: Sequence[str] = (), fell_back: str = "") -> None:
         """Records a message that is about to be handed over; ``fell_back`` says why it is the text.
@@ -121,7 +130,7 @@ class Recorder:
         """
         about = self._about(message, None) if message else {}
         reason = {"reason": str(because)[:MOST_REASON]}  # which may quote the text: it can be erased
-        self._tell("refused", about | {"error": type(because).__name__}, reason)
+        self._tell("refused", about | {"error": type(because).__name__}, reason, goes_nowhere=True)
 
     def record(self, event: str, about: Mapping[str, Any], personal: Mapping[str, Any] | None = None) -> int:
         """Tells the guardian of an event, and returns its number in this run.
@@ -133,26 +142,33 @@ class Recorder:
         Draft(event, about, personal or {})  # which looks at every value
         return self._tell(event, about, personal)
 
-    def _tell(self, event: str, about: Mapping[str, Any], personal: Mapping[str, Any] | None = None) -> int:
+    def _tell(
+        self,
+        event: str,
+        about: Mapping[str, Any],
+        personal: Mapping[str, Any] | None = None,
+        goes_nowhere: bool = False,
+    ) -> int:
+        if os.getpid() != self._pid:
+            raise AuditError("expected a recorder of this process, got one from before a fork: open another one here")
+        hop = {} if self.hop is None else {"hop": self.hop}
+        told = {"at_unix_ms": int(1000 * time.time()), **hop, **about}
         with self._lock:
-            self._require_room()
-            self._sequence += 1
-            number, receipt = self._sequence, self.unrecorded != "always"
-            hop = {} if self.hop is None else {"hop": self.hop}
-            told = {"at_unix_ms": int(1000 * time.time()), **hop, **about}
-            made = Submission(self.producer, self.run, number, event, told, personal or {}, receipt)
+            if not goes_nowhere:
+                self._require_room()
+            number, mailbox = self._sequence + 1, "" if goes_nowhere else self._mailbox
+            made = Submission(self.producer, self.run, self.part, number, event, told, personal or {}, mailbox)
+            line = made.to_bytes()
+            self._sequence = number
             try:
-                (self._post if self._outbox is None else self._outbox.put)(made.to_bytes())
+                (self._post if self._outbox is None else self._outbox.put)(line)
             except IlcpError as error:
-                if isinstance(error, EncodeError):
-                    self._sequence -= 1
-                    raise
                 self._fails(f"expected a record of this hand-off, got: {error}", error)
                 return number
-            if receipt:
-                self._waiting.add(number)
-            if self.unrecorded == "never":
-                self._await(number)
+            if mailbox:
+                self._waiting.add(id_of(line))
+        if self.unrecorded == "never" and mailbox:
+            self._await(id_of(line))
         return number
 
     @property
@@ -174,10 +190,18 @@ class Recorder:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _connection(self) -> Connection:
+        """Returns the transport, which is opened once it is needed: an outbox does without until then."""
+        with self._connecting:
+            if self._opened is None:
+                held = connect(self._url, name=self._mailbox or None, settings=self._settings)
+                self._opened = self._stack.enter_context(held)
+            return self._opened
+
     def _post(self, line: bytes) -> None:
-        """Hands a submission to the transport; what it knows under that number already stays what it is."""
-        with suppress(ConflictError):
-            self._connection.send(line, to=self.guardian, handoff_id=Submission.id_of(line))
+        """Hands a submission to the transport."""
+        Submission.from_bytes(line)  # a line of an outbox may be anybody's
+        self._connection().send(line, to=self.guardian, handoff_id=id_of(line))
 
     def _about(self, message: bytes, codec: Any) -> dict[str, Any]:
         """Returns what is told of a message, and of the codec that made it."""
@@ -209,33 +233,45 @@ class Recorder:
                     f"{len(self._waiting)}: see that 'ilcp audit guard' runs, then hand over again"
                 )
 
-    def _await(self, number: int) -> None:
+    def _await(self, submission: str) -> None:
         end = time.monotonic() + self.timeout_s
-        while number in self._waiting:
+        while submission in self._waiting:
             left = end - time.monotonic()
             if left <= 0:
                 raise AuditError(
                     f"expected the guardian's receipt within {self.timeout_s:g} s, got none: this hand-off may be on "
                     "record and does not go on; see that 'ilcp audit guard' runs, then hand over again"
                 )
-            self._take_receipts(left)
+            with self._lock:
+                self._take_receipts(min(left, LOOK_S))
 
     def _take_receipts(self, timeout_s: float = 0.0) -> None:
-        if self.unrecorded == "always":
+        if not self._mailbox:
             return
         try:
-            while (delivery := self._connection.receive(timeout_s)) is not None:
+            while (delivery := self._connection().receive(timeout_s)) is not None:
                 timeout_s = 0.0
                 try:
-                    receipt = Receipt.from_bytes(delivery.message)
-                    if receipt.run == self.run:  # else of a run before, whose recorder has gone
-                        self._waiting.discard(receipt.sequence)
-                        self.checkpoint = receipt.checkpoint
+                    self._take(Receipt.from_bytes(delivery.message))
                 except DecodeError as error:
                     warnings.warn(f"what came from the guardian is no receipt: {error}", AuditWarning, stacklevel=4)
                 delivery.ack()
         except TransportError as error:
             raise AuditError(f"expected to reach the guardian's receipts, got: {error}") from error
+
+    def _take(self, receipt: Receipt) -> None:
+        """Takes a receipt for a submission of this recorder.
+
+        Raises:
+            DecodeError: its checkpoint is none, or not the guardian's.
+        """
+        checkpoint = parsed(receipt.checkpoint)
+        if self.key is not None and self.key not in signers(receipt.checkpoint, [self.key]):
+            raise DecodeError(f"expected a checkpoint signed by {self.key}, got another's")
+        if checkpoint.size <= receipt.number:
+            raise DecodeError(f"expected a checkpoint of entry {receipt.number}, got one of {checkpoint.size} entries")
+        self._waiting.discard(receipt.submission)
+        self.checkpoint = receipt.checkpoint
 
     def _fails(self, said: str, error: IlcpError) -> None:
         if self.unrecorded != "always":

@@ -14,11 +14,13 @@ from ilcp.audit.entries import Draft, canonical, parsed_json
 from ilcp.errors import DecodeError, EncodeError
 from ilcp.message import MAX_MESSAGE_BYTES
 from ilcp.records import shown
+from ilcp.transport.backend import is_name
 
-__all__ = ["HANDOFF", "Receipt", "Submission"]
+__all__ = ["HANDOFF", "Receipt", "Submission", "id_of"]
 
 HANDOFF = "handoff"
 FORMAT = 1
+RESERVED = frozenset({"producer", "run", "part", "sequence", "event", "clock_unix_ms"})  # said by nobody else
 MOST_TEXT = 1000  # characters of a reason, a run's or a producer's name
 
 
@@ -26,20 +28,31 @@ MOST_TEXT = 1000  # characters of a reason, a run's or a producer's name
 class Submission:
     """One event of a hand-off, as its producer saw it.
 
-    ``sequence`` counts a producer's events in a run from 1: whatever is missing shows. ``event`` is what happened:
-    sent, fell back to text, received or refused. ``about`` holds what is told of message, codec and models.
+    ``sequence`` counts one recorder's events from 1: whatever is missing shows. ``part`` tells recorders of one
+    producer and run apart. ``event`` is what happened: sent, fell back to text, received or refused. ``about`` holds
+    what is told of message, codec and models. ``receipt`` is the mailbox for the guardian's receipt; empty: none is
+    wanted.
+
+    Raises:
+        EncodeError: a part is none.
     """
 
     producer: str
     run: str
+    part: str
     sequence: int
     event: str
     about: Mapping[str, Any]
     personal: Mapping[str, Any] = field(default_factory=dict)
-    receipt: bool = False
+    receipt: str = ""
 
     def __post_init__(self) -> None:
-        given: dict[str, Any] = {"producer": self.producer, "run": self.run, "event": self.event}
+        given: dict[str, Any] = {
+            "producer": self.producer,
+            "run": self.run,
+            "part": self.part,
+            "event": self.event,
+        }
         for name, value in given.items():
             if not isinstance(value, str) or not 0 < len(value) <= MOST_TEXT or not value.isprintable():
                 raise EncodeError(f"expected {name} as a text of 1 to {MOST_TEXT} characters, got {shown(value)}")
@@ -48,17 +61,10 @@ class Submission:
         tables: tuple[Any, ...] = self.about, self.personal
         if not all(isinstance(each, Mapping) for each in tables):
             raise EncodeError("expected what is told of a hand-off as tables, got something else")
-
-    @property
-    def id(self) -> str:
-        """The idempotency key of its way to the guardian."""
-        return _id(self.producer, self.run, self.sequence)
-
-    @staticmethod
-    def id_of(data: bytes) -> str:
-        """Returns the idempotency key of what ``to_bytes`` wrote."""
-        told = json.loads(data)
-        return _id(told["producer"], told["run"], told["sequence"])
+        if taken := RESERVED & {*self.about}:
+            raise EncodeError(f"expected other names in what is told, got {', '.join(sorted(taken))}: they are taken")
+        if self.receipt and not is_name(self.receipt):
+            raise EncodeError(f"expected a mailbox's name for the receipt, got {shown(self.receipt)}")
 
     def draft(self) -> Draft:
         """Returns what the guardian enters.
@@ -66,7 +72,7 @@ class Submission:
         Raises:
             EncodeError: a name or a value is none that an entry takes.
         """
-        known = {"producer": self.producer, "run": self.run, "sequence": self.sequence, "event": self.event}
+        known = {name: getattr(self, name) for name in ("producer", "run", "part", "sequence", "event")}
         return Draft(HANDOFF, {**self.about, **known}, dict(self.personal))
 
     def to_bytes(self) -> bytes:
@@ -92,7 +98,7 @@ class Submission:
             DecodeError: it is none.
         """
         record = parsed_json(data, MAX_MESSAGE_BYTES)
-        wanted = {"ilcp_audit", "producer", "run", "sequence", "event", "about", "personal", "receipt"}
+        wanted = {"ilcp_audit", *(each.name for each in fields(cls))}
         if not isinstance(record, dict) or set(record) != wanted or record.pop("ilcp_audit") != FORMAT:
             raise DecodeError(f"expected a submission of format {FORMAT}, got {shown(data)}")
         try:
@@ -103,26 +109,23 @@ class Submission:
         return found
 
 
+def id_of(data: bytes) -> str:
+    """Returns the idempotency key of a submission's way to the guardian: by its content, so that no other takes it."""
+    return sha256(data).hexdigest()[:40]
+
+
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """The guardian has entered a producer's event; ``checkpoint`` is of all entries up to then."""
+    """The guardian has entered the submission of this id, as that entry, in all that ``checkpoint`` stands for."""
 
-    run: str
-    sequence: int
+    submission: str
     number: int
     checkpoint: str
 
     def to_bytes(self) -> bytes:
         """Returns the message to the producer."""
-        return canonical(
-            {
-                "ilcp_audit_receipt": FORMAT,
-                "run": self.run,
-                "sequence": self.sequence,
-                "number": self.number,
-                "checkpoint": self.checkpoint,
-            }
-        )
+        told = {"submission": self.submission, "number": self.number, "checkpoint": self.checkpoint}
+        return canonical({"ilcp_audit_receipt": FORMAT, **told})
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "Receipt":
@@ -132,13 +135,9 @@ class Receipt:
             DecodeError: it is none.
         """
         record = parsed_json(data, MAX_MESSAGE_BYTES)
-        wanted = {"ilcp_audit_receipt": int, "run": str, "sequence": int, "number": int, "checkpoint": str}
+        wanted = {"ilcp_audit_receipt": int, "submission": str, "number": int, "checkpoint": str}
         if not isinstance(record, dict) or {name: type(value) for name, value in record.items()} != wanted:
             raise DecodeError(f"expected a receipt, got {shown(data)}")
         if record.pop("ilcp_audit_receipt") != FORMAT:
             raise DecodeError(f"expected a receipt of format {FORMAT}, got {shown(data)}")
         return cls(**record)
-
-
-def _id(producer: str, run: str, sequence: int) -> str:
-    return sha256(f"{producer}\n{run}\n{sequence}".encode()).hexdigest()[:40]

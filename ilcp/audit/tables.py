@@ -6,19 +6,32 @@
 
 import os
 import sqlite3
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from ilcp.audit.entries import Entry
 from ilcp.errors import StorageError
 
-__all__ = ["KEPT_KINDS", "SCHEMA", "VERSION", "columns", "named_error", "opened"]
+__all__ = [
+    "KEPT_KINDS",
+    "LOOKED_UP",
+    "RETIRED",
+    "SCHEMA",
+    "VERSION",
+    "blob",
+    "columns",
+    "named_error",
+    "opened",
+    "ranges",
+]
 
 APPLICATION_ID = 0x696C6161  # "ilaa"
 VERSION = 1
 BUSY_S = 30.0
 KEPT_KINDS = ("ledger", "key", "erasure", "retention")  # without which nobody could tell what became of the rest
-LOOKED_UP = ("run", "producer", "sequence", "handoff_id")  # fields of an entry that have a column
+LOOKED_UP = ("run", "producer", "part", "sequence", "handoff_id")  # fields of an entry that have a column
+RETIRED = "retired"  # the kind of a row of which only the hash is left
 
 SCHEMA = (
     """CREATE TABLE leaves (
@@ -28,13 +41,16 @@ SCHEMA = (
         recorded_unix_ms INTEGER NOT NULL,
         run TEXT,
         producer TEXT,
+        part TEXT,
         sequence INTEGER,
         handoff_id TEXT)""",
-    "CREATE UNIQUE INDEX numbered ON leaves (producer, run, sequence) WHERE kind = 'handoff' AND sequence IS NOT NULL",
+    """CREATE UNIQUE INDEX numbered ON leaves (producer, run, part, sequence)
+        WHERE kind = 'handoff' AND sequence IS NOT NULL""",
     "CREATE INDEX by_kind ON leaves (kind, number)",
     "CREATE INDEX by_run ON leaves (run, number)",
     "CREATE INDEX by_handoff ON leaves (handoff_id)",
-    "CREATE TABLE nodes (level INTEGER, place INTEGER, hash BLOB NOT NULL, PRIMARY KEY (level, place)) WITHOUT ROWID",
+    """CREATE TABLE nodes (
+        level INTEGER, place INTEGER, hash BLOB NOT NULL, PRIMARY KEY (level, place)) WITHOUT ROWID""",
     """CREATE TABLE personal (
         number INTEGER,
         name TEXT,
@@ -56,6 +72,28 @@ def columns(entry: Entry) -> list[Any]:
     ]
 
 
+def ranges(numbers: Iterable[int]) -> list[list[int]]:
+    """Returns whole numbers in ascending order as ranges, first and last."""
+    found: list[list[int]] = []
+    for number in numbers:
+        if found and found[-1][1] == number - 1:
+            found[-1][1] = number
+        else:
+            found.append([number, number])
+    return found
+
+
+def blob(value: Any) -> bytes:
+    """Returns what a row has as bytes.
+
+    Raises:
+        StorageError: it is of another type.
+    """
+    if not isinstance(value, bytes):
+        raise StorageError(f"expected bytes in a ledger's row, got {type(value).__name__}: the file is damaged")
+    return value
+
+
 def opened(path: Path, *, writing: bool) -> sqlite3.Connection:
     """Opens a ledger's file, which is one or, to write, empty.
 
@@ -74,6 +112,9 @@ def opened(path: Path, *, writing: bool) -> sqlite3.Connection:
                     f"expected an ilcp ledger of version {VERSION} in {path}, got application {application:#x}, "
                     f"version {version}: name another file"
                 )
+            db.execute("PRAGMA trusted_schema = OFF").fetchone()
+            if not empty:
+                _require_schema(db, path)
             if writing:
                 for pragma in ("journal_mode = WAL", "synchronous = FULL", "secure_delete = ON"):
                     db.execute(f"PRAGMA {pragma}").fetchone()
@@ -83,6 +124,23 @@ def opened(path: Path, *, writing: bool) -> sqlite3.Connection:
     except sqlite3.Error as error:
         raise named_error(error, path) from error
     return db
+
+
+def _require_schema(db: sqlite3.Connection, path: Path) -> None:
+    """Refuses a file with other tables than ours, or with views and triggers, which could answer as they like.
+
+    Raises:
+        StorageError: what there is differs.
+    """
+    asked = "SELECT type, name, tbl_name, sql FROM sqlite_master ORDER BY name"
+    own = sqlite3.connect(":memory:")
+    try:
+        for statement in SCHEMA:
+            own.execute(statement)
+        if db.execute(asked).fetchall() != own.execute(asked).fetchall():
+            raise StorageError(f"expected the tables of a ledger in {path}, got others: it was altered")
+    finally:
+        own.close()
 
 
 def named_error(error: sqlite3.Error, path: Path) -> StorageError:

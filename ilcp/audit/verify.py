@@ -5,19 +5,21 @@ a key or an older checkpoint was not given. Without an older checkpoint nobody c
 guardian wrote anew, or cut at its end: that takes a witness, who keeps checkpoints where the guardian cannot reach.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from ilcp.audit import tree
 from ilcp.audit.checkpoints import Checkpoint, Key, parsed, signers
-from ilcp.audit.copies import Copy, Row, copy_at
+from ilcp.audit.copies import MOST_NOTES, Copy, Row, copy_at
 from ilcp.audit.entries import Entry, commitment
-from ilcp.audit.tables import columns
+from ilcp.audit.sequences import Recorded, gaps, handed, is_range, merged
+from ilcp.audit.tables import LOOKED_UP, RETIRED, columns, ranges
 from ilcp.errors import DecodeError, EncodeError, StorageError
+from ilcp.records import shown
 
-__all__ = ["CHECKS", "Finding", "Verified", "verify"]
+__all__ = ["CHECKS", "Finding", "Verified", "in_line", "said_of", "verify"]
 
 CHECKS = {
     "readable": "every part can be read and has its type",
@@ -30,6 +32,7 @@ CHECKS = {
     "personal": "what stands beside an entry is what the entry meant, and what is gone was erased on the record",
     "sequence": "no producer's number in a run was given twice",
 }
+MOST_KEYS = 1000  # that followed each other in one ledger
 MOST_FINDINGS = 100  # of one copy: it is damaged enough
 NO_KEY = "no key was given: another could have written the whole ledger; ask its guardian for the public key"
 NO_WITNESS = (
@@ -55,17 +58,18 @@ class Finding:
 class Verified:
     """What is so of a copy: its newest checkpoint, how many entries it has, what was found and what cannot be told.
 
-    ``missing`` are the numbers, by producer and run, that were not handed in though later ones were: such a run is
-    incomplete, which is no sign that the ledger was changed. ``erased`` are the entries that say what was erased, by
+    ``missing`` are the ranges of numbers that were not handed in though later ones were: such a run is
+    incomplete, which is no sign that the ledger was changed. Both are by producer, run and the part that tells several
+    recorders of it apart. ``erased`` are the entries that say what was erased, by
     whom and why; ``retired`` counts entries of which only the hash is left.
     """
 
-    checkpoint: Checkpoint | None
+    note: str
     entries: int
     findings: tuple[Finding, ...]
     cannot: tuple[str, ...]
-    missing: Mapping[tuple[str, str], tuple[int, ...]]
-    complete: Mapping[tuple[str, str], int]
+    missing: Mapping[Recorded, list[list[int]]]
+    complete: Mapping[Recorded, int]
     erased: tuple[Entry, ...]
     retired: int
 
@@ -89,7 +93,7 @@ def verify(path: Path, *, keys: Sequence[Key] = (), witnessed: Sequence[str] = (
     try:
         copy = copy_at(path)
     except (DecodeError, StorageError) as error:
-        return Verified(None, 0, (Finding("readable", str(error)),), (), {}, {}, (), 0)
+        return Verified("", 0, (Finding("readable", str(error)),), (), {}, {}, (), 0)
     return _Verifying(copy, keys, witnessed).end()
 
 
@@ -113,7 +117,7 @@ class _Verifying:
     erased: list[Entry] = field(default_factory=list)
     removals: list[Entry] = field(default_factory=list)
     retired: list[int] = field(default_factory=list)
-    given: dict[tuple[str, str], set[int]] = field(default_factory=dict)
+    given: dict[Recorded, set[int]] = field(default_factory=dict)
     count: int = 0
     last: int = -1
     last_ms: int = 0
@@ -131,42 +135,42 @@ class _Verifying:
                 self._row(row)
         except (DecodeError, StorageError) as error:
             self.find("readable", str(error), self.last + 1)
-        newest = next(iter(reversed(self.notes.values())), None)
-        if newest is not None:
-            self._check_roots(newest)
-            self._check_keys()
-            self._check_witnesses(newest)
+        note = next(reversed(self.notes), "")
+        if note:
+            self._check_roots(self.notes[note])
+            self._check_keys(note)
+            self._check_witnesses(self.notes[note])
         self._check_gone()
         cannot = [
             *([] if self.keys else [NO_KEY]),
             *([] if self.witnessed else [NO_WITNESS]),
             *([] if self.copy.whole else [PARTLY]),
         ]
-        whole = {who: max(numbers) for who, numbers in self.given.items()}
-        missing = {
-            who: tuple(sorted(set(range(1, whole[who] + 1)) - numbers))
-            for who, numbers in self.given.items()
-            if len(numbers) < whole[who]
-        }
+        came = {who: ranges(sorted(numbers)) for who, numbers in self.given.items()}
+        for entry in self.removals:
+            for who, found in handed(entry).items():
+                came[who] = merged([*came.get(who, []), *found])
+        missing = {who: found for who, numbers in came.items() if (found := gaps(numbers))}
         return Verified(
-            newest,
+            note,
             self.count,
             tuple(self.findings),
             tuple(cannot),
             missing,
-            {who: number for who, number in whole.items() if who not in missing},
+            {who: numbers[-1][1] for who, numbers in came.items() if who not in missing and numbers},
             tuple(self.erased),
             len(self.retired),
         )
 
     def _read_notes(self) -> None:
-        for note in self.copy.checkpoints:
+        for note in self.copy.checkpoints[:MOST_NOTES]:
             try:
                 self.notes[note] = parsed(note)
             except DecodeError as error:
                 self.find("readable", str(error))
-        if not self.copy.checkpoints:
-            self.find("readable", "expected a checkpoint, got none")
+        most = MOST_NOTES if self.copy.whole else 1
+        if not 0 < len(self.copy.checkpoints) <= most:
+            self.find("readable", f"expected 1 to {most} checkpoints, got {len(self.copy.checkpoints)}")
         sizes = [each.size for each in self.notes.values()]
         if sizes != sorted(set(sizes)):
             self.find("root", f"expected checkpoints of growing sizes, got {sizes[:10]}")
@@ -201,6 +205,10 @@ class _Verifying:
     def _entry(self, row: Row) -> Entry | None:
         if row.leaf is None:
             self.retired.append(row.number)
+            if row.personal:
+                self.find("personal", "only its hash is there, and personal values stand beside it", row.number)
+            if row.columns not in (None, (RETIRED, 0, *(None for _ in LOOKED_UP))):
+                self.find("entries", "only its hash is there, and what it would be looked up by", row.number)
             return None
         try:
             entry = Entry.from_bytes(row.leaf)
@@ -259,19 +267,24 @@ class _Verifying:
         fields = entry.fields
         if entry.kind in ("ledger", "key"):
             try:
-                self.named.append((entry.number, Key.parse(str(fields.get("public_key")))))
+                key = Key.parse(str(fields.get("public_key")))
+                if len(self.named) < MOST_KEYS:
+                    self.named.append((entry.number, key))
+                else:
+                    self.find("signature", f"expected at most {MOST_KEYS} keys, got more", entry.number)
             except DecodeError as error:
                 self.find("signature", str(error), entry.number)
         if entry.kind == "erasure":
             self.erased.append(entry)
         if entry.kind == "retention":
             self.removals.append(entry)
-        numbered = fields.get("producer"), fields.get("run"), fields.get("sequence")
-        if entry.kind == "handoff" and isinstance(numbered[2], int):
-            numbers = self.given.setdefault((str(numbered[0]), str(numbered[1])), set())
-            if numbered[2] in numbers:
-                self.find("sequence", f"number {numbered[2]} of {numbered[0]} in {numbered[1]} again", entry.number)
-            numbers.add(numbered[2])
+        sequence = fields.get("sequence")
+        if entry.kind == "handoff" and type(sequence) is int:
+            who = tuple(str(fields.get(name)) for name in ("producer", "run", "part"))
+            numbers = self.given.setdefault((who[0], who[1], who[2]), set())
+            if sequence in numbers:
+                self.find("sequence", f"number {sequence} of {shown(who)} again", entry.number)
+            numbers.add(sequence)
 
     def _check_roots(self, newest: Checkpoint) -> None:
         if not self.copy.whole:
@@ -291,24 +304,29 @@ class _Verifying:
         if each.size in self.times and self.times[each.size] < each.time_unix_ms:
             self.find("time", f"dated before the checkpoint in front of it, {each.time_unix_ms}", each.size)
 
-    def _check_keys(self) -> None:
-        """Checks that each checkpoint is signed by the key of its time, and that the newest one's is believed."""
-        believed = set(self.keys) or {key for number, key in self.named if number == 0}
-        known = [*dict.fromkeys([*(key for _, key in self.named), *believed])]
+    def _check_keys(self, newest: str) -> None:
+        """Checks that each checkpoint is signed by the key of its time, and that the newest one's is believed.
+
+        A believed key brings the next one where it signed the entry that names it: in a checkpoint of a whole copy,
+        whose entries were found to be those that it stands for. Of a part only the newest checkpoint says anything.
+        """
+        believed = set(self.keys) or {key for number, key in self.named if number == 0 or not self.copy.whole}
         for note, each in self.notes.items():
-            by = set(signers(note, known))
-            current = [key for number, key in self.named if number < each.size][-1:]
-            if not set(current) & by:
+            at = bisect_left(self.named, each.size, key=lambda named: named[0])
+            current = self.named[at - 1][1] if at else None
+            by = set(signers(note, [*({current} - {None}), *self.keys]))  # type: ignore[list-item]
+            if current not in by:
                 self.find("signature", f"the checkpoint of {each.size} entries is not signed by the key of its time")
-            if by & believed:  # what a believed key signs brings the keys that are named in it
-                believed |= {key for number, key in self.named if number < each.size and key in by}
-        newest = next(iter(reversed(self.notes)))
-        if not set(signers(newest, known)) & believed:
-            got = "another" if self.keys else "none"
-            self.find("signature", f"expected the newest checkpoint signed by a key that is believed, got {got}'s")
+            shows = self.copy.whole and self.roots.get(each.size) == each.root
+            before = self.named[at - 2][1] if at > 1 else None
+            if shows and current is not None and before in believed and signers(note, [before]):
+                believed.add(current)
+            if note == newest and not by & believed:
+                got = "another's" if self.keys else "none"
+                self.find("signature", f"expected the newest checkpoint signed by a key that is believed, got {got}")
 
     def _check_witnesses(self, newest: Checkpoint) -> None:
-        known = [*dict.fromkeys([*(key for _, key in self.named), *self.keys])]
+        known = [*dict.fromkeys([*(key for _, key in self.named[-MOST_KEYS:]), *self.keys])]
         for note, each in self.older.items():
             if each.origin != newest.origin:
                 self.find("witness", f"expected a checkpoint of {newest.origin}, got one of {each.origin}")
@@ -327,39 +345,57 @@ class _Verifying:
 
     def _check_gone(self) -> None:
         """Checks that whatever is not there was removed on the record, and that nothing is there that was."""
-        said: set[tuple[Any, str]] = set()
+        said: set[tuple[int, str]] = set()
         for entry in self.erased:
-            names = entry.fields.get("names")
-            said |= {(entry.fields.get("of"), str(name)) for name in (names if isinstance(names, list) else [])}
+            of, names = entry.fields.get("of"), entry.fields.get("names")
+            if type(of) is int and isinstance(names, list):
+                said |= {(of, name) for name in names if isinstance(name, str)}
         for number, name in self.gone:
             if (number, name) not in said:
                 self.find("personal", f"{name} is not there, and no entry says that it was erased", number)
         for number, name in sorted(self.there & said, key=str):
             self.find("personal", f"{name} was erased by an entry, and is there", number)
+        covered = merged(each for entry in self.removals for each in _retired(entry))
         for number in self.retired:
-            if not any(_covers(entry, number) for entry in self.removals):
+            at = bisect_right(covered, number, key=lambda each: each[0])
+            if not at or number > covered[at - 1][1]:
                 self.find("entries", "only its hash is there, and no entry says that it was retired", number)
 
 
-def _covers(entry: Entry, number: int) -> bool:
-    first, last = entry.fields.get("first"), entry.fields.get("last")
-    return isinstance(first, int) and isinstance(last, int) and first <= number <= last
+def _retired(entry: Entry) -> list[list[int]]:
+    """Returns the ranges of entries that a retention entry names."""
+    found = entry.fields.get("numbers")
+    return [each for each in found if is_range(each)] if isinstance(found, list) else []
 
 
-def said_of(found: Verified) -> Iterable[str]:
-    """Yields, line by line, what people are told of a copy."""
-    if found.checkpoint is not None:
-        yield f"{found.checkpoint.origin}: {found.entries} entries, {found.retired} of them retired"
+def said_of(found: Verified) -> Iterator[str]:
+    """Yields, line by line, what people are told of a copy; nothing of it breaks out of its line."""
+    if found.note:
+        yield in_line(f"{parsed(found.note).origin}: {found.entries} entries, {found.retired} of them retired")
     for who, number in found.complete.items():
-        yield f"{who[0]}, run {who[1]}: all of 1 to {number}"
+        yield in_line(f"{_named(who, found)}: all of 1 to {number}")
     for who, numbers in found.missing.items():
-        listed = ", ".join(map(str, numbers[:10])) + (", ..." if len(numbers) > 10 else "")
-        yield f"{who[0]}, run {who[1]}: incomplete, missing {listed}"
+        listed = ", ".join(f"{a}" if a == b else f"{a} to {b}" for a, b in numbers[:10])
+        yield in_line(f"{_named(who, found)}: incomplete, missing {listed}{', ...' if len(numbers) > 10 else ''}")
     for entry in found.erased:
         fields = entry.fields
-        names = ", ".join(map(str, fields.get("names", [])))
-        yield f"entry {fields.get('of')}: {names} erased by {fields.get('by')}, because {fields.get('because')}"
-    yield from (f"cannot be told: {each}" for each in found.cannot)
-    yield from (f"NOT SOUND: {each}" for each in found.findings)
+        names = fields.get("names")
+        listed = ", ".join(map(str, names if isinstance(names, list) else [names]))
+        yield in_line(
+            f"entry {fields.get('of')}: {listed} erased by {fields.get('by')}, because {fields.get('because')}"
+        )
+    yield from (in_line(f"cannot be told: {each}") for each in found.cannot)
+    yield from (in_line(f"NOT SOUND: {each}") for each in found.findings)
     if found.sound:
         yield f"sound: {', '.join(CHECKS)}"
+
+
+def _named(who: Recorded, found: Verified) -> str:
+    """Names a run's recorder: by its part only where the run has several."""
+    several = sum(who[:2] == other[:2] for other in (*found.complete, *found.missing)) > 1
+    return f"{who[0]}, run {who[1]}" + (f", part {who[2]}" if several else "")
+
+
+def in_line(text: str) -> str:
+    """Returns a stranger's words as they stand in one line: what cannot be printed is escaped."""
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)

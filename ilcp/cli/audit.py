@@ -13,7 +13,7 @@ import typer
 
 from ilcp.cli.common import err, out
 from ilcp.cli.exit_codes import NOT_SOUND
-from ilcp.errors import ConfigError, DecodeError
+from ilcp.errors import ConfigError, DecodeError, StorageError
 from ilcp.files import held, write_whole
 from ilcp.folders import read_whole
 
@@ -27,8 +27,11 @@ audit = typer.Typer(
     help="Keep a record of hand-offs that only grows, and verify one. It is tamper-evident, and no proof of truth.",
 )
 SHORT = 100  # characters of a reason in a line
+LATEST_MS = 253_402_300_799_000  # the last moment of the year 9999
+LARGEST = (1 << 53) - 1
 
 LedgerFile = Annotated[Path, typer.Argument(help="The ledger's file.", dir_okay=False)]
+Number = Annotated[int, typer.Argument(min=0, max=LARGEST, help="The entry's number.")]
 KeyFile = Annotated[Path, typer.Option("--key", help="The guardian's signing key, hex; of its owner alone.")]
 By = Annotated[str, typer.Option("--by", help="Who does it; stays on the record.")]
 PublicKeys = Annotated[
@@ -76,7 +79,7 @@ def log(
     with _opened(ledger) as opened:
         chosen = []
         for entry in opened.entries(run=run, newest=True):
-            if event is None or event in (entry.fields.get("event"), entry.kind):
+            if event is None or event == (entry.fields.get("event") if entry.kind == "handoff" else entry.kind):
                 chosen.append(entry)
             if len(chosen) == last:
                 break
@@ -86,7 +89,9 @@ def log(
 
 
 @audit.command()
-def show(ledger: LedgerFile, number: Annotated[int, typer.Argument(min=0, help="The entry's number.")]) -> None:
+def show(
+    ledger: LedgerFile, number: Annotated[int, typer.Argument(min=0, max=LARGEST, help="The entry's number.")]
+) -> None:
     """Shows an entry as JSON: what it says, what stands beside it, and the proof that it is in the tree."""
     with _opened(ledger) as opened:
         entry = opened.entry(number)
@@ -105,8 +110,8 @@ def show(ledger: LedgerFile, number: Annotated[int, typer.Argument(min=0, help="
 @audit.command()
 def diff(
     ledger: LedgerFile,
-    one: Annotated[int, typer.Argument(min=0)],
-    other: Annotated[int, typer.Argument(min=0)],
+    one: Annotated[int, typer.Argument(min=0, max=LARGEST)],
+    other: Annotated[int, typer.Argument(min=0, max=LARGEST)],
 ) -> None:
     """Says in which fields two entries differ."""
     with _opened(ledger) as opened:
@@ -136,11 +141,9 @@ def verify(
     found = _verified(copy, key, [_note(file) for file in checkpoint or []])
     if as_json:
         record = asdict(found)
-        record["checkpoint"] = None if found.checkpoint is None else found.checkpoint.body
         for name in ("missing", "complete"):
-            record[name] = [
-                {"producer": who[0], "run": who[1], name: value} for who, value in getattr(found, name).items()
-            ]
+            by_recorder = getattr(found, name).items()
+            record[name] = [{"producer": a, "run": b, "part": c, name: value} for (a, b, c), value in by_recorder]
         _say(json.dumps(record | {"sound": found.sound}, indent=2))
     else:
         _tell(found)
@@ -157,15 +160,12 @@ def witness(
     key: PublicKeys = None,
 ) -> None:
     """Sees that a ledger still begins as it did when it was last looked at, and keeps its newest checkpoint."""
-    from ilcp.audit.copies import copy_at
-
     older = [_note(state)] if state.exists() else []
     found = _verified(copy, key, older)
     _tell(found)
     if not found.sound:
         raise typer.Exit(NOT_SOUND)
-    newest = copy_at(copy).checkpoints[-1]
-    write_whole(state, newest, private=True)
+    write_whole(state, found.note, private=True)
     _say(f"kept the checkpoint of {found.entries} entries in {state}")
 
 
@@ -186,7 +186,7 @@ def export(
 @audit.command()
 def erase(
     ledger: LedgerFile,
-    number: Annotated[int, typer.Argument(min=0, help="The entry's number.")],
+    number: Number,
     names: Annotated[list[str], typer.Argument(help="Which personal values: literals, summary ...")],
     key: KeyFile,
     by: By,
@@ -247,7 +247,10 @@ def _opened(ledger: Path, key: Path | None = None) -> "Iterator[Ledger]":
     from ilcp.audit import Ledger
 
     with Ledger(ledger) as reader:
-        name = reader.keys[-1].name
+        keys = reader.keys
+        if not keys:
+            raise StorageError(f"expected a ledger in {ledger}, got one without its first entry: it is damaged")
+        name = keys[-1].name
         if key is None:
             yield reader
             return
@@ -288,14 +291,18 @@ def _tell(found: "Verified") -> None:
 
 def _line(entry: "Entry", ledger: "Ledger") -> str:
     """Says an entry in one line."""
-    fields, moment = entry.fields, datetime.fromtimestamp(entry.recorded_unix_ms / 1000, UTC)
-    words = [f"{entry.number:>6}  {moment:%Y-%m-%d %H:%M:%S}", str(fields.get("event", entry.kind))]
+    from ilcp.audit.verify import in_line
+
+    fields, known = entry.fields, entry.kind == "handoff"
+    moment = datetime.fromtimestamp(min(entry.recorded_unix_ms, LATEST_MS) / 1000, UTC)
+    words = [f"{entry.number:>6}  {moment:%Y-%m-%d %H:%M:%S}", str(fields.get("event")) if known else entry.kind]
     if "producer" in fields:
         words.append(f"{fields['producer']} {fields.get('sequence')} of run {fields.get('run')}")
     if "message_bytes" in fields:
         words.append(f"{fields['message_bytes']} bytes, {fields.get('codec', 'codec unknown')}")
-    words += [f"{name} {fields[name]}" for name in ("of", "by", "because", "public_key") if name in fields]
+    if not known:
+        words += [f"{name} {fields[name]}" for name in ("of", "by", "because", "public_key") if name in fields]
     held = ledger.personal(entry.number).get("reason")
     reason = fields.get("reason") or (held and held.value)
     words += [str(reason)[:SHORT]] if reason else []
-    return "  ".join(words)
+    return "  ".join(map(in_line, words))

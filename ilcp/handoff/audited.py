@@ -1,6 +1,7 @@
 """The record of hand-offs, as both ends tell of them to whatever has three methods, such as ``ilcp.audit.Recorder``."""
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import wraps
 from typing import Any, ParamSpec, Protocol, TypeVar
 
@@ -37,7 +38,8 @@ def telling_refusals(method: Callable[P, T]) -> Callable[P, T]:
             end: Any = args[0]
             if end.audit is not None and not isinstance(error, AuditError):
                 given = args[1] if len(args) > 1 else options.get("message")
-                end.audit.refused(error, bytes(given) if isinstance(given, bytes | bytearray | memoryview) else b"")
+                with suppress(AuditError):  # what was refused goes nowhere, recorded or not: its error says more
+                    end.audit.refused(error, bytes(given) if isinstance(given, bytes | bytearray | memoryview) else b"")
             raise
 
     return told
