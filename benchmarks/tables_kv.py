@@ -68,15 +68,20 @@ def questions(result: Result, table: Table) -> str:
     return table([*heading, "share of the gain, log-likelihood"], rows)
 
 
+LEAST_NATS = 0.1  # a token, that the text has to bring its reader before a share of it means anything
+
+
 def aligned(results: Path, table: Table) -> str:
     """Tabulates what crosses between two models, step by step."""
     rows = []
     for file in sorted(results.glob("kv-align-*.json")):
         record = json.loads(file.read_text(encoding="utf-8"))
         pair = " to ".join(record["pair"]) + (" that reads them" if record["adapted"] else "")
+        own = record["stages"]["own reading"]
+        told = own.get("nats a token, own", 0.0) - own.get("nats a token, none", 0.0) >= LEAST_NATS
         for stage, row in record["stages"].items():
             facts = [_figure(row.get(f"facts, {which}")) for which in ("own", "another", "none", "own - another")]
-            gains = [_figure(row.get(f"gain, {which}")) for which in ("own", "another")]
+            gains = [_figure(row.get(f"gain, {which}") if told else None) for which in ("own", "another")]
             sizes = [str(row["n"]), _bytes(row.get("payload_bytes"))]
             rows.append([pair, record["facts_of"], stage, *sizes, *facts, *gains])
     heading = ["models", "asked for", "step", "texts", "bytes a text", "facts", "another's memory", "nothing"]

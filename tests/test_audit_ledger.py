@@ -6,6 +6,7 @@ import shutil
 import sqlite3
 from base64 import b64encode
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from ilcp.audit.entries import MOST_BYTES, Draft, Entry, canonical
 from ilcp.audit.ledger import MONTH_MS, Ledger
 from ilcp.audit.tree import appended, extends, includes, inclusion, leaf_hash, root_of
 from ilcp.audit.verify import CHECKS, Verified, said_of, verify
-from ilcp.errors import ConfigError, DecodeError, EncodeError, StorageError
+from ilcp.errors import ConfigError, DecodeError, EncodeError, IlcpError, StorageError
 from ilcp.signing import signature
 from tests.helpers import ROOT, run_python
 
@@ -392,6 +393,21 @@ def test_every_edit_of_the_file_is_found_by_its_check(ledger: Ledger, edit: str)
     copy = found(ledger.path)
     assert names(copy) <= wanted, copy.findings
     assert not copy.sound
+
+
+def test_a_damaged_header_or_schema_is_a_finding_and_an_error_of_ours(ledger: Ledger, tmp_path: Path) -> None:
+    """Bytes of the first pages, where SQLite's own decoding ends in errors of many kinds."""
+    ledger.close()
+    rng, data, copy = random.Random(7), ledger.path.read_bytes(), tmp_path / "copy.sqlite"
+    for at in rng.sample(range(4096), 600):
+        changed = bytearray(data)
+        changed[at] ^= 1 << rng.randrange(8)
+        copy.write_bytes(changed)
+        found(copy)
+        with suppress(IlcpError), Ledger(copy) as damaged:
+            list(damaged.entries())
+            damaged.sequences()
+            damaged.checkpoint()
 
 
 def test_an_index_that_answers_wrongly_is_found(ledger: Ledger) -> None:

@@ -21,7 +21,7 @@ from typing import Any
 from ilcp.audit.checkpoints import MOST_ENTRIES, parsed
 from ilcp.audit.entries import MOST_BYTES, SALT_BYTES, Personal, canonical, is_digest, parsed_json
 from ilcp.audit.ledger import Ledger
-from ilcp.audit.tables import KEPT_KINDS, LOOKED_UP, opened
+from ilcp.audit.tables import DAMAGED, KEPT_KINDS, LOOKED_UP, opened
 from ilcp.errors import ConfigError, DecodeError
 from ilcp.files import replacing
 from ilcp.folders import open_regular
@@ -119,7 +119,7 @@ def _of_ledger(path: Path) -> Copy:
             raise DecodeError(f"expected sound tables and indexes in {path}, got: {shown(sound)}")
         asked = "SELECT note FROM checkpoints ORDER BY size LIMIT ?"
         notes = [row[0] for row in db.execute(asked, (MOST_NOTES + 1,)).fetchall()]
-    except (sqlite3.Error, OverflowError) as error:
+    except DAMAGED as error:
         db.close()
         raise DecodeError(f"expected a ledger's checkpoints in {path}, got: {error}") from error
     except DecodeError:
@@ -141,7 +141,7 @@ def _rows_of_ledger(db: sqlite3.Connection) -> Iterator[Row]:
         strays = "SELECT number FROM personal WHERE number NOT IN (SELECT number FROM leaves) LIMIT 1"
         if stray := db.execute(strays).fetchone():
             raise DecodeError(f"expected personal values of entries alone, got some of {stray[0]}")
-    except (sqlite3.Error, OverflowError, UnicodeDecodeError) as error:
+    except DAMAGED as error:
         raise DecodeError(f"expected sound tables of a ledger, got: {error}") from error
     finally:
         db.close()

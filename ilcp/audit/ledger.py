@@ -218,7 +218,7 @@ class Ledger(Readable):
             now = max(now, last.time_unix_ms)
             self._db.execute("DELETE FROM checkpoints WHERE size = ? AND NOT kept", (last.size,))
         checkpoint = Checkpoint(by[0].name, size, self.root(size), now)
-        stays = keep or kept_ms is None or not 0 <= now - kept_ms < KEEP_EVERY_MS
+        stays = keep or type(kept_ms) is not int or not 0 <= now - kept_ms < KEEP_EVERY_MS
         values = (size, checkpoint.signed(*by), now, int(stays))
         self._db.execute("INSERT INTO checkpoints VALUES (?, ?, ?, ?)", values)
 

@@ -12,7 +12,7 @@ from ilcp.audit import tree
 from ilcp.audit.checkpoints import MOST_ENTRIES, Key
 from ilcp.audit.entries import MOST_BYTES, Entry, Personal, parsed_json
 from ilcp.audit.sequences import Recorded, handed, merged
-from ilcp.audit.tables import blob, named_error, ranges
+from ilcp.audit.tables import DAMAGED, blob, named_error, ranges, whole
 from ilcp.errors import ConfigError, StorageError
 
 __all__ = ["Readable"]
@@ -188,7 +188,7 @@ class Readable:
     def _named(self) -> Iterator[None]:
         try:
             yield
-        except sqlite3.Error as error:
+        except DAMAGED as error:
             raise named_error(error, self.path) from error
 
     def _is_made(self) -> bool:

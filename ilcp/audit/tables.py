@@ -14,6 +14,7 @@ from ilcp.audit.entries import Entry
 from ilcp.errors import StorageError
 
 __all__ = [
+    "DAMAGED",
     "KEPT_KINDS",
     "LOOKED_UP",
     "RETIRED",
@@ -24,11 +25,13 @@ __all__ = [
     "named_error",
     "opened",
     "ranges",
+    "whole",
 ]
 
 APPLICATION_ID = 0x696C6161  # "ilaa"
 VERSION = 1
 BUSY_S = 30.0
+DAMAGED = (sqlite3.Error, UnicodeDecodeError, OverflowError)  # what a file's damaged rows bring about
 KEPT_KINDS = ("ledger", "key", "erasure", "retention")  # without which nobody could tell what became of the rest
 LOOKED_UP = ("run", "producer", "part", "sequence", "handoff_id")  # fields of an entry that have a column
 RETIRED = "retired"  # the kind of a row of which only the hash is left
@@ -94,6 +97,17 @@ def blob(value: Any) -> bytes:
     return value
 
 
+def whole(value: Any) -> int:
+    """Returns what a row has as a whole number.
+
+    Raises:
+        StorageError: it is of another type.
+    """
+    if type(value) is not int:
+        raise StorageError(f"expected a whole number in a ledger's row, got {type(value).__name__}: it is damaged")
+    return value
+
+
 def opened(path: Path, *, writing: bool) -> sqlite3.Connection:
     """Opens a ledger's file, which is one or, to write, empty.
 
@@ -121,7 +135,7 @@ def opened(path: Path, *, writing: bool) -> sqlite3.Connection:
         except BaseException:
             db.close()
             raise
-    except sqlite3.Error as error:
+    except DAMAGED as error:
         raise named_error(error, path) from error
     return db
 
@@ -143,7 +157,7 @@ def _require_schema(db: sqlite3.Connection, path: Path) -> None:
         own.close()
 
 
-def named_error(error: sqlite3.Error, path: Path) -> StorageError:
+def named_error(error: Exception, path: Path) -> StorageError:
     """Gives SQLite's error under our name, with what to do."""
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     way_out = {

@@ -58,10 +58,10 @@ class Finding:
 class Verified:
     """What is so of a copy: its newest checkpoint, how many entries it has, what was found and what cannot be told.
 
-    ``missing`` are the ranges of numbers that were not handed in though later ones were: such a run is
-    incomplete, which is no sign that the ledger was changed. Both are by producer, run and the part that tells several
-    recorders of it apart. ``erased`` are the entries that say what was erased, by
-    whom and why; ``retired`` counts entries of which only the hash is left.
+    ``note`` is that checkpoint as it is signed. ``missing`` has the ranges of numbers that were not handed in though
+    later ones were: such a run is incomplete, which is no sign that the ledger was changed. ``complete`` has the last
+    number of all others. Both are by producer, run and the part that tells several recorders of it apart. ``erased``
+    are the entries that say what was erased, by whom and why; ``retired`` counts those of which only the hash is left.
     """
 
     note: str
