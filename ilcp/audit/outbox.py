@@ -30,14 +30,16 @@ class Outbox:
         folder: of this account's own; made where there is none.
         name: of this outbox in it, which no other one has.
         send: takes a line to the transport; where that is away or full, it is tried again.
+        check: raises where a line that another process left is none.
 
     Raises:
         StorageError: the folder, or a file in it, cannot be made or is another's.
     """
 
-    def __init__(self, folder: Path, name: str, send: Callable[[bytes], None]):
+    def __init__(self, folder: Path, name: str, send: Callable[[bytes], None], check: Callable[[bytes], object]):
         own_folder(folder)
-        self._folder, self._file, self._send = folder, folder / f"{name}{SUFFIX}", send
+        self._folder, self._file = folder, folder / f"{name}{SUFFIX}"
+        self._send, self._check = send, check
         self._lines: SimpleQueue[bytes] = SimpleQueue()
         self._lock, self._closing, self._left = threading.Lock(), threading.Event(), 0
         self._pid = os.getpid()
@@ -96,7 +98,7 @@ class Outbox:
 
     def _work(self) -> None:
         for line in self._orphans():
-            if not self._sent(line):
+            if not self._sent(line, checked=False):
                 return
         while not (self._closing.is_set() and self._lines.empty()):
             try:
@@ -110,7 +112,7 @@ class Outbox:
                 if not self._left and self._handle >= 0:
                     os.ftruncate(self._handle, 0)
 
-    def _sent(self, line: bytes) -> bool:
+    def _sent(self, line: bytes, checked: bool = True) -> bool:
         """Sends a line, however often it takes; False where the outbox is closed meanwhile.
 
         What no transport will ever take is set aside, so that the next ones go on.
@@ -118,6 +120,8 @@ class Outbox:
         pause_s = FIRST_PAUSE_S
         while True:
             try:
+                if not checked:
+                    self._check(line)
                 self._send(line)
                 return True
             except Exception as error:  # of any kind: a thread that ends takes nothing away any more

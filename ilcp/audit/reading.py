@@ -139,7 +139,8 @@ class Readable:
         asked = "SELECT producer, run, part, sequence FROM leaves WHERE kind = 'handoff' AND sequence IS NOT NULL"
         rows = self._db.execute(f"{asked} {where} ORDER BY producer, run, part, sequence", values)
         return {
-            who: ranges(row[3] for row in of) for who, of in groupby(rows, key=lambda row: (row[0], row[1], row[2]))
+            who: ranges(whole(row[3]) for row in of)
+            for who, of in groupby(rows, key=lambda row: (row[0], row[1], row[2]))
         }
 
     def node(self, level: int, place: int) -> bytes:

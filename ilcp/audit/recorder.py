@@ -101,7 +101,11 @@ class Recorder:
         self._url, self._settings = url, settings_for(url, power_safe=False) if settings is None else settings
         self._stack = ExitStack()
         self._opened: Connection | None = None
-        self._outbox = None if outbox is None else Outbox(Path(outbox), f"{producer}-{self.part}", self._post)
+        self._outbox = (
+            None
+            if outbox is None
+            else Outbox(Path(outbox), f"{producer}-{self.part}", self._post, Submission.from_bytes)
+        )
         if outbox is None:
             self._connection()
 
@@ -200,7 +204,6 @@ class Recorder:
 
     def _post(self, line: bytes) -> None:
         """Hands a submission to the transport."""
-        Submission.from_bytes(line)  # a line of an outbox may be anybody's
         self._connection().send(line, to=self.guardian, handoff_id=id_of(line))
 
     def _about(self, message: bytes, codec: Any) -> dict[str, Any]:
