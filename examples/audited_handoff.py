@@ -12,8 +12,8 @@ from pathlib import Path
 
 import ilcp
 from ilcp.audit import Guardian, Ledger, Recorder, Signer, export, verify
+from ilcp.audit.findings import said_of
 from ilcp.audit.guardian import settings_for
-from ilcp.audit.verify import said_of
 from ilcp.signing import seed_in
 from ilcp.tasks import case_files
 from ilcp.transport import connect

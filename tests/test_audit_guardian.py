@@ -19,9 +19,9 @@ import ilcp
 from ilcp.audit import AuditWarning, Guardian, Ledger, Recorder, Signer, parsed, verify
 from ilcp.audit.checkpoints import Checkpoint
 from ilcp.audit.entries import canonical
+from ilcp.audit.findings import said_of
 from ilcp.audit.guardian import settings_for
 from ilcp.audit.submission import Receipt, Submission, id_of
-from ilcp.audit.verify import said_of
 from ilcp.embedded import Pair
 from ilcp.errors import AuditError, ConfigError, DecodeError, EncodeError
 from ilcp.handoff import FallbackWarning
@@ -115,9 +115,10 @@ def test_falling_back_to_text_is_on_record_with_its_reason(small: SimpleNamespac
     with Recorder(place.url, "planner") as audit:
         sender = ilcp.Sender(small.sender.model, small.sender.tokenizer, small.codec, audit=audit)
         with pytest.warns(FallbackWarning):
-            sender.encode("The release is on Friday.", otherwise="text")
+            sender.encode("The release of INC-20391 is on Friday.", otherwise="text", literals="auto")
     place.guardian.work()
     (entry,) = place.ledger.entries(kinds=["handoff"])
+    assert ["INC-20391"] == place.ledger.personal(entry.number)["literals"].value
     assert ("fell back to text", PlainCodec().spec.name) == (entry.fields["event"], entry.fields["codec"])
     assert "expected a codec that was measured" in entry.fields["reason"]
 

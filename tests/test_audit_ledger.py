@@ -16,9 +16,10 @@ import pytest
 from ilcp.audit.checkpoints import Checkpoint, Key, Signer, parsed, signers
 from ilcp.audit.copies import copy_at, export
 from ilcp.audit.entries import MOST_BYTES, Draft, Entry, canonical
+from ilcp.audit.findings import CHECKS, Verified, said_of
 from ilcp.audit.ledger import MONTH_MS, Ledger
 from ilcp.audit.tree import appended, extends, includes, inclusion, leaf_hash, root_of
-from ilcp.audit.verify import CHECKS, Verified, said_of, verify
+from ilcp.audit.verify import verify
 from ilcp.errors import ConfigError, DecodeError, EncodeError, IlcpError, StorageError
 from ilcp.signing import signature
 from tests.helpers import ROOT, run_python

@@ -6,11 +6,12 @@ import os
 import pickle
 import signal
 import sqlite3
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import settings
@@ -163,6 +164,32 @@ class Model(RuleBasedStateMachine):
 
 TestModel = Model.TestCase
 TestModel.settings = settings(max_examples=100, deadline=None, derandomize=True, database=None)
+
+
+class Watched(sqlite3.Connection):
+    """Another process makes the same cache while this one looks whether the file is one."""
+
+    others: ClassVar[list[threading.Thread]] = []
+
+    def execute(self, sql: str, *values: Any) -> Any:
+        found = super().execute(sql, *values)
+        if sql == "PRAGMA application_id" and not self.others:
+            path = self.execute("PRAGMA database_list").fetchone()[2]
+            self.others.append(threading.Thread(target=lambda: ReplayCache(path).close()))
+            self.others[0].start()
+            self.others[0].join(0.5)
+        return found
+
+
+def test_a_cache_that_another_process_is_making_is_no_other_database(tmp_path: Path, monkeypatch) -> None:
+    """The look and the making are one step; who comes second waits for it."""
+    real = sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", lambda *args, **options: real(*args, **options, factory=Watched))
+    with ReplayCache(tmp_path / "replay.sqlite") as cache:
+        cache.admit(KEY, seal(1), now_unix_s=NOW)
+        Watched.others[0].join(60)
+        assert 1 == len(cache)
+    assert not Watched.others[0].is_alive()
 
 
 def _admit_all(path: Path, numbers: list[int], out: Any, together: Any) -> None:

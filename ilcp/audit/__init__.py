@@ -20,10 +20,11 @@ is so, or that it told everything but where its own numbers have gaps. It is tam
 from ilcp.audit.checkpoints import Checkpoint, Key, Signer, parsed, signers
 from ilcp.audit.copies import export
 from ilcp.audit.entries import Draft, Entry, Personal
+from ilcp.audit.findings import CHECKS, Finding, Verified
 from ilcp.audit.guardian import Guardian
 from ilcp.audit.ledger import Ledger
 from ilcp.audit.recorder import AuditWarning, Recorder
-from ilcp.audit.verify import CHECKS, Finding, Verified, verify
+from ilcp.audit.verify import verify
 
 __all__ = [
     "CHECKS",

@@ -119,6 +119,7 @@ def opened(path: Path, *, writing: bool) -> sqlite3.Connection:
         address = f"{path.absolute().as_uri()}?mode={'rw' if writing else 'ro'}{'&immutable=1' if alone else ''}"
         db = sqlite3.connect(address, uri=True, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
         try:
+            db.execute("BEGIN")  # so that all of it is of one moment: another process may just be making the tables
             application, version = (db.execute(f"PRAGMA {p}").fetchone()[0] for p in ("application_id", "user_version"))
             empty = not application and not db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
             if (application, version) != (APPLICATION_ID, VERSION) and not (empty and writing):
@@ -126,9 +127,10 @@ def opened(path: Path, *, writing: bool) -> sqlite3.Connection:
                     f"expected an ilcp ledger of version {VERSION} in {path}, got application {application:#x}, "
                     f"version {version}: name another file"
                 )
-            db.execute("PRAGMA trusted_schema = OFF").fetchone()
             if not empty:
                 _require_schema(db, path)
+            db.execute("COMMIT")
+            db.execute("PRAGMA trusted_schema = OFF").fetchone()
             if writing:
                 for pragma in ("journal_mode = WAL", "synchronous = FULL", "secure_delete = ON"):
                     db.execute(f"PRAGMA {pragma}").fetchone()

@@ -6,7 +6,7 @@ guardian wrote anew, or cut at its end: that takes a witness, who keeps checkpoi
 """
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,69 +14,16 @@ from ilcp.audit import tree
 from ilcp.audit.checkpoints import Checkpoint, Key, parsed, signers
 from ilcp.audit.copies import MOST_NOTES, Copy, Row, copy_at
 from ilcp.audit.entries import Entry, commitment
+from ilcp.audit.findings import CHECKS, NO_KEY, NO_WITNESS, PARTLY, Finding, Verified
 from ilcp.audit.sequences import Recorded, gaps, handed, is_range, merged
 from ilcp.audit.tables import LOOKED_UP, RETIRED, columns, ranges
 from ilcp.errors import DecodeError, EncodeError, StorageError
 from ilcp.records import shown
 
-__all__ = ["CHECKS", "Finding", "Verified", "in_line", "said_of", "verify"]
+__all__ = ["verify"]
 
-CHECKS = {
-    "readable": "every part can be read and has its type",
-    "entries": "every entry is spelt canonically, at its number, and what it is looked up by is what it says",
-    "tree": "the hashes that are kept are those of the entries, or each entry's proof leads to the root",
-    "root": "every checkpoint is of just these entries",
-    "signature": "every checkpoint is signed by the key of its time, and the newest by one that is believed",
-    "witness": "the ledger still begins with what older checkpoints stood for, and is no shorter",
-    "time": "no entry is dated before a checkpoint that it came after, nor before the entry in front of it",
-    "personal": "what stands beside an entry is what the entry meant, and what is gone was erased on the record",
-    "sequence": "no producer's number in a run was given twice",
-}
 MOST_KEYS = 1000  # that followed each other in one ledger
 MOST_FINDINGS = 100  # of one copy: it is damaged enough
-NO_KEY = "no key was given: another could have written the whole ledger; ask its guardian for the public key"
-NO_WITNESS = (
-    "no older checkpoint was given: the guardian itself could have rewritten the ledger, or cut off its end; whoever "
-    "keeps one can tell ('ilcp audit witness')"
-)
-PARTLY = "this copy is of some runs: what was left out at the end of one cannot be seen"
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """What a check found, and at which entry; None: of all."""
-
-    check: str
-    said: str
-    entry: int | None = None
-
-    def __str__(self) -> str:
-        return f"{self.check}{'' if self.entry is None else f', entry {self.entry}'}: {self.said}"
-
-
-@dataclass(frozen=True)
-class Verified:
-    """What is so of a copy: its newest checkpoint, how many entries it has, what was found and what cannot be told.
-
-    ``note`` is that checkpoint as it is signed. ``missing`` has the ranges of numbers that were not handed in though
-    later ones were: such a run is incomplete, which is no sign that the ledger was changed. ``complete`` has the last
-    number of all others. Both are by producer, run and the part that tells several recorders of it apart. ``erased``
-    are the entries that say what was erased, by whom and why; ``retired`` counts those of which only the hash is left.
-    """
-
-    note: str
-    entries: int
-    findings: tuple[Finding, ...]
-    cannot: tuple[str, ...]
-    missing: Mapping[Recorded, list[list[int]]]
-    complete: Mapping[Recorded, int]
-    erased: tuple[Entry, ...]
-    retired: int
-
-    @property
-    def sound(self) -> bool:
-        """Says whether nothing was found."""
-        return not self.findings
 
 
 def verify(path: Path, *, keys: Sequence[Key] = (), witnessed: Sequence[str] = ()) -> Verified:
@@ -366,36 +313,3 @@ def _retired(entry: Entry) -> list[list[int]]:
     """Returns the ranges of entries that a retention entry names."""
     found = entry.fields.get("numbers")
     return [each for each in found if is_range(each)] if isinstance(found, list) else []
-
-
-def said_of(found: Verified) -> Iterator[str]:
-    """Yields, line by line, what people are told of a copy; nothing of it breaks out of its line."""
-    if found.note:
-        yield in_line(f"{parsed(found.note).origin}: {found.entries} entries, {found.retired} of them retired")
-    for who, number in found.complete.items():
-        yield in_line(f"{_named(who, found)}: all of 1 to {number}")
-    for who, numbers in found.missing.items():
-        listed = ", ".join(f"{a}" if a == b else f"{a} to {b}" for a, b in numbers[:10])
-        yield in_line(f"{_named(who, found)}: incomplete, missing {listed}{', ...' if len(numbers) > 10 else ''}")
-    for entry in found.erased:
-        fields = entry.fields
-        names = fields.get("names")
-        listed = ", ".join(map(str, names if isinstance(names, list) else [names]))
-        yield in_line(
-            f"entry {fields.get('of')}: {listed} erased by {fields.get('by')}, because {fields.get('because')}"
-        )
-    yield from (in_line(f"cannot be told: {each}") for each in found.cannot)
-    yield from (in_line(f"NOT SOUND: {each}") for each in found.findings)
-    if found.sound:
-        yield f"sound: {', '.join(CHECKS)}"
-
-
-def _named(who: Recorded, found: Verified) -> str:
-    """Names a run's recorder: by its part only where the run has several."""
-    several = sum(who[:2] == other[:2] for other in (*found.complete, *found.missing)) > 1
-    return f"{who[0]}, run {who[1]}" + (f", part {who[2]}" if several else "")
-
-
-def in_line(text: str) -> str:
-    """Returns a stranger's words as they stand in one line: what cannot be printed is escaped."""
-    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)

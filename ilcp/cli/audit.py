@@ -283,7 +283,7 @@ def _note(file: Path) -> str:
 
 
 def _tell(found: "Verified") -> None:
-    from ilcp.audit.verify import said_of
+    from ilcp.audit.findings import said_of
 
     for line in said_of(found):
         (out if found.sound else err).print(line, highlight=False, soft_wrap=True, markup=False)
@@ -291,7 +291,7 @@ def _tell(found: "Verified") -> None:
 
 def _line(entry: "Entry", ledger: "Ledger") -> str:
     """Says an entry in one line."""
-    from ilcp.audit.verify import in_line
+    from ilcp.audit.findings import in_line
 
     fields, known = entry.fields, entry.kind == "handoff"
     moment = datetime.fromtimestamp(min(entry.recorded_unix_ms, LATEST_MS) / 1000, UTC)

@@ -50,14 +50,14 @@ MAX_ENTRIES = 100_000  # 10 MB; 27 messages a second with an hour to live
 BUSY_S = 5.0  # how long one process waits for the others to finish their entry, which takes well under 1 ms
 _KEY_ID_BYTES = 8  # which key: only a handful ever meet in one cache
 
-_SCHEMA = f"""
-PRAGMA application_id = {APPLICATION_ID};
-CREATE TABLE IF NOT EXISTS seen (id BLOB PRIMARY KEY, until INTEGER NOT NULL) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS seen_until ON seen (until);
-CREATE TABLE IF NOT EXISTS state (
-    one INTEGER PRIMARY KEY CHECK (one = 1), entries INTEGER NOT NULL, forgotten INTEGER NOT NULL);
-INSERT OR IGNORE INTO state VALUES (1, 0, 0);
-"""
+_SCHEMA = (
+    f"PRAGMA application_id = {APPLICATION_ID}",
+    "CREATE TABLE IF NOT EXISTS seen (id BLOB PRIMARY KEY, until INTEGER NOT NULL) WITHOUT ROWID",
+    "CREATE INDEX IF NOT EXISTS seen_until ON seen (until)",
+    """CREATE TABLE IF NOT EXISTS state (
+        one INTEGER PRIMARY KEY CHECK (one = 1), entries INTEGER NOT NULL, forgotten INTEGER NOT NULL)""",
+    "INSERT OR IGNORE INTO state VALUES (1, 0, 0)",
+)
 
 
 class ReplayCache:
@@ -221,8 +221,15 @@ class ReplayCache:
             if self.path is not None:
                 database.execute("PRAGMA journal_mode = WAL")
                 database.execute("PRAGMA synchronous = NORMAL")
-            _require_ours(database, self._name)
-            database.executescript(_SCHEMA)
+            database.execute("BEGIN IMMEDIATE")  # so that nobody makes the tables between the look and the making
+            try:
+                _require_ours(database, self._name)
+                for statement in _SCHEMA:
+                    database.execute(statement)
+                database.execute("COMMIT")
+            except BaseException:
+                database.close()
+                raise
             self._file = None if self.path is None else file_id(self.path)
         except (sqlite3.Error, StorageError) as error:
             raise ReplayCacheError(f"expected a replay cache in {self._name}, got: {error}") from error
@@ -234,7 +241,6 @@ def _require_ours(database: sqlite3.Connection, name: str) -> None:
     application = database.execute("PRAGMA application_id").fetchone()[0]
     tables = database.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
     if application != APPLICATION_ID and (tables or application):
-        database.close()
         raise ReplayCacheError(f"expected a replay cache in {name}, got another database: name another file")
 
 
