@@ -85,11 +85,8 @@ class Recorder:
     ):
         if unrecorded not in ("always", "never") and (type(unrecorded) is not int or unrecorded < 1):
             raise ConfigError(f"expected unrecorded as 'always', 'never' or a number from 1, got {unrecorded!r}")
-        self.producer, self.run, self.hop = (
-            checked_name("a producer's name", producer),
-            run or urandom(RUN_BYTES).hex(),
-            hop,
-        )
+        self.producer = checked_name("a producer's name", producer)
+        self.run, self.hop = run or urandom(RUN_BYTES).hex(), hop
         self.unrecorded, self.guardian, self.timeout_s = unrecorded, guardian, timeout_s
         self.key, self.part = key, urandom(RUN_BYTES).hex()
         self._lock, self._connecting, self._pid = RLock(), RLock(), os.getpid()
@@ -101,13 +98,11 @@ class Recorder:
         self._url, self._settings = url, settings_for(url, power_safe=False) if settings is None else settings
         self._stack = ExitStack()
         self._opened: Connection | None = None
-        self._outbox = (
-            None
-            if outbox is None
-            else Outbox(Path(outbox), f"{producer}-{self.part}", self._post, Submission.from_bytes)
-        )
+        self._outbox: Outbox | None = None
         if outbox is None:
             self._connection()
+        else:
+            self._outbox = Outbox(Path(outbox), f"{producer}-{self.part}", self._post, Submission.from_bytes)
 
     def sent(self, message: bytes, codec: Any, literals: Sequence[str] = (), fell_back: str = "") -> None:
         """Records a message that is about to be handed over; ``fell_back`` says why it is the text.

@@ -66,7 +66,8 @@ class Receiver:
             prompt of this receiver is rendered with them.
         blobs: where the blobs are that messages name, such as an open connection (``ilcp.transport``).
         otherwise: "text" leaves out, with a warning, codecs whose evidence does not hold, where ``text-plain`` is one.
-        audit: is told of every message that is taken or refused, such as an ``ilcp.audit.Recorder``.
+        audit: is told of every message that is taken or refused, such as an ``ilcp.audit.Recorder``;
+            may be assigned later.
 
     Raises:
         ConfigError: the model cannot receive, there is no tokenizer, no codec, a replay cache without a key, or an

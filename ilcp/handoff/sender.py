@@ -82,7 +82,8 @@ class Sender:
         template: arguments for the chat template beside the messages; every chat of this sender is written with them.
         blobs: where payloads of more than 65,535 bytes are put, such as an open connection (``ilcp.transport``); the
             message then names what it put there.
-        audit: is told of every message that is made or refused, such as an ``ilcp.audit.Recorder``.
+        audit: is told of every message that is made or refused, such as an ``ilcp.audit.Recorder``;
+            may be assigned later.
 
     Raises:
         ConfigError: one of them is not what its name says, or the model's states cannot be captured.
