@@ -17,7 +17,7 @@ from ilcp.cli import app
 from ilcp.cli.exit_codes import NOT_SOUND
 from ilcp.errors import ConfigError
 from ilcp.signing import seed_in
-from ilcp.transport import connect
+from ilcp.transport import AddressError, connect
 from tests.helpers import environment, run_example
 
 
@@ -146,6 +146,16 @@ def test_a_guardian_enters_until_it_is_told_to_end(folder: Path) -> None:
     said, _ = guardian.communicate(timeout=60)
     assert (0, True) == (guardian.returncode, "ended: 6 entries; what comes now waits" in said)
     assert "planner, run wednesday: all of 1 to 1" in run("verify", folder / "l")
+
+
+def test_a_guardian_that_nobody_could_reach_is_refused(folder: Path) -> None:
+    key = ("--key", folder / "k", "--name", "example/ledger")
+    with pytest.raises(ConfigError, match="expected an address that other processes reach"):
+        run("guard", folder / "l", "--via", "memory://x", *key)
+    with pytest.raises(AddressError, match="expected a transport to receive from"):
+        run("guard", folder / "l", "--via", "https://localhost:1", *key)
+    with pytest.raises(ConfigError, match="expected a ledger's name"):
+        run("guard", folder / "l", "--via", "spool:///x", "--key", folder / "k", "--name", "a b")
 
 
 def test_the_example_is_audited(tmp_path: Path) -> None:

@@ -2,12 +2,12 @@
 
 import json
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -52,18 +52,15 @@ def guard(
     from ilcp.audit.guardian import GUARDIAN, settings_for
     from ilcp.transport import connect
 
+    if via.partition(":")[0].lower() == "memory":
+        got = f"got {via}: it ends with this command"
+        raise ConfigError(f"expected an address that other processes reach, {got}; use spool:// or nats://")
     signer = _signer(key, name)
-    goes_on = [True]
-
-    def stop(*_: Any) -> None:
-        goes_on[0] = False
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, stop)
     lock = ledger.with_name(f"{ledger.name}.lock")
     with held(lock), Ledger(ledger, signer) as opened, connect(via, name=GUARDIAN, settings=settings_for(via)) as c:
         _say(f"guards {ledger} under {signer.key}; takes records from {via}")
-        Guardian(opened, c).serve(lambda: goes_on[0])
+        with _until_told() as goes_on:
+            Guardian(opened, c).serve(goes_on)
         _say(f"ended: {opened.size} entries; what comes now waits")
 
 
@@ -239,6 +236,18 @@ def _signer(file: Path, name: str) -> "Signer":
     except DecodeError as error:
         raise ConfigError(str(error)) from error
     return found
+
+
+@contextmanager
+def _until_told() -> Iterator[Callable[[], bool]]:
+    """Gives what says whether to go on: until SIGINT or SIGTERM, which end nothing in its middle."""
+    told: list[int] = []
+    before = {number: signal.signal(number, lambda *_: told.append(1)) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: not told
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager
