@@ -450,12 +450,14 @@ WORKS = """
 import sys
 from pathlib import Path
 from ilcp.audit import Guardian, Ledger, Recorder, Signer
+from dataclasses import replace
 from ilcp.audit.guardian import settings_for
 from ilcp.transport import connect
 role, url, ledger = sys.argv[1:]
 if role == "guardian":
     signer = Signer("example/ledger", bytes(range(32)))
-    with connect(url, name="guardian", settings=settings_for(url)) as c, Ledger(Path(ledger), signer) as made:
+    own = replace(settings_for(url), lease_s=2.0)  # what a dead guardian held comes back soon
+    with connect(url, name="guardian", settings=own) as c, Ledger(Path(ledger), signer) as made:
         Guardian(made, c).serve(lambda: True, 0.05)
 else:
     with Recorder(url, role, run="r") as audit:
@@ -489,7 +491,7 @@ def test_killed_processes_lose_no_record_and_enter_none_twice(place: SimpleNames
         lines = (first + kill(producer)).split("\n")[:-1]
         told[f"planner{round_}"] = int(lines[-1])
     with connect(place.url, name="guardian", settings=settings_for(place.url)) as c, Ledger(path, SIGNER) as ledger:
-        ends = time.monotonic() + 90
+        ends = time.monotonic() + 180
         guardian_ = Guardian(ledger, c)
         while True:  # what a dead guardian held comes back when its lease is over
             guardian_.work()

@@ -33,7 +33,7 @@ from ilcp.audit import tree
 from ilcp.audit.checkpoints import Checkpoint, Signer, parsed, signers
 from ilcp.audit.entries import Draft, Entry, canonical
 from ilcp.audit.reading import Readable
-from ilcp.audit.tables import KEPT_KINDS, LOOKED_UP, RETIRED, SCHEMA, VERSION, columns, opened, ranges
+from ilcp.audit.tables import BUSY_S, KEPT_KINDS, LOOKED_UP, RETIRED, SCHEMA, VERSION, columns, opened, ranges
 from ilcp.errors import ConfigError, StorageError
 from ilcp.files import file_id, own_file
 
@@ -226,12 +226,19 @@ class Ledger(Readable):
         """Empties the log of what was erased, as soon as no reader holds it: now, or after the next step."""
         if not self._erased:
             return
-        ends = time.monotonic() + OVERWRITE_S
-        while self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
-            if time.monotonic() > ends:
-                return
-            time.sleep(0.05)
-        self._erased = False
+        with self._lock, self._named():
+            ends = time.monotonic() + OVERWRITE_S
+            self._db.execute(
+                "PRAGMA busy_timeout = 0"
+            ).fetchone()  # which would wait for each reader by itself, and long
+            try:
+                while self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
+                    if time.monotonic() > ends:
+                        return
+                    time.sleep(0.05)
+            finally:
+                self._db.execute(f"PRAGMA busy_timeout = {int(1000 * BUSY_S)}").fetchone()
+            self._erased = False
 
     @contextmanager
     def transaction(self) -> Iterator[None]:

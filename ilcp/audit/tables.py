@@ -14,6 +14,7 @@ from ilcp.audit.entries import Entry
 from ilcp.errors import StorageError
 
 __all__ = [
+    "BUSY_S",
     "DAMAGED",
     "KEPT_KINDS",
     "LOOKED_UP",
