@@ -230,7 +230,7 @@ class Ledger(Readable):
             ends = time.monotonic() + OVERWRITE_S
             self._db.execute(
                 "PRAGMA busy_timeout = 0"
-            ).fetchone()  # which would wait for each reader by itself, and long
+            ).fetchone()  # which would wait long by itself
             try:
                 while self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
                     if time.monotonic() > ends:
