@@ -228,9 +228,7 @@ class Ledger(Readable):
             return
         with self._lock, self._named():
             ends = time.monotonic() + OVERWRITE_S
-            self._db.execute(
-                "PRAGMA busy_timeout = 0"
-            ).fetchone()  # which would wait long by itself
+            self._db.execute("PRAGMA busy_timeout = 0").fetchone()  # which would wait long by itself
             try:
                 while self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
                     if time.monotonic() > ends:
