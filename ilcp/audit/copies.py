@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ilcp.audit import tree
 from ilcp.audit.checkpoints import MOST_ENTRIES, parsed
 from ilcp.audit.entries import MOST_BYTES, SALT_BYTES, Personal, canonical, is_digest, parsed_json
 from ilcp.audit.ledger import Ledger
@@ -119,12 +120,11 @@ def _of_ledger(path: Path) -> Copy:
             raise DecodeError(f"expected sound tables and indexes in {path}, got: {shown(sound)}")
         asked = "SELECT note FROM checkpoints ORDER BY size LIMIT ?"
         notes = [row[0] for row in db.execute(asked, (MOST_NOTES + 1,)).fetchall()]
-    except DAMAGED as error:
+    except BaseException as error:
         db.close()
+        if not isinstance(error, DAMAGED):
+            raise
         raise DecodeError(f"expected a ledger's checkpoints in {path}, got: {error}") from error
-    except DecodeError:
-        db.close()
-        raise
     return Copy(notes, True, _rows_of_ledger(db))
 
 
@@ -136,7 +136,7 @@ def _rows_of_ledger(db: sqlite3.Connection) -> Iterator[Row]:
                 raise DecodeError(f"expected bytes of entry {number}, got {type(leaf).__name__}")
             rows = db.execute("SELECT name, salt, value FROM personal WHERE number = ?", (number,)).fetchall()
             personal = {str(name): _personal(salt, value) for name, salt, value in rows}
-            nodes = {(level, place): _hash(db, level, place) for level, place in _ended(number)}
+            nodes = {(level, place): _hash(db, level, place) for level, place in tree.ended(number)}
             yield Row(number, leaf, nodes[0, number], personal, None, nodes, tuple(columns))
         strays = "SELECT number FROM personal WHERE number NOT IN (SELECT number FROM leaves) LIMIT 1"
         if stray := db.execute(strays).fetchone():
@@ -152,15 +152,6 @@ def _hash(db: sqlite3.Connection, level: int, place: int) -> bytes:
     if row is None or not isinstance(row[0], bytes):
         raise DecodeError(f"expected the hash of subtree {level}/{place}, got none")
     return row[0]
-
-
-def _ended(number: int) -> Iterator[tuple[int, int]]:
-    """Yields the complete subtrees that a leaf ends."""
-    level = 0
-    yield level, number
-    while number % 2:
-        level, number = level + 1, number // 2
-        yield level, number
 
 
 def _personal(salt: Any, value: Any) -> Personal:

@@ -33,7 +33,8 @@ from ilcp.audit import tree
 from ilcp.audit.checkpoints import Checkpoint, Signer, parsed, signers
 from ilcp.audit.entries import Draft, Entry, canonical
 from ilcp.audit.reading import Readable
-from ilcp.audit.tables import BUSY_S, KEPT_KINDS, LOOKED_UP, RETIRED, SCHEMA, VERSION, columns, opened, ranges
+from ilcp.audit.sequences import ranges
+from ilcp.audit.tables import BUSY_S, KEPT_KINDS, LOOKED_UP, RETIRED, SCHEMA, VERSION, columns, opened
 from ilcp.errors import ConfigError, StorageError
 from ilcp.files import file_id, own_file
 

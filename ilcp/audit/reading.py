@@ -11,8 +11,8 @@ from typing import Any
 from ilcp.audit import tree
 from ilcp.audit.checkpoints import MOST_ENTRIES, Key
 from ilcp.audit.entries import MOST_BYTES, Entry, Personal, parsed_json
-from ilcp.audit.sequences import Recorded, handed, merged
-from ilcp.audit.tables import DAMAGED, blob, named_error, ranges, whole
+from ilcp.audit.sequences import Recorded, handed, merged, ranges
+from ilcp.audit.tables import DAMAGED, blob, named_error, whole
 from ilcp.errors import ConfigError, StorageError
 
 __all__ = ["Readable"]

@@ -8,7 +8,7 @@ from typing import Any
 
 from ilcp.audit.entries import Entry
 
-__all__ = ["Recorded", "gaps", "handed", "is_range", "merged"]
+__all__ = ["Recorded", "gaps", "handed", "is_range", "merged", "ranges"]
 
 Recorded = tuple[str, str, str]  # producer, run, and the part that tells its recorders apart
 
@@ -28,6 +28,11 @@ def merged(found: Iterable[Sequence[int]]) -> list[list[int]]:
         else:
             whole.append([first, last])
     return whole
+
+
+def ranges(numbers: Iterable[int]) -> list[list[int]]:
+    """Returns whole numbers as ascending ranges, first and last."""
+    return merged((number, number) for number in numbers)
 
 
 def handed(entry: Entry) -> dict[Recorded, list[list[int]]]:

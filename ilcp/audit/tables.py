@@ -6,7 +6,6 @@
 
 import os
 import sqlite3
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,6 @@ __all__ = [
     "columns",
     "named_error",
     "opened",
-    "ranges",
     "whole",
 ]
 
@@ -74,17 +72,6 @@ def columns(entry: Entry) -> list[Any]:
         value if type(value := entry.fields.get(name)) is (int if name == "sequence" else str) else None
         for name in LOOKED_UP
     ]
-
-
-def ranges(numbers: Iterable[int]) -> list[list[int]]:
-    """Returns whole numbers in ascending order as ranges, first and last."""
-    found: list[list[int]] = []
-    for number in numbers:
-        if found and found[-1][1] == number - 1:
-            found[-1][1] = number
-        else:
-            found.append([number, number])
-    return found
 
 
 def blob(value: Any) -> bytes:

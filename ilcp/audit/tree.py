@@ -24,6 +24,7 @@ __all__ = [
     "Node",
     "appended",
     "consistency",
+    "ended",
     "extends",
     "includes",
     "inclusion",
@@ -55,12 +56,20 @@ def appended(number: int, leaf: bytes, node: Node) -> Iterator[tuple[int, int, b
         leaf: its hash.
         node: gives the hashes of before.
     """
-    level, found = 0, leaf
-    yield level, number, found
+    found = leaf
+    for level, place in ended(number):
+        if level:
+            found = joined(node(level - 1, 2 * place), found)
+        yield level, place, found
+
+
+def ended(number: int) -> Iterator[tuple[int, int]]:
+    """Yields level and place of each complete subtree that a leaf ends, from the leaf itself upwards."""
+    level = 0
+    yield level, number
     while number % 2:
-        found = joined(node(level, number - 1), found)
         level, number = level + 1, number // 2
-        yield level, number, found
+        yield level, number
 
 
 def root_of(size: int, node: Node) -> bytes:

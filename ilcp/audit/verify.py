@@ -15,8 +15,8 @@ from ilcp.audit.checkpoints import Checkpoint, Key, parsed, signers
 from ilcp.audit.copies import MOST_NOTES, Copy, Row, copy_at
 from ilcp.audit.entries import Entry, commitment
 from ilcp.audit.findings import CHECKS, NO_KEY, NO_WITNESS, PARTLY, Finding, Verified
-from ilcp.audit.sequences import Recorded, gaps, handed, is_range, merged
-from ilcp.audit.tables import LOOKED_UP, RETIRED, columns, ranges
+from ilcp.audit.sequences import Recorded, gaps, handed, is_range, merged, ranges
+from ilcp.audit.tables import LOOKED_UP, RETIRED, columns
 from ilcp.errors import DecodeError, EncodeError, StorageError
 from ilcp.records import shown
 
@@ -59,7 +59,7 @@ class _Verifying:
     roots: dict[int, bytes] = field(default_factory=dict)  # by those sizes
     times: dict[int, int] = field(default_factory=dict)  # of entries in front of, and behind, those sizes
     named: list[tuple[int, Key]] = field(default_factory=list)  # keys, from the entry on that names them
-    gone: dict[tuple[int, str], int] = field(default_factory=dict)  # what is not there -> when it was found so
+    gone: list[tuple[int, str]] = field(default_factory=list)  # personal values that are not there
     there: set[tuple[int, str]] = field(default_factory=set)
     erased: list[Entry] = field(default_factory=list)
     removals: list[Entry] = field(default_factory=list)
@@ -93,7 +93,7 @@ class _Verifying:
             *([] if self.witnessed else [NO_WITNESS]),
             *([] if self.copy.whole else [PARTLY]),
         ]
-        came = {who: ranges(sorted(numbers)) for who, numbers in self.given.items()}
+        came = {who: ranges(numbers) for who, numbers in self.given.items()}
         for entry in self.removals:
             for who, found in handed(entry).items():
                 came[who] = merged([*came.get(who, []), *found])
@@ -176,15 +176,16 @@ class _Verifying:
             if newest is None or not tree.includes(newest.root, newest.size, row.number, hashed, row.proof):
                 self.find("tree", "its proof does not lead to the newest checkpoint's root", row.number)
             return
-        level, place = 0, row.number
-        while True:
+        top = 0
+        for level, place in tree.ended(row.number):
+            if level:
+                if not self.peaks or self.peaks[-1][0] != top:  # entries are missing
+                    break
+                hashed = tree.joined(self.peaks.pop()[1], hashed)
+            top = level
             if row.nodes.get((level, place), hashed) != hashed:
                 self.find("tree", f"the hash of subtree {level}/{place} is another", row.number)
-            if not place % 2 or not self.peaks or self.peaks[-1][0] != level:
-                break
-            hashed = tree.joined(self.peaks.pop()[1], hashed)
-            level, place = level + 1, place // 2
-        self.peaks.append((level, hashed))
+        self.peaks.append((top, hashed))
         if row.number + 1 in self.sizes:
             self.roots[row.number + 1] = self._root()
 
@@ -198,7 +199,7 @@ class _Verifying:
         for name, meant in entry.commitments.items():
             held = row.personal.get(name)
             if held is None:
-                self.gone[row.number, name] = entry.recorded_unix_ms
+                self.gone.append((row.number, name))
                 continue
             self.there.add((row.number, name))
             try:
@@ -273,7 +274,7 @@ class _Verifying:
                 self.find("signature", f"expected the newest checkpoint signed by a key that is believed, got {got}")
 
     def _check_witnesses(self, newest: Checkpoint) -> None:
-        known = [*dict.fromkeys([*(key for _, key in self.named[-MOST_KEYS:]), *self.keys])]
+        known = [*dict.fromkeys([*(key for _, key in self.named), *self.keys])]
         for note, each in self.older.items():
             if each.origin != newest.origin:
                 self.find("witness", f"expected a checkpoint of {newest.origin}, got one of {each.origin}")
