@@ -23,8 +23,8 @@ from typing import Any
 import axis_peers
 import conversations_data as data
 import torch
+from codec_options import codec_options, ends_of
 from conversations_arms import ComputedLm
-from gpu_parts import model_at
 from peer_avp import PYTHON
 
 from ilcp.cli.common import EMBEDDED
@@ -57,20 +57,13 @@ def main() -> None:
 
 def options() -> argparse.ArgumentParser:
     """Returns what the command line takes."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--codec", default=EMBEDDED, help="a folder of conversations.py; without it, the embedded pair")
-    parser.add_argument("--models", type=Path, default=HERE / "real")
-    parser.add_argument("--pair", nargs=2, default=("smollm2", "gemma3"), metavar=("SENDER", "RECEIVER"))
-    parser.add_argument("--data", type=Path, default=HERE / "data" / "conversations")
+    parser = codec_options(__doc__)
     parser.add_argument("--n", type=int, default=40, help="conversations")
-    parser.add_argument("--seed", type=int, default=7, help="that draws them")
     parser.add_argument("--report", type=Path, default=HERE / "results" / "embedded.json", help="the embedded pair's")
     parser.add_argument("--presets", nargs="+", default=PRESETS)
     parser.add_argument("--avp-python", type=Path, default=HERE.parent / PYTHON, help="of an environment with avp")
     parser.add_argument("--repetitions", type=int, default=0, help="of a cache's times, at least 50; without it, none")
-    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--runs", type=Path, default=HERE / "runs" / "axis", help="where every codec's report is kept")
-    parser.add_argument("--out", type=Path, default=HERE / "results")
     return parser
 
 
@@ -82,8 +75,7 @@ def embedded(args: argparse.Namespace) -> dict[str, Any]:
     if latent.cost is not None:
         torch.set_num_threads(latent.cost.threads)
     asked = task("case-files", n=latent.n, seed=latent.seed)
-    ends: dict[str, Any] = {"sender": None, "receiver": None, "device": "cpu", "allow_download": False}
-    _, *pairs = pairs_of([EMBEDDED, *args.presets], **ends, task=asked)
+    _, *pairs = pairs_of([EMBEDDED, *args.presets], **ends_of(args), task=asked)
     found = axis(latent, pairs, asked, args)
     offers, versions = axis_peers.measured(latent, pairs[0], asked.cases, args.avp_python)
     every = found["offers"] + [asdict(offer) for offer in offers]
@@ -100,11 +92,10 @@ def conversations(args: argparse.Namespace) -> dict[str, Any]:
     cases = tuple(case for case in map(data.said, drawn) if case.questions)
     samples = tuple(one.case.context for one in data.read(args.data / "train.jsonl")[:SAMPLES])
     asked = Task("conversations", cases, True, lambda: samples)
-    sender, receiver = (str(model_at(args.models, name) or args.models / name) for name in args.pair)
-    ends: dict[str, Any] = {"sender": sender, "receiver": receiver, "device": "cpu", "allow_download": False}
+    ends = ends_of(args)
     pair, *pairs = pairs_of([args.codec, *args.presets], **ends, task=asked)
     options: dict[str, Any] = {"lengths": LENGTHS, "arms": ARMS, "seed": args.seed, "repetitions": 0}
-    options["texts"] = {"lm": ComputedLm(*load_model(receiver, dtype="float32"))}
+    options["texts"] = {"lm": ComputedLm(*load_model(ends["receiver"], dtype="float32"))}
     latent = measured(pair, asked, args.keeps / "latent.json", **options)
     return {"pair": list(args.pair), **axis(latent, pairs, replace(asked, cases=tuple(latent.kept(cases))), args)}
 

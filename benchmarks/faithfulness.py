@@ -16,7 +16,7 @@ from typing import Any
 
 import conversations_data as data
 import torch
-from gpu_parts import model_at
+from codec_options import codec_options, ends_of
 
 from ilcp.cli.common import EMBEDDED
 from ilcp.cli.named import pairs_of
@@ -55,26 +55,18 @@ def main() -> None:
 
 def options() -> argparse.ArgumentParser:
     """Returns what the command line takes."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--codec", default=EMBEDDED, help="a folder of conversations.py; without it, the embedded pair")
-    parser.add_argument("--models", type=Path, default=HERE / "real")
-    parser.add_argument("--pair", nargs=2, default=("smollm2", "gemma3"), metavar=("SENDER", "RECEIVER"))
-    parser.add_argument("--data", type=Path, default=HERE / "data" / "conversations")
+    parser = codec_options(__doc__)
     parser.add_argument("--n", type=int, default=200, help="dossiers or conversations")
     parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS, help="of payloads, in bytes at most")
     parser.add_argument("--caches", type=int, default=50, help="of them for caches")
-    parser.add_argument("--seed", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=HERE / "results")
     return parser
 
 
 def dossiers(args: argparse.Namespace) -> tuple[Task, dict[str, Pair]]:
     """Returns test dossiers, and the embedded pair with the presets of its receiver's cache."""
     asked = task("case-files", n=args.n, seed=args.seed)
-    ends: dict[str, Any] = {"sender": None, "receiver": None, "device": "cpu", "allow_download": False}
     names = [EMBEDDED, *PRESETS]
-    return asked, dict(zip(names, pairs_of(names, **ends, task=asked), strict=True))
+    return asked, dict(zip(names, pairs_of(names, **ends_of(args), task=asked), strict=True))
 
 
 def conversations(args: argparse.Namespace) -> tuple[Task, dict[str, Pair]]:
@@ -82,9 +74,7 @@ def conversations(args: argparse.Namespace) -> tuple[Task, dict[str, Pair]]:
     known = data.read(args.data / "test.jsonl")
     drawn = random.Random(args.seed).sample(known, args.n)
     asked = Task("conversations", tuple(one.case for one in drawn), True, tuple)
-    sender, receiver = (str(model_at(args.models, name) or args.models / name) for name in args.pair)
-    ends: dict[str, Any] = {"sender": sender, "receiver": receiver, "device": "cpu", "allow_download": False}
-    return asked, dict(zip(["facts"], pairs_of([args.codec], **ends, task=asked), strict=True))
+    return asked, dict(zip(["facts"], pairs_of([args.codec], **ends_of(args), task=asked), strict=True))
 
 
 if __name__ == "__main__":

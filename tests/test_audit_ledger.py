@@ -1,5 +1,6 @@
 """A ledger: what is entered stays, what is erased is gone and said to be, and a copy shows what was done to it."""
 
+import itertools
 import json
 import random
 import shutil
@@ -193,6 +194,29 @@ def test_a_clock_that_goes_back_dates_nothing_back(ledger: Ledger, clock: Clock)
     assert entry is not None
     assert (before, int(1000 * clock.now)) == (entry.recorded_unix_ms, entry.fields["clock_unix_ms"])
     assert found(ledger.path).sound
+
+
+def test_a_clock_that_goes_back_within_a_step_dates_nothing_back(folder: Path) -> None:
+    """Entries of one step follow each other, its checkpoint them, whatever each look at the clock says."""
+    moments = itertools.chain([9.0, 9.0, 9.0, 9.0], itertools.count(8.0, -0.5))
+    with Ledger(folder / "ledger.sqlite", SIGNER, lambda: next(moments)) as ledger:
+        ledger.append([handoff(number) for number in range(1, 5)])
+        assert 1 < len([entry for entry in ledger.entries() if "clock_unix_ms" in entry.fields])
+    assert found(folder / "ledger.sqlite").sound
+
+
+def test_a_step_of_many_entries_has_one_checkpoint(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, real = [], Ledger._seal
+
+    def counted(self: Ledger, *args: Any, **options: Any) -> None:
+        made.append(1)
+        real(self, *args, **options)
+
+    monkeypatch.setattr(Ledger, "_seal", counted)
+    with ledger.transaction():
+        for number in range(6, 16):
+            ledger.append([handoff(number)])
+    assert ([1], 16) == (made, parsed(ledger.checkpoint()).size)
 
 
 def test_old_checkpoints_go_but_for_one_an_hour(ledger: Ledger, clock: Clock) -> None:

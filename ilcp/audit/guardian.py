@@ -114,7 +114,7 @@ class Guardian:
 
     def _entered(self, submission: Submission) -> int:
         """Enters a submission, or finds where it is; returns the entry's number."""
-        draft = submission.draft()
+        draft = submission.draft
         known = self.ledger.numbered(submission.producer, submission.run, submission.part, submission.sequence)
         if known is None and not self._retired(submission):
             (number,) = self.ledger.append([draft])

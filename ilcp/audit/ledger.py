@@ -34,7 +34,7 @@ from ilcp.audit.checkpoints import Checkpoint, Signer, parsed, signers
 from ilcp.audit.entries import Draft, Entry, canonical
 from ilcp.audit.reading import Readable
 from ilcp.audit.sequences import ranges
-from ilcp.audit.tables import BUSY_S, KEPT_KINDS, LOOKED_UP, RETIRED, SCHEMA, VERSION, columns, opened
+from ilcp.audit.tables import BUSY_S, KEPT_KINDS, LOOKED_UP, RETIRED, SCHEMA, VERSION, columns, opened, whole
 from ilcp.errors import ConfigError, StorageError
 from ilcp.files import file_id, own_file
 
@@ -97,9 +97,7 @@ class Ledger(Readable):
             StorageError: the disk is full, or the file is damaged or was replaced; nothing was entered.
         """
         with self.transaction():
-            numbers = [self._add(draft) for draft in drafts]
-            self._seal([self._own()])
-        return numbers
+            return [self._add(draft) for draft in drafts]
 
     def erase(self, number: int, names: Sequence[str], *, by: str, because: str) -> int:
         """Erases personal values of an entry, and returns the number of the entry that says so.
@@ -119,7 +117,6 @@ class Ledger(Readable):
             for name in names:
                 self._db.execute("DELETE FROM personal WHERE number = ? AND name = ?", (number, name))
             made = self._add(Draft("erasure", {"of": number, "names": list(names), "by": by, "because": because}))
-            self._seal([self._own()])
             self._erased = True
         return made
 
@@ -154,7 +151,6 @@ class Ledger(Readable):
                 "by": by,
             }
             made = self._add(Draft("retention", fields))
-            self._seal([self._own()])
             self._erased = True
         return made
 
@@ -191,10 +187,10 @@ class Ledger(Readable):
     def _add(self, draft: Draft) -> int:
         """Adds one entry within a transaction."""
         now, number = self._now(), self.size
-        last = parsed(self._newest()).time_unix_ms if number else 0
+        last = self._last_ms()
         if now < last:
             draft = replace(draft, fields={**draft.fields, "clock_unix_ms": now})
-        entry, beside = Entry.of(draft, number, max(now, last))  # so within one transaction too
+        entry, beside = Entry.of(draft, number, max(now, last))
         body = entry.to_bytes()
         hashed = tree.leaf_hash(body)
         self._db.execute(
@@ -210,14 +206,18 @@ class Ledger(Readable):
             self._db.execute("INSERT INTO personal VALUES (?, ?, ?, ?)", values)
         return number
 
+    def _last_ms(self) -> int:
+        """Returns the time of the newest checkpoint, or of an entry behind it."""
+        last = self._db.execute("SELECT recorded_unix_ms FROM leaves WHERE number = ?", (self.size - 1,)).fetchone()
+        noted = self._db.execute("SELECT note FROM checkpoints ORDER BY size DESC LIMIT 1").fetchone()
+        return max(whole(last[0]) if last else 0, parsed(noted[0]).time_unix_ms if noted else 0)
+
     def _seal(self, by: Sequence[Signer], keep: bool = False) -> None:
         """Signs what the tree is now, in place of the checkpoint before, unless that one is kept."""
-        size, now = self.size, self._now()
+        size, now = self.size, max(self._now(), self._last_ms())
         kept_ms = self._db.execute("SELECT max(time_unix_ms) FROM checkpoints WHERE kept").fetchone()[0]
-        if self._db.execute("SELECT count(*) FROM checkpoints").fetchone()[0]:
-            last = parsed(self._newest())
-            now = max(now, last.time_unix_ms)
-            self._db.execute("DELETE FROM checkpoints WHERE size = ? AND NOT kept", (last.size,))
+        newest = "(SELECT max(size) FROM checkpoints)"
+        self._db.execute(f"DELETE FROM checkpoints WHERE size = {newest} AND NOT kept")
         checkpoint = Checkpoint(by[0].name, size, self.root(size), now)
         stays = keep or type(kept_ms) is not int or not 0 <= now - kept_ms < KEEP_EVERY_MS
         values = (size, checkpoint.signed(*by), now, int(stays))
@@ -241,7 +241,7 @@ class Ledger(Readable):
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """Makes one step of what is inside, which nobody sees half of; within another it is a part of that.
+        """Makes one step of what is inside, under one checkpoint; within another it is a part of that.
 
         Raises:
             ConfigError: there is no signer, or no longer the present one.
@@ -261,6 +261,8 @@ class Ledger(Readable):
                 if self._is_made():
                     self._require_sealed(signer)
                 yield
+                if parsed(self._newest()).size < self.size:
+                    self._seal([signer])
                 sealed = self._newest()
                 self._db.execute("COMMIT")
                 self._sealed = sealed

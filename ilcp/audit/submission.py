@@ -7,6 +7,7 @@ which number the guardian has entered it, and brings a signed checkpoint, so tha
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from hashlib import sha256
 from typing import Any
 
@@ -24,7 +25,7 @@ RESERVED = frozenset({"producer", "run", "part", "sequence", "event", "clock_uni
 MOST_TEXT = 1000  # characters of a reason, a run's or a producer's name
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Submission:
     """One event of a hand-off, as its producer saw it.
 
@@ -66,8 +67,9 @@ class Submission:
         if self.receipt and not is_name(self.receipt):
             raise EncodeError(f"expected a mailbox's name for the receipt, got {shown(self.receipt)}")
 
+    @cached_property
     def draft(self) -> Draft:
-        """Returns what the guardian enters.
+        """What the guardian enters.
 
         Raises:
             EncodeError: a name or a value is none that an entry takes.
@@ -103,7 +105,7 @@ class Submission:
             raise DecodeError(f"expected a submission of format {FORMAT}, got {shown(data)}")
         try:
             found = cls(**record)
-            found.draft()
+            _ = found.draft
         except EncodeError as error:
             raise DecodeError(str(error)) from error
         return found
