@@ -305,12 +305,16 @@ def test_a_receipt_is_the_guardian_s_where_its_key_is_known(place: SimpleNamespa
     place.connection.send(b"a message for the planner", to="planner", handoff_id="m")
     with Recorder(place.url, "planner", unrecorded="never", timeout_s=0.5, key=SIGNER.key) as audit:
         other = Signer(SIGNER.name, bytes(32))
-        for checkpoint in ("i am one", Checkpoint(SIGNER.name, 9, bytes(32), 1).signed(other)):
+        before = Checkpoint(SIGNER.name, 1, bytes(32), 1).signed(SIGNER)  # genuine, and of before that entry
+        for checkpoint in ("i am one", Checkpoint(SIGNER.name, 9, bytes(32), 1).signed(other), before):
             made = Submission("planner", audit.run, audit.part, 1, "sent", {})
             receipt = Receipt(id_of(made.to_bytes()), 1, checkpoint)
-            place.connection.send(receipt.to_bytes(), to=f"receipts-{audit.part}", handoff_id=f"c{len(checkpoint)}")
-        with pytest.warns(AuditWarning, match="no receipt"), pytest.raises(AuditError, match="got none"):
+            place.connection.send(
+                receipt.to_bytes(), to=f"receipts-{audit.part}", handoff_id=id_of(checkpoint.encode())
+            )
+        with pytest.warns(AuditWarning, match="no receipt") as told, pytest.raises(AuditError, match="got none"):
             audit.record("sent", {})
+        assert 3 == len(told)
         assert "" == audit.checkpoint
     with connect(place.url, name="planner") as c:
         delivery = c.receive()

@@ -478,6 +478,22 @@ def test_nobody_has_the_guardian_sign_what_was_changed_between_two_steps(ledger:
     assert int(1000 * clock.now) == entry.recorded_unix_ms
 
 
+def test_a_ledger_is_not_gone_on_with_where_its_own_key_wrote_it_anew(ledger: Ledger, tmp_path: Path) -> None:
+    """Another one of the same key in its place, longer and sound in itself: who has it open knows what there was."""
+    (tmp_path / "other").mkdir(mode=0o700)
+    path = tmp_path / "other" / "fork.sqlite"
+    with Ledger(path, SIGNER, Clock()) as fork:
+        fork.append([handoff(number, run="forked") for number in range(1, 12)])
+    db = sqlite3.connect(ledger.path, isolation_level=None)
+    db.execute("ATTACH ? AS fork", (str(path),))
+    for table in ("leaves", "nodes", "personal", "checkpoints"):
+        db.executescript(f"DELETE FROM main.{table}; INSERT INTO main.{table} SELECT * FROM fork.{table}")
+    db.close()
+    assert found(ledger.path).sound
+    with pytest.raises(StorageError, match="got other entries"):
+        ledger.append([handoff(6)])
+
+
 def test_a_forged_part_is_not_believed_for_a_genuine_checkpoint_beside_it(ledger: Ledger, folder: Path) -> None:
     """Whoever adds a signature to a genuine checkpoint, and a tree of their own behind it, brings no key in."""
     thief, path = Signer(SIGNER.name, bytes([7] * 32)), folder / "forged.jsonl"

@@ -96,6 +96,20 @@ def test_an_absent_fact_that_is_told_is_misleading_and_silence_is_not() -> None:
     assert found["precision, gloss"] < 0.8
 
 
+def test_a_summary_is_asked_for_a_new_fact_where_it_told_the_old_one() -> None:
+    """One that never mentioned it has nothing to change."""
+    rest = "and so it goes on and on and so on and on as it goes on and on and so it goes"
+    cases = [
+        replace(case(n), context=f"K7 Q9 B2. It is {NAMES[n]} {rest} in {CITIES[2 * n % 5]} {rest}.") for n in range(4)
+    ]
+    ends: Any = Ends()
+    figures = faithfulness(ends, ends, cases).figures
+    answered = figures["swapped, answer"]
+    assert answered is not None
+    assert 4 == answered.n
+    assert figures["swapped, summary"] is None
+
+
 def test_questions_that_no_gloss_asks_are_apart() -> None:
     """Those of two facts, and every fourth of the rest, another one from case to case."""
     for number in range(4):
