@@ -1,6 +1,6 @@
 """What the record of hand-offs costs, how it grows, and what of it can be changed without being found.
 
-    python benchmarks/audit.py [--only latency acknowledged growth tampering kills]    # benchmarks/results/audit.json
+    python benchmarks/audit.py [--only latency acknowledged growth tampering kills kills_nats]    # results/audit.json
 
 - *latency*: hand-offs of the embedded pair, encode and decode, with ``audit=`` at both ends, an outbox each, and
   without, by turns.
@@ -11,15 +11,18 @@
   written anew under another key, a copy of before. A flipped bit may change nothing that is read, as in the free room
   of a page: it counts as such only where all that a ledger says is equal.
 - *kills*: producers and guardians killed (-9) at random over a spool, until so many hand-offs are entered.
+- *kills_nats*: the same over NATS, whose server is killed too.
 
 What a run leaves out stays in the file. Exit status 1 says that an edit was not found, or a record lost.
 """
 
 import argparse
 import json
+import os
 import random
 import shutil
 import signal
+import socket
 import sqlite3
 import statistics
 import subprocess
@@ -28,6 +31,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from itertools import count
@@ -45,6 +49,7 @@ from ilcp.audit.sequences import gaps
 from ilcp.audit.tables import SCHEMA
 from ilcp.audit.tree import includes, leaf_hash
 from ilcp.embedded import load_pair
+from ilcp.errors import AuditError
 from ilcp.files import write_whole
 from ilcp.measure import provenance
 from ilcp.tasks import case_files
@@ -205,8 +210,41 @@ def tampering(place: Path, args: argparse.Namespace) -> Figures:
 
 
 def kills(place: Path, args: argparse.Namespace) -> Figures:
-    """Returns what became of records while producers and the guardian were killed."""
-    url, path, rng = f"spool://{place}", place / "ledger.sqlite", random.Random(args.seed)
+    """Returns what became of records while producers and the guardian were killed, over a spool."""
+    return killing(f"spool://{place}", place, args)
+
+
+def kills_nats(place: Path, args: argparse.Namespace) -> Figures:
+    """Returns the same over NATS, whose server is killed too; it keeps its stream in a folder."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    program = shutil.which("nats-server", path=f"{os.environ['PATH']}:/usr/sbin")
+    if program is None:
+        raise SystemExit("expected nats-server, got none: install it, or leave out kills_nats")
+    words = [program, "-a", "127.0.0.1", "-p", str(port), "-js", "-sd", str(place / "stream")]
+
+    def started() -> subprocess.Popen[bytes]:
+        return subprocess.Popen(words, stderr=subprocess.DEVNULL)
+
+    servers = [started()]
+    time.sleep(1.0)
+
+    def server_killed() -> None:
+        kill(servers.pop())
+        servers.append(started())
+
+    try:
+        return killing(f"nats://127.0.0.1:{port}", place, args, server_killed)
+    finally:
+        kill(servers.pop())
+
+
+def killing(
+    url: str, place: Path, args: argparse.Namespace, server_killed: Callable[[], None] | None = None
+) -> Figures:
+    """Kills producers, the guardian and, where there is one, the server at random, and counts what was entered."""
+    path, rng = place / "ledger.sqlite", random.Random(args.seed)
     told_of: Counter[str] = Counter()
     killed: Counter[str] = Counter()
     producers = count(1)
@@ -217,7 +255,10 @@ def kills(place: Path, args: argparse.Namespace) -> Figures:
             name = f"producer-{next(producers)}"
             active[name] = start("producer", url, name, place / name)
         time.sleep(rng.uniform(0.2, 1.5))
-        if rng.random() < 0.5:
+        if server_killed is not None and rng.random() < 0.2:
+            server_killed()
+            killed["server"] += 1
+        elif rng.random() < 0.5:
             kill(guardian)
             killed["guardian"] += 1
             guardian = start("guardian", url, path)
@@ -225,12 +266,15 @@ def kills(place: Path, args: argparse.Namespace) -> Figures:
             name = rng.choice(list(active))
             kill(active.pop(name))
             killed["producer"] += 1
+        active = {name: process for name, process in active.items() if process.poll() is None}
         for name in (file.name for file in place.glob("producer-*")):
-            told_of[name] = last_told(place / name)
+            told_of[name] = len(told_by(place / name))
+        if guardian.poll() is not None:
+            guardian = start("guardian", url, path)
     for process in (*active.values(), guardian):
         kill(process)
     for name in (file.name for file in place.glob("producer-*")):
-        told_of[name] = last_told(place / name)
+        told_of[name] = len(told_by(place / name))
     with Recorder(url, "last", outbox=place / "outbox"):  # which sends what the killed ones had not
         while list((place / "outbox").glob("producer-*.outbox")):
             time.sleep(0.1)
@@ -245,14 +289,19 @@ def kills(place: Path, args: argparse.Namespace) -> Figures:
         came = {who: found for (who, _, _), found in ledger.sequences().items()}
         twice = sum(1 for _ in ledger.entries(kinds=["conflict", "unreadable"]))
     last = {who: found[-1][1] for who, found in came.items()}
-    lost = sum(max(0, number - last.get(name, 0)) for name, number in told_of.items())
+    lost = sum(
+        not any(first <= number <= end for first, end in came.get(name, []))
+        for name in told_of
+        for number in told_by(place / name)
+    )
     missing = sum(end - first + 1 for found in came.values() for first, end in gaps(found))
     result = verify(path, keys=[SIGNER.key])
     return {
         "told": told_of.total(),
         "entered": sum(last.values()) - missing,
         "kills": dict(killed),
-        "lost": lost + missing,
+        "lost": lost,
+        "said to be missing": missing,
         "contradicting": twice,
         "twice": len([each for each in result.findings if each.check == "sequence"]),
         "sound": result.sound,
@@ -356,12 +405,13 @@ def guardian(url: str, ledger: str) -> None:
 
 
 def producer(url: str, name: str, book: str) -> None:
-    """Is a producer's process: it writes down what it has told, as one that hands over would go on then."""
+    """Is a producer's process: it writes down what it was let go on with, as one that hands over would go on then."""
     box = Path(book).parent / "outbox" if int(name.rpartition("-")[2]) % 2 else None  # every other one has an outbox
-    with Recorder(url, name, run="run", outbox=box) as audit, Path(book).open("w") as file:
+    with Recorder(url, name, run="run", outbox=box, unrecorded="told") as audit, Path(book).open("w") as file:
         while True:
-            file.write(f"{audit.record('sent', about(0))}\n")
-            file.flush()
+            with suppress(AuditError):  # the transport is away: this hand-off does not go on
+                file.write(f"{audit.record('sent', about(0))}\n")
+                file.flush()
             time.sleep(0.002)
 
 
@@ -379,10 +429,9 @@ def kill(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def last_told(book: Path) -> int:
-    """Returns the last number that a producer wrote down."""
-    lines = book.read_text().split("\n")[:-1] if book.exists() else []
-    return int(lines[-1]) if lines else 0
+def told_by(book: Path) -> list[int]:
+    """Returns the numbers that a producer wrote down."""
+    return [int(line) for line in book.read_text().split("\n")[:-1]] if book.exists() else []
 
 
 def about(number: int) -> Figures:
@@ -417,6 +466,7 @@ PARTS: dict[str, Callable[[Path, argparse.Namespace], Any]] = {
     "growth": growth,
     "tampering": tampering,
     "kills": kills,
+    "kills_nats": kills_nats,
 }
 
 if __name__ == "__main__":

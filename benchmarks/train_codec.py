@@ -80,14 +80,15 @@ def main() -> None:
     network = VaeNetwork(config_of(models, args))
     print(f"codec: {sum(p.numel() for p in network.parameters()) / 1e6:.2f} M parameters", flush=True)
     hyperparameters = hyperparameters_of(args)
-    phrasebook = make_phrasebook(models, hyperparameters, args)
+    led = hyperparameters.alignment_weight or hyperparameters.naming_steps or hyperparameters.alignment_steps
+    phrasebook = make_phrasebook(models, hyperparameters, args) if led else None
     calibrate(network, models, list(case_files("train", args.seed, CALIBRATION_CASES)), hyperparameters, phrasebook)
     began: list[str] = []  # the commands that made what this run goes on from
     if args.start is not None:
         earlier = go_on(network, args.start)
         made = json.loads((args.start / "config.json").read_text(encoding="utf-8"))["training"]
         began = [*made.get("began", ()), made["command"]]
-        if network.config != earlier.config:
+        if network.config != earlier.config and phrasebook is not None:
             cases = list(case_files("train", args.seed + 2, PROJECTOR_CASES))
             fit_projector(network, models, hyperparameters, phrasebook, cases)
         if network.config.same_token_attention and not earlier.config.same_token_attention:
@@ -126,6 +127,7 @@ def options() -> argparse.Namespace:
         ("blank", float, 0.125),
         ("literals", float, 0.0),
         ("people", float, 0.0),
+        ("telling", float, 0.0),
         ("slots", int, 32),
         ("bits", int, 1),
         ("priority-bits", int, 8),
@@ -163,6 +165,7 @@ def hyperparameters_of(args: argparse.Namespace) -> Hyperparameters:
         topics=TOPICS,
         blank_share=args.blank,
         literals_share=args.literals,
+        telling_share=args.telling,
         teacher_floor=args.teacher_floor,
         seed=args.seed,
     )
@@ -244,8 +247,8 @@ def make_phrasebook(models: Models, hyperparameters: Hyperparameters, args: argp
     file = args.out / "phrasebook.safetensors"
     if file.exists():
         return Phrasebook.load(file)
-    everything = replace(hyperparameters, questions=ALL, per_kind={}, literals_share=0.0)
-    rare = replace(hyperparameters, per_kind=RARE, literals_share=0.0)
+    everything = replace(hyperparameters, questions=ALL, per_kind={}, literals_share=0.0, telling_share=0.0)
+    rare = replace(hyperparameters, per_kind=RARE, literals_share=0.0, telling_share=0.0)
     draft = write_phrasebook(models, phrasebook_batches(models, everything, args, 0), everything)
     phrasebook = write_phrasebook(models, phrasebook_batches(models, rare, args, 1), rare, draft=draft)
     args.out.mkdir(parents=True, exist_ok=True)

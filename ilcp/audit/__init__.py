@@ -7,6 +7,7 @@
 
 - ``Recorder``: a producer tells of each hand-off; it cannot append, edit or sign.
 - ``Guardian``: a process and a key of its own (``ilcp audit guard``) enters what comes in, each once.
+- ``Accountant``: beside it, two texts of a hand-off: what its message was read to say, and what its text says.
 - ``Ledger``: entries under a Merkle tree (RFC 6962), its root signed; personal values beside it, which can be erased.
 - ``verify``: computes everything anew from the file or an export, and compares it with checkpoints that others hold.
 
@@ -17,6 +18,7 @@ is so, or that it told everything but where its own numbers have gaps. It is tam
 ``import ilcp.audit`` loads no torch. It needs ``ilcp[audit]``.
 """
 
+from ilcp.audit.accounts import Accountant, Gloss, Line
 from ilcp.audit.checkpoints import Checkpoint, Key, Signer, parsed, signers
 from ilcp.audit.copies import export
 from ilcp.audit.entries import Draft, Entry, Personal
@@ -28,14 +30,17 @@ from ilcp.audit.verify import verify
 
 __all__ = [
     "CHECKS",
+    "Accountant",
     "AuditWarning",
     "Checkpoint",
     "Draft",
     "Entry",
     "Finding",
+    "Gloss",
     "Guardian",
     "Key",
     "Ledger",
+    "Line",
     "Personal",
     "Recorder",
     "Signer",

@@ -76,13 +76,23 @@ class Readable:
         return tree.root_of(size, self.node)
 
     def entries(
-        self, *, first: int = 0, kinds: Sequence[str] = (), run: str | None = None, newest: bool = False
+        self,
+        *,
+        first: int = 0,
+        before: int | None = None,
+        kinds: Sequence[str] = (),
+        run: str | None = None,
+        newest: bool = False,
     ) -> Iterator[Entry]:
-        """Yields entries from a number on, those that were retired left out; ``newest`` first if told so."""
+        """Yields entries from a number on, those that were retired left out.
+
+        ``newest`` has the newest first, of those ``before`` a number, if there is one.
+        """
         chosen = "body IS NOT NULL" + (f" AND kind IN ({','.join('?' * len(kinds))})" if kinds else "")
         chosen += "" if run is None else " AND run = ?"
         values = [*kinds, *([] if run is None else [run])]
         beyond, order, at = ("<", "DESC", MOST_ENTRIES) if newest else (">", "ASC", first - 1)
+        at = before if newest and before is not None else at
         while True:
             asked = f"SELECT number, body FROM leaves WHERE {chosen} AND number >= ? AND number {beyond} ?"
             with self._reading() as db:
@@ -118,6 +128,13 @@ class Readable:
             asked = "SELECT number FROM leaves WHERE kind = 'handoff' AND producer = ? AND run = ? AND part = ?"
             row = db.execute(f"{asked} AND sequence = ?", (producer, run, part, sequence)).fetchone()
         return None if row is None else int(row[0])
+
+    def of_handoff(self, handoff_id: str) -> list[Entry]:
+        """Returns what is entered of one hand-off: sent, received, accounts, in their order."""
+        with self._reading() as db:
+            asked = "SELECT body FROM leaves WHERE handoff_id = ? AND body IS NOT NULL ORDER BY number LIMIT ?"
+            rows = db.execute(asked, (handoff_id, BATCH)).fetchall()
+        return [Entry.from_bytes(blob(body)) for (body,) in rows]
 
     def sequences(self) -> dict[Recorded, list[list[int]]]:
         """Returns the numbers that came, as ranges, by producer, run and part: whatever lies between two is missing."""

@@ -10,11 +10,13 @@ The record is on its way before the message is: it is in the transport's keeping
 reached delays anything or loses anything. Whether a hand-off may go on unrecorded says ``unrecorded``:
 
     "always"   yes: where even the transport fails, a warning says so, and the missing number shows in the ledger
+    "told"     what the outbox or the transport has; what cannot be told does not go on
     a number   as long as the guardian has not yet entered so many of this recorder's
     "never"    only what the guardian has entered goes on, within ``timeout_s``
 
 A receipt says that it is so. Whoever may write to the transport can write one, unless ``key=`` names the guardian's. A
-message that was refused goes nowhere, and is told of without waiting. After a fork a recorder is its parent's.
+message that was refused goes nowhere, and is told of without waiting. An OpenTelemetry span that is open gets the
+record's id, run and number (``ilcp.audit.record`` ...). After a fork a recorder is its parent's.
 """
 
 import os
@@ -30,13 +32,14 @@ from threading import RLock
 from typing import Any, Literal
 
 from ilcp.audit.checkpoints import Key, parsed, signers
+from ilcp.audit.deposits import Deposit, binding
 from ilcp.audit.entries import Draft
 from ilcp.audit.guardian import GUARDIAN, settings_for
 from ilcp.audit.outbox import Outbox
 from ilcp.audit.submission import Receipt, Submission, id_of
 from ilcp.errors import AuditError, ConfigError, DecodeError, IlcpError, TransportError
 from ilcp.message import describe
-from ilcp.transport import Connection, Settings, connect
+from ilcp.transport import Connection, Settings, connect, telemetry
 from ilcp.transport.backend import checked_name
 
 __all__ = ["AuditWarning", "Recorder"]
@@ -44,6 +47,8 @@ __all__ = ["AuditWarning", "Recorder"]
 RUN_BYTES = 8
 LOOK_S = 0.2  # at receipts, before others of this recorder have their turn
 MOST_REASON = 1000  # characters
+POLICIES = ("always", "told", "never")
+BESIDE = b"\t"  # between a record and its deposit: JSON has none
 
 
 class AuditWarning(UserWarning):
@@ -58,10 +63,11 @@ class Recorder:
         producer: who hands over, a name of A-Z a-z 0-9 - _; whoever may write to the transport may say it.
         run: what belongs together, over several recorders too; each counts its own from 1. None for a fresh one.
         hop: where in a pipeline this producer is, from 1; None where nobody counts.
-        unrecorded: "always", "never", or how many may wait for the guardian; see above.
+        unrecorded: "always", "told", "never", or how many may wait for the guardian; see above.
         guardian: the name under which it receives.
         key: the guardian's public key; a receipt without its signature is then none.
         outbox: a folder of this account's own, in which a record lies until the transport has it.
+        accounts: whether the guardian also gets text and payload, of which it makes accounts, and gives both up.
         settings: of the transport. Without any, a killed process loses nothing and a power cut may lose the last ones.
 
     Raises:
@@ -76,25 +82,26 @@ class Recorder:
         *,
         run: str | None = None,
         hop: int | None = None,
-        unrecorded: Literal["always", "never"] | int = "always",
+        unrecorded: Literal["always", "told", "never"] | int = "always",
         guardian: str = GUARDIAN,
         key: Key | None = None,
         outbox: Path | None = None,
+        accounts: bool = False,
         settings: Settings | None = None,
         timeout_s: float = 10.0,
     ):
-        if unrecorded not in ("always", "never") and (type(unrecorded) is not int or unrecorded < 1):
-            raise ConfigError(f"expected unrecorded as 'always', 'never' or a number from 1, got {unrecorded!r}")
+        if unrecorded not in POLICIES and (type(unrecorded) is not int or unrecorded < 1):
+            raise ConfigError(f"expected unrecorded as {', '.join(POLICIES)} or a number from 1, got {unrecorded!r}")
         self.producer = checked_name("a producer's name", producer)
         self.run, self.hop = run or urandom(RUN_BYTES).hex(), hop
         self.unrecorded, self.guardian, self.timeout_s = unrecorded, guardian, timeout_s
-        self.key, self.part = key, urandom(RUN_BYTES).hex()
+        self.key, self.part, self.accounts = key, urandom(RUN_BYTES).hex(), accounts
         self._lock, self._connecting, self._pid = RLock(), RLock(), os.getpid()
         self._sequence = 0
         self._waiting: set[str] = set()  # submissions without a receipt
         self._codecs: dict[str, dict[str, Any]] = {}  # what is told of them, by id
         self.checkpoint = ""  # the newest that a receipt brought
-        self._mailbox = "" if unrecorded == "always" else f"receipts-{self.part}"
+        self._mailbox = "" if unrecorded in ("always", "told") else f"receipts-{self.part}"
         self._url, self._settings = url, settings_for(url, power_safe=False) if settings is None else settings
         self._stack = ExitStack()
         self._opened: Connection | None = None
@@ -102,16 +109,34 @@ class Recorder:
         if outbox is None:
             self._connection()
         else:
-            self._outbox = Outbox(Path(outbox), f"{producer}-{self.part}", self._post, Submission.from_bytes)
+            self._outbox = Outbox(Path(outbox), f"{producer}-{self.part}", self._post, _require_line)
 
-    def sent(self, message: bytes, codec: Any, literals: Sequence[str] = (), fell_back: str = "") -> None:
+    def sent(
+        self,
+        message: bytes,
+        codec: Any,
+        literals: Sequence[str] = (),
+        fell_back: str = "",
+        *,
+        payload: bytes = b"",
+        source: str | None = None,
+    ) -> None:
         """Records a message that is about to be handed over; ``fell_back`` says why it is the text.
+
+        Args:
+            payload: what the codec made, blob and all.
+            source: the text that it was made of; None where there is none.
 
         Raises:
             AuditError: it cannot be recorded, and may not go on without.
         """
         event = "fell back to text" if fell_back else "sent"
-        self._tell(event, self._about(message, codec) | _because(fell_back), _beside(literals))
+        about, beside = self._about(message, codec) | _because(fell_back), _beside(literals)
+        if not (self.accounts and payload):
+            self._tell(event, about, beside)
+            return
+        digests, personal = binding(payload, source)
+        self._tell(event, about | digests, beside | personal, deposit=(payload, source))
 
     def received(self, message: bytes, codec: Any, literals: Sequence[str] = ()) -> None:
         """Records a message that a receiver has taken.
@@ -147,6 +172,7 @@ class Recorder:
         about: Mapping[str, Any],
         personal: Mapping[str, Any] | None = None,
         goes_nowhere: bool = False,
+        deposit: tuple[bytes, str | None] | None = None,
     ) -> int:
         if os.getpid() != self._pid:
             raise AuditError("expected a recorder of this process, got one from before a fork: open another one here")
@@ -157,17 +183,21 @@ class Recorder:
                 self._require_room()
             number, mailbox = self._sequence + 1, "" if goes_nowhere else self._mailbox
             made = Submission(self.producer, self.run, self.part, number, event, told, personal or {}, mailbox)
-            line = made.to_bytes()
+            line = record = made.to_bytes()
+            if deposit is not None:
+                line += BESIDE + Deposit(self.producer, self.run, self.part, number, *deposit).to_bytes()
             self._sequence = number
+            known = {telemetry.ATTRIBUTE_RECORD: id_of(record), telemetry.ATTRIBUTE_RUN: self.run}
+            telemetry.mark({**known, telemetry.ATTRIBUTE_SEQUENCE: number})
             try:
                 (self._post if self._outbox is None else self._outbox.put)(line)
             except IlcpError as error:
                 self._fails(f"expected a record of this hand-off, got: {error}", error)
                 return number
             if mailbox:
-                self._waiting.add(id_of(line))
+                self._waiting.add(id_of(record))
         if self.unrecorded == "never" and mailbox:
-            self._await(id_of(line))
+            self._await(id_of(record))
         return number
 
     @property
@@ -198,8 +228,11 @@ class Recorder:
             return self._opened
 
     def _post(self, line: bytes) -> None:
-        """Hands a submission to the transport."""
-        self._connection().send(line, to=self.guardian, handoff_id=id_of(line))
+        """Hands a submission to the transport, and the deposit behind it, if there is one."""
+        record, _, deposit = line.partition(BESIDE)
+        self._connection().send(record, to=self.guardian, handoff_id=id_of(record))
+        if deposit:
+            Deposit.from_bytes(deposit).send(self._connection(), self.guardian)
 
     def _about(self, message: bytes, codec: Any) -> dict[str, Any]:
         """Returns what is told of a message, and of the codec that made it."""
@@ -275,6 +308,18 @@ class Recorder:
         if self.unrecorded != "always":
             raise AuditError(f"{said}; it does not go on") from error
         warnings.warn(f"{said}; it goes on without, and its number will be missing", AuditWarning, stacklevel=5)
+
+
+def _require_line(line: bytes) -> None:
+    """Refuses what is no line of an outbox.
+
+    Raises:
+        DecodeError: with the reason.
+    """
+    record, _, deposit = line.partition(BESIDE)
+    Submission.from_bytes(record)
+    if deposit:
+        Deposit.from_bytes(deposit)
 
 
 def _because(reason: str) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import json
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,8 +11,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ilcp.cli.accounts import accounts, reading
 from ilcp.cli.common import err, out
 from ilcp.cli.exit_codes import NOT_SOUND
+from ilcp.cli.page import reader, serve
+from ilcp.cli.stamps import parsed_size, stamp_at
+from ilcp.cli.stamps import stamp as stamp_
 from ilcp.errors import ConfigError, DecodeError, StorageError
 from ilcp.files import held, write_whole
 from ilcp.folders import read_whole
@@ -32,6 +36,9 @@ LARGEST = (1 << 53) - 1
 
 LedgerFile = Annotated[Path, typer.Argument(help="The ledger's file.", dir_okay=False)]
 Number = Annotated[int, typer.Argument(min=0, max=LARGEST, help="The entry's number.")]
+audit.command()(serve)
+audit.command()(reader)
+audit.command()(stamp_)
 KeyFile = Annotated[Path, typer.Option("--key", help="The guardian's signing key, hex; of its owner alone.")]
 By = Annotated[str, typer.Option("--by", help="Who does it; stays on the record.")]
 PublicKeys = Annotated[
@@ -46,8 +53,23 @@ def guard(
     via: Annotated[str, typer.Option("--via", help="Where records come in: spool:///folder or nats://host:port.")],
     key: KeyFile,
     name: Annotated[str, typer.Option(help="The ledger's name, such as example.org/handoffs.")] = "ilcp/ledger",
+    codec: Annotated[
+        str | None, typer.Option("--accounts", help="Make accounts of this codec's messages: a folder, or 'embedded'.")
+    ] = None,
+    receiver: Annotated[
+        str | None, typer.Option(help="The receiver's model, where the codec does not name it.")
+    ] = None,
+    questions: Annotated[Path | None, typer.Option(help="What accounts ask, a question a line.")] = None,
+    measured: Annotated[
+        Path | None, typer.Option(help="What 'ilcp measure --faithfulness' wrote: stands beside each account.")
+    ] = None,
+    freely: Annotated[bool, typer.Option("--freely", help="Also ask a message to say what it says.")] = False,
 ) -> None:
-    """Enters what senders and receivers tell, until Ctrl-C or SIGTERM; the key is made where there is none."""
+    """Enters what senders and receivers tell, until Ctrl-C or SIGTERM; the key is made where there is none.
+
+    With --accounts it also reads what recorders leave with it (Recorder(accounts=True)), beside its work: a gloss of
+    the message and a summary of the text, and where they disagree.
+    """
     from ilcp.audit import Guardian, Ledger
     from ilcp.audit.guardian import GUARDIAN, settings_for
     from ilcp.transport import connect
@@ -55,9 +77,18 @@ def guard(
     if via.partition(":")[0].lower() == "memory":
         got = f"got {via}: it ends with this command"
         raise ConfigError(f"expected an address that other processes reach, {got}; use spool:// or nats://")
+    if codec is None and (receiver or questions or measured or freely):
+        raise ConfigError("expected --accounts CODEC beside --receiver, --questions, --measured or --freely, got none")
     signer = _signer(key, name)
     lock = ledger.with_name(f"{ledger.name}.lock")
-    with held(lock), Ledger(ledger, signer) as opened, connect(via, name=GUARDIAN, settings=settings_for(via)) as c:
+    with ExitStack() as stack:
+        reads, asked = (None, 0) if codec is None else reading(codec, receiver, questions, freely, stack)
+        stack.enter_context(held(lock))
+        opened = stack.enter_context(Ledger(ledger, signer))
+        c = stack.enter_context(connect(via, name=GUARDIAN, settings=settings_for(via)))
+        if reads is not None:
+            stack.enter_context(accounts(via, opened, reads, measured))
+            _say(f"makes accounts of {codec}: {asked} questions each")
         _say(f"guards {ledger} under {signer.key}; takes records from {via}")
         with _until_told() as goes_on:
             Guardian(opened, c).serve(goes_on)
@@ -132,10 +163,15 @@ def verify(
     checkpoint: Annotated[
         list[Path] | None, typer.Option(help="A file with an older checkpoint that somebody kept; repeat it.")
     ] = None,
+    stamp: Annotated[
+        list[Path] | None, typer.Option(help="A stamp of 'ilcp audit stamp': an older checkpoint and its time.")
+    ] = None,
+    roots: Annotated[Path | None, typer.Option(help="The stamps' authority's root certificates (PEM).")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Computes everything anew, and says what is sound, what is not (exit code 16) and what cannot be told."""
-    found = _verified(copy, key, [_note(file) for file in checkpoint or []])
+    stamped = [stamp_at(file, roots) for file in stamp or []]
+    found = _verified(copy, key, [*(_note(file) for file in checkpoint or []), *(note for note, _ in stamped)])
     if as_json:
         record = asdict(found)
         for name in ("missing", "complete"):
@@ -144,6 +180,8 @@ def verify(
         _say(json.dumps(record | {"sound": found.sound}, indent=2))
     else:
         _tell(found)
+        for note, when in stamped:
+            _say(f"stamped: its first {parsed_size(note)} entries were there at {when}")
     if not found.sound:
         raise typer.Exit(NOT_SOUND)
 
@@ -169,15 +207,22 @@ def witness(
 @audit.command()
 def export(
     ledger: LedgerFile,
-    to: Annotated[Path, typer.Option("--out", help="The file.", dir_okay=False)],
+    to: Annotated[Path | None, typer.Option("--out", help="The file.", dir_okay=False)] = None,
+    html: Annotated[Path | None, typer.Option(help="A new folder of pages for people; needs ilcp\\[page].")] = None,
     run: Annotated[str | None, typer.Option(help="This run's entries alone, each with its proof.")] = None,
 ) -> None:
-    """Writes one file that anybody can verify, with 'ilcp audit verify' or a script of their own."""
+    """Writes one file that anybody can verify, with 'ilcp audit verify' or a script of their own; or pages to read."""
     from ilcp.audit import export as written
 
+    if to is None and html is None:
+        raise ConfigError("expected --out FILE, --html FOLDER, or both, got neither")
     with _opened(ledger) as opened:
-        count = written(opened, to, run)
-    _say(f"{count} entries in {to}")
+        if html is not None:
+            from ilcp.audit.page.written import write_pages
+
+            _say(f"{write_pages(opened, html, run)} hand-offs in {html}: open index.html")
+        if to is not None:
+            _say(f"{written(opened, to, run)} entries in {to}")
 
 
 @audit.command()

@@ -24,7 +24,7 @@ from ilcp.models.loading import DTYPES, load_model
 from ilcp.nn.device import usable_device
 from ilcp.records import read_record
 
-__all__ = ["HERE", "Pair", "load_pair", "load_sender"]
+__all__ = ["HERE", "Pair", "load_pair", "load_receiver", "load_sender"]
 
 HERE = Path(__file__).parent
 
@@ -112,6 +112,30 @@ def load_sender(
     """
     method = load(HERE / "codec" if codec is None else codec)
     return _sender(method, sender, key, audience, device, allow_download)
+
+
+def load_receiver(
+    codec: str | Path | None = None,
+    *,
+    receiver: str | Path | None = None,
+    beside: Iterable[Codec] = (),
+    blobs: Blobs | None = None,
+    allow_unmeasured: bool = False,
+    allow_download: bool = False,
+    device: str = "cpu",
+) -> Receiver:
+    """Loads the receiving end alone, which takes bare messages; see ``load_pair``.
+
+    Args:
+        beside: codecs that it takes messages of, too.
+
+    Raises:
+        ConfigError, IdentityError, MissingExtraError, StorageError, UnmeasuredError: as ``load_pair``.
+    """
+    method = (load_to_measure if allow_unmeasured else load)(HERE / "codec" if codec is None else codec)
+    model, tokenizer = _model(method, "receiver", receiver, device, allow_download)
+    codecs = [method, *beside]
+    return Receiver(adapt(model, method), tokenizer, codecs, blobs=blobs, allow_unmeasured=allow_unmeasured)
 
 
 def _sender(

@@ -17,8 +17,20 @@ T = TypeVar("T")
 class Audit(Protocol):
     """Is told of hand-offs; each call raises AuditError where one may not go on unrecorded."""
 
-    def sent(self, message: bytes, codec: Codec, literals: Sequence[str] = (), fell_back: str = "") -> None:
-        """Is told of a message that is about to be handed over; ``fell_back`` says why it is the text."""
+    def sent(
+        self,
+        message: bytes,
+        codec: Codec,
+        literals: Sequence[str] = (),
+        fell_back: str = "",
+        *,
+        payload: bytes = b"",
+        source: str | None = None,
+    ) -> None:
+        """Is told of a message that is about to be handed over, its payload and the text that it was made of.
+
+        ``fell_back`` says why it is the text.
+        """
 
     def received(self, message: bytes, codec: Codec, literals: Sequence[str] = ()) -> None:
         """Is told of a message that a receiver has taken."""

@@ -12,6 +12,7 @@ from ilcp.codec.protocols import Codec
 from ilcp.codec.registry import codec_class
 from ilcp.errors import ConfigError, UnmeasuredError
 from ilcp.evidence import require_evidence, require_signed, trusted_keys
+from ilcp.handoff.sources import said
 from ilcp.message import Message
 
 if TYPE_CHECKING:
@@ -46,8 +47,9 @@ def in_text(sender: "Sender", source: Any, literals: Any, otherwise: Otherwise) 
     other = Sender(sender.model, sender.tokenizer, codec(), template=sender.template, **options)
     message = other.encode(source, literals=literals)
     if sender.audit is not None:
-        beside = Message.from_bytes(message, key=sender.key, audience=sender.audience).literals
-        sender.audit.sent(message, other.codec, beside, str(because))
+        made = Message.from_bytes(message, key=sender.key, audience=sender.audience)
+        text = said(source, other.read(source))
+        sender.audit.sent(message, other.codec, made.literals, str(because), payload=made.payload, source=text)
     return message
 
 

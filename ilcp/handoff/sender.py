@@ -169,7 +169,7 @@ class Sender:
         given = () if literals is None or literals == "auto" else chosen(literals, None)  # refused before anything runs
         context = self.read(source)
         beside = chosen("auto", said(source, context)) if literals == "auto" else given
-        return self.pack(self.codec.encode(context, payload_bytes), beside)
+        return self.pack(self.codec.encode(context, payload_bytes), beside, said(source, context))
 
     def verified(
         self,
@@ -223,17 +223,16 @@ class Sender:
                 length.
         """
         if literals not in (None, "auto"):
-            got = type(literals).__name__
-            raise ConfigError(
-                f"expected literals as 'auto' or None for a batch, got {got}: encode the sources one by one"
-            )
+            got = f"got {type(literals).__name__}: encode the sources one by one"
+            raise ConfigError(f"expected literals as 'auto' or None for a batch, {got}")
         require_count("batch", batch)
         sources = listed(sources, "a list of sources", "source")
         messages: list[bytes] = [b""] * len(sources)
         for index, context in self._contexts(sources, batch):
             with named("source", index):
-                beside = () if literals is None else chosen(literals, said(sources[index], context))
-                messages[index] = self.pack(self.codec.encode(context, payload_bytes), beside)
+                text = said(sources[index], context)
+                beside = () if literals is None else chosen(literals, text)
+                messages[index] = self.pack(self.codec.encode(context, payload_bytes), beside, text)
         return messages
 
     def read(self, source: Any) -> Context:
@@ -293,8 +292,10 @@ class Sender:
         self._known.require(self.model, self.tokenizer)
         return recording(self.model, self.tokenizer, tuple(self.codec.layers))
 
-    def pack(self, payload: bytes, literals: tuple[str, ...] = ()) -> bytes:
+    def pack(self, payload: bytes, literals: tuple[str, ...] = (), source: str | None = None) -> bytes:
         """Returns a payload in its envelope, with literals beside it: bare, or sealed where this sender holds a key.
+
+        ``source`` is the text that it was made of, for the ``audit`` alone.
 
         Raises:
             EncodeError: no message can carry the payload or the literals.
@@ -303,7 +304,7 @@ class Sender:
         """
         wire = packed(self, payload, literals)
         if self.audit is not None:
-            self.audit.sent(wire, self.codec, literals)
+            self.audit.sent(wire, self.codec, literals, payload=payload, source=source)
         return wire
 
     @cached_property

@@ -98,7 +98,7 @@ def read_back(
     beside = sender.codec.decode(payload).beside
     bare, best = mended(receiver, beside, known, text or "", fits, first)
     return Verified(
-        sender.pack(payload, best.literals),
+        sender.pack(payload, best.literals, text),
         kept=tuple(question for question in known if question in bare.right & best.right),
         mended=tuple(question for question in known if question in best.right - bare.right),
         lost=tuple(question for question in known if question not in best.right),

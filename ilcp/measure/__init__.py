@@ -17,6 +17,7 @@ from ilcp.measure.faithfulness import Faithfulness, faithfulness
 from ilcp.measure.fanout import FanOut, fan_out
 from ilcp.measure.figures import Citation, Computed, Measured, provenance
 from ilcp.measure.files import load_report, save_report
+from ilcp.measure.glosses import Glosses
 from ilcp.measure.payload import Payload, payload
 from ilcp.measure.report import Report
 from ilcp.measure.run import equal_texts, run
@@ -29,6 +30,7 @@ __all__ = [
     "Cost",
     "Faithfulness",
     "FanOut",
+    "Glosses",
     "Measured",
     "Offer",
     "Payload",

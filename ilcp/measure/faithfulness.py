@@ -12,6 +12,10 @@ reasoning: a gloss is a reading of the message, and this says how far it may be 
 - **facts**: how many of what the text says does it tell (recall); how much of what it tells is so (precision); of the
   accounts that tell anything, how many tell something false (misleading). Beside the gloss of nothing and of another
   case's message.
+- **alarm**: the same model is asked of the text as well. How many of the gloss's false answers differ from that one,
+  so that somebody is warned, and how many of its right ones.
+- **told freely**: asked to say what the message says (``ilcp.tasks.telling``), how many facts it names, and whether it
+  names a value that the text does not have. Of codecs that were trained to be asked so.
 - **foretold**: how often a reader of the gloss, who has no memory, answers as the receiver does from it: questions that
   the gloss asked in other words, and questions that it did not ask (of several facts, and every fourth of the rest).
   Beside a reader of another case's gloss, and one of nothing.
@@ -39,12 +43,13 @@ from ilcp.handoff import Receiver, Sender
 from ilcp.measure.bootstrap import Bootstrap
 from ilcp.measure.caches import apart
 from ilcp.measure.figures import Measured
+from ilcp.measure.glosses import ANSWER_TOKENS, TELL_TOKENS
 from ilcp.message import Message, describe
 from ilcp.tasks.cases import Case, Question
+from ilcp.tasks.telling import TELL
 
 __all__ = ["Faithfulness", "faithfulness", "held_out"]
 
-ANSWER_TOKENS = 16
 HELD_OUT = 4  # every fourth question that could be asked is not
 TRIES = 20  # to find a fact that stands in the text once
 Flags = list[tuple[int, float]]  # of a case's number, and whether it is so
@@ -57,6 +62,7 @@ class Faithfulness:
     ``mean_bytes`` is that of the messages on the wire, blobs counted in; ``gloss_characters`` and ``n`` are of glosses.
     """
 
+    codec_id: str
     payload_bytes: int
     mean_bytes: float
     gloss_characters: float
@@ -77,7 +83,13 @@ def held_out(case: Case, number: int) -> tuple[list[Question], list[Question]]:
 
 
 def faithfulness(
-    sender: Sender, receiver: Receiver, cases: Sequence[Case], *, payload_bytes: int | None = None, seed: int = 7
+    sender: Sender,
+    receiver: Receiver,
+    cases: Sequence[Case],
+    *,
+    payload_bytes: int | None = None,
+    seed: int = 7,
+    freely: bool = False,
 ) -> Faithfulness:
     """Measures the accounts of the messages of all cases.
 
@@ -85,6 +97,7 @@ def faithfulness(
         cases: with questions that have one fact each, and others.
         payload_bytes: of the messages; None for the codec's own length.
         seed: of what is exchanged, and of the intervals.
+        freely: whether messages are also asked to say what they say.
 
     Raises:
         ConfigError: there are fewer than two cases.
@@ -99,10 +112,13 @@ def faithfulness(
             **measuring.foretold(),
             **measuring.swapped(),
             **measuring.encoded_again(),
+            **measuring.alarms(),
+            **(measuring.told_freely() if freely else {}),
         }
         sizes = [len(wire) + (describe(wire).blob_bytes or 0) for wire in measuring.wires]
         characters = [len(text) for text in measuring.texts]
     return Faithfulness(
+        one.codec.trained.codec_id(one.codec.spec).hex(),
         payload_bytes or one.codec.spec.payload_bytes,
         float(np.mean(sizes)),
         float(np.mean(characters)),
@@ -194,6 +210,44 @@ class _Measuring:
             for question in self.asked[number]
             if question.said
         ]
+        return found
+
+    def alarms(self) -> dict[str, Flags]:
+        """How many false answers of the gloss, and how many right ones, differ from the model's answer from the text.
+
+        Of texts that it can read at once.
+        """
+        found: dict[str, Flags] = {f"alarm, {which} answers": [] for which in ("false", "right")}
+        for number, (case, asked) in enumerate(zip(self.cases, self.asked, strict=True)):
+            try:
+                (from_text,) = self._answers([TextMemory(case.context)], [[self.wording(q) for q in asked]])
+            except EncodeError:  # more than it can read
+                continue
+            for question, told, text in zip(asked, self.glosses[number], from_text, strict=True):
+                if told not in self.silence:
+                    which = "right" if told in question.answers else "false"
+                    found[f"alarm, {which} answers"].append((number, float(told != text)))
+        return found
+
+    def told_freely(self) -> dict[str, Flags]:
+        """Recall and misleading accounts where the memory is asked to say what it says, and of the baselines."""
+        found: dict[str, Flags] = {}
+        n = len(self.cases)
+        pool = {value for values in self._values.values() for value in values}
+        asked: dict[str, Sequence[Memory | None]] = {
+            "told freely": self.memories,
+            "another's, told freely": [self.memories[(number + 1) % n] for number in range(n)],
+            "of nothing, told freely": [None] * n,
+        }
+        for name, memories in asked.items():
+            told = self.receiver.answers([(memory, TELL) for memory in memories], max_new_tokens=TELL_TOKENS)
+            recall, misleading = (found.setdefault(f"{part}, {name}", []) for part in ("recall", "misleading"))
+            for number, (case, text) in enumerate(zip(self.cases, told, strict=True)):
+                words = _Words(text)
+                stated = {q: [words.has(a) for a in q.answers] for q in case.questions if q.said and not q.given}
+                recall += [(number, float(any(each))) for each in stated.values()]
+                false = [value for value in pool if words.has(value) and not _Words(case.context).has(value)]
+                misleading += [(number, float(bool(false)))] if false or any(map(any, stated.values())) else []
         return found
 
     def _summaries(self) -> Iterator[str]:
@@ -290,6 +344,18 @@ class _Measuring:
         return found
 
 
+class _Words:
+    """A text in which whole words are looked for."""
+
+    def __init__(self, text: str):
+        self._text = f" {' '.join(re.findall(WORD, text))} "
+
+    def has(self, words: str) -> bool:
+        """Says whether they stand in it, one after the other."""
+        return bool(words) and f" {' '.join(re.findall(WORD, words))} " in self._text
+
+
+WORD = re.compile(r"\w+")
 PARTS = ("recall", "precision", "misleading")
 SWAPPED = ("answer", "gloss", "summary", "answer and gloss")
 

@@ -23,6 +23,7 @@ from ilcp.models.prompt import Layout, answer_ids, layout, pieces
 from ilcp.nn.distributed import shard
 from ilcp.nn.inference import evaluating
 from ilcp.tasks.cases import Case, Question
+from ilcp.tasks.telling import TELL, telling
 from ilcp.training.facts import Fact, facts_of
 from ilcp.training.hyperparameters import Hyperparameters
 
@@ -115,7 +116,7 @@ class Batcher:
         self._layouts: dict[str, Layout] = {}
         self._answers: dict[str, tuple[int, ...]] = {}
         self._topics = {topic: number for number, topic in enumerate(hyperparameters.topics)}
-        self._told: dict[str, tuple[Fact, ...]] = {}
+        self._stated: dict[str, tuple[Fact, ...]] = {}
 
     def batch(self, cases: Sequence[Case], rng: random.Random, *, whole: bool = False) -> Batch:
         """Returns a batch of cases, ``questions`` of each drawn at random, at most ``per_kind`` of a kind.
@@ -125,7 +126,9 @@ class Batcher:
         Raises:
             ConfigError: a question has no answer.
         """
-        asked = [self._asked(case, rng) for case in cases]  # of all cases, so that all processes draw alike
+        asked = [
+            self._asked(case, rng) + self._told_of(case, rng) for case in cases
+        ]  # of all: all processes draw alike
         drawn = list(zip(cases, asked, self._literals(cases, rng), strict=True))
         chosen = drawn if whole else list(shard(drawn))
         own = [case for case, _, _ in chosen]
@@ -143,6 +146,12 @@ class Batcher:
                 chosen.append(question)
                 left |= {question.kind: left[question.kind] - 1} if question.kind in left else {}
         return chosen
+
+    def _told_of(self, case: Case, rng: random.Random) -> list[Question]:
+        """Returns, for the share of cases that are asked so, the question that asks for all that a case says."""
+        share = self.hyperparameters.telling_share
+        question = telling(case) if share and rng.random() < share else None
+        return [] if question is None else [question]
 
     def _literals(self, cases: Sequence[Case], rng: random.Random) -> list[str]:
         """Returns the line of literals beside each memory; empty for those without, and for blank payloads."""
@@ -166,17 +175,19 @@ class Batcher:
         """Returns the facts of a case; where they stand in it is looked for once."""
         if not self._topics:
             return ()
-        if case.id not in self._told:
+        if case.id not in self._stated:
             tokenizers = self.models.sender_tokenizer, self.models.receiver_tokenizer
-            self._told[case.id] = tuple(facts_of(case, self._topics, *tokenizers))
-        return self._told[case.id]
+            self._stated[case.id] = tuple(facts_of(case, self._topics, *tokenizers))
+        return self._stated[case.id]
 
     def _row(self, context: int, question: Question, beside: str) -> Row:
         answer = self._answer(question.answer)
         if not answer:
             raise ConfigError(f"expected an answer to {question.text!r}, got an empty one")
         place = self._layout(question.text, beside)
-        return Row(context, place.prefix, place.suffix, answer[: self.hyperparameters.answer_tokens], question.text)
+        wanted = self.hyperparameters
+        most = wanted.telling_tokens if question.text == TELL else wanted.answer_tokens
+        return Row(context, place.prefix, place.suffix, answer[:most], question.text)
 
     def _answer(self, answer: str) -> tuple[int, ...]:
         if answer not in self._answers:
@@ -191,7 +202,7 @@ class Batcher:
 
     def _layout(self, question: str, beside: str = "") -> Layout:
         if beside:  # hardly ever the same again
-            return Layout(*pieces(self.models.receiver_tokenizer, question, [None, beside]))
+            return Layout(*pieces(self.models.receiver_tokenizer, question, [None], lines=[beside]))
         if question not in self._layouts:
             self._layouts[question] = layout(self.models.receiver_tokenizer, question)
         return self._layouts[question]

@@ -60,6 +60,8 @@ class Hyperparameters:
     literals_share: float = (
         0.0  # of the contexts whose literals (``ilcp.message.literals.auto``) stand beside the memory
     )
+    telling_share: float = 0.0  # of the contexts that are also asked to say what they say (``ilcp.tasks.telling``)
+    telling_tokens: int = 160  # of what they say is learned
     answers_end: bool = True  # an answer ends with the end-of-sequence token; a continuation does not
     answer_tokens: int = 256  # what is beyond is not learned
     teacher_floor: float = 0.3  # exact match that the receiver must reach with the full text before the codec is
@@ -90,6 +92,7 @@ class Hyperparameters:
             ("validate_every", 1),
             ("validation_contexts", 2),
             ("answer_tokens", 1),
+            ("telling_tokens", 1),
             ("reconstruction_tokens", 1),
             ("patience", 0),
             ("warmup_steps", 0),
@@ -100,7 +103,7 @@ class Hyperparameters:
         for name in ("minutes", *rates, "checkpoint_minutes"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"expected {name} to be positive, got {getattr(self, name)}")
-        for name in ("reconstruction_share", "collapse_after", "literals_share", "adapter_after"):
+        for name in ("reconstruction_share", "collapse_after", "literals_share", "telling_share", "adapter_after"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"expected {name} from 0 to 1, got {getattr(self, name)}")
         for name in WEIGHTS:

@@ -32,12 +32,14 @@ MOST_PAIRS_ON_GPU = 16_000_000
 def memory_logits(models: Models, rows: Sequence[Row], memory: Sequence[Tensor] | Tensor) -> tuple[Tensor, Tensor]:
     """Returns logits ``"rows answer vocabulary"`` and labels ``"rows answer"``, given each row's context as memory.
 
-    ``memory`` is ``"memory hidden"`` for each context; rows of one context share one sequence. Shorter answers are
+    ``memory`` is ``"memory hidden"`` for each context; rows of one context share one sequence, as far as the same text
+    stands before it. Shorter answers are
     padded on the left, with ``PADDING`` as their labels.
     """
-    prefix = embed(models.receiver, rows[0].prefix)
-    before = {row.context: torch.cat([prefix, memory[row.context].to(prefix.dtype)]) for row in rows}
-    return _logits(models, rows, [row.context for row in rows], [row.suffix for row in rows], before)
+    keys = [(row.context, row.prefix) for row in rows]  # a question may stand around the memory in words of its own
+    texts = {prefix: embed(models.receiver, prefix) for _, prefix in keys}
+    before = {(n, prefix): torch.cat([texts[prefix], memory[n].to(texts[prefix])]) for n, prefix in keys}
+    return _logits(models, rows, keys, [row.suffix for row in rows], before)
 
 
 def text_logits(models: Models, rows: Sequence[Row], contexts: Sequence[str]) -> tuple[Tensor, Tensor]:

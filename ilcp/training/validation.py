@@ -106,7 +106,7 @@ class Validator:
     def __init__(self, models: Models, cases: Sequence[Case], hyperparameters: Hyperparameters, reader: Reader):
         require_fitting(models, cases, hyperparameters)
         self.models, self.hyperparameters, self.reader = models, hyperparameters, reader
-        alone = replace(hyperparameters, literals_share=0.0)  # what the latent says by itself is what is watched
+        alone = replace(hyperparameters, literals_share=0.0, telling_share=0.0)  # what is watched: the latent's answers
         self.batch = Batcher(models, alone).batch(
             cases, random.Random(f"validation {hyperparameters.seed}"), whole=True
         )

@@ -18,7 +18,7 @@ from ilcp.transport.door import BACKLOG, Door, listening
 from ilcp.transport.errors import AddressError
 from ilcp.transport.telemetry import spared
 
-__all__ = ["configured", "serve"]
+__all__ = ["configured", "ended_after_closing", "serve"]
 
 GOODBYE_S = 5  # who has not sent the rest of a message by then sends it again
 STRANGERS_LOGS = ("asyncio", "uvicorn.error")  # whose lines whoever connects can bring out
@@ -58,11 +58,13 @@ def serve(
                 await uvicorn.Server(config).serve(sockets=[door])
 
     spared(*STRANGERS_LOGS)
-    with _ended_after_closing():
+    with ended_after_closing():
         asyncio.run(work())
 
 
-def configured(app: Any, certificate: Path | None = None, key: Path | None = None) -> uvicorn.Config:
+def configured(
+    app: Any, certificate: Path | None = None, key: Path | None = None, *, door: type[Door] = Door
+) -> uvicorn.Config:
     """Configures uvicorn for strangers.
 
     Raises:
@@ -70,7 +72,7 @@ def configured(app: Any, certificate: Path | None = None, key: Path | None = Non
     """
     config = uvicorn.Config(
         app,
-        http=Door,
+        http=door,
         backlog=BACKLOG,
         log_config=None,
         access_log=False,
@@ -92,7 +94,7 @@ def configured(app: Any, certificate: Path | None = None, key: Path | None = Non
 
 
 @contextmanager
-def _ended_after_closing() -> Iterator[None]:
+def ended_after_closing() -> Iterator[None]:
     """Makes SIGTERM an exception until all is closed: uvicorn would end the process before that."""
     if threading.current_thread() is not threading.main_thread():
         yield

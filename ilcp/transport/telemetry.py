@@ -7,12 +7,13 @@ writes as one line of JSON. Spans are made when opentelemetry's API is installed
 import json
 import logging
 import time
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from importlib import import_module
 from typing import Any
 
-__all__ = ["FIELDS", "LOGGER", "REFUSED", "JsonFormatter", "Sparing", "logged", "span", "spared"]
+__all__ = ["FIELDS", "LOGGER", "REFUSED", "JsonFormatter", "Sparing", "logged", "mark", "span", "spared"]
 
 LOGGER = "ilcp.transport"
 REFUSED = f"{LOGGER}.refused"
@@ -29,6 +30,9 @@ ATTRIBUTE_ID = "messaging.message.id"
 ATTRIBUTE_BYTES = "messaging.message.body.size"
 ATTRIBUTE_DUPLICATE = "ilcp.handoff.duplicate"
 ATTRIBUTE_ATTEMPT = "ilcp.handoff.attempt"
+ATTRIBUTE_RECORD = "ilcp.audit.record"  # the id under which a guardian answers
+ATTRIBUTE_RUN = "ilcp.audit.run"
+ATTRIBUTE_SEQUENCE = "ilcp.audit.sequence"
 
 FIELDS = ("handoff_id", "queue", "message_bytes", "attempt", "duplicate", "status", "peer")
 
@@ -82,6 +86,12 @@ def span(name: str, **attributes: Any) -> AbstractContextManager[Any]:
         return nullcontext()
     found: AbstractContextManager[Any] = tracing.get_tracer(TRACER).start_as_current_span(name, attributes=attributes)
     return found
+
+
+def mark(attributes: Mapping[str, str | int]) -> None:
+    """Writes attributes into the span that is open, if there is one."""
+    if (tracing := _tracing()) is not None:
+        tracing.get_current_span().set_attributes(attributes)
 
 
 @cache

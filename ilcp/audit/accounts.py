@@ -1,0 +1,214 @@
+"""Accounts of hand-offs, made by the guardian after the fact: what a message was read to say, and what its text says.
+
+::
+
+    deposit --transport--> Accountant.work --> summary  sentences of the text, which say nothing that it does not
+                                           --> gloss    what the receiver's model answers from the memory alone
+                                           --> an entry of kind "account", both texts beside the tree
+
+**The alarm** is their disagreement. Each question of the gloss was put to the text as well, by the same model: where
+the two answers differ, the account says so (``differ``). How often a false answer raises it, and how often a right one
+does, is measured with the rest (``ilcp.measure.faithfulness``): ``measured`` has those figures beside each account.
+
+An account explains nobody's reasoning. It is a reading of the message, and as wide as its questions.
+"""
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from hashlib import sha256
+from typing import Any, Protocol
+
+from ilcp.audit.deposits import Deposit, received
+from ilcp.audit.entries import MOST_BYTES, Draft, Entry, parsed_json
+from ilcp.audit.ledger import Ledger
+from ilcp.audit.summary import summarised
+from ilcp.errors import ConfigError, DecodeError, EncodeError, IlcpError
+from ilcp.transport import BlobError, Connection, Delivery
+
+__all__ = ["ACCOUNT", "Accountant", "Gloss", "Line", "Reads", "measured_of"]
+
+ACCOUNT = "account"
+LEAST_CHARACTERS = 200  # of a summary: a sentence or two
+MOST_CHARACTERS = 2000
+MOST_REASON = 500
+TOLD = (  # of the figures that were measured
+    "recall, gloss",
+    "recall, another's gloss",
+    "precision, gloss",
+    "misleading, gloss",
+    "alarm, false answers",
+    "alarm, right answers",
+)
+AGAIN_S = 1.0  # until a deposit whose record is not there yet is looked at again
+TRIES = 60  # of that
+Measured = Mapping[int, Mapping[str, Any]]  # figures, by the length of the payload that they are of
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A question, what the receiver's model answers from the memory alone, and what from the text (None: no text)."""
+
+    question: str
+    answer: str
+    from_text: str | None
+
+    @property
+    def differs(self) -> bool:
+        """Says whether the two answers are not the same."""
+        return self.from_text is not None and self.from_text != self.answer
+
+
+@dataclass(frozen=True, slots=True)
+class Gloss:
+    """What a memory says: line by line, in its own words (empty: it was not asked so), and who read it, by digests."""
+
+    lines: tuple[Line, ...]
+    freely: str
+    by: Mapping[str, str] = field(default_factory=dict)
+
+
+class Reads(Protocol):
+    """Reads messages: a receiver's model, apart from the one that works with them (``ilcp.measure.Glosses``)."""
+
+    def gloss(self, codec_id: str, payload: bytes, literals: Sequence[str], source: str | None) -> Gloss:
+        """Returns what a message says.
+
+        Raises:
+            IlcpError: it cannot be read.
+        """
+
+
+class Accountant:
+    """Makes accounts of what is deposited, one at a time.
+
+    Args:
+        ledger: the guardian's; a thread of its own may work while others append.
+        connection: opened under the name of deposits (``GUARDIAN + ACCOUNTS``), with ``settings_for`` its address.
+        reads: reads the messages; None for summaries alone.
+        measured: by codec id, how true such accounts were measured to be (``measured_of``).
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        connection: Connection,
+        reads: Reads | None = None,
+        measured: Mapping[str, Measured] | None = None,
+    ):
+        self.ledger, self._connection, self._reads = ledger, connection, reads
+        self._measured = dict(measured or {})
+
+    def work(self, timeout_s: float = 0.0) -> bool:
+        """Makes the account of the next deposit, after up to ``timeout_s``; says whether there was one.
+
+        Raises:
+            StorageError: the ledger cannot be written; the deposit is handed out again.
+            TransportError: the transport cannot be reached.
+        """
+        delivery = self._connection.receive(timeout_s)
+        if delivery is None:
+            return False
+        try:
+            deposit = received(delivery.message, self._connection)
+        except BlobError as error:
+            if delivery.attempt < TRIES:  # it may be on its way
+                delivery.nack(AGAIN_S)
+                return True
+            self._ends(delivery, _not_made("unreadable", sha256(delivery.message).hexdigest(), str(error)))
+            return True
+        except (DecodeError, EncodeError) as error:
+            self._ends(delivery, _not_made("unreadable", sha256(delivery.message).hexdigest(), str(error)))
+            return True
+        entry = self._entry(deposit)
+        if entry is None and delivery.attempt < TRIES:  # it overtook its record
+            delivery.nack(AGAIN_S)
+            return True
+        if entry is None or not deposit.is_of(entry, self.ledger.personal(entry.number)):
+            because = "no record has the digests of its payload and text"
+            self._ends(delivery, _not_made("unreadable", sha256(deposit.to_bytes()).hexdigest(), because))
+        elif self._is_made(entry.number, str(entry.fields.get("handoff_id"))):
+            delivery.ack()
+        else:
+            self._ends(delivery, self._account(entry, deposit))
+        return True
+
+    def _ends(self, delivery: Delivery, draft: Draft) -> None:
+        self.ledger.append([draft])
+        delivery.ack()
+
+    def _entry(self, deposit: Deposit) -> Entry | None:
+        number = self.ledger.numbered(deposit.producer, deposit.run, deposit.part, deposit.sequence)
+        return None if number is None else self.ledger.entry(number)
+
+    def _is_made(self, number: int, handoff_id: str) -> bool:
+        """Says whether there is an account already: a process died before it acknowledged the deposit."""
+        beside = self.ledger.of_handoff(handoff_id)
+        return any(each.kind == ACCOUNT and each.fields.get("of") == number for each in beside)
+
+    def _account(self, entry: Entry, deposit: Deposit) -> Draft:
+        codec_id = str(entry.fields.get("codec_id", ""))
+        beside = self.ledger.personal(entry.number).get("literals")
+        literals = beside.value if beside is not None and isinstance(beside.value, list) else []
+        fields: dict[str, Any] = {"of": entry.number, "run": deposit.run, "handoff_id": entry.fields.get("handoff_id")}
+        personal: dict[str, Any] = {}
+        gloss: Gloss | None = None
+        if self._reads is not None:
+            try:
+                gloss = self._reads.gloss(codec_id, deposit.payload, literals, deposit.source)
+            except IlcpError as error:
+                fields["error"], personal["reason"] = type(error).__name__, str(error)[:MOST_REASON]
+        if gloss is not None:
+            fields |= _counted(gloss)
+            personal["gloss"] = [asdict(line) for line in gloss.lines]
+            personal |= {"freely": gloss.freely} if gloss.freely else {}
+        told = 0 if gloss is None else sum(len(line.question) + len(line.answer) + 2 for line in gloss.lines)
+        most = min(MOST_CHARACTERS, max(LEAST_CHARACTERS, told))
+        with suppress(EncodeError):  # there is no text, or nothing of it can be seen
+            personal["summary"] = summarised(deposit.source or "", most)
+            fields["summary_by"] = {"method": "sentences of the text", "characters": most}
+        if codec_id in self._measured and gloss is not None:
+            fields["measured"] = _at(self._measured[codec_id], len(deposit.payload))
+        return Draft(ACCOUNT, fields, personal)
+
+
+def _counted(gloss: Gloss) -> dict[str, Any]:
+    """Returns how many questions a gloss answered, and of how many the text says otherwise."""
+    compared = [line for line in gloss.lines if line.from_text is not None]
+    return {
+        "asked": len(gloss.lines),
+        "compared": len(compared),
+        "differ": sum(line.differs for line in compared),
+        "gloss_by": dict(gloss.by),
+    }
+
+
+def _not_made(kind: str, digest: str, reason: str) -> Draft:
+    return Draft(kind, {"sha256": digest, "reason": f"no account: {reason}"[:MOST_REASON]})
+
+
+def measured_of(data: bytes) -> dict[str, Measured]:
+    """Reads what ``ilcp measure --faithfulness`` wrote: by codec id and payload length the figures of an account.
+
+    Raises:
+        ConfigError: it is something else, or was measured before such files named codecs by their ids.
+    """
+    try:
+        accounts = parsed_json(data, MOST_BYTES)["accounts"].values()
+        found: dict[str, dict[int, Mapping[str, Any]]] = {}
+        for one in (one for each in accounts for one in each):
+            figures = {
+                name: {part: round(figure[part], 4) for part in ("value", "low", "high")} | {"n": figure["n"]}
+                for name, figure in one["figures"].items()
+                if name in TOLD and figure is not None
+            }
+            about = {"file_sha256": sha256(data).hexdigest(), "payload_bytes": one["payload_bytes"], "cases": one["n"]}
+            found.setdefault(str(one["codec_id"]), {})[int(one["payload_bytes"])] = {**about, "figures": figures}
+    except (DecodeError, ValueError, OverflowError, LookupError, TypeError, AttributeError) as error:
+        raise ConfigError(f"expected what 'ilcp measure --faithfulness' wrote, got something else: {error}") from error
+    return dict(found)
+
+
+def _at(measured: Measured, payload_bytes: int) -> Mapping[str, Any]:
+    """Returns the figures of the longest measured length that a payload has, or of the shortest there is."""
+    return measured[max((each for each in measured if each <= payload_bytes), default=min(measured))]

@@ -1,0 +1,280 @@
+"""The pages themselves: what each says, put through its template. Nothing here knows of a network or a folder.
+
+A page is of one moment where its caller holds a snapshot of the ledger.
+"""
+
+from base64 import b64encode
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+from hashlib import sha256
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from ilcp.audit import tree
+from ilcp.audit.checkpoints import parsed
+from ilcp.audit.entries import Entry
+from ilcp.audit.findings import CHECKS, Verified, said_of
+from ilcp.audit.page.plots import by_day
+from ilcp.audit.page.views import EVENTS, FLAGS, Filter, Handoff, Overview, View, handoffs, measured, one, overview
+from ilcp.audit.page.words import listed, moment, paragraphs, said, whole
+from ilcp.audit.sequences import gaps
+from ilcp.errors import MissingExtraError
+
+__all__ = ["PAGES", "Site", "policy", "require_page"]
+
+HERE = Path(__file__).parent
+PAGES = {
+    "cover": "Cover and scope",
+    "inventory": "Models and codecs",
+    "handoffs": "Hand-offs",
+    "activity": "Over time",
+    "integrity": "Integrity",
+    "retention": "Retention and erasures",
+    "views": "Who looked",
+    "signoff": "Sign-off",
+}
+MOST_LISTED = 500  # erasures, removals and views of one page
+Link = Callable[..., str]
+
+
+def require_page() -> None:
+    """Refuses where no page can be made, before work is done for one.
+
+    Raises:
+        MissingExtraError: jinja2 is not installed.
+    """
+    if find_spec("jinja2") is None:
+        raise MissingExtraError.of("jinja2", "for the page", "page")
+
+
+@cache
+def _environment() -> Any:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    found = Environment(
+        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    found.filters |= {"said": said, "moment": moment, "paragraphs": paragraphs, "listed": listed}
+    return found
+
+
+@cache
+def _style() -> str:
+    return (HERE / "page.css").read_text(encoding="utf-8")
+
+
+@cache
+def policy() -> str:
+    """Returns the content security policy: nothing runs, nothing is loaded, and one style is known by its digest."""
+    style = b64encode(sha256(_style().encode()).digest()).decode()
+    return (
+        f"default-src 'none'; style-src 'sha256-{style}'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+    )
+
+
+@dataclass(frozen=True)
+class Site:
+    """A ledger's pages for one reader; ``link`` makes an address of a page's name and what it is asked for."""
+
+    view: View
+    link: Link
+    alive: bool = True  # served, so that there are filters and buttons; else written down
+    counted: Overview | None = None  # of before, from which to go on counting
+
+    @cached_property
+    def overview(self) -> Overview:
+        """Counts of what the reader may see."""
+        return overview(self.view, self.counted)
+
+    def render(self, name: str, **told: Any) -> str:
+        """Returns a page of that name as HTML."""
+        note = parsed(self.view.ledger.checkpoint())
+        given = {
+            "page": name,
+            "pages": PAGES,
+            "link": self.link,
+            "alive": self.alive,
+            "style": _style(),
+            "policy": policy(),
+            "reader": self.view.reader,
+            "checkpoint": note,
+            "title": PAGES.get(name, told.get("heading", "")),
+        }
+        return str(_environment().get_template(f"{name}.html.jinja").render(given | told))
+
+    def cover(self) -> str:
+        """What this is, of whom, how far it goes, and what it does not show."""
+        complete = [self._numbered(*each) for each in self._sequences()]
+        return self.render(
+            "cover", overview=self.overview, events=EVENTS, complete=complete, key=self.view.ledger.keys[-1]
+        )
+
+    def inventory(self) -> str:
+        """The codecs, their models, what they were validated on, and how true accounts of them are."""
+        return self.render("inventory", overview=self.overview)
+
+    def listed(self, narrowed: Filter, before: int | None = None) -> tuple[list[Handoff], int | None]:
+        """Returns the rows of a listing, and from where to go on."""
+        return handoffs(self.view, narrowed, before)
+
+    def handoffs(self, narrowed: Filter, before: int | None = None) -> str:
+        """A listing."""
+        rows, onwards = self.listed(narrowed, before)
+        known = sorted(self.overview.runs) if self.alive else []
+        told = {"rows": rows, "onwards": onwards, "narrowed": narrowed, "runs": known}
+        return self.render("handoffs", **told, events=EVENTS, flags=FLAGS)
+
+    def handoff(self, number: int) -> str | None:
+        """One hand-off, its account, and the proof that it is in the tree; None where the reader may see none."""
+        found = one(self.view, number)
+        if found is None:
+            return None
+        told = self._told(found)
+        return self.render("handoff", heading=f"Hand-off {number}", told=told, **told)
+
+    def compare(self, first: int, second: int) -> str | None:
+        """Two hand-offs side by side; None where the reader may not see both."""
+        both = [one(self.view, number) for number in (first, second)]
+        if None in both:
+            return None
+        told = [self._told(each) for each in both if each is not None]
+        heading = f"Hand-offs {first} and {second}"
+        questions = list(dict.fromkeys(line["question"] for each in told for line in each["lines"]))
+        answers = [{line["question"]: line for line in each["lines"]} for each in told]
+        lines = [(question, *(found.get(question) for found in answers)) for question in questions]
+        return self.render("compare", heading=heading, both=told, lines=lines, differences=_differences(told))
+
+    def activity(self) -> str:
+        """What happened by day, drawn and in a table."""
+        found = self.overview
+        plots = [
+            by_day(found.days, EVENTS, "Hand-offs recorded on each day"),
+            by_day(found.days, {name: EVENTS[name] for name in ("fell back to text", "refused")}, "Refusals and texts"),
+            by_day(found.days, {"disagree": "accounts that disagree with the text"}, "Accounts that disagree"),
+        ]
+        days = sorted(found.days.items(), reverse=True)
+        return self.render("activity", plots=[plot for plot in plots if plot], days=days, events=EVENTS, cut=found.cut)
+
+    def integrity(self, verified: Verified | None = None, took_s: float = 0.0, busy: bool = False) -> str:
+        """What verifying found, if it was asked for, and the command with which anybody does it."""
+        told = [] if verified is None else self._findings(verified)
+        return self.render("integrity", verified=verified, took_s=took_s, busy=busy, told=told, checks=CHECKS)
+
+    def retention(self) -> str:
+        """What was erased and removed, by whom, when and why."""
+        erasures, removals = (self._listed(kind) for kind in ("erasure", "retention"))
+        return self.render("retention", erasures=erasures, removals=removals)
+
+    def views(self) -> str:
+        """Who looked at which page when."""
+        seen = []
+        for entry in self.view.ledger.entries(kinds=["handoff"], run="views", newest=True):
+            if self.view.reader.runs is None or entry.fields.get("reader") == self.view.reader.name:
+                seen.append(entry)
+            if len(seen) == MOST_LISTED:
+                break
+        return self.render("views", seen=seen)
+
+    def signoff(self) -> str:
+        """A sheet to print and sign."""
+        return self.render("signoff", overview=self.overview, events=EVENTS)
+
+    def _listed(self, kind: str) -> list[Entry]:
+        found = []
+        for entry in self.view.ledger.entries(kinds=[kind], newest=True):
+            if self.view.sees(entry):
+                found.append(entry)
+            if len(found) == MOST_LISTED:
+                break
+        return found
+
+    def _sequences(self) -> list[tuple[tuple[str, str, str], list[list[int]]]]:
+        found = self.view.ledger.sequences().items()
+        return [(who, numbers) for who, numbers in found if self.view.reader.may_see(who[1])][:MOST_LISTED]
+
+    @staticmethod
+    def _numbered(who: tuple[str, str, str], numbers: list[list[int]]) -> tuple[str, str, str]:
+        missing = gaps(numbers)
+        listed = ", ".join(f"{a}" if a == b else f"{a} to {b}" for a, b in missing[:10])
+        last = numbers[-1][1]
+        return (
+            said(who[0], 100),
+            said(who[1], 100),
+            f"missing {listed} of 1 to {last}" if missing else f"all of 1 to {last}",
+        )
+
+    def _findings(self, found: Verified) -> list[str]:
+        """Returns what verifying said; a reader of some runs is not told of others."""
+        if self.view.reader.runs is None:
+            return [said(line, 1000) for line in said_of(found)]
+        return [f"not sound: {name}" for name in sorted({each.check for each in found.findings})]
+
+    def _told(self, found: Handoff) -> dict[str, Any]:
+        """Returns what the page of one hand-off says."""
+        ledger, number = self.view.ledger, found.number
+        beside = ledger.personal(number)
+        account = {} if found.account is None else ledger.personal(found.account.number)
+        held = account.get("gloss")
+        gloss = held.value if held is not None and isinstance(held.value, list) else []
+        numbers = {number} | ({found.account.number} if found.account else set())
+        erased = [e for e in ledger.entries(kinds=["erasure"]) if whole(e.fields.get("of")) in numbers]
+        proof, size = ledger.inclusion(number), ledger.size
+        leaf = tree.leaf_hash(found.entry.to_bytes())
+        handoff_id = found.entry.fields.get("handoff_id")
+        related = ledger.of_handoff(handoff_id) if isinstance(handoff_id, str) else []
+        return {
+            "found": found,
+            "beside": {name: each for name, each in beside.items() if not name.endswith("_sha256")},
+            "lines": [line for line in map(_line, gloss) if line is not None],
+            "account": account,
+            "worth": measured(found.account.fields.get("measured")) if found.account else [],
+            "erased": erased,
+            "leaf": leaf.hex(),
+            "proof": [each.hex() for each in proof],
+            "holds": tree.includes(ledger.root(size), size, number, leaf, proof),
+            "root": ledger.root(size).hex(),
+            "size": size,
+            "related": [Handoff(e, None) for e in related if e.kind == "handoff" and e.number != number],
+            "raw": found.entry.to_bytes().decode(),
+        }
+
+
+def _line(value: Any) -> dict[str, Any] | None:
+    """Returns a line of a gloss, whoever wrote it; None where it is none."""
+    if not isinstance(value, dict) or not {"question", "answer", "from_text"} <= value.keys():
+        return None
+    agrees = None if value["from_text"] is None else value["from_text"] == value["answer"]
+    return {**{name: said(value[name], 300) for name in ("question", "answer")}, "agrees": agrees} | {
+        "from_text": None if value["from_text"] is None else said(value["from_text"], 300)
+    }
+
+
+def _differences(told: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Says, in sentences, in what two hand-offs differ."""
+    one, other = (each["found"] for each in told)
+    a, b = one.number, other.number
+    names = {
+        "producer": "Hand-off {} was told by {}, hand-off {} by {}.",
+        "run": "Hand-off {} belongs to run {}, hand-off {} to run {}.",
+        "hop": "Hand-off {} is hop {} of its pipeline, hand-off {} is hop {}.",
+        "codec": "Hand-off {} was made by codec {}, hand-off {} by {}.",
+        "message_bytes": "The message of hand-off {} has {} bytes, that of hand-off {} has {}.",
+        "message_sha256": "",
+    }
+    found = []
+    if one.event != other.event:
+        found.append(f"Hand-off {a} was {one.event}, hand-off {b} was {other.event}.")
+    for name, way in names.items():
+        values = one.field(name), other.field(name)
+        if way and values[0] != values[1]:
+            found.append(way.format(a, values[0] or "nobody knows which", b, values[1] or "nobody knows which"))
+    if one.field("message_sha256") == other.field("message_sha256") != "":
+        found.append("Both are of the very same message.")
+    pairs = [{line["question"]: line["answer"] for line in each["lines"]} for each in told]
+    shared = [question for question in pairs[0] if question in pairs[1]]
+    if shared:
+        same = sum(pairs[0][question] == pairs[1][question] for question in shared)
+        found.append(f"Asked the same {len(shared)} questions, the two messages answer {same} of them alike.")
+    return found or ["Nothing of what is recorded differs but number and time."]

@@ -1,0 +1,91 @@
+"""Reads a message for its account: the receiver's model is asked what it says, of its memory alone and of the text.
+
+::
+
+    payload --receiver's codec--> memory --each question--> answer
+    text    --------------------- memory --each question--> answer from the text, where the text fits
+
+The guardian's own: no agent works with this receiver, and it needs no key, for it reads payloads.
+"""
+
+from collections.abc import Sequence
+from contextlib import suppress
+from hashlib import sha256
+from importlib import metadata
+
+from ilcp.audit.accounts import Gloss, Line
+from ilcp.codec.memory import Memory, TextMemory
+from ilcp.codec.protocols import Codec
+from ilcp.errors import ConfigError, DecodeError, EncodeError
+from ilcp.handoff import Receiver
+from ilcp.message import MAX_PAYLOAD_BYTES, Message
+from ilcp.tasks.telling import TELL
+
+__all__ = ["ANSWER_TOKENS", "TELL_TOKENS", "Glosses", "own_questions"]
+
+ANSWER_TOKENS = 16
+TELL_TOKENS = 200
+
+
+class Glosses:
+    """Reads messages of a receiver's codecs; what ``ilcp.audit.accounts.Accountant`` asks.
+
+    Args:
+        receiver: a bare one, whose ``blobs`` is a connection in memory, where its codec makes caches.
+        questions: what is asked of every message, in the words that the codec was trained for.
+        freely: whether a message is also asked to say what it says: of codecs that were trained so (``telling_share``).
+
+    Raises:
+        ConfigError: no questions, or a receiver with a key.
+    """
+
+    def __init__(self, receiver: Receiver, questions: Sequence[str], *, freely: bool = False):
+        self.questions = list(dict.fromkeys(questions))
+        if not self.questions:
+            raise ConfigError("expected questions for accounts, got none: name what you must answer for")
+        if receiver.key is not None:
+            raise ConfigError("expected a receiver without a key for accounts, got one with: it reads payloads alone")
+        self.receiver, self.freely = receiver, freely
+        self._by_id = {each.trained.codec_id(each.spec).hex(): each for each in receiver.codecs}
+
+    def gloss(self, codec_id: str, payload: bytes, literals: Sequence[str], source: str | None) -> Gloss:
+        """Returns what a message says; raises as ``Receiver.decode``."""
+        memory = self._memory(codec_id, payload, literals)
+        told = self._answers(memory)
+        from_text: Sequence[str | None] = [None] * len(told)
+        if source is not None and source.strip():
+            with suppress(EncodeError, DecodeError):  # more than the model can read at once
+                from_text = self._answers(TextMemory(source))
+        lines = tuple(Line(*each) for each in zip(self.questions, told, from_text, strict=True))
+        return Gloss(lines, self._freely(memory), self._by(codec_id))
+
+    def _memory(self, codec_id: str, payload: bytes, literals: Sequence[str]) -> Memory:
+        known = bytes.fromhex(codec_id) if codec_id in self._by_id else b""
+        if not known:
+            raise DecodeError(f"expected a codec's id ({' or '.join(self._by_id)}), got {codec_id!r:.80}")
+        if len(payload) <= MAX_PAYLOAD_BYTES:
+            return self.receiver.decode(Message(known, payload, literals=tuple(literals)).to_bytes())
+        if self.receiver.blobs is None:
+            raise ConfigError("expected a receiver with blobs= for messages as large as this one, got one without")
+        blob = self.receiver.blobs.put_blob(payload)
+        return self.receiver.decode(Message(known, b"", literals=tuple(literals), blob=blob).to_bytes())
+
+    def _answers(self, memory: Memory) -> list[str]:
+        return self.receiver.answers([(memory, each) for each in self.questions], max_new_tokens=ANSWER_TOKENS)
+
+    def _freely(self, memory: Memory) -> str:
+        if not self.freely:
+            return ""
+        (found,) = self.receiver.answers([(memory, TELL)], max_new_tokens=TELL_TOKENS)
+        return found
+
+    def _by(self, codec_id: str) -> dict[str, str]:
+        asked = sha256("\n".join(self.questions).encode()).hexdigest()
+        model = self._by_id[codec_id].trained.receiver
+        versions = {name: metadata.version(name) for name in ("ilcp", "transformers")}
+        return {"model": model.digest().hex(), "codec_id": codec_id, "questions_sha256": asked, **versions}
+
+
+def own_questions(codec: Codec) -> list[str]:
+    """Returns the questions that a codec brings along; none where it has none."""
+    return list(getattr(codec, "questions", ()))
