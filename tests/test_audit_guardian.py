@@ -176,6 +176,10 @@ def test_a_transport_that_fails_ends_a_hand_off_only_where_it_may_not_go_on(plac
         assert [1, 2] == [strict.record("sent", about) for _ in range(2)]
         with pytest.raises(AuditError, match="got: expected room"):
             strict.record("sent", about)
+    with Recorder(place.url, "told", unrecorded="told", settings=full) as told:
+        with pytest.raises(AuditError, match="got: expected room"):
+            told.record("sent", about)
+        assert 0 == told.pending  # no receipt is waited for
     with Recorder(place.url, "planner", run="r", settings=full) as audit:
         with pytest.warns(AuditWarning, match="it goes on without, and its number will be missing"):
             audit.record("sent", about)

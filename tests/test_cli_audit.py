@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from ilcp.audit import Guardian, Key, Ledger, Recorder, Signer
+from ilcp.audit import Draft, Guardian, Key, Ledger, Recorder, Signer
 from ilcp.audit.guardian import settings_for
 from ilcp.cli import app
 from ilcp.cli.exit_codes import NOT_SOUND
@@ -165,3 +165,26 @@ def test_the_example_is_audited(tmp_path: Path) -> None:
     assert "auditor: planner, run monday: all of 1 to 1" in said
     assert "auditor: sound: " in said
     assert "cannot be told" not in said
+
+
+def test_who_erases_is_told_of_accounts_of_the_same(folder: Path) -> None:
+    """What a hand-off's account still says is named, until that is erased too."""
+    with Ledger(folder / "l", Signer("example/ledger", seed_in(folder / "k"))) as ledger:
+        handoff_id = "h" * 32
+        (of,) = ledger.append([Draft("handoff", {"run": "r", "handoff_id": handoff_id}, {"literals": ["INC-1"]})])
+        fields = {"of": of, "run": "r", "handoff_id": handoff_id}
+        (account,) = ledger.append([Draft("account", fields, {"gloss": [], "summary": "INC-1 is open."})])
+    options = ("--key", folder / "k", "--by", "the officer", "--because", "asked")
+    said = f"entry {account} is an account of the same, and still has gloss, summary"
+    assert said in run("erase", folder / "l", of, "literals", *options).replace("\n", " ")
+    assert "still has" not in run("erase", folder / "l", account, "gloss", "summary", *options)
+
+
+def test_an_export_is_a_file_or_pages(folder: Path) -> None:
+    """Pages for people, lines for machines, or both; neither is asked for by mistake alone."""
+    out = run("export", folder / "l", "--html", folder / "html", "--out", folder / "lines")
+    assert "4 hand-offs" in out
+    assert {"index.html", "handoff-1.html"} <= {file.name for file in (folder / "html").iterdir()}
+    assert (folder / "lines").is_file()
+    with pytest.raises(ConfigError, match="--out FILE, --html FOLDER"):
+        run("export", folder / "l")

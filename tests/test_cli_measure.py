@@ -317,3 +317,8 @@ def test_a_folder_of_that_name_goes_before_a_preset(monkeypatch, tmp_path: Path)
     monkeypatch.chdir(tmp_path)
     assert not is_preset("kv-int4")
     assert ["a-b", "codec-1"] == file_names(["a:b", "somewhere/codec 1/"])
+
+
+def test_asking_freely_without_a_file_of_accounts_is_refused() -> None:
+    """Before anything is loaded."""
+    assert "--faithfulness FILE beside --freely" in str(run("embedded", "--freely").exception)

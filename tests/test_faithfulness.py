@@ -18,6 +18,7 @@ from ilcp.errors import ConfigError, EncodeError, StorageError
 from ilcp.measure.faithfulness import _bits_changed, faithfulness, held_out
 from ilcp.message import Message
 from ilcp.tasks import Case, Question, case_files
+from ilcp.tasks.telling import TELL
 
 NAMES = ("Mara", "Ivo", "Lena", "Odd", "Runa")
 CITIES = ("Bergen", "Brno", "Genoa", "Porto", "Vigo")
@@ -38,7 +39,8 @@ class Ends:
     """A sender whose message is the text itself, and a receiver that answers by rule from what it holds."""
 
     def __init__(self, forgets: str = "", says: dict[str, str] | None = None) -> None:
-        self.codec = SimpleNamespace(spec=SimpleNamespace(reads="text", payload_bytes=500))
+        trained = SimpleNamespace(codec_id=lambda _: bytes(8))
+        self.codec = SimpleNamespace(spec=SimpleNamespace(reads="text", payload_bytes=500), trained=trained)
         self.audit = self.key = self.audience = None
         self.forgets, self.says = forgets, says or {}
 
@@ -62,8 +64,9 @@ class Ends:
         return {"Who is it?": who, "Which city?": where, "Which day?": "not said"}.get(question, f"{who}, {where}")
 
 
-def measured(ends: Ends, n: int = 8) -> dict[str, float]:
-    found = faithfulness(ends, ends, [case(number) for number in range(n)])  # type: ignore[arg-type]
+def measured(ends: Ends, n: int = 8, *, freely: bool = False) -> dict[str, float]:
+    cases = [case(number) for number in range(n)]
+    found = faithfulness(ends, ends, cases, freely=freely)  # type: ignore[arg-type]
     return {name: figure.value for name, figure in found.figures.items() if figure is not None}
 
 
@@ -128,6 +131,89 @@ def test_what_cannot_be_encoded_again_is_left_out() -> None:
     assert found["recall, gloss"] is not None
     with pytest.raises(ConfigError, match="at least two cases"):
         faithfulness(ends, ends, cases[:1])
+
+
+class Misreads(Ends):
+    """Takes everybody in a text for Odd, and nobody in a memory."""
+
+    def decode(self, message: bytes) -> TextMemory:
+        return TextMemory(f"memory: {super().decode(message).text}")
+
+    def answers(self, items: Sequence[tuple[Any, str]], **options: Any) -> list[str]:
+        """Answers otherwise who it is, where it reads the text itself."""
+        read = [memory is not None and memory.text.startswith("It is") for memory, _ in items]
+        known = super().answers(items, **options)
+        told = zip(read, items, known, strict=True)
+        return ["Odd" if text and question == "Who is it?" else answer for text, (_, question), answer in told]
+
+
+def test_an_alarm_is_a_gloss_that_differs_from_what_the_text_is_read_to_say() -> None:
+    """What the message lost is noticed, what the model says of the text as well is not; right answers raise few."""
+    kept = measured(Ends())
+    assert (0, None) == (kept["alarm, right answers"], kept.get("alarm, false answers"))
+    lost = measured(Ends(forgets="Mara"))
+    assert (0, 1) == (lost["alarm, right answers"], lost["alarm, false answers"])
+    unnoticed = measured(Ends(says={"Who is it?": "Mara"}))
+    assert (0, 0) == (unnoticed["alarm, right answers"], unnoticed["alarm, false answers"])
+    invented = measured(Ends(says={"Which day?": "Friday"}))
+    assert (0, 0) == (invented["alarm, right answers"], invented["alarm, false answers"])
+
+
+def test_alarms_are_of_answers_that_tell_something() -> None:
+    """Of five cases 4 glosses ask where and 3 who; of these two are taken for another in the text."""
+    ends: Any = Misreads()
+    figures = faithfulness(ends, ends, [case(number) for number in range(5)]).figures
+    alarmed = figures["alarm, right answers"]
+    assert alarmed is not None
+    assert (7, pytest.approx(2 / 7)) == (alarmed.n, alarmed.value)
+    assert figures["alarm, false answers"] is None
+
+
+class Narrow(Ends):
+    """Sends the beginning of a text, and reads no long one."""
+
+    def decode(self, message: bytes) -> TextMemory:
+        return TextMemory(super().decode(message).text[:60])
+
+    def answers(self, items: Sequence[tuple[Any, str]], **options: Any) -> list[str]:
+        """Refuses a long text."""
+        if any(memory is not None and len(memory.text) > 1000 for memory, _ in items):
+            raise EncodeError("expected a shorter text, got a long one")
+        return super().answers(items, **options)
+
+
+def test_no_alarm_is_of_a_text_that_is_more_than_the_receiver_reads() -> None:
+    """The rest is measured as ever."""
+    ends: Any = Narrow()
+    long = [replace(case(n), context=f"{case(n).context} {'And so on. ' * 200}") for n in range(2)]
+    figures = faithfulness(ends, ends, [*long, *(case(number) for number in range(2, 5))]).figures
+    alarmed = figures["alarm, right answers"]
+    assert alarmed is not None
+    assert 4 == alarmed.n
+    figures = faithfulness(ends, ends, long).figures
+    assert [None] * 2 == [figures[f"alarm, {name} answers"] for name in ("right", "false")]
+    assert figures["recall, gloss"] is not None
+
+
+def test_what_a_message_says_freely_is_looked_through_for_facts() -> None:
+    """Whole words count, of what the case says; a value of another case that the text does not have misleads."""
+    found = measured(Ends(), freely=True)
+    assert (1, 0) == (found["recall, told freely"], found["misleading, told freely"])
+    assert (0, 1) == (found["recall, another's, told freely"], found["misleading, another's, told freely"])
+    assert (0, None) == (found["recall, of nothing, told freely"], found.get("misleading, of nothing, told freely"))
+    assert not any("told freely" in name for name in measured(Ends()))
+    said = measured(Ends(says={TELL: "Marabel was in Brno, says Ivo-Odd."}), n=5, freely=True)
+    assert pytest.approx(3 / 10) == said["recall, told freely"]  # Ivo in one case, Odd and Brno in another
+    assert 1 == said["misleading, told freely"]
+    kept = measured(Ends(says={TELL: "Ivo of Genoa."}), n=5, freely=True)
+    assert pytest.approx(2 / 10) == kept["recall, told freely"]
+    assert pytest.approx(4 / 5) == kept["misleading, told freely"]  # case 1 is about Ivo in Genoa, and no other is
+    ends: Any = Ends(says={TELL: "Ivo of Genoa."})
+    beside = [replace(case(n), context=f"{case(n).context} Ivo knows Genoa.") for n in range(5)]
+    figure = faithfulness(ends, ends, beside, freely=True).figures["misleading, told freely"]
+    assert figure is not None
+    assert (1, 0) == (figure.n, figure.value)  # what the text says beside the point misleads nobody
+    assert "misleading, told freely" not in measured(Ends(says={TELL: "Nothing."}), n=5, freely=True)
 
 
 def test_bits_are_counted_where_payloads_are_as_long() -> None:

@@ -18,8 +18,10 @@ import ilcp
 from ilcp.errors import ConfigError, StorageError
 from ilcp.message.literals import line as line_of
 from ilcp.models.fingerprint import identify
+from ilcp.models.prompt import answer_ids
 from ilcp.nn.distributed import SyncedNorm
-from ilcp.tasks import Case, Question, read_jsonl
+from ilcp.tasks import Case, Question, case_files, read_jsonl
+from ilcp.tasks.telling import TELL, telling
 from ilcp.tasks.written import merged
 from ilcp.training import Phrasebook, StateStore, fit
 from ilcp.training import finish as finish_module
@@ -330,6 +332,74 @@ def test_a_share_of_the_memories_is_trained_with_its_literals_beside_it(models) 
     assert not any(beside[:16])  # a quarter: nobody's payloads
     assert 12 <= sum(beside[16:60]) <= 32
     assert not any(beside[60:])
+
+
+def test_a_share_of_the_contexts_is_also_asked_for_all_that_it_says(models) -> None:
+    """Beside its other questions, up to tokens of its own; of a case without facts, and without a share, nothing is."""
+    wanted = hyperparameters(telling_share=0.5, telling_tokens=9, answer_tokens=3, contexts=64, blank_share=0.0)
+    said = [_stated(case) for case in cases(0, 60)]
+    batch = Batcher(models, wanted).batch([*said, *cases(60, 4)], random.Random(0))
+    asked = [row for row in batch.rows if row.question == TELL]
+    assert 64 == len(batch.rows) - len(asked)
+    assert 18 <= len(asked) <= 42
+    assert len(asked) == len({row.context for row in asked})
+    assert max(row.context for row in asked) < 60
+    for row in asked:
+        whole = answer_ids(models.receiver_tokenizer, present(telling(said[row.context])).answer, end=True)
+        assert whole[:9] == row.answer
+        before, behind = (models.receiver_tokenizer.decode(part) for part in (row.prefix, row.suffix))
+        assert before.endswith("The note says:")
+        assert "Say what the note says." in behind
+    assert max(len(row.answer) for row in batch.rows if row.question != TELL) <= 3
+    for share, count in ((0.0, 0), (1.0, 60)):
+        rows = Batcher(models, replace(wanted, telling_share=share)).batch(said, random.Random(0)).rows
+        assert count == sum(row.question == TELL for row in rows)
+
+
+def test_literals_stand_beside_a_memory_that_is_asked_what_it_says(models) -> None:
+    """The prompt is the one that a receiver would read."""
+    wanted = hyperparameters(telling_share=1.0, literals_share=1.0, blank_share=0.0)
+    said = _stated(replace(cases(0, 1)[0], context="Ticket INC-1234: it was Mara."))
+    (row,) = (row for row in Batcher(models, wanted).batch([said], random.Random(0)).rows if row.question == TELL)
+    codec = VaeCodec.from_network(
+        network(),
+        identify(models.sender, models.sender_tokenizer),
+        identify(models.receiver, models.receiver_tokenizer),
+    )
+    receiver = ilcp.Receiver(models.receiver, models.receiver_tokenizer, codec, allow_unmeasured=True)
+    memory = ilcp.SoftPrompt(torch.zeros(4, 48)).beside(("INC-1234",))
+    assert line_of(("INC-1234",)) in models.receiver_tokenizer.decode(row.suffix)
+    assert len(row.prefix) + 4 + len(row.suffix) == len(receiver.prompt(memory, TELL))
+
+
+def test_what_a_case_says_is_told_in_its_agents_words_or_fact_by_fact() -> None:
+    """All that it states and no remark; what is not said, or said again, is left out."""
+    for dossier in case_files("test", 7, 3):
+        question = present(telling(dossier))
+        assert (TELL, "telling") == (question.text, question.kind)
+        singles = [q.answer for q in dossier.questions if q.said and len(q.facts) == 1]
+        assert singles
+        assert all(answer in question.answer for answer in singles)
+        rewrite = present(dossier.rewrite)
+        assert rewrite.remark(0) not in question.answer
+        assert question == telling(replace(dossier, questions=dossier.questions[::-1]))
+        assert question.answer == question.answer.strip()
+    who, where, when = ("who", "Mara"), ("where", "Bergen"), ("when", "not said")
+    asked = (
+        Question("Who?", "Mara", facts=(who,)),
+        Question("Who was it?", "Mara", facts=(who,)),
+        Question("Who is where?", "Mara, Bergen", "join", facts=(who, where)),
+        Question("When?", "not said", "absent", facts=(when,)),
+    )
+    assert "who: Mara. where: Bergen." == present(telling(Case("x", "It.", asked))).answer
+    assert telling(Case("x", "It.", asked[3:])) is None
+    assert telling(Case("x", "It.", (Question("Who?", "Mara"),))) is None
+
+
+def _stated(case: Case) -> Case:
+    """Returns a one-fact document with that fact."""
+    answer = case.questions[0].answer
+    return replace(case, questions=(Question("Who?", answer, facts=(("who", answer),)),))
 
 
 def test_rate_is_paid_above_what_is_free(models) -> None:

@@ -14,6 +14,7 @@ import torch
 from ilcp.errors import ConfigError, StorageError, TrainingError
 from ilcp.models.forward import PADDING, answer_logits, embed
 from ilcp.tasks import Case, Question
+from ilcp.tasks.telling import TELL
 from ilcp.training import Hyperparameters, Models, Phrasebook, calibrate, fit, write_phrasebook
 from ilcp.training import packed as packed_module
 from ilcp.training.batch import Batcher
@@ -215,15 +216,21 @@ def test_every_term_of_the_loss_reaches_the_network(models) -> None:
 
 
 def test_packed_questions_equal_separate_prompts(models) -> None:
-    """Questions that share one sequence behind one memory get the logits that each would get alone."""
-    asked = (Question("Who?", "Mara"), Question("Who was it, once more?", "Jonas"), Question("Who", "Ilse"))
-    told = [Case("x", f"It was Mara. Ticket {'A9' * n}.", asked) for n in (1, 3, 2, 1)]
-    batch = Batcher(models, hyperparameters(questions=3, literals_share=0.5, blank_share=0.0)).batch(
-        told, random.Random(1)
+    """Questions of one sequence get the logits that each would get alone, those in words of their own around it too."""
+    asked = (
+        Question("Who?", "Mara", facts=(("who", "Mara"),)),
+        Question("Who was it, once more?", "Jonas"),
+        Question("Who", "Ilse"),
     )
+    told = [Case("x", f"It was Mara. Ticket {'A9' * n}.", asked) for n in (1, 3, 2, 1, 2, 1)]
+    wanted = hyperparameters(questions=3, literals_share=0.5, blank_share=0.0, telling_share=0.5)
+    batch = Batcher(models, wanted).batch(told, random.Random(0))
     beside = ["A9" in models.receiver_tokenizer.decode(row.suffix) for row in batch.rows]
-    assert 0 < sum(beside) < len(beside)  # some contexts' rows begin with a line of literals, others do not
-    memory = torch.randn(4, 4, 48) * 0.02
+    open_ = [row.question == TELL for row in batch.rows]
+    # Some contexts' rows begin with a line of literals, some ask to say what the memory says, and some do both.
+    assert {(False, False), (True, False), (False, True), (True, True)} == set(zip(beside, open_, strict=True))
+    assert 2 == len({row.prefix for row in batch.rows})
+    memory = torch.randn(6, 4, 48) * 0.02
     with torch.no_grad():
         packed, labels = memory_logits(models, batch.rows, memory)
         for index, row in enumerate(batch.rows):
@@ -232,6 +239,15 @@ def test_packed_questions_equal_separate_prompts(models) -> None:
             known = labels[index] != PADDING
             assert torch.equal(answer[0], labels[index][known])
             assert torch.allclose(alone[0], packed[index][known], atol=1e-4)
+
+
+def test_a_validation_never_asks_a_memory_to_say_what_it_says(models) -> None:
+    wanted = hyperparameters(telling_share=1.0)
+    reader = Reader(models, (0, 1, 2), wanted)
+    rows = Validator(models, told(16, 10_000), wanted, reader).batch.rows
+    assert {"Who?"} == {row.question for row in rows}
+    learned = Batcher(models, wanted).batch(told(16, 10_000), random.Random(0)).rows
+    assert 16 == sum(row.question == TELL for row in learned)
 
 
 def test_long_contexts_are_read_in_parts_with_the_same_outcome(models, monkeypatch) -> None:
@@ -357,6 +373,8 @@ def test_recipes_check_their_values() -> None:
         ({"naming_steps": 5}, "expected topics for naming_steps"),
         ({"alignment_weight": 1.0}, "expected topics for naming_steps, alignment_steps or alignment_weight"),
         ({"blank_share": 1.0}, "blank_share from 0 to below 1, got 1.0"),
+        ({"telling_share": 1.5}, "telling_share from 0 to 1, got 1.5"),
+        ({"telling_tokens": 0}, "telling_tokens to be at least 1, got 0"),
     ):
         with pytest.raises(ConfigError, match=fragment):
             hyperparameters(**change)

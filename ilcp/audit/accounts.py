@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
+from math import isfinite
 from typing import Any, Protocol
 
 from ilcp.audit.deposits import Deposit, received
@@ -39,6 +40,8 @@ TOLD = (  # of the figures that were measured
     "misleading, gloss",
     "alarm, false answers",
     "alarm, right answers",
+    "recall, told freely",
+    "misleading, told freely",
 )
 AGAIN_S = 1.0  # until a deposit whose record is not there yet is looked at again
 TRIES = 60  # of that
@@ -115,10 +118,10 @@ class Accountant:
             if delivery.attempt < TRIES:  # it may be on its way
                 delivery.nack(AGAIN_S)
                 return True
-            self._ends(delivery, _not_made("unreadable", sha256(delivery.message).hexdigest(), str(error)))
+            self._ends(delivery, _not_made(delivery.message, str(error)))
             return True
         except (DecodeError, EncodeError) as error:
-            self._ends(delivery, _not_made("unreadable", sha256(delivery.message).hexdigest(), str(error)))
+            self._ends(delivery, _not_made(delivery.message, str(error)))
             return True
         entry = self._entry(deposit)
         if entry is None and delivery.attempt < TRIES:  # it overtook its record
@@ -126,8 +129,8 @@ class Accountant:
             return True
         if entry is None or not deposit.is_of(entry, self.ledger.personal(entry.number)):
             because = "no record has the digests of its payload and text"
-            self._ends(delivery, _not_made("unreadable", sha256(deposit.to_bytes()).hexdigest(), because))
-        elif self._is_made(entry.number, str(entry.fields.get("handoff_id"))):
+            self._ends(delivery, _not_made(deposit.to_bytes(), because))
+        elif self._is_made(entry, again=delivery.attempt > 1):
             delivery.ack()
         else:
             self._ends(delivery, self._account(entry, deposit))
@@ -141,10 +144,13 @@ class Accountant:
         number = self.ledger.numbered(deposit.producer, deposit.run, deposit.part, deposit.sequence)
         return None if number is None else self.ledger.entry(number)
 
-    def _is_made(self, number: int, handoff_id: str) -> bool:
+    def _is_made(self, entry: Entry, again: bool) -> bool:
         """Says whether there is an account already: a process died before it acknowledged the deposit."""
-        beside = self.ledger.of_handoff(handoff_id)
-        return any(each.kind == ACCOUNT and each.fields.get("of") == number for each in beside)
+        handoff_id = entry.fields.get("handoff_id")
+        beside = self.ledger.of_handoff(handoff_id) if isinstance(handoff_id, str) else []
+        later = self.ledger.entries(kinds=[ACCOUNT], first=entry.number) if again else ()
+        made = (each for each in (*beside, *later) if each.kind == ACCOUNT)
+        return any(each.fields.get("of") == entry.number for each in made)
 
     def _account(self, entry: Entry, deposit: Deposit) -> Draft:
         codec_id = str(entry.fields.get("codec_id", ""))
@@ -153,15 +159,14 @@ class Accountant:
         fields: dict[str, Any] = {"of": entry.number, "run": deposit.run, "handoff_id": entry.fields.get("handoff_id")}
         personal: dict[str, Any] = {}
         gloss: Gloss | None = None
-        if self._reads is not None:
-            try:
+        try:
+            if self._reads is not None:
                 gloss = self._reads.gloss(codec_id, deposit.payload, literals, deposit.source)
-            except IlcpError as error:
-                fields["error"], personal["reason"] = type(error).__name__, str(error)[:MOST_REASON]
-        if gloss is not None:
-            fields |= _counted(gloss)
-            personal["gloss"] = [asdict(line) for line in gloss.lines]
-            personal |= {"freely": gloss.freely} if gloss.freely else {}
+                Draft(ACCOUNT, _counted(gloss), _told(gloss))  # whatever a model said, an entry has to take it
+                fields, personal = fields | _counted(gloss), _told(gloss)
+        except IlcpError as error:
+            gloss = None
+            fields["error"], personal["reason"] = type(error).__name__, str(error)[:MOST_REASON]
         told = 0 if gloss is None else sum(len(line.question) + len(line.answer) + 2 for line in gloss.lines)
         most = min(MOST_CHARACTERS, max(LEAST_CHARACTERS, told))
         with suppress(EncodeError):  # there is no text, or nothing of it can be seen
@@ -170,6 +175,11 @@ class Accountant:
         if codec_id in self._measured and gloss is not None:
             fields["measured"] = _at(self._measured[codec_id], len(deposit.payload))
         return Draft(ACCOUNT, fields, personal)
+
+
+def _told(gloss: Gloss) -> dict[str, Any]:
+    """Returns what stands beside the tree of a gloss."""
+    return {"gloss": [asdict(line) for line in gloss.lines], **({"freely": gloss.freely} if gloss.freely else {})}
 
 
 def _counted(gloss: Gloss) -> dict[str, Any]:
@@ -183,8 +193,10 @@ def _counted(gloss: Gloss) -> dict[str, Any]:
     }
 
 
-def _not_made(kind: str, digest: str, reason: str) -> Draft:
-    return Draft(kind, {"sha256": digest, "reason": f"no account: {reason}"[:MOST_REASON]})
+def _not_made(data: bytes, reason: str) -> Draft:
+    """Enters what no account can be made of: its digest may tell who guesses the text, and can be erased."""
+    about = {"reason": f"no account: {reason}"[:MOST_REASON]}
+    return Draft("unreadable", about, {"sha256": sha256(data).hexdigest()})
 
 
 def measured_of(data: bytes) -> dict[str, Measured]:
@@ -198,7 +210,7 @@ def measured_of(data: bytes) -> dict[str, Measured]:
         found: dict[str, dict[int, Mapping[str, Any]]] = {}
         for one in (one for each in accounts for one in each):
             figures = {
-                name: {part: round(figure[part], 4) for part in ("value", "low", "high")} | {"n": figure["n"]}
+                name: {part: _finite(figure[part]) for part in ("value", "low", "high")} | {"n": int(figure["n"])}
                 for name, figure in one["figures"].items()
                 if name in TOLD and figure is not None
             }
@@ -206,7 +218,15 @@ def measured_of(data: bytes) -> dict[str, Measured]:
             found.setdefault(str(one["codec_id"]), {})[int(one["payload_bytes"])] = {**about, "figures": figures}
     except (DecodeError, ValueError, OverflowError, LookupError, TypeError, AttributeError) as error:
         raise ConfigError(f"expected what 'ilcp measure --faithfulness' wrote, got something else: {error}") from error
+    if not found:
+        raise ConfigError("expected figures of a codec at least, got none: measure one with --faithfulness")
     return dict(found)
+
+
+def _finite(value: Any) -> float:
+    if not isfinite(value):
+        raise ValueError(f"{value} is no figure")
+    return round(float(value), 4)
 
 
 def _at(measured: Measured, payload_bytes: int) -> Mapping[str, Any]:

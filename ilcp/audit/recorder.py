@@ -16,7 +16,7 @@ reached delays anything or loses anything. Whether a hand-off may go on unrecord
 
 A receipt says that it is so. Whoever may write to the transport can write one, unless ``key=`` names the guardian's. A
 message that was refused goes nowhere, and is told of without waiting. An OpenTelemetry span that is open gets the
-record's id, run and number (``ilcp.audit.record`` ...). After a fork a recorder is its parent's.
+record's id, run and number. After a fork a recorder is its parent's.
 """
 
 import os
@@ -228,11 +228,11 @@ class Recorder:
             return self._opened
 
     def _post(self, line: bytes) -> None:
-        """Hands a submission to the transport, and the deposit behind it, if there is one."""
+        """Hands a submission to the transport, its deposit before it, so that what is on record is all there."""
         record, _, deposit = line.partition(BESIDE)
-        self._connection().send(record, to=self.guardian, handoff_id=id_of(record))
         if deposit:
             Deposit.from_bytes(deposit).send(self._connection(), self.guardian)
+        self._connection().send(record, to=self.guardian, handoff_id=id_of(record))
 
     def _about(self, message: bytes, codec: Any) -> dict[str, Any]:
         """Returns what is told of a message, and of the codec that made it."""

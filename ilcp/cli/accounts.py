@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,9 +20,7 @@ LOOK_S = 0.5
 MOST_QUESTIONS = 200
 
 
-def reading(
-    codec: str, receiver: str | None, questions: Path | None, freely: bool, stack: ExitStack
-) -> "tuple[Reads, int]":
+def reading(codec: str, receiver: str | None, questions: Path | None, freely: bool) -> "tuple[Reads, int]":
     """Loads what reads messages, and says how many questions it asks.
 
     Raises:
@@ -31,17 +29,16 @@ def reading(
     from ilcp.codec.registry import codec_class
     from ilcp.embedded import load_receiver
     from ilcp.measure.glosses import Glosses, own_questions
-    from ilcp.transport import connect
 
     asked = None if questions is None else _lines(questions)
-    blobs = stack.enter_context(connect("memory://accounts"))
     text: Any = codec_class("text-plain")
-    options: dict[str, Any] = {"receiver": receiver, "beside": [text()], "blobs": blobs}
+    options: dict[str, Any] = {"receiver": receiver, "beside": [text()]}
     end = load_receiver(None if codec == EMBEDDED else codec, **options, allow_unmeasured=True)  # nobody works with it
     found = asked or (_of_dossiers() if codec == EMBEDDED else own_questions(end.codec))
     if not found:
         raise ConfigError(f"expected --questions FILE for accounts of {codec}, which brings none along: one a line")
-    return Glosses(end, found, freely=freely), len(found)
+    made = Glosses(end, found, freely=freely)
+    return made, len(made.questions)
 
 
 def _lines(file: Path) -> list[str]:

@@ -82,7 +82,7 @@ def guard(
     signer = _signer(key, name)
     lock = ledger.with_name(f"{ledger.name}.lock")
     with ExitStack() as stack:
-        reads, asked = (None, 0) if codec is None else reading(codec, receiver, questions, freely, stack)
+        reads, asked = (None, 0) if codec is None else reading(codec, receiver, questions, freely)
         stack.enter_context(held(lock))
         opened = stack.enter_context(Ledger(ledger, signer))
         c = stack.enter_context(connect(via, name=GUARDIAN, settings=settings_for(via)))
@@ -237,7 +237,10 @@ def erase(
     """Erases personal values for good; every proof stays valid, and an entry says who, when and why."""
     with _opened(ledger, key) as opened:
         made = opened.erase(number, names, by=by, because=because)
+        left = _accounts_of(opened, number)
     _say(f"erased {', '.join(names)} of entry {number}; entry {made} says so")
+    for account, kept in left.items():
+        _say(f"entry {account} is an account of the same, and still has {', '.join(kept)}")
 
 
 @audit.command()
@@ -265,6 +268,16 @@ def rotate(
         assert opened.signer is not None
         made = opened.rotate(_signer(new, opened.signer.name))
         _say(f"signs as {opened.signer.key} from entry {made} on")
+
+
+def _accounts_of(ledger: "Ledger", number: int) -> dict[int, list[str]]:
+    """Returns which accounts of an entry still say something, and what."""
+    entry = ledger.entry(number)
+    handoff_id = entry.fields.get("handoff_id") if entry is not None else None
+    beside = ledger.of_handoff(handoff_id) if isinstance(handoff_id, str) else []
+    of = [each.number for each in beside if each.kind == "account" and each.fields.get("of") == number]
+    held = {each: [name for name, value in ledger.personal(each).items() if value is not None] for each in of}
+    return {each: names for each, names in held.items() if names}
 
 
 def _say(text: str) -> None:

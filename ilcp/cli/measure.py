@@ -59,6 +59,9 @@ SignOption = Annotated[
 AccountsOption = Annotated[
     Path | None, typer.Option(help="Measure how true accounts of the messages are, too; JSON.", dir_okay=False)
 ]
+FreelyOption = Annotated[
+    bool, typer.Option("--freely", help="For --faithfulness: also ask messages to say what they say.")
+]
 UNFINISHED = [".unfinished", ".json"]  # ends the name of what is kept until all outputs are written
 
 
@@ -87,6 +90,7 @@ def measure(
     attach: Annotated[bool, typer.Option("--attach", help="Write the result into the codec's folder.")] = False,
     sign: SignOption = None,
     faithfulness: AccountsOption = None,
+    freely: FreelyOption = False,
 ) -> None:
     """Measures what a codec's message is worth, against everything that it must beat, on any pair of models.
 
@@ -101,16 +105,21 @@ def measure(
     with busy("loading models and codecs"):
         from ilcp import tasks
 
-        _refuse_early(codecs, attach, html, png, [*keeps, faithfulness], repetitions)
+        _refuse_early(codecs, attach, html, png, [*keeps, faithfulness], repetitions, freely)
         key = _key(sign, attach)
         asked = tasks.task(task or _own(codecs), n=n, seed=seed, samples=samples)
         pairs = pairs_of(codecs, sender=sender, receiver=receiver, device=device, allow_download=download, task=asked)
     wanted: dict[str, Any] = {"seed": seed, "hops": hops, "budgets": budget or (), "repetitions": repetitions}
     reports = _reports(dict(zip(codecs, pairs, strict=True)), asked, keeps, attach, key, wanted)
     with _left(*keeps):
-        _tell_accounts(dict(zip(file_names(codecs), pairs, strict=True)), asked, seed, faithfulness)
+        _tell_accounts(dict(zip(file_names(codecs), pairs, strict=True)), asked, seed, faithfulness, freely)
         _draw(dict(zip(file_names(codecs), reports, strict=True)), html, png)
-    for keep in keeps if as_json is None else ():
+    _forget(keeps if as_json is None else ())
+
+
+def _forget(keeps: Sequence[Path]) -> None:
+    """Removes what was kept until all outputs were written."""
+    for keep in keeps:
         keep.unlink(missing_ok=True)
 
 
@@ -133,7 +142,7 @@ def _reports(
     return reports
 
 
-def _tell_accounts(pairs: "Mapping[str, Pair]", asked: "Task", seed: int, file: Path | None) -> None:
+def _tell_accounts(pairs: "Mapping[str, Pair]", asked: "Task", seed: int, file: Path | None, freely: bool) -> None:
     """Measures how true accounts of each codec's messages are, at each of its lengths, where there is a file for it."""
     if file is None:
         return
@@ -145,7 +154,8 @@ def _tell_accounts(pairs: "Mapping[str, Pair]", asked: "Task", seed: int, file: 
     for name, pair in pairs.items():
         lengths: list[int | None] = [*sorted(pair.sender.codec.spec.prefixes, reverse=True)] or [None]
         with busy(f"asking the memories of {name} what they say"):
-            found = [of_accounts(pair.sender, pair.receiver, asked.cases, payload_bytes=n, seed=seed) for n in lengths]
+            options: dict[str, Any] = {"seed": seed, "freely": freely}
+            found = [of_accounts(pair.sender, pair.receiver, asked.cases, payload_bytes=n, **options) for n in lengths]
         show_faithfulness(found, _console())
         record[name] = [one.to_dict() for one in found]
     write_whole(file, json.dumps({"accounts": record, "seed": seed, "provenance": provenance()}, indent=1) + "\n")
@@ -290,8 +300,11 @@ def _refuse_early(
     png: Path | None,
     keeps: Sequence[Path | None],
     repetitions: int,
+    freely: bool,
 ) -> None:
     """Refuses now what would fail after an hour of measuring."""
+    if freely and keeps[-1] is None:
+        raise ConfigError("expected --faithfulness FILE beside --freely, got none")
     if repetitions:
         from ilcp.measure.cost import require_repetitions
 

@@ -246,7 +246,10 @@ class _Measuring:
                 words = _Words(text)
                 stated = {q: [words.has(a) for a in q.answers] for q in case.questions if q.said and not q.given}
                 recall += [(number, float(any(each))) for each in stated.values()]
-                false = [value for value in pool if words.has(value) and not _Words(case.context).has(value)]
+                own = {
+                    answer for q in case.questions for answer in q.answers
+                }  # as they are said, if not as they are written
+                false = [value for value in pool - own if words.has(value) and not _Words(case.context).has(value)]
                 misleading += [(number, float(bool(false)))] if false or any(map(any, stated.values())) else []
         return found
 

@@ -18,7 +18,7 @@ from ilcp.codec.memory import Memory, TextMemory
 from ilcp.codec.protocols import Codec
 from ilcp.errors import ConfigError, DecodeError, EncodeError
 from ilcp.handoff import Receiver
-from ilcp.message import MAX_PAYLOAD_BYTES, Message
+from ilcp.message import MAX_PAYLOAD_BYTES, Blob, Message
 from ilcp.tasks.telling import TELL
 
 __all__ = ["ANSWER_TOKENS", "TELL_TOKENS", "Glosses", "own_questions"]
@@ -31,7 +31,7 @@ class Glosses:
     """Reads messages of a receiver's codecs; what ``ilcp.audit.accounts.Accountant`` asks.
 
     Args:
-        receiver: a bare one, whose ``blobs`` is a connection in memory, where its codec makes caches.
+        receiver: a bare one, which nobody else uses: what is larger than a message holds passes through its ``blobs``.
         questions: what is asked of every message, in the words that the codec was trained for.
         freely: whether a message is also asked to say what it says: of codecs that were trained so (``telling_share``).
 
@@ -46,6 +46,7 @@ class Glosses:
         if receiver.key is not None:
             raise ConfigError("expected a receiver without a key for accounts, got one with: it reads payloads alone")
         self.receiver, self.freely = receiver, freely
+        self._blob = receiver.blobs = _OneBlob()
         self._by_id = {each.trained.codec_id(each.spec).hex(): each for each in receiver.codecs}
 
     def gloss(self, codec_id: str, payload: bytes, literals: Sequence[str], source: str | None) -> Gloss:
@@ -65,10 +66,11 @@ class Glosses:
             raise DecodeError(f"expected a codec's id ({' or '.join(self._by_id)}), got {codec_id!r:.80}")
         if len(payload) <= MAX_PAYLOAD_BYTES:
             return self.receiver.decode(Message(known, payload, literals=tuple(literals)).to_bytes())
-        if self.receiver.blobs is None:
-            raise ConfigError("expected a receiver with blobs= for messages as large as this one, got one without")
-        blob = self.receiver.blobs.put_blob(payload)
-        return self.receiver.decode(Message(known, b"", literals=tuple(literals), blob=blob).to_bytes())
+        wire = Message(known, b"", literals=tuple(literals), blob=self._blob.put_blob(payload)).to_bytes()
+        try:
+            return self.receiver.decode(wire)
+        finally:
+            self._blob.data = b""
 
     def _answers(self, memory: Memory) -> list[str]:
         return self.receiver.answers([(memory, each) for each in self.questions], max_new_tokens=ANSWER_TOKENS)
@@ -84,6 +86,22 @@ class Glosses:
         model = self._by_id[codec_id].trained.receiver
         versions = {name: metadata.version(name) for name in ("ilcp", "transformers")}
         return {"model": model.digest().hex(), "codec_id": codec_id, "questions_sha256": asked, **versions}
+
+
+class _OneBlob:
+    """Holds the one blob that is being read."""
+
+    def __init__(self) -> None:
+        self.data = b""
+
+    def put_blob(self, data: bytes, /) -> Blob:
+        """Holds it in place of any other."""
+        self.data = data
+        return Blob.of(data)
+
+    def get_blob(self, blob: Blob, /) -> bytes:
+        """Returns it; the receiver compares it with its name."""
+        return self.data
 
 
 def own_questions(codec: Codec) -> list[str]:

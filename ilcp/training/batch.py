@@ -113,6 +113,7 @@ class Batcher:
     def __init__(self, models: Models, hyperparameters: Hyperparameters):
         self.models = models
         self.hyperparameters = hyperparameters
+        self._fitting = Fitting(models.receiver, models.receiver_tokenizer, answers_end=hyperparameters.answers_end)
         self._layouts: dict[str, Layout] = {}
         self._answers: dict[str, tuple[int, ...]] = {}
         self._topics = {topic: number for number, topic in enumerate(hyperparameters.topics)}
@@ -149,9 +150,12 @@ class Batcher:
 
     def _told_of(self, case: Case, rng: random.Random) -> list[Question]:
         """Returns, for the share of cases that are asked so, the question that asks for all that a case says."""
-        share = self.hyperparameters.telling_share
-        question = telling(case) if share and rng.random() < share else None
-        return [] if question is None else [question]
+        wanted = self.hyperparameters
+        question = telling(case) if wanted.telling_share and rng.random() < wanted.telling_share else None
+        if question is None:
+            return []
+        tokens = self._fitting.prompt_tokens(case, question, wanted.telling_tokens) + wanted.telling_tokens
+        return [question] if tokens <= self._fitting.window_tokens else []  # the reader's stage has the text beside it
 
     def _literals(self, cases: Sequence[Case], rng: random.Random) -> list[str]:
         """Returns the line of literals beside each memory; empty for those without, and for blank payloads."""

@@ -12,7 +12,7 @@ what it can read, and the codec learns by regression to write that.
 import os
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -99,7 +99,7 @@ def kept_phrasebook(
     if not (wanted.topics and (wanted.naming_steps or wanted.alignment_steps or wanted.alignment_weight)):
         return None
     if not os.path.exists(file):
-        batcher, n = Batcher(models, wanted), wanted.contexts
+        batcher, n = Batcher(models, replace(wanted, telling_share=0.0)), wanted.contexts
         drawn = (random.Random(f"phrasebook {wanted.seed}/{step}") for step in range(STEPS))
         batches = [batcher.batch(source(step * n, n), rng) for step, rng in enumerate(drawn)]
         write_phrasebook(models, batches, wanted).save(file)

@@ -265,13 +265,19 @@ def _codec(fields: Mapping[str, Any]) -> dict[str, Any]:
         value = fields.get(end)
         told["models"][end] = said(value.get("weights"), 64) if isinstance(value, dict) else said(value, 64)
     if isinstance(evidence, dict):
-        gain, bounds = evidence.get("content_gain"), [evidence.get(name) for name in ("low", "high")]
-        told["evidence"] = (
-            f"carries {said(gain, 20)} {said(evidence.get('unit'), 30)} more than another case's message "
-            f"(between {said(bounds[0], 20)} and {said(bounds[1], 20)}), measured on {said(evidence.get('n'), 20)} "
-            f"questions of {said(evidence.get('task'), 60)}"
-        )
+        told["evidence"] = _evidence(evidence)
     return told
+
+
+def _evidence(evidence: Mapping[str, Any]) -> str:
+    """Says what a codec was measured to be worth."""
+    gain = {"value": evidence.get("content_gain"), "low": evidence.get("low"), "high": evidence.get("high")}
+    about = f"measured on {said(evidence.get('task'), 60)}, n = {said(evidence.get('n'), 20)}"
+    if evidence.get("unit") == "exact match":
+        return f"with its message {share(gain)} more of the answers are right than with another case's; {about}"
+    numbers = " to ".join(said(gain[name], 20) for name in ("low", "high"))
+    unit = said(evidence.get("unit"), 30)
+    return f"its message is worth {said(gain['value'], 20)} {unit} more than another case's ({numbers}); {about}"
 
 
 def measured(value: Any) -> list[str]:
@@ -286,6 +292,8 @@ def measured(value: Any) -> list[str]:
         "misleading, gloss": "{} of the accounts tell at least one thing that is not so",
         "alarm, false answers": "the comparison with the text points out {} of the false answers",
         "alarm, right answers": "and wrongly {} of the right ones",
+        "recall, told freely": "asked to say what it says, a message tells {} of the facts",
+        "misleading, told freely": "and {} of such accounts tell something that is not so",
     }
     told = [way.format(share(figures[name])) for name, way in ways.items() if name in figures]
     about = f"measured on {said(value.get('cases'), 20)} cases at {said(value.get('payload_bytes'), 20)} bytes"
