@@ -42,7 +42,8 @@ def main() -> None:
         lengths: list[int | None] = [None] if spec.reads == "cache" else [*args.lengths]
         cases = asked.cases if spec.reads != "cache" else asked.cases[: args.caches]
         for length in lengths:
-            found = faithfulness(pair.sender, pair.receiver, cases, payload_bytes=length, seed=args.seed)
+            freely = args.freely and length == lengths[0]
+            found = faithfulness(pair.sender, pair.receiver, cases, payload_bytes=length, seed=args.seed, freely=freely)
             accounts.setdefault(codec, []).append(found.to_dict())
             print(codec, length, {what: str(figure) for what, figure in found.figures.items()}, flush=True)
     trained = next(iter(of_pairs.values())).sender.codec.trained
@@ -58,6 +59,7 @@ def options() -> argparse.ArgumentParser:
     parser = codec_options(__doc__)
     parser.add_argument("--n", type=int, default=200, help="dossiers or conversations")
     parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS, help="of payloads, in bytes at most")
+    parser.add_argument("--freely", action="store_true", help="at the first length, also ask messages what they say")
     parser.add_argument("--caches", type=int, default=50, help="of them for caches")
     return parser
 
