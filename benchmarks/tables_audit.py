@@ -9,6 +9,15 @@ Number = Callable[..., str]
 
 FACTS = ("recall, gloss", "recall, another's gloss", "recall, gloss of nothing", "recall, summary")
 TRUTH = ("precision, gloss", "misleading, gloss", "swapped, answer", "swapped, answer and gloss")
+ALARM = ("precision, gloss", "alarm, false answers", "alarm, right answers")
+TELLING = (
+    "answered right",
+    "recall, gloss",
+    "recall, told freely",
+    "recall, another's, told freely",
+    "recall, of nothing, told freely",
+    "misleading, told freely",
+)
 READERS = ("", ", another's gloss", ", no gloss")
 AGAIN = ("encoded again, answers kept", "encoded again, answers kept, another's message")
 NAMES = {"embedded": "latent", "facts": "latent, SmolLM2 to Gemma 3, conversations"}
@@ -24,6 +33,43 @@ def foretold(result: Result, table: Table, number: Number) -> str:
     """Tabulates how well a reader of a gloss knows what the receiver will answer."""
     asked = [f"foretold, {part}{reader}" for part in ("asked", "not asked") for reader in READERS]
     return table(["handed over", "bytes", *asked, *AGAIN], _rows(result, number, [*asked, *AGAIN]))
+
+
+def alarm(result: Result, table: Table, number: Number) -> str:
+    """Tabulates how often an answer that differs from the text's is a false one."""
+    return table(["handed over", "bytes", *ALARM], _rows(result, number, [*ALARM]))
+
+
+def telling(result: Result, table: Table, number: Number) -> str:
+    """Tabulates what a share of training that asks a message to say what it says costs and brings."""
+    record = result("telling")
+    names = ["shipped", "900 steps more", "900 steps more, half of them asked to say it"]
+    rows = []
+    for name, one in zip(names, record["codecs"], strict=True):
+        rows.append([name, *(number(one[figure]) for figure in TELLING)])
+    rows.append(["the text itself, read by the receiver", "", "", number(record["of the text itself"])])
+    heads = ["codec", *TELLING]
+    return table(heads, [[*row, *[""] * (len(heads) - len(row))] for row in rows])
+
+
+def page(result: Result, table: Table) -> str:
+    """Tabulates how the auditor's page fared among strangers and kills, and how long a view takes."""
+    record = result("audit-page")
+    hostile, kills = record["hostile"], record["kills"]
+    rows = [
+        ["requests of a stranger, let in", f"{hostile['requests']:,}, {hostile['let in']}"],
+        [
+            "requests of a reader of one run, told of another",
+            f"{hostile['requests']:,}, {hostile['told of another run']}",
+        ],
+        ["answered with a failure (5xx)", str(hostile["failed"])],
+        ["pages shown while the server was killed, missing on the record", f"{kills['shown']:,}, {kills['lost']}"],
+    ]
+    for one in record["times"]:
+        slowest = max(one["p50_s"], key=lambda page: float(one["p50_s"][page]))
+        usual = f"first view {one['first_s']:.2f} s; then at most {1000 * one['p50_s'][slowest]:.0f} ms (`{slowest}`)"
+        rows.append([f"a view of {one['handoffs']:,} hand-offs", usual])
+    return table(["", ""], rows)
 
 
 def _rows(result: Result, number: Number, names: list[str], characters: bool = False) -> list[list[str]]:
@@ -66,14 +112,17 @@ def costs(result: Result, table: Table) -> str:
     """Tabulates what the record adds to a hand-off, and what it lost while processes were killed."""
     record = result("audit")
     ms, ratio = record["latency"]["ms"], record["latency"]["with / without"]
-    kept, lost = record["acknowledged"]["ms"], record["kills"]
+    kept = record["acknowledged"]["ms"]
     medians = f"{ms['with']['p50']:.1f} / {ms['without']['p50']:.1f} ms"
     rows = [
         ["hand-off with a record / without, median", f"{ratio['p50']:.3f} ({medians})"],
         ["the same, 99th percentile", f"{ratio['p99']:.3f}"],
         ["until the guardian's receipt, median and 99th percentile", f"{kept['p50']:.1f}, {kept['p99']:.1f} ms"],
-        ["records told while processes were killed", f"{lost['told']:,}"],
-        ["kills (-9) of the guardian and of producers", f"{lost['kills']['guardian']}, {lost['kills']['producer']}"],
-        ["records lost, entered twice", f"{lost['lost']}, {lost['twice']}"],
     ]
+    for over, lost in (("a spool", record["kills"]), ("NATS", record["kills_nats"])):
+        killed = ", ".join(f"{who} {lost['kills'][who]}" for who in sorted(lost["kills"]))
+        rows += [
+            [f"records told over {over} while processes were killed (-9)", f"{lost['told']:,} ({killed})"],
+            ["lost, entered twice", f"{lost['lost']}, {lost['twice']}"],
+        ]
     return table(["", ""], rows)

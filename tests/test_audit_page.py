@@ -180,6 +180,10 @@ def test_a_hand_off_is_told_in_words(place: SimpleNamespace) -> None:
     assert "erased on" in seen(place, "/handoffs/3")
     assert "because <bdi>the customer of tuesday asked</bdi>" in seen(place, "/handoffs/3")
     assert "No account was made" in seen(place, "/handoffs/4")
+    assert "Nobody is on record to have taken it." in page
+    entry = place.ledger.entry(1)
+    place.ledger.append([handoff("monday", 9, "received", producer="writer", handoff_id=entry.fields["handoff_id"])])
+    assert "Taken by <bdi>writer</bdi>." in seen(place, "/handoffs/1")
 
 
 def test_two_hand_offs_are_compared_in_plain_english(place: SimpleNamespace) -> None:
@@ -198,6 +202,8 @@ def test_two_hand_offs_are_compared_in_plain_english(place: SimpleNamespace) -> 
         ("event=refused", [2]),
         ("flag=differs", [1]),
         ("flag=no+account", []),
+        ("flag=not+taken", [4, 3, 1]),
+        ("flag=weak", []),
         ("before=3", [2, 1]),
         ("first_day=2100-01-01", []),
         ("last_day=2100-01-01", [4, 3, 2, 1]),

@@ -35,6 +35,20 @@ PAGES = {
     "views": "Who looked",
     "signoff": "Sign-off",
 }
+FACTS = {  # of a record, for who compares it with a system's own logs
+    "hop": "Hop of its pipeline",
+    "sequence": "Number that its producer gave it",
+    "reason": "Reason",
+    "error": "Kind of error",
+    "codec_id": "Codec's id",
+    "sender": "Sender's model",
+    "receiver": "Receiver's model",
+    "message_sha256": "Message, SHA-256",
+    "message_bytes": "Message, bytes",
+    "blob_bytes": "Beside it a blob, bytes",
+    "handoff_id": "Id of the hand-off",
+    "at_unix_ms": "The producer's clock, unix ms",
+}
 MOST_LISTED = 500  # erasures, removals and views of one page
 Link = Callable[..., str]
 
@@ -222,8 +236,6 @@ class Site:
         erased = [e for e in ledger.entries(kinds=["erasure"]) if whole(e.fields.get("of")) in numbers]
         proof, size = ledger.inclusion(number), ledger.size
         leaf = tree.leaf_hash(found.entry.to_bytes())
-        handoff_id = found.entry.fields.get("handoff_id")
-        related = ledger.of_handoff(handoff_id) if isinstance(handoff_id, str) else []
         return {
             "found": found,
             "beside": {name: each for name, each in beside.items() if not name.endswith("_sha256")},
@@ -236,7 +248,8 @@ class Site:
             "holds": tree.includes(ledger.root(size), size, number, leaf, proof),
             "root": ledger.root(size).hex(),
             "size": size,
-            "related": [Handoff(e, None) for e in related if e.kind == "handoff" and e.number != number],
+            "related": [Handoff(entry, None) for entry in found.beside],
+            "facts": {words: found.field(name) for name, words in FACTS.items() if found.field(name)},
             "raw": found.entry.to_bytes().decode(),
         }
 

@@ -34,6 +34,7 @@ FLAGS = {
     "differs": "account and text disagree",
     "no account": "no account was made",
     "weak": "accounts of this codec recall less than half of the facts",
+    "not taken": "nobody is on record to have taken it",
 }
 WEAK = 0.5
 
@@ -91,10 +92,11 @@ class Filter:
 
 @dataclass(frozen=True)
 class Handoff:
-    """One event of a hand-off, as a row or a page of its own says it."""
+    """One event of a hand-off, as a row or a page of its own says it; ``beside`` are the other ones of the same."""
 
     entry: Entry
     account: Entry | None
+    beside: tuple[Entry, ...] = ()
 
     @property
     def number(self) -> int:
@@ -133,6 +135,11 @@ class Handoff:
         return f"{ways.get(_event(self.entry), self.event)}, in run {run}."
 
     @property
+    def takers(self) -> list[str]:
+        """Who is on record to have taken it."""
+        return [said(each.fields.get("producer"), 100) for each in self.beside if _event(each) == "received"]
+
+    @property
     def verdict(self) -> str:
         """What its account says of message and text, in words."""
         if self.account is None:
@@ -164,6 +171,8 @@ class Handoff:
             return self.differs
         if flag == "weak":
             return self.weak
+        if flag == "not taken":
+            return _event(self.entry) in ("sent", "fell back to text") and not self.takers
         return not flag or (self.account is None and _event(self.entry) == "sent")
 
 
@@ -173,7 +182,7 @@ def handoffs(view: View, narrowed: Filter, before: int | None = None) -> tuple[l
     looked = view.newest([HANDOFF], narrowed.run or None, before)
     for looked_at, entry in enumerate(looked, 1):
         if narrowed.takes(entry):
-            row = Handoff(entry, _account(view, entry))
+            row = _row(view, entry)
             if row.has(narrowed.flag):
                 found.append(row)
         if len(found) == PER_PAGE or looked_at == MOST_LOOKED_AT:
@@ -186,14 +195,17 @@ def one(view: View, number: int) -> Handoff | None:
     entry = view.at(number)
     if entry is None or entry.kind != HANDOFF or not view.sees(entry):
         return None
-    return Handoff(entry, _account(view, entry))
+    return _row(view, entry)
 
 
-def _account(view: View, entry: Entry) -> Entry | None:
+def _row(view: View, entry: Entry) -> Handoff:
+    """Returns an entry with what else is on record of the same hand-off, as far as the reader may see it."""
     handoff_id = entry.fields.get("handoff_id")
-    beside = view.ledger.of_handoff(handoff_id) if isinstance(handoff_id, str) else []
-    made = [each for each in beside if each.kind == ACCOUNT and each.fields.get("of") == entry.number]
-    return made[-1] if made else None
+    found = view.ledger.of_handoff(handoff_id) if isinstance(handoff_id, str) else []
+    shown = [each for each in found if each.number != entry.number and view.sees(each)]
+    made = [each for each in shown if each.kind == ACCOUNT and each.fields.get("of") == entry.number]
+    beside = tuple(each for each in shown if each.kind == HANDOFF)
+    return Handoff(entry, made[-1] if made else None, beside)
 
 
 @dataclass
