@@ -4,7 +4,6 @@ import json
 import signal
 import subprocess
 import sys
-import threading
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -16,12 +15,13 @@ import pytest
 from typer.testing import CliRunner
 
 import ilcp
-from ilcp.audit import Accountant, Gloss, Guardian, Ledger, Line, Recorder, Signer, verify
+from ilcp.audit import Accountant, AuditWarning, Gloss, Guardian, Ledger, Line, Recorder, Signer, verify
 from ilcp.audit import accounts as accounts_module
 from ilcp.audit.accounts import MOST_CHARACTERS, TOLD, TRIES, measured_of
 from ilcp.audit.deposits import ACCOUNTS, CARRIED, MOST_BYTES, Deposit, binding, received
 from ilcp.audit.guardian import settings_for
 from ilcp.audit.submission import Submission, id_of
+from ilcp.cli import accounts as cli_module
 from ilcp.cli import app
 from ilcp.cli.accounts import MOST_QUESTIONS
 from ilcp.cli.accounts import accounts as working
@@ -35,7 +35,7 @@ from ilcp.message import Blob, Message
 from ilcp.signing import seed_in
 from ilcp.tasks import case_files
 from ilcp.tasks.telling import TELL
-from ilcp.transport import UnreachableError, connect
+from ilcp.transport import Settings, UnreachableError, connect
 from ilcp_codecs.kv import ExactCodec
 from ilcp_codecs.text import PlainCodec
 from tests.helpers import environment, noting, present
@@ -70,7 +70,7 @@ def place(tmp_path: Path) -> Iterator[SimpleNamespace]:
 class Fake:
     """Reads every message as the same, or refuses; ``asked`` is what it was given."""
 
-    def __init__(self, gloss: Gloss | None = None, error: IlcpError | None = None) -> None:
+    def __init__(self, gloss: Gloss | None = None, error: Exception | None = None) -> None:
         self.said = Gloss(LINES, "", {"model": "m"}) if gloss is None else gloss
         self.error = error
         self.asked: list[tuple[Any, ...]] = []
@@ -108,14 +108,15 @@ def handed_over(
 ) -> None:
     """Has a producer say that it sent a payload, which the guardian enters, and leave its deposit."""
     with Recorder(place.url, "planner", run="monday", accounts=True) as audit:
-        audit.sent(Message(bytes(8), payload).to_bytes(), None, literals, payload=payload, source=source)
+        message = Message(bytes(8), payload, literals=tuple(literals))
+        audit.sent(message.to_bytes(), None, literals, payload=payload, source=source)
     place.guardian.work()
 
 
 def entered(place: SimpleNamespace, payload: bytes, source: str | None, number: int = 1, **about: Any) -> None:
     """Has the guardian enter a record of a payload and a text, without a deposit."""
-    digests, personal = binding(payload, source)
-    made = Submission("planner", "r", "p", number, "sent", {"handoff_id": f"h{number}"} | digests | about, personal)
+    told = {"handoff_id": f"h{number}"} | about
+    made = Submission("planner", "r", "p", number, "sent", told, binding(payload, source))
     place.deposits.send(made.to_bytes(), to="guardian", handoff_id=id_of(made.to_bytes()))
     place.guardian.work()
 
@@ -399,7 +400,7 @@ def test_what_is_not_on_record_has_no_account(place: SimpleNamespace, payload: b
     accountant = Accountant(place.ledger, place.deposits, reads)
     assert (True, True, False) == tuple(accountant.work() for _ in range(3))
     assert ["handoff", "unreadable", "account"] == kinds(place.ledger)
-    assert "no account: no record has the digests" in present(place.ledger.entry(2)).fields["reason"]
+    assert "no account: no record is of its payload" in present(place.ledger.entry(2)).fields["reason"]
     assert [b"x"] == [asked[1] for asked in reads.asked]
 
 
@@ -675,22 +676,82 @@ def test_a_thread_of_its_own_makes_accounts_until_it_is_ended(place: SimpleNames
         pass
 
 
-def test_what_ends_the_accounts_is_said(place: SimpleNamespace, monkeypatch, capsys) -> None:
-    """And the guardian's own work goes on."""
+def test_what_fails_an_account_is_said_once_and_tried_again(place: SimpleNamespace, monkeypatch, capsys) -> None:
+    """The guardian's own work goes on, and so do accounts once there is room."""
+    tried: list[int] = []
+    usual = Ledger.append
 
-    def full(*_: Any) -> None:
-        raise StorageError("expected room, got none")
+    def full(ledger: Ledger, drafts: Any) -> list[int]:
+        tried.append(1)
+        if len(tried) < 3:
+            raise StorageError("expected room, got none")
+        return usual(ledger, drafts)
 
     handed_over(place)
-    monkeypatch.setattr(Accountant, "_ends", full)
+    monkeypatch.setattr(cli_module, "AGAIN_S", 0.01)
+    monkeypatch.setattr(Ledger, "append", full)
     with working(place.url, place.ledger, Fake(), None):
         ends = time.monotonic() + 60
-        while any(each.name == "ilcp accounts" for each in threading.enumerate()):
+        while "account" not in kinds(place.ledger):
             assert time.monotonic() < ends
             time.sleep(0.02)
-    assert "no more accounts: expected room, got none" in capsys.readouterr().err
+    assert 1 == capsys.readouterr().err.count("no account could be entered: expected room, got none")
+
+
+@pytest.mark.parametrize("error", [RuntimeError("CUDA out of memory"), MemoryError(), KeyError("x")])
+def test_whatever_a_model_fails_with_is_one_message_s(place: SimpleNamespace, error: Exception) -> None:
+    """Its account says so and has the summary; the next message is read."""
     handed_over(place)
-    assert ["handoff", "handoff"] == kinds(place.ledger)
+    Accountant(place.ledger, place.deposits, Fake(error=error)).work()
+    account = the_account(place.ledger)
+    assert type(error).__name__ == account.fields["error"]
+    assert "It was Mara." == beside(place.ledger, account.number)["summary"]
+    handed_over(place)
+    assert Accountant(place.ledger, place.deposits, Fake()).work()
+    assert 2 == kinds(place.ledger).count("account")
+
+
+def test_a_payload_is_that_of_the_bare_message_on_record(pair: Pair, place: SimpleNamespace) -> None:
+    """Another one under the same record has no account; of a sealed message it is the producer's word."""
+    message = pair.sender.encode(text(), literals=["INC-1"])
+    other = Message.from_bytes(pair.sender.encode(text(1), literals=["INC-1"]))
+    with Recorder(place.url, "planner", accounts=True) as audit:
+        audit.sent(message, pair.sender.codec, ["INC-1"], payload=other.payload, source=text(1))
+        audit.sent(message, pair.sender.codec, ["INC-2"], payload=Message.from_bytes(message).payload, source=text())
+    place.guardian.work()
+    accountant = Accountant(place.ledger, place.deposits, Fake())
+    assert accountant.work()
+    assert accountant.work()
+    assert ["handoff", "handoff", "unreadable", "unreadable"] == kinds(place.ledger)
+    assert "no record is of its payload and text" in next(place.ledger.entries(kinds=["unreadable"])).fields["reason"]
+
+
+def test_a_record_is_told_though_its_deposit_finds_no_room(pair: Pair, place: SimpleNamespace, recwarn) -> None:
+    """Too large a one, or a full mailbox: a warning says that there will be no account, and nothing else is missing."""
+    small = Settings(max_bytes=1 << 18, max_name_bytes=70_000, power_safe=False)
+    with Recorder(place.url, "planner", run="r", accounts=True, unrecorded="told", settings=small) as audit:
+        pair.sender.audit = audit
+        try:
+            while not recwarn.list:
+                assert audit._sequence < 200
+                pair.sender.encode(text())
+                place.guardian.work()
+            assert "will have no account" in str(recwarn.pop(AuditWarning).message)
+            with pytest.warns(AuditWarning, match="too large for an account"):
+                audit.sent(b"x" * 99, None, payload=bytes(MOST_BYTES // 2), source="x")
+        finally:
+            pair.sender.audit = None
+    place.guardian.work()
+    assert [[[1, audit._sequence]]] == list(place.ledger.sequences().values())
+
+
+def test_a_long_text_is_summarised_from_its_beginning(place: SimpleNamespace) -> None:
+    """So that no text takes the guardian's memory; the account says how much was read."""
+    handed_over(place, "It was Mara. " * 20_000 + "It was Ivo.")
+    began = time.monotonic()
+    Accountant(place.ledger, place.deposits, Fake()).work()
+    assert time.monotonic() - began < 20
+    assert 200_000 == the_account(place.ledger).fields["summary_by"]["of_the_first"]
 
 
 @pytest.fixture

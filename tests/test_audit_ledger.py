@@ -254,7 +254,7 @@ def test_what_fails_halfway_leaves_nothing(ledger: Ledger, monkeypatch: pytest.M
         (lambda path: None, "expected a ledger at .*, got none"),
         (lambda path: path.write_bytes(b"text " * 1000), "file is not a database"),
         (lambda path: path.mkdir(), "expected a ledger at .*, got none"),
-        (lambda path: sqlite3.connect(path).execute("CREATE TABLE t (a)"), "expected an ilcp ledger of version 1"),
+        (lambda path: sqlite3.connect(path).execute("CREATE TABLE t (a)"), "expected an ilcp ledger of version 2"),
     ],
 )
 def test_what_is_no_ledger_is_refused(folder: Path, make: Callable[[Path], Any], said: str) -> None:

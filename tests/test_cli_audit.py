@@ -175,9 +175,9 @@ def test_who_erases_is_told_of_accounts_of_the_same(folder: Path) -> None:
         fields = {"of": of, "run": "r", "handoff_id": handoff_id}
         (account,) = ledger.append([Draft("account", fields, {"gloss": [], "summary": "INC-1 is open."})])
     options = ("--key", folder / "k", "--by", "the officer", "--because", "asked")
-    said = f"entry {account} is an account of the same, and still has gloss, summary"
+    said = f"entry {account} is of the same hand-off, and still has gloss, summary"
     assert said in run("erase", folder / "l", of, "literals", *options).replace("\n", " ")
-    assert "still has" not in run("erase", folder / "l", account, "gloss", "summary", *options)
+    assert "of the same hand-off" not in run("erase", folder / "l", account, "gloss", "summary", *options)
 
 
 def test_an_export_is_a_file_or_pages(folder: Path) -> None:

@@ -24,7 +24,7 @@ from ilcp.audit.deposits import Deposit, received
 from ilcp.audit.entries import MOST_BYTES, Draft, Entry, parsed_json
 from ilcp.audit.ledger import Ledger
 from ilcp.audit.summary import summarised
-from ilcp.errors import ConfigError, DecodeError, EncodeError, IlcpError
+from ilcp.errors import ConfigError, DecodeError, EncodeError, TransportError
 from ilcp.transport import BlobError, Connection, Delivery
 
 __all__ = ["ACCOUNT", "Accountant", "Gloss", "Line", "Reads", "measured_of"]
@@ -43,8 +43,9 @@ TOLD = (  # of the figures that were measured
     "recall, told freely",
     "misleading, told freely",
 )
-AGAIN_S = 1.0  # until a deposit whose record is not there yet is looked at again
-TRIES = 60  # of that
+AGAIN_S, MOST_AGAIN_S = 1.0, 300.0  # until a deposit whose record is not there yet is looked at again: longer each time
+TRIES = 500  # of that: a day and a half
+MOST_READ = 200_000  # characters of a text that a summary is made of
 Measured = Mapping[int, Mapping[str, Any]]  # figures, by the length of the payload that they are of
 
 
@@ -116,7 +117,7 @@ class Accountant:
             deposit = received(delivery.message, self._connection)
         except BlobError as error:
             if delivery.attempt < TRIES:  # it may be on its way
-                delivery.nack(AGAIN_S)
+                delivery.nack(min(MOST_AGAIN_S, AGAIN_S * delivery.attempt))
                 return True
             self._ends(delivery, _not_made(delivery.message, str(error)))
             return True
@@ -125,38 +126,37 @@ class Accountant:
             return True
         entry = self._entry(deposit)
         if entry is None and delivery.attempt < TRIES:  # it overtook its record
-            delivery.nack(AGAIN_S)
+            delivery.nack(min(MOST_AGAIN_S, AGAIN_S * delivery.attempt))
             return True
         if entry is None or not deposit.is_of(entry, self.ledger.personal(entry.number)):
-            because = "no record has the digests of its payload and text"
+            because = "no record is of its payload and text"
             self._ends(delivery, _not_made(deposit.to_bytes(), because))
-        elif self._is_made(entry, again=delivery.attempt > 1):
+        elif self.ledger.about(entry.number, ACCOUNT):  # a process died before it acknowledged the deposit
             delivery.ack()
         else:
             self._ends(delivery, self._account(entry, deposit))
         return True
 
     def _ends(self, delivery: Delivery, draft: Draft) -> None:
-        self.ledger.append([draft])
+        try:
+            self.ledger.append([draft])
+        except BaseException:  # whoever works next gets it at once
+            with suppress(TransportError):
+                delivery.nack(unseen=True)
+            raise
         delivery.ack()
 
     def _entry(self, deposit: Deposit) -> Entry | None:
         number = self.ledger.numbered(deposit.producer, deposit.run, deposit.part, deposit.sequence)
         return None if number is None else self.ledger.entry(number)
 
-    def _is_made(self, entry: Entry, again: bool) -> bool:
-        """Says whether there is an account already: a process died before it acknowledged the deposit."""
-        handoff_id = entry.fields.get("handoff_id")
-        beside = self.ledger.of_handoff(handoff_id) if isinstance(handoff_id, str) else []
-        later = self.ledger.entries(kinds=[ACCOUNT], first=entry.number) if again else ()
-        made = (each for each in (*beside, *later) if each.kind == ACCOUNT)
-        return any(each.fields.get("of") == entry.number for each in made)
-
     def _account(self, entry: Entry, deposit: Deposit) -> Draft:
         codec_id = str(entry.fields.get("codec_id", ""))
         beside = self.ledger.personal(entry.number).get("literals")
         literals = beside.value if beside is not None and isinstance(beside.value, list) else []
-        fields: dict[str, Any] = {"of": entry.number, "run": deposit.run, "handoff_id": entry.fields.get("handoff_id")}
+        fields: dict[str, Any] = {"of": entry.number, "run": deposit.run}
+        fields |= {"handoff_id": known} if isinstance(known := entry.fields.get("handoff_id"), str) else {}
+        fields["payload"] = "of the message" if entry.fields.get("kind") == "bare" else "as its producer told"
         personal: dict[str, Any] = {}
         gloss: Gloss | None = None
         try:
@@ -164,14 +164,16 @@ class Accountant:
                 gloss = self._reads.gloss(codec_id, deposit.payload, literals, deposit.source)
                 Draft(ACCOUNT, _counted(gloss), _told(gloss))  # whatever a model said, an entry has to take it
                 fields, personal = fields | _counted(gloss), _told(gloss)
-        except IlcpError as error:
+        except Exception as error:  # of any kind: it is one message's, and the next one is read
             gloss = None
             fields["error"], personal["reason"] = type(error).__name__, str(error)[:MOST_REASON]
         told = 0 if gloss is None else sum(len(line.question) + len(line.answer) + 2 for line in gloss.lines)
         most = min(MOST_CHARACTERS, max(LEAST_CHARACTERS, told))
         with suppress(EncodeError):  # there is no text, or nothing of it can be seen
-            personal["summary"] = summarised(deposit.source or "", most)
-            fields["summary_by"] = {"method": "sentences of the text", "characters": most}
+            source = deposit.source or ""
+            personal["summary"] = summarised(source[:MOST_READ], most)
+            by = {"method": "sentences of the text", "characters": most}
+            fields["summary_by"] = by | ({"of_the_first": MOST_READ} if len(source) > MOST_READ else {})
         if codec_id in self._measured and gloss is not None:
             fields["measured"] = _at(self._measured[codec_id], len(deposit.payload))
         return Draft(ACCOUNT, fields, personal)

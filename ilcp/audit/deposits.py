@@ -12,18 +12,18 @@ from typing import Any
 
 from ilcp.audit.entries import Entry, Personal, parsed_json
 from ilcp.audit.submission import id_of
-from ilcp.errors import DecodeError
-from ilcp.message import MAX_PAYLOAD_BYTES, Message
+from ilcp.errors import DecodeError, EncodeError
+from ilcp.message import MAX_PAYLOAD_BYTES, Blob, Message
 from ilcp.records import shown
 from ilcp.transport import Connection
 
-__all__ = ["ACCOUNTS", "Deposit", "binding", "received"]
+__all__ = ["ACCOUNTS", "MOST_BYTES", "Deposit", "binding", "received"]
 
 ACCOUNTS = "-accounts"  # ends the name under which a guardian takes deposits
 CARRIED = b"\0deposit"  # stands where a message names its codec
 FORMAT = 1
 MOST_BYTES = 1 << 26  # of a deposit: the exact cache of a few thousand tokens of a small model, or a book
-PAYLOAD, SOURCE = "payload_sha256", "source_sha256"  # in the record: the first as it is, the second beside the tree
+PAYLOAD, SOURCE = "payload_sha256", "source_sha256"  # beside the tree
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,19 +82,33 @@ class Deposit:
         connection.send(wire, to=f"{guardian}{ACCOUNTS}", handoff_id=id_of(wire))
 
     def is_of(self, entry: Entry, beside: dict[str, Personal | None]) -> bool:
-        """Says whether it is what the producer recorded: of a text whose digest was erased, nothing can be said."""
-        known = beside.get(SOURCE)
-        if SOURCE in beside and known is None:
-            return False
+        """Says whether it is what the producer recorded, and of the message on record, where that is not sealed.
+
+        Of a text whose digest was erased, nothing can be said.
+        """
+        known = {name: None if each is None else each.value for name, each in beside.items()}
         text = None if self.source is None else sha256(self.source.encode()).hexdigest()
-        same = text == (None if known is None else known.value)
-        return same and entry.fields.get(PAYLOAD) == sha256(self.payload).hexdigest()
+        if text != known.get(SOURCE) or (SOURCE in known) != (text is not None):
+            return False
+        same = known.get(PAYLOAD) == sha256(self.payload).hexdigest()
+        return same and (entry.fields.get("kind") != "bare" or self._is_in(entry, known.get("literals") or []))
+
+    def _is_in(self, entry: Entry, literals: Any) -> bool:
+        """Says whether the payload and literals make the bare message whose digest is on record."""
+        try:
+            known = bytes.fromhex(str(entry.fields.get("codec_id")))
+            large = len(self.payload) > MAX_PAYLOAD_BYTES
+            blob = Blob.of(self.payload) if large else None
+            made = Message(known, b"" if large else self.payload, literals=tuple(literals), blob=blob).to_bytes()
+        except (EncodeError, ValueError, TypeError):
+            return False
+        return sha256(made).hexdigest() == entry.fields.get("message_sha256")
 
 
-def binding(payload: bytes, source: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns what a record says of a deposit: in its fields, and beside the tree."""
-    digests = {PAYLOAD: sha256(payload).hexdigest()}
-    return digests, {} if source is None else {SOURCE: sha256(source.encode()).hexdigest()}
+def binding(payload: bytes, source: str | None) -> dict[str, Any]:
+    """Returns what a record says of a deposit, beside the tree: who guesses a text could check its digest."""
+    found = {PAYLOAD: sha256(payload).hexdigest()}
+    return found if source is None else found | {SOURCE: sha256(source.encode()).hexdigest()}
 
 
 def received(wire: bytes, connection: Connection) -> Deposit:

@@ -8,7 +8,6 @@ import os
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -125,18 +124,22 @@ class Outbox:
                 self._send(line)
                 return True
             except Exception as error:  # of any kind: a thread that ends takes nothing away any more
-                if not isinstance(error, TransportError | StorageError):
-                    self._set_aside(line, error)
+                if not isinstance(error, TransportError | StorageError) and self._set_aside(line, error):
                     return True
                 if self._closing.wait(pause_s):
                     return False
                 pause_s = min(2 * pause_s, LAST_PAUSE_S)
 
-    def _set_aside(self, line: bytes, error: Exception) -> None:
+    def _set_aside(self, line: bytes, error: Exception) -> bool:
+        """Puts a line into a file of its own; False where there is no room: it stays, and is tried again."""
         aside = self._folder / f"{self._file.stem}{ASIDE}"
-        with suppress(OSError), open(aside, "ab", opener=partial(os.open, mode=PRIVATE)) as file:
-            file.write(line + b"\n")
+        try:
+            with open(aside, "ab", opener=partial(os.open, mode=PRIVATE)) as file:
+                file.write(line + b"\n")
+        except OSError:
+            return False
         warnings.warn(f"a record cannot be sent, and is set aside in {aside}: {error}", RuntimeWarning, stacklevel=2)
+        return True
 
     def _orphans(self) -> Iterator[bytes]:
         """Yields the lines of outboxes whose processes have ended, each file until it is removed."""

@@ -82,6 +82,7 @@ class Readable:
         before: int | None = None,
         kinds: Sequence[str] = (),
         run: str | None = None,
+        but_run: str | None = None,
         newest: bool = False,
     ) -> Iterator[Entry]:
         """Yields entries from a number on, those that were retired left out.
@@ -90,7 +91,8 @@ class Readable:
         """
         chosen = "body IS NOT NULL" + (f" AND kind IN ({','.join('?' * len(kinds))})" if kinds else "")
         chosen += "" if run is None else " AND run = ?"
-        values = [*kinds, *([] if run is None else [run])]
+        chosen += "" if but_run is None else " AND run IS NOT ?"
+        values = [*kinds, *(each for each in (run, but_run) if each is not None)]
         beyond, order, at = ("<", "DESC", MOST_ENTRIES) if newest else (">", "ASC", first - 1)
         at = before if newest and before is not None else at
         while True:
@@ -129,11 +131,19 @@ class Readable:
             row = db.execute(f"{asked} AND sequence = ?", (producer, run, part, sequence)).fetchone()
         return None if row is None else int(row[0])
 
-    def of_handoff(self, handoff_id: str) -> list[Entry]:
-        """Returns what is entered of one hand-off: sent, received, accounts, in their order."""
+    def of_handoff(self, handoff_id: str, most: int = BATCH) -> list[Entry]:
+        """Returns what producers told of one hand-off, the oldest first: who sent it, took it, refused it."""
+        where = "handoff_id = ? AND kind IN ('handoff', 'conflict')"
+        return self._some(f"{where} AND body IS NOT NULL ORDER BY number LIMIT ?", (handoff_id, most))
+
+    def about(self, number: int, kind: str) -> list[Entry]:
+        """Returns the entries of a kind that are of another one: its accounts, its erasures; the newest first."""
+        where = "of = ? AND kind = ? AND body IS NOT NULL ORDER BY number DESC LIMIT ?"
+        return self._some(where, (number, kind, BATCH))
+
+    def _some(self, where: str, values: Sequence[Any]) -> list[Entry]:
         with self._reading() as db:
-            asked = "SELECT body FROM leaves WHERE handoff_id = ? AND body IS NOT NULL ORDER BY number LIMIT ?"
-            rows = db.execute(asked, (handoff_id, BATCH)).fetchall()
+            rows = db.execute(f"SELECT body FROM leaves WHERE {where}", values).fetchall()
         return [Entry.from_bytes(blob(body)) for (body,) in rows]
 
     def sequences(self) -> dict[Recorded, list[list[int]]]:

@@ -32,14 +32,14 @@ from threading import RLock
 from typing import Any, Literal
 
 from ilcp.audit.checkpoints import Key, parsed, signers
-from ilcp.audit.deposits import Deposit, binding
+from ilcp.audit.deposits import MOST_BYTES, Deposit, binding
 from ilcp.audit.entries import Draft
 from ilcp.audit.guardian import GUARDIAN, settings_for
 from ilcp.audit.outbox import Outbox
-from ilcp.audit.submission import Receipt, Submission, id_of
-from ilcp.errors import AuditError, ConfigError, DecodeError, IlcpError, TransportError
+from ilcp.audit.submission import PAGE, VIEWS, Receipt, Submission, id_of
+from ilcp.errors import AuditError, ConfigError, DecodeError, EncodeError, IlcpError, TransportError
 from ilcp.message import describe
-from ilcp.transport import Connection, Settings, connect, telemetry
+from ilcp.transport import ConflictError, Connection, FullError, Settings, connect, telemetry
 from ilcp.transport.backend import checked_name
 
 __all__ = ["AuditWarning", "Recorder"]
@@ -72,7 +72,7 @@ class Recorder:
 
     Raises:
         AddressError, UnreachableError, MissingExtraError: as ``ilcp.transport.connect``.
-        ConfigError: ``unrecorded`` is something else.
+        ConfigError: ``unrecorded`` is something else, or the run is that of the page's views.
     """
 
     def __init__(
@@ -93,6 +93,8 @@ class Recorder:
         if unrecorded not in POLICIES and (type(unrecorded) is not int or unrecorded < 1):
             raise ConfigError(f"expected unrecorded as {', '.join(POLICIES)} or a number from 1, got {unrecorded!r}")
         self.producer = checked_name("a producer's name", producer)
+        if run == VIEWS and producer != PAGE:
+            raise ConfigError(f"expected another run than {VIEWS!r}, got it: views of the auditor's page are in it")
         self.run, self.hop = run or urandom(RUN_BYTES).hex(), hop
         self.unrecorded, self.guardian, self.timeout_s = unrecorded, guardian, timeout_s
         self.key, self.part, self.accounts = key, urandom(RUN_BYTES).hex(), accounts
@@ -134,9 +136,11 @@ class Recorder:
         about, beside = self._about(message, codec) | _because(fell_back), _beside(literals)
         if not (self.accounts and payload):
             self._tell(event, about, beside)
-            return
-        digests, personal = binding(payload, source)
-        self._tell(event, about | digests, beside | personal, deposit=(payload, source))
+        elif len(payload) + len(source or "") > MOST_BYTES // 2:  # in base64 and JSON they take more
+            warnings.warn("a message is too large for an account: there will be none", AuditWarning, stacklevel=3)
+            self._tell(event, about, beside)
+        else:
+            self._tell(event, about, beside | binding(payload, source), deposit=(payload, source))
 
     def received(self, message: bytes, codec: Any, literals: Sequence[str] = ()) -> None:
         """Records a message that a receiver has taken.
@@ -228,10 +232,13 @@ class Recorder:
             return self._opened
 
     def _post(self, line: bytes) -> None:
-        """Hands a submission to the transport, its deposit before it, so that what is on record is all there."""
+        """Hands a submission to the transport, its deposit before it: where that finds no room there is no account."""
         record, _, deposit = line.partition(BESIDE)
         if deposit:
-            Deposit.from_bytes(deposit).send(self._connection(), self.guardian)
+            try:
+                Deposit.from_bytes(deposit).send(self._connection(), self.guardian)
+            except (FullError, ConflictError, DecodeError, EncodeError) as error:
+                warnings.warn(f"a hand-off will have no account: {error}", AuditWarning, stacklevel=6)
         self._connection().send(record, to=self.guardian, handoff_id=id_of(record))
 
     def _about(self, message: bytes, codec: Any) -> dict[str, Any]:

@@ -40,7 +40,13 @@ def handed(entry: Entry) -> dict[Recorded, list[list[int]]]:
     found: dict[Recorded, list[list[int]]] = {}
     rows = entry.fields.get("handed")
     for row in rows if isinstance(rows, list) else []:
-        if isinstance(row, list) and len(row) == 4 and isinstance(row[3], list) and all(map(is_range, row[3])):
+        if (
+            isinstance(row, list)
+            and len(row) == 4
+            and isinstance(row[3], list)
+            and row[3]
+            and all(map(is_range, row[3]))
+        ):
             found[str(row[0]), str(row[1]), str(row[2])] = row[3]
     return found
 

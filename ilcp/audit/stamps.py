@@ -5,8 +5,8 @@ witness, too: a ledger that is compared with it has to begin with what it stood 
 """
 
 import binascii
+import http.client
 import json
-import urllib.error
 import urllib.request
 from base64 import b64decode, b64encode
 from collections.abc import Callable
@@ -63,7 +63,7 @@ def stamped_at(data: bytes, roots: bytes, nonce: int | None = None) -> datetime:
     known = _client()
     note, answer = _read(data)
     builder = known.VerifierBuilder(nonce=nonce)
-    for each in _certificates(roots):
+    for each in dict.fromkeys(_certificates(roots)):
         builder = builder.add_root_certificate(each)
     try:
         response = known.decode_timestamp_response(answer)
@@ -93,11 +93,11 @@ def asked(url: str) -> Ask:
         raise ConfigError(f"expected the authority's address as http:// or https://, got {url!r}")
 
     def ask(request: bytes) -> bytes:
-        wanted = urllib.request.Request(url, request, {"Content-Type": TYPE})
         try:
+            wanted = urllib.request.Request(url, request, {"Content-Type": TYPE})
             with urllib.request.urlopen(wanted, timeout=TIMEOUT_S) as answer:
                 return bytes(answer.read(MOST_BYTES))
-        except (OSError, ValueError, urllib.error.URLError) as error:
+        except (OSError, ValueError, http.client.HTTPException) as error:
             raise AuditError(f"expected an answer from {url}, got: {error}; try again, or another one") from error
 
     return ask

@@ -17,9 +17,10 @@ from ilcp.message import MAX_MESSAGE_BYTES
 from ilcp.records import shown
 from ilcp.transport.backend import is_name
 
-__all__ = ["HANDOFF", "Receipt", "Submission", "id_of"]
+__all__ = ["HANDOFF", "PAGE", "VIEWED", "VIEWS", "Receipt", "Submission", "id_of"]
 
 HANDOFF = "handoff"
+VIEWS, VIEWED, PAGE = "views", "viewed", "page"  # the run, the event and the producer of the auditor's page
 FORMAT = 1
 RESERVED = frozenset({"producer", "run", "part", "sequence", "event", "clock_unix_ms"})  # said by nobody else
 MOST_TEXT = 1000  # characters of a reason, a run's or a producer's name

@@ -28,11 +28,11 @@ __all__ = [
 ]
 
 APPLICATION_ID = 0x696C6161  # "ilaa"
-VERSION = 1
+VERSION = 2
 BUSY_S = 30.0
 DAMAGED = (sqlite3.Error, UnicodeDecodeError, OverflowError)  # what a file's damaged rows bring about
 KEPT_KINDS = ("ledger", "key", "erasure", "retention")  # without which nobody could tell what became of the rest
-LOOKED_UP = ("run", "producer", "part", "sequence", "handoff_id")  # fields of an entry that have a column
+LOOKED_UP = ("run", "producer", "part", "sequence", "handoff_id", "of")  # fields of an entry that have a column
 RETIRED = "retired"  # the kind of a row of which only the hash is left
 
 SCHEMA = (
@@ -45,12 +45,14 @@ SCHEMA = (
         producer TEXT,
         part TEXT,
         sequence INTEGER,
-        handoff_id TEXT)""",
+        handoff_id TEXT,
+        of INTEGER)""",
     """CREATE UNIQUE INDEX numbered ON leaves (producer, run, part, sequence)
         WHERE kind = 'handoff' AND sequence IS NOT NULL""",
     "CREATE INDEX by_kind ON leaves (kind, number)",
     "CREATE INDEX by_run ON leaves (run, number)",
     "CREATE INDEX by_handoff ON leaves (handoff_id)",
+    "CREATE INDEX by_entry ON leaves (of, kind)",
     """CREATE TABLE nodes (
         level INTEGER, place INTEGER, hash BLOB NOT NULL, PRIMARY KEY (level, place)) WITHOUT ROWID""",
     """CREATE TABLE personal (
@@ -69,7 +71,7 @@ SCHEMA = (
 def columns(entry: Entry) -> list[Any]:
     """Returns what an entry is looked up by; None for what it has not, or not of that type."""
     return [
-        value if type(value := entry.fields.get(name)) is (int if name == "sequence" else str) else None
+        value if type(value := entry.fields.get(name)) is (int if name in ("sequence", "of") else str) else None
         for name in LOOKED_UP
     ]
 

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 __all__ = ["accounts", "reading"]
 
 LOOK_S = 0.5
+AGAIN_S = 2.0  # after something failed
+GOODBYE_S = 5.0
 MOST_QUESTIONS = 200
 
 
@@ -60,7 +62,7 @@ def _of_dossiers() -> list[str]:
 
 @contextmanager
 def accounts(via: str, ledger: "Ledger", reads: "Reads | None", measured: Path | None) -> "Iterator[Accountant]":
-    """Has a thread make accounts inside the ``with``; what it cannot do ends it with a sentence, and the rest goes on.
+    """Has a thread make accounts inside the ``with``; what it cannot do it says, and tries again.
 
     Raises:
         ConfigError: the file of figures is none.
@@ -83,17 +85,18 @@ def accounts(via: str, ledger: "Ledger", reads: "Reads | None", measured: Path |
             yield accountant
         finally:
             ended.set()
-            thread.join()
+            thread.join(GOODBYE_S)  # what it has not ended by then is handed out again
 
 
 def _work(accountant: "Accountant", ended: threading.Event) -> None:
     from ilcp.cli.common import err
 
+    said = ""
     while not ended.is_set():
         try:
             accountant.work(LOOK_S)
-        except TransportError:
-            ended.wait(LOOK_S)
         except IlcpError as error:
-            err.print(f"no more accounts: {error}", highlight=False, soft_wrap=True, markup=False)
-            return
+            if not isinstance(error, TransportError) and str(error) != said:
+                said = str(error)
+                err.print(f"no account could be entered: {said}", highlight=False, soft_wrap=True, markup=False)
+            ended.wait(AGAIN_S)

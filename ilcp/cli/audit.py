@@ -237,10 +237,10 @@ def erase(
     """Erases personal values for good; every proof stays valid, and an entry says who, when and why."""
     with _opened(ledger, key) as opened:
         made = opened.erase(number, names, by=by, because=because)
-        left = _accounts_of(opened, number)
+        left = _beside(opened, number)
     _say(f"erased {', '.join(names)} of entry {number}; entry {made} says so")
-    for account, kept in left.items():
-        _say(f"entry {account} is an account of the same, and still has {', '.join(kept)}")
+    for other, kept in left.items():
+        _say(f"entry {other} is of the same hand-off, and still has {', '.join(kept)}")
 
 
 @audit.command()
@@ -270,14 +270,20 @@ def rotate(
         _say(f"signs as {opened.signer.key} from entry {made} on")
 
 
-def _accounts_of(ledger: "Ledger", number: int) -> dict[int, list[str]]:
-    """Returns which accounts of an entry still say something, and what."""
+def _beside(ledger: "Ledger", number: int) -> dict[int, list[str]]:
+    """Returns which other entries of the same hand-off still have personal values, and which."""
     entry = ledger.entry(number)
-    handoff_id = entry.fields.get("handoff_id") if entry is not None else None
-    beside = ledger.of_handoff(handoff_id) if isinstance(handoff_id, str) else []
-    of = [each.number for each in beside if each.kind == "account" and each.fields.get("of") == number]
-    held = {each: [name for name, value in ledger.personal(each).items() if value is not None] for each in of}
-    return {each: names for each, names in held.items() if names}
+    told = entry.fields if entry is not None else {}
+    same = [entry] if entry is not None else []
+    if isinstance(of := told.get("of"), int) and (first := ledger.entry(of)) is not None:
+        same.append(first)
+    for each in tuple(same):
+        handoff_id = each.fields.get("handoff_id")
+        same += ledger.of_handoff(handoff_id) if isinstance(handoff_id, str) else []
+    numbers = {each.number for each in same}
+    numbers |= {each.number for of in tuple(numbers) for each in ledger.about(of, "account")}
+    held = {n: [name for name, value in ledger.personal(n).items() if value is not None] for n in sorted(numbers)}
+    return {n: names for n, names in held.items() if names and n != number}
 
 
 def _say(text: str) -> None:

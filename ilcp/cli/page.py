@@ -9,7 +9,7 @@ import typer
 
 from ilcp.cli.common import interruptible, out
 from ilcp.errors import ConfigError, MissingExtraError
-from ilcp.files import replacing
+from ilcp.files import held, replacing
 
 __all__ = ["reader", "serve"]
 
@@ -60,18 +60,23 @@ def reader(
 
     from ilcp.audit.page.access import TOKEN_BYTES, readers_in
 
-    if file.exists():
-        known = readers_in(file)
-        if any(each.name == name for each in known):
-            raise ConfigError(f"expected a new reader's name in {file}, got {name!r}, which is there: remove it first")
-        before = file.read_text(encoding="utf-8")
-    else:
-        before = ""
-    token = token_urlsafe(TOKEN_BYTES)
-    runs = json.dumps(run, ensure_ascii=False) if run else '"all"'
-    digest = sha256(token.encode()).hexdigest()
-    made = f'[[reader]]\nname = {json.dumps(name, ensure_ascii=False)}\ntoken_sha256 = "{digest}"\nruns = {runs}\n'
-    with replacing(file, private=True) as draft:
-        draft.write_text(f"{before}{made}", encoding="utf-8")
-        readers_in(draft)
+    for each in (name, *(run or ())):
+        if not each or not each.isprintable():
+            raise ConfigError(f"expected a name that can be printed, got {each!r}")
+    file = file.resolve()  # a link stays one
+    with held(file.with_name(f"{file.name}.lock")):
+        before = file.read_text(encoding="utf-8") if file.exists() else ""
+        if before.strip():
+            if any(each.name == name for each in readers_in(file)):
+                raise ConfigError(
+                    f"expected a new reader's name in {file}, got {name!r}, which is there: remove it first"
+                )
+            before += "" if before.endswith("\n") else "\n"
+        token = token_urlsafe(TOKEN_BYTES)
+        runs = json.dumps(run, ensure_ascii=False) if run else '"all"'
+        digest = sha256(token.encode()).hexdigest()
+        made = f'[[reader]]\nname = {json.dumps(name, ensure_ascii=False)}\ntoken_sha256 = "{digest}"\nruns = {runs}\n'
+        with replacing(file, private=True) as draft:
+            draft.write_text(f"{before}{made}", encoding="utf-8")
+            readers_in(draft)
     out.print(token, highlight=False, soft_wrap=True, markup=False)

@@ -43,7 +43,7 @@ class Reader:
 
     def may_see(self, run: Any) -> bool:
         """Says whether entries of a run are shown to them."""
-        return self.runs is None or run in self.runs
+        return self.runs is None or (isinstance(run, str) and run in self.runs)
 
 
 def readers_in(file: Path) -> list[Reader]:

@@ -13,8 +13,6 @@ from urllib.parse import urlencode
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
-from starlette.middleware import Middleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
@@ -26,17 +24,17 @@ from ilcp.audit.page.site import PAGES, Site, policy
 from ilcp.audit.page.views import EVENTS, FLAGS, Filter, Overview, View
 from ilcp.audit.page.words import said
 from ilcp.audit.recorder import Recorder
+from ilcp.audit.submission import VIEWED
 from ilcp.audit.verify import verify
 from ilcp.errors import AuditError, IlcpError
 
-__all__ = ["CERTIFICATE", "VIEWED", "VIEWS", "application"]
+__all__ = ["CERTIFICATE", "application"]
 
-VIEWS, VIEWED = "views", "viewed"  # the run of views, and what happened
 CERTIFICATE = "ilcp.audit.certificate"  # of the client, in DER, where the connection's protocol puts it
 DAY = re.compile(r"\d{4}-\d{2}-\d{2}", re.ASCII)
 NUMBER = re.compile(r"\d{1,15}", re.ASCII)
 MOST_RUN = 1000  # characters of a run's name
-MOST_PAGE = 400  # of what was looked at, in the record of it
+MOST_PATH = 400  # of a path that is no page, in the record of who asked for it
 HEADS = {
     "Cache-Control": "no-store",
     "Referrer-Policy": "no-referrer",
@@ -55,20 +53,18 @@ def application(ledger: Ledger, readers: list[Reader], recorder: Recorder, hosts
     Args:
         ledger: opened to read.
         recorder: of the run ``VIEWS``, by the policy "told"; a view that it cannot put on record is not shown.
-        hosts: the names under which it is asked for; a request for another is refused.
+        hosts: the names under which it is asked for, without ports; a request for another is refused.
     """
-    pages = _Pages(ledger, readers, recorder)
+    pages = _Pages(ledger, readers, recorder, hosts)
     routes = [
         Route("/", pages.shows("cover"), methods=["GET"]),
         Route("/handoffs/{number}", pages.shows("handoff"), methods=["GET"]),
         Route("/compare", pages.shows("compare"), methods=["GET"]),
         *(Route(f"/{name}", pages.shows(name), methods=["GET"]) for name in PAGES if name != "cover"),
     ]
-    return Starlette(
-        routes=routes,
-        middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False)],
-        exception_handlers={404: pages.nothing, 405: pages.nothing},
-    )
+    made = Starlette(routes=routes, exception_handlers={404: pages.nothing, 405: pages.nothing})
+    made.router.redirect_slashes = False  # which would answer strangers otherwise
+    return made
 
 
 def _link(name: str, **asked: Any) -> str:
@@ -81,16 +77,17 @@ def _link(name: str, **asked: Any) -> str:
 class _Pages:
     """Answers requests."""
 
-    def __init__(self, ledger: Ledger, readers: list[Reader], recorder: Recorder):
+    def __init__(self, ledger: Ledger, readers: list[Reader], recorder: Recorder, hosts: list[str]):
         self.ledger, self.readers, self.recorder = ledger, readers, recorder
+        self._hosts = {host.lower() for host in hosts}
         self._verifying = threading.Lock()
         self._counted: dict[frozenset[str] | None, Overview] = {}  # by the runs that a reader may see
 
     async def nothing(self, request: Request, error: Exception) -> Response:
         """Answers what is no page: a stranger is told what every stranger is."""
-        reader = self._reader(request)
-        if reader is None:
-            return _stranger()
+        reader = self._admitted(request)
+        if isinstance(reader, Response):
+            return reader
         status = getattr(error, "status_code", 404)
         heads = {"Allow": "GET, HEAD"} if status == 405 else {}
         return PlainTextResponse(NOTHING, status, {**HEADS, **heads})
@@ -99,25 +96,35 @@ class _Pages:
         """Returns what answers requests for pages of a name."""
 
         async def answer(request: Request) -> Response:
-            reader = self._reader(request)
-            if reader is None:
-                return _stranger()
+            reader = self._admitted(request)
+            if isinstance(reader, Response):
+                return reader
             return await run_in_threadpool(self._answer, name, reader, request)
 
         return answer
 
-    def _reader(self, request: Request) -> Reader | None:
+    def _admitted(self, request: Request) -> Reader | Response:
+        """Returns who asks, or what is answered to who may not."""
+        if _host(request.headers.get("host", "")) not in self._hosts:
+            return PlainTextResponse("expected one of the names that this page is served by, got another\n", 400, HEADS)
         certificate = request.scope.get("state", {}).get(CERTIFICATE)
-        return admitted(self.readers, request.headers.get("authorization"), certificate)
+        reader = admitted(self.readers, request.headers.get("authorization"), certificate)
+        if reader is None:
+            return _stranger()
+        site, wanted = (request.headers.get(f"sec-fetch-{name}", "") for name in ("site", "dest"))
+        if site not in ("", "same-origin", "none") and wanted != "document":  # another site's page asks in their name
+            return PlainTextResponse(NOTHING, 403, HEADS)
+        return reader
 
     def _answer(self, name: str, reader: Reader, request: Request) -> Response:
-        looked_at = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+        asked = _asked(name, request)
         try:
-            self.recorder.record(VIEWED, {"reader": reader.name, "page": said(looked_at, MOST_PAGE)})
+            seen = said(request.url.path, MOST_PATH) if asked is None else _link(name, **asked)
+            self.recorder.record(VIEWED, {"reader": reader.name, "page": seen})
         except AuditError as error:
             return PlainTextResponse(f"a view is shown once it is on record: {error}\n", 503, HEADS)
         try:
-            html = self._page(name, reader, request)
+            html = None if asked is None else self._page(name, reader, asked)
         except IlcpError as error:
             return PlainTextResponse(f"the ledger cannot be read: {said(str(error), 400)}\n", 503, HEADS)
         if html is None:
@@ -125,25 +132,20 @@ class _Pages:
         body = "" if request.method == "HEAD" else html
         return Response(body, 200, {**HEADS, "Content-Security-Policy": policy()}, "text/html; charset=utf-8")
 
-    def _page(self, name: str, reader: Reader, request: Request) -> str | None:
-        asked = request.query_params
-        verified = self._verify() if name == "integrity" and asked.get("verify") == "now" else ()
+    def _page(self, name: str, reader: Reader, asked: dict[str, Any]) -> str | None:
+        wanted = bool(asked.get("verify"))
+        verified, took_s = self._verify() if wanted else (None, 0.0)
         with self.ledger.snapshot():  # so that proofs and root are of one moment
-            site = Site(View(self.ledger, reader), _link, counted=self._counted.get(reader.runs))
-            html = site.integrity(*verified, busy=verified[0] is None) if verified else self._of(name, site, request)
+            counted = self._counted.pop(reader.runs, None)  # which an error in the middle leaves half counted
+            site = Site(View(self.ledger, reader), _link, counted=counted)
+            if name == "integrity":
+                html: str | None = site.integrity(verified, took_s, busy=wanted and verified is None)
+            elif name == "handoffs":
+                html = site.handoffs(Filter(**{k: v for k, v in asked.items() if k != "before"}), asked["before"])
+            else:
+                html = getattr(site, name)(**asked)
             self._counted[reader.runs] = site.overview
         return html
-
-    def _of(self, name: str, site: Site, request: Request) -> str | None:
-        asked = request.query_params
-        if name == "handoff":
-            return _of_number(request.path_params["number"], site.handoff)
-        if name == "compare":
-            first, second = (_number(asked.get(key)) for key in ("one", "other"))
-            return None if first is None or second is None else site.compare(first, second)
-        if name == "handoffs":
-            return site.handoffs(_filter(asked), _number(asked.get("before")))
-        return str(getattr(site, name)())
 
     def _verify(self) -> tuple[Verified | None, float]:
         """Verifies the ledger anew, for one request at a time; None where another one has it verified."""
@@ -156,6 +158,27 @@ class _Pages:
             self._verifying.release()
 
 
+def _asked(name: str, request: Request) -> dict[str, Any] | None:
+    """Returns what a page is asked for, as the record of the view has it too; None where there is no such page."""
+    query = request.query_params
+    found: dict[str, Any] = {}
+    if name == "handoff":
+        found = {"number": _number(request.path_params["number"])}
+    elif name == "compare":
+        found = {"one": _number(query.get("one")), "other": _number(query.get("other"))}
+    elif name == "integrity" and query.get("verify") == "now":
+        return {"verify": "now"}
+    elif name == "handoffs":
+        return {**_filter(query), "before": _number(query.get("before"))}
+    return None if None in found.values() else found
+
+
+def _host(head: str) -> str:
+    """Returns the name in a Host head, without its port."""
+    name = head.partition("]")[0].lstrip("[") if head.startswith("[") else head.partition(":")[0]
+    return name.lower()
+
+
 def _stranger() -> Response:
     asks = {"WWW-Authenticate": 'Basic realm="a reader of the record", charset="UTF-8"'}
     return PlainTextResponse(STRANGER, 401, {**HEADS, **asks})
@@ -165,17 +188,12 @@ def _number(text: str | None) -> int | None:
     return int(text) if text is not None and NUMBER.fullmatch(text) else None
 
 
-def _of_number(text: str, page: Callable[[int], str | None]) -> str | None:
-    number = _number(text)
-    return None if number is None else page(number)
-
-
-def _filter(asked: Any) -> Filter:
+def _filter(query: Any) -> dict[str, str]:
     """Returns what a listing is narrowed to; what is none of a form's values narrows nothing."""
-    days = {name: asked.get(name, "") for name in ("first_day", "last_day")}
-    return Filter(
-        run=asked.get("run", "")[:MOST_RUN],
-        event=asked.get("event", "") if asked.get("event") in EVENTS else "",
-        flag=asked.get("flag", "") if asked.get("flag") in FLAGS else "",
+    days = {name: query.get(name, "") for name in ("first_day", "last_day")}
+    return {
+        "run": query.get("run", "")[:MOST_RUN],
+        "event": query.get("event", "") if query.get("event") in EVENTS else "",
+        "flag": query.get("flag", "") if query.get("flag") in FLAGS else "",
         **{name: day if DAY.fullmatch(day) else "" for name, day in days.items()},
-    )
+    }

@@ -10,9 +10,10 @@ import uvicorn
 
 from ilcp.audit.ledger import Ledger
 from ilcp.audit.page.access import Reader
-from ilcp.audit.page.app import CERTIFICATE, VIEWS, application
+from ilcp.audit.page.app import CERTIFICATE, application
 from ilcp.audit.page.site import require_page
 from ilcp.audit.recorder import Recorder
+from ilcp.audit.submission import PAGE, VIEWS
 from ilcp.errors import ConfigError
 from ilcp.transport.door import Door, listening
 from ilcp.transport.errors import AddressError
@@ -22,6 +23,7 @@ from ilcp.transport.telemetry import spared
 __all__ = ["serve"]
 
 OWN = ("127.0.0.1", "::1", "localhost")  # hosts that nobody else reaches
+EVERYWHERE = ("0.0.0.0", "::", "")
 LOGS = ("asyncio", "uvicorn.error")
 
 
@@ -63,6 +65,7 @@ def serve(
     """
     require_page()
     _require_safe(readers, host, certificate, key, clients)
+    _require_known(via, host, hosts)
 
     async def work(opened: Ledger, recorder: Recorder) -> None:
         app = application(opened, readers, recorder, [*hosts, host, "localhost"])
@@ -78,7 +81,7 @@ def serve(
     with (
         ended_after_closing(),
         Ledger(ledger) as opened,
-        Recorder(via, "page", run=VIEWS, unrecorded="told") as recorder,
+        Recorder(via, PAGE, run=VIEWS, unrecorded="told") as recorder,
     ):
         asyncio.run(work(opened, recorder))
 
@@ -99,6 +102,20 @@ def _require_safe(
         raise ConfigError("expected --certificate and --key beside certificates of clients, got none")
     if clients is None and any(each.certificate_sha256 and not each.token_sha256 for each in readers):
         raise ConfigError("expected --clients FILE for readers that are known by certificates, got none")
+
+
+def _require_known(via: str, host: str, hosts: tuple[str, ...]) -> None:
+    """Refuses views that nobody would know of, and names that nobody could ask by.
+
+    Raises:
+        ConfigError: with what to give.
+    """
+    if via.partition(":")[0].lower() == "memory":
+        raise ConfigError(f"expected an address that a guardian reaches, got {via}: views would be on no record")
+    if host in EVERYWHERE and not hosts:
+        raise ConfigError(f"expected --allow-host NAME beside --host {host}: by which name is it asked for?")
+    if odd := [each for each in hosts if not each or set(each) & set("*/:[] ")]:
+        raise ConfigError(f"expected a host's name without port or pattern, got {odd[0]!r}")
 
 
 def _require_clients(config: uvicorn.Config, clients: Path) -> None:

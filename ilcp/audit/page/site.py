@@ -17,9 +17,21 @@ from ilcp.audit.checkpoints import parsed
 from ilcp.audit.entries import Entry
 from ilcp.audit.findings import CHECKS, Verified, said_of
 from ilcp.audit.page.plots import by_day
-from ilcp.audit.page.views import EVENTS, FLAGS, Filter, Handoff, Overview, View, handoffs, measured, one, overview
-from ilcp.audit.page.words import listed, moment, paragraphs, said, whole
+from ilcp.audit.page.views import (
+    EVENTS,
+    FLAGS,
+    Filter,
+    Handoff,
+    Overview,
+    View,
+    handoff_at,
+    handoffs,
+    measured,
+    overview,
+)
+from ilcp.audit.page.words import listed, moment, paragraphs, said
 from ilcp.audit.sequences import gaps
+from ilcp.audit.submission import PAGE, VIEWED, VIEWS
 from ilcp.errors import MissingExtraError
 
 __all__ = ["PAGES", "Site", "policy", "require_page"]
@@ -49,7 +61,8 @@ FACTS = {  # of a record, for who compares it with a system's own logs
     "handoff_id": "Id of the hand-off",
     "at_unix_ms": "The producer's clock, unix ms",
 }
-MOST_LISTED = 500  # erasures, removals and views of one page
+MOST_LISTED = 500  # erasures, removals, views, producers or runs of one page
+MOST_CODECS = 100
 Link = Callable[..., str]
 
 
@@ -120,14 +133,15 @@ class Site:
 
     def cover(self) -> str:
         """What this is, of whom, how far it goes, and what it does not show."""
-        complete = [self._numbered(*each) for each in self._sequences()]
-        return self.render(
-            "cover", overview=self.overview, events=EVENTS, complete=complete, key=self.view.ledger.keys[-1]
-        )
+        told = [each for each in self.view.ledger.sequences().items() if self.view.reader.may_see(each[0][1])]
+        told.sort(key=lambda each: not gaps(each[1]))  # what is incomplete comes first
+        shown = {"complete": [self._numbered(*each) for each in told[:MOST_LISTED]], "more": len(told[MOST_LISTED:])}
+        return self.render("cover", overview=self.overview, events=EVENTS, key=self.view.ledger.keys[-1], **shown)
 
     def inventory(self) -> str:
         """The codecs, their models, what they were validated on, and how true accounts of them are."""
-        return self.render("inventory", overview=self.overview)
+        codecs = sorted(self.overview.codecs.items(), key=lambda each: -each[1]["count"])
+        return self.render("inventory", codecs=codecs[:MOST_CODECS], more=len(codecs[MOST_CODECS:]))
 
     def listed(self, narrowed: Filter, before: int | None = None) -> tuple[list[Handoff], int | None]:
         """Returns the rows of a listing, and from where to go on."""
@@ -136,25 +150,25 @@ class Site:
     def handoffs(self, narrowed: Filter, before: int | None = None) -> str:
         """A listing."""
         rows, onwards = self.listed(narrowed, before)
-        known = sorted(self.overview.runs) if self.alive else []
+        known = sorted(run for run, _ in self.overview.runs.most_common(MOST_LISTED)) if self.alive else []
         told = {"rows": rows, "onwards": onwards, "narrowed": narrowed, "runs": known}
         return self.render("handoffs", **told, events=EVENTS, flags=FLAGS)
 
     def handoff(self, number: int) -> str | None:
         """One hand-off, its account, and the proof that it is in the tree; None where the reader may see none."""
-        found = one(self.view, number)
+        found = handoff_at(self.view, number)
         if found is None:
             return None
         told = self._told(found)
         return self.render("handoff", heading=f"Hand-off {number}", told=told, **told)
 
-    def compare(self, first: int, second: int) -> str | None:
+    def compare(self, one: int, other: int) -> str | None:
         """Two hand-offs side by side; None where the reader may not see both."""
-        both = [one(self.view, number) for number in (first, second)]
-        if None in both:
-            return None
+        both = [handoff_at(self.view, number) for number in (one, other)]
         told = [self._told(each) for each in both if each is not None]
-        heading = f"Hand-offs {first} and {second}"
+        if len(told) < len(both):
+            return None
+        heading = f"Hand-offs {one} and {other}"
         questions = list(dict.fromkeys(line["question"] for each in told for line in each["lines"]))
         answers = [{line["question"]: line for line in each["lines"]} for each in told]
         lines = [(question, *(found.get(question) for found in answers)) for question in questions]
@@ -179,17 +193,21 @@ class Site:
     def retention(self) -> str:
         """What was erased and removed, by whom, when and why."""
         erasures, removals = (self._listed(kind) for kind in ("erasure", "retention"))
-        return self.render("retention", erasures=erasures, removals=removals)
+        return self.render("retention", erasures=erasures, removals=removals, most=MOST_LISTED)
 
     def views(self) -> str:
         """Who looked at which page when."""
         seen = []
-        for entry in self.view.ledger.entries(kinds=["handoff"], run="views", newest=True):
-            if self.view.reader.runs is None or entry.fields.get("reader") == self.view.reader.name:
-                seen.append(entry)
+        for entry in self.view.ledger.entries(kinds=["handoff"], run=VIEWS, newest=True):
+            told = {name: entry.fields.get(name) for name in ("producer", "event", "reader", "page")}
+            if (told["producer"], told["event"]) == (PAGE, VIEWED) and self._own(told["reader"]):
+                seen.append((entry.recorded_unix_ms, told))
             if len(seen) == MOST_LISTED:
                 break
-        return self.render("views", seen=seen)
+        return self.render("views", seen=seen, most=MOST_LISTED)
+
+    def _own(self, reader: Any) -> bool:
+        return self.view.reader.runs is None or reader == self.view.reader.name
 
     def signoff(self) -> str:
         """A sheet to print and sign."""
@@ -203,10 +221,6 @@ class Site:
             if len(found) == MOST_LISTED:
                 break
         return found
-
-    def _sequences(self) -> list[tuple[tuple[str, str, str], list[list[int]]]]:
-        found = self.view.ledger.sequences().items()
-        return [(who, numbers) for who, numbers in found if self.view.reader.may_see(who[1])][:MOST_LISTED]
 
     @staticmethod
     def _numbered(who: tuple[str, str, str], numbers: list[list[int]]) -> tuple[str, str, str]:
@@ -233,7 +247,7 @@ class Site:
         held = account.get("gloss")
         gloss = held.value if held is not None and isinstance(held.value, list) else []
         numbers = {number} | ({found.account.number} if found.account else set())
-        erased = [e for e in ledger.entries(kinds=["erasure"]) if whole(e.fields.get("of")) in numbers]
+        erased = [entry for each in sorted(numbers) for entry in ledger.about(each, "erasure")]
         proof, size = ledger.inclusion(number), ledger.size
         leaf = tree.leaf_hash(found.entry.to_bytes())
         return {
@@ -241,6 +255,7 @@ class Site:
             "beside": {name: each for name, each in beside.items() if not name.endswith("_sha256")},
             "lines": [line for line in map(_line, gloss) if line is not None],
             "account": account,
+            "sealed": found.account is not None and found.account.fields.get("payload") != "of the message",
             "worth": measured(found.account.fields.get("measured")) if found.account else [],
             "erased": erased,
             "leaf": leaf.hex(),

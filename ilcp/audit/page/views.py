@@ -4,6 +4,7 @@ Nothing is believed of an entry but that it is canonical JSON: a field of anothe
 as it is, or left out.
 """
 
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,13 +17,15 @@ from ilcp.audit.entries import Entry
 from ilcp.audit.ledger import Ledger
 from ilcp.audit.page.access import Reader
 from ilcp.audit.page.words import moment, said, share, whole
-from ilcp.audit.submission import HANDOFF
+from ilcp.audit.submission import HANDOFF, VIEWS
 from ilcp.audit.tables import KEPT_KINDS
 
-__all__ = ["EVENTS", "FLAGS", "PER_PAGE", "Filter", "Handoff", "Overview", "View", "handoffs", "one", "overview"]
+__all__ = ["EVENTS", "FLAGS", "PER_PAGE", "Filter", "Handoff", "Overview", "View", "handoff_at", "handoffs", "overview"]
 
 PER_PAGE = 50
 RETENTION = "retention"
+MOST_LOOKING_S = 2.0  # for one listing: others wait meanwhile
+MOST_BESIDE = 20  # of what producers told of the same hand-off
 MOST_LOOKED_AT = 20_000  # entries of one listing, and of an overview; a listing goes on from there
 EVENTS = {
     "sent": "handed over",
@@ -48,7 +51,7 @@ class View:
 
     def sees(self, entry: Entry) -> bool:
         """Says whether an entry is shown: those of no run are everybody's, but for erasures of another run's."""
-        if entry.kind == "erasure":
+        if self.reader.runs is not None and entry.kind == "erasure":
             of = whole(entry.fields.get("of"))
             erased = self.at(of) if of is not None else None
             return erased is not None and self.reader.may_see(erased.fields.get("run"))
@@ -60,13 +63,16 @@ class View:
 
     def newest(self, kinds: Sequence[str], run: str | None = None, before: int | None = None) -> Iterator[Entry]:
         """Yields entries of some kinds that are shown, the newest first."""
-        runs = [run] if run is not None else [None] if self.reader.runs is None else sorted(self.reader.runs)
-        found = [self.ledger.entries(kinds=kinds, run=each, newest=True, before=before) for each in runs]
+        runs = [None] if self.reader.runs is None else sorted(self.reader.runs)
+        if run is not None:
+            runs = [run] if self.reader.may_see(run) else []
+        options: dict[str, Any] = {"kinds": kinds, "but_run": VIEWS, "newest": True, "before": before}
+        found = [self.ledger.entries(run=each, **options) for each in runs]
         return (entry for entry in merge(*found, key=lambda entry: -entry.number) if self.sees(entry))
 
     def since(self, number: int) -> Iterator[Entry]:
         """Yields entries from a number on that are shown."""
-        return (entry for entry in self.ledger.entries(first=number) if self.sees(entry))
+        return (entry for entry in self.ledger.entries(first=number, but_run=VIEWS) if self.sees(entry))
 
 
 @dataclass(frozen=True)
@@ -179,18 +185,18 @@ class Handoff:
 def handoffs(view: View, narrowed: Filter, before: int | None = None) -> tuple[list[Handoff], int | None]:
     """Returns a page of hand-offs, the newest first, and the number from which to go on; None where that is all."""
     found: list[Handoff] = []
-    looked = view.newest([HANDOFF], narrowed.run or None, before)
+    looked, ends = view.newest([HANDOFF], narrowed.run or None, before), time.monotonic() + MOST_LOOKING_S
     for looked_at, entry in enumerate(looked, 1):
+        if len(found) == PER_PAGE or looked_at > MOST_LOOKED_AT or time.monotonic() > ends:
+            return found, entry.number + 1
         if narrowed.takes(entry):
             row = _row(view, entry)
             if row.has(narrowed.flag):
                 found.append(row)
-        if len(found) == PER_PAGE or looked_at == MOST_LOOKED_AT:
-            return found, entry.number
     return found, None
 
 
-def one(view: View, number: int) -> Handoff | None:
+def handoff_at(view: View, number: int) -> Handoff | None:
     """Returns a hand-off that the reader may see; None where there is none."""
     entry = view.at(number)
     if entry is None or entry.kind != HANDOFF or not view.sees(entry):
@@ -201,11 +207,10 @@ def one(view: View, number: int) -> Handoff | None:
 def _row(view: View, entry: Entry) -> Handoff:
     """Returns an entry with what else is on record of the same hand-off, as far as the reader may see it."""
     handoff_id = entry.fields.get("handoff_id")
-    found = view.ledger.of_handoff(handoff_id) if isinstance(handoff_id, str) else []
-    shown = [each for each in found if each.number != entry.number and view.sees(each)]
-    made = [each for each in shown if each.kind == ACCOUNT and each.fields.get("of") == entry.number]
-    beside = tuple(each for each in shown if each.kind == HANDOFF)
-    return Handoff(entry, made[-1] if made else None, beside)
+    found = view.ledger.of_handoff(handoff_id, MOST_BESIDE) if isinstance(handoff_id, str) else []
+    beside = tuple(each for each in found if each.number != entry.number and view.sees(each))
+    made = [each for each in view.ledger.about(entry.number, ACCOUNT) if view.sees(each)]
+    return Handoff(entry, made[0] if made else None, beside)
 
 
 @dataclass
@@ -244,7 +249,9 @@ class Overview:
             return
         self.events[event] += 1
         self.days.setdefault(day, Counter())[event] += 1
-        self.runs[said(entry.fields.get("run"), 200)] += 1
+        run = entry.fields.get("run")
+        if isinstance(run, str) and run.isprintable():
+            self.runs[run] += 1
         codec_id = entry.fields.get("codec_id")
         if isinstance(codec_id, str):
             kept = self.codecs.setdefault(codec_id, {"count": 0})

@@ -28,6 +28,8 @@ def write_pages(ledger: Ledger, folder: Path, run: str | None = None) -> int:
         StorageError: the files cannot be written, or the ledger is damaged.
     """
     require_page()
+    if run is not None and next(ledger.entries(run=run), None) is None:
+        raise ConfigError(f"expected a run of this ledger, got {run!r}, of which nothing is on record")
     if folder.exists():
         raise ConfigError(f"expected a new folder for the pages, got {folder}, which is there: name another")
     reader = Reader("whoever reads this copy", None if run is None else frozenset([run]))
