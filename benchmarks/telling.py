@@ -66,7 +66,9 @@ def main() -> None:
     reader = from_text(load_pair(), cases[:50], args.seed)
     print("the receiver itself, asked so of the text:", reader)
     record = {"what": "asking a message to say what it says", "n": args.n, "seed": args.seed, "codecs": rows}
-    record |= {"of the text itself": as_record(reader), "provenance": provenance()}
+    trained = load_pair().sender.codec.trained
+    origin = provenance(sender=trained.sender.exact, receiver=trained.receiver.exact)
+    record |= {"of the text itself": as_record(reader), "provenance": origin}
     write_whole(args.json, json.dumps(record, indent=1) + "\n")
 
 

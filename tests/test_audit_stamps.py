@@ -140,13 +140,13 @@ def test_an_authority_that_answers_something_else_gives_no_stamp(authority: Auth
             asked(url)(b"x")
     with socket.create_server(("127.0.0.1", 0)) as garbage:
 
-        def answer() -> None:
+        def say_something() -> None:
             connection, _ = garbage.accept()
             with connection:
                 connection.recv(1 << 16)
                 connection.sendall(b"what?\r\n\r\n")
 
-        threading.Thread(target=answer, daemon=True).start()
+        threading.Thread(target=say_something, daemon=True).start()
         with pytest.raises(AuditError, match="expected an answer from"):
             asked(f"http://127.0.0.1:{garbage.getsockname()[1]}")(b"x")
 
