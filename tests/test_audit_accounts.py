@@ -549,6 +549,9 @@ def test_a_message_is_read_in_the_words_of_its_questions_and_freely_where_it_was
     assert receiver.answers([(memory, TELL)], max_new_tokens=TELL_TOKENS) == [found.freely]
     assert {"model", "codec_id", "questions_sha256", "ilcp", "transformers"} == set(found.by)
     assert codec_id == found.by["codec_id"]
+    summed = Glosses(receiver, QUESTIONS, summary="Who owns the ticket?").gloss(codec_id, message.payload, (), text())
+    assert (summed.lines[0].from_text, "") == (summed.summary, found.summary)
+    assert summed.by["questions_sha256"] != found.by["questions_sha256"]
     long = Glosses(receiver, QUESTIONS).gloss(codec_id, message.payload, (), text() * 40)
     assert ("", {None}) == (long.freely, {line.from_text for line in long.lines})
     seen: list[Any] = []
@@ -809,7 +812,7 @@ def test_accounts_are_refused_without_what_they_need(guard: SimpleNamespace, pai
     file, junk = guard.folder / "questions.txt", guard.folder / "junk"
     file.write_text("\n \n")
     for option in (("--questions", file), ("--measured", file), ("--receiver", "x"), ("--freely",)):
-        assert refused(guard, *option).startswith("expected --accounts CODEC beside --receiver, --questions")
+        assert refused(guard, *option).startswith("expected --accounts CODEC beside what is asked of")
     own = ("--accounts", "embedded", "--questions")
     assert f"expected 1 to {MOST_QUESTIONS} questions in {file}, got 0" == refused(guard, *own, file)
     file.write_text("Who?\n" * (MOST_QUESTIONS + 1))
@@ -824,3 +827,12 @@ def test_accounts_are_refused_without_what_they_need(guard: SimpleNamespace, pai
         [sys.executable, "-m", "ilcp", *guard.line, "--freely"], capture_output=True, text=True, env=environment()
     )
     assert (2, 1) == (done.returncode, len(done.stderr.strip().splitlines()))
+
+
+def test_a_summary_may_be_the_model_s(place: SimpleNamespace) -> None:
+    """It stands in place of the rule's, and the account says whose it is."""
+    handed_over(place)
+    Accountant(place.ledger, place.deposits, Fake(Gloss(LINES, "", {}, "Mara did it."))).work()
+    account = the_account(place.ledger)
+    assert "Mara did it." == beside(place.ledger, account.number)["summary"]
+    assert {"method": "the model of the gloss"} == account.fields["summary_by"]

@@ -65,11 +65,15 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Gloss:
-    """What a memory says: line by line, in its own words (empty: it was not asked so), and who read it, by digests."""
+    """What a memory says: line by line, in its own words (empty: it was not asked so), and who read it, by digests.
+
+    ``summary`` is the model's own of the text; empty where it was not asked for one.
+    """
 
     lines: tuple[Line, ...]
     freely: str
     by: Mapping[str, str] = field(default_factory=dict)
+    summary: str = ""
 
 
 class Reads(Protocol):
@@ -167,13 +171,9 @@ class Accountant:
         except Exception as error:  # of any kind: it is one message's, and the next one is read
             gloss = None
             fields["error"], personal["reason"] = type(error).__name__, str(error)[:MOST_REASON]
-        told = 0 if gloss is None else sum(len(line.question) + len(line.answer) + 2 for line in gloss.lines)
-        most = min(MOST_CHARACTERS, max(LEAST_CHARACTERS, told))
-        with suppress(EncodeError):  # there is no text, or nothing of it can be seen
-            source = deposit.source or ""
-            personal["summary"] = summarised(source[:MOST_READ], most)
-            by = {"method": "sentences of the text", "characters": most}
-            fields["summary_by"] = by | ({"of_the_first": MOST_READ} if len(source) > MOST_READ else {})
+        personal["summary"], fields["summary_by"] = _summary(deposit.source or "", gloss)
+        if not personal["summary"]:  # there is no text, or nothing of it can be seen
+            del personal["summary"], fields["summary_by"]
         if codec_id in self._measured and gloss is not None:
             fields["measured"] = _at(self._measured[codec_id], len(deposit.payload))
         return Draft(ACCOUNT, fields, personal)
@@ -182,6 +182,20 @@ class Accountant:
 def _told(gloss: Gloss) -> dict[str, Any]:
     """Returns what stands beside the tree of a gloss."""
     return {"gloss": [asdict(line) for line in gloss.lines], **({"freely": gloss.freely} if gloss.freely else {})}
+
+
+def _summary(source: str, gloss: Gloss | None) -> tuple[str, dict[str, Any]]:
+    """Returns a text's summary and who made it: the model where it was asked for one, else a rule."""
+    if gloss is not None and gloss.summary:
+        return gloss.summary, {"method": "the model of the gloss"}
+    told = 0 if gloss is None else sum(len(line.question) + len(line.answer) + 2 for line in gloss.lines)
+    most = min(MOST_CHARACTERS, max(LEAST_CHARACTERS, told))
+    by: dict[str, Any] = {"method": "sentences of the text", "characters": most}
+    try:
+        found = summarised(source[:MOST_READ], most)
+    except EncodeError:
+        found = ""
+    return found, by | ({"of_the_first": MOST_READ} if len(source) > MOST_READ else {})
 
 
 def _counted(gloss: Gloss) -> dict[str, Any]:

@@ -22,7 +22,9 @@ GOODBYE_S = 5.0
 MOST_QUESTIONS = 200
 
 
-def reading(codec: str, receiver: str | None, questions: Path | None, freely: bool) -> "tuple[Reads, int]":
+def reading(
+    codec: str, receiver: str | None, questions: Path | None, freely: bool, summary: str
+) -> "tuple[Reads, int]":
     """Loads what reads messages, and says how many questions it asks.
 
     Raises:
@@ -39,7 +41,7 @@ def reading(codec: str, receiver: str | None, questions: Path | None, freely: bo
     found = asked or (_of_dossiers() if codec == EMBEDDED else own_questions(end.codec))
     if not found:
         raise ConfigError(f"expected --questions FILE for accounts of {codec}, which brings none along: one a line")
-    made = Glosses(end, found, freely=freely)
+    made = Glosses(end, found, freely=freely, summary=summary)
     return made, len(made.questions)
 
 

@@ -64,6 +64,9 @@ def guard(
         Path | None, typer.Option(help="What 'ilcp measure --faithfulness' wrote: stands beside each account.")
     ] = None,
     freely: Annotated[bool, typer.Option("--freely", help="Also ask a message to say what it says.")] = False,
+    summary: Annotated[
+        str, typer.Option(help="Ask the receiver's model this of the text, in place of a summary by rule.")
+    ] = "",
 ) -> None:
     """Enters what senders and receivers tell, until Ctrl-C or SIGTERM; the key is made where there is none.
 
@@ -77,12 +80,12 @@ def guard(
     if via.partition(":")[0].lower() == "memory":
         got = f"got {via}: it ends with this command"
         raise ConfigError(f"expected an address that other processes reach, {got}; use spool:// or nats://")
-    if codec is None and (receiver or questions or measured or freely):
-        raise ConfigError("expected --accounts CODEC beside --receiver, --questions, --measured or --freely, got none")
+    if codec is None and (receiver or questions or measured or freely or summary):
+        raise ConfigError("expected --accounts CODEC beside what is asked of accounts, got none: name the codec")
     signer = _signer(key, name)
     lock = ledger.with_name(f"{ledger.name}.lock")
     with ExitStack() as stack:
-        reads, asked = (None, 0) if codec is None else reading(codec, receiver, questions, freely)
+        reads, asked = (None, 0) if codec is None else reading(codec, receiver, questions, freely, summary)
         stack.enter_context(held(lock))
         opened = stack.enter_context(Ledger(ledger, signer))
         c = stack.enter_context(connect(via, name=GUARDIAN, settings=settings_for(via)))

@@ -34,18 +34,20 @@ class Glosses:
         receiver: a bare one, which nobody else uses: what is larger than a message holds passes through its ``blobs``.
         questions: what is asked of every message, in the words that the codec was trained for.
         freely: whether a message is also asked to say what it says: of codecs that were trained so (``telling_share``).
+        summary: what the model is asked of the text, to sum it up, such as "Sum it up in two sentences."; without, the
+            account has sentences of the text, which say nothing that it does not.
 
     Raises:
         ConfigError: no questions, or a receiver with a key.
     """
 
-    def __init__(self, receiver: Receiver, questions: Sequence[str], *, freely: bool = False):
+    def __init__(self, receiver: Receiver, questions: Sequence[str], *, freely: bool = False, summary: str = ""):
         self.questions = list(dict.fromkeys(questions))
         if not self.questions:
             raise ConfigError("expected questions for accounts, got none: name what you must answer for")
         if receiver.key is not None:
             raise ConfigError("expected a receiver without a key for accounts, got one with: it reads payloads alone")
-        self.receiver, self.freely = receiver, freely
+        self.receiver, self.freely, self.summary = receiver, freely, summary
         self._blob = receiver.blobs = _OneBlob()
         self._by_id = {each.trained.codec_id(each.spec).hex(): each for each in receiver.codecs}
 
@@ -54,11 +56,13 @@ class Glosses:
         memory = self._memory(codec_id, payload, literals)
         told = self._answers(memory)
         from_text: Sequence[str | None] = [None] * len(told)
+        summed_up = ""
         if source is not None and source.strip():
             with suppress(EncodeError, DecodeError):  # more than the model can read at once
                 from_text = self._answers(TextMemory(source))
+                summed_up = self._told(TextMemory(source), self.summary)
         lines = tuple(Line(*each) for each in zip(self.questions, told, from_text, strict=True))
-        return Gloss(lines, self._freely(memory), self._by(codec_id))
+        return Gloss(lines, self._told(memory, TELL if self.freely else ""), self._by(codec_id), summed_up)
 
     def _memory(self, codec_id: str, payload: bytes, literals: Sequence[str]) -> Memory:
         known = bytes.fromhex(codec_id) if codec_id in self._by_id else b""
@@ -75,14 +79,14 @@ class Glosses:
     def _answers(self, memory: Memory) -> list[str]:
         return self.receiver.answers([(memory, each) for each in self.questions], max_new_tokens=ANSWER_TOKENS)
 
-    def _freely(self, memory: Memory) -> str:
-        if not self.freely:
+    def _told(self, memory: Memory, request: str) -> str:
+        if not request:
             return ""
-        (found,) = self.receiver.answers([(memory, TELL)], max_new_tokens=TELL_TOKENS)
+        (found,) = self.receiver.answers([(memory, request)], max_new_tokens=TELL_TOKENS)
         return found
 
     def _by(self, codec_id: str) -> dict[str, str]:
-        asked = sha256("\n".join(self.questions).encode()).hexdigest()
+        asked = sha256("\n".join([*self.questions, self.summary]).encode()).hexdigest()
         model = self._by_id[codec_id].trained.receiver
         versions = {name: metadata.version(name) for name in ("ilcp", "transformers")}
         return {"model": model.digest().hex(), "codec_id": codec_id, "questions_sha256": asked, **versions}

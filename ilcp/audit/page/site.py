@@ -255,6 +255,7 @@ class Site:
             "beside": {name: each for name, each in beside.items() if not name.endswith("_sha256")},
             "lines": [line for line in map(_line, gloss) if line is not None],
             "account": account,
+            "summed_up": found.account is not None and _by_model(found.account.fields.get("summary_by")),
             "sealed": found.account is not None and found.account.fields.get("payload") != "of the message",
             "worth": measured(found.account.fields.get("measured")) if found.account else [],
             "erased": erased,
@@ -267,6 +268,11 @@ class Site:
             "facts": {words: found.field(name) for name, words in FACTS.items() if found.field(name)},
             "raw": found.entry.to_bytes().decode(),
         }
+
+
+def _by_model(by: Any) -> bool:
+    """Says whether a summary is a model's own words."""
+    return isinstance(by, dict) and by.get("method") != "sentences of the text"
 
 
 def _line(value: Any) -> dict[str, Any] | None:
