@@ -42,7 +42,7 @@ def main(folder: Path) -> None:
         Ledger(folder / "ledger.sqlite", signer) as ledger,
     ):
         Guardian(ledger, records).work()
-        Accountant(ledger, deposits, Glosses(load_receiver(), QUESTIONS)).work()
+        Accountant(ledger, deposits, Glosses(load_receiver(), QUESTIONS)).work()  # one account; again for the next
         older = ledger.checkpoint()  # an auditor keeps it
         ledger.erase(1, ["literals"], by="the data protection officer", because="the customer asked for it")
         export(ledger, folder / "export.jsonl")

@@ -574,7 +574,7 @@ def test_a_codec_s_id_that_is_spelt_otherwise_is_refused(pair: Pair, spelt: str)
 def test_what_reads_messages_needs_questions_and_no_key(pair: Pair) -> None:
     with pytest.raises(ConfigError, match="expected questions for accounts, got none"):
         Glosses(receiver_of(pair), [])
-    with pytest.raises(ConfigError, match="expected a receiver without a key"):
+    with pytest.raises(ConfigError, match="expected a receiver of its own, without key and audit"):
         Glosses(receiver_of(pair, key=bytes(range(32))), QUESTIONS)
     codec: Any = SimpleNamespace(questions=("Who?",))
     assert (["Who?"], []) == (own_questions(codec), own_questions(pair.receiver.codec))

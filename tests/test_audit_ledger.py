@@ -134,7 +134,13 @@ def test_what_is_erased_is_gone_from_the_disk_and_every_proof_stays(ledger: Ledg
     )
     said = ledger.entry(made)
     assert said is not None
-    wanted = {"of": 2, "names": ["summary"], "by": "the data protection officer", "because": "she asked"}
+    wanted = {
+        "of": 2,
+        "names": ["summary"],
+        "by": "the data protection officer",
+        "because": "she asked",
+        "run": "monday",
+    }
     assert wanted == said.fields
     copy = found(ledger.path, witnessed=[note])
     assert copy.sound

@@ -167,7 +167,7 @@ def test_a_hand_off_is_told_in_words(place: SimpleNamespace) -> None:
     """Who handed over what, what both said, where they differ, what was erased by whom, and that the proof holds."""
     page = seen(place, "/handoffs/1")
     for words in (
-        "planner handed over a message of 100 bytes, made by vae, in run monday.",
+        "planner handed over a message of 100 bytes, made by codec vae, in run monday.",
         "1 of 2 answers disagree with the text",
         "Which code?",
         "B9",

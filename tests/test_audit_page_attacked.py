@@ -19,6 +19,7 @@ from ilcp.audit.page.serving import serve
 from ilcp.audit.page.written import write_pages
 from ilcp.audit.submission import VIEWS
 from ilcp.cli import app
+from ilcp.cli.page import reader
 from ilcp.errors import ConfigError
 from tests.test_audit_page import OTHER, READERS, TOKEN, account, handoff, place, seen, status
 
@@ -80,6 +81,7 @@ def test_an_erasure_stays_on_the_page_when_what_was_erased_is_retired(place: Sim
     place.ledger._clock = lambda: time.time() + 400 * 86_400
     assert place.ledger.retire(12, by="the rule") is not None
     assert "the customer of tuesday asked" in seen(place, "/retention")
+    assert "6 older entries were removed by age" in seen(place, "/")
     assert "tuesday" not in seen(place, "/retention", OTHER)
 
 
@@ -180,6 +182,7 @@ def test_what_nobody_could_ask_by_is_refused_before_it_is_served(place: SimpleNa
     ready: dict[str, Any] = {"certificate": Path("c"), "key": Path("k")}
     for words, via, options in (
         ("on no record", "memory://x", {}),
+        ("the spool from which", f"{place.url}-mistyped", {}),
         ("--allow-host NAME", place.url, {"host": "0.0.0.0", **ready}),
         ("without port or pattern", place.url, {"hosts": ("a*b",)}),
         ("without port or pattern", place.url, {"hosts": ("a:80",)}),
@@ -212,7 +215,7 @@ def test_readers_are_added_one_after_the_other(tmp_path: Path) -> None:
     def add(number: int) -> None:
         for _ in range(200):
             try:
-                run(file, f"reader {number}")
+                reader(file, f"reader {number}", None)
                 return
             except ConfigError:  # another one holds the file
                 time.sleep(0.01)

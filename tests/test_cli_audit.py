@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from ilcp.audit import Draft, Guardian, Key, Ledger, Recorder, Signer
 from ilcp.audit.guardian import settings_for
 from ilcp.cli import app
+from ilcp.cli.audit import _name_of
 from ilcp.cli.exit_codes import NOT_SOUND
 from ilcp.errors import ConfigError
 from ilcp.signing import seed_in
@@ -188,3 +189,55 @@ def test_an_export_is_a_file_or_pages(folder: Path) -> None:
     assert (folder / "lines").is_file()
     with pytest.raises(ConfigError, match="--out FILE, --html FOLDER"):
         run("export", folder / "l")
+
+
+def test_evidence_is_not_written_over_and_a_run_has_to_be_there(folder: Path) -> None:
+    run("export", folder / "l", "--out", folder / "e")
+    with pytest.raises(ConfigError, match="it may be evidence"):
+        run("export", folder / "l", "--out", folder / "e")
+    with pytest.raises(ConfigError, match="a run of this ledger"):
+        run("export", folder / "l", "--out", folder / "f", "--run", "sunday")
+
+
+def test_a_part_witnesses_nothing_and_what_is_no_checkpoint_is_the_caller_s_fault(folder: Path) -> None:
+    """Neither is said of the ledger."""
+    run("export", folder / "l", "--out", folder / "part", "--run", "monday")
+    with pytest.raises(ConfigError, match="a whole export to witness"):
+        run("witness", folder / "part", "--state", folder / "state")
+    (folder / "x").write_text("no checkpoint")
+    with pytest.raises(ConfigError, match="expected a checkpoint in"):
+        run("verify", folder / "l", "--checkpoint", folder / "x")
+
+
+def test_what_could_not_be_checked_is_not_said_to_be_sound(folder: Path) -> None:
+    sound = run("verify", folder / "l").rpartition("sound: ")[2]
+    assert not {"signature", "witness"} & set(sound.split(", "))
+    kept = folder / "kept"
+    kept.write_text(Ledger(folder / "l").checkpoint())
+    assert "signature, witness" in run("verify", folder / "l", "--key", key_of(folder), "--checkpoint", kept)
+
+
+def test_who_rotates_or_retires_is_told_what_follows(folder: Path) -> None:
+    """The next key's file, and which entries are gone; a guardian takes the ledger's own name."""
+    assert "start the guardian anew with --key" in run(
+        "rotate", folder / "l", "--key", folder / "k", "--new", folder / "k2"
+    ).replace("\n", " ")
+    options = ("--key", folder / "k2", "--by", "the rule")
+    with pytest.raises(ConfigError, match="--below-six"):
+        run("retire", folder / "l", *options, "--months", 0)
+    assert "entries 1 to 4" in run("retire", folder / "l", *options, "--months", 0, "--below-six")
+    assert "example/ledger" == _name_of(folder / "l")
+    assert "ilcp/ledger" == _name_of(folder / "none")
+
+
+def test_an_export_of_one_run_has_no_erasure_of_another(folder: Path) -> None:
+    """But its own, so that it can be verified."""
+    signer = Signer("example/ledger", seed_in(folder / "k"))
+    with Ledger(folder / "l", signer) as ledger:
+        (other,) = ledger.append([Draft("handoff", {"run": "tuesday"}, {"literals": ["x"]})])
+        for number, why in ((1, "monday asked"), (other, "tuesday asked")):
+            ledger.erase(number, ["literals"], by="the officer", because=why)
+    run("export", folder / "l", "--out", folder / "part", "--run", "monday")
+    text = (folder / "part").read_text()
+    assert ("monday asked" in text, "tuesday asked" in text) == (True, False)
+    assert "sound" in run("verify", folder / "part", "--key", key_of(folder))

@@ -20,7 +20,7 @@ from typing import Any
 
 from ilcp.audit import tree
 from ilcp.audit.checkpoints import MOST_ENTRIES, parsed
-from ilcp.audit.entries import MOST_BYTES, SALT_BYTES, Personal, canonical, is_digest, parsed_json
+from ilcp.audit.entries import MOST_BYTES, SALT_BYTES, Entry, Personal, canonical, is_digest, parsed_json
 from ilcp.audit.ledger import Ledger
 from ilcp.audit.tables import DAMAGED, KEPT_KINDS, LOOKED_UP, opened
 from ilcp.errors import ConfigError, DecodeError
@@ -94,7 +94,7 @@ def export(ledger: Ledger, path: Path, run: str | None = None) -> int:
         file.write(json.dumps(head) + "\n")
         for number in range(size):
             entry = ledger.entry(number)
-            if run is not None and (entry is None or (entry.fields.get("run") != run and entry.kind not in KEPT_KINDS)):
+            if run is not None and (entry is None or not _is_of(entry, run)):
                 continue
             beside = {} if entry is None else ledger.personal(number)
             line: dict[str, Any] = {
@@ -109,6 +109,11 @@ def export(ledger: Ledger, path: Path, run: str | None = None) -> int:
             file.write(canonical(line).decode() + "\n")
             written += 1
     return written
+
+
+def _is_of(entry: Entry, run: str) -> bool:
+    """Says whether an entry belongs into a run's export: keys and removals do, and erasures of its own."""
+    return entry.fields.get("run") == run or (entry.kind in KEPT_KINDS and entry.kind != "erasure")
 
 
 def _of_ledger(path: Path) -> Copy:

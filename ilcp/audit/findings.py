@@ -84,7 +84,8 @@ def said_of(found: Verified) -> Iterator[str]:
     yield from (in_line(f"cannot be told: {each}") for each in found.cannot)
     yield from (in_line(f"NOT SOUND: {each}") for each in found.findings)
     if found.sound:
-        yield f"sound: {', '.join(CHECKS)}"
+        untold = {check for check, why in (("signature", NO_KEY), ("witness", NO_WITNESS)) if why in found.cannot}
+        yield f"sound: {', '.join(check for check in CHECKS if check not in untold)}"
 
 
 def _named(who: Recorded, found: Verified) -> str:

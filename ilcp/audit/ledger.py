@@ -116,7 +116,10 @@ class Ledger(Readable):
                 )
             for name in names:
                 self._db.execute("DELETE FROM personal WHERE number = ? AND name = ?", (number, name))
-            made = self._add(Draft("erasure", {"of": number, "names": list(names), "by": by, "because": because}))
+            entry = self.entry(number)
+            run = {"run": entry.fields["run"]} if entry is not None and "run" in entry.fields else {}
+            told = {"of": number, "names": list(names), "by": by, "because": because}
+            made = self._add(Draft("erasure", told | run))
             self._erased = True
         return made
 
@@ -130,7 +133,8 @@ class Ledger(Readable):
             StorageError: as ``append``.
         """
         if months < (0 if below_least else LEAST_MONTHS):
-            raise ConfigError(f"expected at least {LEAST_MONTHS} months, got {months}: ask for fewer on purpose only")
+            on_purpose = "ask for fewer on purpose only (below_least=True, --below-six)"
+            raise ConfigError(f"expected at least {LEAST_MONTHS} months, got {months}: {on_purpose}")
         before = self._now() - months * MONTH_MS
         kept = ",".join("?" * (len(KEPT_KINDS) + 1))
         old = f"recorded_unix_ms < ? AND kind NOT IN ({kept})"

@@ -12,7 +12,7 @@ from ilcp.audit import tree
 from ilcp.audit.checkpoints import MOST_ENTRIES, Key
 from ilcp.audit.entries import MOST_BYTES, Entry, Personal, parsed_json
 from ilcp.audit.sequences import Recorded, handed, merged, ranges
-from ilcp.audit.tables import DAMAGED, blob, named_error, whole
+from ilcp.audit.tables import DAMAGED, RETIRED, blob, named_error, whole
 from ilcp.errors import ConfigError, StorageError
 
 __all__ = ["Readable"]
@@ -145,6 +145,12 @@ class Readable:
         with self._reading() as db:
             rows = db.execute(f"SELECT body FROM leaves WHERE {where}", values).fetchall()
         return [Entry.from_bytes(blob(body)) for (body,) in rows]
+
+    @property
+    def retired(self) -> int:
+        """How many entries were retired: only their hashes are left."""
+        with self._reading() as db:
+            return int(db.execute("SELECT count(*) FROM leaves WHERE kind = ?", (RETIRED,)).fetchone()[0])
 
     def sequences(self) -> dict[Recorded, list[list[int]]]:
         """Returns the numbers that came, as ranges, by producer, run and part: whatever lies between two is missing."""

@@ -4,7 +4,9 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from ilcp.cli.common import EMBEDDED
 from ilcp.errors import ConfigError, IlcpError, TransportError
@@ -14,8 +16,33 @@ if TYPE_CHECKING:
     from ilcp.audit import Ledger
     from ilcp.audit.accounts import Accountant, Reads
 
-__all__ = ["accounts", "reading"]
+__all__ = [
+    "CodecOption",
+    "DtypeOption",
+    "FreelyOption",
+    "MeasuredOption",
+    "ModelOption",
+    "QuestionsOption",
+    "SummaryOption",
+    "accounts",
+    "reading",
+]
 
+CodecOption = Annotated[
+    str | None, typer.Option("--accounts", help="Make accounts of this codec's messages: a folder, or 'embedded'.")
+]
+ModelOption = Annotated[
+    str | None, typer.Option("--receiver", help="The receiver's model, where the codec does not name it.")
+]
+DtypeOption = Annotated[str | None, typer.Option(help="Of that model, as its codec has it: bfloat16 ...")]
+QuestionsOption = Annotated[Path | None, typer.Option(help="What accounts ask, a question a line.")]
+MeasuredOption = Annotated[
+    Path | None, typer.Option(help="What 'ilcp measure --faithfulness' wrote: stands beside each account.")
+]
+FreelyOption = Annotated[bool, typer.Option("--freely", help="Also ask a message to say what it says.")]
+SummaryOption = Annotated[
+    str, typer.Option(help="Ask the receiver's model this of the text, in place of a summary by rule.")
+]
 LOOK_S = 0.5
 AGAIN_S = 2.0  # after something failed
 GOODBYE_S = 5.0
@@ -23,7 +50,7 @@ MOST_QUESTIONS = 200
 
 
 def reading(
-    codec: str, receiver: str | None, questions: Path | None, freely: bool, summary: str
+    codec: str, receiver: str | None, questions: Path | None, freely: bool, summary: str, dtype: str | None
 ) -> "tuple[Reads, int]":
     """Loads what reads messages, and says how many questions it asks.
 
@@ -36,7 +63,7 @@ def reading(
 
     asked = None if questions is None else _lines(questions)
     text: Any = codec_class("text-plain")
-    options: dict[str, Any] = {"receiver": receiver, "beside": [text()]}
+    options: dict[str, Any] = {"receiver": receiver, "beside": [text()], "dtype": dtype}
     end = load_receiver(None if codec == EMBEDDED else codec, **options, allow_unmeasured=True)  # nobody works with it
     found = asked or (_of_dossiers() if codec == EMBEDDED else own_questions(end.codec))
     if not found:

@@ -120,6 +120,7 @@ def load_receiver(
     receiver: str | Path | None = None,
     beside: Iterable[Codec] = (),
     blobs: Blobs | None = None,
+    dtype: str | None = None,
     allow_unmeasured: bool = False,
     allow_download: bool = False,
     device: str = "cpu",
@@ -128,12 +129,13 @@ def load_receiver(
 
     Args:
         beside: codecs that it takes messages of, too.
+        dtype: of the model: float32, bfloat16 or float16; None for that of the codec's training.
 
     Raises:
         ConfigError, IdentityError, MissingExtraError, StorageError, UnmeasuredError: as ``load_pair``.
     """
     method = (load_to_measure if allow_unmeasured else load)(HERE / "codec" if codec is None else codec)
-    model, tokenizer = _model(method, "receiver", receiver, device, allow_download)
+    model, tokenizer = _model(method, "receiver", receiver, device, allow_download, dtype)
     codecs = [method, *beside]
     return Receiver(adapt(model, method), tokenizer, codecs, blobs=blobs, allow_unmeasured=allow_unmeasured)
 
@@ -153,12 +155,14 @@ def _sender(
     return kind(*_model(codec, "sender", given, device, download), codec, key=key, audience=audience, blobs=blobs)
 
 
-def _model(codec: Codec, side: str, given: str | Path | None, device: str, download: bool) -> tuple[Any, Any]:
+def _model(
+    codec: Codec, side: str, given: str | Path | None, device: str, download: bool, dtype: str | None = None
+) -> tuple[Any, Any]:
     """Loads the model of one side: the one given, the one that the codec's training names, or the embedded one."""
     plan = _plan(folder_of(codec))
     named = getattr(plan, side)
     usable_device(device)  # before what another place of the model might mend
-    wanted: dict[str, Any] = dict(dtype=plan.dtype, device=device, encoder=True)
+    wanted: dict[str, Any] = dict(dtype=dtype or plan.dtype, device=device, encoder=True)
     try:
         return load_model(given or named or HERE / side, **wanted, download=bool(given) or download)
     except ConfigError as error:

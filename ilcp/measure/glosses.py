@@ -45,8 +45,9 @@ class Glosses:
         self.questions = list(dict.fromkeys(questions))
         if not self.questions:
             raise ConfigError("expected questions for accounts, got none: name what you must answer for")
-        if receiver.key is not None:
-            raise ConfigError("expected a receiver without a key for accounts, got one with: it reads payloads alone")
+        if receiver.key is not None or receiver.audit is not None:
+            got = "got one with: it reads payloads alone, and tells nobody"
+            raise ConfigError(f"expected a receiver of its own, without key and audit, for accounts, {got}")
         self.receiver, self.freely, self.summary = receiver, freely, summary
         self._blob = receiver.blobs = _OneBlob()
         self._by_id = {each.trained.codec_id(each.spec).hex(): each for each in receiver.codecs}

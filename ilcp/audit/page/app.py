@@ -4,6 +4,7 @@ Every answer to a stranger is the same 401; what a reader may not see is the sam
 nothing to write: any method but GET and HEAD is refused.
 """
 
+import logging
 import re
 import threading
 import time
@@ -44,6 +45,8 @@ HEADS = {
     "Cross-Origin-Opener-Policy": "same-origin",
 }
 STRANGER = "expected a reader's token, got none or another one\n"
+UNRECORDED = "a view is shown once it is on record, which it cannot be now: tell who keeps the ledger\n"
+LOGGER = "ilcp.audit"
 NOTHING = "there is no such page, or it is not for you\n"
 
 
@@ -122,7 +125,8 @@ class _Pages:
             seen = said(request.url.path, MOST_PATH) if asked is None else _link(name, **asked)
             self.recorder.record(VIEWED, {"reader": reader.name, "page": seen})
         except AuditError as error:
-            return PlainTextResponse(f"a view is shown once it is on record: {error}\n", 503, HEADS)
+            logging.getLogger(LOGGER).error("a view could not be put on record: %s", error)
+            return PlainTextResponse(UNRECORDED, 503, HEADS)
         try:
             html = None if asked is None else self._page(name, reader, asked)
         except IlcpError as error:

@@ -5,6 +5,7 @@ import ssl
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import uvicorn
 
@@ -112,6 +113,8 @@ def _require_known(via: str, host: str, hosts: tuple[str, ...]) -> None:
     """
     if via.partition(":")[0].lower() == "memory":
         raise ConfigError(f"expected an address that a guardian reaches, got {via}: views would be on no record")
+    if via.startswith("spool://") and not Path(unquote(via.removeprefix("spool://"))).is_dir():
+        raise ConfigError(f"expected the spool from which a guardian takes records, got {via}: there is none")
     if host in EVERYWHERE and not hosts:
         raise ConfigError(f"expected --allow-host NAME beside --host {host}: by which name is it asked for?")
     if odd := [each for each in hosts if not each or set(each) & set("*/:[] ")]:

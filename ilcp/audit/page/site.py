@@ -63,6 +63,7 @@ FACTS = {  # of a record, for who compares it with a system's own logs
 }
 MOST_LISTED = 500  # erasures, removals, views, producers or runs of one page
 MOST_CODECS = 100
+LINE = ("question", "answer", "from_text")  # of a gloss
 Link = Callable[..., str]
 
 
@@ -136,6 +137,7 @@ class Site:
         told = [each for each in self.view.ledger.sequences().items() if self.view.reader.may_see(each[0][1])]
         told.sort(key=lambda each: not gaps(each[1]))  # what is incomplete comes first
         shown = {"complete": [self._numbered(*each) for each in told[:MOST_LISTED]], "more": len(told[MOST_LISTED:])}
+        shown["retired"] = self.view.ledger.retired if self.view.reader.runs is None else 0
         return self.render("cover", overview=self.overview, events=EVENTS, key=self.view.ledger.keys[-1], **shown)
 
     def inventory(self) -> str:
@@ -211,7 +213,7 @@ class Site:
 
     def signoff(self) -> str:
         """A sheet to print and sign."""
-        return self.render("signoff", overview=self.overview, events=EVENTS)
+        return self.render("signoff", signed=self.view.ledger.checkpoint(), overview=self.overview, events=EVENTS)
 
     def _listed(self, kind: str) -> list[Entry]:
         found = []
@@ -252,7 +254,8 @@ class Site:
         leaf = tree.leaf_hash(found.entry.to_bytes())
         return {
             "found": found,
-            "beside": {name: each for name, each in beside.items() if not name.endswith("_sha256")},
+            "beside": {n: each for n, each in beside.items() if n != "reason" and not n.endswith("_sha256")},
+            "reason": "" if (why := beside.get("reason")) is None else why.value,
             "lines": [line for line in map(_line, gloss) if line is not None],
             "account": account,
             "summed_up": found.account is not None and _by_model(found.account.fields.get("summary_by")),
@@ -277,12 +280,15 @@ def _by_model(by: Any) -> bool:
 
 def _line(value: Any) -> dict[str, Any] | None:
     """Returns a line of a gloss, whoever wrote it; None where it is none."""
-    if not isinstance(value, dict) or not {"question", "answer", "from_text"} <= value.keys():
+    if not isinstance(value, dict) or not {*LINE} <= value.keys():
         return None
     agrees = None if value["from_text"] is None else value["from_text"] == value["answer"]
-    return {**{name: said(value[name], 300) for name in ("question", "answer")}, "agrees": agrees} | {
-        "from_text": None if value["from_text"] is None else said(value["from_text"], 300)
-    }
+    told = {name: None if value[name] is None else said(_in_line(value[name]), 300) for name in LINE}
+    return {**told, "agrees": agrees}
+
+
+def _in_line(value: Any) -> Any:
+    return " ".join(value.split()) if isinstance(value, str) else value
 
 
 def _differences(told: Sequence[Mapping[str, Any]]) -> list[str]:

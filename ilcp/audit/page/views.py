@@ -51,10 +51,8 @@ class View:
 
     def sees(self, entry: Entry) -> bool:
         """Says whether an entry is shown: those of no run are everybody's, but for erasures of another run's."""
-        if self.reader.runs is not None and entry.kind == "erasure":
-            of = whole(entry.fields.get("of"))
-            erased = self.at(of) if of is not None else None
-            return erased is not None and self.reader.may_see(erased.fields.get("run"))
+        if entry.kind == "erasure":
+            return self.reader.may_see(entry.fields.get("run"))
         return entry.kind in KEPT_KINDS or self.reader.may_see(entry.fields.get("run"))
 
     def at(self, number: int) -> Entry | None:
@@ -133,9 +131,9 @@ class Handoff:
         what = f"a message of {size:,} bytes" if size else "no message"
         codec = self.field("codec") or "a codec that was not named"
         ways = {
-            "sent": f"{who} handed over {what}, made by {codec}",
+            "sent": f"{who} handed over {what}, made by codec {codec}",
             "fell back to text": f"{who} handed over the text itself ({what}) in place of a message",
-            "received": f"{who} took {what}, made by {codec}",
+            "received": f"{who} took {what}, made by codec {codec}",
             "refused": f"{who} refused {what}",
         }
         return f"{ways.get(_event(self.entry), self.event)}, in run {run}."
@@ -255,7 +253,7 @@ class Overview:
         codec_id = entry.fields.get("codec_id")
         if isinstance(codec_id, str):
             kept = self.codecs.setdefault(codec_id, {"count": 0})
-            kept["count"] += 1
+            kept["count"] += event in ("sent", "fell back to text")
             if "codec" in entry.fields and "codec" not in kept:
                 kept |= _codec(entry.fields)
 
@@ -293,7 +291,7 @@ def _evidence(evidence: Mapping[str, Any]) -> str:
     gain = {"value": evidence.get("content_gain"), "low": evidence.get("low"), "high": evidence.get("high")}
     about = f"measured on {said(evidence.get('task'), 60)}, n = {said(evidence.get('n'), 20)}"
     if evidence.get("unit") == "exact match":
-        return f"with its message {share(gain)} more of the answers are right than with another case's; {about}"
+        return f"its message brings {share(gain)} of all answers that another case's message does not; {about}"
     numbers = " to ".join(said(gain[name], 20) for name in ("low", "high"))
     unit = said(evidence.get("unit"), 30)
     return f"its message is worth {said(gain['value'], 20)} {unit} more than another case's ({numbers}); {about}"
