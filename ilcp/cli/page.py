@@ -1,20 +1,19 @@
 """``ilcp audit serve`` and ``ilcp audit reader``: the page, and who may look at it."""
 
+import json
 from hashlib import sha256
 from pathlib import Path
 from secrets import token_urlsafe
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from ilcp.cli.common import interruptible, out
+from ilcp.cli.ledgers import LedgerFile
 from ilcp.errors import ConfigError, MissingExtraError
 from ilcp.files import held, replacing
 
 __all__ = ["reader", "serve"]
-
-LedgerFile = Annotated[Path, typer.Argument(help="The ledger's file.", dir_okay=False)]
-Pem = typer.Option(help="PEM.", dir_okay=False)
 
 
 def serve(
@@ -45,9 +44,15 @@ def serve(
     def ready(url: str) -> None:
         out.print(f"shows {ledger} at {url}; a browser asks for the token as a password", soft_wrap=True, markup=False)
 
-    options = {"host": host, "port": port, "hosts": tuple(allow_host or ()), "certificate": certificate, "key": key}
+    options: dict[str, Any] = {
+        "host": host,
+        "port": port,
+        "hosts": tuple(allow_host or ()),
+        "certificate": certificate,
+        "key": key,
+    }
     with interruptible("every view that was shown is on its way to the record"):
-        served(ledger, readers_in(readers), via, clients=clients, ready=ready, **options)  # type: ignore[arg-type]
+        served(ledger, readers_in(readers), via, clients=clients, ready=ready, **options)
 
 
 def reader(
@@ -56,8 +61,6 @@ def reader(
     run: Annotated[list[str] | None, typer.Option(help="A run that they may see; repeat it. Without: all.")] = None,
 ) -> None:
     """Adds somebody who may look at the page, and prints their token once: the file keeps its digest."""
-    import json
-
     from ilcp.audit.page.access import TOKEN_BYTES, readers_in
 
     for each in (name, *(run or ())):

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from ilcp.cli.common import out
+from ilcp.cli.ledgers import LedgerFile, opened_at, say
 from ilcp.errors import ConfigError
 from ilcp.files import require_writable, write_whole
 from ilcp.folders import read_whole
@@ -14,26 +14,23 @@ __all__ = ["parsed_size", "stamp", "stamp_at"]
 
 
 def stamp(
-    ledger: Annotated[Path, typer.Argument(help="The ledger's file.", dir_okay=False)],
+    ledger: LedgerFile,
     tsa: Annotated[str, typer.Option(help="The time stamping authority's address, http:// or https://.")],
     roots: Annotated[Path, typer.Option(help="Its root certificates (PEM).", dir_okay=False)],
     to: Annotated[Path, typer.Option("--out", help="The stamp's file; keep it out of the guardian's reach.")],
 ) -> None:
     """Has the newest checkpoint stamped (RFC 3161): the authority learns a hash of it, and nothing else."""
-    from ilcp.audit import Ledger
     from ilcp.audit.stamps import asked, stamped_at
     from ilcp.audit.stamps import stamp as made_by
 
     trusted = _read(roots)
     require_writable(to)
-    with Ledger(ledger) as opened:
+    with opened_at(ledger) as opened:
         note = opened.checkpoint()
     made = made_by(note, trusted, asked(tsa))
     write_whole(to, made, private=True)
     when = stamped_at(made.encode(), trusted)
-    out.print(
-        f"{parsed_size(note)} entries stamped at {when:%Y-%m-%d %H:%M:%S} UTC in {to}", soft_wrap=True, markup=False
-    )
+    say(f"{parsed_size(note)} entries stamped at {when:%Y-%m-%d %H:%M:%S} UTC in {to}")
 
 
 def stamp_at(file: Path, roots: Path | None) -> tuple[str, str]:
