@@ -275,11 +275,11 @@ def hostile(place: SimpleNamespace) -> SimpleNamespace:
                 else Draft("handoff", told.fields, {"literals": [text]})
             ]
         )
+        place.ledger.append([Draft("account", {"of": made, "run": run, "asked": short, "differ": [1], "measured": 3})])
         lines = [(text[:1000], {"deep": [text[:50]]}, text[:1000]), (1, None, [])]
         by = {"measured": {"figures": {"recall, gloss": {"value": text[:50]}}, "cases": text[:50]}, "error": short}
         draft = account(made, run, str(told.fields["handoff_id"]), lines, **by)
         place.ledger.append([Draft("account", draft.fields, {**draft.personal, "summary": text, "freely": text})])
-        place.ledger.append([Draft("account", {"of": made, "run": run, "asked": short, "differ": [1], "measured": 3})])
     place.ledger.append([Draft("handoff", {"run": 7, "event": ["sent"], "producer": {}}), Draft("handoff", {})])
     return place
 

@@ -63,6 +63,8 @@ def test_a_producer_cannot_hide_an_account(place: SimpleNamespace) -> None:
     assert time.monotonic() - began < 20
     found = re.findall(r'href="/handoffs/(\d+)"', seen(place, f"/handoffs?flag=differs&before={bare + 1}"))
     assert [bare, 1] == list(map(int, found))
+    place.ledger.append([account(bare, "monday", "", [("Which code?", "B7", "B7")])])
+    assert "all 1 answers agree" in seen(place, f"/handoffs/{bare}")  # the newest account counts
 
 
 def test_a_listing_stops_in_time_and_goes_on(place: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,10 +80,12 @@ def test_a_listing_stops_in_time_and_goes_on(place: SimpleNamespace, monkeypatch
 
 
 def test_an_erasure_stays_on_the_page_when_what_was_erased_is_retired(place: SimpleNamespace) -> None:
+    assert "<dt>Messages handed over</dt><dd>2" in seen(place, "/")
     place.ledger._clock = lambda: time.time() + 400 * 86_400
     assert place.ledger.retire(12, by="the rule") is not None
     assert "the customer of tuesday asked" in seen(place, "/retention")
     assert "6 older entries were removed by age" in seen(place, "/")
+    assert "<dt>Messages handed over</dt><dd>0" in seen(place, "/")
     assert "tuesday" not in seen(place, "/retention", OTHER)
 
 
@@ -172,7 +176,7 @@ def test_other_hosts_slashes_and_sites_are_refused(place: SimpleNamespace) -> No
     assert 200 == place.client.get("/", headers=heads | {"Host": "TestServer:8443"}).status_code
     for host in ("evil.example", "testserver.evil.example", "", "[::1]:80", "testserver@evil"):
         assert 400 == place.client.get("/", headers=heads | {"Host": host}).status_code, host
-    assert 401 == place.client.get("/handoffs/1/").status_code
+    assert 401 == place.client.get("/handoffs/1/", follow_redirects=False).status_code
     cross = heads | {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Dest": "image"}
     assert 403 == place.client.get("/handoffs/1", headers=cross).status_code
     assert 200 == place.client.get("/handoffs/1", headers=cross | {"Sec-Fetch-Dest": "document"}).status_code
@@ -230,3 +234,16 @@ def test_readers_are_added_one_after_the_other(tmp_path: Path) -> None:
         thread.join()
     assert [] == errors
     assert before + 2 == len(readers_in(file))
+
+
+def test_a_page_is_of_one_moment(place: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is entered while it is made does not make its proof fail."""
+    usual = Ledger.inclusion
+
+    def growing(self: Ledger, *options: Any) -> list[bytes]:
+        found = usual(self, *options)
+        place.ledger.append([handoff("monday", 50 + place.ledger.size)])
+        return found
+
+    monkeypatch.setattr(Ledger, "inclusion", growing)
+    assert "lead to the root of all 8 entries" in seen(place, "/handoffs/1")
