@@ -18,6 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from ilcp import Memory, Sender, SoftPrompt, TextMemory
 from ilcp.identity import ANY
+from ilcp.message import Blob
 from ilcp.models.fingerprint import identify
 from ilcp.tasks import case_files
 from ilcp_codecs.vae import VaeCodec, VaeConfig, VaeNetwork
@@ -176,3 +177,19 @@ class Evil:
 def changed(file: Path, **changes: Any) -> None:
     """Changes keys of a file of JSON."""
     file.write_text(json.dumps(json.loads(file.read_text(encoding="utf-8")) | changes), encoding="utf-8")
+
+
+class Folder:
+    """Blobs in a dict."""
+
+    def __init__(self) -> None:
+        self.kept: dict[Blob, bytes] = {}
+
+    def put_blob(self, data: bytes, /) -> Blob:
+        """Keeps the bytes."""
+        self.kept[Blob.of(data)] = data
+        return Blob.of(data)
+
+    def get_blob(self, blob: Blob, /) -> bytes:
+        """Returns them."""
+        return self.kept[blob]

@@ -38,7 +38,7 @@ from ilcp.tasks.telling import TELL
 from ilcp.transport import Settings, UnreachableError, connect
 from ilcp_codecs.kv import ExactCodec
 from ilcp_codecs.text import PlainCodec
-from tests.helpers import environment, noting, present
+from tests.helpers import Folder, environment, noting, present
 
 SIGNER = Signer("example/ledger", bytes(range(32)))
 QUESTIONS = ("Who owns the ticket?", "Which region is affected?")
@@ -81,22 +81,6 @@ class Fake:
         if self.error is not None:
             raise self.error
         return self.said
-
-
-class Folder:
-    """Blobs in a dict."""
-
-    def __init__(self) -> None:
-        self.kept: dict[Blob, bytes] = {}
-
-    def put_blob(self, data: bytes, /) -> Blob:
-        """Keeps the bytes."""
-        self.kept[Blob.of(data)] = data
-        return Blob.of(data)
-
-    def get_blob(self, blob: Blob, /) -> bytes:
-        """Returns them."""
-        return self.kept[blob]
 
 
 def text(number: int = 0) -> str:
@@ -263,7 +247,7 @@ def test_an_outbox_keeps_a_deposit_that_no_transport_takes_for_the_next_recorder
         raise UnreachableError("nobody there")
 
     with Recorder(place.url, "planner", accounts=True, outbox=place.box, timeout_s=0.1) as audit:
-        absent: Any = SimpleNamespace(send=away)
+        absent: Any = SimpleNamespace(put_blob=None, send=away)
         audit._opened = absent
         audit.sent(b"a message", None, payload=b"x\t\n", source="It was\tMara.")
     assert 0 == place.guardian.work()

@@ -8,26 +8,10 @@ from ilcp.errors import ConfigError, DecodeError, EncodeError
 from ilcp.message import Blob
 from ilcp_codecs.kv import ExactCodec
 from tests.families import build
-from tests.helpers import make_tokenizer, present
+from tests.helpers import Folder, make_tokenizer, present
 
 TOKENIZER = make_tokenizer(300)
 TEXT = "The ticket is owned by Mara, who knows nothing. The affected region is Bergen, for the third time. " * 2
-
-
-class Folder:
-    """Blobs in a dict."""
-
-    def __init__(self) -> None:
-        self.kept: dict[Blob, bytes] = {}
-
-    def put_blob(self, data: bytes, /) -> Blob:
-        """Keeps the bytes."""
-        self.kept[Blob.of(data)] = data
-        return Blob.of(data)
-
-    def get_blob(self, blob: Blob, /) -> bytes:
-        """Returns them."""
-        return self.kept[blob]
 
 
 def test_a_large_payload_is_put_as_a_blob_and_a_small_one_is_not() -> None:

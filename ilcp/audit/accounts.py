@@ -119,18 +119,12 @@ class Accountant:
             return False
         try:
             deposit = received(delivery.message, self._connection)
-        except BlobError as error:
-            if delivery.attempt < TRIES:  # it may be on its way
-                delivery.nack(min(MOST_AGAIN_S, AGAIN_S * delivery.attempt))
-                return True
-            self._ends(delivery, _not_made(delivery.message, str(error)))
-            return True
-        except (DecodeError, EncodeError) as error:
-            self._ends(delivery, _not_made(delivery.message, str(error)))
+        except (BlobError, DecodeError, EncodeError) as error:  # a blob may be on its way
+            if not isinstance(error, BlobError) or not self._waits(delivery):
+                self._ends(delivery, _not_made(delivery.message, str(error)))
             return True
         entry = self._entry(deposit)
-        if entry is None and delivery.attempt < TRIES:  # it overtook its record
-            delivery.nack(min(MOST_AGAIN_S, AGAIN_S * delivery.attempt))
+        if entry is None and self._waits(delivery):  # it overtook its record
             return True
         if entry is None or not deposit.is_of(entry, self.ledger.personal(entry.number)):
             because = "no record is of its payload and text"
@@ -139,6 +133,14 @@ class Accountant:
             delivery.ack()
         else:
             self._ends(delivery, self._account(entry, deposit))
+        return True
+
+    @staticmethod
+    def _waits(delivery: Delivery) -> bool:
+        """Has a deposit come again later, longer each time; False where it came often enough."""
+        if delivery.attempt >= TRIES:
+            return False
+        delivery.nack(min(MOST_AGAIN_S, AGAIN_S * delivery.attempt))
         return True
 
     def _ends(self, delivery: Delivery, draft: Draft) -> None:

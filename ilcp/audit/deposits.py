@@ -13,7 +13,8 @@ from typing import Any
 from ilcp.audit.entries import Entry, Personal, parsed_json
 from ilcp.audit.submission import id_of
 from ilcp.errors import DecodeError, EncodeError
-from ilcp.message import MAX_PAYLOAD_BYTES, Blob, Message
+from ilcp.message import Blob, Message
+from ilcp.message.format import fitted
 from ilcp.records import shown
 from ilcp.transport import Connection
 
@@ -76,9 +77,8 @@ class Deposit:
         Raises:
             TransportError: it does not arrive.
         """
-        body = self.to_bytes()
-        large = len(body) > MAX_PAYLOAD_BYTES
-        wire = Message(CARRIED, b"" if large else body, blob=connection.put_blob(body) if large else None).to_bytes()
+        body, blob = fitted(self.to_bytes(), connection.put_blob)
+        wire = Message(CARRIED, body, blob=blob).to_bytes()
         connection.send(wire, to=f"{guardian}{ACCOUNTS}", handoff_id=id_of(wire))
 
     def is_of(self, entry: Entry, beside: dict[str, Personal | None]) -> bool:
@@ -97,9 +97,8 @@ class Deposit:
         """Says whether the payload and literals make the bare message whose digest is on record."""
         try:
             known = bytes.fromhex(str(entry.fields.get("codec_id")))
-            large = len(self.payload) > MAX_PAYLOAD_BYTES
-            blob = Blob.of(self.payload) if large else None
-            made = Message(known, b"" if large else self.payload, literals=tuple(literals), blob=blob).to_bytes()
+            payload, blob = fitted(self.payload, Blob.of)
+            made = Message(known, payload, literals=tuple(literals), blob=blob).to_bytes()
         except (EncodeError, ValueError, TypeError):
             return False
         return sha256(made).hexdigest() == entry.fields.get("message_sha256")

@@ -25,6 +25,7 @@ from ilcp.records import shown
 
 __all__ = [
     "FORMAT",
+    "LATEST_MS",
     "MOST_BYTES",
     "SALT_BYTES",
     "Draft",
@@ -42,6 +43,7 @@ SALT_BYTES = 32
 MOST_BYTES = 1 << 20  # of an entry, and of a personal value
 MOST_NAME = 64
 MOST_DEPTH = 32  # of lists and tables in one another: no reader's stack is too small for it
+LATEST_MS = 253_402_300_799_000  # unix ms: the last moment of the year 9999, which a calendar still has
 COMMITS = b"ilcp audit 1\0"
 KEYS = {"commitments", "fields", "format", "kind", "number", "recorded_unix_ms"}
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from ilcp.audit.checkpoints import parsed
 from ilcp.audit.entries import Entry
-from ilcp.audit.sequences import Recorded
+from ilcp.audit.sequences import Recorded, in_words
 
 __all__ = ["CHECKS", "NO_KEY", "NO_WITNESS", "PARTLY", "Finding", "Verified", "in_line", "said_of"]
 
@@ -72,14 +72,14 @@ def said_of(found: Verified) -> Iterator[str]:
     for who, number in found.complete.items():
         yield in_line(f"{_named(who, found)}: all of 1 to {number}")
     for who, numbers in found.missing.items():
-        listed = ", ".join(f"{a}" if a == b else f"{a} to {b}" for a, b in numbers[:10])
-        yield in_line(f"{_named(who, found)}: incomplete, missing {listed}{', ...' if len(numbers) > 10 else ''}")
+        more = ", ..." if len(numbers) > 10 else ""
+        yield in_line(f"{_named(who, found)}: incomplete, missing {in_words(numbers[:10])}{more}")
     for entry in found.erased:
         fields = entry.fields
         names = fields.get("names")
-        listed = ", ".join(map(str, names if isinstance(names, list) else [names]))
+        which = ", ".join(map(str, names if isinstance(names, list) else [names]))
         yield in_line(
-            f"entry {fields.get('of')}: {listed} erased by {fields.get('by')}, because {fields.get('because')}"
+            f"entry {fields.get('of')}: {which} erased by {fields.get('by')}, because {fields.get('because')}"
         )
     yield from (in_line(f"cannot be told: {each}") for each in found.cannot)
     yield from (in_line(f"NOT SOUND: {each}") for each in found.findings)

@@ -8,7 +8,7 @@ from typing import Any
 
 from ilcp.audit.entries import Entry
 
-__all__ = ["Recorded", "gaps", "handed", "is_range", "merged", "ranges"]
+__all__ = ["Recorded", "gaps", "handed", "in_words", "is_range", "merged", "ranges"]
 
 Recorded = tuple[str, str, str]  # producer, run, and the part that tells its recorders apart
 
@@ -28,6 +28,11 @@ def merged(found: Iterable[Sequence[int]]) -> list[list[int]]:
         else:
             whole.append([first, last])
     return whole
+
+
+def in_words(found: Iterable[Sequence[int]]) -> str:
+    """Returns ranges as people write them."""
+    return ", ".join(f"{first}" if first == last else f"{first} to {last}" for first, last in found)
 
 
 def ranges(numbers: Iterable[int]) -> list[list[int]]:

@@ -203,14 +203,16 @@ def retire(
     below_least: Annotated[bool, typer.Option("--below-six", help="Allow fewer months than six.")] = False,
 ) -> None:
     """Removes what is older, but for its hashes; an entry says how far."""
+    from ilcp.audit.sequences import in_words
+
     with opened_at(ledger, key) as opened:
         made = opened.retire(months, by=by, below_least=below_least)
         entry = None if made is None else opened.entry(made)
     if entry is None:
         say("nothing is as old")
         return
-    listed = ", ".join(f"{a}" if a == b else f"{a} to {b}" for a, b in entry.fields["numbers"])
-    say(f"retired what is older than {months} months, entries {listed}; entry {made} says so")
+    gone = in_words(entry.fields["numbers"])
+    say(f"retired what is older than {months} months, entries {gone}; entry {made} says so")
 
 
 @audit.command()

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 __all__ = ["diff", "log", "show"]
 
 SHORT = 100  # characters of a reason in a line
-LATEST_MS = 253_402_300_799_000  # the last moment of the year 9999
 
 
 def log(
@@ -79,6 +78,7 @@ def diff(
 
 def _line(entry: "Entry", ledger: "Ledger") -> str:
     """Says an entry in one line."""
+    from ilcp.audit.entries import LATEST_MS
     from ilcp.audit.findings import in_line
 
     fields, known = entry.fields, entry.kind == "handoff"

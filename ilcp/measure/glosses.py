@@ -18,7 +18,8 @@ from ilcp.codec.memory import Memory, TextMemory
 from ilcp.codec.protocols import Codec
 from ilcp.errors import ConfigError, DecodeError, EncodeError
 from ilcp.handoff import Receiver
-from ilcp.message import MAX_PAYLOAD_BYTES, Blob, Message
+from ilcp.message import Blob, Message
+from ilcp.message.format import fitted
 from ilcp.tasks.telling import TELL
 
 __all__ = ["ANSWER_TOKENS", "TELL_TOKENS", "Glosses", "own_questions"]
@@ -69,9 +70,8 @@ class Glosses:
         known = bytes.fromhex(codec_id) if codec_id in self._by_id else b""
         if not known:
             raise DecodeError(f"expected a codec's id ({' or '.join(self._by_id)}), got {codec_id!r:.80}")
-        if len(payload) <= MAX_PAYLOAD_BYTES:
-            return self.receiver.decode(Message(known, payload, literals=tuple(literals)).to_bytes())
-        wire = Message(known, b"", literals=tuple(literals), blob=self._blob.put_blob(payload)).to_bytes()
+        inline, blob = fitted(payload, self._blob.put_blob)
+        wire = Message(known, inline, literals=tuple(literals), blob=blob).to_bytes()
         try:
             return self.receiver.decode(wire)
         finally:

@@ -9,6 +9,7 @@ import hmac
 import os
 import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import GenericAlias
 from typing import Any, Final, Literal, NamedTuple, Self
@@ -21,7 +22,7 @@ from ilcp.message.checks import MAX_UNIX_S, require_bytes, require_int, require_
 from ilcp.message.keys import Key, keys_of, sealing_key
 from ilcp.message.literals import MAX_LITERALS_BYTES, from_field, require_literals, split, to_field
 
-__all__ = ["Description", "Message", "Part", "Seal", "describe", "verified"]
+__all__ = ["Description", "Message", "Part", "Seal", "describe", "fitted", "verified"]
 
 VERSION = 1  # the lowest, which a writer writes wherever it holds all
 BLOB_VERSION = 2
@@ -68,6 +69,11 @@ _BROKEN = "the sender broke a limit of the version"
 
 BytesLike = bytes | bytearray | memoryview
 CheckState = Literal["valid", "valid under the key", "not verified: no key given"]
+
+
+def fitted(payload: bytes, put: Callable[[bytes], Blob]) -> tuple[bytes, Blob | None]:
+    """Returns a payload as a message carries it: itself, or nothing and the blob that ``put`` made of a larger one."""
+    return (payload, None) if len(payload) <= MAX_PAYLOAD_BYTES else (b"", put(payload))
 
 
 class Seal(msgspec.Struct, frozen=True):

@@ -18,7 +18,7 @@ from ilcp.transport.door import BACKLOG, Door, listening
 from ilcp.transport.errors import AddressError
 from ilcp.transport.telemetry import spared
 
-__all__ = ["configured", "ended_after_closing", "serve"]
+__all__ = ["configured", "ended_after_closing", "require_both", "serve"]
 
 GOODBYE_S = 5  # who has not sent the rest of a message by then sends it again
 STRANGERS_LOGS = ("asyncio", "uvicorn.error")  # whose lines whoever connects can bring out
@@ -44,8 +44,7 @@ def serve(
         UnreachableError: the port is taken, or the spool cannot be opened.
         CorruptError: the folder holds no spool, or a damaged one.
     """
-    if (certificate is None) != (key is None):
-        raise AddressError(f"expected a certificate and its key, or neither, got {certificate} and {key}")
+    require_both(certificate, key)
 
     async def work() -> None:
         url = folder.resolve().as_uri().replace("file:", "spool:", 1)
@@ -60,6 +59,16 @@ def serve(
     spared(*STRANGERS_LOGS)
     with ended_after_closing():
         asyncio.run(work())
+
+
+def require_both(certificate: Path | None, key: Path | None) -> None:
+    """Refuses a certificate without its key, and a key without one.
+
+    Raises:
+        AddressError: with both.
+    """
+    if (certificate is None) != (key is None):
+        raise AddressError(f"expected a certificate and its key, or neither, got {certificate} and {key}")
 
 
 def configured(

@@ -18,7 +18,7 @@ from ilcp.audit.submission import PAGE, VIEWS
 from ilcp.errors import ConfigError
 from ilcp.transport.door import Door, listening
 from ilcp.transport.errors import AddressError
-from ilcp.transport.serve import configured, ended_after_closing
+from ilcp.transport.serve import configured, ended_after_closing, require_both
 from ilcp.transport.telemetry import spared
 
 __all__ = ["serve"]
@@ -95,8 +95,7 @@ def _require_safe(
     Raises:
         ConfigError: with what is missing.
     """
-    if (certificate is None) != (key is None):
-        raise ConfigError(f"expected a certificate and its key, or neither, got {certificate} and {key}")
+    require_both(certificate, key)
     if certificate is None and host not in OWN:
         raise ConfigError(f"expected --certificate and --key for {host}: a token would cross the network in the clear")
     if certificate is None and clients is not None:

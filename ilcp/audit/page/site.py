@@ -30,7 +30,7 @@ from ilcp.audit.page.views import (
     overview,
 )
 from ilcp.audit.page.words import listed, moment, paragraphs, said
-from ilcp.audit.sequences import gaps
+from ilcp.audit.sequences import gaps, in_words
 from ilcp.audit.submission import PAGE, VIEWED, VIEWS
 from ilcp.errors import MissingExtraError
 
@@ -151,7 +151,10 @@ class Site:
 
     def handoffs(self, narrowed: Filter, before: int | None = None) -> str:
         """A listing."""
-        rows, onwards = self.listed(narrowed, before)
+        return self.listing(narrowed, *self.listed(narrowed, before))
+
+    def listing(self, narrowed: Filter, rows: Sequence[Handoff], onwards: int | None) -> str:
+        """The page of rows that ``listed`` found."""
         known = sorted(run for run, _ in self.overview.runs.most_common(MOST_LISTED)) if self.alive else []
         told = {"rows": rows, "onwards": onwards, "narrowed": narrowed, "runs": known}
         return self.render("handoffs", **told, events=EVENTS, flags=FLAGS)
@@ -227,12 +230,11 @@ class Site:
     @staticmethod
     def _numbered(who: tuple[str, str, str], numbers: list[list[int]]) -> tuple[str, str, str]:
         missing = gaps(numbers)
-        listed = ", ".join(f"{a}" if a == b else f"{a} to {b}" for a, b in missing[:10])
         last = numbers[-1][1]
         return (
             said(who[0], 100),
             said(who[1], 100),
-            f"missing {listed} of 1 to {last}" if missing else f"all of 1 to {last}",
+            f"missing {in_words(missing[:10])} of 1 to {last}" if missing else f"all of 1 to {last}",
         )
 
     def _findings(self, found: Verified) -> list[str]:

@@ -13,7 +13,7 @@ from heapq import merge
 from typing import Any
 
 from ilcp.audit.accounts import ACCOUNT
-from ilcp.audit.entries import Entry
+from ilcp.audit.entries import LATEST_MS, Entry
 from ilcp.audit.ledger import Ledger
 from ilcp.audit.page.access import Reader
 from ilcp.audit.page.words import moment, said, share, whole
@@ -324,4 +324,4 @@ def _event(entry: Entry) -> str:
 
 
 def _day(unix_ms: int) -> str:
-    return f"{datetime.fromtimestamp(min(unix_ms, 253_402_300_799_000) / 1000, UTC):%Y-%m-%d}"
+    return f"{datetime.fromtimestamp(min(unix_ms, LATEST_MS) / 1000, UTC):%Y-%m-%d}"

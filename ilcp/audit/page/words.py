@@ -4,12 +4,12 @@ import json
 from datetime import UTC, datetime
 from typing import Any
 
+from ilcp.audit.entries import LATEST_MS
 from ilcp.audit.findings import in_line
 
 __all__ = ["MOST_SHOWN", "listed", "moment", "paragraphs", "said", "share", "whole"]
 
 MOST_SHOWN = 4000  # characters of one value
-LATEST_MS = 253_402_300_799_000  # the last moment of the year 9999
 
 
 def said(value: Any, most: int = MOST_SHOWN) -> str:

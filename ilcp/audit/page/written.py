@@ -57,7 +57,7 @@ def _write(site: Site, draft: Path) -> int:
     count, before = 0, None
     while True:
         rows, onwards = site.listed(Filter(), before)
-        _put(draft, "handoffs" if before is None else f"handoffs-{before}", site.handoffs(Filter(), before))
+        _put(draft, "handoffs" if before is None else f"handoffs-{before}", site.listing(Filter(), rows, onwards))
         count += len(rows)
         if count > MOST_PAGES:
             raise ConfigError(f"expected at most {MOST_PAGES} hand-offs to write down, got more: name a --run")
