@@ -385,6 +385,7 @@ def test_pages_are_written_down(place: SimpleNamespace, tmp_path: Path) -> None:
     assert 4 == write_pages(place.ledger, folder)
     files = {file.name: file.read_text(encoding="utf-8") for file in folder.iterdir()}
     assert {"index.html", "handoffs.html", "handoff-1.html", "integrity.html"} <= set(files)
+    assert ["4", "3", "2", "1"] == re.findall(r'href="handoff-(\d+).html"', files["handoffs.html"])
     for name, text in files.items():
         links = [value for key, value in Tags(text).attributes if key == "href" and not value.startswith("#")]
         assert set(links) <= set(files), name

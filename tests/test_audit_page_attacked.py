@@ -247,3 +247,23 @@ def test_a_page_is_of_one_moment(place: SimpleNamespace, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(Ledger, "inclusion", growing)
     assert "lead to the root of all 8 entries" in seen(place, "/handoffs/1")
+
+
+def test_a_page_counts_what_came_since_and_only_where_it_shows_counts(place: SimpleNamespace, monkeypatch) -> None:
+    """The first view goes through all entries, the next ones through new ones."""
+    counted: list[int] = []
+    usual = views_module.Overview.add
+
+    def noting(self: Any, entry: Any) -> None:
+        counted.append(entry.number)
+        usual(self, entry)
+
+    monkeypatch.setattr(views_module.Overview, "add", noting)
+    seen(place, "/handoffs/1")
+    assert [] == counted
+    seen(place, "/")
+    first = len(counted)
+    (made,) = place.ledger.append([handoff("monday", 60)])
+    seen(place, "/handoffs/1")
+    seen(place, "/")
+    assert [made] == counted[first:]
