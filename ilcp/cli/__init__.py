@@ -20,6 +20,7 @@ from ilcp.cli.exit_codes import CLOSED, exit_code, help_text
 from ilcp.cli.inspect import inspect
 from ilcp.cli.measure import compare, measure
 from ilcp.cli.send import receive, send, serve
+from ilcp.cli.trace import trace
 from ilcp.cli.train import train
 from ilcp.errors import IlcpError, StorageError
 
@@ -47,6 +48,7 @@ app = typer.Typer(
 HOME = re.compile(r"(--[a-z-]+=)(~[^/]*(?=/|$))")  # which a shell leaves as it is behind the sign
 for command in (demo, train, align, measure, compare, choose, encode, inspect, send, receive, serve):
     app.command()(command)
+app.add_typer(trace, name="trace")
 app.add_typer(audit, name="audit")
 
 

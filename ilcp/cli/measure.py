@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from ilcp.measure import Report
     from ilcp.tasks import Task
 
-__all__ = ["compare", "measure"]
+__all__ = ["compare", "measure", "own_task"]
 
 TaskOption = Annotated[
     str | None,
@@ -107,7 +107,7 @@ def measure(
 
         _refuse_early(codecs, attach, html, png, [*keeps, faithfulness], repetitions, freely)
         key = _key(sign, attach)
-        asked = tasks.task(task or _own(codecs), n=n, seed=seed, samples=samples)
+        asked = tasks.task(task or own_task(codecs), n=n, seed=seed, samples=samples)
         pairs = pairs_of(codecs, sender=sender, receiver=receiver, device=device, allow_download=download, task=asked)
     wanted: dict[str, Any] = {"seed": seed, "hops": hops, "budgets": budget or (), "repetitions": repetitions}
     reports = _reports(dict(zip(codecs, pairs, strict=True)), asked, keeps, attach, key, wanted)
@@ -222,7 +222,7 @@ def _beside(codec: str, *options: object) -> Path:
     return Path(f"{file_names([codec])[0]}-{made_with}{''.join(UNFINISHED)}")
 
 
-def _own(codecs: Sequence[str]) -> str:
+def own_task(codecs: Sequence[str]) -> str:
     """Names the task where none is given: the cases that the training of the first codec that had one kept apart."""
     from ilcp.tasks.load import CASE_FILES, own_test
 

@@ -1,15 +1,18 @@
-"""A payload in its envelope: a message, beside it a blob where the payload is larger than a message holds."""
+"""A payload in its envelope, and out of it: a message, beside it a blob where the payload is larger than one holds."""
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ilcp.errors import EncodeError
-from ilcp.message import MAX_PAYLOAD_BYTES, Blob, Message, Seal
+from ilcp.codec.protocols import Codec
+from ilcp.errors import ConfigError, DecodeError, EncodeError
+from ilcp.message import MAX_PAYLOAD_BYTES, Blob, Message, Seal, verified
 from ilcp.message.format import fitted
 
 if TYPE_CHECKING:
+    from ilcp.handoff.receiver import Receiver
     from ilcp.handoff.sender import Sender
 
-__all__ = ["packed"]
+__all__ = ["Opened", "packed"]
 
 
 def packed(sender: "Sender", payload: bytes, literals: tuple[str, ...] = ()) -> bytes:
@@ -27,3 +30,42 @@ def packed(sender: "Sender", payload: bytes, literals: tuple[str, ...] = ()) -> 
     seal = None if sender.key is None else Seal.fresh(ttl_s=sender.ttl_s)
     message = Message(sender.codec_id, payload, seal, literals=literals, blob=blob)
     return message.to_bytes(sender.key, audience=sender.audience)
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A message that a receiver verified, the key that did so (None for a bare one), and its whole payload."""
+
+    wire: bytes
+    parsed: Message
+    key: bytes | None
+    codec: Codec
+    payload: bytes
+    now_unix_s: int
+
+    @classmethod
+    def of(cls, receiver: "Receiver", message: bytes) -> "Opened":
+        """Verifies a message and fetches its blob; ``Receiver.decode`` says what it raises. Its id is not used up."""
+        now = int(receiver.clock())
+        if receiver.replay is not None and receiver.key is None:
+            raise ConfigError("expected a key beside the replay cache, got none: without it nothing is authenticated")
+        parsed, key = verified(message, key=receiver.key, now_unix_s=now, audience=receiver.audience)
+        codec, payload = receiver.codec_of(parsed.codec_id), parsed.payload
+        if parsed.blob is not None:
+            if receiver.blobs is None:
+                raise ConfigError("expected blobs=, got none: this message names a blob; give an open connection to it")
+            if len(payload) + parsed.blob.size_bytes > codec.spec.payload_bytes:
+                got = f"{len(payload)} and a blob of {parsed.blob.size_bytes}"
+                raise DecodeError(f"expected a payload of at most {codec.spec.payload_bytes} bytes, got {got}: drop it")
+            fetched = receiver.blobs.get_blob(parsed.blob)
+            if Blob.of(fetched) != parsed.blob:
+                raise DecodeError("expected the blob that the message names, got other bytes: mend what keeps them")
+            payload += fetched
+        return cls(bytes(message), parsed, key, codec, payload, now)
+
+    def admit(self, receiver: "Receiver") -> None:
+        """Uses up the message's id, and tells the receiver's record of it; ``Receiver.decode`` says what it raises."""
+        if receiver.replay is not None and self.key is not None and self.parsed.seal is not None:
+            receiver.replay.admit(self.key, self.parsed.seal, now_unix_s=self.now_unix_s)
+        if receiver.audit is not None:
+            receiver.audit.received(self.wire, self.codec, self.parsed.literals)

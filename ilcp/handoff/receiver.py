@@ -18,16 +18,17 @@ from torch import Tensor
 
 from ilcp.codec.memory import CacheMemory, Memory, TextMemory
 from ilcp.codec.protocols import Codec
-from ilcp.errors import ConfigError, DecodeError, EncodeError, MismatchedCodecError
+from ilcp.errors import ConfigError, EncodeError, MismatchedCodecError
 from ilcp.handoff.answers import Group, Score, answered, answered_packed, require_prompt, scored, scored_packed
 from ilcp.handoff.audited import Audit, telling_refusals
+from ilcp.handoff.envelope import Opened
 from ilcp.handoff.fallback import Otherwise, accepted
 from ilcp.handoff.given import codecs_of, require_able
 from ilcp.handoff.peers import require_fit
 from ilcp.handoff.prompts import Prompts
 from ilcp.inputs import listed, named, require_text, tuples
 from ilcp.message import verified
-from ilcp.message.blob import Blob, Blobs
+from ilcp.message.blob import Blobs
 from ilcp.message.keys import Key, require_audience
 from ilcp.message.replay import ReplayCache
 from ilcp.models.adapter import plain
@@ -142,29 +143,12 @@ class Receiver:
             TransportError: the blob is not there, or altered; or ConfigError: it is larger than ``blobs`` may fetch.
             AuditError: the message cannot be put on record, and may not go on without.
         """
-        now = int(self.clock())
-        if self.replay is not None and self.key is None:
-            raise ConfigError("expected a key beside the replay cache, got none: without it nothing is authenticated")
-        parsed, key = verified(message, key=self.key, now_unix_s=now, audience=self.audience)
-        codec, payload = self._codec_of(parsed.codec_id), parsed.payload
-        if parsed.blob is not None:
-            if self.blobs is None:
-                raise ConfigError("expected blobs=, got none: this message names a blob; give an open connection to it")
-            if len(payload) + parsed.blob.size_bytes > codec.spec.payload_bytes:
-                got = f"{len(payload)} and a blob of {parsed.blob.size_bytes}"
-                raise DecodeError(f"expected a payload of at most {codec.spec.payload_bytes} bytes, got {got}: drop it")
-            fetched = self.blobs.get_blob(parsed.blob)
-            if Blob.of(fetched) != parsed.blob:
-                raise DecodeError("expected the blob that the message names, got other bytes: mend what keeps them")
-            payload += fetched
-        memory = codec.decode(payload)
+        opened = Opened.of(self, message)
+        memory = opened.codec.decode(opened.payload)
         held = self._prompts.held(memory)
-        require_fit(self.model, self.tokenizer, self.template, held, parsed.literals)
-        if self.replay is not None and key is not None and parsed.seal is not None:
-            self.replay.admit(key, parsed.seal, now_unix_s=now)  # last, so that what is refused uses up no id
-        if self.audit is not None:
-            self.audit.received(bytes(message), codec, parsed.literals)
-        return memory.beside(parsed.literals) if parsed.literals else memory
+        require_fit(self.model, self.tokenizer, self.template, held, opened.parsed.literals)
+        opened.admit(self)  # last, so that what is refused uses up no id
+        return memory.beside(opened.parsed.literals) if opened.parsed.literals else memory
 
     def forget(self, message: bytes) -> None:
         """Lets a sealed message in once more, because the work on it failed.
@@ -348,7 +332,8 @@ class Receiver:
             raise ConfigError("expected memories of vectors or text to embed, got keys and values: call generate")
         return self._prompts.together(self._prompts.rows(memories, question))
 
-    def _codec_of(self, codec_id: bytes) -> Codec:
+    def codec_of(self, codec_id: bytes) -> Codec:
+        """Returns the codec of that id; raises MismatchedCodecError where this receiver has none."""
         if codec_id not in self._by_id:
             known = " or ".join(f"{number.hex()} ({codec.spec.name})" for number, codec in self._by_id.items())
             raise MismatchedCodecError(

@@ -8,16 +8,15 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from functools import cached_property
 from typing import Any, Literal
 
 from torch import Tensor
 
 from ilcp.codec.context import Context
-from ilcp.codec.keys_values import KeysValues, Rope
 from ilcp.codec.protocols import Codec
 from ilcp.errors import ConfigError, EncodeError
 from ilcp.handoff.audited import Audit, telling_refusals
+from ilcp.handoff.cache_reading import CacheReading
 from ilcp.handoff.envelope import packed
 from ilcp.handoff.fallback import Otherwise, in_text
 from ilcp.handoff.given import require_able, require_codec
@@ -39,14 +38,10 @@ from ilcp.message.blob import Blobs
 from ilcp.message.keys import Key, require_audience
 from ilcp.message.literals import chosen
 from ilcp.models.adapter import plain
-from ilcp.models.attended import attended
 from ilcp.models.capture import Capture, recording
 from ilcp.models.chat import require_template, spoken
 from ilcp.models.fingerprint import Known
-from ilcp.models.forward import require_room
 from ilcp.models.generate_options import require_count
-from ilcp.models.kv import read_kv, taken
-from ilcp.models.prompt import continuation, layout
 from ilcp.models.reading import (
     capture_batch,
     padded_ids,
@@ -56,7 +51,6 @@ from ilcp.models.reading import (
     require_ids,
     window_tokens,
 )
-from ilcp.models.rope import ropes_of
 from ilcp.models.support import require_receiver, require_sender, require_tokenizer
 
 __all__ = ["Sender"]
@@ -128,6 +122,7 @@ class Sender:
         self.ttl_s, self.blobs, self.audit = ttl_s, blobs, audit
         self.template = require_template(template)
         self.codec_id = codec.trained.codec_id(codec.spec)
+        self._cache = CacheReading(self.model, tokenizer, codec, self.template)
 
     @telling_refusals
     def encode(
@@ -242,14 +237,14 @@ class Sender:
             EncodeError: the source is empty, or holds nothing that the codec reads.
         """
         if isinstance(source, Context):
-            return source
+            return self._cache.looked_at(source)
         self._known.require(self.model, self.tokenizer)
         if isinstance(source, Capture):
             if self.codec.spec.reads == "cache":
                 raise EncodeError("expected a text or a finished call's past_key_values, got a capture of states")
             return self._read_capture(source)
         if self.codec.spec.reads == "cache":
-            return self._read_cache(source)
+            return self._cache.read(source, self._prepared)
         if not is_text_or_ids(source):
             require_outputs(source)
             if not self.codec.spec.runs_sender:
@@ -306,30 +301,6 @@ class Sender:
         if self.audit is not None:
             self.audit.sent(wire, self.codec, literals, payload=payload, source=source)
         return wire
-
-    @cached_property
-    def _ropes(self) -> tuple[Rope, ...]:
-        return ropes_of(self.model)
-
-    def _read_cache(self, source: Any) -> Context:
-        """Reads a text behind what a receiver's prompt begins with; anything else as a prompt's beginning itself."""
-        if not is_text_or_ids(source):
-            cache = getattr(source, "past_key_values", source)
-            return self._looked_at(None, (), taken(cache, self.model, 0, self._ropes))
-        text, ids = self._prepared(source)
-        start = 0
-        if isinstance(source, str):
-            before = layout(self.tokenizer, "", self.template).prefix
-            ids, start = [*before, *continuation(self.tokenizer, require_text(source))[0]], len(before)
-        require_ids(self.model, ids)
-        require_room(self.model, len(ids), what="a text to read at once", way_out="hand off a part of it")
-        return self._looked_at(text, ids[:start], read_kv(self.model, ids, start, self._ropes))
-
-    def _looked_at(self, text: str | None, before: Sequence[int], kv: KeysValues) -> Context:
-        """Returns a context of a cache; beside it what the codec's questions look at, where it has some."""
-        asked = getattr(self.codec, "questions", ())
-        looked = attended(self.model, self.tokenizer, before, kv, asked, self.template) if asked else None
-        return Context(text, kv=kv, attended=looked)
 
     def _read_capture(self, capture: Capture) -> Context:
         if capture.model is not self.model or capture.layers != tuple(self.codec.layers):

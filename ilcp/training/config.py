@@ -30,7 +30,7 @@ from ilcp.training.data import LEAST
 from ilcp.training.hyperparameters import FACTS_STEPS, Hyperparameters, renamed
 from ilcp.training.selfstudy import SelfStudy
 
-__all__ = ["TrainingConfig", "read_config"]
+__all__ = ["TrainingConfig", "read_config", "read_recipe"]
 
 STEPS = 3000
 DEFAULT_RANK = 8
@@ -142,7 +142,7 @@ def read_config(recipe: Path | None = None, **changes: Any) -> TrainingConfig:
     Raises:
         ConfigError: the file cannot be read, a key is unknown or missing, or two contradict each other.
     """
-    record = {} if recipe is None else _read(recipe)
+    record = {} if recipe is None else read_recipe(recipe)
     where = "the recipe" if recipe is None else str(recipe)
     given = {name: value for name, value in changes.items() if value is not None}
     record["training"] = renamed(_table(record, "training"))
@@ -179,7 +179,12 @@ def read_config(recipe: Path | None = None, **changes: Any) -> TrainingConfig:
     return read_record(TrainingConfig, record | models, where)
 
 
-def _read(file: Path) -> dict[str, Any]:
+def read_recipe(file: Path) -> dict[str, Any]:
+    """Returns what a recipe's file says.
+
+    Raises:
+        ConfigError: it cannot be read, or is no TOML.
+    """
     try:
         return tomllib.loads(read_whole(file).decode("utf-8-sig"))
     except OSError as error:

@@ -26,7 +26,7 @@ from ilcp.training.packed import memory_logits, text_logits
 from ilcp.training.precision import precision
 from ilcp.training.reader import Reader
 
-__all__ = ["READING", "Validation", "Validator"]
+__all__ = ["READING", "Scores", "Validation", "Validator"]
 
 CHUNK = 16  # rows per forward pass of the receiver: each may be a whole document
 READ = 8  # documents per pass of the sender and the codec
@@ -35,7 +35,7 @@ LEAST_GAIN_NATS = 0.1  # per answer: below it the full text says next to nothing
 
 
 @dataclass(frozen=True, slots=True)
-class _Scores:
+class Scores:
     """The log-likelihood of each row's answer, in nats, and whether greedy decoding gives exactly it."""
 
     log_likelihood: list[float]
@@ -70,7 +70,7 @@ class Validation:
         """What a run is to raise, and its name: the recovery, or without a message how well the text is read."""
         if "message" not in self.exact:
             return "nats from the text", self.log_likelihood["text"]
-        if math.isnan(self.recovery):
+        if "text" not in self.exact or math.isnan(self.recovery):
             return "nats from the message", self.log_likelihood["message"]
         return "recovery", self.recovery
 
@@ -88,7 +88,7 @@ class Validation:
         shown = ", ".join(
             f"{arm} {self.log_likelihood[arm]:.3f} nats {self.exact[arm]:.3f} exact" for arm in self.log_likelihood
         )
-        if "message" not in self.exact:
+        if not {"message", "text"} <= self.exact.keys():
             return shown
         share = f"{self.recovery:.3f}" if self.score[0] == "recovery" else "not told, the full text gives nothing"
         return f"{shown}; recovery {share}"
@@ -111,7 +111,7 @@ class Validator:
             cases, random.Random(f"validation {hyperparameters.seed}"), whole=True
         )
         self._draws = Bootstrap([row.context for row in self.batch.rows], seed=hyperparameters.seed)
-        self._ends: dict[str, _Scores] = {}
+        self._ends: dict[str, Scores] = {}
 
     def read(self, arms: Collection[str] = READING) -> Validation:
         """Measures the receiver by itself as it stands now; these are the ends that ``measure`` compares with."""
@@ -189,7 +189,7 @@ class Validator:
         }
         return self._validation(arms, "message")
 
-    def _validation(self, arms: Mapping[str, _Scores], told: str) -> Validation:
+    def _validation(self, arms: Mapping[str, Scores], told: str) -> Validation:
         """Returns the means of all arms, and what the one that is ``told`` the case gains over the mismatched one."""
         gain = self._gain(arms[told], arms["mismatched"]) if {told, "mismatched"} <= arms.keys() else ()
         return Validation(
@@ -198,27 +198,27 @@ class Validator:
             *gain,
         )
 
-    def _gain(self, ours: _Scores, others: _Scores) -> tuple[float, float]:
+    def _gain(self, ours: Scores, others: Scores) -> tuple[float, float]:
         """Returns the mean of the paired differences in nats, and the lower end of its 95 % interval."""
         values = (np.array(scores.log_likelihood) for scores in (ours, others))
         gain = self._draws.of(np.subtract, *values, unit="nats")
         return gain.value, math.nan if gain.low is None else gain.low
 
-    def _memory(self, memory: Sequence[Tensor]) -> _Scores:
+    def _memory(self, memory: Sequence[Tensor]) -> Scores:
         return self._scores(lambda rows: memory_logits(self.models, rows, memory))
 
-    def _text(self, texts: Sequence[str]) -> _Scores:
+    def _text(self, texts: Sequence[str]) -> Scores:
         by_row = dict(zip(map(id, self.batch.rows), texts, strict=True))
         return self._scores(lambda rows: text_logits(self.models, rows, [by_row[id(row)] for row in rows]))
 
     @torch.no_grad()
-    def _scores(self, run: Callable[[Sequence[Row]], tuple[Tensor, Tensor]]) -> _Scores:
+    def _scores(self, run: Callable[[Sequence[Row]], tuple[Tensor, Tensor]]) -> Scores:
         scores: list[tuple[list[float], bool]] = []
         for start in range(0, len(self.batch.rows), CHUNK):
             with precision(self.models.receiver.device, self.hyperparameters):
                 logits, labels = run(self.batch.rows[start : start + CHUNK])
             scores += answer_scores(logits, labels)
-        return _Scores([sum(nats) for nats, _ in scores], [exact for _, exact in scores])
+        return Scores([sum(nats) for nats, _ in scores], [exact for _, exact in scores])
 
 
 def _mean(values: Sequence[float]) -> float:

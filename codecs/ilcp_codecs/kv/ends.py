@@ -20,7 +20,7 @@ from ilcp.identity import ModelIdentity
 from ilcp.models.adapter import plain, unwrapped
 from ilcp.models.fingerprint import identify
 from ilcp.models.forward import embed
-from ilcp.models.packing import behind, pack
+from ilcp.models.packing import Packed, behind, greedy, pack
 from ilcp.models.prompt import continuation, layout
 from ilcp.models.rope import ropes_of
 from ilcp.models.support import forward_takes, require_tokenizer
@@ -113,22 +113,35 @@ class Behind:
     def __init__(self, end: End):
         self.end, self.prefix = end, end.prefix
         self._before = end.cache([end.prefix]).layers if end.prefix else None
+        self.packed: Packed | None = None  # what was asked last
 
     def logits(self, memories: Sequence[Memory], asked: Sequence[Sequence[Asked]]) -> Tensor:
         """Returns float32 logits ``"tokens vocabulary"`` of all answers in turn, each behind its memory."""
+        self.packed = packed = self._pack(memories, asked)
+        logits = packed.of_rows(behind(self.end.model, packed, self._cache(memories)))
+        longest = packed.at.shape[1]
+        lengths = [len(answer) for own in asked for _, answer in own]
+        known = torch.tensor([[at >= longest - length for at in range(longest)] for length in lengths])
+        return logits[known.to(logits.device)]
+
+    def answers(
+        self, memories: Sequence[Memory], asked: Sequence[Sequence[Sequence[int]]], ends: Sequence[int], most: int
+    ) -> list[list[int]]:
+        """Returns the ids of the greedy answer to each question, given by what stands behind its memory, in turn."""
+        questions = [[(suffix, suffix[-1:]) for suffix in own] for own in asked]
+        packed = self._pack(memories, questions)
+        return greedy(self.end.model, packed._replace(cache=self._cache(memories)), ends, most)
+
+    def _pack(self, memories: Sequence[Memory], asked: Sequence[Sequence[Asked]]) -> Packed:
         model, start = self.end.model, len(self.prefix)
         nobody = embed(model, [0])  # what is in the cache is not read
         flat = [each for own in asked for each in own]
-        packed = pack(
+        return pack(
             [nobody.expand(start + tokens, -1) for _, tokens in memories],
             [embed(model, [*suffix, *answer[:-1]]) for suffix, answer in flat],
             [number for number, own in enumerate(asked) for _ in own],
             [len(answer) for _, answer in flat],
         )
-        logits = packed.of_rows(behind(model, packed, self._cache(memories)))
-        longest = packed.at.shape[1]
-        known = torch.tensor([[at >= longest - len(answer) for at in range(longest)] for _, answer in flat])
-        return logits[known.to(logits.device)]
 
     def _cache(self, memories: Sequence[Memory]) -> Any:
         """Returns the prompt's beginning and each memory behind it, padded on the right with what nobody sees."""

@@ -1,0 +1,276 @@
+"""The codec of traces: who wrote what, and the keys and values as another codec of caches carries them.
+
+::
+
+    Trace --segments as JSON | keys and values by kv-exact, kv-int8 ... --> payload --> CacheMemory, or the Trace again
+
+    part      bytes  what
+    magic         8  69 6c 63 70 2d 74 72 0a ("ilcp-tr", line feed)
+    length        4  h, little-endian, up to 2**17
+    segments      h  JSON in UTF-8: a list of objects with the fields of ``Segment``, keys sorted, no spaces
+    check        16  BLAKE2b, digest size 16, of all before it
+    cache       ...  the payload of the codec that carries it
+
+A plan (who writes, how many steps, by which rule) belongs to the codec: so ``Sender.encode(text)`` lets its agents
+write in turn, and a reader that was tuned to another plan refuses the message by its codec's id.
+"""
+
+import json
+import struct
+from collections.abc import Mapping
+from dataclasses import asdict
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import msgspec
+from safetensors.torch import save_file
+
+from ilcp.codec.context import Context
+from ilcp.codec.keys_values import KeysValues
+from ilcp.codec.memory import CacheMemory, Memory
+from ilcp.codec.registry import codec_class
+from ilcp.codec.spec import CodecSpec, Trained
+from ilcp.errors import ConfigError, DecodeError, EncodeError, IdentityError, IlcpError, StorageError
+from ilcp.evidence import Evidence
+from ilcp.identity import ModelIdentity
+from ilcp.message import MAX_BLOB_BYTES
+from ilcp.models.fingerprint import identify
+from ilcp.records import read_record
+from ilcp_codecs.kv.codecs import KvCodec, shape_of
+from ilcp_codecs.kv.container import Shape, shape_from
+from ilcp_codecs.kv.tensors import WEIGHTS, digest_of, tensors_in
+from ilcp_codecs.trace.plan import Plan
+from ilcp_codecs.trace.rules import Rule, shapes_of_rule
+from ilcp_codecs.trace.trace import MAX_SEGMENTS, Segment, Trace
+
+__all__ = ["CARRIERS", "TraceCodec"]
+
+MAGIC, CHECK_BYTES = b"ilcp-tr\n", 16
+MAX_HEADER_BYTES = 1 << 17  # of segments: 256 of them take less
+CARRIERS = ("kv-exact", "kv-int8", "kv-int4")  # codecs of caches that a model's shape is enough for
+
+
+class TraceCodec:
+    """A codec of traces of one model, read by the same model, or by it with low-rank weights; ``of`` makes one.
+
+    Args:
+        writer, reader: the identities of the model as it writes, and as it reads.
+        shape: what its caches look like.
+        plan: of the agents that write.
+        carrier: the codec of caches that carries keys and values, one of ``CARRIERS``.
+        tensors: the weights of a trained rule; none where the model alone decides.
+
+    Raises:
+        ConfigError: the carrier is none of them, or the tensors are not the rule's.
+    """
+
+    name: ClassVar[str] = "trace"
+    layers: tuple[int, ...] = ()
+
+    def __init__(
+        self,
+        writer: ModelIdentity,
+        reader: ModelIdentity,
+        shape: Shape,
+        plan: Plan,
+        carrier: str = CARRIERS[0],
+        tensors: Mapping[str, Any] | None = None,
+    ):
+        if carrier not in CARRIERS:
+            raise ConfigError(f"expected a carrier of {', '.join(CARRIERS)}, got {str(carrier)[:40]!r}")
+        self.plan, self.carrier = plan, carrier
+        self.tensors = {name: value.float().contiguous() for name, value in (tensors or {}).items()}
+        if {*self.tensors} != {*shapes_of_rule(plan.rule, 1)} and self.tensors:
+            raise ConfigError(f"expected the weights of rule {plan.rule!r}, got {sorted(self.tensors)}")
+        self._carried: KvCodec = codec_class(carrier)(writer, shape)
+        most = min(self._carried.spec.payload_bytes + MAX_HEADER_BYTES, MAX_BLOB_BYTES)
+        self.spec = CodecSpec(self.name, most, "cache")
+        made = json.dumps([plan.to_dict(), carrier], sort_keys=True).encode()
+        self.trained = Trained(writer, reader, digest_of(self.tensors, [made]))
+        self.evidence: Evidence | None = None
+        self.folder: Path | None = None
+
+    @classmethod
+    def of(
+        cls,
+        model: Any,
+        tokenizer: Any,
+        plan: Plan | None = None,
+        *,
+        carrier: str = CARRIERS[0],
+        tokens: int | None = None,
+        rule: Rule | None = None,
+    ) -> Self:
+        """Returns the codec of a loaded model, whose reader nobody tuned.
+
+        Args:
+            tokens: the most that a trace may stand for; None for the model's window.
+            rule: a trained one of the plan's.
+
+        Raises:
+            ConfigError: the model cannot be identified, keeps no keys and values, or has no such window.
+        """
+        identity = identify(model, tokenizer)
+        tensors = {} if rule is None else rule.tensors()
+        return cls(identity, identity, shape_of(model, tokens), plan or Plan(), carrier, tensors)
+
+    def write(self, model: Any, tokenizer: Any, text: str) -> Trace:
+        """Returns the trace that the plan's agents write of a text, cut among them.
+
+        Raises:
+            EncodeError: there is nothing to cut, or it does not fit into the model's window.
+            ConfigError: the model has no such rule.
+        """
+        rule = Rule(self.plan.rule, model)
+        if self.tensors:
+            rule.take(self.tensors)
+        return self.plan.write(model, tokenizer, text, rule)
+
+    def encode(self, context: Context, payload_bytes: int | None = None) -> bytes:
+        """Returns the segments and the container of a trace's keys and values.
+
+        Raises:
+            EncodeError: the context is no trace, another model's, or takes more than ``payload_bytes``.
+            ConfigError: as the carrier's.
+        """
+        limit = self.spec.length(payload_bytes)
+        if not isinstance(context, Trace):
+            raise EncodeError(f"expected a Trace, got {type(context).__name__}: let a Writer write one")
+        handed = self._handed(context)
+        head = _json(context.segments)
+        begin = MAGIC + struct.pack("<I", len(head)) + head
+        payload = begin + blake2b(begin, digest_size=CHECK_BYTES).digest() + self._carried.encode(Context(kv=handed))
+        if len(payload) > limit:
+            raise EncodeError(f"expected a trace of at most {limit} bytes, got {len(payload)}: write less of it")
+        return payload
+
+    def memory(self, trace: Trace) -> CacheMemory:
+        """Returns what a reader in this process attends to: the memory of what ``encode`` hands over, nothing rounded.
+
+        Raises:
+            EncodeError: the trace is another model's.
+        """
+        return CacheMemory(self._handed(trace))
+
+    def _handed(self, trace: Trace) -> KeysValues:
+        model = self.trained.sender.digest().hex()
+        if any(segment.model != model for segment in trace.segments):
+            raise EncodeError("expected a trace of this codec's model, got one with a segment of another's")
+        steps = [segment.steps for segment in trace.segments]
+        if self.plan.keep == "steps" and set(steps) != {self.plan.steps}:
+            raise EncodeError(f"expected segments of {self.plan.steps} steps to hand over, got {steps}")
+        return self.plan.kept(trace.kept, [segment.prompt_tokens for segment in trace.segments])
+
+    def decode(self, payload: bytes) -> Memory:
+        """Returns the memory of keys and values that a payload stands for.
+
+        Raises:
+            DecodeError: it is no trace of this codec's plan and model, or damaged.
+        """
+        segments, begin = _read(payload)
+        memory = self._carried.decode(memoryview(payload)[begin:])  # type: ignore[arg-type]  # it takes any buffer
+        assert isinstance(memory, CacheMemory)
+        self._require_planned(segments, memory)
+        return memory
+
+    def trace(self, payload: bytes) -> Trace:
+        """Returns the trace that a payload stands for, for the next agent to write on.
+
+        What came by an exact carrier is compared, segment by segment, with what its writers said that they computed.
+
+        Raises:
+            DecodeError: as ``decode``; or keys and values are not those that were computed; or only the steps came.
+        """
+        memory, (segments, _) = self.decode(payload), _read(payload)
+        if self.plan.keep == "steps":
+            raise DecodeError("expected a whole trace to write on, got its steps alone: hand over all of it")
+        assert isinstance(memory, CacheMemory)
+        carried = "" if self.carrier == CARRIERS[0] else self.carrier
+        found = Trace(kv=memory.kv, segments=segments, carried=carried)
+        if not carried and all(not segment.on for segment in segments):
+            found.require_whole()
+        return found
+
+    def _require_planned(self, segments: tuple[Segment, ...], memory: CacheMemory) -> None:
+        model = self.trained.sender.digest().hex()
+        if any(segment.model != model for segment in segments):
+            raise DecodeError("expected segments of this codec's model, got another's: they would be read as noise")
+        own = [segment.steps if self.plan.keep == "steps" else segment.tokens for segment in segments]
+        if sum(own) != memory.tokens:
+            raise DecodeError(f"expected keys and values of {sum(own)} tokens, got {memory.tokens}: damaged")
+
+    def save_files(self, folder: Path) -> dict[str, Any]:
+        """Writes the rule's weights; returns plan, carrier and shape."""
+        if self.tensors:
+            save_file(self.tensors, folder / WEIGHTS)
+        shape: dict[str, Any] = msgspec.to_builtins(self._carried.shape)
+        return {"plan": self.plan.to_dict(), "carrier": self.carrier, "shape": shape, "weights": bool(self.tensors)}
+
+    @classmethod
+    def load_files(cls, folder: Path, spec: CodecSpec, trained: Trained, settings: Mapping[str, Any]) -> Self:
+        """Returns the codec that ``save_files`` wrote.
+
+        Raises:
+            StorageError: a file is missing, damaged or of other shapes, or the settings are none of such a codec.
+            IdentityError: it is not what the codec was saved with.
+        """
+        left: dict[str, Any] = dict(settings)
+        shape = shape_from(left.pop("shape", None), f"the settings in {folder}")
+        try:
+            plan = Plan.from_dict(left.pop("plan", {}), f"the plan in {folder}")
+            carrier, has = str(left.pop("carrier", "")), left.pop("weights", False)
+            if left or type(has) is not bool:
+                raise ConfigError(f"expected plan, carrier, shape and weights, got {sorted(settings)}")
+            tensors = {}
+            if has:
+                tensors = tensors_in(folder, shapes_of_rule(plan.rule, _width(folder)), f"the rule {plan.rule!r}")
+            codec = cls(trained.sender, trained.receiver, shape, plan, carrier, tensors)
+        except StorageError:
+            raise
+        except IlcpError as error:
+            raise StorageError(f"expected the settings of a trace's codec in {folder}, got: {error}") from error
+        if codec.trained.weights != trained.weights:
+            raise IdentityError(f"expected plan and rule {trained.weights}, got others: fetch the codec again")
+        return codec
+
+
+def _json(segments: tuple[Segment, ...]) -> bytes:
+    return json.dumps([asdict(one) for one in segments], sort_keys=True, separators=(",", ":")).encode()
+
+
+def _read(payload: bytes) -> tuple[tuple[Segment, ...], int]:
+    """Returns the segments of a payload, checked, and where its cache begins."""
+    data = memoryview(payload)
+    if bytes(data[: len(MAGIC)]) != MAGIC or len(data) < len(MAGIC) + 4:
+        raise DecodeError(f"expected a trace, got {bytes(data[:8])!r} at its beginning: not one")
+    (length,) = struct.unpack_from("<I", data, len(MAGIC))
+    body = len(MAGIC) + 4 + length
+    if length > MAX_HEADER_BYTES or len(data) < body + CHECK_BYTES:
+        raise DecodeError(f"expected segments of {length} bytes and their check, got {len(data)} in all: truncated")
+    if blake2b(data[:body], digest_size=CHECK_BYTES).digest() != data[body : body + CHECK_BYTES]:
+        raise DecodeError("expected segments that fit their check, got others: damaged; fetch them again")
+    head = bytes(data[len(MAGIC) + 4 : body])
+    try:
+        records = msgspec.json.decode(head, type=list[dict[str, Any]])
+    except (msgspec.DecodeError, msgspec.ValidationError, RecursionError, UnicodeDecodeError) as error:
+        raise DecodeError(f"expected the segments of a trace, got: {error}") from error
+    if not 1 <= len(records) <= MAX_SEGMENTS:
+        raise DecodeError(f"expected 1 to {MAX_SEGMENTS} segments, got {len(records)}")
+    segments = tuple(read_record(Segment, record, "a segment", error=DecodeError) for record in records)
+    if _json(segments) != head:
+        raise DecodeError("expected segments spelt as the specification says, got another spelling of them")
+    return segments, body + CHECK_BYTES
+
+
+def _width(folder: Path) -> int:
+    """Returns the width that a rule's bias in a folder says, which ``tensors_in`` then asks of all; 0 for none."""
+    from safetensors import SafetensorError
+
+    from ilcp.folders import inside, shapes_of
+
+    try:
+        shape = shapes_of(inside(folder, WEIGHTS)).get("bias", ((0,), ""))[0]
+    except (OSError, SafetensorError) as error:
+        raise StorageError(f"expected the rule's weights in {folder}, got: {error}") from error
+    return shape[0] if len(shape) == 1 else 0

@@ -1,0 +1,106 @@
+"""``ilcp trace tune``: how many steps a task wants, since too many hurt and most of them may bring nothing.
+
+::
+
+    for each number of steps: a reader, trained alike --validation cases--> exact match, nats
+    --> the fewest steps that no other number beats with its interval
+"""
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from ilcp.errors import ConfigError
+from ilcp.files import require_writable, write_whole
+from ilcp.measure import provenance
+from ilcp.measure.bootstrap import Bootstrap
+from ilcp.measure.figures import Measured
+from ilcp.nn.attention import many_shapes
+from ilcp.training.checkpoint import alone
+from ilcp.training.finish import tell
+from ilcp_codecs.kv.ends import End
+from ilcp_codecs.trace.config import TraceConfig
+from ilcp_codecs.trace.job import TRACES, cases_of, trained
+from ilcp_codecs.trace.rules import Rule
+from ilcp_codecs.trace.traces import Traces
+from ilcp_codecs.trace.worth import Answered, answered
+
+__all__ = ["SWEEP", "Curve", "tune"]
+
+SWEEP = (0, 1, 2, 5, 10, 20, 40)
+WATCHED = 64  # cases that decide, where there are as many: a tenth of all at most
+CURVE = "steps.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """Exact match and nats by the number of steps, over ``n`` questions, and the number to take."""
+
+    n: int
+    exact: dict[int, Measured]
+    nats: dict[int, Measured]
+    over_best: dict[int, Measured]  # in nats, minus the number with the most
+    choice: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns all figures as JSON takes them."""
+        return asdict(self)
+
+
+def tune(config: TraceConfig, steps: Sequence[int] = SWEEP) -> Curve:
+    """Trains a reader for each number of steps, and returns the curve, which is also in ``config.out``.
+
+    What is chosen are the fewest steps whose log-likelihood is not below the highest one's with its interval. The test
+    cases have no part in it.
+
+    Raises:
+        ConfigError, StorageError, TrainingError, MissingExtraError, Interrupted: as ``train``; or there are no numbers.
+    """
+    wanted = sorted({*steps})
+    if not wanted or config.keep == "steps":
+        raise ConfigError(f"expected numbers of steps to try, with all of the trace kept, got {list(steps)}")
+    for number in wanted:
+        replace(config, steps=number)
+    config.require_new()
+    hyperparameters = dict(config.training) | {"validation_contexts": WATCHED}
+    config = replace(config, training=hyperparameters)
+    cases = cases_of(config)
+    file = config.out / CURVE
+    require_writable(file)
+    found: dict[int, Answered] = {}
+    with alone(config.work), many_shapes():
+        for number in wanted:
+            work = config.work / f"steps-{number}"
+            shutil.rmtree(work, ignore_errors=True)
+            tell(f"{number} steps")
+            made = trained(replace(config, steps=number), cases, work)
+            end = End.of("writer", made.models.sender, made.models.sender_tokenizer)
+            rule = Rule(made.codec.plan.rule, made.models.sender)
+            if made.codec.tensors:
+                rule.take(made.codec.tensors)
+            traces = Traces(end, made.codec.plan, rule, folder=None if made.codec.tensors else work / TRACES)
+            found[number] = answered(made.models, end, cases.validation, traces.of_cases, traces)
+            shutil.rmtree(work, ignore_errors=True)
+    curve = _curve(found, [number for number, case in enumerate(cases.validation) for _ in case.questions], config.seed)
+    record = curve.to_dict() | {"plan": config.to_dict(), "provenance": provenance()}
+    write_whole(file, json.dumps(record, indent=2, default=str) + "\n")
+    return curve
+
+
+def _curve(found: dict[int, Answered], documents: list[int], seed: int) -> Curve:
+    draws = Bootstrap(documents, seed=seed)
+    nats = {number: np.array(each.nats, float) for number, each in found.items()}
+    best = max(nats, key=lambda number: nats[number].mean())
+    over = {number: draws.of(np.subtract, own, nats[best], unit="nats") for number, own in nats.items()}
+    within = [number for number, gain in over.items() if gain.high is None or gain.high >= 0]
+    return Curve(
+        n=len(documents),
+        exact={number: draws.of(np.asarray, np.array(each.exact, float)) for number, each in found.items()},
+        nats={number: draws.of(np.asarray, own, unit="nats") for number, own in nats.items()},
+        over_best=over,
+        choice=min(within),
+    )
