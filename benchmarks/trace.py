@@ -13,29 +13,32 @@ import hashlib
 import json
 import random
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from trace_arms import Arm, Setting, run
+from trace_arms import COMPACT, Arm, Setting, run
 
 import ilcp
 from ilcp.measure import provenance
 from ilcp.models.fingerprint import identify
 from ilcp.models.loading import load_model
-from ilcp.tasks import case_files, read_jsonl
-from ilcp.tasks.graphs import graphs
+from ilcp.tasks import Case, case_files, graphs, read_jsonl
 from ilcp.training.hyperparameters import Hyperparameters
-from ilcp_codecs.trace import Writer, cut
+from ilcp_codecs.trace import Writer, cut, written
 from ilcp_codecs.trace.plan import Plan
 
 ROOT = Path(__file__).parent
 AGENTS = ("first", "second")
 STEPS = 10
 SWEEP = (0, 1, 2, 5, 10, 20, 40)
-SMALL = dict(
+LATENT = "100 bytes"
+SAY = "Summarise the text above."
+SMALL: dict[str, Any] = dict(
     learning_rate=1e-3,
     adapter_learning_rate=1e-3,
     adapter_after=0.0,
@@ -63,6 +66,7 @@ def arms_of(options: argparse.Namespace, says: Callable[[str, int], str]) -> lis
         Arm("its steps left out", plan, control="no steps", tuned_as=ridge),
         Arm("another case's trace", plan, mismatched=True, tuned_as=ridge),
         Arm("zero trace", plan, control="zero trace", tuned_as=ridge),
+        Arm(COMPACT, plan, control=COMPACT, tuned_as=ridge),
         Arm("untrained trace", plan, tuned=False),
         *(Arm(f"trace, {rule}", replace(plan, rule=rule)) for rule in ("norm", "raw", "token", "pause")),
         Arm("trace, shuffled and tuned so", plan, control="shuffled steps"),
@@ -136,15 +140,15 @@ def graph(options: argparse.Namespace, seed: int) -> Setting:
         for split, n in (("train", options.train), ("validation", 16), ("test", options.test))
     }
     far = list(graphs("far", 7, options.test, hops=(5, 6)))
-    known = {one.case.context: one for own in (*made.values(), far) for one in own}
+    known = {one.case.context: one.case.frontier for own in (*made.values(), far) for one in own}
     ids = ends[0][1].get_vocab()
 
     def frontier(text: str) -> list[list[list[int]]]:
-        steps = options.steps_latent
-        return [[[ids[node] for node in nodes] for nodes in known[text].frontier(agents, steps)] for agents in (1, 2)]
+        return [[[ids[node] for node in nodes] for nodes in agent] for agent in known[text]]
 
     return Setting(
-        *ends,
+        ends[0],
+        ends[1],
         [one.case for one in made["train"]],
         [one.case for one in made["validation"]],
         [one.case for one in (*made["test"], *far)],
@@ -162,7 +166,8 @@ def conversations(options: argparse.Namespace, seed: int) -> Setting:
     }
     rng = random.Random("conversations of the trace")
     return Setting(
-        *ends,
+        ends[0],
+        ends[1],
         rng.sample(short["train"], options.train),
         rng.sample(short["validation"], 4),
         rng.sample(short["test"], options.test),
@@ -184,7 +189,7 @@ TASKS: dict[str, Callable[[argparse.Namespace, int], Setting]] = {
     "graph": graph,
     "conversations": conversations,
 }
-USUAL = {
+USUAL: dict[str, dict[str, Any]] = {
     "dossier": dict(train=400, test=100, steps=150, prompt=" {text}"),
     "graph": dict(train=2000, test=200, steps=150, prompt=" {text}"),
     "conversations": dict(train=160, test=60, steps=40, prompt="{text}\n"),
@@ -216,39 +221,77 @@ def main() -> None:
             setattr(options, name, value)
     options.folder = options.folder or options.out.with_suffix(".work")
     torch.set_num_threads(options.threads)
-    record: dict[str, Any] = json.loads(options.out.read_text()) if options.out.exists() else {"arms": {}}
+    raw = Raw(options)
     for seed in options.seeds:
         setting = TASKS[options.task](options, seed)
-        says = Says(
-            *setting.writer,
-            options.prompt,
-            options.folder / f"said-{seed if options.task == 'graph' else 0}.json",
-            "Summarise the text above.",
-        )
-        identity = identify(*setting.writer)
-        record |= {
-            "task": options.task,
-            "seed": options.seeds,
-            "n": sum(len(case.questions) for case in setting.test),
-            "kinds": [q.kind for case in setting.test for q in case.questions],
+        said = options.folder / f"said-{seed if options.task == 'graph' else 0}.json"
+        arms = arms_of(options, Says(*setting.writer, options.prompt, said, SAY))
+        raw.begin(seed, setting)
+        left = [arm for arm in arms if not raw.has(arm.name, seed)]
+        again = {arm.tuned_as or arm.name for arm in left}  # a control needs its reader
+        run(setting, [arm for arm in arms if arm in left or arm.name in again], seed, partial(raw.add, seed))
+        if options.task == "dossier" and (not options.arms or LATENT in options.arms):
+            for steps in (0, options.steps_latent):
+                raw.add(seed, f"{LATENT}, {steps} steps", latent(setting.test, steps))
+
+
+class Raw:
+    """The answers of all arms and seeds, in a file that grows; ``trace_report.py`` makes figures of it."""
+
+    def __init__(self, options: argparse.Namespace):
+        self.options, self.file = options, options.out
+        self.record: dict[str, Any] = {"arms": {}, "models": {}}
+        if self.file.exists():
+            self.record = json.loads(self.file.read_text())
+
+    def begin(self, seed: int, setting: Setting) -> None:
+        """Says what is measured."""
+        kept = ("task", "train", "test", "steps", "steps_latent", "prompt", "contexts", "characters")
+        self.record |= {
+            "kinds": [question.kind for case in setting.test for question in case.questions],
             "documents": [number for number, case in enumerate(setting.test) for _ in case.questions],
-            "settings": {
-                name: str(getattr(options, name)) for name in ("train", "test", "steps", "steps_latent", "prompt")
-            },
-            "provenance": provenance(**{f"model-{seed}": identity.exact}),
+            "settings": {name: getattr(self.options, name) for name in kept},
         }
+        self.record["models"][str(seed)] = identify(*setting.writer).exact
+        self.record["provenance"] = provenance(**self.record["models"])
 
-        def told(name: str, found: dict[str, Any], seed: int = seed) -> None:
-            record["arms"].setdefault(name, {})[str(seed)] = found
-            mean = sum(found["exact"]) / len(found["exact"])
-            nats = sum(found["nats"]) / len(found["nats"])
-            print(f"seed {seed} {name:34} exact {mean:.3f} nats {nats:.3f} {found['s']} s", file=sys.stderr, flush=True)
-            options.out.parent.mkdir(parents=True, exist_ok=True)
-            options.out.write_text(json.dumps(record))
+    def has(self, name: str, seed: int) -> bool:
+        """Says whether an arm was measured."""
+        return str(seed) in self.record["arms"].get(name, {})
 
-        wanted = arms_of(options, says)
-        left = [arm for arm in wanted if str(seed) not in record["arms"].get(arm.name, {})]
-        run(setting, [arm for arm in left if not arm.tuned_as or arm.tuned_as in {a.name for a in left}], seed, told)
+    def add(self, seed: int, name: str, found: dict[str, Any]) -> None:
+        """Adds an arm's answers."""
+        self.record["arms"].setdefault(name, {})[str(seed)] = found
+        exact, nats = (sum(found[of]) / len(found[of]) for of in ("exact", "nats"))
+        print(f"seed {seed} {name:34} exact {exact:.3f} nats {nats:.3f} {found['s']} s", file=sys.stderr, flush=True)
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        self.file.write_text(json.dumps(self.record))
+
+
+def latent(cases: Sequence[Case], steps: int) -> dict[str, Any]:
+    """What the embedded codec makes of a trace of the embedded sender: 100 bytes, for a reader that nobody tuned."""
+    began, pair = time.monotonic(), ilcp.load_pair()
+    sender, receiver = pair.sender, pair.receiver
+    layers = sender.codec.layers
+    writers = [
+        Writer(sender.model, sender.tokenizer, role=role, steps=steps, prompt=" {text}", layers=layers)
+        for role in AGENTS
+    ]
+    messages = [sender.encode(written(writers, cut(case.context, 2))) for case in cases]
+    items = [(message, q.text, q.answer) for message, case in zip(messages, cases, strict=True) for q in case.questions]
+    scores = receiver.score(items)
+    answers = receiver.answers([(message, text) for message, text, _ in items])
+    questions = [question for case in cases for question in case.questions]
+    return {
+        "exact": [int(answer in q.answers) for answer, q in zip(answers, questions, strict=True)],
+        "nats": [round(score.log_likelihood_nats, 4) for score in scores],
+        "perplexity": [],
+        "answers": answers,
+        "tokens": [],
+        "bytes": [len(message) for message in messages],
+        "steps": 0,
+        "s": round(time.monotonic() - began, 1),
+    }
 
 
 if __name__ == "__main__":

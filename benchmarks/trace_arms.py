@@ -7,6 +7,7 @@ many steps. What differs is what stands before the question: a trace, a part of 
 import math
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -19,27 +20,32 @@ from ilcp.codec.memory import TextMemory
 from ilcp.codec.registry import codec_class
 from ilcp.handoff import Receiver
 from ilcp.models.adapter import begun_adapter, new_adapter, save_adapter
-from ilcp.models.generate_options import end_ids
-from ilcp.models.prompt import answer_ids, layout
+from ilcp.models.attended import attended
+from ilcp.models.prompt import answer_ids
 from ilcp.tasks import Case
 from ilcp.training.batch import Models, frozen
 from ilcp.training.data import Shuffled
 from ilcp.training.hyperparameters import Hyperparameters
-from ilcp_codecs.kv.ends import Behind, End
+from ilcp_codecs.kv.compact import compacted
+from ilcp_codecs.kv.ends import End
 from ilcp_codecs.trace.controls import changed
-from ilcp_codecs.trace.learning import Frontier, Learning, learn, scored
+from ilcp_codecs.trace.learning import Frontier, Learning, learn
 from ilcp_codecs.trace.plan import Plan
 from ilcp_codecs.trace.rules import Rule
 from ilcp_codecs.trace.traces import Traces, Written
+from ilcp_codecs.trace.worth import ANSWER_TOKENS, Answered, answered
 
 RANK = 8  # with alpha 16, as DiffMAS has it
-ANSWER_TOKENS = 16
-CHUNK = 8  # cases in one pass
+BATCH = 16  # questions about texts in one pass
+COMPACT = "a tenth of its tokens"
+ASKED = 24  # of the commonest questions: what a compacted trace is chosen by
 
 
 @dataclass(frozen=True)
 class Arm:
     """What the reader is given: a trace by ``plan``, changed by ``control``; or a text, where ``text`` makes one.
+
+    A control is ``COMPACT``, or one of ``ilcp_codecs.trace.controls``.
 
     ``of`` is what the writers read of a case's text. An arm with ``tuned_as`` has the reader of that other arm.
     """
@@ -112,7 +118,10 @@ def _prepared(setting: Setting, arm: Arm, end: End, seed: int) -> tuple[Models, 
 
 def _learning(setting: Setting, arm: Arm, end: End, rule: Rule) -> Learning:
     change: Callable[[Written], Written] | None = None
-    if arm.control and arm.control != "another's steps":
+    if arm.control == COMPACT:
+        asked = Counter(q.text for case in setting.train for q in case.questions)
+        change = compacting(end, [text for text, _ in asked.most_common(ASKED)], 0.1)
+    elif arm.control and arm.control != "another's steps":
         change = partial(changed, steps=arm.plan.steps, control=arm.control)
     folder = None if arm.learns_rule or arm.plan.rule == "learned" else setting.folder / "traces"
     traces = Traces(end, arm.plan, rule, folder=folder, change=change, of=arm.of)
@@ -145,74 +154,62 @@ def _learn(setting: Setting, models: Models, learning: Learning, name: str, seed
 @torch.no_grad()
 def _asked(setting: Setting, models: Models, learning: Learning, arm: Arm) -> dict[str, Any]:
     """Returns, question by question: the gold answer's nats, what was answered, and how sure the reader was of it."""
-    asker = _of_text if arm.text is not None else _of_traces
-    with frozen(models):
-        found = asker(setting, models, learning, arm)
-    questions = [(number, question) for number, case in enumerate(setting.test) for question in case.questions]
-    exact = [answer in question.answers for answer, (_, question) in zip(found["answers"], questions, strict=True)]
+    found = _of_text(setting, models, arm) if arm.text is not None else _of_traces(setting, models, learning, arm)
     return {
-        "exact": [int(right) for right in exact],
-        "nats": [round(value, 4) for value in found["nats"]],
-        "perplexity": [round(min(value, 1e6), 4) for value in found["perplexity"]],
-        "answers": found["answers"],
-        "tokens": found["tokens"],
-        "bytes": found["bytes"],
+        "exact": [int(right) for right in found.exact],
+        "nats": [round(value, 4) for value in found.nats],
+        "perplexity": [round(min(value, 1e6), 4) for value in found.perplexity],
+        "answers": found.answers,
+        "tokens": found.tokens,
+        "bytes": found.bytes,
     }
 
 
-def _of_traces(setting: Setting, models: Models, learning: Learning, arm: Arm) -> dict[str, Any]:
-    end = learning.traces.end
-    tokenizer = models.receiver_tokenizer
-    behind = Behind(replace(end, model=models.receiver))
-    found: dict[str, Any] = {"nats": [], "answers": [], "perplexity": [], "tokens": [], "bytes": []}
-    cases = list(setting.test)
-    for start in range(0, len(cases), CHUNK):
-        part = cases[start : start + CHUNK]
-        given = [cases[(start + n + 1) % len(cases)] for n in range(len(part))] if arm.mismatched else part
-        texts = [case.context for case in given]
-        made = learning.traces.live(texts) if learning.learns_rule else learning.traces.of(texts)
+def _of_traces(setting: Setting, models: Models, learning: Learning, arm: Arm) -> Answered:
+    traces, cases = learning.traces, list(setting.test)
+    following = dict(zip((case.context for case in cases), [*cases[1:], cases[0]], strict=True))
+
+    def written(given: Sequence[Case]) -> list[Written]:
+        of = traces.live if learning.learns_rule else traces.of
+        own = of([case.context for case in given])
         if arm.control == "another's steps":
-            others = [cases[(start + n + 1) % len(cases)].context for n in range(len(part))]
-            theirs = learning.traces.live(others) if learning.learns_rule else learning.traces.of(others)
-            made = [changed(a, arm.plan.steps, arm.control, other=b) for a, b in zip(made, theirs, strict=True)]
-        memories = [each.memory(arm.plan) for each in made]
-        asked = [
-            [(layout(tokenizer, q.text).suffix, answer_ids(tokenizer, q.answer)) for q in case.questions]
-            for case in part
-        ]
-        gold = scored(behind.logits(memories, asked), [answer for own in asked for _, answer in own])
-        found["nats"] += [sum(nats) for nats, _ in gold]
-        ends = end_ids(models.receiver)
-        said = behind.answers(memories, [[suffix for suffix, _ in own] for own in asked], ends, ANSWER_TOKENS)
-        again = iter(said)
-        decoded = [[(suffix, next(again)) for suffix, _ in own] for own in asked]
-        sure = scored(behind.logits(memories, decoded), said)
-        found["perplexity"] += [math.exp(-sum(nats) / len(nats)) for nats, _ in sure]
-        found["answers"] += [
-            tokenizer.decode([t for t in ids if t not in ends], skip_special_tokens=True).strip() for ids in said
-        ]
-        found["tokens"] += [tokens for _, tokens in memories]
-        found["bytes"] += [sum(k.nbytes + v.nbytes for k, v in pairs) for pairs, _ in memories]
-    return found
+            others = of([following[case.context].context for case in given])
+            own = [changed(a, arm.plan.steps, arm.control, other=b) for a, b in zip(own, others, strict=True)]
+        return own
+
+    return answered(models, traces.end, cases, written, traces, shift=int(arm.mismatched))
 
 
-def _of_text(setting: Setting, models: Models, learning: Learning, arm: Arm) -> dict[str, Any]:
+def _of_text(setting: Setting, models: Models, arm: Arm) -> Answered:
     assert arm.text is not None
-    tokenizer = models.receiver_tokenizer
+    tokenizer, cases = models.receiver_tokenizer, list(setting.test)
     receiver = Receiver(models.receiver, tokenizer, codec_class("text-head")(), allow_unmeasured=True)
-    cases = list(setting.test)
     given = cases[1:] + cases[:1] if arm.mismatched else cases
     texts = [arm.text(case.context) for case in given]
     pairs = [(TextMemory(text), q) for text, case in zip(texts, cases, strict=True) for q in case.questions]
-    scores = receiver.score([(memory, q.text, q.answer) for memory, q in pairs], batch=16)
-    answers = receiver.answers([(memory, q.text) for memory, q in pairs], max_new_tokens=ANSWER_TOKENS, batch=16)
-    said = [answer or " " for answer in answers]
-    sure = receiver.score([(memory, q.text, answer) for (memory, q), answer in zip(pairs, said, strict=True)], batch=16)
-    lengths = [max(1, len(answer_ids(tokenizer, answer))) for answer in said]
-    return {
-        "nats": [score.log_likelihood_nats for score in scores],
-        "answers": [answer.strip() for answer in answers],
-        "perplexity": [math.exp(-s.log_likelihood_nats / n) for s, n in zip(sure, lengths, strict=True)],
-        "tokens": [len(tokenizer(text, add_special_tokens=False).input_ids) for text in texts],
-        "bytes": [len(text.encode()) for text in texts],
-    }
+    with frozen(models):
+        scores = receiver.score([(memory, q.text, q.answer) for memory, q in pairs], batch=BATCH)
+        answers = receiver.answers([(memory, q.text) for memory, q in pairs], max_new_tokens=ANSWER_TOKENS, batch=BATCH)
+        said = [(memory, q.text, answer or " ") for (memory, q), answer in zip(pairs, answers, strict=True)]
+        sure = receiver.score(said, batch=BATCH)
+    lengths = [max(1, len(answer_ids(tokenizer, answer))) for *_, answer in said]
+    return Answered(
+        exact=[answer.strip() in q.answers for answer, (_, q) in zip(answers, pairs, strict=True)],
+        nats=[score.log_likelihood_nats for score in scores],
+        answers=[answer.strip() for answer in answers],
+        perplexity=[math.exp(-s.log_likelihood_nats / n) for s, n in zip(sure, lengths, strict=True)],
+        tokens=[len(tokenizer(text, add_special_tokens=False).input_ids) for text in texts],
+        bytes=[len(text.encode()) for text in texts],
+    )
+
+
+def compacting(end: End, questions: Sequence[str], share: float) -> Callable[[Written], Written]:
+    """Returns what keeps a share of a trace's tokens, those that the questions look at (``kv-compact``)."""
+
+    def change(written: Written) -> Written:
+        start = len(end.prefix)
+        looked = attended(end.model, end.tokenizer, end.prefix, written.kv.at(start), questions, {})
+        kept = compacted(written.kv, looked, max(1, round(share * written.kv.tokens)))
+        return Written(kept, [kept.tokens])
+
+    return change

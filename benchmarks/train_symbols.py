@@ -55,7 +55,7 @@ def walk(graph: Graph, agents: int, rng: random.Random, at: str) -> list[str]:
 def reached(graph: Graph, rng: random.Random) -> list[str]:
     """All nodes that the root leads to, the nearest first."""
     said: list[str] = []
-    for nodes in graph.frontier(len(graph.edges), WALK + 3):
+    for nodes in graph.case.frontier[-1]:
         said += rng.sample(nodes, len(nodes))
     return ["all", *said, "end"]
 

@@ -22,8 +22,6 @@ The names are those of the codec ``trace``, wherever it is installed from; ``ilc
 from importlib import import_module
 from typing import Any
 
-from ilcp.codec.registry import codec_class
-
 PLACES = {
     "": ("Plan", "Reader", "Rule", "Segment", "Trace", "TraceCodec", "Writer", "cut", "written"),
     ".config": ("TraceConfig", "read_trace_config"),
@@ -42,5 +40,7 @@ def __dir__() -> list[str]:
 
 def __getattr__(name: str) -> Any:
     if name in NAMES:
+        from ilcp.codec.registry import codec_class  # late: it loads torch
+
         return getattr(import_module(codec_class("trace").__module__.rpartition(".")[0] + NAMES[name]), name)
     raise AttributeError(f"module 'ilcp.trace' has no attribute {name!r}")

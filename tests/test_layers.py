@@ -31,7 +31,7 @@ FLOORS = (
     ("handoff", "tasks", "transport"),
     ("audit",),
     ("measure",),
-    ("training",),
+    ("training", "trace"),
     ("embedded",),
     ("ilcp",),
     ("cli", "testing"),

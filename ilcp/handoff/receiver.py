@@ -16,6 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ilcp.codec.context import Context
 from ilcp.codec.memory import CacheMemory, Memory, TextMemory
 from ilcp.codec.protocols import Codec
 from ilcp.errors import ConfigError, EncodeError, MismatchedCodecError
@@ -41,7 +42,8 @@ from ilcp.models.support import require_receiver, require_tokenizer
 
 __all__ = ["Receiver"]
 
-Source = bytes | bytearray | memoryview | Memory | None  # what one memory comes from
+# What one memory comes from: a message, or what came of one; of a Context only where a subclass can hand it over.
+Source = bytes | bytearray | memoryview | Memory | Context | None
 Sources = Source | Iterable[Source]
 
 

@@ -9,6 +9,7 @@
 from ilcp.tasks.canaries import canaries
 from ilcp.tasks.case_files import UNKNOWN, case_files
 from ilcp.tasks.cases import Case, Question, cases_digest, read_jsonl, thin
+from ilcp.tasks.graphs import graphs
 from ilcp.tasks.load import Task, task
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "canaries",
     "case_files",
     "cases_digest",
+    "graphs",
     "read_jsonl",
     "task",
     "thin",

@@ -6,13 +6,16 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+import msgspec
+
 from ilcp.errors import ConfigError, EncodeError
 from ilcp.identity import digest
 from ilcp.inputs import read_text, require_text
 from ilcp.models.chat import messages_of, words_of
 
-__all__ = ["ABSENT", "Case", "FactCode", "Question", "Rewrite", "cases_digest", "read_jsonl", "thin"]
+__all__ = ["ABSENT", "Case", "FactCode", "Frontier", "Question", "Rewrite", "cases_digest", "read_jsonl", "thin"]
 
+Frontier = tuple[tuple[tuple[str, ...], ...], ...]  # agents, steps, words
 ABSENT = "absent"  # the kind of a question that the context does not answer: its answer says so
 
 
@@ -92,7 +95,11 @@ class Rewrite(Protocol):
 @dataclass(frozen=True, slots=True)
 class Case:
     """A document and its questions; where the generator knows them, the entropy and the code of its facts, and how an
-    agent rewrites it."""
+    agent rewrites it.
+
+    ``frontier`` says, where the task knows it, what agents who read parts of the context in turn should have in mind:
+    for each agent, after each latent step, some words.
+    """
 
     id: str
     context: str
@@ -100,6 +107,7 @@ class Case:
     entropy_bits: float | None = None
     fact_code: FactCode | None = None
     rewrite: Rewrite | None = None
+    frontier: Frontier = ()
 
     def __post_init__(self) -> None:
         context = require_text(self.context, f"the context of case {self.id!r}", error=ConfigError, may_be_empty=True)
@@ -133,8 +141,8 @@ def read_jsonl(path: str | Path) -> Iterator[Case]:
     ``"answers"`` is a list of spellings, any of which is right. Without an ``"answer"`` beside it the one that stands
     last in the context is trained on: a conversation ends with what was confirmed. ``"kind"`` groups questions in a
     report; ``"absent"`` is for those that the context does not answer ("not said" may be their answer). ``"topic"``
-    names what the question asks about. ``"id"`` names the case; without it, its file and line do. Other keys are
-    ignored.
+    names what the question asks about. ``"id"`` names the case; without it, its file and line do. ``"frontier"`` is
+    ``Case.frontier``. Other keys are ignored.
 
     Raises:
         ConfigError: a line is no such object, or names an id again; the text names the file, the line and the field.
@@ -174,7 +182,16 @@ def _cases(line: str, where: str) -> list[Case]:
         ]
     else:
         questions = [_question(record, context, where)]
-    return [Case(id=_label(record, "id", where, where), context=context, questions=tuple(questions))]
+    frontier = _frontier(record, where)
+    return [Case(_label(record, "id", where, where), context, tuple(questions), frontier=frontier)]
+
+
+def _frontier(record: dict[str, Any], where: str) -> Frontier:
+    try:
+        return msgspec.convert(record.get("frontier", ()), Frontier)
+    except msgspec.ValidationError as error:
+        said = "for each agent, of each step, a list of words"
+        raise ConfigError(f"{where}: expected 'frontier' to be {said}, got: {error}") from error
 
 
 def _handoffs(record: dict[str, Any], where: str) -> list[Case]:
@@ -268,7 +285,8 @@ def _end(spelling: str, context: str) -> tuple[int, int]:
 
 def cases_digest(cases: Iterable[Case]) -> str:
     """Returns the digest, in hex, of all that the cases say, in their order: what a measurement was made on."""
-    return digest(*(json.dumps(asdict(case), sort_keys=True).encode() for case in cases)).hex()
+    said = ({name: value for name, value in asdict(case).items() if value or name != "frontier"} for case in cases)
+    return digest(*(json.dumps(each, sort_keys=True).encode() for each in said)).hex()
 
 
 def _label(record: dict[str, Any], field: str, usual: str, where: str) -> str:

@@ -13,14 +13,14 @@ ProsQA, arXiv 2412.06769). Where a node leads next is known to one agent only, h
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 
 from ilcp.errors import ConfigError
 from ilcp.tasks.cases import Case, Question
 
-__all__ = ["NODES", "Graph", "graphs"]
+__all__ = ["NODES", "Graph", "frontier", "graphs"]
 
 NODES = tuple("".join(pair) for pair in product("bdfgklmnprst", "aeiou"))[:48]
 HOPS = (1, 2, 3, 4)
@@ -29,20 +29,19 @@ SIZE = 10  # nodes of a tree
 
 @dataclass(frozen=True, slots=True)
 class Graph:
-    """The edges of each agent, the root, and the case that asks about them."""
+    """The edges of each agent, the root, and the case that asks about them, whose frontier are the nodes reached."""
 
     edges: tuple[tuple[tuple[str, str], ...], ...]
     root: str
     case: Case
 
-    def frontier(self, agents: int, steps: int) -> list[tuple[str, ...]]:
-        """Returns the nodes that the first ``agents`` know to be ``1, 2, ... steps`` edges from the root."""
-        known = [edge for own in self.edges[:agents] for edge in own]
-        found, now = [], {self.root}
-        for _ in range(steps):
-            now = {b for a, b in known if a in now}
-            found.append(tuple(sorted(now)))
-        return found
+
+def frontier(edges: Sequence[tuple[str, str]], root: str) -> tuple[tuple[str, ...], ...]:
+    """Returns the nodes that are 1, 2, ... edges from the root, as far as there are any."""
+    found, now = [], {root}
+    while now := {b for a, b in edges if a in now}:
+        found.append(tuple(sorted(now)))
+    return tuple(found)
 
 
 def graphs(split: str, seed: int, n: int, *, start: int = 0, hops: tuple[int, ...] = HOPS) -> Iterator[Graph]:
@@ -75,7 +74,8 @@ def _graph(name: str, rng: random.Random, hops: tuple[int, ...]) -> Graph:
             Question(f"{pair[0]} or {pair[1]} ?", reached, f"{wanted} hops" if wanted > 1 else "1 hop", tuple(pair))
         )
     texts = [" ".join([*(f"{a} {b} ;" for a, b in own), "from", root]) for own in halves]
-    return Graph(halves, root, Case(name, "\n\n".join(texts), tuple(questions)))
+    known = tuple(frontier([edge for own in halves[:agents] for edge in own], root) for agents in (1, 2))
+    return Graph(halves, root, Case(name, "\n\n".join(texts), tuple(questions), frontier=known))
 
 
 def _depths(rng: random.Random, deepest: int) -> dict[int, tuple[int, int]]:

@@ -39,7 +39,8 @@ def _lines(case: Case, taken: set[str]) -> Iterator[dict[str, Any]]:
     """Yields the lines of a case; what does not go into its own gets an id that is not ``taken``, and takes it."""
     asked = [_record(question) for question in case.questions if question.text]
     if asked:
-        yield {"id": case.id, "context": case.context, "questions": asked}
+        known = {"frontier": case.frontier} if case.frontier else {}
+        yield {"id": case.id, "context": case.context, "questions": asked, **known}
     names = (f"{case.id}#{number}" for number in count(1))
     for number, question in enumerate(question for question in case.questions if not question.text):
         name = case.id if not asked and number == 0 else next(name for name in names if name not in taken)

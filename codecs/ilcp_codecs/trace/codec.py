@@ -7,7 +7,7 @@
     part      bytes  what
     magic         8  69 6c 63 70 2d 74 72 0a ("ilcp-tr", line feed)
     length        4  h, little-endian, up to 2**17
-    segments      h  JSON in UTF-8: a list of objects with the fields of ``Segment``, keys sorted, no spaces
+    header        h  JSON in UTF-8, keys sorted, no spaces: ``carried`` and ``segments`` of the ``Trace``
     check        16  BLAKE2b, digest size 16, of all before it
     cache       ...  the payload of the codec that carries it
 
@@ -18,10 +18,11 @@ write in turn, and a reader that was tuned to another plan refuses the message b
 import json
 import struct
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, ClassVar, Self
+from weakref import WeakKeyDictionary
 
 import msgspec
 from safetensors.torch import save_file
@@ -43,6 +44,7 @@ from ilcp_codecs.kv.tensors import WEIGHTS, digest_of, tensors_in
 from ilcp_codecs.trace.plan import Plan
 from ilcp_codecs.trace.rules import Rule, shapes_of_rule
 from ilcp_codecs.trace.trace import MAX_SEGMENTS, Segment, Trace
+from ilcp_codecs.trace.writer import Writer, cut, written
 
 __all__ = ["CARRIERS", "TraceCodec"]
 
@@ -90,6 +92,7 @@ class TraceCodec:
         self.trained = Trained(writer, reader, digest_of(self.tensors, [made]))
         self.evidence: Evidence | None = None
         self.folder: Path | None = None
+        self._writers: WeakKeyDictionary[Any, list[Writer]] = WeakKeyDictionary()
 
     @classmethod
     def of(
@@ -122,10 +125,12 @@ class TraceCodec:
             EncodeError: there is nothing to cut, or it does not fit into the model's window.
             ConfigError: the model has no such rule.
         """
-        rule = Rule(self.plan.rule, model)
-        if self.tensors:
-            rule.take(self.tensors)
-        return self.plan.write(model, tokenizer, text, rule)
+        if model not in self._writers:  # a rule takes a second, as do the digests of a large model
+            rule = Rule(self.plan.rule, model)
+            if self.tensors:
+                rule.take(self.tensors)
+            self._writers[model] = self.plan.writers(model, tokenizer, rule)
+        return written(self._writers[model], cut(text, len(self.plan.agents)))
 
     def encode(self, context: Context, payload_bytes: int | None = None) -> bytes:
         """Returns the segments and the container of a trace's keys and values.
@@ -138,7 +143,7 @@ class TraceCodec:
         if not isinstance(context, Trace):
             raise EncodeError(f"expected a Trace, got {type(context).__name__}: let a Writer write one")
         handed = self._handed(context)
-        head = _json(context.segments)
+        head = _json(context.segments, context.carried)
         begin = MAGIC + struct.pack("<I", len(head)) + head
         payload = begin + blake2b(begin, digest_size=CHECK_BYTES).digest() + self._carried.encode(Context(kv=handed))
         if len(payload) > limit:
@@ -168,7 +173,7 @@ class TraceCodec:
         Raises:
             DecodeError: it is no trace of this codec's plan and model, or damaged.
         """
-        segments, begin = _read(payload)
+        segments, _, begin = _read(payload)
         memory = self._carried.decode(memoryview(payload)[begin:])  # type: ignore[arg-type]  # it takes any buffer
         assert isinstance(memory, CacheMemory)
         self._require_planned(segments, memory)
@@ -182,13 +187,14 @@ class TraceCodec:
         Raises:
             DecodeError: as ``decode``; or keys and values are not those that were computed; or only the steps came.
         """
-        memory, (segments, _) = self.decode(payload), _read(payload)
+        memory, (segments, carried, _) = self.decode(payload), _read(payload)
         if self.plan.keep == "steps":
             raise DecodeError("expected a whole trace to write on, got its steps alone: hand over all of it")
         assert isinstance(memory, CacheMemory)
-        carried = "" if self.carrier == CARRIERS[0] else self.carrier
+        if self.carrier != CARRIERS[0]:
+            carried = self.carrier
         found = Trace(kv=memory.kv, segments=segments, carried=carried)
-        if not carried and all(not segment.on for segment in segments):
+        if not carried:
             found.require_whole()
         return found
 
@@ -235,32 +241,45 @@ class TraceCodec:
         return codec
 
 
-def _json(segments: tuple[Segment, ...]) -> bytes:
-    return json.dumps([asdict(one) for one in segments], sort_keys=True, separators=(",", ":")).encode()
+def _json(segments: tuple[Segment, ...], carried: str) -> bytes:
+    record = {"carried": carried, "segments": [asdict(one) for one in segments]}
+    return json.dumps(record, sort_keys=True, separators=(",", ":")).encode()
 
 
-def _read(payload: bytes) -> tuple[tuple[Segment, ...], int]:
-    """Returns the segments of a payload, checked, and where its cache begins."""
+@dataclass(frozen=True, slots=True)
+class _Header:
+    """What stands before the cache."""
+
+    carried: str
+    segments: tuple[Segment, ...]
+
+    def __post_init__(self) -> None:
+        if self.carried not in ("", *CARRIERS[1:]):
+            raise DecodeError(f"expected a trace carried by {', '.join(CARRIERS[1:])} or exact, got another codec")
+
+
+def _read(payload: bytes) -> tuple[tuple[Segment, ...], str, int]:
+    """Returns the segments of a payload, checked, the codec that they came by before, and where the cache begins."""
     data = memoryview(payload)
     if bytes(data[: len(MAGIC)]) != MAGIC or len(data) < len(MAGIC) + 4:
         raise DecodeError(f"expected a trace, got {bytes(data[:8])!r} at its beginning: not one")
     (length,) = struct.unpack_from("<I", data, len(MAGIC))
     body = len(MAGIC) + 4 + length
     if length > MAX_HEADER_BYTES or len(data) < body + CHECK_BYTES:
-        raise DecodeError(f"expected segments of {length} bytes and their check, got {len(data)} in all: truncated")
+        raise DecodeError(f"expected a header of {length} bytes and its check, got {len(data)} in all: truncated")
     if blake2b(data[:body], digest_size=CHECK_BYTES).digest() != data[body : body + CHECK_BYTES]:
-        raise DecodeError("expected segments that fit their check, got others: damaged; fetch them again")
+        raise DecodeError("expected a header that fits its check, got another: damaged; fetch it again")
     head = bytes(data[len(MAGIC) + 4 : body])
     try:
-        records = msgspec.json.decode(head, type=list[dict[str, Any]])
+        record = msgspec.json.decode(head, type=dict[str, Any])
     except (msgspec.DecodeError, msgspec.ValidationError, RecursionError, UnicodeDecodeError) as error:
-        raise DecodeError(f"expected the segments of a trace, got: {error}") from error
-    if not 1 <= len(records) <= MAX_SEGMENTS:
-        raise DecodeError(f"expected 1 to {MAX_SEGMENTS} segments, got {len(records)}")
-    segments = tuple(read_record(Segment, record, "a segment", error=DecodeError) for record in records)
-    if _json(segments) != head:
-        raise DecodeError("expected segments spelt as the specification says, got another spelling of them")
-    return segments, body + CHECK_BYTES
+        raise DecodeError(f"expected the header of a trace, got: {error}") from error
+    header = read_record(_Header, record, "a trace's header", error=DecodeError)
+    if not 1 <= len(header.segments) <= MAX_SEGMENTS:
+        raise DecodeError(f"expected 1 to {MAX_SEGMENTS} segments, got {len(header.segments)}")
+    if _json(header.segments, header.carried) != head:
+        raise DecodeError("expected a header spelt as the specification says, got another spelling of it")
+    return header.segments, header.carried, body + CHECK_BYTES
 
 
 def _width(folder: Path) -> int:

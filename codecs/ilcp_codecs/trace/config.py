@@ -55,6 +55,7 @@ class TraceConfig:
     ``learns_rule`` trains the rule as well, through the steps, at the ``learning_rate`` of ``[training]``; the reader's
     is ``adapter_learning_rate``. None: the rule ``learned`` does. ``kl_weight`` and ``states_weight`` pull the reader
     to what it says, and computes, behind one agent that read everything (the latter as CODI does, arXiv 2502.21074).
+    ``frontier_weight`` pulls the steps' states to the words of each case's ``frontier``, where the rule learns.
     """
 
     model: str
@@ -69,6 +70,7 @@ class TraceConfig:
     learns_rule: bool | None = None
     kl_weight: float = 0.0
     states_weight: float = 0.0
+    frontier_weight: float = 0.0
     adapter: Path | None = None  # a folder of low-rank weights that the reader starts with
     adapter_rank: int = RANK
     training: Mapping[str, Any] = field(default_factory=dict)
@@ -87,7 +89,9 @@ class TraceConfig:
             raise ConfigError(f"expected a carrier of {', '.join(CARRIERS)}, got {self.carrier!r}")
         if self.learns_rule and self.rule not in LEARNED:
             raise ConfigError(f"expected a rule of {', '.join(LEARNED)} to learn, got {self.rule!r}: it has no weights")
-        for name in ("kl_weight", "states_weight", "traces_gb"):
+        if self.frontier_weight and not self.trains_rule:
+            raise ConfigError(f"expected a rule that learns beside frontier_weight, got {self.rule!r}: set learns_rule")
+        for name in ("kl_weight", "states_weight", "frontier_weight", "traces_gb"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ConfigError(f"expected {name} to be 0 or more, got {getattr(self, name)}")
         if self.dtype not in DTYPES:

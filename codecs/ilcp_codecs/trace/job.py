@@ -31,7 +31,7 @@ from ilcp.models.adapter import begun_adapter, new_adapter, require_adapter, sav
 from ilcp.models.fingerprint import identify
 from ilcp.models.loading import load_model
 from ilcp.models.packing import packs
-from ilcp.models.prompt import answer_ids, layout
+from ilcp.models.prompt import answer_ids, continuation, layout
 from ilcp.nn.attention import many_shapes
 from ilcp.nn.half import round_to_half
 from ilcp.tasks import Case, read_jsonl
@@ -47,7 +47,7 @@ from ilcp.training.loop import Result
 from ilcp_codecs.kv.ends import End
 from ilcp_codecs.trace.codec import TraceCodec
 from ilcp_codecs.trace.config import TraceConfig
-from ilcp_codecs.trace.learning import Learning, learn
+from ilcp_codecs.trace.learning import Frontier, Learning, learn
 from ilcp_codecs.trace.plan import Plan
 from ilcp_codecs.trace.reader import Reader
 from ilcp_codecs.trace.rules import Rule
@@ -111,8 +111,12 @@ def train(config: TraceConfig, *, resume: bool = False) -> Report:
         found = trained(config, cases, config.work, resume=resume)
         _save(config, found)
         write_jsonl(own_test(config.out), found.cases.test)
-        report = measure(load(config.out), found.models, found.cases.test, task=config.data.name, seed=config.seed)
-        attach_evidence(config.out, report.evidence())
+        try:
+            report = measure(load(config.out), found.models, found.cases.test, task=config.data.name, seed=config.seed)
+            attach_evidence(config.out, report.evidence())
+        except BaseException:
+            tell(f"the reader is whole in {config.out}, but not measured: 'ilcp measure {config.out} --attach' does so")
+            raise
         shutil.rmtree(config.work / TRACES, ignore_errors=True)
         return report
 
@@ -137,6 +141,8 @@ def trained(config: TraceConfig, cases: Split, work: Path, *, resume: bool = Fal
         learns_rule=config.trains_rule,
         kl_weight=config.kl_weight,
         states_weight=config.states_weight,
+        frontier=_frontier(cases, models.sender_tokenizer) if config.frontier_weight else None,
+        frontier_weight=config.frontier_weight,
     )
     source = Shuffled(cases.training, [len(case.context) for case in cases.training], config.seed)
     tell(f"{len(cases.training)} cases to learn from, {len(cases.validation)} to watch, {len(cases.test)} to measure")
@@ -204,6 +210,20 @@ def cases_of(config: TraceConfig) -> Split:
             f"expected contexts of at most the {len(parts.training)} cases to learn from, got {wanted.contexts}"
         )
     return parts
+
+
+def _frontier(cases: Split, tokenizer: Any) -> Frontier:
+    """Returns what the steps of each text should hold: of every word its first token.
+
+    Raises:
+        ConfigError: no case says so.
+    """
+    known = {case.context: case.frontier for case in (*cases.training, *cases.validation)}
+    if not any(known.values()):
+        raise ConfigError("expected cases with a frontier beside frontier_weight, got none: leave it out")
+    words = {word for agents in known.values() for steps in agents for own in steps for word in own}
+    ids = {word: continuation(tokenizer, f" {word}")[0][0] for word in words}
+    return lambda text: [[[ids[word] for word in own] for own in steps] for steps in known.get(text, ())]
 
 
 def _require_room(traces: Traces, cases: Sequence[Case]) -> None:

@@ -89,8 +89,6 @@ def learn(
     network = _Trained(learning.traces.rule if learning.learns_rule else None)
     run = _Reading(models, learning, hyperparameters, folder, network)
     with alone(run.folder), frozen(models):
-        for parameter in network.parameters():
-            parameter.requires_grad_(True)
         run.resumed(resume)
         validator = _Watching(models, validation, hyperparameters, run)
         with deferred_signals() as interrupted:

@@ -8,8 +8,8 @@ from ilcp.codec.keys_values import KeysValues
 from ilcp.errors import ConfigError
 from ilcp.records import read_record
 from ilcp_codecs.trace.rules import RULES, Rule
-from ilcp_codecs.trace.trace import MAX_ROLE, MAX_SEGMENTS, MAX_STEPS, Trace
-from ilcp_codecs.trace.writer import STEPS, TEXT_HERE, Writer, cut, written
+from ilcp_codecs.trace.trace import MAX_ROLE, MAX_SEGMENTS, MAX_STEPS
+from ilcp_codecs.trace.writer import STEPS, TEXT_HERE, Writer
 
 __all__ = ["KEEPS", "Plan"]
 
@@ -67,10 +67,6 @@ class Plan:
             for role in self.agents
         ]
 
-    def write(self, model: Any, tokenizer: Any, text: str, rule: Rule | None = None) -> Trace:
-        """Returns the trace that the agents make of a text, cut among them; raises as ``written`` and ``cut``."""
-        return written(self.writers(model, tokenizer, rule), cut(text, len(self.agents)))
-
     def kept(self, kv: KeysValues, tokens: list[int]) -> KeysValues:
         """Returns what is handed over of keys and values of no position.
 
@@ -82,6 +78,8 @@ class Plan:
         """
         if self.keep == "all":
             return kv
+        if kv.tokens == sum(tokens):  # a control left the steps out: there is nothing to hand over
+            return chosen(kv, [])
         places, at = list[int](), 0
         for own in tokens:
             places += range(at + own, at + own + self.steps)

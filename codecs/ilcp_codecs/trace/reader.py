@@ -6,13 +6,12 @@
     message bytes --open--> Trace, for the next agent to write on
 """
 
-from typing import Any
-
 from ilcp.codec.memory import CacheMemory, Memory
 from ilcp.errors import ConfigError, EncodeError, IdentityError
 from ilcp.handoff import Receiver
 from ilcp.handoff.audited import telling_refusals
 from ilcp.handoff.envelope import Opened
+from ilcp.handoff.receiver import Source
 from ilcp_codecs.trace.codec import TraceCodec
 from ilcp_codecs.trace.trace import Trace
 
@@ -56,5 +55,5 @@ class Reader(Receiver):
         except EncodeError as error:
             raise IdentityError(str(error)) from error
 
-    def _memory(self, message: Any) -> Memory | None:
+    def _memory(self, message: Source) -> Memory | None:
         return self.memory(message) if isinstance(message, Trace) else super()._memory(message)
