@@ -18,6 +18,7 @@ import tables_conversations
 import tables_front
 import tables_gpu
 import tables_kv
+import tables_trace
 import tables_wire
 
 from ilcp.measure.formats import translated
@@ -30,6 +31,7 @@ PAGES = {
     HERE.parent / "docs" / "results.md": ("figures", "cost"),
     HERE.parent / "docs" / "how-to" / "transport.md": ("faults",),
     HERE.parent / "docs" / "how-to" / "audit.md": ("accounts",),
+    HERE.parent / "docs" / "how-to" / "trace.md": ("trace-said", "trace-front"),
     HERE / "README.md": (
         "conversations-goals",
         "conversations",
@@ -62,6 +64,15 @@ PAGES = {
         "audit-page",
         "audit-growth",
         "audit-tampering",
+        "trace-said",
+        "trace-front",
+        "trace-gains",
+        "trace-steps",
+        "trace-conversations",
+        "trace-dossier",
+        "trace-graph",
+        "trace-hops",
+        "trace-times",
         "wire",
         "load",
         "faults",
@@ -408,6 +419,13 @@ TABLES: dict[str, Callable[[], str]] = {
     "audit-page": partial(tables_audit.page, result, table),
     "audit-growth": partial(tables_audit.growth, result, table),
     "audit-tampering": partial(tables_audit.tampering, result, table),
+    "trace-said": partial(tables_trace.said, result),
+    "trace-front": partial(tables_trace.front, result, table),
+    "trace-gains": partial(tables_trace.gains, result, table),
+    "trace-steps": partial(tables_trace.sweep, result, table),
+    "trace-hops": partial(tables_trace.hops, result, table),
+    "trace-times": partial(tables_trace.times, result, table),
+    **{f"trace-{task}": partial(tables_trace.arms, result, table, task) for task in tables_trace.TASKS},
     "wire": partial(tables_wire.wire, result, table),
     "load": partial(tables_wire.load, result, table),
     "faults": partial(tables_wire.faults, result, table),

@@ -16,7 +16,8 @@ FRONT = (
     "first agent alone",
     "second agent alone",
     "prompts, no steps",
-    "trace, ridge, 10 steps",
+    "trace, soft",
+    "trace, ridge",
     "trace, pause",
     "trace, shuffled and tuned so",
     "texts of as many tokens",
@@ -35,6 +36,11 @@ def _results(result: Result) -> dict[str, dict[str, Any]]:
     return {heading: result(f"trace-{task}") for task, heading in TASKS.items()}
 
 
+def said(result: Result) -> str:
+    """Says of each task, first of all, what the steps bring."""
+    return "\n" + "".join(f"- **{name}**: {each['sentence']}\n" for name, each in _results(result).items()) + "\n"
+
+
 def front(result: Result, table: Table) -> str:
     """Tabulates what a tuned reader answers, by what it is given."""
     found = _results(result)
@@ -42,30 +48,17 @@ def front(result: Result, table: Table) -> str:
     return table(["the reader gets", *(f"{name} (n = {each['n']:,})" for name, each in found.items())], rows)
 
 
-def arms(result: Result, table: Table) -> str:
-    """Tabulates every arm: exact match, and the share of seeds behind it."""
-    found = _results(result)
-    names = list(dict.fromkeys(name for each in found.values() for name in each["arms"]))
+def arms(result: Result, table: Table, task: str) -> str:
+    """Tabulates every arm of one task."""
+    found = result(f"trace-{task}")["arms"]
     rows = []
-    for name in names:
-        cells = []
-        for each in found.values():
-            arm = each["arms"].get(name)
-            sure = "" if arm is None or "perplexity" not in arm else ", ".join(f"{v:.2f}" for v in arm["perplexity"])
-            by_seed = "" if arm is None else " / ".join(f"{value:.3f}" for value in arm["exact"]["by seed"])
-            cells += [_of(arm), by_seed, "" if arm is None else f"{arm['nats']['value']:.2f}", sure]
-        rows.append([name, *cells])
-    headings = [
-        heading
-        for name in found
-        for heading in (
-            f"{name}: exact",
-            "by seed",
-            "nats",
-            "perplexity of what was said: mean, 95th percentile, share above 2",
-        )
-    ]
-    return table(["the reader gets", *headings], rows)
+    for name, arm in found.items():
+        sure = ", ".join(f"{value:.2f}" for value in arm.get("perplexity", ()))
+        by_seed = " / ".join(f"{value:.3f}" for value in arm["exact"]["by seed"])
+        sizes = [f"{arm[of]:,}" if arm[of] else "" for of in ("tokens", "bytes")]
+        rows.append([name, _of(arm), by_seed, _of(arm, "nats"), sure, *sizes])
+    headings = ["exact match", "by seed", "nats of the gold answer", "perplexity of what was said: mean, 95th, above 2"]
+    return table(["the reader gets", *headings, "tokens", "bytes"], rows)
 
 
 def gains(result: Result, table: Table) -> str:
@@ -94,7 +87,7 @@ def sweep(result: Result, table: Table) -> str:
     found = _results(result)
     rows = []
     for steps in STEPS:
-        name = {0: "prompts, no steps", 10: "trace, ridge, 10 steps"}.get(steps, f"sweep, {steps} steps")
+        name = {0: "prompts, no steps", 10: "trace, soft"}.get(steps, f"{steps} steps")
         arms = [each["arms"].get(name) for each in found.values()]
         rows.append(
             [str(steps), *(cell for arm in arms for cell in (_of(arm), "" if arm is None else _of(arm, "nats")))]

@@ -35,6 +35,7 @@ from ilcp_codecs.trace.plan import Plan
 ROOT = Path(__file__).parent
 AGENTS = ("first", "second")
 STEPS = 10
+RULES = ("ridge", "soft", "norm", "raw", "token", "pause")
 SWEEP = (0, 1, 2, 5, 10, 20, 40)
 LATENT = "100 bytes"
 SAY = "Summarise the text above."
@@ -51,45 +52,40 @@ SMALL: dict[str, Any] = dict(
 
 def arms_of(options: argparse.Namespace, says: Callable[[str, int], str]) -> list[Arm]:
     """All arms of a task."""
-    plan = Plan(AGENTS, options.steps_latent, "ridge", options.prompt)
+    plan = Plan(AGENTS, options.steps_latent, options.rule, options.prompt)
     one = Plan(("everything",), 0, "norm", options.prompt)
-    ridge = f"trace, ridge, {options.steps_latent} steps"
+    main = f"trace, {options.rule}"
+    learned = replace(plan, rule="learned")
     arms = [
+        Arm("prompts, no steps", replace(plan, steps=0)),
+        Arm(main, plan),
+        Arm("its steps shuffled", plan, control="shuffled steps", tuned_as=main),
+        Arm("another case's steps", plan, control="another's steps", tuned_as=main),
+        Arm("its steps zero", plan, control="zero steps", tuned_as=main),
+        Arm("its steps left out", plan, control="no steps", tuned_as=main),
+        Arm("another case's trace", plan, mismatched=True, tuned_as=main),
+        Arm("zero trace", plan, control="zero trace", tuned_as=main),
+        Arm(COMPACT, plan, control=COMPACT, tuned_as=main),
+        Arm("trace, pause", replace(plan, rule="pause")),
+        Arm("trace, shuffled and tuned so", plan, control="shuffled steps"),
         Arm("everything, read by the reader", one, text=lambda text: text),
         Arm("first agent alone", one, of=lambda text: cut(text, 2)[0]),
         Arm("second agent alone", one, of=lambda text: cut(text, 2)[1]),
-        Arm("prompts, no steps", replace(plan, steps=0)),
-        Arm(ridge, plan),
-        Arm("its steps shuffled", plan, control="shuffled steps", tuned_as=ridge),
-        Arm("another case's steps", plan, control="another's steps", tuned_as=ridge),
-        Arm("its steps zero", plan, control="zero steps", tuned_as=ridge),
-        Arm("its steps left out", plan, control="no steps", tuned_as=ridge),
-        Arm("another case's trace", plan, mismatched=True, tuned_as=ridge),
-        Arm("zero trace", plan, control="zero trace", tuned_as=ridge),
-        Arm(COMPACT, plan, control=COMPACT, tuned_as=ridge),
-        Arm("untrained trace", plan, tuned=False),
-        *(Arm(f"trace, {rule}", replace(plan, rule=rule)) for rule in ("norm", "raw", "token", "pause")),
-        Arm("trace, shuffled and tuned so", plan, control="shuffled steps"),
-        Arm("trace, learned rule", replace(plan, rule="learned"), learns_rule=True),
-        Arm("trace, learned pause", replace(plan, rule="pause"), learns_rule=True),
-        *(
-            Arm(f"steps alone, {rule}", replace(plan, rule=rule, keep="steps"), learns_rule=rule == "learned")
-            for rule in ("ridge", "pause", "learned")
-        ),
-        Arm("trace, distilled", replace(plan, rule="learned"), learns_rule=True, kl_weight=0.5, states_weight=0.5),
         Arm("texts of as many tokens", one, text=lambda text: says(text, options.steps_latent)),
         Arm("texts of 100 bytes", one, text=lambda text: "\n".join(head(part, 50) for part in cut(text, 2))),
-        *(
-            Arm(f"sweep, {steps} steps", replace(plan, steps=steps))
-            for steps in SWEEP
-            if steps not in (0, options.steps_latent)
-        ),
+        Arm("untrained trace", plan, tuned=False),
+        *(Arm(f"trace, {rule}", replace(plan, rule=rule)) for rule in RULES if rule not in (options.rule, "pause")),
+        *(Arm(f"{steps} steps", replace(plan, steps=steps)) for steps in SWEEP if steps not in (0, plan.steps)),
+        Arm("trace, learned", learned, learns_rule=True),
+        Arm("trace, learned pause", replace(plan, rule="pause"), learns_rule=True),
+        *(Arm(f"steps alone, {rule}", replace(plan, rule=rule, keep="steps")) for rule in (options.rule, "pause")),
+        Arm("steps alone, learned", replace(learned, keep="steps"), learns_rule=True),
+        Arm("trace, learned and distilled", learned, learns_rule=True, kl_weight=0.5, states_weight=0.5),
     ]
     if options.task == "graph":
-        learned = replace(plan, rule="learned")
         arms += [
-            Arm("trace, learned rule, frontier", learned, learns_rule=True, frontier_weight=1.0),
-            Arm("frontier, pause", replace(plan, rule="pause"), learns_rule=True, frontier_weight=1.0),
+            Arm("trace, learned, frontier", learned, learns_rule=True, frontier_weight=1.0),
+            Arm("trace, learned pause, frontier", replace(plan, rule="pause"), learns_rule=True, frontier_weight=1.0),
         ]
     return [arm for arm in arms if not options.arms or arm.name in options.arms]
 
@@ -211,6 +207,7 @@ def main() -> None:
     parser.add_argument("--test", type=int)
     parser.add_argument("--steps", type=int, help="of tuning")
     parser.add_argument("--steps-latent", type=int, default=STEPS)
+    parser.add_argument("--rule", choices=RULES, default="soft", help="of the trace that every control is about")
     parser.add_argument("--prompt")
     parser.add_argument("--contexts", type=int, default=2, help="conversations a step")
     parser.add_argument("--characters", type=int, default=900)
@@ -246,7 +243,7 @@ class Raw:
 
     def begin(self, seed: int, setting: Setting) -> None:
         """Says what is measured."""
-        kept = ("task", "train", "test", "steps", "steps_latent", "prompt", "contexts", "characters")
+        kept = ("task", "train", "test", "steps", "steps_latent", "rule", "prompt", "contexts", "characters")
         self.record |= {
             "kinds": [question.kind for case in setting.test for question in case.questions],
             "documents": [number for number, case in enumerate(setting.test) for _ in case.questions],

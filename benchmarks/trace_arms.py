@@ -10,7 +10,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -117,12 +116,13 @@ def _prepared(setting: Setting, arm: Arm, end: End, seed: int) -> tuple[Models, 
 
 
 def _learning(setting: Setting, arm: Arm, end: End, rule: Rule) -> Learning:
-    change: Callable[[Written], Written] | None = None
+    change: Callable[[Written, str], Written] | None = None
     if arm.control == COMPACT:
         asked = Counter(q.text for case in setting.train for q in case.questions)
         change = compacting(end, [text for text, _ in asked.most_common(ASKED)], 0.1)
     elif arm.control and arm.control != "another's steps":
-        change = partial(changed, steps=arm.plan.steps, control=arm.control)
+        steps, control = arm.plan.steps, arm.control
+        change = lambda written, text: changed(written, steps, control, text)  # noqa: E731
     folder = None if arm.learns_rule or arm.plan.rule == "learned" else setting.folder / "traces"
     traces = Traces(end, arm.plan, rule, folder=folder, change=change, of=arm.of)
     everything = None
@@ -203,10 +203,10 @@ def _of_text(setting: Setting, models: Models, arm: Arm) -> Answered:
     )
 
 
-def compacting(end: End, questions: Sequence[str], share: float) -> Callable[[Written], Written]:
+def compacting(end: End, questions: Sequence[str], share: float) -> Callable[[Written, str], Written]:
     """Returns what keeps a share of a trace's tokens, those that the questions look at (``kv-compact``)."""
 
-    def change(written: Written) -> Written:
+    def change(written: Written, text: str) -> Written:
         start = len(end.prefix)
         looked = attended(end.model, end.tokenizer, end.prefix, written.kv.at(start), questions, {})
         kept = compacted(written.kv, looked, max(1, round(share * written.kv.tokens)))

@@ -15,7 +15,7 @@ import numpy as np
 from ilcp.measure.bootstrap import Bootstrap
 
 OUTLIER = 2.0
-STEPS_ARM, NO_STEPS, PAUSE = "trace, ridge, 10 steps", "prompts, no steps", "trace, pause"
+NO_STEPS, PAUSE = "prompts, no steps", "trace, pause"
 FLOORS, CEILING = ("first agent alone", "second agent alone"), "everything, read by the reader"
 AGAINST = (
     NO_STEPS,
@@ -38,7 +38,8 @@ def report(raw: dict[str, Any]) -> dict[str, Any]:
     seeds = sorted({seed for arm in raw["arms"].values() for seed in arm})
     arms = {name: _arm(found, draws, kinds) for name, found in raw["arms"].items()}
     gains = {}
-    own = raw["arms"].get(STEPS_ARM, {})
+    rule, steps = raw["settings"]["rule"], raw["settings"]["steps_latent"]
+    own = raw["arms"].get(f"trace, {rule}", {})
     for name in AGAINST:
         other = raw["arms"].get(name, {})
         both = sorted(own.keys() & other.keys())
@@ -54,7 +55,7 @@ def report(raw: dict[str, Any]) -> dict[str, Any]:
         "settings": raw["settings"],
         "arms": arms,
         "gains": gains,
-        "sentence": sentence(gains),
+        "sentence": sentence(gains, rule, steps),
         "provenance": raw["provenance"],
     }
 
@@ -91,7 +92,7 @@ def _churn(own: Any, other: Any) -> float:
     return float(np.mean([a != b for a, b in zip(own["answers"], other["answers"], strict=True)]))
 
 
-def sentence(gains: dict[str, Any]) -> str:
+def sentence(gains: dict[str, Any], rule: str, steps: int) -> str:
     """What the steps bring, said first."""
     parts = []
     for name in (NO_STEPS, PAUSE, "trace, shuffled and tuned so"):
@@ -99,7 +100,7 @@ def sentence(gains: dict[str, Any]) -> str:
             gain = gains[name]["exact"]
             verdict = "more than" if gain["low"] > 0 else "less than" if gain["high"] < 0 else "no more than"
             parts.append(f"{verdict} {name} ({gain['value']:+.3f} [{gain['low']:+.3f}, {gain['high']:+.3f}])")
-    return f"Ten latent steps by ridge bring {'; '.join(parts)}." if parts else "No steps were measured."
+    return f"{steps} latent steps by {rule} bring {'; '.join(parts)}." if parts else "No steps were measured."
 
 
 def _r(value: float | None) -> float | None:

@@ -30,12 +30,15 @@ from ilcp.tasks import case_files
 from ilcp.testing import CodecContract
 from ilcp_codecs.text import HeadCodec, LmCodec, PlainCodec, TailCodec, ZstdCodec
 from ilcp_codecs.text.codecs import MAX_TEXT_BYTES
+from ilcp_codecs.trace import Trace, TraceCodec
 from ilcp_codecs.vae import VaeCodec, VaeConfig, VaeNetwork
 from ilcp_codecs.vae.bottleneck import Bottleneck, dequantise, quantise
 from ilcp_codecs.vae.pooler import SameTokenAttention
 from tests.helpers import present, text_of, vectors_of
 from tests.prepared import PREPARED
 from tests.spoiled import spoiled
+from tests.test_kv import TOKENIZER
+from tests.test_trace import PLAN, frozen, traced
 
 GOLDEN = Path(__file__).parent / "golden"
 DOCUMENT = next(iter(case_files("validation", 0, 1))).context
@@ -113,10 +116,22 @@ class TestLm(CodecContract):
         return lm
 
 
+class TestTrace(CodecContract):
+    """Latent traces keep the contract; the agents of a tiny Llama wrote the one that is its context."""
+
+    @pytest.fixture
+    def codec(self) -> TraceCodec:
+        return TraceCodec.of(frozen(), TOKENIZER, PLAN)
+
+    @pytest.fixture
+    def context(self) -> Trace:
+        return traced()
+
+
 def test_every_registered_codec_is_under_the_contract() -> None:
     """Each built-in codec comes through the entry points that everybody's codec uses, and has its tests."""
     tested = {"vae", "facts", "text-plain", "text-head", "text-tail", "text-zstd", "text-lm"}
-    tested |= {"kv-exact", "kv-int8", "kv-int4", "kv-pca", "kv-compact", "kv-align"}
+    tested |= {"kv-exact", "kv-int8", "kv-int4", "kv-pca", "kv-compact", "kv-align", "trace"}
     assert tested == {name for name in codec_names() if codec_class(name).__module__.startswith("ilcp_codecs.")}
 
 

@@ -11,7 +11,7 @@ from ilcp.tasks import graphs
 from tests.helpers import load_script
 
 trace, trace_report, train_symbols = map(load_script, ("trace", "trace_report", "train_symbols"))
-TEN = trace_report.STEPS_ARM
+TEN = "trace, soft"
 
 
 def raw(**arms: list[int]) -> dict[str, Any]:
@@ -26,7 +26,7 @@ def raw(**arms: list[int]) -> dict[str, Any]:
         "arms": {name: {seed: found(exact) for seed in ("0", "1")} for name, exact in arms.items()},
         "documents": [0, 0, 1, 1, 2, 2, 3, 3],
         "kinds": ["a", "b"] * 4,
-        "settings": {"task": "dossier"},
+        "settings": {"task": "dossier", "rule": "soft", "steps_latent": 10},
         "provenance": {"models": {}},
     }
 
@@ -59,7 +59,7 @@ def test_without_steps_nothing_is_claimed() -> None:
 
 @pytest.mark.parametrize("task", ["dossier", "graph"])
 def test_every_control_has_the_reader_of_an_arm_that_is_run(task: str) -> None:
-    options = SimpleNamespace(task=task, steps_latent=10, prompt=" {text}", arms=[])
+    options = SimpleNamespace(task=task, steps_latent=10, rule="soft", prompt=" {text}", arms=[])
     arms = trace.arms_of(options, lambda text, tokens: text)
     names = [arm.name for arm in arms]
     assert len(names) == len({*names})

@@ -26,7 +26,7 @@ Agents = Annotated[
     list[str] | None, typer.Option("--agent", help="A writer's role; repeat it. Each reads its part of a text.")
 ]
 Rule = Annotated[
-    str | None, typer.Option(help="How a state becomes the next input: norm, ridge, learned; pause, token, raw.")
+    str | None, typer.Option(help="How a state becomes the next input: norm, ridge, soft, learned; pause, token, raw.")
 ]
 Prompt = Annotated[str | None, typer.Option(help="What each writer reads; {text} stands for its part.")]
 Adapter = Annotated[

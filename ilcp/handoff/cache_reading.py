@@ -3,7 +3,7 @@
 ::
 
     text --read_kv--> keys and values, and what the codec's questions look at in them
-    text --codec.write, where the codec has agents of its own--> their trace
+    text --codec.writing, where the codec has agents of its own--> their trace
 """
 
 from collections.abc import Callable, Sequence
@@ -35,6 +35,12 @@ class CacheReading:
         self.model, self.tokenizer, self.codec, self.template = model, tokenizer, codec, template
 
     @cached_property
+    def _agents(self) -> Callable[[str], Context]:
+        """What the codec's own agents make of a text; it takes a while to make."""
+        agents: Callable[[str], Context] = self.codec.writing(self.model, self.tokenizer)
+        return agents
+
+    @cached_property
     def _ropes(self) -> tuple[Rope, ...]:
         return ropes_of(self.model)
 
@@ -44,13 +50,11 @@ class CacheReading:
         Raises:
             EncodeError, ConfigError: as ``Sender.read``.
         """
-        write = getattr(self.codec, "write", None)
-        if write is not None:
+        if hasattr(self.codec, "writing"):
             if not isinstance(source, str):
                 got = type(source).__name__
                 raise EncodeError(f"expected a text for the codec's agents to read, or their Trace, got {got}")
-            trace: Context = write(self.model, self.tokenizer, require_text(source))
-            return trace
+            return self._agents(require_text(source))
         if not is_text_or_ids(source):
             cache = getattr(source, "past_key_values", source)
             return self._looked_at(None, (), taken(cache, self.model, 0, self._ropes))

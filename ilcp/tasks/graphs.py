@@ -39,7 +39,9 @@ class Graph:
 def frontier(edges: Sequence[tuple[str, str]], root: str) -> tuple[tuple[str, ...], ...]:
     """Returns the nodes that are 1, 2, ... edges from the root, as far as there are any."""
     found, now = [], {root}
-    while now := {b for a, b in edges if a in now}:
+    for _ in edges:  # of a cycle there is no end
+        if not (now := {b for a, b in edges if a in now}):
+            break
         found.append(tuple(sorted(now)))
     return tuple(found)
 

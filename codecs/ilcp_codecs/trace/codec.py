@@ -17,12 +17,11 @@ write in turn, and a reader that was tuned to another plan refuses the message b
 
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, ClassVar, Self
-from weakref import WeakKeyDictionary
 
 import msgspec
 from safetensors.torch import save_file
@@ -43,8 +42,8 @@ from ilcp_codecs.kv.container import Shape, shape_from
 from ilcp_codecs.kv.tensors import WEIGHTS, digest_of, tensors_in
 from ilcp_codecs.trace.plan import Plan
 from ilcp_codecs.trace.rules import Rule, shapes_of_rule
-from ilcp_codecs.trace.trace import MAX_SEGMENTS, Segment, Trace
-from ilcp_codecs.trace.writer import Writer, cut, written
+from ilcp_codecs.trace.trace import MAX_SEGMENTS, Segment, Trace, require_chain
+from ilcp_codecs.trace.writer import cut, written
 
 __all__ = ["CARRIERS", "TraceCodec"]
 
@@ -92,7 +91,6 @@ class TraceCodec:
         self.trained = Trained(writer, reader, digest_of(self.tensors, [made]))
         self.evidence: Evidence | None = None
         self.folder: Path | None = None
-        self._writers: WeakKeyDictionary[Any, list[Writer]] = WeakKeyDictionary()
 
     @classmethod
     def of(
@@ -118,19 +116,26 @@ class TraceCodec:
         tensors = {} if rule is None else rule.tensors()
         return cls(identity, identity, shape_of(model, tokens), plan or Plan(), carrier, tensors)
 
+    def writing(self, model: Any, tokenizer: Any) -> Callable[[str], Trace]:
+        """Returns what lets the plan's agents write: of a text, cut among them, it makes their trace.
+
+        Raises:
+            ConfigError: the model has no such rule, or as ``Writer``.
+        """
+        rule = Rule(self.plan.rule, model)
+        if self.tensors:
+            rule.take(self.tensors)
+        writers = self.plan.writers(model, tokenizer, rule)
+        return lambda text: written(writers, cut(text, len(writers)))
+
     def write(self, model: Any, tokenizer: Any, text: str) -> Trace:
-        """Returns the trace that the plan's agents write of a text, cut among them.
+        """Returns the trace that the plan's agents write of one text; ``writing`` is for several.
 
         Raises:
             EncodeError: there is nothing to cut, or it does not fit into the model's window.
-            ConfigError: the model has no such rule.
+            ConfigError: as ``writing``.
         """
-        if model not in self._writers:  # a rule takes a second, as do the digests of a large model
-            rule = Rule(self.plan.rule, model)
-            if self.tensors:
-                rule.take(self.tensors)
-            self._writers[model] = self.plan.writers(model, tokenizer, rule)
-        return written(self._writers[model], cut(text, len(self.plan.agents)))
+        return self.writing(model, tokenizer)(text)
 
     def encode(self, context: Context, payload_bytes: int | None = None) -> bytes:
         """Returns the segments and the container of a trace's keys and values.
@@ -205,6 +210,7 @@ class TraceCodec:
         own = [segment.steps if self.plan.keep == "steps" else segment.tokens for segment in segments]
         if sum(own) != memory.tokens:
             raise DecodeError(f"expected keys and values of {sum(own)} tokens, got {memory.tokens}: damaged")
+        require_chain(segments)
 
     def save_files(self, folder: Path) -> dict[str, Any]:
         """Writes the rule's weights; returns plan, carrier and shape."""

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from ilcp.codec.keys_values import KeysValues
 from ilcp.errors import ConfigError
-from ilcp.identity import digest
 from ilcp_codecs.trace.plan import chosen
 from ilcp_codecs.trace.traces import Written
 
@@ -22,11 +21,14 @@ __all__ = ["CONTROLS", "changed"]
 CONTROLS = ("shuffled steps", "another's steps", "zero steps", "no steps", "zero trace")
 
 
-def changed(written: Written, steps: int, control: str, *, seed: int = 0, other: Written | None = None) -> Written:
+def changed(
+    written: Written, steps: int, control: str, name: str = "", *, seed: int = 0, other: Written | None = None
+) -> Written:
     """Returns a trace as a control has it.
 
     Args:
         steps: of each agent.
+        name: of the case, or its text: what it is shuffled by, beside the seed.
         control: one of ``CONTROLS``. ``"shuffled steps"`` puts all agents' steps in another order, ``"another's
             steps"`` takes those of ``other``, ``"zero steps"`` makes them zero, ``"no steps"`` leaves them out (what
             was read behind them had seen them), ``"zero trace"`` makes all zero.
@@ -39,7 +41,6 @@ def changed(written: Written, steps: int, control: str, *, seed: int = 0, other:
         raise ConfigError("expected a model without sliding windows to change the steps of, got one")
     match control:
         case "shuffled steps":
-            name = digest(kv.keys[0].detach().float().numpy().tobytes()[:4096]).hex()
             order = random.Random(f"shuffled {seed} {name}").sample(places, len(places))
             return replace(written, kv=_put(kv, places, lambda each: each[:, order]))
         case "another's steps":

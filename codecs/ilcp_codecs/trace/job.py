@@ -128,11 +128,13 @@ def trained(config: TraceConfig, cases: Split, work: Path, *, resume: bool = Fal
     plan, wanted = config.plan(), config.hyperparameters()
     rule = Rule(plan.rule, models.sender)
     folder = None if config.trains_rule else work / TRACES
-    traces = Traces(end, plan, rule, folder=folder, limit_bytes=int(config.traces_gb * GIGA))
+    taught = bool(config.kl_weight or config.states_weight)
+    limit = int(config.traces_gb * GIGA) // (2 if taught else 1)
+    traces = Traces(end, plan, rule, folder=folder, limit_bytes=limit)
     everything = None
-    if config.kl_weight or config.states_weight:
+    if taught:
         one = Plan(("everything",), 0, "norm", config.prompt)
-        everything = Traces(end, one, Rule("norm", models.sender), folder=work / TRACES)
+        everything = Traces(end, one, Rule("norm", models.sender), folder=work / TRACES, limit_bytes=limit)
     _require_room(traces, (*cases.training, *cases.validation, *cases.test))
     _same(config, models, work)
     learning = Learning(
@@ -213,7 +215,7 @@ def cases_of(config: TraceConfig) -> Split:
 
 
 def _frontier(cases: Split, tokenizer: Any) -> Frontier:
-    """Returns what the steps of each text should hold: of every word its first token.
+    """Returns what the steps of each text should hold: of every word its first token that is no space.
 
     Raises:
         ConfigError: no case says so.
@@ -222,8 +224,14 @@ def _frontier(cases: Split, tokenizer: Any) -> Frontier:
     if not any(known.values()):
         raise ConfigError("expected cases with a frontier beside frontier_weight, got none: leave it out")
     words = {word for agents in known.values() for steps in agents for own in steps for word in own}
-    ids = {word: continuation(tokenizer, f" {word}")[0][0] for word in words}
+    ids = {word: _first(tokenizer, word) for word in words}
     return lambda text: [[[ids[word] for word in own] for own in steps] for steps in known.get(text, ())]
+
+
+def _first(tokenizer: Any, word: str) -> int:
+    """Returns the first token of a word behind a space, which may be a token of its own."""
+    ids = continuation(tokenizer, f" {word}")[0]
+    return next((each for each in ids if tokenizer.decode([each]).strip()), ids[0])
 
 
 def _require_room(traces: Traces, cases: Sequence[Case]) -> None:

@@ -41,7 +41,7 @@ class Plan:
                 f"expected agents as 1 to {MAX_SEGMENTS} roles of at most {MAX_ROLE} printable characters, got "
                 f"{str(self.agents)[:80]}"
             )
-        if not 0 <= self.steps <= MAX_STEPS:
+        if type(self.steps) is not int or not 0 <= self.steps <= MAX_STEPS:
             raise ConfigError(f"expected 0 to {MAX_STEPS} steps, got {self.steps}")
         if self.rule not in RULES:
             raise ConfigError(f"expected a rule of {', '.join(RULES)}, got {self.rule!r}")

@@ -5,9 +5,10 @@
     state "rows hidden" --Rule--> input "rows hidden", in the space of the embeddings, of about their norm
 
 ``norm`` rescales the state and no more. ``ridge`` maps it by the ridge regression from the model's output embeddings to
-its input embeddings, as LatentMAS (arXiv 2511.20639) does. ``learned`` begins there and is trained through the reader.
-Three are controls: ``pause`` feeds one vector whatever the state is, ``token`` the embedding of the likeliest token,
-``raw`` the state as it is.
+its input embeddings, as LatentMAS (arXiv 2511.20639) does. ``soft`` feeds the next token's mean embedding, weighted by
+its probabilities, as Soft Thinking (arXiv 2505.15778) does. ``learned`` begins as ``ridge`` and is trained through
+the reader. Three are controls: ``pause`` feeds one vector whatever the state is, ``token`` the embedding of the
+likeliest token, ``raw`` the state as it is.
 """
 
 from collections.abc import Mapping
@@ -23,10 +24,11 @@ from ilcp.nn.inference import inference
 
 __all__ = ["LEARNED", "RULES", "Rule", "shapes_of_rule"]
 
-RULES = ("norm", "ridge", "learned", "pause", "token", "raw")
+RULES = ("norm", "ridge", "soft", "learned", "pause", "token", "raw")
 LEARNED = ("learned", "pause")  # that have weights of their own; a pause learns where it is trained, too
 RIDGE = 0.1  # of the mean of the output embeddings' squared singular values
 CHUNK = 16_384  # of a vocabulary, in one product
+LIKELIEST = 64  # tokens that a mean embedding is made of
 
 
 class Rule(nn.Module):
@@ -60,7 +62,7 @@ class Rule(nn.Module):
                 self.bias = nn.Parameter(torch.zeros_like(weight[0]))
         elif name == "pause":
             self.bias = nn.Parameter(self._rescaled(_mean(model)))
-        elif name == "token":
+        elif name in ("token", "soft"):
             _head(model)
 
     def forward(self, state: Tensor) -> Tensor:
@@ -77,6 +79,11 @@ class Rule(nn.Module):
                 made = self._rescaled(wide @ self.weight) + self.bias
             case "pause":
                 made = self.bias.expand_as(wide)
+            case "soft":
+                model = self._model[0]
+                likeliest = _head(model)(state).float().softmax(-1).topk(min(LIKELIEST, vocabulary_size(model)))
+                vectors = model.get_input_embeddings()(likeliest.indices).float()
+                made = self._rescaled((likeliest.values.unsqueeze(-1) * vectors).sum(-2))
             case _:
                 model = self._model[0]
                 made = model.get_input_embeddings()(_head(model)(state).argmax(-1)).float()

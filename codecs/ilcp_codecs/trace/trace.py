@@ -10,7 +10,7 @@ keys and values: what was changed between two agents shows.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 import torch
@@ -20,7 +20,7 @@ from ilcp.codec.keys_values import KeysValues
 from ilcp.errors import DecodeError
 from ilcp.identity import digest, digest_all
 
-__all__ = ["MAX_SEGMENTS", "MAX_STEPS", "Segment", "Trace", "content_of"]
+__all__ = ["MAX_SEGMENTS", "MAX_STEPS", "Segment", "Trace", "content_of", "require_chain"]
 
 MAX_SEGMENTS, MAX_STEPS, MAX_ROLE = 256, 4096, 80  # more than any pipeline has: what a hostile header may claim
 
@@ -85,11 +85,7 @@ class Trace(Context):
         tokens = sum(segment.tokens for segment in self.segments)
         if tokens != self.kv.tokens:
             raise DecodeError(f"expected keys and values of the segments' {tokens} tokens, got {self.kv.tokens}")
-        before = ""
-        for number, segment in enumerate(self.segments):
-            if segment.before != before:
-                raise DecodeError(f"expected segment {number} to stand on {before or 'nothing'}, got {segment.before}")
-            before = segment.digest()
+        require_chain(self.segments)
 
     @property
     def kept(self) -> KeysValues:
@@ -119,6 +115,20 @@ class Trace(Context):
         for number, ((prompt, steps), segment) in enumerate(zip(self.spans(), self.segments, strict=True)):
             if content_of(self.kept, range(prompt.start, steps.stop)) != segment.content:
                 raise DecodeError(f"expected the keys and values that {segment.role!r} wrote, got others: {number}")
+
+
+def require_chain(segments: Sequence[Segment]) -> None:
+    """Refuses segments of which one does not name the trace before it.
+
+    Raises:
+        DecodeError: with its number.
+    """
+    before = ""
+    for number, segment in enumerate(segments):
+        if segment.before != before:
+            got = segment.before or "nothing"
+            raise DecodeError(f"expected segment {number} to stand on {before or 'nothing'}, got {got}")
+        before = segment.digest()
 
 
 def content_of(kv: KeysValues, places: range) -> str:

@@ -60,7 +60,7 @@ class Traces:
         end: the writers' model.
         folder: keeps them; None for this process's memory.
         limit_bytes: they take on disk at most; what is beyond is written anew each time.
-        change: what an experiment does to each, before the reader gets it.
+        change: what an experiment does to each, of which text, before the reader gets it.
         of: the text that the writers read, of a case's; None for all of it.
     """
 
@@ -72,13 +72,13 @@ class Traces:
         *,
         folder: Path | None = None,
         limit_bytes: int = 8 * GIGA,
-        change: Callable[[Written], Written] | None = None,
+        change: Callable[[Written, str], Written] | None = None,
         of: Callable[[str], str] | None = None,
     ):
         self.end, self.plan, self.rule, self.change, self.of_text = end, plan, rule, change, of
         own = repr((sorted(end.identity.exact.items()), plan.to_dict(), _digest_of(rule))).encode()
         self.folder = None if folder is None else folder / digest(own).hex()
-        self.left_bytes = limit_bytes
+        self.left_bytes = limit_bytes - _taken(self.folder)
         self._held: dict[str, Written] = {}
 
     def memories(self, texts: Sequence[str]) -> list[Memory]:
@@ -94,7 +94,9 @@ class Traces:
             self._keep(text, each)
             found[text] = each
         made = [found[text] for text in texts]
-        return made if self.change is None else [self.change(each) for each in made]
+        if self.change is None:
+            return made
+        return [self.change(each, text) for each, text in zip(made, texts, strict=True)]
 
     def of_cases(self, cases: Sequence[Case]) -> list[Written]:
         """Returns the traces of the cases' texts."""
@@ -174,6 +176,13 @@ class Traces:
             self.left_bytes -= each.kv.size_bytes
         except (StorageError, OSError):  # a full disk is no reason to stop: it is written anew each time
             self.left_bytes = 0
+
+
+def _taken(folder: Path | None) -> int:
+    """Returns the bytes that traces of an earlier run take."""
+    if folder is None or not os.path.isdir(folder):
+        return 0
+    return sum(entry.stat().st_size for entry in os.scandir(folder) if entry.is_file())
 
 
 def _digest_of(rule: Rule) -> str:

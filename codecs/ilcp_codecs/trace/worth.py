@@ -155,7 +155,10 @@ def steps_worth(codec: Any, models: Models, cases: Sequence[Case], *, seed: int 
         others: Sequence[Written | None] = [None] * len(own)
         if control == "another's steps":
             others = traces.of([known[case.context].context for case in given])
-        return [changed(a, steps, control, seed=seed, other=b) for a, b in zip(own, others, strict=True)]
+        return [
+            changed(a, steps, control, case.context, seed=seed, other=b)
+            for case, a, b in zip(given, own, others, strict=True)
+        ]
 
     arms = {OWN: answered(models, end, cases, traces.of_cases, traces)}
     for control in CONTROLS if steps else CONTROLS[-1:]:
