@@ -229,7 +229,7 @@ def main() -> None:
         run(setting, [arm for arm in arms if arm in left or arm.name in again], seed, partial(raw.add, seed))
         if options.task == "dossier" and (not options.arms or LATENT in options.arms):
             for steps in (0, options.steps_latent):
-                raw.add(seed, f"{LATENT}, {steps} steps", latent(setting.test, steps))
+                raw.add(seed, f"{LATENT}, {steps} steps", latent(setting.test, steps, options.rule))
 
 
 class Raw:
@@ -265,13 +265,13 @@ class Raw:
         self.file.write_text(json.dumps(self.record))
 
 
-def latent(cases: Sequence[Case], steps: int) -> dict[str, Any]:
+def latent(cases: Sequence[Case], steps: int, rule: str) -> dict[str, Any]:
     """What the embedded codec makes of a trace of the embedded sender: 100 bytes, for a reader that nobody tuned."""
     began, pair = time.monotonic(), ilcp.load_pair()
     sender, receiver = pair.sender, pair.receiver
     layers = sender.codec.layers
     writers = [
-        Writer(sender.model, sender.tokenizer, role=role, steps=steps, prompt=" {text}", layers=layers)
+        Writer(sender.model, sender.tokenizer, role=role, steps=steps, rule=rule, prompt=" {text}", layers=layers)
         for role in AGENTS
     ]
     messages = [sender.encode(written(writers, cut(case.context, 2))) for case in cases]

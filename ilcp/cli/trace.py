@@ -36,7 +36,7 @@ TrainingSteps = Annotated[int | None, typer.Option(help="Of training the reader.
 Minutes = Annotated[float | None, typer.Option(help="Of training, if they are over before its steps.")]
 Dtype = Annotated[str | None, typer.Option(help="Of the model: float32, bfloat16 or float16.")]
 Seed = Annotated[int | None, typer.Option(help="Of everything that is drawn at random.")]
-Steps = Annotated[int | None, typer.Option(help="Latent steps of each agent; without it, 10.")]
+Steps = Annotated[int | None, typer.Option(help="Latent steps of each agent; without it, none (see tune).")]
 
 
 @trace.command()

@@ -6,7 +6,7 @@ A recipe is a TOML file of it; every key has the name of a field below::
     data = "cases.jsonl"
     out = "my-trace"
     steps = 10                      # latent steps of each agent
-    rule = "ridge"
+    rule = "soft"
 
     [training]                      # fields of ilcp.training.Hyperparameters
     steps = 200
@@ -29,7 +29,7 @@ from ilcp.training.hyperparameters import Hyperparameters
 from ilcp_codecs.trace.codec import CARRIERS
 from ilcp_codecs.trace.plan import Plan
 from ilcp_codecs.trace.rules import LEARNED
-from ilcp_codecs.trace.writer import STEPS, TEXT_HERE
+from ilcp_codecs.trace.writer import RULE, STEPS, TEXT_HERE
 
 __all__ = ["TraceConfig", "read_trace_config"]
 
@@ -63,7 +63,7 @@ class TraceConfig:
     out: Path
     agents: tuple[str, ...] = ("first", "second")
     steps: int = STEPS
-    rule: str = "ridge"
+    rule: str = RULE
     prompt: str = TEXT_HERE
     keep: str = "all"
     carrier: str = CARRIERS[0]

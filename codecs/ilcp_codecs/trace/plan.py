@@ -9,7 +9,7 @@ from ilcp.errors import ConfigError
 from ilcp.records import read_record
 from ilcp_codecs.trace.rules import RULES, Rule
 from ilcp_codecs.trace.trace import MAX_ROLE, MAX_SEGMENTS, MAX_STEPS
-from ilcp_codecs.trace.writer import STEPS, TEXT_HERE, Writer
+from ilcp_codecs.trace.writer import RULE, STEPS, TEXT_HERE, Writer
 
 __all__ = ["KEEPS", "Plan"]
 
@@ -29,7 +29,7 @@ class Plan:
 
     agents: tuple[str, ...] = ("first", "second")
     steps: int = STEPS
-    rule: str = "ridge"
+    rule: str = RULE
     prompt: str = TEXT_HERE
     keep: str = "all"
 

@@ -33,7 +33,7 @@ from ilcp_codecs.trace.trace import MAX_ROLE, MAX_STEPS, Segment, Trace, content
 
 __all__ = ["STEPS", "TEXT_HERE", "Behind", "Writer", "cut", "write_rows", "written"]
 
-STEPS = 10
+STEPS, RULE = 0, "soft"  # where facts are asked, steps bring nothing (benchmarks/README.md); by this rule most
 TEXT_HERE = "{text}"  # in a writer's prompt
 SAY = "Summarise the text above."
 CUTS = ("\n\n", "\n", ". ", " ")  # between the parts of a text, the coarsest first
@@ -99,7 +99,7 @@ class Writer:
         model: a transformers causal language model whose keys can be turned (RoPE); its weights never change.
         tokenizer: the model's tokenizer.
         role: the agent's name, on each of its segments.
-        steps: latent steps behind each prompt, unless ``write`` says otherwise.
+        steps: latent steps behind each prompt, unless ``write`` says otherwise; ``ilcp trace tune`` finds how many.
         rule: how a state becomes the next input, one of ``ilcp_codecs.trace.RULES``; or a ``Rule``, such as a trained
             codec's.
         prompt: what the agent reads: ``{text}`` stands for what it is given.
@@ -116,7 +116,7 @@ class Writer:
         *,
         role: str,
         steps: int = STEPS,
-        rule: str | Rule = "ridge",
+        rule: str | Rule = RULE,
         prompt: str = TEXT_HERE,
         layers: Sequence[int] = (),
     ):
