@@ -62,17 +62,13 @@ def arms(result: Result, table: Table, task: str) -> str:
 
 
 def gains(result: Result, table: Table) -> str:
-    """Tabulates the trace with ten steps minus each control."""
-    found = _results(result)
-    names = list(dict.fromkeys(name for each in found.values() for name in each["gains"]))
-    rows = [[name, *(cell for each in found.values() for cell in _gain(each["gains"].get(name)))] for name in names]
-    return table(
-        [
-            "ten steps by ridge, minus",
-            *(h for name in found for h in (f"{name}: exact", "nats", "answers that differ")),
-        ],
-        rows,
-    )
+    """Tabulates the trace with its steps, and without, minus what it has to beat."""
+    found, rows = _results(result), []
+    for said, of in (("ten steps", "gains"), ("no steps", "gains without steps")):
+        for name in dict.fromkeys(name for each in found.values() for name in each[of]):
+            cells = (cell for each in found.values() for cell in _gain(each[of].get(name)))
+            rows.append([f"{said} − {name}", *cells])
+    return table(["", *(h for name in found for h in (f"{name}: exact", "nats", "answers that differ"))], rows)
 
 
 def _gain(gain: dict[str, Any] | None) -> list[str]:

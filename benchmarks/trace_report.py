@@ -7,6 +7,7 @@ Each figure is a mean over questions and seeds; its interval draws documents, ea
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ AGAINST = (
     *FLOORS,
     CEILING,
 )
+ENDS = (*FLOORS, CEILING, "texts of as many tokens")
 
 
 def report(raw: dict[str, Any]) -> dict[str, Any]:
@@ -37,27 +39,32 @@ def report(raw: dict[str, Any]) -> dict[str, Any]:
     draws = Bootstrap(documents, seed=0)
     seeds = sorted({seed for arm in raw["arms"].values() for seed in arm})
     arms = {name: _arm(found, draws, kinds) for name, found in raw["arms"].items()}
-    gains = {}
     rule, steps = raw["settings"]["rule"], raw["settings"]["steps_latent"]
-    own = raw["arms"].get(f"trace, {rule}", {})
-    for name in AGAINST:
-        other = raw["arms"].get(name, {})
-        both = sorted(own.keys() & other.keys())
-        if both:
-            gains[name] = {of: _difference(own, other, both, of, draws) for of in ("exact", "nats")} | {
-                "seeds": both,
-                "churn": round(float(np.mean([_churn(own[seed], other[seed]) for seed in both])), 4),
-            }
+    with_steps = _gains(raw["arms"], f"trace, {rule}", AGAINST, draws)
+    without = _gains(raw["arms"], NO_STEPS, ENDS, draws)
     return {
         "task": raw["settings"]["task"],
         "seed": [int(seed) for seed in seeds],
         "n": len(documents),
         "settings": raw["settings"],
         "arms": arms,
-        "gains": gains,
-        "sentence": sentence(gains, rule, steps),
+        "gains": with_steps,
+        "gains without steps": without,
+        "sentence": sentence(with_steps, rule, steps),
         "provenance": raw["provenance"],
     }
+
+
+def _gains(arms: dict[str, Any], name: str, against: Sequence[str], draws: Bootstrap) -> dict[str, Any]:
+    """Returns an arm minus others, over the seeds that both have."""
+    own, gains = arms.get(name, {}), {}
+    for other in against:
+        both = sorted(own.keys() & arms.get(other, {}).keys())
+        if both:
+            figures = {of: _difference(own, arms[other], both, of, draws) for of in ("exact", "nats")}
+            churn = np.mean([_churn(own[seed], arms[other][seed]) for seed in both])
+            gains[other] = figures | {"seeds": both, "churn": round(float(churn), 4)}
+    return gains
 
 
 def _arm(found: dict[str, Any], draws: Bootstrap, kinds: Any) -> dict[str, Any]:
