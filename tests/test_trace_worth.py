@@ -173,10 +173,15 @@ def test_a_sentence_says_more_less_or_no_more_by_the_interval_alone() -> None:
 def test_what_cannot_be_compared_is_refused(own: Pair) -> None:
     with pytest.raises(ConfigError, match=r"at least two cases .*, got 1"):
         worth_of(own, PLAN, cases(0, 1))
+
+
+def test_of_sliding_windows_it_says_that_nothing_can_be_told() -> None:
     windowed: Any = SimpleNamespace(plan=PLAN, tensors={})
     models = ilcp.training.Models(frozen("gemma3_text"), TOKENIZER, frozen("gemma3_text"), TOKENIZER)
-    with pytest.raises(ConfigError, match="without sliding windows"):
-        steps_worth(windowed, models, cases(0, 4))
+    found = steps_worth(windowed, models, cases(0, 4))
+    assert {"trace"} == {*found.exact}
+    assert not found.gains
+    assert found.sentence().startswith("What the steps bring cannot be told: the model has sliding windows")
 
 
 def test_sureness_is_mean_high_end_and_outliers() -> None:

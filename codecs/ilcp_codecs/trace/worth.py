@@ -121,6 +121,8 @@ class StepsWorth:
         """Says first whether the steps bring anything: against each control of them, in exact match."""
         if not self.steps:
             return "The agents take no steps: what there is comes from the keys and values of their prompts."
+        if not self.gains:
+            return "What the steps bring cannot be told: the model has sliding windows, in which they cannot be changed."
         parts = []
         for control in CONTROLS[:-1]:
             gain = self.gains[control]
@@ -136,10 +138,11 @@ class StepsWorth:
 
 
 def steps_worth(codec: Any, models: Models, cases: Sequence[Case], *, seed: int = 0) -> StepsWorth:
-    """Measures what a trained reader answers behind its traces and behind each control.
+    """Measures what a trained reader answers behind its traces and behind each control; of a model with sliding windows
+    there are none.
 
     Raises:
-        ConfigError: there are fewer than two cases, or the model has layers with a sliding window.
+        ConfigError: there are fewer than two cases.
     """
     if len(cases) < 2:
         raise ConfigError(f"expected at least two cases (another's steps are a control), got {len(cases)}")
@@ -161,7 +164,8 @@ def steps_worth(codec: Any, models: Models, cases: Sequence[Case], *, seed: int 
         ]
 
     arms = {OWN: answered(models, end, cases, traces.of_cases, traces)}
-    for control in CONTROLS if steps else CONTROLS[-1:]:
+    controls = CONTROLS if steps else CONTROLS[-1:]
+    for control in () if any(layer.window for layer in end.shape.layers) else controls:
         arms[control] = answered(models, end, cases, partial(under, control), traces)
     documents = [number for number, case in enumerate(cases) for _ in case.questions]
     draws = Bootstrap(documents, seed=seed)
