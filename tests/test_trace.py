@@ -26,7 +26,7 @@ from ilcp_codecs.trace.writer import SAY, write_rows
 from tests.families import FAMILIES, SLIDING_TOKENS, build
 from tests.test_kv import FIXED, TEXT, TOKENIZER
 
-PLAN = Plan(("planner", "critic"), 3)
+PLAN = Plan(("planner", "critic"), 3, "ridge")
 PREFIX = layout(TOKENIZER, "").prefix
 PARTS = cut(TEXT, 2)
 TURNED = [name for name, family in FAMILIES.items() if family.receiver and name not in FIXED]
@@ -348,7 +348,7 @@ def test_what_cannot_be_written_on_is_refused() -> None:
     writer, trace = PLAN.writers(frozen(), TOKENIZER)[0], traced()
     with pytest.raises(EncodeError, match="text"):
         writer.write("")
-    with pytest.raises(EncodeError, match="the trace, a text and the steps behind it of at most 256 tokens"):
+    with pytest.raises(EncodeError, match="a trace, a text behind it and its steps of at most 256 tokens"):
         writer.write("Mara " * 90, trace)
     with pytest.raises(EncodeError, match="at most 256 tokens"):
         writer.write("Well?", trace, steps=256)
@@ -396,3 +396,16 @@ def test_as_many_texts_as_writers_are_wanted() -> None:
         with pytest.raises(ConfigError, match=f"got {len(texts)} for {len(writers)}"):
             written(writers, texts)
     assert traced().digest == written(agents[1:], PARTS[1:], written(agents[:1], PARTS[:1])).digest
+
+
+@pytest.mark.parametrize("family", ["mistral", "gemma2", "gemma3_text"])
+def test_what_sliding_windows_hold_is_compared_too(family: str) -> None:
+    """At the end of the last segment: of those before it the windows have let go."""
+    trace = traced(family=family)
+    trace.require_whole()
+    slides = next(layer for layer, window in enumerate(trace.kept.windows) if window)
+    for side in ("keys", "values"):
+        with pytest.raises(DecodeError, match="sliding windows held"):
+            with_kv(trace, side, slides, (0, 0, 0)).require_whole()
+    assert trace.segments[0].held != trace.segments[1].held
+    assert all(not segment.held for segment in traced().segments)

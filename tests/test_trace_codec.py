@@ -1,8 +1,10 @@
 """A trace as a message: it comes back bit by bit or is said to be rounded, and what is no such payload is refused."""
 
 import re
+import struct
 from collections.abc import Callable
 from dataclasses import replace
+from hashlib import blake2b
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,8 +31,9 @@ from ilcp.errors import (
 from ilcp.message.replay import ReplayCache
 from ilcp_codecs.kv import CompactCodec, ExactCodec
 from ilcp_codecs.kv.tensors import WEIGHTS
-from ilcp_codecs.trace import Plan, Reader, Rule, Trace, TraceCodec, Writer, written
+from ilcp_codecs.trace import Plan, Reader, Rule, Segment, Trace, TraceCodec, Writer, written
 from ilcp_codecs.trace.codec import CARRIERS
+from ilcp_codecs.trace.plan import chosen
 from tests.families import build
 from tests.helpers import Folder, run_python, sender_of, vectors_of
 from tests.test_kv import QUESTION, TEXT, TOKENIZER
@@ -84,8 +87,9 @@ def test_a_rounded_trace_says_so_and_may_be_written_on(carrier: str) -> None:
     later = planner.write("Well?", again)
     assert ["", "", carrier] == [segment.on for segment in later.segments]
     assert (later.segments[-1].before, later.carried) == (trace.digest, carrier)
+    later.require_whole()  # of what was rounded nothing is known
     with pytest.raises(DecodeError, match="'planner' wrote"):
-        later.require_whole()
+        replace(later, carried="").require_whole()
     relayed = exact.trace(exact.encode(later))
     assert (carrier, later.kept.digest()) == (relayed.carried, relayed.kept.digest())
     assert carrier == critic.write("And then?", relayed).segments[-1].on
@@ -93,11 +97,45 @@ def test_a_rounded_trace_says_so_and_may_be_written_on(carrier: str) -> None:
 
 
 def test_what_is_said_to_be_exact_has_to_be() -> None:
-    """A rounded trace by an exact carrier that is not said to have been rounded is refused."""
+    """A rounded trace that is not said to have been rounded is refused by whoever encodes, decodes or reads it."""
     rounded, exact = codec_of(carrier="kv-int8"), codec_of()
     again = rounded.trace(rounded.encode(traced()))
+    lying = replace(again, carried="")
+    with pytest.raises(EncodeError, match="'planner' wrote, got others: 0"):
+        exact.encode(lying)
     with pytest.raises(DecodeError, match="'planner' wrote, got others: 0"):
-        exact.trace(exact.encode(replace(again, carried="")))
+        exact.memory(lying)
+    payload = exact.encode(again)
+    head = payload.replace(b'"carried":"kv-int8"', b'"carried":""')
+    length = struct.unpack_from("<I", payload, 8)[0] - len("kv-int8")
+    head = head[:8] + struct.pack("<I", length) + head[12:]
+    begin, rest = head[: 12 + length], head[12 + length + 16 :]
+    forged = begin + blake2b(begin, digest_size=16).digest() + rest
+    for opens in (exact.decode, exact.trace):
+        with pytest.raises(DecodeError, match="'planner' wrote, got others: 0"):
+            opens(forged)
+
+
+def test_every_rounding_on_the_way_is_named() -> None:
+    four, eight = codec_of(carrier="kv-int4"), codec_of(carrier="kv-int8")
+    twice = eight.trace(eight.encode(four.trace(four.encode(traced()))))
+    assert twice.carried == "kv-int4, kv-int8"
+    assert eight.trace(eight.encode(twice)).carried == "kv-int4, kv-int8"
+
+
+def test_roles_that_no_header_holds_are_not_encoded() -> None:
+    """What is encoded is decoded, too: with long roles in letters that JSON escapes there are fewer of them."""
+    codec, segment = codec_of(), traced().segments[0]
+    segments: list[Segment] = []
+    for _ in range(256):
+        before = segments[-1].digest() if segments else ""
+        long = "\u4e00" * 80
+        segments.append(replace(segment, role=long, rule=long, before=before, prompt_tokens=1, steps=0))
+    kv = traced().kept
+    many = chosen(kv.at(None), [0] * 256)
+    trace = Trace(kv=many, segments=tuple(segments), carried="kv-int8")
+    with pytest.raises(EncodeError, match=r"a header of at most 262144 bytes, got .*: shorten the roles"):
+        codec.encode(trace)
 
 
 def test_the_steps_alone_follow_one_another_and_nobody_writes_on_them() -> None:

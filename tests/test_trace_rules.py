@@ -12,7 +12,7 @@ from ilcp.codec.keys_values import KeysValues
 from ilcp.errors import ConfigError, EncodeError
 from ilcp.models.forward import embed, embedding_norm
 from ilcp_codecs.kv.ends import End
-from ilcp_codecs.trace import RULES, Plan, Rule, cut
+from ilcp_codecs.trace import RULES, Plan, Rule, cut, written
 from ilcp_codecs.trace.controls import CONTROLS, changed, steps_of
 from ilcp_codecs.trace.plan import chosen
 from ilcp_codecs.trace.trace import MAX_STEPS
@@ -280,3 +280,25 @@ def test_rows_are_chosen_of_no_position_and_of_no_window() -> None:
         torch.testing.assert_close(before[:, [4, 2]], after, rtol=1e-4, atol=1e-4)
     with pytest.raises(ConfigError, match="without sliding windows to hand over the steps alone, got one: keep all"):
         chosen(made(PLAN, "mistral")[0].kv, [0])
+
+
+@pytest.mark.parametrize(
+    ("made", "refusal"),
+    [
+        (lambda: Plan("planner"), "a tuple of roles, .* got 'planner'"),  # type: ignore[arg-type]
+        (lambda: Plan((1, 2)), "a tuple of roles"),  # type: ignore[arg-type]
+        (lambda: Plan(None), "a tuple of roles"),  # type: ignore[arg-type]
+        (lambda: Plan(prompt=None), "a prompt with {text} in it once"),  # type: ignore[arg-type]
+        (lambda: Plan(steps="3"), "0 to 4096 steps, got '3'"),  # type: ignore[arg-type]
+        (lambda: Plan(keep="steps"), "'steps' and 0 steps: say how many"),
+        (lambda: cut("a b", "3"), "at least one part, got '3'"),  # type: ignore[arg-type]
+        (lambda: written([], "ab"), "texts in a list"),
+    ],
+)
+def test_what_is_no_plan_is_refused_in_words(made: Any, refusal: str) -> None:
+    with pytest.raises(ConfigError, match=refusal):
+        made()
+
+
+def test_a_plan_takes_a_list_of_roles() -> None:
+    assert Plan(["planner", "critic"]).agents == ("planner", "critic")  # type: ignore[arg-type]

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 import ilcp
 from ilcp.cli import app
 from ilcp.codec.memory import CacheMemory
-from ilcp.errors import ConfigError
+from ilcp.errors import ConfigError, Interrupted
 from ilcp.handoff import Receiver
 from ilcp.measure.figures import Measured
 from ilcp.tasks import Case, case_files, thin
@@ -118,7 +118,7 @@ def test_steps_that_a_reader_needs_bring_more_than_every_control(own: Pair, monk
         assert f"no more than {control}" not in found.sentence()
         assert found.gains[control].value > 0.3
         assert found.churn[control] > 0.3
-    assert "in exact match over 32 questions." in found.sentence()
+    assert "in exact match over 32 questions about 32 cases." in found.sentence()
 
 
 def test_steps_of_no_use_bring_no_more_than_any_control(own: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,7 +128,7 @@ def test_steps_of_no_use_bring_no_more_than_any_control(own: Pair, monkeypatch: 
     found = worth_of(own, plan, cases(20_000, 32))
     assert found.exact["trace"] > 0.9
     for control in CONTROLS[:-1]:
-        assert f"no more than {control} (" in found.sentence()
+        assert f"not measurably more than {control} (" in found.sentence()
     assert found.gains["zero trace"].value > 0.3  # which is a control of the trace, not of its steps
     assert "zero trace" not in found.sentence()
 
@@ -161,13 +161,18 @@ def figure(value: float, low: float, high: float) -> Measured:
 
 def test_a_sentence_says_more_less_or_no_more_by_the_interval_alone() -> None:
     intervals = [(0.3, 0.1, 0.5), (-0.3, -0.5, -0.1), (0.2, 0.0, 0.4), (-0.2, -0.4, 0.0)]
-    gains = {name: figure(*each) for name, each in zip(CONTROLS, intervals, strict=False)}
-    said = StepsWorth(8, 2, {}, {}, gains, {}, {}, {}).sentence()
+    gains = {name: figure(*each) for name, each in zip(CONTROLS, [*intervals, (0.5, 0.4, 0.6)], strict=True)}
+    said = StepsWorth(8, 4, 2, {}, {}, gains, {}, {}, {}).sentence()
     assert said == (
-        "The steps bring more than shuffled steps (+0.300 [+0.100, +0.500]), less than another's steps (-0.300 "
-        "[-0.500, -0.100]), no more than zero steps (+0.200 [+0.000, +0.400]), no more than no steps (-0.200 [-0.400, "
-        "+0.000]), in exact match over 8 questions."
+        "To this reader the steps bring more than shuffled steps (+0.300 [+0.100, +0.500]), less than another's steps "
+        "(-0.300 [-0.500, -0.100]), not measurably more than zero steps (+0.200 [+0.000, +0.400]), not measurably more "
+        "than no steps (-0.200 [-0.400, +0.000]), in exact match over 8 questions about 4 cases."
     )
+    gains["zero trace"] = figure(0.0, 0.0, 0.0)
+    exact = {"trace": 0.1, "zero trace": 0.1}
+    nothing = StepsWorth(8, 4, 2, exact, {}, gains, {}, {}, {}).sentence()
+    assert nothing.startswith("What the steps bring cannot be told: the reader answers no better")
+    assert "(0.100 against 0.100, in exact match over 8 questions about 4 cases)" in nothing
 
 
 def test_what_cannot_be_compared_is_refused(own: Pair) -> None:
@@ -235,8 +240,8 @@ def test_the_curve_chooses_the_fewest_steps_that_nothing_beats(
 @pytest.mark.parametrize(
     ("changes", "steps", "words"),
     [
-        ({}, [], r"numbers of steps to try, with all of the trace kept, got \[\]"),
-        ({"keep": "steps"}, [1], "with all of the trace kept"),
+        ({}, [], "numbers of steps to try, got none"),
+        ({"keep": "steps", "steps": 1}, [1], "keep = 'all' to find a number of steps"),
         ({}, [0, -1], "0 to 4096 steps, got -1"),
     ],
 )
@@ -275,7 +280,7 @@ def test_the_commands_train_measure_and_tune(tmp_path: Path) -> None:
     assert (("one", "two"), 1, "norm") == (codec.plan.agents, codec.plan.steps, codec.plan.rule)
     assert codec.evidence is not None
     shown = said("trace", "measure", out, "--model", EMBEDDED, "--n", 4, "--json", tmp_path / "figures.json")
-    assert "The steps bring" in shown
+    assert "the steps bring" in shown
     record = json.loads((tmp_path / "figures.json").read_text())
     assert (4, 1) == (record["steps"]["n"], record["steps"]["steps"])
     assert "zero trace" in shown
@@ -311,3 +316,30 @@ def test_ctrl_c_on_the_command_line_says_how_to_go_on(
     assert [*(tmp_path / "out.run" / TRACES).rglob("*.safetensors")]  # what was written once is there for the rest
     assert f"{tmp_path / 'out'}:" in said(*words, "--resume")
     assert not (tmp_path / "out.run" / TRACES).exists()
+
+
+def test_a_curve_that_was_stopped_goes_on_from_the_numbers_that_are_done(
+    ready: TraceConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is done is not trained again, unless something else is asked for."""
+    config = replace(ready, out=tmp_path / "out", training={**SHORT, "steps": 1})
+    tried: list[int] = []
+    train = tuning_module.trained
+
+    def stopping_at(number: int) -> Any:
+        def trained(config: TraceConfig, *rest: Any, **options: Any) -> Any:
+            if config.steps == number:
+                raise KeyboardInterrupt
+            tried.append(config.steps)
+            return train(config, *rest, **options)
+
+        return trained
+
+    monkeypatch.setattr(tuning_module, "trained", stopping_at(1))
+    with pytest.raises(Interrupted, match=r"done are 0 of \[0, 1\]: the same command goes on"):
+        tune(config, [0, 1])
+    assert not (config.work / "trying").exists()
+    monkeypatch.setattr(tuning_module, "trained", stopping_at(-1))
+    assert {0, 1} == {*tune(config, [0, 1]).exact}
+    assert tried == [0, 1]
+    assert not config.work.exists()

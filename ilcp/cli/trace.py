@@ -112,6 +112,10 @@ def measure(
         models = Models(ends[0].model, ends[0].tokenizer, ends[1].model, ends[1].tokenizer)
     worth = room.steps_worth(pair.sender.codec, models, asked.cases, seed=seed)
     out.print(worth.sentence(), highlight=False, soft_wrap=True, markup=False)
+    carrier = getattr(pair.sender.codec, "carrier", "")
+    if carrier != "kv-exact":
+        said = f"(Of traces as they were written; what {carrier} leaves of them stands in the report.)"
+        out.print(said, highlight=False, soft_wrap=True, markup=False)
     _show_worth(worth)
     report = room.measure(pair.sender.codec, models, asked.cases, task=asked.name, seed=seed)
     _show(report)
@@ -141,7 +145,8 @@ def tune(
 ) -> None:
     """Finds how many latent steps a task wants: a reader is tuned for each number, and asked on validation cases.
 
-    The fewest steps that no other number beats, by an interval that leaves out zero, are the choice.
+    The choice are the fewest steps that the best number does not beat by an interval that leaves out zero. Ctrl-C keeps
+    the numbers that are done; the same command goes on.
     """
     changes = {name: value for name, value in locals().items() if name not in ("recipe", "steps")}
     try:
@@ -149,7 +154,7 @@ def tune(
     except ValueError:
         raise ConfigError(f"expected numbers with commas between, such as 0,5,10, got {steps!r}") from None
     config = _config(recipe, changes)
-    with interruptible("nothing is left of it: give fewer numbers, or fewer --training-steps"):
+    with interruptible(f"what is done is in {config.work}: the same command goes on"):
         from ilcp import trace as room
 
         curve = room.tune(config, wanted)
@@ -158,7 +163,7 @@ def tune(
         beside = _figure(curve.over_best[number])
         table.add_row(str(number), _figure(exact), _figure(curve.nats[number]), beside)
     out.print(table)
-    said = f"Take {curve.choice}: no other number does better by more than its interval, over {curve.n} questions."
+    said = f"Take {curve.choice}: the best number does no better with its interval, over {curve.n} questions."
     out.print(said, highlight=False, soft_wrap=True, markup=False)
 
 
@@ -178,14 +183,15 @@ def _show(report: Any) -> None:
 
 
 def _show_worth(worth: Any) -> None:
-    table = Table("the reader is given", "exact match", "trace minus it", "nats", "perplexity, 95th, above 2", "churn")
+    table = Table("the reader is given", "exact", "trace minus it", "nats", "trace minus it", "churn")
+    sure = Table("perplexity of what it says", "mean", "95th percentile", "above 2")
     for name, exact in worth.exact.items():
-        mean, high, outliers = worth.perplexity[name]
-        gain = _figure(worth.gains[name]) if name in worth.gains else ""
+        beside = [_figure(gains[name]) if name in gains else "" for gains in (worth.gains, worth.gains_nats)]
         churn = f"{worth.churn[name]:.3f}" if name in worth.churn else ""
-        sure = f"{mean:.3f}, {high:.3f}, {outliers:.3f}"
-        table.add_row(name, f"{exact:.3f}", gain, f"{worth.nats[name]:.3f}", sure, churn)
+        table.add_row(name, f"{exact:.3f}", beside[0], f"{worth.nats[name]:.3f}", beside[1], churn)
+        sure.add_row(name, *(f"{value:.3f}" for value in worth.perplexity[name]))
     out.print(table)
+    out.print(sure)
 
 
 def _figure(figure: Any) -> str:

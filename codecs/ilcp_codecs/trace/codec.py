@@ -6,13 +6,13 @@
 
     part      bytes  what
     magic         8  69 6c 63 70 2d 74 72 0a ("ilcp-tr", line feed)
-    length        4  h, little-endian, up to 2**17
-    header        h  JSON in UTF-8, keys sorted, no spaces: ``carried`` and ``segments`` of the ``Trace``
+    length        4  h, little-endian, up to 2**18
+    header        h  JSON in ASCII, keys sorted, no spaces: ``carried`` and ``segments`` of the ``Trace``
     check        16  BLAKE2b, digest size 16, of all before it
     cache       ...  the payload of the codec that carries it
 
-A plan (who writes, how many steps, by which rule) belongs to the codec: so ``Sender.encode(text)`` lets its agents
-write in turn, and a reader that was tuned to another plan refuses the message by its codec's id.
+A plan (who writes, how many steps, by which rule) belongs to the codec: ``Sender.encode(text)`` lets its agents write,
+and its id tells a reader to which plan it was tuned. Traces that others wrote are encoded, too: their segments say how.
 """
 
 import json
@@ -48,7 +48,7 @@ from ilcp_codecs.trace.writer import cut, written
 __all__ = ["CARRIERS", "TraceCodec"]
 
 MAGIC, CHECK_BYTES = b"ilcp-tr\n", 16
-MAX_HEADER_BYTES = 1 << 17  # of segments: 256 of them take less
+MAX_HEADER_BYTES = 1 << 18  # of segments: 256 of them with short roles take half
 CARRIERS = ("kv-exact", "kv-int8", "kv-int4")  # codecs of caches that a model's shape is enough for
 
 
@@ -148,7 +148,15 @@ class TraceCodec:
         if not isinstance(context, Trace):
             raise EncodeError(f"expected a Trace, got {type(context).__name__}: let a Writer write one")
         handed = self._handed(context)
+        try:
+            context.require_whole()
+        except DecodeError as error:
+            raise EncodeError(str(error)) from error
         head = _json(context.segments, context.carried)
+        if len(head) > MAX_HEADER_BYTES:
+            raise EncodeError(
+                f"expected a header of at most {MAX_HEADER_BYTES} bytes, got {len(head)}: shorten the roles"
+            )
         begin = MAGIC + struct.pack("<I", len(head)) + head
         payload = begin + blake2b(begin, digest_size=CHECK_BYTES).digest() + self._carried.encode(Context(kv=handed))
         if len(payload) > limit:
@@ -160,13 +168,17 @@ class TraceCodec:
 
         Raises:
             EncodeError: the trace is another model's.
+            DecodeError: its keys and values are not what its writers computed.
         """
-        return CacheMemory(self._handed(trace))
+        handed = self._handed(trace)
+        trace.require_whole()
+        return CacheMemory(handed)
 
     def _handed(self, trace: Trace) -> KeysValues:
         model = self.trained.sender.digest().hex()
         if any(segment.model != model for segment in trace.segments):
-            raise EncodeError("expected a trace of this codec's model, got one with a segment of another's")
+            way_out = "write with this codec's model, without the low-rank weights of a reader"
+            raise EncodeError(f"expected a trace of this codec's model, got a segment of another's: {way_out}")
         steps = [segment.steps for segment in trace.segments]
         if self.plan.keep == "steps" and set(steps) != {self.plan.steps}:
             raise EncodeError(f"expected segments of {self.plan.steps} steps to hand over, got {steps}")
@@ -175,33 +187,39 @@ class TraceCodec:
     def decode(self, payload: bytes) -> Memory:
         """Returns the memory of keys and values that a payload stands for.
 
+        What came by exact carriers is compared, segment by segment, with what its writers said that they computed.
+
         Raises:
-            DecodeError: it is no trace of this codec's plan and model, or damaged.
+            DecodeError: it is no trace of this codec's model, damaged, or not what its writers computed.
         """
-        segments, _, begin = _read(payload)
-        memory = self._carried.decode(memoryview(payload)[begin:])  # type: ignore[arg-type]  # it takes any buffer
-        assert isinstance(memory, CacheMemory)
-        self._require_planned(segments, memory)
-        return memory
+        return self._opened(payload)[0]
 
     def trace(self, payload: bytes) -> Trace:
         """Returns the trace that a payload stands for, for the next agent to write on.
 
-        What came by an exact carrier is compared, segment by segment, with what its writers said that they computed.
-
         Raises:
-            DecodeError: as ``decode``; or keys and values are not those that were computed; or only the steps came.
+            DecodeError: as ``decode``; or only the steps came.
         """
-        memory, (segments, carried, _) = self.decode(payload), _read(payload)
-        if self.plan.keep == "steps":
+        _, trace = self._opened(payload)
+        if trace is None:
             raise DecodeError("expected a whole trace to write on, got its steps alone: hand over all of it")
+        return trace
+
+    def _opened(self, payload: bytes) -> tuple[CacheMemory, Trace | None]:
+        """Returns the memory, and the trace that it is of, where all of it came."""
+        if not isinstance(payload, bytes | bytearray | memoryview):
+            raise DecodeError(f"expected a payload of bytes, got {type(payload).__name__}")
+        segments, carried, begin = _read(payload)
+        memory = self._carried.decode(memoryview(payload)[begin:])  # type: ignore[arg-type]  # it takes any buffer
         assert isinstance(memory, CacheMemory)
-        if self.carrier != CARRIERS[0]:
-            carried = self.carrier
-        found = Trace(kv=memory.kv, segments=segments, carried=carried)
-        if not carried:
-            found.require_whole()
-        return found
+        self._require_planned(segments, memory)
+        if self.plan.keep == "steps":
+            return memory, None
+        by = () if self.carrier == CARRIERS[0] else (self.carrier,)
+        names = ", ".join(dict.fromkeys([*filter(None, carried.split(", ")), *by]))
+        trace = Trace(kv=memory.kv, segments=segments, carried=names)
+        trace.require_whole()
+        return memory, trace
 
     def _require_planned(self, segments: tuple[Segment, ...], memory: CacheMemory) -> None:
         model = self.trained.sender.digest().hex()
@@ -260,7 +278,8 @@ class _Header:
     segments: tuple[Segment, ...]
 
     def __post_init__(self) -> None:
-        if self.carried not in ("", *CARRIERS[1:]):
+        names = self.carried.split(", ") if self.carried else []
+        if not {*names} <= {*CARRIERS[1:]} or len({*names}) != len(names):
             raise DecodeError(f"expected a trace carried by {', '.join(CARRIERS[1:])} or exact, got another codec")
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from ilcp.errors import ConfigError
 from ilcp.models.loading import DTYPES
-from ilcp.records import read_record
+from ilcp.records import read_record, refuse_unknown
 from ilcp.tasks.load import RUN
 from ilcp.training.begun import is_empty
 from ilcp.training.config import read_recipe
@@ -46,6 +46,24 @@ USUAL: dict[str, Any] = dict(
     teacher_floor=0.0,
 )
 RANK = 8  # with alpha 16
+LEARNABLE = (  # what of the loop's numbers has a meaning here
+    "steps",
+    "minutes",
+    "contexts",
+    "questions",
+    "per_kind",
+    "learning_rate",
+    "warmup_steps",
+    "weight_decay",
+    "adapter_learning_rate",
+    "adapter_after",
+    "answer_tokens",
+    "validate_every",
+    "validation_contexts",
+    "patience",
+    "checkpoint_minutes",
+    "bfloat16",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +100,7 @@ class TraceConfig:
 
     def __post_init__(self) -> None:
         self.plan()
+        refuse_unknown(self.training, (*LEARNABLE, "seed"), "[training] of a trace")
         self.hyperparameters()
         if "seed" in self.training:
             raise ConfigError("expected seed at the top of the recipe, got it under [training]: it is the whole run's")

@@ -21,7 +21,7 @@ import torch
 
 from ilcp.codec.folder import ADAPTER, attach_evidence, load, save
 from ilcp.codec.seen import write_seen
-from ilcp.errors import ConfigError, StorageError
+from ilcp.errors import ConfigError, EncodeError, Interrupted, StorageError
 from ilcp.files import require_writable, settle, write_whole
 from ilcp.folders import read_whole
 from ilcp.handoff import Sender
@@ -40,7 +40,7 @@ from ilcp.tasks.written import merged, write_jsonl
 from ilcp.training.batch import Models
 from ilcp.training.card import short_name
 from ilcp.training.checkpoint import alone, has_checkpoint
-from ilcp.training.data import Shuffled, Split, require_enough, split
+from ilcp.training.data import LEAST, Shuffled, Split, split
 from ilcp.training.finish import shows, tell
 from ilcp.training.log import LOG
 from ilcp.training.loop import Result
@@ -111,13 +111,16 @@ def train(config: TraceConfig, *, resume: bool = False) -> Report:
         found = trained(config, cases, config.work, resume=resume)
         _save(config, found)
         write_jsonl(own_test(config.out), found.cases.test)
+        shutil.rmtree(config.work / TRACES, ignore_errors=True)  # the largest part of it; the test's are written anew
+        left = f"the reader is whole in {config.out}, but not measured: 'ilcp measure {config.out} --attach' does so"
         try:
             report = measure(load(config.out), found.models, found.cases.test, task=config.data.name, seed=config.seed)
             attach_evidence(config.out, report.evidence())
+        except KeyboardInterrupt as stopped:
+            raise Interrupted(left) from stopped
         except BaseException:
-            tell(f"the reader is whole in {config.out}, but not measured: 'ilcp measure {config.out} --attach' does so")
+            tell(left)
             raise
-        shutil.rmtree(config.work / TRACES, ignore_errors=True)
         return report
 
 
@@ -204,7 +207,9 @@ def cases_of(config: TraceConfig) -> Split:
     cases = merged(read_jsonl(config.data))
     if any(not question.text for case in cases for question in case.questions):
         raise ConfigError(f"expected questions in {config.data}, got continuations: a reader of traces is asked")
-    require_enough(len(cases))
+    if len(cases) < 10 * LEAST:
+        got = f"got {len(cases)} in {config.data}: add cases"
+        raise ConfigError(f"expected at least {10 * LEAST} cases with different contexts (a tenth tests), {got}")
     wanted = config.hyperparameters()
     parts = split(cases, validation=wanted.validation_contexts, test=config.test_cases, seed=config.seed)
     if wanted.contexts > len(parts.training):
@@ -241,7 +246,10 @@ def _require_room(traces: Traces, cases: Sequence[Case]) -> None:
         longest = max(
             len(layout(tokenizer, q.text).suffix) + len(answer_ids(tokenizer, q.answer)) for q in case.questions
         )
-        tokens = traces.tokens(case.context)
+        try:
+            tokens = traces.tokens(case.context)
+        except EncodeError as error:
+            raise ConfigError(f"case {case.id!r}: {error}") from error
         if tokens + longest > room:
             raise ConfigError(
                 f"expected traces of at most {room} tokens, questions and answers included, got {tokens} + {longest} "

@@ -34,6 +34,10 @@ class Plan:
     keep: str = "all"
 
     def __post_init__(self) -> None:
+        agents: Any = self.agents
+        if not isinstance(agents, list | tuple) or not all(isinstance(role, str) for role in agents):
+            raise ConfigError(f"expected agents as a tuple of roles, such as ('planner', 'critic'), got {agents!r}")
+        object.__setattr__(self, "agents", tuple(agents))
         if not 1 <= len(self.agents) <= MAX_SEGMENTS or not all(
             0 < len(role) <= MAX_ROLE and role.isprintable() for role in self.agents
         ):
@@ -42,13 +46,14 @@ class Plan:
                 f"{str(self.agents)[:80]}"
             )
         if type(self.steps) is not int or not 0 <= self.steps <= MAX_STEPS:
-            raise ConfigError(f"expected 0 to {MAX_STEPS} steps, got {self.steps}")
+            raise ConfigError(f"expected 0 to {MAX_STEPS} steps, got {self.steps!r}")
         if self.rule not in RULES:
             raise ConfigError(f"expected a rule of {', '.join(RULES)}, got {self.rule!r}")
-        if self.prompt.count(TEXT_HERE) != 1:
+        if str(self.prompt).count(TEXT_HERE) != 1:
             raise ConfigError(f"expected a prompt with {TEXT_HERE} in it once, got {self.prompt!r}")
         if self.keep not in KEEPS or (self.keep == "steps" and not self.steps):
-            raise ConfigError(f"expected to keep 'all', or 'steps' where there are some, got {self.keep!r}")
+            got = f"{self.keep!r} and {self.steps} steps"
+            raise ConfigError(f"expected to keep 'all', or 'steps' where there are some, got {got}: say how many")
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any], where: str) -> Self:

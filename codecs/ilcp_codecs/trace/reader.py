@@ -45,6 +45,7 @@ class Reader(Receiver):
 
         Raises:
             IdentityError: its writers are another model.
+            DecodeError: its keys and values are not what its writers computed.
             ConfigError: there is no codec of traces.
         """
         codec = next((codec for codec in self.codecs if isinstance(codec, TraceCodec)), None)

@@ -14,13 +14,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 import torch
+from torch import Tensor
 
 from ilcp.codec.context import Context
 from ilcp.codec.keys_values import KeysValues
 from ilcp.errors import DecodeError
 from ilcp.identity import digest, digest_all
 
-__all__ = ["MAX_SEGMENTS", "MAX_STEPS", "Segment", "Trace", "content_of", "require_chain"]
+__all__ = ["MAX_SEGMENTS", "MAX_STEPS", "Segment", "Trace", "content_of", "held_of", "require_chain"]
 
 MAX_SEGMENTS, MAX_STEPS, MAX_ROLE = 256, 4096, 80  # more than any pipeline has: what a hostile header may claim
 
@@ -31,8 +32,9 @@ class Segment:
 
     ``role`` is the agent's name, ``model`` the digest of its model's identity, in hex. ``prompt_tokens`` were read,
     then ``steps`` taken by ``rule``. ``before`` is the digest of the trace that it stood on, empty for the first one;
-    ``on`` the codec which that trace had come by where it was not exact. ``content`` is the digest of its own keys and
-    values, as they were computed.
+    ``on`` the codecs which that trace had come by where they were not exact. ``content`` is the digest of its own keys
+    and values, as they were computed; ``held`` of all that layers with a sliding window held at its end, empty where
+    there are none.
 
     Raises:
         DecodeError: a field is not as that says.
@@ -45,10 +47,11 @@ class Segment:
     rule: str
     before: str
     content: str
+    held: str = ""
     on: str = ""
 
     def __post_init__(self) -> None:
-        texts = (self.role, self.model, self.rule, self.before, self.content, self.on)
+        texts = (self.role, self.model, self.rule, self.before, self.content, self.held, self.on)
         if any(len(text) > MAX_ROLE or not text.isprintable() for text in texts):
             raise DecodeError(f"expected texts of at most {MAX_ROLE} printable characters in a segment, got others")
         if self.prompt_tokens < 1 or not 0 <= self.steps <= MAX_STEPS:
@@ -69,8 +72,8 @@ class Segment:
 class Trace(Context):
     """What agents computed together: a ``Context`` whose keys and values are made of segments.
 
-    ``carried`` names the codec that it came by, where that was not exact; ``states`` are of the layers that its writers
-    were asked to keep, for a codec that reads states.
+    ``carried`` names the codecs that it came by, where they were not exact; ``states`` are of the layers that its
+    writers were asked to keep, for a codec that reads states.
 
     Raises:
         DecodeError: the segments do not follow one another, or are not as long as the keys and values.
@@ -107,14 +110,31 @@ class Trace(Context):
             at = end
 
     def require_whole(self) -> None:
-        """Refuses keys and values that are not those which the segments' writers computed.
+        """Refuses keys and values that are not those which the segments' writers computed; of rounded ones nothing is
+        known.
 
         Raises:
             DecodeError: with the number of the segment that differs.
         """
+        if self.carried:
+            return
+        if held_of(self.kept) != self.segments[-1].held:
+            raise DecodeError("expected what sliding windows held when the last segment was written, got others")
         for number, ((prompt, steps), segment) in enumerate(zip(self.spans(), self.segments, strict=True)):
             if content_of(self.kept, range(prompt.start, steps.stop)) != segment.content:
                 raise DecodeError(f"expected the keys and values that {segment.role!r} wrote, got others: {number}")
+
+
+def held_of(kv: KeysValues) -> str:
+    """Returns the digest, in hex, of what layers with a sliding window hold; empty where no layer has one."""
+    windowed = [pair for *pair, window in zip(kv.keys, kv.values, kv.windows, strict=True) if window]
+    parts = [repr((kv.start, kv.tokens, kv.dtype)).encode()]
+    parts += [_raw(each) for pair in windowed for each in pair]
+    return digest_all(parts).hex() if windowed else ""
+
+
+def _raw(each: Tensor) -> bytes:
+    return each.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
 
 def require_chain(segments: Sequence[Segment]) -> None:
@@ -134,11 +154,10 @@ def require_chain(segments: Sequence[Segment]) -> None:
 def content_of(kv: KeysValues, places: range) -> str:
     """Returns the digest, in hex, of the keys and values of some places, at the positions where they stand.
 
-    Layers with a sliding window do not count: what they hold of a segment depends on what follows it.
+    Layers with a sliding window do not count (``held_of`` does): what they hold of a segment depends on what follows.
     """
     parts = [repr((kv.start, places.start, places.stop, kv.dtype)).encode()]
     for keys, values, window in zip(kv.keys, kv.values, kv.windows, strict=True):
         for each in () if window else (keys, values):
-            own = each[:, places.start : places.stop].detach().cpu().contiguous()
-            parts.append(own.flatten().view(torch.uint8).numpy().tobytes())
+            parts.append(_raw(each[:, places.start : places.stop]))
     return digest_all(parts).hex()

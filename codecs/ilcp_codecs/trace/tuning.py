@@ -9,18 +9,23 @@
 import json
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import msgspec
 import numpy as np
 
-from ilcp.errors import ConfigError
+from ilcp.errors import ConfigError, Interrupted
 from ilcp.files import require_writable, write_whole
+from ilcp.folders import read_whole
+from ilcp.identity import digest
 from ilcp.measure import provenance
 from ilcp.measure.bootstrap import Bootstrap
 from ilcp.measure.figures import Measured
 from ilcp.nn.attention import many_shapes
 from ilcp.training.checkpoint import alone
+from ilcp.training.data import Split
 from ilcp.training.finish import tell
 from ilcp_codecs.kv.ends import End
 from ilcp_codecs.trace.config import TraceConfig
@@ -33,7 +38,7 @@ __all__ = ["SWEEP", "Curve", "tune"]
 
 SWEEP = (0, 1, 2, 5, 10, 20, 40)
 WATCHED = 64  # cases that decide, where there are as many: a tenth of all at most
-CURVE = "steps.json"
+CURVE, KEPT, TRYING = "steps.json", "steps.lock", "trying"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,40 +60,59 @@ def tune(config: TraceConfig, steps: Sequence[int] = SWEEP) -> Curve:
     """Trains a reader for each number of steps, and returns the curve, which is also in ``config.out``.
 
     What is chosen are the fewest steps whose log-likelihood is not below the highest one's with its interval. The test
-    cases have no part in it.
+    cases have no part in it. Each number is kept in ``config.work`` as it is done: the same call goes on from there.
 
     Raises:
-        ConfigError, StorageError, TrainingError, MissingExtraError, Interrupted: as ``train``; or there are no numbers.
+        ConfigError, StorageError, TrainingError, MissingExtraError: as ``train``; or there are no numbers.
+        Interrupted: Ctrl-C or SIGTERM; it says which numbers are done.
     """
     wanted = sorted({*steps})
-    if not wanted or config.keep == "steps":
-        raise ConfigError(f"expected numbers of steps to try, with all of the trace kept, got {list(steps)}")
+    if not wanted:
+        raise ConfigError("expected numbers of steps to try, got none")
+    if config.keep == "steps":
+        raise ConfigError("expected keep = 'all' to find a number of steps, got 'steps', of which none are not enough")
     for number in wanted:
         replace(config, steps=number)
     config.require_new()
-    hyperparameters = dict(config.training) | {"validation_contexts": WATCHED}
-    config = replace(config, training=hyperparameters)
+    config = replace(config, training=dict(config.training) | {"validation_contexts": WATCHED})
     cases = cases_of(config)
-    file = config.out / CURVE
-    require_writable(file)
+    require_writable(config.out / CURVE)
+    require_writable(config.work / KEPT)
     found: dict[int, Answered] = {}
     with alone(config.work), many_shapes():
-        for number in wanted:
-            work = config.work / f"steps-{number}"
-            shutil.rmtree(work, ignore_errors=True)
-            tell(f"{number} steps")
-            made = trained(replace(config, steps=number), cases, work)
-            end = End.of("writer", made.models.sender, made.models.sender_tokenizer)
-            rule = Rule(made.codec.plan.rule, made.models.sender)
-            if made.codec.tensors:
-                rule.take(made.codec.tensors)
-            traces = Traces(end, made.codec.plan, rule, folder=None if made.codec.tensors else work / TRACES)
-            found[number] = answered(made.models, end, cases.validation, traces.of_cases, traces)
-            shutil.rmtree(work, ignore_errors=True)
+        try:
+            for number in wanted:
+                tell(f"{number} steps")
+                found[number] = _tried(replace(config, steps=number), cases)
+        except KeyboardInterrupt as stopped:
+            shutil.rmtree(config.work / TRYING, ignore_errors=True)
+            done = ", ".join(map(str, found)) or "none"
+            raise Interrupted(f"done are {done} of {wanted}: the same command goes on from there") from stopped
     curve = _curve(found, [number for number, case in enumerate(cases.validation) for _ in case.questions], config.seed)
     record = curve.to_dict() | {"plan": config.to_dict(), "provenance": provenance()}
-    write_whole(file, json.dumps(record, indent=2, default=str) + "\n")
+    write_whole(config.out / CURVE, json.dumps(record, indent=2, default=str) + "\n")
+    shutil.rmtree(config.work, ignore_errors=True)
     return curve
+
+
+def _tried(config: TraceConfig, cases: Split) -> Answered:
+    """Returns what a reader of so many steps answers: as it was kept, or trained now."""
+    own = json.dumps([config.to_dict(), [case.context for case in cases.training]], sort_keys=True, default=str)
+    kept = config.work / f"steps-{config.steps}-{digest(own.encode()).hex()}.json"
+    with suppress(OSError, msgspec.MsgspecError):
+        return msgspec.json.decode(read_whole(kept), type=Answered)
+    work = config.work / TRYING
+    shutil.rmtree(work, ignore_errors=True)
+    made = trained(config, cases, work)
+    end = End.of("writer", made.models.sender, made.models.sender_tokenizer)
+    rule = Rule(made.codec.plan.rule, made.models.sender)
+    if made.codec.tensors:
+        rule.take(made.codec.tensors)
+    traces = Traces(end, made.codec.plan, rule, folder=None if made.codec.tensors else work / TRACES)
+    found = answered(made.models, end, cases.validation, traces.of_cases, traces)
+    write_whole(kept, msgspec.json.encode(found).decode() + "\n")
+    shutil.rmtree(work, ignore_errors=True)
+    return found
 
 
 def _curve(found: dict[int, Answered], documents: list[int], seed: int) -> Curve:

@@ -109,6 +109,7 @@ class StepsWorth:
     """
 
     n: int
+    cases: int
     steps: int
     exact: dict[str, float]
     nats: dict[str, float]
@@ -122,15 +123,22 @@ class StepsWorth:
         if not self.steps:
             return "The agents take no steps: what there is comes from the keys and values of their prompts."
         if not self.gains:
-            return "What the steps bring cannot be told: the model has sliding windows, in which they cannot be changed."
+            return "What the steps bring cannot be told: the model has sliding windows, where they cannot be changed."
         parts = []
         for control in CONTROLS[:-1]:
             gain = self.gains[control]
             assert gain.low is not None
             assert gain.high is not None
-            verdict = "more than" if gain.low > 0 else "less than" if gain.high < 0 else "no more than"
+            verdict = "more than" if gain.low > 0 else "less than" if gain.high < 0 else "not measurably more than"
             parts.append(f"{verdict} {control} ({gain.value:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}])")
-        return f"The steps bring {', '.join(parts)}, in exact match over {self.n} questions."
+        over = f"in exact match over {self.n} questions about {self.cases} cases"
+        if (self.gains["zero trace"].low or 0) <= 0:
+            zeros = f"{self.exact[OWN]:.3f} against {self.exact['zero trace']:.3f}"
+            return (
+                f"What the steps bring cannot be told: the reader answers no better behind its trace than behind zeros "
+                f"({zeros}, {over}); train it longer, or on more cases."
+            )
+        return f"To this reader the steps bring {', '.join(parts)}, {over}."
 
     def to_dict(self) -> dict[str, Any]:
         """Returns all figures as JSON takes them."""
@@ -180,6 +188,7 @@ def steps_worth(codec: Any, models: Models, cases: Sequence[Case], *, seed: int 
     )
     return StepsWorth(
         n=len(documents),
+        cases=len(cases),
         steps=steps,
         exact={name: float(np.mean(arm.exact)) for name, arm in arms.items()},
         nats={name: float(np.mean(arm.nats)) for name, arm in arms.items()},

@@ -18,7 +18,7 @@ from torch import Tensor
 from ilcp.codec.registry import codec_class
 from ilcp.errors import ConfigError, DecodeError, EncodeError, IdentityError
 from ilcp.handoff import Receiver
-from ilcp.inputs import require_text
+from ilcp.inputs import listed, require_text
 from ilcp.models.adapter import plain, unwrapped
 from ilcp.models.fingerprint import Known, identify
 from ilcp.models.forward import embed, require_room
@@ -26,10 +26,10 @@ from ilcp.models.kv import placed, taken
 from ilcp.models.prompt import continuation, layout
 from ilcp.models.reading import backbone, tapped
 from ilcp.models.rope import ropes_of
-from ilcp.models.support import forward_takes, require_receiver, require_tokenizer
+from ilcp.models.support import forward_takes, require_receiver, require_sender, require_tokenizer
 from ilcp.nn.inference import inference
 from ilcp_codecs.trace.rules import Rule
-from ilcp_codecs.trace.trace import MAX_ROLE, MAX_STEPS, Segment, Trace, content_of
+from ilcp_codecs.trace.trace import MAX_ROLE, MAX_STEPS, Segment, Trace, content_of, held_of
 
 __all__ = ["STEPS", "TEXT_HERE", "Behind", "Writer", "cut", "write_rows", "written"]
 
@@ -122,6 +122,7 @@ class Writer:
     ):
         require_tokenizer(tokenizer, "writer")
         self.model = plain(model).eval()
+        require_sender(self.model)  # which says what is no model at all
         require_receiver(self.model)
         role = require_text(role, "a writer's role", error=ConfigError)
         if len(role) > MAX_ROLE or not role.isprintable():
@@ -129,6 +130,8 @@ class Writer:
         if require_text(prompt, "a writer's prompt", error=ConfigError).count(TEXT_HERE) != 1:
             raise ConfigError(f"expected a prompt with {TEXT_HERE} in it once, got {prompt!r}")
         self.tokenizer, self.role, self.prompt = tokenizer, role, prompt
+        if not all(type(layer) is int for layer in layers):
+            raise ConfigError(f"expected layers as numbers, such as codec.layers, got {layers!r}")
         self.steps, self.layers = _count(steps), tuple(layers)
         self.rule = rule if isinstance(rule, Rule) else Rule(rule, self.model)
         self.identity = identify(self.model, tokenizer)
@@ -163,7 +166,7 @@ class Writer:
             self.model,
             len(self._prefix) + held + len(ids),
             wanted + 1,
-            what="the trace, a text and the steps behind it",
+            what="a trace, a text behind it and its steps",
             way_out="write less, or begin a new trace",
         )
         return self._written(ids, wanted, on, before)
@@ -193,8 +196,7 @@ class Writer:
         other = next((segment for segment in on.segments if segment.model != self.identity.digest().hex()), None)
         if other is not None:
             raise IdentityError(f"expected a trace of this model, got a segment of another's by {other.role!r}")
-        if not on.carried:
-            on.require_whole()
+        on.require_whole()
         return [*rows, on.kept]
 
     @inference(lambda writer: unwrapped(writer.model))
@@ -222,6 +224,7 @@ class Writer:
             rule=self.rule.name,
             before="" if on is None else on.digest,
             content=content_of(kv, places),
+            held=held_of(kv),
             on="" if on is None else on.carried,
         )
         states = torch.stack([torch.cat(each) for each in kept]) if kept else None
@@ -244,8 +247,9 @@ def cut(text: str, parts: int) -> list[str]:
     Raises:
         EncodeError: it has fewer words than that.
     """
-    if parts < 1:
-        raise ConfigError(f"expected at least one part, got {parts}")
+    if type(parts) is not int or parts < 1:
+        raise ConfigError(f"expected at least one part, got {parts!r}")
+    require_text(text)
     for between in CUTS:
         pieces = [piece for piece in re.split(f"(?<={re.escape(between)})", text) if piece.strip()]
         if len(pieces) >= parts:
@@ -261,7 +265,7 @@ def written(writers: Iterable[Writer], texts: Iterable[str], on: Trace | None = 
         ConfigError: there is none, or not a text for each.
         EncodeError, IdentityError: as ``Writer.write``.
     """
-    agents, parts = list(writers), list(texts)
+    agents, parts = list(writers), listed(texts, "texts in a list", "text", error=ConfigError)
     if not agents or len(agents) != len(parts):
         raise ConfigError(f"expected a text for each of one or more writers, got {len(parts)} for {len(agents)}")
     for writer, text in zip(agents, parts, strict=True):
