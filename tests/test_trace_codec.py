@@ -35,7 +35,7 @@ from ilcp_codecs.trace import Plan, Reader, Rule, Segment, Trace, TraceCodec, Wr
 from ilcp_codecs.trace.codec import CARRIERS
 from ilcp_codecs.trace.plan import chosen
 from tests.families import build
-from tests.helpers import Folder, run_python, sender_of, vectors_of
+from tests.helpers import Folder, run_example, run_python, sender_of, vectors_of
 from tests.test_kv import QUESTION, TEXT, TOKENIZER
 from tests.test_trace import PARTS, PLAN, frozen, traced
 
@@ -373,3 +373,12 @@ def test_the_door_alone_loads_no_torch() -> None:
     assert 0 == loaded.returncode, loaded.stderr
     assert "ilcp.trace" in loaded.stdout.split()
     assert set() == {"torch", "transformers", "ilcp_codecs"} & {*loaded.stdout.split()}
+
+
+def test_the_example_has_a_trace_and_texts_beside_it() -> None:
+    """Three agents; what they leave is as good as the text, nearly, and what they say is not."""
+    said = run_example("trace_pipeline.py")
+    assert 3 == said.count(" tokens read, 5 steps")
+    right = {name: int(count) for name, count in re.findall(r"from (.*): (\d+) of 25 right", said)}
+    assert right["trace"] > 15 > right["what was said, 40 tokens each"]
+    assert right["the text"] > 15

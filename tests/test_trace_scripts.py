@@ -34,7 +34,7 @@ def raw(**arms: list[int]) -> dict[str, Any]:
 def test_the_sentence_says_first_what_the_steps_bring() -> None:
     better = trace_report.report(raw(**{TEN: [1] * 8, "prompts, no steps": [0] * 8, "trace, pause": [1] * 8}))
     assert "bring more than prompts, no steps (+1.000" in better["sentence"]
-    assert "no more than trace, pause (+0.000" in better["sentence"]
+    assert "not measurably more than trace, pause (+0.000" in better["sentence"]
     worse = trace_report.report(raw(**{TEN: [0] * 8, "prompts, no steps": [1] * 8}))
     assert "bring less than prompts, no steps (-1.000" in worse["sentence"]
 
