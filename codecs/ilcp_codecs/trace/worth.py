@@ -8,7 +8,7 @@ The claim to prove is that steps bring something beyond the prompts' own keys an
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
@@ -175,6 +175,10 @@ def steps_worth(codec: Any, models: Models, cases: Sequence[Case], *, seed: int 
     controls = CONTROLS if steps else CONTROLS[-1:]
     for control in () if any(layer.window for layer in end.shape.layers) else controls:
         arms[control] = answered(models, end, cases, partial(under, control), traces)
+    return _worth(arms, steps, cases, seed)
+
+
+def _worth(arms: Mapping[str, Answered], steps: int, cases: Sequence[Case], seed: int) -> StepsWorth:
     documents = [number for number, case in enumerate(cases) for _ in case.questions]
     draws = Bootstrap(documents, seed=seed)
     own = arms[OWN]
