@@ -44,7 +44,8 @@ def report(raw: dict[str, Any]) -> dict[str, Any]:
     without = _gains(raw["arms"], NO_STEPS, ENDS, draws)
     return {
         "task": raw["settings"]["task"],
-        "seed": [int(seed) for seed in seeds],
+        "seed": 0,  # of the intervals
+        "seeds": [int(seed) for seed in seeds],
         "n": len(documents),
         "settings": raw["settings"],
         "arms": arms,
@@ -119,9 +120,12 @@ def main() -> None:
     parser.add_argument("raw", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--command", required=True, help="that measured it, without paths of a machine")
+    parser.add_argument("--commit", help="that measured it, where the raw answers do not say")
     options = parser.parse_args()
     found = report(json.loads(options.raw.read_text()))
     found["provenance"]["command"] = options.command
+    if options.commit:
+        found["provenance"]["commit"] = options.commit
     options.out.write_text(json.dumps(found, indent=1) + "\n")
     print(found["sentence"])
 
