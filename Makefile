@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 VENV_4 := .venv-4
 BIN_4 := $(VENV_4)/bin
 READY_4 := $(VENV_4)/.ready
-TESTS_4 := tests/test_families.py tests/test_injection.py tests/test_capture.py tests/test_handoff.py tests/test_gguf.py tests/test_kv.py
+TESTS_4 := tests/test_families.py tests/test_injection.py tests/test_capture.py tests/test_handoff.py tests/test_gguf.py tests/test_kv.py tests/test_trace.py
 
 # A caller's activated environment or import path must not decide what is tested.
 unexport PYTHONPATH VIRTUAL_ENV
