@@ -22,6 +22,7 @@ FRONT = (
     "trace, shuffled and tuned so",
     "texts of as many tokens",
 )
+SHARES = {"": "first token, trace / everything", ", decoding counted in": "with decoding"}
 STEPS = (0, 1, 2, 5, 10, 20, 40)
 
 
@@ -102,4 +103,6 @@ def hops(result: Result, table: Table) -> str:
 def times(result: Result, table: Table) -> str:
     """Tabulates what takes how long."""
     found = result("trace-times")
-    return table(["SmolLM2, 1,000 tokens", "seconds"], [[name, f"{s:.3f}"] for name, s in found["seconds"].items()])
+    rows = [[name, f"{s:.3f}"] for name, s in found["seconds"].items()]
+    rows += [[f"first token, trace / everything{of}", f"{found[name]:.3f}"] for of, name in SHARES.items()]
+    return table(["SmolLM2, 1,000 tokens", "seconds"], rows)

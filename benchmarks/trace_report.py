@@ -106,7 +106,9 @@ def sentence(gains: dict[str, Any], rule: str, steps: int) -> str:
     for name in (NO_STEPS, PAUSE, "trace, shuffled and tuned so"):
         if name in gains:
             gain = gains[name]["exact"]
-            verdict = "more than" if gain["low"] > 0 else "less than" if gain["high"] < 0 else "not measurably more than"
+            verdict = (
+                "more than" if gain["low"] > 0 else "less than" if gain["high"] < 0 else "not measurably more than"
+            )
             parts.append(f"{verdict} {name} ({gain['value']:+.3f} [{gain['low']:+.3f}, {gain['high']:+.3f}])")
     return f"{steps} latent steps by {rule} bring {'; '.join(parts)}." if parts else "No steps were measured."
 
