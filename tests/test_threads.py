@@ -27,6 +27,8 @@ from ilcp_codecs.kv import AlignedCodec, CompactCodec, ExactCodec, Int4Codec, In
 from ilcp_codecs.kv.aligned import Ends
 from ilcp_codecs.kv.container import Shape
 from ilcp_codecs.text import HeadCodec, LmCodec, PlainCodec, TailCodec, ZstdCodec
+from ilcp_codecs.trace import Plan, Segment, Trace, TraceCodec
+from ilcp_codecs.trace.trace import content_of
 from tests.families import build
 from tests.helpers import make_model, make_tokenizer, sender_of
 from tests.test_families import spelled
@@ -159,6 +161,7 @@ def codecs(small, models: Models) -> dict[str, Codec]:
         FactsCodec.from_network(facts.eval(), small.codec.trained.sender, small.codec.trained.receiver),
         *(kind(small.codec.trained.receiver, SHAPE) for kind in (ExactCodec, Int8Codec, Int4Codec)),
         CompactCodec(small.codec.trained.receiver, SHAPE, ["Who?"], 0.5),
+        TraceCodec(small.codec.trained.receiver, small.codec.trained.receiver, SHAPE, Plan()),
         AlignedCodec(
             Ends(small.codec.trained.receiver, small.codec.trained.receiver, SHAPE, SHAPE, "float32"),
             [(0, 1), (1,)],
@@ -173,6 +176,12 @@ def codecs(small, models: Models) -> dict[str, Codec]:
         ),
     )
     return {each.spec.name: each for each in made}
+
+
+def traced(kv: KeysValues, model: str) -> Trace:
+    """Keys and values as one agent's trace."""
+    content = content_of(kv, range(kv.tokens))
+    return Trace(kv=kv, segments=(Segment("planner", model, kv.tokens, 0, "soft", "", content),))
 
 
 @pytest.mark.usefixtures("restless")
@@ -192,6 +201,8 @@ def test_a_codec_works_in_any_number_of_threads(codecs: dict[str, Codec], name: 
         Context(text, each, kv=kv, attended=most)
         for text, each, kv, most in zip(texts, states, drawn, looked, strict=True)
     ]
+    if name == "trace":
+        contexts = [traced(kv, codec.trained.sender.digest().hex()) for kv in drawn]
     payloads = [codec.encode(context) for context in contexts]
     memories = [held(codec.decode(payload)) for payload in payloads]
     decodes, encodes = (1, 1) if name == "text-lm" else (150, 3)
