@@ -37,10 +37,12 @@ __all__ = [
     "Header",
     "Layer",
     "Shape",
+    "framed",
     "identity_of",
     "pack",
     "read_header",
     "shape_from",
+    "unframed",
     "unpack",
 ]
 
@@ -135,8 +137,7 @@ def pack(header: Header, planes: Iterable[bytes]) -> bytes:
     head = msgspec.json.encode(msgspec.structs.replace(header, planes=tuple(sizes)))
     if len(head) > MAX_HEADER_BYTES:
         raise EncodeError(f"expected a header of at most {MAX_HEADER_BYTES} bytes, got {len(head)}: too many layers")
-    begin = MAGIC + struct.pack("<I", len(head)) + head
-    return b"".join([begin, blake2b(begin, digest_size=CHECK_BYTES).digest(), *stored])
+    return b"".join([framed(MAGIC, head), *stored])
 
 
 def read_header(payload: bytes | memoryview) -> tuple[Header, int]:
@@ -145,16 +146,7 @@ def read_header(payload: bytes | memoryview) -> tuple[Header, int]:
     Raises:
         DecodeError: it is none, damaged, or of sizes that no model has.
     """
-    data = memoryview(payload)
-    if bytes(data[: len(MAGIC)]) != MAGIC or len(data) < len(MAGIC) + 4:
-        raise DecodeError(f"expected a container of keys and values, got {bytes(data[:8])!r} at its beginning: not one")
-    (length,) = struct.unpack_from("<I", data, len(MAGIC))
-    body = len(MAGIC) + 4 + length
-    if length > MAX_HEADER_BYTES or len(data) < body + CHECK_BYTES:
-        raise DecodeError(f"expected a header of {length} bytes and its check, got {len(data)} in all: truncated")
-    if blake2b(data[:body], digest_size=CHECK_BYTES).digest() != data[body : body + CHECK_BYTES]:
-        raise DecodeError("expected a header that fits its check, got another: damaged; fetch it again")
-    head = bytes(data[len(MAGIC) + 4 : body])
+    head, begin = unframed(payload, MAGIC, MAX_HEADER_BYTES, "a container of keys and values")
     try:
         header = msgspec.json.decode(head, type=Header)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
@@ -162,7 +154,35 @@ def read_header(payload: bytes | memoryview) -> tuple[Header, int]:
     if msgspec.json.encode(header) != head:
         raise DecodeError("expected a header spelt as the specification says, got another spelling of it")
     _require_sound(header)
-    return header, body + CHECK_BYTES
+    return header, begin
+
+
+def framed(magic: bytes, head: bytes) -> bytes:
+    """Returns a header as every payload of ours begins: magic, length, header, check."""
+    begin = magic + struct.pack("<I", len(head)) + head
+    return begin + blake2b(begin, digest_size=CHECK_BYTES).digest()
+
+
+def unframed(payload: bytes | memoryview, magic: bytes, most: int, what: str) -> tuple[bytes, int]:
+    """Returns the header that ``framed`` framed, and where it ends.
+
+    Args:
+        most: bytes that a header may have.
+        what: the payload is, in words.
+
+    Raises:
+        DecodeError: it is no such payload, or damaged.
+    """
+    data = memoryview(payload)
+    if bytes(data[: len(magic)]) != magic or len(data) < len(magic) + 4:
+        raise DecodeError(f"expected {what}, got {bytes(data[:8])!r} at its beginning: not one")
+    (length,) = struct.unpack_from("<I", data, len(magic))
+    body = len(magic) + 4 + length
+    if length > most or len(data) < body + CHECK_BYTES:
+        raise DecodeError(f"expected a header of {length} bytes and its check, got {len(data)} in all: truncated")
+    if blake2b(data[:body], digest_size=CHECK_BYTES).digest() != data[body : body + CHECK_BYTES]:
+        raise DecodeError("expected a header that fits its check, got another: damaged; fetch it again")
+    return bytes(data[len(magic) + 4 : body]), body + CHECK_BYTES
 
 
 def _require_sound(header: Header) -> None:

@@ -16,10 +16,8 @@ and its id tells a reader to which plan it was tuned. Traces that others wrote a
 """
 
 import json
-import struct
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -38,7 +36,7 @@ from ilcp.message import MAX_BLOB_BYTES
 from ilcp.models.fingerprint import identify
 from ilcp.records import read_record
 from ilcp_codecs.kv.codecs import KvCodec, shape_of
-from ilcp_codecs.kv.container import Shape, shape_from
+from ilcp_codecs.kv.container import Shape, framed, shape_from, unframed
 from ilcp_codecs.kv.tensors import WEIGHTS, digest_of, tensors_in
 from ilcp_codecs.trace.plan import Plan
 from ilcp_codecs.trace.rules import Rule, shapes_of_rule
@@ -47,7 +45,7 @@ from ilcp_codecs.trace.writer import cut, written
 
 __all__ = ["CARRIERS", "TraceCodec"]
 
-MAGIC, CHECK_BYTES = b"ilcp-tr\n", 16
+MAGIC = b"ilcp-tr\n"
 MAX_HEADER_BYTES = 1 << 18  # of segments: 256 of them with short roles take half
 CARRIERS = ("kv-exact", "kv-int8", "kv-int4")  # codecs of caches that a model's shape is enough for
 
@@ -157,8 +155,7 @@ class TraceCodec:
             raise EncodeError(
                 f"expected a header of at most {MAX_HEADER_BYTES} bytes, got {len(head)}: shorten the roles"
             )
-        begin = MAGIC + struct.pack("<I", len(head)) + head
-        payload = begin + blake2b(begin, digest_size=CHECK_BYTES).digest() + self._carried.encode(Context(kv=handed))
+        payload = framed(MAGIC, head) + self._carried.encode(Context(kv=handed))
         if len(payload) > limit:
             raise EncodeError(f"expected a trace of at most {limit} bytes, got {len(payload)}: write less of it")
         return payload
@@ -285,16 +282,7 @@ class _Header:
 
 def _read(payload: bytes) -> tuple[tuple[Segment, ...], str, int]:
     """Returns the segments of a payload, checked, the codec that they came by before, and where the cache begins."""
-    data = memoryview(payload)
-    if bytes(data[: len(MAGIC)]) != MAGIC or len(data) < len(MAGIC) + 4:
-        raise DecodeError(f"expected a trace, got {bytes(data[:8])!r} at its beginning: not one")
-    (length,) = struct.unpack_from("<I", data, len(MAGIC))
-    body = len(MAGIC) + 4 + length
-    if length > MAX_HEADER_BYTES or len(data) < body + CHECK_BYTES:
-        raise DecodeError(f"expected a header of {length} bytes and its check, got {len(data)} in all: truncated")
-    if blake2b(data[:body], digest_size=CHECK_BYTES).digest() != data[body : body + CHECK_BYTES]:
-        raise DecodeError("expected a header that fits its check, got another: damaged; fetch it again")
-    head = bytes(data[len(MAGIC) + 4 : body])
+    head, begin = unframed(payload, MAGIC, MAX_HEADER_BYTES, "a trace")
     try:
         record = msgspec.json.decode(head, type=dict[str, Any])
     except (msgspec.DecodeError, msgspec.ValidationError, RecursionError, UnicodeDecodeError) as error:
@@ -304,7 +292,7 @@ def _read(payload: bytes) -> tuple[tuple[Segment, ...], str, int]:
         raise DecodeError(f"expected 1 to {MAX_SEGMENTS} segments, got {len(header.segments)}")
     if _json(header.segments, header.carried) != head:
         raise DecodeError("expected a header spelt as the specification says, got another spelling of it")
-    return header.segments, header.carried, body + CHECK_BYTES
+    return header.segments, header.carried, begin
 
 
 def _width(folder: Path) -> int:
