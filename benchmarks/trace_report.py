@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from ilcp.measure.bootstrap import Bootstrap
+from ilcp_codecs.trace.worth import sureness
 
-OUTLIER = 2.0
 NO_STEPS, PAUSE = "prompts, no steps", "trace, pause"
 FLOORS, CEILING = ("first agent alone", "second agent alone"), "everything, read by the reader"
 AGAINST = (
@@ -80,8 +80,7 @@ def _arm(found: dict[str, Any], draws: Bootstrap, kinds: Any) -> dict[str, Any]:
             record["kinds"] = {kind: _r(float(values[kinds == kind].mean())) for kind in dict.fromkeys(kinds)}
     sure = [value for seed in seeds for value in found[seed]["perplexity"]]
     if sure:
-        over = np.array(sure) > OUTLIER
-        record["perplexity"] = [_r(float(np.mean(sure))), _r(float(np.percentile(sure, 95))), _r(float(over.mean()))]
+        record["perplexity"] = [*map(_r, sureness(sure))]
     for of in ("tokens", "bytes"):
         values = [value for seed in seeds for value in found[seed][of]]
         record[of] = round(float(np.mean(values))) if values else None

@@ -19,7 +19,7 @@ from torch import Tensor
 from ilcp.errors import ConfigError, DecodeError
 from ilcp.identity import digest_all
 
-__all__ = ["KeysValues", "Rope", "held_tokens", "turned"]
+__all__ = ["KeysValues", "Rope", "held_tokens", "raw_bytes", "turned"]
 
 Rope = tuple[float, ...]  # radians per position of each pair of dimensions; empty where a layer's keys cannot be turned
 
@@ -105,7 +105,7 @@ class KeysValues:
     def digest(self) -> bytes:
         """Returns 16 bytes that are the same for equal keys and values that stand at the same place."""
         outside = repr((self.tokens, self.start, self.ropes, self.windows, self.dtype)).encode()
-        return digest_all([outside, *(_raw(each) for each in (*self.keys, *self.values))])
+        return digest_all([outside, *(raw_bytes(each) for each in (*self.keys, *self.values))])
 
 
 def turned(keys: Tensor, by: Tensor, rope: Sequence[float]) -> Tensor:
@@ -127,5 +127,6 @@ def turned(keys: Tensor, by: Tensor, rope: Sequence[float]) -> Tensor:
     return torch.cat(out, -1).to(keys.dtype)
 
 
-def _raw(tensor: Tensor) -> memoryview:
+def raw_bytes(tensor: Tensor) -> memoryview:
+    """Returns a tensor's numbers as they lie in memory, for a digest."""
     return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data

@@ -120,10 +120,7 @@ class TraceCodec:
         Raises:
             ConfigError: the model has no such rule, or as ``Writer``.
         """
-        rule = Rule(self.plan.rule, model)
-        if self.tensors:
-            rule.take(self.tensors)
-        writers = self.plan.writers(model, tokenizer, rule)
+        writers = self.plan.writers(model, tokenizer, Rule(self.plan.rule, model, self.tensors))
         return lambda text: written(writers, cut(text, len(writers)))
 
     def write(self, model: Any, tokenizer: Any, text: str) -> Trace:

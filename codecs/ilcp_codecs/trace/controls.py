@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ilcp.codec.keys_values import KeysValues
 from ilcp.errors import ConfigError
-from ilcp_codecs.trace.plan import chosen
+from ilcp_codecs.trace.plan import chosen, step_places
 from ilcp_codecs.trace.traces import Written
 
 __all__ = ["CONTROLS", "changed"]
@@ -62,11 +62,7 @@ def changed(
 
 def steps_of(written: Written, steps: int) -> list[int]:
     """Returns the places of all steps."""
-    places, at = list[int](), 0
-    for own in written.prompts:
-        places += range(at + own, at + own + steps)
-        at += own + steps
-    return places
+    return step_places(written.prompts, steps)
 
 
 def _put(kv: KeysValues, places: list[int], made: Callable[[Tensor], Tensor]) -> KeysValues:

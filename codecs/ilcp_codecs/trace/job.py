@@ -25,7 +25,7 @@ from ilcp.errors import ConfigError, EncodeError, Interrupted, StorageError
 from ilcp.files import require_writable, settle, write_whole
 from ilcp.folders import read_whole
 from ilcp.handoff import Sender
-from ilcp.identity import digest
+from ilcp.identity import ModelIdentity, digest
 from ilcp.measure import Report, provenance, run
 from ilcp.models.adapter import begun_adapter, new_adapter, require_adapter, save_adapter
 from ilcp.models.fingerprint import identify
@@ -81,11 +81,12 @@ Trained on {cases} cases in {made} steps of {minutes} minutes, seed {seed}; `log
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """A reader that was trained, its models and its cases."""
+    """A reader that was trained, its models, its cases, and the traces that it learned from."""
 
     codec: TraceCodec
     models: Models
     cases: Split
+    traces: Traces
     result: Result
 
 
@@ -139,7 +140,7 @@ def trained(config: TraceConfig, cases: Split, work: Path, *, resume: bool = Fal
         one = Plan(("everything",), 0, "norm", config.prompt)
         everything = Traces(end, one, Rule("norm", models.sender), folder=work / TRACES, limit_bytes=limit)
     _require_room(traces, (*cases.training, *cases.validation, *cases.test))
-    _same(config, models, work)
+    _same(config, end.identity, work)
     learning = Learning(
         traces,
         everything=everything,
@@ -161,7 +162,7 @@ def trained(config: TraceConfig, cases: Split, work: Path, *, resume: bool = Fal
         config.carrier,
         rule.tensors() if config.trains_rule else {},
     )
-    return Trained(codec, models, cases, result)
+    return Trained(codec, models, cases, traces, result)
 
 
 def prepared(config: TraceConfig) -> tuple[Models, End]:
@@ -257,7 +258,7 @@ def _require_room(traces: Traces, cases: Sequence[Case]) -> None:
             )
 
 
-def _same(config: TraceConfig, models: Models, work: Path) -> None:
+def _same(config: TraceConfig, writer: ModelIdentity, work: Path) -> None:
     """Keeps what began a run, and refuses to go on with another.
 
     Raises:
@@ -265,8 +266,8 @@ def _same(config: TraceConfig, models: Models, work: Path) -> None:
     """
     file = work / KEPT
     data = digest(read_whole(config.data)).hex()
-    own = identify(models.sender, models.sender_tokenizer).exact
-    record = json.loads(json.dumps(config.to_dict() | {"data digest": data, "model identity": own}, default=str))
+    names = {"data digest": data, "model identity": writer.exact}
+    record = json.loads(json.dumps(config.to_dict() | names, default=str))
     for name in ("steps", "minutes"):
         record["training"].pop(name, None)  # may grow
     if has_checkpoint(work) and os.path.exists(file):

@@ -1,6 +1,6 @@
 """A pipeline of writers: who they are, how many steps they take by which rule, and what of it is handed over."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
@@ -11,7 +11,7 @@ from ilcp_codecs.trace.rules import RULES, Rule
 from ilcp_codecs.trace.trace import MAX_ROLE, MAX_SEGMENTS, MAX_STEPS
 from ilcp_codecs.trace.writer import RULE, STEPS, TEXT_HERE, Writer
 
-__all__ = ["KEEPS", "Plan"]
+__all__ = ["KEEPS", "Plan", "chosen", "step_places"]
 
 KEEPS = ("all", "steps")
 
@@ -85,11 +85,16 @@ class Plan:
             return kv
         if kv.tokens == sum(tokens):  # a control left the steps out: there is nothing to hand over
             return chosen(kv, [])
-        places, at = list[int](), 0
-        for own in tokens:
-            places += range(at + own, at + own + self.steps)
-            at += own + self.steps
-        return chosen(kv, places)
+        return chosen(kv, step_places(tokens, self.steps))
+
+
+def step_places(prompts: Sequence[int], steps: int) -> list[int]:
+    """Returns the places of all steps, where each agent read so many tokens and took ``steps``."""
+    places, at = list[int](), 0
+    for own in prompts:
+        places += range(at + own, at + own + steps)
+        at += own + steps
+    return places
 
 
 def chosen(kv: KeysValues, places: list[int]) -> KeysValues:

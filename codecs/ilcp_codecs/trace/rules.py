@@ -37,15 +37,16 @@ class Rule(nn.Module):
     Args:
         name: one of ``RULES``.
         model: whose states and embeddings they are.
+        tensors: what training made of its weights; none where nobody trained it.
 
     Raises:
-        ConfigError: there is no such rule, or the model has no output embeddings, which it needs.
+        ConfigError: there is no such rule, the model has no output embeddings, which it needs, or as ``take``.
     """
 
     layers = (0,)  # of what a training loop calls a network, which reads states of its sender's
     scale: Tensor
 
-    def __init__(self, name: str, model: Any):
+    def __init__(self, name: str, model: Any, tensors: Mapping[str, Tensor] | None = None):
         super().__init__()
         if name not in RULES:
             raise ConfigError(f"expected a rule of {', '.join(RULES)}, got {name!r}")
@@ -64,6 +65,8 @@ class Rule(nn.Module):
             self.bias = nn.Parameter(self._rescaled(_mean(model)))
         elif name in ("token", "soft"):
             _head(model)
+        if tensors:
+            self.take(tensors)
 
     def forward(self, state: Tensor) -> Tensor:
         """Returns inputs ``"rows hidden"`` in the state's dtype, for states of the model's last layer."""

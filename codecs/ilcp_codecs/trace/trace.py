@@ -13,11 +13,8 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 
-import torch
-from torch import Tensor
-
 from ilcp.codec.context import Context
-from ilcp.codec.keys_values import KeysValues
+from ilcp.codec.keys_values import KeysValues, raw_bytes
 from ilcp.errors import DecodeError
 from ilcp.identity import digest, digest_all
 
@@ -128,13 +125,9 @@ class Trace(Context):
 def held_of(kv: KeysValues) -> str:
     """Returns the digest, in hex, of what layers with a sliding window hold; empty where no layer has one."""
     windowed = [pair for *pair, window in zip(kv.keys, kv.values, kv.windows, strict=True) if window]
-    parts = [repr((kv.start, kv.tokens, kv.dtype)).encode()]
-    parts += [_raw(each) for pair in windowed for each in pair]
+    parts: list[bytes | memoryview] = [repr((kv.start, kv.tokens, kv.dtype)).encode()]
+    parts += [raw_bytes(each) for pair in windowed for each in pair]
     return digest_all(parts).hex() if windowed else ""
-
-
-def _raw(each: Tensor) -> bytes:
-    return each.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
 
 def require_chain(segments: Sequence[Segment]) -> None:
@@ -156,8 +149,8 @@ def content_of(kv: KeysValues, places: range) -> str:
 
     Layers with a sliding window do not count (``held_of`` does): what they hold of a segment depends on what follows.
     """
-    parts = [repr((kv.start, places.start, places.stop, kv.dtype)).encode()]
+    parts: list[bytes | memoryview] = [repr((kv.start, places.start, places.stop, kv.dtype)).encode()]
     for keys, values, window in zip(kv.keys, kv.values, kv.windows, strict=True):
         for each in () if window else (keys, values):
-            parts.append(_raw(each[:, places.start : places.stop]))
+            parts.append(raw_bytes(each[:, places.start : places.stop]))
     return digest_all(parts).hex()

@@ -27,11 +27,8 @@ from ilcp.nn.attention import many_shapes
 from ilcp.training.checkpoint import alone
 from ilcp.training.data import Split
 from ilcp.training.finish import tell
-from ilcp_codecs.kv.ends import End
 from ilcp_codecs.trace.config import TraceConfig
-from ilcp_codecs.trace.job import TRACES, cases_of, trained
-from ilcp_codecs.trace.rules import Rule
-from ilcp_codecs.trace.traces import Traces
+from ilcp_codecs.trace.job import cases_of, trained
 from ilcp_codecs.trace.worth import Answered, answered
 
 __all__ = ["SWEEP", "Curve", "tune"]
@@ -104,12 +101,7 @@ def _tried(config: TraceConfig, cases: Split) -> Answered:
     work = config.work / TRYING
     shutil.rmtree(work, ignore_errors=True)
     made = trained(config, cases, work)
-    end = End.of("writer", made.models.sender, made.models.sender_tokenizer)
-    rule = Rule(made.codec.plan.rule, made.models.sender)
-    if made.codec.tensors:
-        rule.take(made.codec.tensors)
-    traces = Traces(end, made.codec.plan, rule, folder=None if made.codec.tensors else work / TRACES)
-    found = answered(made.models, end, cases.validation, traces.of_cases, traces)
+    found = answered(made.models, made.traces.end, cases.validation, made.traces.of_cases, made.traces)
     write_whole(kept, msgspec.json.encode(found).decode() + "\n")
     shutil.rmtree(work, ignore_errors=True)
     return found

@@ -155,17 +155,15 @@ def steps_worth(codec: Any, models: Models, cases: Sequence[Case], *, seed: int 
     if len(cases) < 2:
         raise ConfigError(f"expected at least two cases (another's steps are a control), got {len(cases)}")
     end = End.of("writer", models.sender, models.sender_tokenizer)
-    rule = Rule(codec.plan.rule, models.sender)
-    if codec.tensors:
-        rule.take(codec.tensors)
+    rule = Rule(codec.plan.rule, models.sender, codec.tensors)
     traces, steps = Traces(end, codec.plan, rule), codec.plan.steps
     known = dict(zip((case.context for case in cases), [*cases[1:], cases[0]], strict=True))
 
     def under(control: str, given: Sequence[Case]) -> list[Written]:
-        own = traces.of([case.context for case in given])
+        own = traces.of_cases(given)
         others: Sequence[Written | None] = [None] * len(own)
         if control == "another's steps":
-            others = traces.of([known[case.context].context for case in given])
+            others = traces.of_cases([known[case.context] for case in given])
         return [
             changed(a, steps, control, case.context, seed=seed, other=b)
             for case, a, b in zip(given, own, others, strict=True)
