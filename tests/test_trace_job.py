@@ -238,6 +238,14 @@ def test_what_was_measured_is_what_steps_are_worth_of(whole: tuple[TraceConfig, 
     assert worth.nats["trace"] == pytest.approx(sum(report.arms["message"].nats) / 16, abs=1e-3)
 
 
+def _retrained(*named: Any, **options: Any) -> Any:
+    """The model of that name, of which somebody has trained a weight since."""
+    model, tokenizer = load_model(*named, **options)
+    with torch.no_grad():
+        next(model.parameters())[0, 0] += 0.1
+    return model, tokenizer
+
+
 def test_a_run_that_was_stopped_goes_on_to_the_same_reader(
     whole: tuple[TraceConfig, Report], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -253,6 +261,10 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_reader(
     assert not config.out.exists()
     with pytest.raises(ConfigError, match=r"expected no run in .*, got one with a checkpoint: pass --resume"):
         train(config)
+    with monkeypatch.context() as other:
+        other.setattr(job_module, "load_model", _retrained)
+        with pytest.raises(ConfigError, match="got another model identity: "):
+            train(config, resume=True)
     changed: dict[str, Any] = {"steps": 1, "rule": "pause", "kl_weight": 0.5, "seed": 1, "keep": "steps"}
     for name, value in changed.items():
         with pytest.raises(ConfigError, match=f"got another .*{name}.*: take it back, or choose another"):
