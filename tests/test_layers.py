@@ -24,8 +24,8 @@ CODECS = ROOT / "codecs"
 FLOORS = (
     ("errors",),
     ("files", "folders", "records"),
-    ("identity", "inputs", "signing"),
-    ("evidence", "message"),
+    ("database", "identity", "inputs", "signing"),
+    ("assurance", "evidence", "message"),
     ("codec", "nn"),
     ("models",),
     ("handoff", "tasks", "transport"),
@@ -38,8 +38,10 @@ FLOORS = (
     ("__main__",),
 )
 TORCH_FREE = (
+    "assurance",
     "audit",
     "cli",
+    "database",
     "errors",
     "evidence",
     "files",

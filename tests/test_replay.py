@@ -241,7 +241,7 @@ def test_a_forked_child_shares_the_file_and_harms_nothing(tmp_path: Path) -> Non
     """A child sees what its parent let in and the parent what the child did, each over a connection of its own."""
     with ReplayCache(tmp_path / "replay.sqlite") as cache:
         cache.admit(KEY, seal(1), now_unix_s=NOW)
-        inherited = cache._database
+        inherited = cache._file._database
         child = os.fork()
         if child == 0:  # no assertion may leave this block: pytest would go on twice
             code = 1
@@ -249,7 +249,7 @@ def test_a_forked_child_shares_the_file_and_harms_nothing(tmp_path: Path) -> Non
                 cache.admit(KEY, seal(2), now_unix_s=NOW)
                 cache.admit(KEY, seal(1), now_unix_s=NOW)
             except ReplayError:
-                code = 0 if [inherited] == cache._inherited else 2
+                code = 0 if [inherited] == cache._file._inherited else 2
             finally:
                 os._exit(code)
         assert 0 == os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
@@ -290,8 +290,8 @@ def test_a_file_that_is_no_cache_is_named_and_lets_nothing_in(tmp_path: Path) ->
         assert [("seen",)] == database.execute("SELECT name FROM sqlite_master").fetchall()
     database.close()
     with ReplayCache(tmp_path / "counted") as cache:
-        assert 1 == cache._database.execute("PRAGMA synchronous").fetchone()[0]  # NORMAL, as the docstring says
-        cache._database.execute("DELETE FROM state")
+        assert 1 == cache._file._database.execute("PRAGMA synchronous").fetchone()[0]  # NORMAL, as the docstring says
+        cache._file._database.execute("DELETE FROM state")
         with pytest.raises(ReplayCacheError, match="without its counters"):
             cache.admit(KEY, seal(1), now_unix_s=NOW)
 
@@ -307,13 +307,13 @@ def test_no_key_may_fill_the_cache_for_years(cache: ReplayCache) -> None:
 def test_a_fork_while_another_thread_is_inside_does_not_hang_the_child(tmp_path: Path) -> None:
     """The child gets a lock of its own."""
     with ReplayCache(tmp_path / "replay.sqlite") as cache:
-        cache._lock.acquire()
+        cache._file._lock.acquire()
         child = os.fork()
         if child == 0:
             signal.alarm(5)
             cache.admit(KEY, seal(1), now_unix_s=NOW)
             os._exit(0)
-        cache._lock.release()
+        cache._file._lock.release()
         assert 0 == os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
@@ -337,8 +337,8 @@ def test_a_copy_shares_the_file_and_there_is_none_without(tmp_path: Path, monkey
 def test_a_full_disk_lets_nothing_in_and_the_cache_recovers(tmp_path: Path) -> None:
     """Where an entry cannot be written the message is not let in; when there is room again, it is, once."""
     with ReplayCache(tmp_path / "replay.sqlite") as cache:
-        pages = cache._database.execute("PRAGMA page_count").fetchone()[0]
-        cache._database.execute(f"PRAGMA max_page_count = {pages}")
+        pages = cache._file._database.execute("PRAGMA page_count").fetchone()[0]
+        cache._file._database.execute(f"PRAGMA max_page_count = {pages}")
 
         def fill() -> None:
             for number in range(2000):
@@ -347,7 +347,7 @@ def test_a_full_disk_lets_nothing_in_and_the_cache_recovers(tmp_path: Path) -> N
         with pytest.raises(ReplayCacheError, match="full"):
             fill()
         entries = len(cache)
-        cache._database.execute("PRAGMA max_page_count = 1000000")
+        cache._file._database.execute("PRAGMA max_page_count = 1000000")
         cache.admit(KEY, seal(entries), now_unix_s=NOW)
         with pytest.raises(ReplayError):
             cache.admit(KEY, seal(entries), now_unix_s=NOW)

@@ -26,19 +26,15 @@ the work has failed, and lets a message that killed its process expire.
 one cannot be distinguished from forgotten ones, and are refused as expired; later ones are not touched.
 """
 
-import os
 import sqlite3
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
-from ilcp.errors import ConfigError, ExpiredError, IlcpError, ReplayCacheError, ReplayError, StorageError
-from ilcp.files import file_id, own_file
+from ilcp.database import Database
+from ilcp.errors import ConfigError, ExpiredError, ReplayCacheError, ReplayError
 from ilcp.message.checks import require_now
 from ilcp.message.format import CLOCK_SKEW_S, Seal
 
@@ -47,11 +43,10 @@ __all__ = ["MAX_ENTRIES", "ReplayCache"]
 APPLICATION_ID = 0x696C7263  # "ilrc"
 MAX_TTL_S = 7 * 86_400  # who may write for longer could fill the cache for every other key
 MAX_ENTRIES = 100_000  # 10 MB; 27 messages a second with an hour to live
-BUSY_S = 5.0  # how long one process waits for the others to finish their entry, which takes well under 1 ms
+LOST = "so that nothing says what is new; make the cache anew"
 _KEY_ID_BYTES = 8  # which key: only a handful ever meet in one cache
 
 _SCHEMA = (
-    f"PRAGMA application_id = {APPLICATION_ID}",
     "CREATE TABLE IF NOT EXISTS seen (id BLOB PRIMARY KEY, until INTEGER NOT NULL) WITHOUT ROWID",
     "CREATE INDEX IF NOT EXISTS seen_until ON seen (until)",
     """CREATE TABLE IF NOT EXISTS state (
@@ -76,12 +71,9 @@ class ReplayCache:
     def __init__(self, path: str | Path | None = None, *, max_entries: int = MAX_ENTRIES, max_ttl_s: int = MAX_TTL_S):
         if max_entries < 1 or max_ttl_s < 1:
             raise ConfigError(f"expected max_entries and max_ttl_s of at least 1, got {max_entries} and {max_ttl_s}")
-        self.path = None if path is None else Path(path).absolute()  # a fork or a copy may open it in another folder
         self.max_entries, self.max_ttl_s = max_entries, max_ttl_s
-        self._lock, self._lock_process = Lock(), os.getpid()
-        self._process = os.getpid()
-        self._inherited: list[sqlite3.Connection] = []
-        self._database = self._open()
+        self._file = Database(path, "a replay cache", APPLICATION_ID, _SCHEMA, LOST, ReplayCacheError)
+        self.path = self._file.path
 
     def admit(self, key: bytes, seal: Seal, *, now_unix_s: int | None = None) -> None:
         """Remembers a hand-off that was verified under `key`; returns if, and only if, it is the first of its id.
@@ -94,7 +86,7 @@ class ReplayCache:
         """
         now = int(time.time()) if now_unix_s is None else require_now(now_unix_s)
         until = seal.expires_unix_s + CLOCK_SKEW_S
-        with self._transaction() as database:
+        with self._file.transaction() as database:
             entries, forgotten = self._without_expired(database, now)
             if until <= max(forgotten, now):
                 because = "it is over" if until <= now else "the clock was set back: check it"
@@ -123,15 +115,13 @@ class ReplayCache:
         Raises:
             ReplayCacheError: the cache cannot be read or written.
         """
-        with self._transaction() as database:
+        with self._file.transaction() as database:
             gone = database.execute("DELETE FROM seen WHERE id = ?", (_id(key, seal),)).rowcount
             database.execute("UPDATE state SET entries = entries - ?", (gone,))
 
     def close(self) -> None:
         """Closes the file. What was let in stays remembered in it."""
-        with self._own_lock():
-            if self._process == os.getpid():  # a forked child must not close its parent's
-                self._database.close()
+        self._file.close()
 
     def __reduce__(self) -> tuple[Any, tuple[()]]:
         """Makes a copy, or what is unpickled in another process, open the same file.
@@ -155,14 +145,15 @@ class ReplayCache:
 
     def __len__(self) -> int:
         """Counts the hand-offs that are remembered, expired ones that nobody has asked past included."""
-        with self._transaction() as database:
+        with self._file.transaction() as database:
             return self._state(database)[0]
 
     def _state(self, database: sqlite3.Connection) -> tuple[int, int]:
         """Returns how many entries there are, and the latest expiry that was forgotten."""
         row = database.execute("SELECT entries, forgotten FROM state").fetchone()
         if row is None:
-            raise ReplayCacheError(f"expected a replay cache in {self._name}, got one without its counters: remove it")
+            place = self._file.name
+            raise ReplayCacheError(f"expected a replay cache in {place}, got one without its counters: remove it")
         return row[0], row[1]
 
     def _without_expired(self, database: sqlite3.Connection, now: int) -> tuple[int, int]:
@@ -172,76 +163,6 @@ class ReplayCache:
             database.execute("DELETE FROM seen WHERE until <= ?", (now,))
             database.execute("UPDATE state SET entries = entries - ?, forgotten = max(forgotten, ?)", (gone, latest))
         return self._state(database)
-
-    def _own_lock(self) -> Lock:
-        """Returns this process's lock: a fork may have copied one that another thread held."""
-        if self._lock_process != os.getpid():
-            self._lock, self._lock_process = Lock(), os.getpid()
-        return self._lock
-
-    @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        """Makes one step that no other thread or process sees half of; a refusal keeps nothing but what expired."""
-        with self._own_lock():
-            if self.path is not None and self._process != os.getpid():
-                # SQLite's connections do not survive a fork, and the child must not even close its copy.
-                self._inherited.append(self._database)
-                self._process, self._database = os.getpid(), self._open()
-            database = self._database
-            if self.path is not None and file_id(self.path) != self._file:  # what others let in would be unknown here
-                raise ReplayCacheError(
-                    f"expected the replay cache that was opened in {self.path}, got none or another file in its place: "
-                    "it was removed or replaced, so that nothing says what is new; make the cache anew"
-                )
-            try:
-                database.execute("BEGIN IMMEDIATE")
-                try:
-                    yield database
-                except IlcpError:
-                    database.execute("COMMIT")
-                    raise
-                database.execute("COMMIT")
-            except sqlite3.Error as error:
-                raise ReplayCacheError(f"expected a replay cache in {self._name}, got: {error}") from error
-            finally:
-                with suppress(sqlite3.Error):
-                    database.rollback()  # nothing is left open, whatever ended the step
-
-    @property
-    def _name(self) -> str:
-        return "this process's memory" if self.path is None else str(self.path)
-
-    def _open(self) -> sqlite3.Connection:
-        try:
-            if self.path is not None:
-                own_file(self.path)
-            database = sqlite3.connect(
-                self.path or ":memory:", timeout=BUSY_S, isolation_level=None, check_same_thread=False
-            )
-            if self.path is not None:
-                database.execute("PRAGMA journal_mode = WAL")
-                database.execute("PRAGMA synchronous = NORMAL")
-            database.execute("BEGIN IMMEDIATE")  # so that nobody makes the tables between the look and the making
-            try:
-                _require_ours(database, self._name)
-                for statement in _SCHEMA:
-                    database.execute(statement)
-                database.execute("COMMIT")
-            except BaseException:
-                database.close()
-                raise
-            self._file = None if self.path is None else file_id(self.path)
-        except (sqlite3.Error, StorageError) as error:
-            raise ReplayCacheError(f"expected a replay cache in {self._name}, got: {error}") from error
-        return database
-
-
-def _require_ours(database: sqlite3.Connection, name: str) -> None:
-    """Refuses to write tables into somebody else's database."""
-    application = database.execute("PRAGMA application_id").fetchone()[0]
-    tables = database.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-    if application != APPLICATION_ID and (tables or application):
-        raise ReplayCacheError(f"expected a replay cache in {name}, got another database: name another file")
 
 
 def _id(key: bytes, seal: Seal) -> bytes:
