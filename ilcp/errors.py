@@ -14,6 +14,7 @@ DecodeError        your peer's: bytes that are no message                   mend
 TransportError     the way's: nobody there, no room, a lease that ended     see ``ilcp.transport``
 ReplayCacheError   the replay cache's: it cannot say what is new            mend the cache, and deliver again
 AuditError         the record's: what is handed over cannot be entered      see to the guardian, then hand over again
+DoubtError         a message is unlike its codec's calibration, or alarmed  look into it, send the text, or calibrate
 ================== ======================================================== =========================================
 
 Texts say what was expected, what came and what to do. Any other exception that hostile bytes bring out of ilcp is a
@@ -27,6 +28,7 @@ __all__ = [
     "AuthenticationError",
     "ConfigError",
     "DecodeError",
+    "DoubtError",
     "EncodeError",
     "ExpiredError",
     "IdentityError",
@@ -113,6 +115,10 @@ class ReplayCacheError(IlcpError):
 
 class AuditError(IlcpError):
     """A hand-off cannot be put on record, and may not go on without: see to the guardian, then hand over again."""
+
+
+class DoubtError(IlcpError):
+    """A message is unlike those its codec was calibrated on, or an alarm stands, and the policy refuses it then."""
 
 
 class Interrupted(KeyboardInterrupt):

@@ -23,7 +23,7 @@ CODECS = ROOT / "codecs"
 # own module, which names what is below it.
 FLOORS = (
     ("errors",),
-    ("files", "folders", "records"),
+    ("files", "folders", "records", "tracing"),
     ("database", "identity", "inputs", "signing"),
     ("assurance", "evidence", "message"),
     ("codec", "nn"),
@@ -53,6 +53,7 @@ TORCH_FREE = (
     "records",
     "signing",
     "tasks",
+    "tracing",
     "transport",
 )
 HEAVY = frozenset({"torch", "transformers"})

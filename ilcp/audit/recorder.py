@@ -122,18 +122,20 @@ class Recorder:
         *,
         payload: bytes = b"",
         source: str | None = None,
+        assurance: Mapping[str, Any] | None = None,
     ) -> None:
         """Records a message that is about to be handed over; ``fell_back`` says why it is the text.
 
         Args:
             payload: what the codec made, blob and all.
             source: the text that it was made of; None where there is none.
+            assurance: what was decided about it; None where nothing was.
 
         Raises:
             AuditError: it cannot be recorded, and may not go on without.
         """
         event = "fell back to text" if fell_back else "sent"
-        about, beside = self._about(message, codec) | _because(fell_back), _beside(literals)
+        about, beside = self._about(message, codec) | _because(fell_back) | _judged(assurance), _beside(literals)
         if not (self.accounts and payload):
             self._tell(event, about, beside)
         elif len(payload) + len(source or "") > MOST_BYTES // 2:  # in base64 and JSON they take more
@@ -142,13 +144,15 @@ class Recorder:
         else:
             self._tell(event, about, beside | binding(payload, source), deposit=(payload, source))
 
-    def received(self, message: bytes, codec: Any, literals: Sequence[str] = ()) -> None:
-        """Records a message that a receiver has taken.
+    def received(
+        self, message: bytes, codec: Any, literals: Sequence[str] = (), *, assurance: Mapping[str, Any] | None = None
+    ) -> None:
+        """Records a message that a receiver has taken, and what was decided about it.
 
         Raises:
             AuditError: as ``sent``.
         """
-        self._tell("received", self._about(message, codec), _beside(literals))
+        self._tell("received", self._about(message, codec) | _judged(assurance), _beside(literals))
 
     def refused(self, because: Exception, message: bytes = b"") -> None:
         """Records that no message was made, or one was not taken.
@@ -331,6 +335,10 @@ def _require_line(line: bytes) -> None:
 
 def _because(reason: str) -> dict[str, Any]:
     return {"reason": reason[:MOST_REASON]} if reason else {}
+
+
+def _judged(assurance: Mapping[str, Any] | None) -> dict[str, Any]:
+    return {} if assurance is None else {"assurance": dict(assurance)}
 
 
 def _beside(literals: Sequence[str]) -> dict[str, Any]:

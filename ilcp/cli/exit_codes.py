@@ -4,6 +4,7 @@ from ilcp.errors import (
     AuditError,
     ConfigError,
     DecodeError,
+    DoubtError,
     EncodeError,
     IdentityError,
     IlcpError,
@@ -49,6 +50,7 @@ ERROR_CODES: dict[type[IlcpError], tuple[int, str]] = {
     TrainingError: (12, "the training cannot go on: change the data or the recipe"),
     MissingExtraError: (13, "a package is not installed: run the pip command in the text"),
     AuditError: (15, "a hand-off cannot be put on record, and may not go on without"),
+    DoubtError: (17, "a message is in doubt, or an alarm stands: look into it, or send the text"),
 }
 OTHER_CODES = {
     0: "done",

@@ -1,6 +1,6 @@
 """The record of hand-offs, as both ends tell of them to whatever has three methods, such as ``ilcp.audit.Recorder``."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import wraps
 from typing import Any, ParamSpec, Protocol, TypeVar
@@ -26,14 +26,18 @@ class Audit(Protocol):
         *,
         payload: bytes = b"",
         source: str | None = None,
+        assurance: Mapping[str, Any] | None = None,
     ) -> None:
         """Is told of a message that is about to be handed over, its payload and the text that it was made of.
 
-        ``fell_back`` says why it is the text.
+        ``fell_back`` says why it is the text. ``assurance``, which is given only where there is one, says what was
+        decided about the message.
         """
 
-    def received(self, message: bytes, codec: Codec, literals: Sequence[str] = ()) -> None:
-        """Is told of a message that a receiver has taken."""
+    def received(
+        self, message: bytes, codec: Codec, literals: Sequence[str] = (), *, assurance: Mapping[str, Any] | None = None
+    ) -> None:
+        """Is told of a message that a receiver has taken, and of what was decided about it."""
 
     def refused(self, because: Exception, message: bytes = b"") -> None:
         """Is told that no message was made, or that one was not taken."""

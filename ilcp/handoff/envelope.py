@@ -64,8 +64,11 @@ class Opened:
         return cls(bytes(message), parsed, key, codec, payload, now)
 
     def admit(self, receiver: "Receiver") -> None:
-        """Uses up the message's id, and tells the receiver's record of it; ``Receiver.decode`` says what it raises."""
+        """Uses up the message's id; ``Receiver.decode`` says what it raises."""
         if receiver.replay is not None and self.key is not None and self.parsed.seal is not None:
             receiver.replay.admit(self.key, self.parsed.seal, now_unix_s=self.now_unix_s)
-        if receiver.audit is not None:
-            receiver.audit.received(self.wire, self.codec, self.parsed.literals)
+
+    def forget(self, receiver: "Receiver") -> None:
+        """Lets the message in once more; raises as ``Receiver.forget``."""
+        if receiver.replay is not None and self.key is not None and self.parsed.seal is not None:
+            receiver.replay.forget(self.key, self.parsed.seal)

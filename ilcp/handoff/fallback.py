@@ -18,7 +18,7 @@ from ilcp.message import Message
 if TYPE_CHECKING:
     from ilcp.handoff.sender import Sender
 
-__all__ = ["FallbackWarning", "Otherwise", "accepted", "in_text"]
+__all__ = ["FallbackWarning", "Otherwise", "accepted", "as_text", "in_text"]
 
 Otherwise = Literal["text"] | None
 TEXT = "text-plain"
@@ -39,9 +39,18 @@ def in_text(sender: "Sender", source: Any, literals: Any, otherwise: Otherwise) 
     because = _against(sender.codec)
     if because is None or sender.codec.spec.name == TEXT:
         return None
+    return as_text(sender, source, literals, str(because))
+
+
+def as_text(sender: "Sender", source: Any, literals: Any, because: str) -> bytes:
+    """Returns the source's text as a message, warns why, and tells the sender's record.
+
+    Raises:
+        EncodeError: the source has no text, or the text is too long for a message.
+    """
     from ilcp.handoff.sender import Sender
 
-    warnings.warn(f"the text is handed over in place of a message: {because}", FallbackWarning, stacklevel=3)
+    warnings.warn(f"the text is handed over in place of a message: {because}", FallbackWarning, stacklevel=4)
     options: dict[str, Any] = dict(key=sender.key, audience=sender.audience, ttl_s=sender.ttl_s)
     codec: Any = codec_class(TEXT)
     other = Sender(sender.model, sender.tokenizer, codec(), template=sender.template, **options)
@@ -49,7 +58,7 @@ def in_text(sender: "Sender", source: Any, literals: Any, otherwise: Otherwise) 
     if sender.audit is not None:
         made = Message.from_bytes(message, key=sender.key, audience=sender.audience)
         text = said(source, other.read(source))
-        sender.audit.sent(message, other.codec, made.literals, str(because), payload=made.payload, source=text)
+        sender.audit.sent(message, other.codec, made.literals, because, payload=made.payload, source=text)
     return message
 
 

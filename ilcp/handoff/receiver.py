@@ -16,11 +16,13 @@ from typing import Any
 
 from torch import Tensor
 
+from ilcp.assurance.policy import WARNING, Judgement, Policy
 from ilcp.codec.context import Context
 from ilcp.codec.memory import CacheMemory, Memory, TextMemory
 from ilcp.codec.protocols import Codec
 from ilcp.errors import ConfigError, EncodeError, MismatchedCodecError
 from ilcp.handoff.answers import Group, Score, answered, answered_packed, require_prompt, scored, scored_packed
+from ilcp.handoff.assured import guard_of, judged_memory, judged_of
 from ilcp.handoff.audited import Audit, telling_refusals
 from ilcp.handoff.envelope import Opened
 from ilcp.handoff.fallback import Otherwise, accepted
@@ -71,6 +73,8 @@ class Receiver:
         otherwise: "text" leaves out, with a warning, codecs whose evidence does not hold, where ``text-plain`` is one.
         audit: is told of every message that is taken or refused, such as an ``ilcp.audit.Recorder``;
             may be assigned later.
+        assurance: what is done with a message that is unlike those which its codec was calibrated on; None to judge
+            none. Of a codec that nobody calibrated, none is judged.
 
     Raises:
         ConfigError: the model cannot receive, there is no tokenizer, no codec, a replay cache without a key, or an
@@ -101,6 +105,7 @@ class Receiver:
         blobs: Blobs | None = None,
         otherwise: Otherwise = None,
         audit: Audit | None = None,
+        assurance: Policy | None = WARNING,
     ):
         if replay is not None and key is None:
             raise ConfigError("expected a key beside the replay cache, got none: a bare message has no id to remember")
@@ -126,6 +131,7 @@ class Receiver:
         self.replay = replay
         self.clock, self.blobs, self.audit = clock, blobs, audit
         self.template = require_template(template)
+        self.guard = guard_of(assurance, "receiver", self.codecs)
         self._by_id = {each.trained.codec_id(each.spec): each for each in self.codecs}
         self._prompts = Prompts(model, tokenizer, self.template)
 
@@ -142,6 +148,8 @@ class Receiver:
             MismatchedCodecError: the message was made by another codec; it is an IdentityError and a DecodeError.
             ConfigError: the key was taken away, and the replay cache is still there; or the message names a blob, and
                 there are no ``blobs``.
+            DoubtError: the message is unlike those that its codec was calibrated on, or an alarm stands, and the policy
+                refuses it.
             TransportError: the blob is not there, or altered; or ConfigError: it is larger than ``blobs`` may fetch.
             AuditError: the message cannot be put on record, and may not go on without.
         """
@@ -149,8 +157,18 @@ class Receiver:
         memory = opened.codec.decode(opened.payload)
         held = self._prompts.held(memory)
         require_fit(self.model, self.tokenizer, self.template, held, opened.parsed.literals)
-        opened.admit(self)  # last, so that what is refused uses up no id
+        opened.admit(self)  # late, so that what is refused uses up no id
+        memory = judged_memory(self, opened, memory)
         return memory.beside(opened.parsed.literals) if opened.parsed.literals else memory
+
+    def judged(self, message: bytes) -> Judgement:
+        """Returns what is found of a message, as ``decode`` judges it; it is not taken, and no evidence of what comes.
+
+        Raises:
+            DecodeError, MismatchedCodecError, ConfigError, TransportError: as ``decode``.
+        """
+        opened = Opened.of(self, message)
+        return judged_of(self, opened, opened.codec.decode(opened.payload), counts=False)
 
     def forget(self, message: bytes) -> None:
         """Lets a sealed message in once more, because the work on it failed.

@@ -12,9 +12,11 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from ilcp.assurance.policy import UNJUDGED, Judgement, Policy
 from ilcp.codec.context import Context
 from ilcp.codec.protocols import Codec
 from ilcp.errors import ConfigError, EncodeError
+from ilcp.handoff.assured import guard_of, judged_message, told
 from ilcp.handoff.audited import Audit, telling_refusals
 from ilcp.handoff.cache_reading import CacheReading
 from ilcp.handoff.envelope import packed
@@ -78,6 +80,8 @@ class Sender:
             message then names what it put there.
         audit: is told of every message that is made or refused, such as an ``ilcp.audit.Recorder``;
             may be assigned later.
+        assurance: what is done with a text whose latent is unlike those which the codec was calibrated on; None, as
+            the receiver judges what it gets.
 
     Raises:
         ConfigError: one of them is not what its name says, or the model's states cannot be captured.
@@ -100,6 +104,7 @@ class Sender:
         template: Mapping[str, Any] | None = None,
         blobs: Blobs | None = None,
         audit: Audit | None = None,
+        assurance: Policy | None = None,
     ):
         require_tokenizer(tokenizer, "sender")
         require_sender(plain(model))
@@ -121,6 +126,7 @@ class Sender:
         self.key, self.audience = key, audience
         self.ttl_s, self.blobs, self.audit = ttl_s, blobs, audit
         self.template = require_template(template)
+        self.guard = guard_of(assurance, "sender", [codec])
         self.codec_id = codec.trained.codec_id(codec.spec)
         self._cache = CacheReading(self.model, tokenizer, codec, self.template)
 
@@ -154,6 +160,8 @@ class Sender:
         Raises:
             EncodeError: there is nothing to encode, no message for those literals, or "auto" without a text.
             ConfigError: there is no payload of that length, or one of the last three is missing or given alone.
+            DoubtError: the latent is unlike those that the codec was calibrated on, or an alarm stands, and the policy
+                refuses it.
         """
         if otherwise is not None and (text := in_text(self, source, literals, otherwise)) is not None:
             return text
@@ -164,7 +172,7 @@ class Sender:
         given = () if literals is None or literals == "auto" else chosen(literals, None)  # refused before anything runs
         context = self.read(source)
         beside = chosen("auto", said(source, context)) if literals == "auto" else given
-        return self.pack(self.codec.encode(context, payload_bytes), beside, said(source, context))
+        return judged_message(self, context, payload_bytes, beside, source)
 
     def verified(
         self,
@@ -227,7 +235,7 @@ class Sender:
             with named("source", index):
                 text = said(sources[index], context)
                 beside = () if literals is None else chosen(literals, text)
-                messages[index] = self.pack(self.codec.encode(context, payload_bytes), beside, text)
+                messages[index] = judged_message(self, context, payload_bytes, beside, sources[index])
         return messages
 
     def read(self, source: Any) -> Context:
@@ -287,10 +295,16 @@ class Sender:
         self._known.require(self.model, self.tokenizer)
         return recording(self.model, self.tokenizer, tuple(self.codec.layers))
 
-    def pack(self, payload: bytes, literals: tuple[str, ...] = (), source: str | None = None) -> bytes:
+    def pack(
+        self,
+        payload: bytes,
+        literals: tuple[str, ...] = (),
+        source: str | None = None,
+        judged: Judgement = UNJUDGED,
+    ) -> bytes:
         """Returns a payload in its envelope, with literals beside it: bare, or sealed where this sender holds a key.
 
-        ``source`` is the text that it was made of, for the ``audit`` alone.
+        ``source`` is the text that it was made of, and ``judged`` what was found of it, for the ``audit`` alone.
 
         Raises:
             EncodeError: no message can carry the payload or the literals.
@@ -299,7 +313,7 @@ class Sender:
         """
         wire = packed(self, payload, literals)
         if self.audit is not None:
-            self.audit.sent(wire, self.codec, literals, payload=payload, source=source)
+            self.audit.sent(wire, self.codec, literals, payload=payload, source=source, **told(judged))
         return wire
 
     def _read_capture(self, capture: Capture) -> Context:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ilcp.codec.memory import Memory, TextMemory
 from ilcp.errors import ConfigError, EncodeError, IdentityError, StorageError
+from ilcp.handoff.assured import judged_payload
 from ilcp.handoff.envelope import packed
 from ilcp.handoff.receiver import Receiver
 from ilcp.handoff.sources import said
@@ -86,7 +87,7 @@ def read_back(
     context = sender.read(source)
     text = said(source, context)
     known = known_answers(receiver, asked, text)
-    payload = sender.codec.encode(context, length)
+    payload, judged = judged_payload(sender, context, length)
 
     def fits(beside: Literals) -> bool:
         try:
@@ -98,7 +99,7 @@ def read_back(
     beside = sender.codec.decode(payload).beside
     bare, best = mended(receiver, beside, known, text or "", fits, first)
     return Verified(
-        sender.pack(payload, best.literals, text),
+        sender.pack(payload, best.literals, text, judged),
         kept=tuple(question for question in known if question in bare.right & best.right),
         mended=tuple(question for question in known if question in best.right - bare.right),
         lost=tuple(question for question in known if question not in best.right),

@@ -7,11 +7,10 @@ writes as one line of JSON. Spans are made when opentelemetry's API is installed
 import json
 import logging
 import time
-from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from functools import cache
-from importlib import import_module
 from typing import Any
+
+from ilcp.tracing import mark, tracing
 
 __all__ = ["FIELDS", "LOGGER", "REFUSED", "JsonFormatter", "Sparing", "logged", "mark", "span", "spared"]
 
@@ -81,22 +80,8 @@ def logged(event: str, logger: str = LOGGER, **fields: Any) -> None:
 
 def span(name: str, **attributes: Any) -> AbstractContextManager[Any]:
     """Opens a span of that name in a context manager, which gives the span, or None without opentelemetry."""
-    tracing = _tracing()
-    if tracing is None:
+    api = tracing()
+    if api is None:
         return nullcontext()
-    found: AbstractContextManager[Any] = tracing.get_tracer(TRACER).start_as_current_span(name, attributes=attributes)
+    found: AbstractContextManager[Any] = api.get_tracer(TRACER).start_as_current_span(name, attributes=attributes)
     return found
-
-
-def mark(attributes: Mapping[str, str | int]) -> None:
-    """Writes attributes into the span that is open, if there is one."""
-    if (tracing := _tracing()) is not None:
-        tracing.get_current_span().set_attributes(attributes)
-
-
-@cache
-def _tracing() -> Any:
-    try:
-        return import_module("opentelemetry.trace")
-    except ImportError:
-        return None

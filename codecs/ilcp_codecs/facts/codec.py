@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ilcp.assurance.view import Observed
 from ilcp.codec.context import Context
 from ilcp.codec.memory import Memory, SoftPrompt
 from ilcp.codec.spec import CodecSpec, Trained
@@ -87,11 +88,35 @@ class FactsCodec(StatesCodec):
             EncodeError: the context has no states, states of another sender, or NaN.
             ConfigError: there is no payload of that length.
         """
+        return self.encode_observed(context, payload_bytes)[0]
+
+    @by_network
+    def encode_observed(self, context: Context, payload_bytes: int | None = None) -> tuple[bytes, Observed]:
+        """Returns the payload as ``encode``, and how sure the codec is of each topic's having been said, beside it how
+        many tokens that takes.
+
+        Raises:
+            EncodeError, ConfigError: as ``encode``.
+        """
         most = self.spec.length(payload_bytes)
-        topics, lengths, z = self._latent(context)
+        heard, topics, lengths, z = self._heard(context)
         rows = zip(*z, lengths.tolist(), strict=True)
         bits = tuple(_in_turn(whole, tokens[:length]) for whole, tokens, length in rows)
-        return self._agenda.encode(Code(tuple(topics.tolist()), tuple(lengths.tolist()), bits), most)
+        payload = self._agenda.encode(Code(tuple(topics.tolist()), tuple(lengths.tolist()), bits), most)
+        return payload, Observed(heard.said[0].float().cpu().numpy(), (float(lengths.sum()),))
+
+    @by_network
+    def observe(self, payload: bytes) -> Observed:
+        """Returns which topics a payload is about, beside it how many tokens their values take, and its length in
+        bytes.
+
+        Raises:
+            DecodeError: as ``decode``.
+        """
+        topics, lengths, _ = self._read(payload)
+        about = np.zeros(len(self.config.topics), dtype=np.float32)
+        about[topics.cpu().numpy()] = 1
+        return Observed(about, (float(lengths.sum()), float(len(payload))))
 
     @by_network
     def decode_unrounded(self, context: Context) -> Memory:
@@ -100,7 +125,7 @@ class FactsCodec(StatesCodec):
         Raises:
             EncodeError: as ``encode``.
         """
-        topics, lengths, z = self._latent(context)
+        _, topics, lengths, z = self._heard(context)
         return self._memory(topics, lengths, Latent(*(part.clamp(-1, 1) for part in z)))
 
     @by_network
@@ -143,12 +168,13 @@ class FactsCodec(StatesCodec):
         facts = speller.memory(speller(*z_hat, topics, lengths), topics, lengths)
         return SoftPrompt(torch.cat([speller.close[:0], *facts]))
 
-    def _latent(self, context: Context) -> tuple[Tensor, Tensor, Latent]:
-        """Returns the topics that were said, ascending, the lengths of their values, and the latent, not rounded."""
+    def _heard(self, context: Context) -> tuple[Any, Tensor, Tensor, Latent]:
+        """Returns what was heard, the topics that were said, ascending, the lengths of their values, and the latent,
+        not rounded."""
         heard = self.network.extractor(*self._states(context))
         contexts, topics = (heard.said > 0).nonzero(as_tuple=True)
         values = self.network.extractor.values(heard, contexts, topics)
-        return topics, values.lengths, self.network.latent(self.network.words(values), values.lengths)
+        return heard, topics, values.lengths, self.network.latent(self.network.words(values), values.lengths)
 
 
 def _in_turn(whole: Tensor, tokens: Tensor) -> NDArray[np.int8]:

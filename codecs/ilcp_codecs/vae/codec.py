@@ -8,6 +8,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from ilcp.assurance.view import Observed
 from ilcp.codec.context import Context
 from ilcp.codec.memory import Memory, SoftPrompt
 from ilcp.codec.spec import CodecSpec, Trained
@@ -122,10 +123,23 @@ class VaeCodec(StatesCodec):
             EncodeError: the context has no states, states of another sender, or NaN.
             ConfigError: there is no payload of that length.
         """
+        return self.encode_observed(context, payload_bytes)[0]
+
+    @by_network
+    def encode_observed(self, context: Context, payload_bytes: int | None = None) -> tuple[bytes, Observed]:
+        """Returns the payload as ``encode``, and the latent before it is quantised, beside it its mean log variance.
+
+        Raises:
+            EncodeError, ConfigError: as ``encode``.
+        """
         length = self.spec.length(payload_bytes)
-        codes = quantise(self._latent(context), self.config.bits).cpu().numpy().astype(np.uint8)
+        slots = self.network.pooler(*self._states(context))
+        z = self.network.bottleneck(slots)[0][0]
+        codes = quantise(z, self.config.bits).cpu().numpy().astype(np.uint8)
         planes = np.unpackbits(codes[..., None], axis=-1, bitorder="little", count=self.config.bits)[..., ::-1]
-        return np.packbits(planes.reshape(-1)[self._order]).tobytes()[:length]
+        payload = np.packbits(planes.reshape(-1)[self._order]).tobytes()[:length]
+        log_var = float(self.network.bottleneck.to_log_var(slots).mean())
+        return payload, Observed(z.float().flatten().cpu().numpy(), (log_var,))
 
     @by_network
     def decode_unrounded(self, context: Context) -> Memory:

@@ -1,0 +1,231 @@
+"""What an end does with a message that is unlike those of its codec's calibration: declared once, as a ``Policy``.
+
+::
+
+    observed --View--> p ----------------- p below level? ---- doubt ---+
+                       |                                                +--> accept, warn, refuse or text
+                       +--Watch: bets--> an alarm stands? ---- alarm ---+
+
+>>> Policy().doubt, Policy(doubt="refuse").alarm
+('warn', 'warn')
+
+A doubt is about one message, an alarm about all since the last reset. Neither is ever asked to find tampering or
+swapped weights: identity and seal refuse those before anything is decoded.
+"""
+
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from itertools import count
+from random import random
+from typing import Any, Literal, get_args
+
+from ilcp.assurance.martingale import margin
+from ilcp.assurance.reference import Reference
+from ilcp.assurance.view import Observed
+from ilcp.assurance.watch import State, Watch, tenant_name
+from ilcp.errors import ConfigError, DoubtError
+
+__all__ = ["UNJUDGED", "WARNING", "Action", "AssuranceWarning", "Guard", "Judgement", "Policy", "expired"]
+
+Action = Literal["accept", "warn", "refuse", "text"]
+ACTIONS = get_args(Action)
+LEVEL = 0.001
+DAY_S = 86_400.0
+
+
+class AssuranceWarning(UserWarning):
+    """A message is unlike those that its codec was calibrated on, or an alarm stands."""
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What an end does in doubt.
+
+    Args:
+        doubt: about one message whose p-value is below ``level``: "accept" it, "warn", "refuse" it with a DoubtError,
+            or take the "text" in its place, which the caller allows by saying so.
+        alarm: what is done with every message while an alarm stands.
+        level: of p-values; a reference of n scores knows none below 1 / (n + 1), which then is the level.
+        watch: keeps the evidence of all messages; None for this process's memory.
+        tenant: whose messages these are: each has evidence and alarms of its own.
+        probe_every: of so many messages one is probed, too: the receiver's model runs once more, over a few answers
+            behind the memory. 0 for none.
+        text: for "text" at a receiver: gives the text that a message stands for.
+        expires_days: how old a codec's evidence may be; older, or of another major version of transformers, is a doubt
+            of its own when the end is made. None for no limit.
+
+    Raises:
+        ConfigError: an action or a number is none, or a receiver is to take a text that nobody gives.
+    """
+
+    doubt: Action = "warn"
+    alarm: Action = "warn"
+    level: float = LEVEL
+    watch: Watch | None = None
+    tenant: str = ""
+    probe_every: int = 0
+    text: Callable[[bytes], str] | None = None
+    expires_days: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("doubt", "alarm"):
+            if getattr(self, name) not in ACTIONS:
+                raise ConfigError(f"expected {name} as one of {', '.join(ACTIONS)}, got {getattr(self, name)!r}")
+        if not 0 < self.level < 1:
+            raise ConfigError(f"expected a level between 0 and 1, got {self.level!r}")
+        if type(self.probe_every) is not int or self.probe_every < 0:
+            raise ConfigError(f"expected probe_every as a number from 0, got {self.probe_every!r}")
+        if self.expires_days is not None and not self.expires_days > 0:
+            raise ConfigError(f"expected expires_days above 0 or None, got {self.expires_days!r}")
+        tenant_name(self.tenant)
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What was found of one message, and what is done about it.
+
+    ``p`` is its p-value, None where nothing was calibrated; ``evidence`` what was won so far by betting that messages
+    have changed (an alarm from a hundredfold on).
+    """
+
+    action: Action = "accept"
+    because: str = ""
+    p: float | None = None
+    views: Mapping[str, float] = field(default_factory=dict)
+    evidence: float = 0.0
+    alarmed: bool = False
+    reference: str = ""
+
+    def told(self) -> dict[str, Any]:
+        """Returns what goes on record, and into the span."""
+        told: dict[str, Any] = {"decision": self.action, "reason": self.because, "reference": self.reference}
+        if self.p is not None:
+            told |= {"p_value": _rounded(self.p), "evidence": _rounded(min(self.evidence, 1e12)), "alarm": self.alarmed}
+        return {name: value for name, value in told.items() if value != ""}
+
+
+class Guard:
+    """One end's judge: a policy, and the references of its codecs.
+
+    Args:
+        place: "sender" or "receiver".
+        codecs: whose references are read from their folders.
+
+    Raises:
+        StorageError, IdentityError: a reference is damaged, or another codec's.
+    """
+
+    def __init__(self, policy: Policy, place: str, codecs: Any):
+        self.policy, self.place = policy, place
+        self._watch = Watch() if policy.watch is None else policy.watch
+        self._known = {each.trained.codec_id(each.spec): (each, Reference.of(each)) for each in codecs}
+        self._turns = count()
+
+    def reference(self, codec: Any) -> Reference | None:
+        """Returns what is usual of a codec's messages; None where nobody calibrated it."""
+        return self._known[codec.trained.codec_id(codec.spec)][1]
+
+    def judge(
+        self,
+        codec: Any,
+        observed: Mapping[str, Observed],
+        probe: Callable[[Reference], Observed | None] | None = None,
+        *,
+        counts: bool = True,
+    ) -> Judgement:
+        """Returns what is found of a message, and counts it.
+
+        Args:
+            observed: by the name of the view.
+            probe: asks the receiver's model, where it is this message's turn.
+            counts: whether it is evidence of what comes, and a decision.
+
+        Raises:
+            StorageError: the watch cannot be read or written.
+        """
+        reference = self.reference(codec)
+        if reference is None:
+            return Judgement()
+        codec_id, policy = codec.trained.codec_id(codec.spec).hex(), self.policy
+        if policy.probe_every and probe is not None and (not counts or next(self._turns) % policy.probe_every == 0):
+            asked = probe(reference)
+            observed = {**observed, **({} if asked is None else {"probed": asked})}
+        ranks = _ranks(reference, observed)
+        found: list[Judgement] = []
+
+        def step(state: State) -> State:
+            state = state.bet(ranks, views=1 + bool(policy.probe_every))
+            judged = self._judged(reference, {name: p for name, (p, _) in ranks.items()}, state)
+            found.append(judged)
+            return state.decide(judged.action)
+
+        change = self._watch.change if counts else self._watch.tried
+        change(codec_id, reference.digest, policy.tenant, self.place, step)
+        return found[0]
+
+    def _judged(self, reference: Reference, ps: Mapping[str, float], state: State) -> Judgement:
+        """Returns the judgement from p-values of the views of one message, and the state after it."""
+        known: dict[str, Any] = {"reference": reference.digest, "evidence": state.value, "alarmed": state.alarmed}
+        if ps:
+            known |= {"p": min(1.0, len(ps) * min(ps.values())), "views": dict(ps)}
+        least = min((1 / (len(reference.views[name].scores) + 1) for name in ps), default=0.0)
+        level = max(self.policy.level, least)
+        if ps and known["p"] < level:
+            name = min(ps, key=lambda each: ps[each])
+            because = (
+                f"its {WHAT[name.split('/')[0]]} is unlike those calibrated on: p = {known['p']:.2g} < {level:.2g}"
+            )
+            return Judgement(self.policy.doubt, because, **known)
+        if state.alarmed:
+            because = (
+                f"an alarm stands since message {state.alarm_at}: messages have changed (evidence {state.peak:.3g} : 1)"
+            )
+            return Judgement(self.policy.alarm, because, **known)
+        return Judgement(**known)
+
+    def act(self, judged: Judgement, way_out: str) -> None:
+        """Warns, or refuses; what else is to be done the end does.
+
+        Raises:
+            DoubtError: the policy refuses.
+        """
+        if judged.action == "refuse":
+            raise DoubtError(
+                f"expected a message like those of the calibration, got one where {judged.because}; {way_out}"
+            )
+        if judged.action == "warn":
+            warnings.warn(f"a message is taken in doubt: {judged.because}", AssuranceWarning, stacklevel=4)
+
+
+WARNING, UNJUDGED = Policy(), Judgement()
+WHAT = {"sent": "latent", "received": "payload", "probed": "effect on the receiver"}
+
+
+def _ranks(reference: Reference, observed: Mapping[str, Observed]) -> dict[str, tuple[float, float]]:
+    """Returns p-values, and how far each may be off, of what there is a view for; of another shape it is 0."""
+    ranks = {}
+    for name, each in observed.items():
+        if (view := reference.views.get(name)) is not None:
+            score = view.score(each) if view.fits(each) else float("inf")
+            ranks[name] = (view.p_value(score, random()), margin(len(view.scores)))
+    return ranks
+
+
+def expired(evidence: Any, days: float | None, transformers: str) -> str:
+    """Says why a codec is to be measured again; empty where it is not."""
+    if evidence is None:
+        return ""
+    if days is not None and evidence.measured_unix_s:
+        age = (time.time() - evidence.measured_unix_s) / DAY_S
+        if age > days:
+            return f"it was measured {age:.0f} days ago, and {days:g} are allowed"
+    measured = evidence.transformers
+    if measured and measured.split(".")[0] != transformers.split(".")[0]:
+        return f"it was measured with transformers {measured}, and {transformers} is installed"
+    return ""
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.4g}")

@@ -1,0 +1,178 @@
+"""The state of what is watched, per codec, tenant and end: how many messages, what was decided, and what was won by
+betting that they have changed.
+
+It survives restarts in a SQLite file, and processes of one host may share it. An alarm stands until somebody has looked
+into it: ``reset`` begins anew. It holds counts and capital, no message and no text.
+"""
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from ilcp.assurance.martingale import ALARM, BETS, START, Canary, Jumper
+from ilcp.database import Database
+from ilcp.errors import ConfigError, StorageError
+from ilcp.records import read_record, shown
+
+__all__ = ["State", "Watch"]
+
+APPLICATION_ID = 0x696C7761  # "ilwa"
+MOST_TENANT = 200  # characters
+MOST_VIEWS = 80
+_SCHEMA = (
+    """CREATE TABLE IF NOT EXISTS states (
+        codec TEXT, reference TEXT, tenant TEXT, place TEXT, state TEXT NOT NULL,
+        PRIMARY KEY (codec, reference, tenant, place)) WITHOUT ROWID""",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What is known of one codec's messages for one tenant at one end ("sender", "receiver" or "canary")."""
+
+    codec_id: str
+    reference: str
+    tenant: str
+    place: str
+    messages: int = 0
+    decided: Mapping[str, int] = field(default_factory=dict)
+    capital: Mapping[str, tuple[float, ...]] = field(default_factory=dict)  # of each view that was bet on
+    views: int = 1  # that share the starting capital
+    peak: float = START
+    alarm_unix_s: int = 0
+    alarm_at: int = 0  # the number of the message
+    last_unix_s: int = 0
+    canary: Canary | None = None
+
+    @property
+    def value(self) -> float:
+        """All capital over what it began with, of which a hundredfold is an alarm; of canaries what the fault won."""
+        if self.canary is not None:
+            return self.canary.values[0]
+        won = sum(sum(each) for each in self.capital.values())
+        return (won + START * (self.views - len(self.capital))) / self.views
+
+    @property
+    def alarmed(self) -> bool:
+        """Says whether an alarm stands."""
+        return self.alarm_at > 0
+
+    def bet(self, ranks: Mapping[str, tuple[float, float]], views: int) -> "State":
+        """Returns the state after one message, of whose views p-values, and how far each may be off, are given."""
+        capital = dict(self.capital)
+        for name, (p, off) in ranks.items():
+            jumper = Jumper(tuple(capital[name])) if name in capital else Jumper.fresh()
+            capital[name] = jumper.bet(p, off).capital
+        return replace(self, messages=self.messages + 1, capital=capital, views=max(views, len(capital)))._looked()
+
+    def told(self, test: Canary) -> "State":
+        """Returns the state of canaries after an answer."""
+        return replace(self, messages=test.asked, canary=test)._looked()
+
+    def decide(self, action: str) -> "State":
+        """Returns the state with one more decision of that name."""
+        return replace(self, decided={**self.decided, action: self.decided.get(action, 0) + 1})
+
+    def _looked(self) -> "State":
+        now = int(time.time())
+        rung = not self.alarmed and self.value >= ALARM
+        state = replace(self, last_unix_s=now, peak=max(self.peak, self.value))
+        return replace(state, alarm_unix_s=now, alarm_at=state.messages) if rung else state
+
+
+class Watch:
+    """States, in a file or in this process's memory; safe between threads and processes.
+
+    Args:
+        path: a SQLite file of this account's own, made if it is not there; None for this process alone.
+
+    Raises:
+        StorageError: the file cannot be opened, is no watch, or is another account's or could be.
+    """
+
+    def __init__(self, path: str | Path | None = None):
+        lost = "so that nothing says what was won; open it again"
+        self._file = Database(path, "a watch", APPLICATION_ID, _SCHEMA, lost, StorageError)
+        self.path = self._file.path
+
+    def change(self, codec_id: str, reference: str, tenant: str, place: str, step: Callable[[State], State]) -> State:
+        """Returns a state after one step, which nobody else sees half of.
+
+        Raises:
+            StorageError: the file cannot be read or written.
+            ConfigError: the tenant's name is none.
+        """
+        key = (codec_id, reference, tenant_name(tenant), place)
+        with self._file.transaction() as database:
+            query = "SELECT state FROM states WHERE codec = ? AND reference = ? AND tenant = ? AND place = ?"
+            row = database.execute(query, key).fetchone()
+            state = step(State(*key) if row is None else self._read(key, row[0]))
+            held = json.dumps({name: value for name, value in asdict(state).items() if name not in KEYS})
+            database.execute("INSERT OR REPLACE INTO states VALUES (?, ?, ?, ?, ?)", (*key, held))
+        return state
+
+    def tried(self, codec_id: str, reference: str, tenant: str, place: str, step: Callable[[State], State]) -> State:
+        """Returns the state that ``change`` would, and leaves what is kept as it is; raises as ``change``."""
+        known = (codec_id, reference, tenant, place)
+        states = {(each.codec_id, each.reference, each.tenant, each.place): each for each in self.states()}
+        return step(states.get(known, State(*known)))
+
+    def states(self) -> list[State]:
+        """Returns all states, in the order of codecs, tenants and places.
+
+        Raises:
+            StorageError: as ``change``.
+        """
+        with self._file.transaction() as database:
+            rows = database.execute("SELECT * FROM states ORDER BY codec, tenant, place, reference").fetchall()
+        return [self._read(row[:4], row[4]) for row in rows]
+
+    def reset(self, codec_id: str, tenant: str = "") -> int:
+        """Begins anew for a codec and tenant, once somebody has looked into an alarm; returns how many states went.
+
+        Raises:
+            StorageError: as ``change``.
+        """
+        with self._file.transaction() as database:
+            gone = database.execute("DELETE FROM states WHERE codec = ? AND tenant = ?", (codec_id, tenant))
+            return gone.rowcount
+
+    def close(self) -> None:
+        """Closes the file; what it holds stays."""
+        self._file.close()
+
+    def __enter__(self) -> "Watch":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _read(self, key: tuple[str, ...], held: Any) -> State:
+        where = f"the watch in {self._file.name}"
+        try:
+            record = json.loads(held)
+        except (TypeError, ValueError) as error:
+            raise StorageError(f"expected a state in {where}, got {shown(held)}: remove the file") from error
+        state = read_record(State, dict(zip(KEYS, key, strict=True)) | record, where, error=StorageError)
+        lengths = {len(each) for each in state.capital.values()}
+        if len(state.capital) > MOST_VIEWS or lengths - {len(BETS)} or not 0 <= state.value < float("inf"):
+            raise StorageError(f"expected a state in {where}, got one of {shown(state.value)}: remove the file")
+        return state
+
+
+KEYS = ("codec_id", "reference", "tenant", "place")
+
+
+def tenant_name(tenant: str) -> str:
+    """Returns the name of a tenant.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    given: Any = tenant
+    if not isinstance(given, str) or len(tenant) > MOST_TENANT or not (tenant == "" or tenant.isprintable()):
+        raise ConfigError(f"expected a tenant as up to {MOST_TENANT} printable characters, got {shown(tenant)}")
+    return tenant
