@@ -47,7 +47,8 @@ class Evidence:
     ``content_gain`` is the message minus another case's message, with its 95 % interval, in ``unit`` (exact match, or
     nats where answers go on); ``arms`` holds the mean of the message, of each control and of the full text. Signed
     evidence also holds digests of the cases and of the codec's settings, the public key of who measured, and the
-    signature, all in hex.
+    signature, all in hex. When it was measured, and with which release of transformers, evidence of before does not
+    say (0 and empty): see ``ilcp.assurance.Policy``.
     """
 
     codec_id: str
@@ -64,6 +65,8 @@ class Evidence:
     settings_digest: str = ""
     measured_by: str = ""
     signature: str = ""
+    measured_unix_s: int = 0
+    transformers: str = ""
 
     def require_sound(self) -> None:
         """Refuses figures that no measurement gives: who wrote them may be anybody.
@@ -211,4 +214,7 @@ def trusted_keys(keys: Iterable[str | bytes]) -> tuple[str, ...]:
 
 
 def _content(evidence: Evidence) -> bytes:
-    return SIGNED + json.dumps(asdict(replace(evidence, signature="")), sort_keys=True).encode()
+    """Returns what is signed; a field that came later and says nothing is left out, as it was."""
+    held = asdict(replace(evidence, signature=""))
+    later = {"measured_unix_s", "transformers"}
+    return SIGNED + json.dumps({k: v for k, v in held.items() if v or k not in later}, sort_keys=True).encode()

@@ -137,13 +137,8 @@ class Reference:
         record = json.dumps(asdict(self.calibrated) | {"format": FORMAT}).encode()
         tensors: dict[str, NDArray[Any]] = {"record": np.frombuffer(record, dtype=np.uint8)}
         for name, view in self.views.items():
-            parts: tuple[NDArray[Any], ...] = (
-                view.shape.mean,
-                view.shape.covariance,
-                view.centre,
-                view.scale,
-                view.scores,
-            )
+            shape = view.shape
+            parts: tuple[NDArray[Any], ...] = (shape.mean, shape.covariance, view.centre, view.scale, view.scores)
             tensors |= {f"{name}.{part}": value for part, value in zip(PARTS, parts, strict=True)}
         if self.attention is not None:
             tensors["attention"] = self.attention

@@ -11,6 +11,7 @@ from rich.markup import escape
 
 import ilcp
 from ilcp.cli.align import align
+from ilcp.cli.assure import calibrate, canary, watch
 from ilcp.cli.audit import audit
 from ilcp.cli.choose import choose
 from ilcp.cli.common import err, mild_streams, out
@@ -46,7 +47,22 @@ app = typer.Typer(
     epilog=help_text(),
 )
 HOME = re.compile(r"(--[a-z-]+=)(~[^/]*(?=/|$))")  # which a shell leaves as it is behind the sign
-for command in (demo, train, align, measure, compare, choose, encode, inspect, send, receive, serve):
+for command in (
+    demo,
+    train,
+    align,
+    measure,
+    compare,
+    choose,
+    encode,
+    inspect,
+    send,
+    receive,
+    serve,
+    calibrate,
+    canary,
+    watch,
+):
     app.command()(command)
 app.add_typer(trace, name="trace")
 app.add_typer(audit, name="audit")

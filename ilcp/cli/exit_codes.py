@@ -17,6 +17,7 @@ from ilcp.errors import (
 )
 
 __all__ = [
+    "ALARMED",
     "CLOSED",
     "ERROR_CODES",
     "INTERRUPTED",
@@ -34,6 +35,7 @@ OUTSIDE = 3
 NOTHING_CAME = 4
 NOTHING_FITS = 14
 NOT_SOUND = 16
+ALARMED = 18
 INTERRUPTED = 128 + 2  # as a shell reports SIGINT
 CLOSED = 128 + 13  # and SIGPIPE
 
@@ -59,6 +61,7 @@ OTHER_CODES = {
     NOTHING_CAME: "receive: fewer messages came than were asked for",
     NOTHING_FITS: "choose: nothing that was measured keeps every limit",
     NOT_SOUND: "audit verify, audit witness: the ledger is not what it was, or not what it says",
+    ALARMED: "watch --check: an alarm stands; canary: the facts are lost",
     INTERRUPTED: "interrupted by Ctrl-C; the text says what is left",
     CLOSED: "who read the output closed it before its end",
 }

@@ -24,7 +24,7 @@ __all__ = ["calibrate"]
 
 AT_ONCE = 64  # contexts in memory
 PROBES = 8  # answers
-MOST_PROBED = 1000  # messages that the receiver's model is asked behind
+MOST_PROBED = 2000  # messages that the receiver's model is asked behind
 MOST_CANARIES = 1000
 ATTENDED = 100  # caches that the usual attention is the mean of
 
@@ -94,7 +94,7 @@ def _usual_attention(sender: Sender, cases: Sequence[Case], batch: int) -> Array
 
 def _probe(cases: Sequence[Case]) -> tuple[tuple[str, str], ...]:
     """Returns the most usual questions, each with its most usual answer."""
-    asked = Counter((q.text, q.answer) for case in cases for q in case.questions if q.answer)
+    asked = Counter((q.text, q.answer) for case in cases for q in case.questions if q.answer and q.said)
     best: dict[str, str] = {}
     for (question, answer), _ in asked.most_common():
         best.setdefault(question, answer)

@@ -6,6 +6,7 @@ A figure of somebody else is a ``Citation``: it stands in a footnote, with its s
 import platform
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -66,9 +67,10 @@ class Citation:
 
 
 def provenance(**models: Any) -> dict[str, Any]:
-    """Returns where figures come from: commit, versions, machine, command, and the identities given by name."""
+    """Returns where figures come from: commit, time, versions, machine, command, and the identities given by name."""
     return {
         "commit": _commit(),
+        "measured_unix_s": int(time.time()),
         "versions": {name: metadata.version(name) for name in PACKAGES},
         "python": platform.python_version(),
         "machine": ", ".join([f"{platform.system()} {platform.machine()}", _processor(), *_gpus()]),

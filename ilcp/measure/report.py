@@ -217,6 +217,8 @@ class Report:
             high=None if gain.high is None else round(gain.high, 4),
             arms={arm: round(self.mean(arm).value, 4) for arm in shown},
             commit=self.provenance["commit"],
+            measured_unix_s=self.provenance.get("measured_unix_s", 0),
+            transformers=self.provenance.get("versions", {}).get("transformers", ""),
         )
 
     def figures(self) -> Figures:
