@@ -105,9 +105,8 @@ def canary(
         from ilcp.tasks import task as cases_of
 
         kept = None if to is None else Watch(to)
-        asked = cases_of(
-            task or own_task([codec]), n=n if task == "case-files" or codec == EMBEDDED else None, seed=seed
-        )
+        name = task or own_task([codec])
+        asked = cases_of(name, n=max(2, n) if name == CASE_FILES else None, seed=seed)
         pair = _pair(codec, sender, receiver, device, download)
         reference = Reference.of(pair.sender.codec)
         if reference is None:
@@ -122,15 +121,9 @@ def canary(
     with busy("asking"), interruptible("nothing was decided"):
         test = asked_until(pair.sender, pair.receiver, reference, asked.cases[:n], told=told)
     fault, health = test.values
-    verdict = {"lost": "the facts are lost", "sound": "the facts come through"}.get(
-        test.verdict, "the evidence is not in"
-    )
-    out.print(
-        f"{verdict}: {test.right} of {test.asked} right; evidence of a fault {fault:.3g} : 1, of health {health:.3g} : 1 "
-        f"({ALARM:g} decides)",
-        highlight=False,
-        soft_wrap=True,
-    )
+    verdict = VERDICTS.get(test.verdict, "the evidence is not in")
+    evidence = f"evidence of a fault {fault:.3g} : 1, of health {health:.3g} : 1 ({ALARM:g} decides)"
+    out.print(f"{verdict}: {test.right} of {test.asked} right; {evidence}", highlight=False, soft_wrap=True)
     if test.verdict == "lost":
         raise typer.Exit(ALARMED)
 
@@ -172,16 +165,8 @@ def _show(states: list[State]) -> None:
     for state in states:
         decided = ", ".join(f"{name} {count}" for name, count in sorted(state.decided.items()))
         alarm = f"since message {state.alarm_at}" if state.alarmed else ""
-        evidence = f"{state.value:.3g} : 1"
-        table.add_row(
-            state.codec_id,
-            state.tenant,
-            state.place,
-            f"{state.messages:,}",
-            _canaries(state) or decided,
-            evidence,
-            alarm,
-        )
+        said, evidence = _canaries(state) or decided, f"{state.value:.3g} : 1"
+        table.add_row(state.codec_id, state.tenant, state.place, f"{state.messages:,}", said, evidence, alarm)
     out.print(table if states else "nothing was judged yet")
 
 

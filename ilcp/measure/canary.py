@@ -70,7 +70,7 @@ def canary(
 
     Raises:
         ConfigError: as ``canary_of``.
-        EncodeError, DecodeError: as the two ends; a case that a policy refuses is one that failed: ask without.
+        EncodeError, DecodeError: as the two ends. No policy judges canaries: what they are for is finding out.
     """
     test = canary_of(reference.calibrated)
     for number, case in enumerate(case for case in cases if case.questions):

@@ -135,11 +135,8 @@ class VaeCodec(StatesCodec):
         length = self.spec.length(payload_bytes)
         slots = self.network.pooler(*self._states(context))
         z = self.network.bottleneck(slots)[0][0]
-        codes = quantise(z, self.config.bits).cpu().numpy().astype(np.uint8)
-        planes = np.unpackbits(codes[..., None], axis=-1, bitorder="little", count=self.config.bits)[..., ::-1]
-        payload = np.packbits(planes.reshape(-1)[self._order]).tobytes()[:length]
         log_var = float(self.network.bottleneck.to_log_var(slots).mean())
-        return payload, Observed(z.float().flatten().cpu().numpy(), (log_var,))
+        return self._payload(z)[:length], Observed(z.float().flatten().cpu().numpy(), (log_var,))
 
     @by_network
     def decode_unrounded(self, context: Context) -> Memory:
@@ -166,6 +163,12 @@ class VaeCodec(StatesCodec):
         codes = planes.reshape(c.slots, c.dims, c.bits) @ (2 ** np.arange(c.bits - 1, -1, -1, dtype=np.uint8))
         z_hat = dequantise(torch.from_numpy(codes), c.bits) * self._known[len(payload)]
         return SoftPrompt(self.network.projector(z_hat[None].to(self.network.projector.scale.device))[0])
+
+    def _payload(self, z: Tensor) -> bytes:
+        """Returns the longest payload of a latent ``"slots dims"``."""
+        codes = quantise(z, self.config.bits).cpu().numpy().astype(np.uint8)
+        planes = np.unpackbits(codes[..., None], axis=-1, bitorder="little", count=self.config.bits)[..., ::-1]
+        return np.packbits(planes.reshape(-1)[self._order]).tobytes()
 
     def _latent(self, context: Context) -> Tensor:
         """Returns the latent ``"slots dims"`` before it is quantised."""
