@@ -104,19 +104,18 @@ go on reading what they can. A reader of version 2 MUST read version 1. Golden v
 """
 
 from ilcp.message.blob import MAX_BLOB_BYTES, Blob
+from ilcp.message.description import Description, describe
 from ilcp.message.format import (
     CLOCK_SKEW_S,
     CODEC_ID_BYTES,
     MAX_MESSAGE_BYTES,
     MAX_PAYLOAD_BYTES,
-    Description,
     Message,
     Part,
-    Seal,
-    describe,
     verified,
 )
 from ilcp.message.keys import KeyRing
+from ilcp.message.seal import Seal
 
 __all__ = [
     "CLOCK_SKEW_S",

@@ -40,7 +40,8 @@ from typing import Any
 from ilcp.errors import ConfigError, ExpiredError, IlcpError, ReplayCacheError, ReplayError, StorageError
 from ilcp.files import file_id, own_file
 from ilcp.message.checks import require_now
-from ilcp.message.format import CLOCK_SKEW_S, Seal
+from ilcp.message.format import CLOCK_SKEW_S
+from ilcp.message.seal import Seal
 
 __all__ = ["MAX_ENTRIES", "ReplayCache"]
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from ilcp.codec.context import Context
 from ilcp.codec.spec import CodecSpec
 from ilcp.message import MAX_BLOB_BYTES, Blob, Message, Seal
-from ilcp.message.format import MAX_EXPIRES_UNIX_S, MIN_EXPIRES_UNIX_S
+from ilcp.message.seal import MAX_EXPIRES_UNIX_S, MIN_EXPIRES_UNIX_S
 
 __all__ = [
     "bare_messages",

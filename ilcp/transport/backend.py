@@ -286,7 +286,7 @@ def checked_id(wire: bytes, given: str | None) -> str:
 def blob_of(wire: bytes) -> Blob | None:
     """Returns the blob that a message names; None: it names none, or is no message."""
     try:
-        found = describe(wire) if wire[1:2] == b"\x02" else None
+        found = describe(wire) if wire[1:2] in (b"\x02", b"\x03") else None
     except DecodeError:
         return None
     if found is None or found.blob_bytes is None or found.blob_digest is None:
