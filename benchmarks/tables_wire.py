@@ -27,6 +27,25 @@ def wire(result: Result, table: Table) -> str:
     )
 
 
+def encryption(result: Result, table: Table) -> str:
+    """Tabulates the bytes of bare, sealed and encrypted messages, and milliseconds to encrypt and decrypt a blob."""
+    found = result("wire")
+    kinds = ("bare", "sealed", "encrypted")
+    sizes = table(
+        ["payload", *(f"{kind}, bytes" for kind in kinds)],
+        [[name, *(f"{row[kind]:,}" for kind in kinds)] for name, row in found["sizes"].items()],
+    )
+    steps = ("encrypt", "decrypt", "digest")
+    times = table(
+        ["blob, bytes", "more bytes", *(f"{step}, ms" for step in steps)],
+        [
+            [f"{row['bytes']:,}", str(row["more_bytes"]), *(f"{row[step]['median_ms']:.1f}" for step in steps)]
+            for row in found["blobs"]
+        ],
+    )
+    return f"{sizes}\n\n{times}"
+
+
 def load(result: Result, table: Table) -> str:
     """Tabulates hand-offs per second and how long each step takes, beside the raw libraries."""
     rows = [

@@ -2,7 +2,7 @@
 
 A queue is known by its receiver's name. ``put`` is idempotent per name and hand-off id; ``take`` leases the oldest
 message that nobody holds; ``extend`` holds it for longer; ``settle`` ends a lease. Nothing here looks into a message,
-except for the hand-off id that a sealed one shows in the clear.
+except for the hand-off id that a sealed or encrypted one shows in the clear.
 """
 
 import hashlib
