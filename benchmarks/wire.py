@@ -86,8 +86,8 @@ def main() -> None:
         kinds.add_row(name, *map(str, row.values()))
     console.print(kinds)
     for blob in blobs:
-        shown = ", ".join(f"{name} {blob[name]['median_ms']:.1f} ms (p50)" for name in ("encrypt", "decrypt", "digest"))
-        console.print(f"blob of {blob['bytes']:,} bytes, {blob['more_bytes']} more encrypted, n={BLOB_ROUNDS}: {shown}")
+        times = ", ".join(f"{name} {blob[name]['median_ms']:.1f} ms (p50)" for name in ("encrypt", "decrypt", "digest"))
+        console.print(f"blob of {blob['bytes']:,} bytes, {blob['more_bytes']} more encrypted, n={BLOB_ROUNDS}: {times}")
     for name, spent in refusals.items():
         console.print(f"refusing {name}: {spent:.4f} ms per kB (goal 1)")
     record = {
