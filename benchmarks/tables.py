@@ -74,6 +74,7 @@ PAGES = {
         "trace-hops",
         "trace-times",
         "wire",
+        "encryption",
         "load",
         "faults",
     ),

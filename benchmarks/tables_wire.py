@@ -45,7 +45,7 @@ def encryption(result: Result, table: Table) -> str:
     ]
     times = [f"{step}, us, {at}" for at in ("p50", "least") for step in ("write", "read", "both")]
     ways = [f"{step}, ms, {at}" for at in ("p50", "least") for step in steps]
-    return "\n\n".join(
+    return "".join(
         (
             table(["payload", *(f"{kind}, bytes" for kind in kinds)], sizes),
             table(["message with a payload of 80 bytes", "rounds", *times], rows),
