@@ -74,6 +74,7 @@ PAGES = {
         "trace-hops",
         "trace-times",
         "wire",
+        "encryption",
         "load",
         "faults",
     ),
@@ -427,6 +428,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "trace-times": partial(tables_trace.times, result, table),
     **{f"trace-{task}": partial(tables_trace.arms, result, table, task) for task in tables_trace.TASKS},
     "wire": partial(tables_wire.wire, result, table),
+    "encryption": partial(tables_wire.encryption, result, table),
     "load": partial(tables_wire.load, result, table),
     "faults": partial(tables_wire.faults, result, table),
 }

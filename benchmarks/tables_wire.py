@@ -27,6 +27,33 @@ def wire(result: Result, table: Table) -> str:
     )
 
 
+def encryption(result: Result, table: Table) -> str:
+    """Tabulates the bytes of bare, sealed and encrypted messages, what each takes, and a blob's encryption."""
+    found = result("wire-encryption")
+    kinds = ("bare", "sealed", "encrypted")
+    sizes = [[name, *(f"{row[kind]:,}" for kind in kinds)] for name, row in found["sizes"].items()]
+    rows = [
+        [name, str(row["both"]["rounds"])]
+        + [f"{row[step][at]:.1f}" for at in ("median_us", "best_us") for step in ("write", "read", "both")]
+        for name, row in found["rows"].items()
+    ]
+    steps = ("encrypt", "decrypt", "digest")
+    blobs = [
+        [f"{row['bytes']:,}", str(row["more_bytes"]), str(row["encrypt"]["rounds"])]
+        + [f"{row[step][at]:.1f}" for at in ("median_ms", "best_ms") for step in steps]
+        for row in found["blobs"]
+    ]
+    times = [f"{step}, us, {at}" for at in ("p50", "least") for step in ("write", "read", "both")]
+    ways = [f"{step}, ms, {at}" for at in ("p50", "least") for step in steps]
+    return "".join(
+        (
+            table(["payload", *(f"{kind}, bytes" for kind in kinds)], sizes),
+            table(["message with a payload of 80 bytes", "rounds", *times], rows),
+            table(["blob, bytes", "more bytes", "rounds", *ways], blobs),
+        )
+    )
+
+
 def load(result: Result, table: Table) -> str:
     """Tabulates hand-offs per second and how long each step takes, beside the raw libraries."""
     rows = [

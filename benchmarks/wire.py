@@ -1,11 +1,12 @@
 """Measures what a message costs beside its payload: microseconds to write and read it, against msgspec and protobuf.
 
-    python benchmarks/wire.py [--rounds 200] [--json FILE]
+    python benchmarks/wire.py [--rounds 200] [--only bare sealed encrypted] [--json FILE]
 
-Every row writes and reads the same 80 bytes of payload, the sealed rows with a MAC, an id and an expiry. ``msgspec``
-and ``protobuf`` do the same job: they write and read the same fields, and the same BLAKE2b check or MAC is made over
-their bytes and compared; what they leave out are the limits, the canonical form and the texts of refusals. Each figure
-is the median over rounds of the mean of 200 calls. Last, the time to refuse what was made to be costly, per kB.
+Every row writes and reads the same 80 bytes of payload, the sealed and encrypted rows with an id, an expiry and a MAC
+or tag. ``msgspec`` and ``protobuf`` do the same job: they write and read the same fields, and the same BLAKE2b check or
+MAC is made over their bytes and compared; what they leave out are the limits, the canonical form and the texts of
+refusals. Each figure is the median over rounds of the mean of 200 calls. Then the bytes of each kind of message, and
+the time to encrypt and decrypt a blob. Last, the time to refuse what was made to be costly, per kB.
 
 Goals: bare <= 5 us, sealed <= 10 us, both steps together; refusing <= 1 ms per kB.
 """
@@ -30,7 +31,8 @@ from rich.table import Table
 
 from ilcp.errors import DecodeError
 from ilcp.measure import provenance
-from ilcp.message import MAX_MESSAGE_BYTES, Message, Seal, verified
+from ilcp.message import MAX_MESSAGE_BYTES, Blob, Message, Seal, verified
+from ilcp.message.encryption import SEGMENT_BYTES, decrypted_blob, encrypted_blob
 from ilcp.message.keys import KeyRing
 from ilcp.message.replay import ReplayCache
 
@@ -38,6 +40,8 @@ CODEC_ID, PAYLOAD, KEY = os.urandom(8), os.urandom(80), os.urandom(32)
 LITERALS = ("J3X4P2", "2024-05-17")
 ALIKE = tuple(f"INC-2024-{n:04d}" for n in range(12))
 CALLS = 200
+KINDS = ("bare", "sealed", "encrypted")
+BLOB_SEGMENTS, BLOB_ROUNDS = (1, 16, 64), 20
 GOALS_US = {"bare": 5.0, "sealed": 10.0}
 
 Row = tuple[Callable[[], bytes], Callable[[bytes], Any]]
@@ -65,9 +69,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=200)
     parser.add_argument("--json", type=Path, default=Path(__file__).parent / "results" / "wire.json")
+    parser.add_argument("--only", nargs="*", help="rows of these names, in place of all")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, ReplayCache(Path(folder) / "replay.sqlite") as shared:
-        found = {name: timed(*row, args.rounds) for name, row in rows(ReplayCache(), shared).items()}
+        made = rows(ReplayCache(), shared).items()
+        found = {name: timed(*row, args.rounds) for name, row in made if not args.only or name in args.only}
+    blobs = [blob_times(n * SEGMENT_BYTES) for n in BLOB_SEGMENTS]
     refusals = {name: refusing(wire) for name, wire in costly().items()}
     table = Table("", "bytes", "write, us", "read, us", "both, us", "goal", title="median over rounds")
     for name, row in found.items():
@@ -76,10 +83,19 @@ def main() -> None:
         table.add_row(name, str(row["bytes"]), *shown, goal)
     console = Console()
     console.print(table)
+    kinds = Table("message", *KINDS, title="bytes")
+    for name, row in sizes().items():
+        kinds.add_row(name, *map(str, row.values()))
+    console.print(kinds)
+    for blob in blobs:
+        times = ", ".join(f"{name} {blob[name]['median_ms']:.1f} ms (p50)" for name in ("encrypt", "decrypt", "digest"))
+        console.print(f"blob of {blob['bytes']:,} bytes, {blob['more_bytes']} more encrypted, n={BLOB_ROUNDS}: {times}")
     for name, spent in refusals.items():
         console.print(f"refusing {name}: {spent:.4f} ms per kB (goal 1)")
     record = {
         "rows": found,
+        "sizes": sizes(),
+        "blobs": blobs,
         "refusals_ms_per_kb": refusals,
         "goals_us": GOALS_US,
         "seed": 0,
@@ -92,8 +108,9 @@ def rows(own: ReplayCache, shared: ReplayCache) -> dict[str, Row]:
     """Makes what is timed: each row's writer and reader."""
     ring = KeyRing(os.urandom(32), (os.urandom(32), KEY))
 
-    def sealed(*literals: str) -> bytes:
-        return Message(CODEC_ID, PAYLOAD, Seal.fresh(ttl_s=600), literals=literals).to_bytes(KEY)
+    def sealed(*literals: str, encrypted: bool = False) -> bytes:
+        message = Message(CODEC_ID, PAYLOAD, Seal.fresh(ttl_s=600), literals=literals, encrypted=encrypted)
+        return message.to_bytes(KEY)
 
     def admitted(cache: ReplayCache) -> Callable[[bytes], None]:
         def read(wire: bytes) -> None:
@@ -113,6 +130,12 @@ def rows(own: ReplayCache, shared: ReplayCache) -> dict[str, Row]:
         "sealed": (sealed, key_read),
         "sealed, third key of a ring": (sealed, lambda wire: Message.from_bytes(wire, key=ring)),
         "sealed, 2 literals": (lambda: sealed(*LITERALS), key_read),
+        "encrypted": (lambda: sealed(encrypted=True), key_read),
+        "encrypted, third key of a ring": (
+            lambda: sealed(encrypted=True),
+            lambda wire: Message.from_bytes(wire, key=ring),
+        ),
+        "encrypted, 2 literals": (lambda: sealed(*LITERALS, encrypted=True), key_read),
         "sealed, replay cache of the process": (sealed, admitted(own)),
         "sealed, replay cache in a file": (sealed, admitted(shared)),
         **msgspec_rows(),
@@ -206,8 +229,49 @@ def timed(write: Callable[[], bytes], read: Callable[[bytes], Any], rounds: int)
 
 
 def summary(values: list[float]) -> dict[str, float]:
-    """Summarises rounds as median, 95th percentile and count."""
-    return {"median_us": median(values), "p95_us": quantiles(values, n=20)[-1], "rounds": len(values)}
+    """Summarises rounds as median, 95th percentile, least (which a busy machine disturbs least) and count."""
+    p95 = quantiles(values, n=20)[-1]
+    return {"median_us": median(values), "p95_us": p95, "best_us": min(values), "rounds": len(values)}
+
+
+def sizes() -> dict[str, dict[str, int]]:
+    """Counts the bytes of messages, alone and with what may stand beside their payload, of each kind."""
+    seal, blob = Seal.fresh(ttl_s=600), Blob(40 * SEGMENT_BYTES, bytes(32))
+    beside: dict[str, dict[str, Any]] = {
+        "80 bytes": {},
+        "80 bytes, 2 literals": {"literals": LITERALS},
+        "80 bytes, 12 literals, zstd": {"literals": ALIKE},
+        "240 bytes": {"payload": bytes(240)},
+        "65,535 bytes": {"payload": bytes(2**16 - 1)},
+        "a blob of 40 MiB": {"payload": b"", "blob": blob},
+    }
+    found = {}
+    for name, fields in beside.items():
+        given = {"payload": PAYLOAD} | fields
+        bare = Message(CODEC_ID, **given).to_bytes()
+        under = (Message(CODEC_ID, seal=seal, encrypted=on, **given).to_bytes(KEY) for on in (False, True))
+        found[name] = dict(zip(KINDS, map(len, (bare, *under)), strict=True))
+    return found
+
+
+def blob_times(size_bytes: int) -> dict[str, Any]:
+    """Measures the milliseconds to encrypt and decrypt a blob, beside the digest that names it in any case."""
+    plain, nonce = os.urandom(size_bytes), Seal.fresh(ttl_s=600).nonce
+    hidden = encrypted_blob(KEY, nonce, plain)
+    steps: dict[str, Callable[[], Any]] = {
+        "encrypt": lambda: encrypted_blob(KEY, nonce, plain),
+        "decrypt": lambda: decrypted_blob(KEY, nonce, hidden),
+        "digest": lambda: Blob.of(plain),
+    }
+    found: dict[str, Any] = {"bytes": size_bytes, "more_bytes": len(hidden) - size_bytes}
+    for name, step in steps.items():
+        spent_ms = []
+        for _ in range(BLOB_ROUNDS):
+            start_s = time.perf_counter()
+            step()
+            spent_ms.append((time.perf_counter() - start_s) * 1e3)
+        found[name] = {"median_ms": median(spent_ms), "best_ms": min(spent_ms), "rounds": BLOB_ROUNDS}
+    return found
 
 
 def costly() -> dict[str, bytes]:

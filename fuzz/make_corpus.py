@@ -106,6 +106,7 @@ def main() -> None:
             write("message", name, bytes([int(sealed)]) + wire)
         if "payload" in vector and len(wire) <= 320:
             write("message", f"{name}-open", bytes([2 + sealed]) + wire[: -18 if sealed else -6])
+    write_encrypted()
     for which, payload in enumerate((b"\xa5" * 8, "Mara owns it: Ø.".encode(), b"\x00\x29\x00\x00Mara.")):
         for length in range(4 if which == 0 else 1):
             write("memory", f"codec-{which}-{length}", bytes([which, length]) + payload)
@@ -132,6 +133,19 @@ def main() -> None:
         (5, b'[]\n{"step": "x"}\n\xff'),
     ):
         write("kept", f"raw-{side}-{content[:2].hex()}", bytes([side]) + content)
+
+
+def write_encrypted() -> None:
+    """Writes the golden messages of version 3, whole and as the target encrypts them."""
+    hidden = json.loads((HERE.parent / "tests" / "golden" / "v3" / "vectors.json").read_text(encoding="utf-8"))
+    for vector in (*hidden["accepted"], *hidden["refused"]):
+        wire, name = bytes.fromhex(vector["hex"]), "".join(c if c.isalnum() else "-" for c in vector["name"])
+        write("message", f"{name}-v3", b"\1" + wire)
+        if vector.get("payload"):  # whose shown part, and what it may hide, the target encrypts itself
+            text = "\n".join(vector["literals"]).encode()
+            shown = wire[: 62 if vector["blob_bytes"] else 27]
+            plain = bytes([0xA0 | len(text)]) + text + bytes.fromhex(vector["payload"])
+            write("message", f"{name}-v3-open", b"\4" + shown + plain)
 
 
 def write_caches() -> None:

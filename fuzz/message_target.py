@@ -1,7 +1,7 @@
-"""``Message.from_bytes`` and ``describe`` over any bytes: of both versions, bare, sealed, with literals and without.
+"""``Message.from_bytes`` and ``describe`` over any bytes: of all versions and kinds, with literals and without.
 
 The first byte of an input says what becomes of the others: they are read as they come, without a key (0) or with one
-(1), or get the check (2) or the MAC (3) that is right for them, so that the search gets past it.
+(1), or get the check (2), the MAC (3) or the ciphertext (4) that is right for them, so that the search gets past it.
 """
 
 from typing import Any
@@ -9,7 +9,7 @@ from typing import Any
 from fuzz.limits import Limits
 from ilcp.errors import AuthenticationError, DecodeError, ExpiredError
 from ilcp.message import Message, describe
-from ilcp.testing.strategies import with_check, with_mac
+from ilcp.testing.strategies import with_check, with_ciphertext, with_mac
 from tests.second_decoder import Refused, decode
 
 __all__ = ["one_input"]
@@ -22,12 +22,20 @@ WAYS = (
     lambda data: (data, KEY),
     lambda data: (with_check(data), None),
     lambda data: (with_mac(data, KEY), KEY),
+    lambda data: (with_ciphertext(*apart(data), KEY), KEY),
 )
+
+
+def apart(data: bytes) -> tuple[bytes, bytes]:
+    """Splits what an encrypted message shows, up to its expiry, from what it hides."""
+    sizes = {0xCC: 2, 0xCD: 3, 0xCE: 5, 0xCF: 9}
+    shown = 27 + (sizes.get(data[12], 1) + 34 if data[0] == 0x97 else 0) if len(data) > 12 else 0
+    return data[:shown], data[shown:]
 
 
 def one_input(data: bytes) -> None:
     """Fails where ilcp raises another error, costs too much, or the second decoder sees another message or blame."""
-    wire, key = WAYS[data[0] % 4 if data else 0](data[1:])
+    wire, key = WAYS[data[0] % 5 if data else 0](data[1:])
     described = _described(wire, key)
     try:
         message = LIMITS.of(wire, Message.from_bytes, wire, key=key, now_unix_s=NOW)

@@ -1,4 +1,4 @@
-"""A second decoder of Message v1 and v2, written from the specification alone: nothing of ilcp is imported here.
+"""A second decoder of Message v1, v2 and v3, written from the specification alone: nothing of ilcp is imported here.
 
 It reads with a cursor, field by field, where ``ilcp.message`` unpacks with a library and packs again. ``decode``
 returns the fields, or raises ``Refused`` with the kind of refusal.
@@ -9,7 +9,10 @@ import re
 from typing import Any
 
 import zstandard
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCMSIV
 
+HEADERS = {0xA0: (0, 1), 0xD9: (1, 32), 0xDA: (2, 256), 0xC4: (1, 1), 0xC5: (2, 256)}
 LITERAL = re.compile("(?! )[^\x00-\x1f\x7f-\x9f\u2028\u2029\ue000-\uf8ff]+(?<! )")
 
 
@@ -48,12 +51,14 @@ def need(true: bool, kind: str = "decode") -> None:
 
 
 def decode(data: bytes, key: bytes | None, now_unix_s: int) -> dict[str, Any]:
-    """Reads the fields of a message; a key asks for a sealed one."""
+    """Reads the fields of a message; a key asks for a sealed or encrypted one."""
     need(21 <= len(data) <= 66653)
     read = Cursor(data)
     fields = read.take(1)[0] - 0x90
     version = read.take(1)[0]
-    need(version in (1, 2))
+    need(version in (1, 2, 3))
+    if version == 3:
+        return hidden(read, fields, key, now_unix_s)
     fields -= 2 * (version - 1)
     need(4 <= fields <= 7)
     sealed, beside = fields >= 6, bool(fields & 1)
@@ -63,13 +68,8 @@ def decode(data: bytes, key: bytes | None, now_unix_s: int) -> dict[str, Any]:
     if version == 2:
         found["blob"] = blob(read)
     if sealed:
-        read.take(2, b"\xc4\x08")
-        found["handoff_id"] = read.take(8)
-        read.take(1, b"\xce")
-        found["expires_unix_s"] = int.from_bytes(read.take(4), "big")
-        need(found["expires_unix_s"] >= 2**16)
-    headers = {0xA0: (0, 1), 0xD9: (1, 32), 0xDA: (2, 256), 0xC4: (1, 1), 0xC5: (2, 256)}
-    kind, content = read.sized(headers) if beside else (0, b"")
+        found |= seal(read)
+    kind, content = read.sized(HEADERS) if beside else (0, b"")
     need(len(content) <= 1024)
     covered = data[: read.at]
     size = 16 if sealed else 4
@@ -83,6 +83,47 @@ def decode(data: bytes, key: bytes | None, now_unix_s: int) -> dict[str, Any]:
         found["literals"] = literals(kind, content)
     need(not sealed or now_unix_s < found["expires_unix_s"] + 30, "expired")
     return found
+
+
+def hidden(read: Cursor, fields: int, key: bytes | None, now_unix_s: int) -> dict[str, Any]:
+    """Reads the rest of an encrypted message."""
+    need(fields in (5, 7))
+    read.take(2, b"\xc4\x08")
+    found: dict[str, Any] = {"codec_id": read.take(8), "literals": []}
+    if fields == 7:
+        found["blob"] = blob(read)
+    found |= seal(read)
+    ciphertext = read.sized({0xC4: (1, 0), 0xC5: (2, 2**8), 0xC6: (4, 2**16)})[1]
+    least = 18 if fields == 5 else 17
+    need(read.at == len(read.data) and least <= len(ciphertext) <= 66578)
+    need(key is not None, "authentication")
+    own = hashlib.blake2b(key=key or b"", digest_size=32, person=b"ilcp encryption").digest()
+    nonce = found["handoff_id"] + found["expires_unix_s"].to_bytes(4, "big")
+    try:
+        plain = AESGCMSIV(own).decrypt(nonce, ciphertext, read.data[: -len(ciphertext)])
+    except InvalidTag:
+        raise Refused("authentication") from None
+    inside = Cursor(plain)
+    if plain[0] == 0xA0:
+        inside.take(1)
+    else:
+        kind, content = inside.sized(HEADERS)
+        need(len(content) <= 1024)
+        found["literals"] = literals(kind, content)
+    found["payload"] = plain[inside.at :]
+    need(least - 17 <= len(found["payload"]) <= 65535)
+    need(now_unix_s < found["expires_unix_s"] + 30, "expired")
+    return found
+
+
+def seal(read: Cursor) -> dict[str, Any]:
+    """Reads id and expiry."""
+    read.take(2, b"\xc4\x08")
+    handoff_id = read.take(8)
+    read.take(1, b"\xce")
+    expires = int.from_bytes(read.take(4), "big")
+    need(expires >= 2**16)
+    return {"handoff_id": handoff_id, "expires_unix_s": expires}
 
 
 def blob(read: Cursor) -> tuple[int, bytes]:

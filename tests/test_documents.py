@@ -39,7 +39,7 @@ DOCTESTED = (
     "ilcp.transport",
     "ilcp.transport.capabilities",
 )
-WITHOUT_MODELS = ("audit-page", "faults", "fuzz", "load", "wire")
+WITHOUT_MODELS = ("audit-page", "faults", "fuzz", "load", "wire", "wire-encryption")
 
 
 def name_of(page: Path) -> str:

@@ -24,7 +24,7 @@ from ilcp.codec.memory import NORM_BAND, Memory, SoftPrompt
 from ilcp.errors import AuthenticationError, DecodeError, ExpiredError
 from ilcp.handoff import Receiver
 from ilcp.message import MAX_MESSAGE_BYTES, Message
-from ilcp.testing.strategies import bare_messages, hostile_bytes, sealed_messages, with_check, with_mac
+from ilcp.testing.strategies import bare_messages, hostile_bytes, sealed_messages, with_check, with_ciphertext, with_mac
 from tests.helpers import ROOT, run_python, vectors_of
 from tests.second_decoder import Refused, decode
 
@@ -127,6 +127,14 @@ def _large() -> dict[str, tuple[bytes, bytes | None]]:
     zeros = b"\x60\x00\x03\x55\x00\x00\x10\x61\x61\x01\x00"  # what says 1024 bytes and means to be repeats
     unique = "\n".join(f"{n:x}" for n in range(300))[:1023].encode() + b"!"
     return {
+        "largest, encrypted": (
+            with_ciphertext(b"\x95\x03" + head[1:] + seal, b"\xda\x04\x00" + unique + full[3:], KEY),
+            KEY,
+        ),
+        "largest, encrypted otherwise": (
+            with_ciphertext(b"\x95\x03" + head[1:] + seal, b"\xa0" + full[3:], KEY[::-1]),
+            KEY,
+        ),
         "largest, bare": (with_check(b"\x95" + head + full + b"\xda\x04\x00" + unique), None),
         "largest, sealed": (with_mac(b"\x97" + head + full + seal + b"\xda\x04\x00" + unique, KEY), KEY),
         "largest, wrong check": (with_check(b"\x94" + head + full)[:-1] + b"!", None),

@@ -77,7 +77,7 @@ _DIGEST = b"\xc4\x20" + bytes(32)
 HOSTILE = {
     "version 1, 8 fields": (b"\x98\x01" + SEALED[2:], KEY, DecodeError, "got 8: version 1 has no other"),
     "version 2, 5 fields": (b"\x95" + BARE[1:], None, DecodeError, "got 5: version 2 has no other"),
-    "version 3": (b"\x96\x03" + BARE[2:], None, DecodeError, "expected version 1 or 2 at byte 1, got 0x03"),
+    "version 3": (b"\x96\x03" + BARE[2:], None, DecodeError, "expected 5 fields, or 7 with a blob, got 6: version 3"),
     "no bytes": (with_check(_BEGIN + b"\x00" + _DIGEST), None, DecodeError, "expected blob_bytes as a whole number"),
     "too many bytes": (
         with_check(_BEGIN + b"\xcf\x00\x00\x00\x10\x00\x00\x00\x01" + _DIGEST),

@@ -133,6 +133,8 @@ class _Messages:
             raise StorageError(
                 f"expected a readable message in {target}, got: {error}; choose another --out"
             ) from error
+        if found.kind == "encrypted":
+            raise ConfigError(f"expected a message that can be read in {target}, got an encrypted one: move it away")
         if found.codec_id != self.codec_id:
             raise ConfigError(
                 f"expected a message of codec {self.codec_id} in {target}, got one of {found.codec_id}: choose another "

@@ -35,6 +35,8 @@ def inspect(
     out.print(table)
     out.print(f"codec    {found.codec_id} ({_whose(found)})", highlight=False)
     out.print(f"check    {found.check}", highlight=False)
+    if found.kind == "encrypted":
+        out.print("hidden   payload and literals, which nobody reads without the key", highlight=False)
     if found.blob_digest is not None:
         out.print(f"blob     {found.blob_digest}, {found.blob_bytes} bytes beside the message", highlight=False)
     if found.handoff_id is not None:

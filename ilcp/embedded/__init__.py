@@ -54,6 +54,7 @@ def load_pair(
     receiver: str | Path | None = None,
     key: Key | None = None,
     audience: str | None = None,
+    encrypt: bool = False,
     replay: ReplayCache | None = None,
     allow_unmeasured: bool = False,
     trust: Iterable[str | bytes] | None = None,
@@ -69,6 +70,7 @@ def load_pair(
             by ``ilcp train``, or else for the embedded ones. A receiver that was adapted gets its adapter.
         key: 16 to 64 bytes, or an ``ilcp.KeyRing``; messages are then sealed (127 bytes) and bare ones refused.
         audience: the receiver's name, for which alone messages are then sealed; needs a key.
+        encrypt: encrypts messages and their blobs (126 bytes) under the key; see ``ilcp.Sender``.
         replay: lets the receiver decode each sealed message once; needs a key.
         allow_unmeasured: takes a codec whose content gain was not measured, or is not above zero, or is damaged.
         trust: public keys of those whose signed evidence counts; see ``ilcp.Receiver``.
@@ -77,9 +79,9 @@ def load_pair(
         blobs: where both ends keep what is too large for a message; see ``ilcp.Sender``.
 
     Raises:
-        ConfigError: the folder holds no codec, a model cannot be loaded, or there is a replay cache and no key.
+        ConfigError: the folder holds no codec, a model cannot be loaded, or what takes a key has none.
         IdentityError: the codec was trained for another pair.
-        MissingExtraError: the receiver was adapted, and peft is not installed.
+        MissingExtraError: the receiver was adapted, and peft is not installed; or to encrypt, cryptography is not.
         StorageError: a file of the codec's folder is damaged.
         UnmeasuredError: the codec's content gain was not measured, or is not above zero.
     """
@@ -90,7 +92,7 @@ def load_pair(
     options: dict[str, Any] = dict(key=key, audience=audience, replay=replay, trust=trust, blobs=blobs)
     options["allow_unmeasured"] = allow_unmeasured
     return Pair(
-        _sender(method, sender, key, audience, device, allow_download, blobs),
+        _sender(method, sender, device, allow_download, key=key, audience=audience, encrypt=encrypt, blobs=blobs),
         Receiver(adapt(model, method), tokenizer, method, **options),
         folder_of(method),
     )
@@ -102,16 +104,17 @@ def load_sender(
     sender: str | Path | None = None,
     key: Key | None = None,
     audience: str | None = None,
+    encrypt: bool = False,
     allow_download: bool = False,
     device: str = "cpu",
 ) -> Sender:
     """Loads the sending end alone; see ``load_pair``.
 
     Raises:
-        ConfigError, IdentityError, StorageError: as ``load_pair``.
+        ConfigError, IdentityError, MissingExtraError, StorageError: as ``load_pair``.
     """
     method = load(HERE / "codec" if codec is None else codec)
-    return _sender(method, sender, key, audience, device, allow_download)
+    return _sender(method, sender, device, allow_download, key=key, audience=audience, encrypt=encrypt)
 
 
 def load_receiver(
@@ -140,19 +143,11 @@ def load_receiver(
     return Receiver(adapt(model, method), tokenizer, codecs, blobs=blobs, allow_unmeasured=allow_unmeasured)
 
 
-def _sender(
-    codec: Codec,
-    given: str | Path | None,
-    key: Key | None,
-    audience: str | None,
-    device: str,
-    download: bool,
-    blobs: Blobs | None = None,
-) -> Sender:
+def _sender(codec: Codec, given: str | Path | None, device: str, download: bool, **options: Any) -> Sender:
     """Makes the sending end; that of the embedded codec says when a text is outside what it knows."""
     embedded = json.loads((HERE / "codec" / CONFIG).read_text(encoding="utf-8"))["codec_id"]
     kind = DossierSender if codec.trained.codec_id(codec.spec).hex() == embedded else Sender
-    return kind(*_model(codec, "sender", given, device, download), codec, key=key, audience=audience, blobs=blobs)
+    return kind(*_model(codec, "sender", given, device, download), codec, **options)
 
 
 def _model(

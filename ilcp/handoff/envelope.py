@@ -1,4 +1,7 @@
-"""A payload in its envelope, and out of it: a message, beside it a blob where the payload is larger than one holds."""
+"""A payload in its envelope, and out of it: a message, beside it a blob where the payload is larger than one holds.
+
+Of an encrypted message the blob is encrypted as well, under a key that is that message's alone.
+"""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -6,7 +9,9 @@ from typing import TYPE_CHECKING
 from ilcp.codec.protocols import Codec
 from ilcp.errors import ConfigError, DecodeError, EncodeError
 from ilcp.message import MAX_PAYLOAD_BYTES, Blob, Message, Seal, verified
+from ilcp.message.encryption import decrypted_blob, encrypted_blob, plain_bytes
 from ilcp.message.format import fitted
+from ilcp.message.keys import sealing_key
 
 if TYPE_CHECKING:
     from ilcp.handoff.receiver import Receiver
@@ -17,6 +22,10 @@ __all__ = ["Opened", "packed"]
 
 def packed(sender: "Sender", payload: bytes, literals: tuple[str, ...] = ()) -> bytes:
     """Returns the message of ``Sender.pack``, which says what it raises; nobody is told of it."""
+    key = sealing_key(sender.key, sender.audience)
+    if sender.encrypt and key is None:
+        raise ConfigError("expected a key to encrypt with, got none: the sender's was taken away")
+    seal = None if key is None else Seal.fresh(ttl_s=sender.ttl_s)
 
     def put(large: bytes) -> Blob:
         if sender.blobs is None:
@@ -24,11 +33,12 @@ def packed(sender: "Sender", payload: bytes, literals: tuple[str, ...] = ()) -> 
                 f"expected a payload of at most {MAX_PAYLOAD_BYTES} bytes, got {len(large)}: give Sender or "
                 "load_pair an open connection that takes it (blobs=), or choose a codec of fewer bytes"
             )
+        if sender.encrypt and key is not None and seal is not None:
+            large = encrypted_blob(key, seal.nonce, large)
         return sender.blobs.put_blob(large)
 
     payload, blob = fitted(payload, put)
-    seal = None if sender.key is None else Seal.fresh(ttl_s=sender.ttl_s)
-    message = Message(sender.codec_id, payload, seal, literals=literals, blob=blob)
+    message = Message(sender.codec_id, payload, seal, literals=literals, blob=blob, encrypted=sender.encrypt)
     return message.to_bytes(sender.key, audience=sender.audience)
 
 
@@ -54,12 +64,15 @@ class Opened:
         if parsed.blob is not None:
             if receiver.blobs is None:
                 raise ConfigError("expected blobs=, got none: this message names a blob; give an open connection to it")
-            if len(payload) + parsed.blob.size_bytes > codec.spec.payload_bytes:
-                got = f"{len(payload)} and a blob of {parsed.blob.size_bytes}"
+            size = plain_bytes(parsed.blob.size_bytes) if parsed.encrypted else parsed.blob.size_bytes
+            if len(payload) + size > codec.spec.payload_bytes:
+                got = f"{len(payload)} and a blob of {size}"
                 raise DecodeError(f"expected a payload of at most {codec.spec.payload_bytes} bytes, got {got}: drop it")
             fetched = receiver.blobs.get_blob(parsed.blob)
             if Blob.of(fetched) != parsed.blob:
                 raise DecodeError("expected the blob that the message names, got other bytes: mend what keeps them")
+            if parsed.encrypted and key is not None and parsed.seal is not None:
+                fetched = decrypted_blob(key, parsed.seal.nonce, fetched)
             payload += fetched
         return cls(bytes(message), parsed, key, codec, payload, now)
 

@@ -52,6 +52,7 @@ def as_text(sender: "Sender", source: Any, literals: Any, because: str) -> bytes
 
     warnings.warn(f"the text is handed over in place of a message: {because}", FallbackWarning, stacklevel=4)
     options: dict[str, Any] = dict(key=sender.key, audience=sender.audience, ttl_s=sender.ttl_s)
+    options["encrypt"] = sender.encrypt
     codec: Any = codec_class(TEXT)
     other = Sender(sender.model, sender.tokenizer, codec(), template=sender.template, **options)
     message = other.encode(source, literals=literals)

@@ -37,6 +37,7 @@ from ilcp.handoff.sources import (
 from ilcp.handoff.verify import Questions, Verified, read_back
 from ilcp.inputs import listed, named, require_text
 from ilcp.message.blob import Blobs
+from ilcp.message.encryption import require_encryption
 from ilcp.message.keys import Key, require_audience
 from ilcp.message.literals import chosen
 from ilcp.models.adapter import plain
@@ -74,6 +75,8 @@ class Sender:
             are then sealed (127 bytes in place of 100). May be assigned later, to rotate.
         audience: the receiver for whom messages are sealed, by the name that it has as its own; another one with the
             same key refuses them.
+        encrypt: encrypts messages under the key, and what is put as a blob, which takes no more bytes (126 in place of
+            127). The length, the codec's id, hand-off id and expiry are not hidden.
         ttl_s: how long a sealed message is valid, in seconds.
         template: arguments for the chat template beside the messages; every chat of this sender is written with them.
         blobs: where payloads of more than 65,535 bytes are put, such as an open connection (``ilcp.transport``); the
@@ -84,7 +87,9 @@ class Sender:
             the receiver judges what it gets.
 
     Raises:
-        ConfigError: one of them is not what its name says, or the model's states cannot be captured.
+        ConfigError: one of them is not what its name says, the model's states cannot be captured, or there is no key to
+            encrypt with.
+        MissingExtraError: messages are to be encrypted, and cryptography is not installed.
         IdentityError: the codec was trained for another sender; the text names the part that differs. Every later call
             raises it too, once weights, adapters or tokenizer are no longer those that were checked, as far as torch
             counts writes (it counts none through ``.data``).
@@ -100,6 +105,7 @@ class Sender:
         *,
         key: Key | None = None,
         audience: str | None = None,
+        encrypt: bool = False,
         ttl_s: int = TTL_S,
         template: Mapping[str, Any] | None = None,
         blobs: Blobs | None = None,
@@ -119,11 +125,13 @@ class Sender:
         self.tokenizer = tokenizer
         self.codec = codec
         require_audience(audience, key)
+        if encrypt:
+            require_encryption(key)
         if blobs is not None:
             require_able("blobs", blobs, "put_blob", "a place for blobs")
         if audit is not None:
             require_able("audit", audit, "sent", "a record of hand-offs")
-        self.key, self.audience = key, audience
+        self.key, self.audience, self.encrypt = key, audience, encrypt
         self.ttl_s, self.blobs, self.audit = ttl_s, blobs, audit
         self.template = require_template(template)
         self.guard = guard_of(assurance, "sender", [codec])
@@ -296,13 +304,9 @@ class Sender:
         return recording(self.model, self.tokenizer, tuple(self.codec.layers))
 
     def pack(
-        self,
-        payload: bytes,
-        literals: tuple[str, ...] = (),
-        source: str | None = None,
-        judged: Judgement = UNJUDGED,
+        self, payload: bytes, literals: tuple[str, ...] = (), source: str | None = None, judged: Judgement = UNJUDGED
     ) -> bytes:
-        """Returns a payload in its envelope, with literals beside it: bare, or sealed where this sender holds a key.
+        """Returns a payload and literals in their envelope: bare, or sealed or encrypted where this sender has a key.
 
         ``source`` is the text that it was made of, and ``judged`` what was found of it, for the ``audit`` alone.
 

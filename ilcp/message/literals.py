@@ -30,6 +30,7 @@ __all__ = [
     "KINDS",
     "MAX_LITERALS_BYTES",
     "auto",
+    "begin",
     "chosen",
     "from_field",
     "line",
@@ -259,6 +260,20 @@ def split(field: bytes) -> tuple[bool, bytes]:
         expected = f"expected literals as the shortest str or bin for {len(content)} bytes"
         raise DecodeError(f"{expected}, got 0x{first:02x}: damaged, or not canonical msgpack")
     return packed, content
+
+
+def begin(data: bytes) -> int:
+    """Returns how many bytes the field takes that ``data`` begins with, be it of no literals.
+
+    Raises:
+        DecodeError: it begins with no whole field.
+    """
+    first = data[0]
+    header_bytes = 1 if first & 0xE0 == 0xA0 else _HEADER_BYTES.get(first, 0)
+    size = header_bytes + (first & 0x1F if header_bytes == 1 else int.from_bytes(data[1:header_bytes], "big"))
+    if not 1 <= header_bytes <= size <= len(data):
+        raise DecodeError(f"expected literals as a str or bin before the payload, got 0x{first:02x} and no such field")
+    return size
 
 
 def from_field(field: bytes) -> tuple[str, ...]:

@@ -36,7 +36,8 @@ from typing import Any
 from ilcp.database import Database
 from ilcp.errors import ConfigError, ExpiredError, ReplayCacheError, ReplayError
 from ilcp.message.checks import require_now
-from ilcp.message.format import CLOCK_SKEW_S, Seal
+from ilcp.message.format import CLOCK_SKEW_S
+from ilcp.message.seal import Seal
 
 __all__ = ["MAX_ENTRIES", "ReplayCache"]
 

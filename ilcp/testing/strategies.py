@@ -1,7 +1,8 @@
 """Hypothesis strategies for what ilcp takes, and for what an attacker sends.
 
 Each strategy is a function, its result shrinks towards the smallest case, and nothing here reads a clock or a file.
-The checks and MACs of ``hostile_bytes`` are computed here from the specification, not with the code under test.
+The checks, MACs and ciphertexts of ``hostile_bytes`` are computed here from the specification, not with the code under
+test; the latter take cryptography.
 """
 
 import hashlib
@@ -14,13 +15,14 @@ from hypothesis import strategies as st
 from ilcp.codec.context import Context
 from ilcp.codec.spec import CodecSpec
 from ilcp.message import MAX_BLOB_BYTES, Blob, Message, Seal
-from ilcp.message.format import MAX_EXPIRES_UNIX_S, MIN_EXPIRES_UNIX_S
+from ilcp.message.seal import MAX_EXPIRES_UNIX_S, MIN_EXPIRES_UNIX_S
 
 __all__ = [
     "bare_messages",
     "blobs",
     "codec_ids",
     "contexts",
+    "encrypted_messages",
     "hostile_bytes",
     "keys",
     "literals",
@@ -30,6 +32,7 @@ __all__ = [
     "seals",
     "texts",
     "with_check",
+    "with_ciphertext",
     "with_mac",
 ]
 
@@ -100,28 +103,35 @@ def blobs() -> st.SearchStrategy[Blob]:
 
 
 def bare_messages() -> st.SearchStrategy[Message]:
-    """Any message without a seal, of both versions."""
+    """Any message without a seal, with a blob (version 2) or without."""
     return _messages(st.none())
 
 
 def sealed_messages() -> st.SearchStrategy[Message]:
-    """Any message with a seal, of both versions; writing it needs one of `keys()`."""
+    """Any message with a seal, with a blob (version 2) or without; writing it needs one of `keys()`."""
     return _messages(seals())
 
 
-def _messages(seal: st.SearchStrategy[Seal | None]) -> st.SearchStrategy[Message]:
-    plain = st.builds(Message, codec_ids(), payloads(), seal, literals=literals())
-    with_blob = st.builds(Message, codec_ids(), payloads() | st.just(b""), seal, literals=literals(), blob=blobs())
+def encrypted_messages() -> st.SearchStrategy[Message]:
+    """Any message of version 3, with a blob or without; writing it needs one of `keys()`, and cryptography."""
+    return _messages(seals(), encrypted=True)
+
+
+def _messages(seal: st.SearchStrategy[Seal | None], encrypted: bool = False) -> st.SearchStrategy[Message]:
+    rest = {"literals": literals(), "encrypted": st.just(encrypted)}
+    plain = st.builds(Message, codec_ids(), payloads(), seal, **rest)
+    with_blob = st.builds(Message, codec_ids(), payloads() | st.just(b""), seal, blob=blobs(), **rest)
     return plain | with_blob
 
 
 def hostile_bytes(key: bytes) -> st.SearchStrategy[bytes]:
-    """Bytes that a peer may send to break a reader, some of them sealed under `key`, a few of them even valid.
+    """Bytes that a peer may send to break a reader, some sealed or encrypted under `key`, a few of them even valid.
 
     Random bytes; valid messages that were changed, truncated or lengthened; msgpack of other shapes; and, to get past
-    check and MAC, arrays of the right length with wrong fields whose check or MAC is right.
+    check, MAC and tag, arrays of the right length with wrong fields whose check, MAC or tag is right.
     """
-    wires = st.one_of(bare_messages().map(Message.to_bytes), sealed_messages().map(lambda m: m.to_bytes(key)))
+    under = st.one_of(sealed_messages(), encrypted_messages()).map(lambda m: m.to_bytes(key))
+    wires = st.one_of(bare_messages().map(Message.to_bytes), under)
     junk = st.binary(min_size=1, max_size=40)
     return st.one_of(
         st.binary(max_size=400),
@@ -170,8 +180,8 @@ def _msgpack_values() -> st.SearchStrategy[object]:
 
 
 def _forged(key: bytes) -> st.SearchStrategy[bytes]:
-    """Arrays of 4 to 9 fields, any of them wrong, under a check or a MAC that is right."""
-    version = st.sampled_from([b"\x01", b"\xcc\x01", b"\x00", b"\x02", b"\xc3"])
+    """Arrays of 4 to 9 fields, any of them wrong, under a check, a MAC or a tag that is right."""
+    version = st.sampled_from([b"\x01", b"\xcc\x01", b"\x00", b"\x02", b"\x03", b"\xc3"])
     codec_id = st.one_of(codec_ids(), st.text(min_size=8, max_size=8), st.none()).map(_packed)
     payload = st.one_of(
         payloads(),
@@ -190,7 +200,16 @@ def _forged(key: bytes) -> st.SearchStrategy[bytes]:
     blob = st.tuples(_packed_sizes(), st.binary(min_size=31, max_size=33).map(_packed)).map(b"".join)
     none = st.just(b"")
     fields = st.tuples(head, none | blob, none | seal, none | _literals_fields())
-    return fields.flatmap(lambda parts: st.sampled_from([0, 0, 0, 1]).map(lambda off: _array(*parts, off, key)))
+    plain = st.one_of(
+        st.binary(max_size=40), st.builds(bytes.__add__, st.just(b"\xa0") | _literals_fields(), payloads())
+    )
+    ids = st.tuples(version | st.just(b"\x03"), codec_id, none | blob, seal).map(b"".join)
+    header = st.sampled_from([0x95, 0x97, 0x95, 0x97, 0x96])
+    hidden = st.builds(
+        lambda first, body, plain: with_ciphertext(bytes([first]) + body, plain, key), header, ids, plain
+    )
+    open_ = fields.flatmap(lambda parts: st.sampled_from([0, 0, 0, 1]).map(lambda off: _array(*parts, off, key)))
+    return open_ | hidden
 
 
 def _array(head: bytes, blob: bytes, seal: bytes, beside: bytes, off: int, key: bytes) -> bytes:
@@ -239,3 +258,19 @@ def with_check(body: bytes) -> bytes:
 def with_mac(body: bytes, key: bytes) -> bytes:
     """`body` with the MAC field that the specification demands for it under `key`."""
     return body + b"\xc4\x10" + hashlib.blake2b(body, digest_size=16, key=key).digest()
+
+
+def with_ciphertext(body: bytes, plain: bytes, key: bytes) -> bytes:
+    """`body`, which ends with id and expiry, with the ciphertext field that the specification demands for `plain`."""
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCMSIV
+
+    n, own = len(plain) + 16, hashlib.blake2b(key=key, digest_size=32, person=b"ilcp encryption").digest()
+    header = (
+        b"\xc4" + bytes([n])
+        if n < 256
+        else b"\xc5" + n.to_bytes(2, "big")
+        if n < 2**16
+        else b"\xc6" + n.to_bytes(4, "big")
+    )
+    nonce = (bytes(13) + body)[-13:-5] + body[-4:].rjust(4, b"\0")
+    return body + header + AESGCMSIV(own).encrypt(nonce, plain, body + header)

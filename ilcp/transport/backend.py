@@ -2,7 +2,7 @@
 
 A queue is known by its receiver's name. ``put`` is idempotent per name and hand-off id; ``take`` leases the oldest
 message that nobody holds; ``extend`` holds it for longer; ``settle`` ends a lease. Nothing here looks into a message,
-except for the hand-off id that a sealed one shows in the clear.
+except for the hand-off id that a sealed or encrypted one shows in the clear.
 """
 
 import hashlib
@@ -286,7 +286,7 @@ def checked_id(wire: bytes, given: str | None) -> str:
 def blob_of(wire: bytes) -> Blob | None:
     """Returns the blob that a message names; None: it names none, or is no message."""
     try:
-        found = describe(wire) if wire[1:2] == b"\x02" else None
+        found = describe(wire) if wire[1:2] in (b"\x02", b"\x03") else None
     except DecodeError:
         return None
     if found is None or found.blob_bytes is None or found.blob_digest is None:

@@ -2,8 +2,8 @@
 
     python -m tests.golden.write
 
-The bytes come from the tables of ``tests/test_message.py`` and ``tests/test_message_blob.py``; their checks and MACs
-were made with other tools.
+The bytes come from the tables of ``tests/test_message.py``, ``test_message_blob.py`` and ``test_message_encrypted.py``;
+their checks, MACs and ciphertexts were made with other tools.
 ``vectors.json`` holds all of them: to add one, write its row, remove nothing, delete the JSON, run this, and see in the
 diff that lines were added only.
 """
@@ -14,6 +14,7 @@ from typing import Any
 
 from tests import test_message as v1
 from tests import test_message_blob as v2
+from tests import test_message_encrypted as v3
 
 ABOUT = [
     "Message v{version} of ilcp. All bytes are hex; ilcp/message/__init__.py has the specification.",
@@ -27,6 +28,7 @@ def main() -> None:
     """Writes what is missing, and says what."""
     write(1, v1.GOLDEN, v1.GOLDEN_ROWS, {"accepted": v1.accepted_vectors(), "refused": v1.refused_vectors()})
     write(2, v2.GOLDEN, v2.TABLE, {"accepted": v2.accepted_vectors(), "refused": v2.refused_vectors()})
+    write(3, v3.GOLDEN, v3.GOLDEN_ROWS, {"accepted": v3.accepted_vectors(), "refused": v3.refused_vectors()})
 
 
 def write(version: int, golden: Path, rows: Any, vectors: dict[str, Any]) -> None:
