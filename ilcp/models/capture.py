@@ -35,6 +35,7 @@ from ilcp.errors import EncodeError
 from ilcp.models.adapter import unwrapped
 from ilcp.models.calls import UNKNOWN, ForwardCall, GenerateCall, new_generate_call, starts_with
 from ilcp.models.reading import Writer, is_reading, reading_part, tapped
+from ilcp.models.wiring import Heard, Listening
 from ilcp.nn.inference import lock_of
 
 __all__ = ["Capture", "recording"]
@@ -219,7 +220,7 @@ class Capture:
             self._generate = self._forward = self._thread = None
 
 
-class _Watch:
+class _Watch(Listening):
     """A model's ``generate`` as it was, but that it tells each open capture when it begins and when it has ended.
 
     A ``generate`` that was taken from the model earlier does not come through here. But transformers' ``generate`` asks
@@ -252,7 +253,7 @@ class _Watch:
                 capture._check_step()
             return prepare(*args, **kwargs)
 
-        return update_wrapper(step, prepare)  # transformers reads the names of its arguments
+        return update_wrapper(Heard(step), prepare)  # transformers reads the names of its arguments
 
     def install(self, owner: Any) -> None:
         """Puts itself in the place of the model's own methods."""
@@ -303,8 +304,8 @@ def recording(model: Any, tokenizer: Any, layers: tuple[int, ...]) -> Iterator[C
     with ExitStack() as stack:
         stack.enter_context(tapped(model, layers, capture._write))
         for handle in (
-            outer.register_forward_pre_hook(capture._enter, with_kwargs=True),
-            outer.register_forward_hook(capture._leave, always_call=True),
+            outer.register_forward_pre_hook(Heard(capture._enter), with_kwargs=True),
+            outer.register_forward_hook(Heard(capture._leave), always_call=True),
         ):
             stack.callback(handle.remove)
         if hasattr(owner, "generate"):

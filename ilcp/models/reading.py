@@ -19,7 +19,6 @@ half, so that every token is captured once and (but for the first tokens of the 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from functools import partial
 from inspect import signature
 from typing import Any, Final
 
@@ -28,6 +27,7 @@ from torch import Tensor, nn
 
 from ilcp.errors import ConfigError, EncodeError
 from ilcp.models.adapter import innermost, plain, vocabulary_size
+from ilcp.models.wiring import Heard
 from ilcp.nn.inference import evaluating, lock_of
 
 __all__ = [
@@ -132,10 +132,10 @@ def tapped(model: Any, layers: Sequence[int], sink: Callable[[int, Tensor], None
         with lock_of(base):
             for place, layer in enumerate(layers):
                 if layer < len(blocks):
-                    entering = partial(_entering, sink, place)
+                    entering = Heard(_entering, sink, place)
                     handles.append(blocks[layer].register_forward_pre_hook(entering, with_kwargs=True))
                 else:
-                    handles.append(base.register_forward_hook(partial(_leaving, sink, place)))
+                    handles.append(base.register_forward_hook(Heard(_leaving, sink, place)))
         yield
     finally:
         with lock_of(base):
