@@ -16,6 +16,7 @@ from ilcp.models.adapter import unwrapped
 from ilcp.models.prompt import continuation
 from ilcp.models.reading import backbone, depth, read_ids
 from ilcp.models.state import PLAIN, saved_state
+from ilcp.models.support import forward_takes
 from ilcp.nn.inference import inference
 
 __all__ = ["heard", "sentence_states"]
@@ -63,7 +64,10 @@ def _state(model: Any, ids: list[int]) -> Tensor:
 
 @inference(unwrapped)
 def _logits(model: Any, ids: list[int]) -> Tensor:
-    logits: Tensor = model(input_ids=torch.tensor([ids], device=model.device)).logits[0, -1]
+    row = torch.tensor([ids], device=model.device)
+    places = {"position_ids": torch.arange(len(ids), device=model.device)[None]}
+    given = {"attention_mask": torch.ones_like(row)} | (places if forward_takes(model, "position_ids") else {})
+    logits: Tensor = model(input_ids=row, **given).logits[0, -1]
     return logits
 
 

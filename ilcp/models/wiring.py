@@ -9,7 +9,7 @@ What it does to the function, no mark says: where the wiring is another, a sente
 """
 
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, MutableSequence, MutableSet, Sequence, Set
 from functools import partial
 from itertools import chain
 from operator import attrgetter, itemgetter
@@ -107,12 +107,12 @@ class _Walk:
         registries = {id(each): each for file in files for each in list(file.values()) if _is_registry(each)}
         named = [vars(everywhere)[name] for name in GLOBAL_HOOKS]
         named += [kinds for each in registries.values() for kinds in (getattr(each, REGISTRY), *vars(each).values())]
-        self.dicts += [*files, *(each for each in named if type(each) is dict)]
-        for each in (*named, *files):
-            self.found += [(name, Same(value)) for name, value in list(each.items()) if isinstance(value, CODE)]
+        self.dicts += (named := [*files, *(each for each in named if isinstance(each, dict))])
+        for each in named:
+            self.found += [(name, Same(value)) for name, value in list(each.items()) if callable(value)]
         self.found += [Same(getattr(kind, "forward", None)) for kind in classes]
 
-    def _value(self, value: Any, depth: int) -> None:
+    def _value(self, value: Any, depth: int, called: bool = False) -> None:
         if isinstance(value, SAID):
             self.found.append(value)
         elif isinstance(value, Tensor):
@@ -124,13 +124,17 @@ class _Walk:
             self.found.append(Same(value))
             if depth and id(value) not in self.seen:
                 self.seen[id(value)] = value
-                for each in self._inside(value):
-                    self._value(each, depth - 1)
+                called = called or callable(value)
+                for each in self._inside(value, called):
+                    self._value(each, depth - 1, called)
 
-    def _inside(self, value: Any) -> list[Any]:
-        """Returns what an object holds that can be another by the next look."""
+    def _inside(self, value: Any, called: bool) -> list[Any]:
+        """Returns what an object holds that can be another by the next look; of what is called, not what it collects
+        in lists and dicts, as recorders do."""
         if isinstance(value, MethodType):
             return [value.__self__]
+        if called and isinstance(value, dict | MutableSequence | MutableSet):
+            return []
         if isinstance(value, FunctionType):
             cells = [cell for cell in value.__closure__ or () if cell != EMPTY]
             self.cells += cells
@@ -145,8 +149,10 @@ class _Walk:
             return list(value) if len(value) <= SHORT else []
         if not hasattr(value, "__dict__") or isinstance(value, (*CODE, ModuleType)):
             return []
-        called = [value.func, value.args, value.keywords] if isinstance(value, partial) else []
-        return [vars(value), *called]
+        self.dicts.append(vars(value))
+        self.found.append([*vars(value)])
+        parts = [value.func, *value.args, *value.keywords.values()] if isinstance(value, partial) else []
+        return [*vars(value).values(), *parts]
 
 
 class _Look:
