@@ -328,7 +328,9 @@ class Receiver:
         Raises:
             EncodeError, ConfigError: as ``ilcp.models.prompt.pieces``; or a memory is of keys and values.
             DecodeError: a memory is not for this receiver.
+            IdentityError: the receiver is no longer the one that was checked.
         """
+        self._known.require(self.model, self.tokenizer)
         memories = (memory,) if isinstance(memory, Memory) else tuple(memory or ())
         if _of_cache(memories):
             raise ConfigError("expected memories of vectors or text to embed, got keys and values: call generate")

@@ -8,6 +8,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any, Literal
 
 from torch import Tensor
@@ -236,9 +237,9 @@ class Sender:
         Raises:
             EncodeError: the source is empty, or holds nothing that the codec reads.
         """
+        self._known.require(self.model, self.tokenizer)
         if isinstance(source, Context):
             return self._cache.looked_at(source)
-        self._known.require(self.model, self.tokenizer)
         if isinstance(source, Capture):
             if self.codec.spec.reads == "cache":
                 raise EncodeError("expected a text or a finished call's past_key_values, got a capture of states")
@@ -283,9 +284,11 @@ class Sender:
             ConfigError: the model's layers cannot be captured.
             EncodeError: inside the ``with``, for beam search and other ways to generate that reorder rows or take
                 tokens back, and for two calls at a time.
+            IdentityError: there, too, for a call of a model that was changed, such as with its adapter switched off.
         """
         self._known.require(self.model, self.tokenizer)
-        return recording(self.model, self.tokenizer, tuple(self.codec.layers))
+        require = partial(self._known.require, self.model, self.tokenizer)
+        return recording(self.model, self.tokenizer, tuple(self.codec.layers), require)
 
     def pack(self, payload: bytes, literals: tuple[str, ...] = (), source: str | None = None) -> bytes:
         """Returns a payload in its envelope, with literals beside it: bare, or sealed where this sender holds a key.

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from ilcp.errors import ConfigError, IdentityError
-from ilcp.identity import ANY, ModelIdentity, digest, digest_all, require_same
+from ilcp.identity import ANY, HERE, ModelIdentity, digest, digest_all, require_same
 from ilcp.models.adapter import (
     LOW_RANK,
     SCALING,
@@ -125,7 +125,7 @@ class Known:
             require_same(self._side, expected, identity)
         reads = heard(model, tokenizer)
         for earlier, later in zip(before.heard if before is not None else reads, reads, strict=True):
-            require_same(self._side, replace(identity, states=earlier), replace(identity, states=later))
+            require_same(self._side, replace(identity, states=earlier), replace(identity, states=later), HERE)
             if earlier and not later:
                 raise IdentityError(
                     f"expected the {self._side} that was checked, got one that no longer reads a sentence to an end, "

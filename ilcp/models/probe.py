@@ -5,7 +5,7 @@ The configuration itself is not compared: its keys change from release to releas
 decide nothing.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 from ilcp.identity import LARGEST
 from ilcp.models.adapter import unwrapped
 from ilcp.models.prompt import continuation
-from ilcp.models.reading import backbone, depth, read_ids
+from ilcp.models.reading import backbone, depth, read_ids, reading
 from ilcp.models.state import PLAIN, saved_state
 from ilcp.models.support import forward_takes
 from ilcp.nn.inference import inference
@@ -47,7 +47,7 @@ def heard(model: Any, tokenizer: Any) -> tuple[str, str]:
     return _numbers(_state, model, tokenizer), _numbers(_logits, model, tokenizer)
 
 
-def _numbers(read: Callable[[Any, list[int]], Tensor], model: Any, tokenizer: Any) -> str:
+def _numbers(read: Callable[[Any, Sequence[int]], Tensor], model: Any, tokenizer: Any) -> str:
     try:
         ids = continuation(tokenizer, SENTENCE)[0][:TOKENS]
         with torch.autocast(model.device.type, enabled=False):
@@ -58,16 +58,17 @@ def _numbers(read: Callable[[Any, list[int]], Tensor], model: Any, tokenizer: An
     return " ".join(f"{value:.5g}" for value in chosen) if all(abs(value) < LARGEST for value in chosen) else ""
 
 
-def _state(model: Any, ids: list[int]) -> Tensor:
+def _state(model: Any, ids: Sequence[int]) -> Tensor:
     return read_ids(model, ids, [depth(backbone(model))])[0][0, -1]
 
 
 @inference(unwrapped)
-def _logits(model: Any, ids: list[int]) -> Tensor:
-    row = torch.tensor([ids], device=model.device)
+def _logits(model: Any, ids: Sequence[int]) -> Tensor:
+    row = torch.tensor([list(ids)], device=model.device)
     places = {"position_ids": torch.arange(len(ids), device=model.device)[None]}
     given = {"attention_mask": torch.ones_like(row)} | (places if forward_takes(model, "position_ids") else {})
-    logits: Tensor = model(input_ids=row, **given).logits[0, -1]
+    with reading(object()):  # it is no call that a capture waits for
+        logits: Tensor = model(input_ids=row, **given).logits[0, -1]
     return logits
 
 

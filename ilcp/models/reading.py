@@ -40,6 +40,7 @@ __all__ = [
     "padded_ids",
     "read_ids",
     "read_outputs",
+    "reading",
     "reading_part",
     "require_ids",
     "run_ids",
@@ -328,7 +329,7 @@ def _run(
             if stops and heard % len(layers) == 0:
                 raise _AllRead
 
-        with tapped(model, layers, hear), _reading(own):
+        with tapped(model, layers, hear), reading(own):
             for start, _, _ in places:
                 seen = mask[:, start : start + window]
                 if "position_ids" in accepted and not bool(seen[:, 0].all()):  # no plain forward derives them from it
@@ -338,7 +339,7 @@ def _run(
 
 
 @contextmanager
-def _reading(own: object) -> Iterator[None]:
+def reading(own: object) -> Iterator[None]:
     """Marks what runs inside the ``with``, in this thread, as the pass ``own``."""
     before = _PASS.set(own)
     try:

@@ -73,7 +73,9 @@ class _Walk:
 
     def __init__(self, modules: Sequence[Any]):
         self.found: list[Any] = []
-        self.seen: dict[int, Any] = {}  # objects that were looked into; kept, so that no other gets an address of theirs
+        self.seen: dict[
+            int, Any
+        ] = {}  # objects that were looked into; kept, so that no other gets an address of theirs
         self.dicts: list[dict[Any, Any]] = []
         self.lists: list[Iterable[Any]] = []
         self.cells: list[Any] = []
@@ -87,7 +89,9 @@ class _Walk:
     def _module(self, module: Any) -> None:
         own = [(name, value) for name, value in list(vars(module).items()) if name not in BARE]
         own = [each for each in own if not isinstance(each[1], Listening)]
-        hooks = [each for name in HOOKS for each in list(vars(module)[name].values()) if not isinstance(each, Listening)]
+        hooks = [
+            each for name in HOOKS for each in list(vars(module)[name].values()) if not isinstance(each, Listening)
+        ]
         self.found += [ref(module), type(module), [name for name, _ in own], len(hooks)]
         for value in (*(value for _, value in own), *hooks):
             self._value(value, DEPTH)
@@ -163,7 +167,7 @@ class _Look:
             raise RuntimeError("expected plain tensors, got others, which hold what no version counts")
         self._modules = [ref(module) for module in walk.modules]
         self._own = [itemgetter(*HELD, *(vars(module).keys() - BARE)) for module in walk.modules]
-        self._kinds = list(dict.fromkeys(map(type, walk.modules)))
+        self._kinds: list[Any] = list(dict.fromkeys(map(type, walk.modules)))
         self._places = walk.dicts, walk.lists, walk.cells
         self._tensors, self._short = ([ref(tensor) for tensor in some] for some in (walk.tensors, walk.short))
         self._storages = [StorageWeakRef(tensor.untyped_storage()) for tensor in walk.tensors]
