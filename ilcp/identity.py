@@ -2,7 +2,8 @@
 
 A soft prompt for the wrong model is silent garbage, so a codec knows its sender and its receiver by their weights:
 another checkpoint of the same configuration has another identity. Digests are blake2b-128 in hex. The same weights
-under another configuration are another function, and are known by the states of a sentence, compared up to rounding.
+under another configuration are another function, and are known by the states of a sentence, compared up to rounding;
+so are those under hooks, other methods and numbers that were put into a model after it was checked.
 ``ilcp.models.fingerprint`` makes the record of a loaded model; this module loads no torch.
 """
 

@@ -83,8 +83,10 @@ class Sender:
     Raises:
         ConfigError: one of them is not what its name says, or the model's states cannot be captured.
         IdentityError: the codec was trained for another sender; the text names the part that differs. Every later call
-            raises it too, once weights, adapters or tokenizer are no longer those that were checked, as far as torch
-            counts writes (it counts none through ``.data``).
+            raises it too, once weights, adapters or tokenizer are no longer those that were checked, or hooks, other
+            methods, numbers or configurations have it compute something else. Writes that torch does not count
+            (through ``.data``) are found by and by where they are of whole weights. So does a codec whose own weights
+            were changed in memory.
 
     One sender serves any number of threads: its passes take turns.
     """

@@ -2,7 +2,8 @@
 makes of a sentence (``ilcp.models.probe``).
 
 The weights are all state that the modules save (``ilcp.models.state``). Of adapters count those that are in effect: one
-that is switched off or merged leaves a model that is known by the weights it computes with.
+that is switched off or merged leaves a model that is known by the weights it computes with. What else decides the
+function (``ilcp.models.wiring``) is no part of an identity: ``Known`` compares what the model makes of a sentence.
 """
 
 import json
