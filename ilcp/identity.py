@@ -2,7 +2,8 @@
 
 A soft prompt for the wrong model is silent garbage, so a codec knows its sender and its receiver by their weights:
 another checkpoint of the same configuration has another identity. Digests are blake2b-128 in hex. The same weights
-under another configuration are another function, and are known by the states of a sentence, compared up to rounding.
+under another configuration are another function, and are known by the states of a sentence, compared up to rounding;
+so are those under hooks, other methods and numbers that were put into a model after it was checked.
 ``ilcp.models.fingerprint`` makes the record of a loaded model; this module loads no torch.
 """
 
@@ -16,7 +17,7 @@ from typing import Any
 from ilcp.errors import ConfigError, IdentityError, IlcpError
 from ilcp.records import read_record
 
-__all__ = ["ANY", "LARGEST", "ModelIdentity", "differs", "digest", "digest_all", "require_same"]
+__all__ = ["ANY", "HERE", "LARGEST", "ModelIdentity", "differs", "digest", "digest_all", "require_same"]
 
 MOST_CHARACTERS, LARGEST = 1000, 1e9  # of the states
 
@@ -82,7 +83,8 @@ class ModelIdentity:
 
 
 ANY = ModelIdentity()
-ROUNDING = {"full": 0.01, "half": 0.1}  # of the states' norm
+ROUNDING = {"full": 0.01, "half": 0.1}  # of the states' norm, from machine to machine
+HERE = {"full": 0.002, "half": 0.1}  # in one process, between kinds of attention
 
 
 def digest(*parts: bytes) -> bytes:
@@ -99,15 +101,19 @@ def digest_all(parts: Iterable[bytes | memoryview]) -> bytes:
     return hasher.digest()
 
 
-def require_same(side: str, expected: ModelIdentity, actual: ModelIdentity) -> None:
+def require_same(
+    side: str, expected: ModelIdentity, actual: ModelIdentity, rounding: Mapping[str, float] = ROUNDING
+) -> None:
     """Refuses ``actual`` where it is not what the codec was trained for.
+
+    ``rounding`` is that of states, by class of dtype, as a share of their norm.
 
     Raises:
         IdentityError: the text names every part that differs.
     """
     if expected == ANY:
         return
-    parts = differs(expected, actual)
+    parts = differs(expected, actual, rounding)
     if parts:
         raise IdentityError(
             f"the codec was not trained for this {side}: it differs in {'; '.join(parts)}. "
@@ -115,7 +121,7 @@ def require_same(side: str, expected: ModelIdentity, actual: ModelIdentity) -> N
         )
 
 
-def differs(expected: ModelIdentity, actual: ModelIdentity) -> list[str]:
+def differs(expected: ModelIdentity, actual: ModelIdentity, rounding: Mapping[str, float] = ROUNDING) -> list[str]:
     """Says each part that differs, with both values."""
     got = actual.exact
     parts = [
@@ -123,10 +129,11 @@ def differs(expected: ModelIdentity, actual: ModelIdentity) -> list[str]:
         for name, value in expected.exact.items()
         if value != got[name]
     ]
-    apart, rounding = expected.apart(actual), ROUNDING.get(expected.dtype, ROUNDING["half"])
-    if apart > rounding and not parts:
+    apart, most = expected.apart(actual), rounding.get(expected.dtype, rounding["half"])
+    if apart > most and not parts:
         parts = [
-            f"states, which are {apart:.1%} apart for one sentence (rounding: {rounding:.1%}) though the weights are "
-            "the same: its configuration is another, such as rope_theta, an activation or a norm's epsilon"
+            f"states, which are {apart:.1%} apart for one sentence (rounding: {most:.1%}) though the weights are "
+            "the same: its configuration is another, such as rope_theta, an activation or a norm's epsilon, or a hook "
+            "or another method changes what it computes"
         ]
     return parts

@@ -125,7 +125,7 @@ def test_text_ids_and_finished_outputs_encode_alike(small) -> None:
     assert expected == small.sender.encode(outputs)
 
 
-def test_a_finished_generate_call_encodes_without_a_second_pass(small, monkeypatch) -> None:
+def test_a_finished_generate_call_encodes_without_a_second_pass(small) -> None:
     """The states of prompt and continuation come out of ``generate``'s outputs; the model is not called again."""
     ids = torch.tensor([small.sender.tokenizer(SHORT).input_ids])
     outputs = small.sender.model.generate(
@@ -137,8 +137,13 @@ def test_a_finished_generate_call_encodes_without_a_second_pass(small, monkeypat
         return_dict_in_generate=True,
     )
     states, _ = read_ids(small.sender.model, outputs.sequences[0, :-1].tolist(), small.codec.layers)
-    monkeypatch.setattr(small.sender.model, "forward", lambda *_, **__: pytest.fail("a second pass"))
+    calls: list[int] = []
+    hook = small.sender.model.model.register_forward_hook(lambda *_: calls.append(1))
+    small.sender.read(outputs)  # the new hook first hears the sentence by which the model is known
+    calls.clear()
     context = small.sender.read(outputs)
+    hook.remove()
+    assert not calls
     assert states.shape == context.states.shape
     assert torch.allclose(states, context.states, atol=1e-4)
 
@@ -348,6 +353,8 @@ def test_a_memory_is_read_once_for_all_questions_about_it(small) -> None:
         lambda _module, _args, named: seen.append(named["position_ids"].shape), with_kwargs=True
     )
     try:
+        small.receiver.generate(None, "Who?")  # the new hook first hears the sentence by which the model is known
+        seen.clear()
         small.receiver.score([(*item, "no") for item in asked])
         scoring = list(seen)
         seen.clear()

@@ -1,11 +1,12 @@
 """What all learned codecs of a sender's hidden states do alike: made for two models, fed with states, saved, loaded."""
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import wraps
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Concatenate, ParamSpec, Self, TypeVar
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -21,6 +22,7 @@ from ilcp.folders import inside, shapes_of
 from ilcp.identity import ModelIdentity
 from ilcp.models.adapter import innermost
 from ilcp.models.fingerprint import weights_digest
+from ilcp.models.own_weights import OwnWeights
 from ilcp.nn.half import lean
 from ilcp.nn.inference import inference
 
@@ -28,7 +30,20 @@ __all__ = ["StatesCodec", "by_network"]
 
 WEIGHTS = "model.safetensors"
 
-by_network = inference(attrgetter("network"))  # marks a codec's method as inference: a network in training is random
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def by_network(call: Callable[Concatenate[Any, P], R]) -> Callable[Concatenate[Any, P], R]:
+    """Makes a codec's method inference (a network in training is random) with the weights that the codec is of."""
+
+    @inference(attrgetter("network"))
+    @wraps(call)
+    def run(codec: Any, /, *args: P.args, **options: P.kwargs) -> R:
+        codec.require_own_weights()
+        return call(codec, *args, **options)
+
+    return run
 
 
 class StatesCodec(HubCodec):
@@ -48,6 +63,15 @@ class StatesCodec(HubCodec):
         self.config = network.config
         self.trained = trained
         self.evidence: Evidence | None = None
+        self._own = OwnWeights(self.network)
+
+    def require_own_weights(self) -> None:
+        """Refuses a network that was changed in memory since.
+
+        Raises:
+            IdentityError: the text says so.
+        """
+        self._own.require(self.network, lambda: weights_digest(self.network).hex(), self.trained.weights)
 
     @classmethod
     @abstractmethod

@@ -80,8 +80,10 @@ class Receiver:
         ConfigError: the model cannot receive, there is no tokenizer, no codec, a replay cache without a key, or an
             argument that is no chat template's own.
         IdentityError: a codec was trained for another receiver; the text names the part that differs. Every later call
-            that runs the model raises it too, once weights, adapters or tokenizer are no longer those checked here,
-            as far as torch counts writes (it counts none through ``.data``).
+            that runs the model raises it too, once weights, adapters or tokenizer are no longer those checked here, or
+            hooks, other methods, numbers or configurations have it compute something else. Writes that torch does not
+            count (through ``.data``) are found by and by where they are of whole weights. So does a codec whose own
+            weights were changed in memory.
         UnmeasuredError: a codec's content gain was not measured, or is not above zero, or nobody trusted says so; the
             text says what was measured.
         MissingExtraError: somebody is to be trusted, and cryptography is not installed.
@@ -346,7 +348,9 @@ class Receiver:
         Raises:
             EncodeError, ConfigError: as ``ilcp.models.prompt.pieces``; or a memory is of keys and values.
             DecodeError: a memory is not for this receiver.
+            IdentityError: the receiver is no longer the one that was checked.
         """
+        self._known.require(self.model, self.tokenizer)
         memories = (memory,) if isinstance(memory, Memory) else tuple(memory or ())
         if _of_cache(memories):
             raise ConfigError("expected memories of vectors or text to embed, got keys and values: call generate")

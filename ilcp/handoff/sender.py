@@ -8,6 +8,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any, Literal
 
 from torch import Tensor
@@ -91,8 +92,10 @@ class Sender:
             encrypt with.
         MissingExtraError: messages are to be encrypted, and cryptography is not installed.
         IdentityError: the codec was trained for another sender; the text names the part that differs. Every later call
-            raises it too, once weights, adapters or tokenizer are no longer those that were checked, as far as torch
-            counts writes (it counts none through ``.data``).
+            raises it too, once weights, adapters or tokenizer are no longer those that were checked, or hooks, other
+            methods, numbers or configurations have it compute something else. Writes that torch does not count
+            (through ``.data``) are found by and by where they are of whole weights. So does a codec whose own weights
+            were changed in memory.
 
     One sender serves any number of threads: its passes take turns.
     """
@@ -252,9 +255,9 @@ class Sender:
         Raises:
             EncodeError: the source is empty, or holds nothing that the codec reads.
         """
+        self._known.require(self.model, self.tokenizer)
         if isinstance(source, Context):
             return self._cache.looked_at(source)
-        self._known.require(self.model, self.tokenizer)
         if isinstance(source, Capture):
             if self.codec.spec.reads == "cache":
                 raise EncodeError("expected a text or a finished call's past_key_values, got a capture of states")
@@ -299,9 +302,11 @@ class Sender:
             ConfigError: the model's layers cannot be captured.
             EncodeError: inside the ``with``, for beam search and other ways to generate that reorder rows or take
                 tokens back, and for two calls at a time.
+            IdentityError: there, too, for a call of a model that was changed, such as with its adapter switched off.
         """
         self._known.require(self.model, self.tokenizer)
-        return recording(self.model, self.tokenizer, tuple(self.codec.layers))
+        require = partial(self._known.require, self.model, self.tokenizer)
+        return recording(self.model, self.tokenizer, tuple(self.codec.layers), require)
 
     def pack(
         self, payload: bytes, literals: tuple[str, ...] = (), source: str | None = None, judged: Judgement = UNJUDGED

@@ -35,6 +35,7 @@ from ilcp.errors import EncodeError
 from ilcp.models.adapter import unwrapped
 from ilcp.models.calls import UNKNOWN, ForwardCall, GenerateCall, new_generate_call, starts_with
 from ilcp.models.reading import Writer, is_reading, reading_part, tapped
+from ilcp.models.wiring import Heard, Listening
 from ilcp.nn.inference import lock_of
 
 __all__ = ["Capture", "recording"]
@@ -52,8 +53,8 @@ class Capture:
     row, and for that moment holds them twice where a row has several calls.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, layers: tuple[int, ...]):
-        self.model, self.tokenizer, self.layers = model, tokenizer, layers
+    def __init__(self, model: Any, tokenizer: Any, layers: tuple[int, ...], require: Callable[[], Any] = tuple):
+        self.model, self.tokenizer, self.layers, self._require = model, tokenizer, layers, require
         self._owner = unwrapped(model)
         self._finished: list[GenerateCall] = []
         self._rows: tuple[Context, ...] | None = None
@@ -142,6 +143,7 @@ class Capture:
         writer = Writer(len(self.layers), rows, [(0, 0, tokens)])
         call = ForwardCall(read, _new_mask(given.get("attention_mask"), read), _past_tokens(given), writer)
         if not self._is_generating():
+            self._require()
             self._claim()
             self._check_single(call)
         self._forward = call
@@ -209,6 +211,7 @@ class Capture:
     def _generating(self, given: dict[str, Any]) -> Iterator[GenerateCall]:
         """Keeps the record of a ``generate`` that runs inside this ``with``, in this thread."""
         generate = new_generate_call(given, self._owner)
+        self._require()
         self._claim()
         self._generate = generate
         try:
@@ -219,7 +222,7 @@ class Capture:
             self._generate = self._forward = self._thread = None
 
 
-class _Watch:
+class _Watch(Listening):
     """A model's ``generate`` as it was, but that it tells each open capture when it begins and when it has ended.
 
     A ``generate`` that was taken from the model earlier does not come through here. But transformers' ``generate`` asks
@@ -252,7 +255,7 @@ class _Watch:
                 capture._check_step()
             return prepare(*args, **kwargs)
 
-        return update_wrapper(step, prepare)  # transformers reads the names of its arguments
+        return update_wrapper(Heard(step), prepare)  # transformers reads the names of its arguments
 
     def install(self, owner: Any) -> None:
         """Puts itself in the place of the model's own methods."""
@@ -289,8 +292,12 @@ def _watched(capture: Capture, owner: Any) -> Iterator[None]:
 
 
 @contextmanager
-def recording(model: Any, tokenizer: Any, layers: tuple[int, ...]) -> Iterator[Capture]:
+def recording(
+    model: Any, tokenizer: Any, layers: tuple[int, ...], require: Callable[[], Any] = tuple
+) -> Iterator[Capture]:
     """Captures every pass of ``model`` inside the ``with``; afterwards the model is as it was.
+
+    ``require`` is called before each ``generate``, or pass outside of one, and may refuse it.
 
     Raises:
         ConfigError: the model has no such layer, or its blocks are not found.
@@ -298,13 +305,13 @@ def recording(model: Any, tokenizer: Any, layers: tuple[int, ...]) -> Iterator[C
             reorder or take back, another number of rows, a call while another is running, a ``generate`` taken from the
             model before, a call that reads all again.
     """
-    capture = Capture(model, tokenizer, layers)
+    capture = Capture(model, tokenizer, layers, require)
     outer, owner = reading_part(model), capture._owner
     with ExitStack() as stack:
         stack.enter_context(tapped(model, layers, capture._write))
         for handle in (
-            outer.register_forward_pre_hook(capture._enter, with_kwargs=True),
-            outer.register_forward_hook(capture._leave, always_call=True),
+            outer.register_forward_pre_hook(Heard(capture._enter), with_kwargs=True),
+            outer.register_forward_hook(Heard(capture._leave), always_call=True),
         ):
             stack.callback(handle.remove)
         if hasattr(owner, "generate"):

@@ -2,18 +2,20 @@
 makes of a sentence (``ilcp.models.probe``).
 
 The weights are all state that the modules save (``ilcp.models.state``). Of adapters count those that are in effect: one
-that is switched off or merged leaves a model that is known by the weights it computes with.
+that is switched off or merged leaves a model that is known by the weights it computes with. What else decides the
+function (``ilcp.models.wiring``) is no part of an identity: ``Known`` compares what the model makes of a sentence.
 """
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from ilcp.errors import ConfigError
-from ilcp.identity import ANY, ModelIdentity, digest, digest_all, require_same
+from ilcp.errors import ConfigError, IdentityError
+from ilcp.identity import ANY, HERE, ModelIdentity, digest, digest_all, require_same
 from ilcp.models.adapter import (
     LOW_RANK,
     SCALING,
@@ -24,8 +26,9 @@ from ilcp.models.adapter import (
     unwrapped,
     vocabulary_size,
 )
-from ilcp.models.probe import sentence_states
-from ilcp.models.state import PLAIN, hashed, marks, saved_state
+from ilcp.models.probe import heard, sentence_states
+from ilcp.models.state import PLAIN, Samples, hashed, marks, saved_state
+from ilcp.models.wiring import Wiring
 
 __all__ = ["Known", "identify", "weights_digest"]
 
@@ -65,6 +68,20 @@ def weights_digest(model: nn.Module) -> bytes:
     return digest_all(part for name in sorted(state) for part in hashed(name, state[name]))
 
 
+class _Found(NamedTuple):
+    """A model as it was when it was last found to be the one that is expected."""
+
+    saved: Any
+    tokenizer: Any
+    wiring: Wiring
+    samples: Samples
+    identity: ModelIdentity
+    heard: tuple[str, str]
+
+    def unchanged(self, model: Any, tokenizer: Any) -> bool:
+        return self.tokenizer == _tokenizer_marks(tokenizer) and self.wiring.unchanged(model) and self.samples.same()
+
+
 class Known:
     """The identities that a model has to have wherever it is used, and the marks of the one that was last found so.
 
@@ -75,31 +92,50 @@ class Known:
 
     def __init__(self, side: str, expected: Sequence[ModelIdentity]):
         self._side, self._expected = side, tuple(each for each in expected if each != ANY)
-        self._marks: Any = None
+        self._fits = False
+        self._found: _Found | None = None
 
     def require(self, model: Any, tokenizer: Any) -> None:
         """Refuses another model, or one that has become another.
 
-        It reads no weight, unless something was written to since, an adapter was switched, merged or scaled, or the
-        tokenizer has changed.
+        It reads no weight but for a few numbers of one, unless something was written to since, an adapter was switched,
+        merged or scaled, or the tokenizer has changed. Where the wiring has (``ilcp.models.wiring``), a sentence is
+        read, and compared with what the model made of it at first.
 
         Raises:
             IdentityError: the text names the part that differs.
             ConfigError: as ``identify``.
         """
-        if self._expected:
-            now = marks(model), tuned_layers(model), _tokenizer_marks(tokenizer)
-            if now != self._marks:
-                identity = identify(model, tokenizer)
-                for expected in self._expected:
-                    require_same(self._side, expected, identity)
-                self._marks = now
-        elif self._marks is None:
-            _require_fitting(model, tokenizer)
-            self._marks = ()
+        if not self._expected:
+            if not self._fits:
+                _require_fitting(model, tokenizer)
+                self._fits = True
+            return
+        before = self._found
+        if before is None or not before.unchanged(model, tokenizer):
+            self._found = self._looked_at(model, tokenizer, before)
+
+    def _looked_at(self, model: Any, tokenizer: Any, before: _Found | None) -> _Found:
+        saved, samples, wiring = (marks(model), tuned_layers(model)), Samples(model), Wiring(model)
+        now = _tokenizer_marks(tokenizer)
+        same = before is not None and (saved, now) == (before.saved, before.tokenizer) and before.samples == samples
+        if before is not None and same and wiring == before.wiring:
+            return before._replace(wiring=wiring)
+        identity = before.identity if before is not None and same else identify(model, tokenizer)
+        for expected in self._expected:
+            require_same(self._side, expected, identity)
+        reads = heard(model, tokenizer)
+        for earlier, later in zip(before.heard if before is not None else reads, reads, strict=True):
+            require_same(self._side, replace(identity, states=earlier), replace(identity, states=later), HERE)
+            if earlier and not later:
+                raise IdentityError(
+                    f"expected the {self._side} that was checked, got one that no longer reads a sentence to an end, "
+                    "though its weights are the same: take out what was put into it since"
+                )
+        return _Found(saved, now, wiring, samples, identity, reads if before is None else before.heard)
 
     def __getstate__(self) -> dict[str, Any]:
-        return vars(self) | {"_marks": None}  # they are of tensors here: a copy is looked at anew
+        return vars(self) | {"_found": None}  # marks are of tensors here: a copy is looked at anew
 
 
 def _require_fitting(model: Any, tokenizer: Any) -> None:

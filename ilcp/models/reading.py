@@ -19,7 +19,6 @@ half, so that every token is captured once and (but for the first tokens of the 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from functools import partial
 from inspect import signature
 from typing import Any, Final
 
@@ -28,6 +27,7 @@ from torch import Tensor, nn
 
 from ilcp.errors import ConfigError, EncodeError
 from ilcp.models.adapter import innermost, plain, vocabulary_size
+from ilcp.models.wiring import Heard
 from ilcp.nn.inference import evaluating, lock_of
 
 __all__ = [
@@ -40,6 +40,7 @@ __all__ = [
     "padded_ids",
     "read_ids",
     "read_outputs",
+    "reading",
     "reading_part",
     "require_ids",
     "run_ids",
@@ -132,10 +133,10 @@ def tapped(model: Any, layers: Sequence[int], sink: Callable[[int, Tensor], None
         with lock_of(base):
             for place, layer in enumerate(layers):
                 if layer < len(blocks):
-                    entering = partial(_entering, sink, place)
+                    entering = Heard(_entering, sink, place)
                     handles.append(blocks[layer].register_forward_pre_hook(entering, with_kwargs=True))
                 else:
-                    handles.append(base.register_forward_hook(partial(_leaving, sink, place)))
+                    handles.append(base.register_forward_hook(Heard(_leaving, sink, place)))
         yield
     finally:
         with lock_of(base):
@@ -328,7 +329,7 @@ def _run(
             if stops and heard % len(layers) == 0:
                 raise _AllRead
 
-        with tapped(model, layers, hear), _reading(own):
+        with tapped(model, layers, hear), reading(own):
             for start, _, _ in places:
                 seen = mask[:, start : start + window]
                 if "position_ids" in accepted and not bool(seen[:, 0].all()):  # no plain forward derives them from it
@@ -338,7 +339,7 @@ def _run(
 
 
 @contextmanager
-def _reading(own: object) -> Iterator[None]:
+def reading(own: object) -> Iterator[None]:
     """Marks what runs inside the ``with``, in this thread, as the pass ``own``."""
     before = _PASS.set(own)
     try:

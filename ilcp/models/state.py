@@ -2,15 +2,18 @@
 which a change shows without reading a weight.
 
 Beside parameters and buffers that is what quantised modules and tensors hold: packed weights, scales, zero points. A
-change by way of ``tensor.data`` in place, or of memory that is shared with another library, leaves no mark.
+change by way of ``tensor.data`` in place, or of memory that is shared with another library, leaves no mark; ``Samples``
+finds those that are of a whole weight.
 """
 
 import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from enum import Enum
+from itertools import cycle
 from types import BuiltinFunctionType, FunctionType
 from typing import Any, Final
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
@@ -19,12 +22,13 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from ilcp.errors import ConfigError
 from ilcp.models.adapter import bare_name, unwrapped
 
-__all__ = ["hashed", "marks", "saved_state"]
+__all__ = ["Same", "Samples", "hashed", "marks", "saved_state", "tensor_marks"]
 
 PLAIN = (Tensor, nn.Parameter, nn.Buffer)
 SAID = (bool, int, float, str, bytes, torch.dtype, torch.layout, torch.memory_format, Enum, type(None))
 FLATTEN = "__tensor_flatten__"  # by which a tensor that holds others shows them
 CODE = (type, FunctionType, BuiltinFunctionType)
+SAMPLE = 32  # numbers of a weight, evenly spaced
 DEPTH = 8  # of objects in objects that are looked through for tensors
 
 
@@ -154,7 +158,7 @@ def _marks(value: Any, depth: int) -> Iterator[Any]:
     if value is None or isinstance(value, SAID) or not depth:
         return
     if isinstance(value, Tensor):
-        yield from _tensor_marks(value, depth)
+        yield from tensor_marks(value, depth)
     elif isinstance(value, Mapping):
         for each in value.values():
             yield from _marks(each, depth - 1)
@@ -162,12 +166,13 @@ def _marks(value: Any, depth: int) -> Iterator[Any]:
         for each in value:
             yield from _marks(each, depth - 1)
     elif isinstance(value, torch.ScriptObject):
-        yield _Same(value)
+        yield Same(value)
     elif hasattr(value, "__dict__") and not isinstance(value, (*CODE, nn.Module)):
         yield from _marks(vars(value), depth - 1)
 
 
-def _tensor_marks(tensor: Any, depth: int) -> Iterator[Any]:
+def tensor_marks(tensor: Any, depth: int) -> Iterator[Any]:
+    """Yields what differs once a tensor was written to, moved or replaced, and what it holds so deep."""
     if hasattr(tensor, FLATTEN):
         yield from (mark for part in tensor.__tensor_flatten__()[0] for mark in _marks(getattr(tensor, part), depth))
         return
@@ -176,18 +181,44 @@ def _tensor_marks(tensor: Any, depth: int) -> Iterator[Any]:
         storage = StorageWeakRef(tensor.untyped_storage())
         yield storage, tensor.storage_offset(), tensor.stride(), tuple(tensor.shape), tensor.dtype, version
     else:
-        yield _Same(tensor), version
+        yield Same(tensor), version
     if type(tensor) not in PLAIN:  # bitsandbytes keeps scales beside the weight
         yield from _marks(vars(tensor), depth - 1)
 
 
-class _Same:
+class Samples:
+    """Some numbers of each weight: what is written to a whole weight where no mark shows, such as through
+    ``tensor.data``, is found by and by, as each call of ``same`` looks at one weight."""
+
+    def __init__(self, model: Any):
+        plain = (each for each in unwrapped(model).parameters() if type(each) in PLAIN and each.is_contiguous())
+        self._each = [(ref(each), _sample(each)) for each in plain if not each.is_meta and each.numel()]
+        self._turns = cycle(self._each)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Samples) and [one for _, one in self._each] == [one for _, one in other._each]
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def same(self) -> bool:
+        """Says whether the next weight still holds the numbers that it held."""
+        held, before = next(self._turns, (ref(self), None))
+        tensor = held()
+        return before is None or (isinstance(tensor, Tensor) and before == _sample(tensor))
+
+
+def _sample(tensor: Tensor) -> Any:
+    flat = tensor.detach().view(-1)
+    return flat[:: max(1, len(flat) // SAMPLE)].contiguous().view(torch.uint8).tolist()
+
+
+class Same:
     """Equals only what holds the very same object."""
 
     def __init__(self, held: Any):
         self._held = held
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and self._held is other._held
+        return isinstance(other, Same) and self._held is other._held
 
     __hash__ = None  # type: ignore[assignment]

@@ -27,6 +27,7 @@ from ilcp.codec.keys_values import KeysValues
 from ilcp.codec.spec import CodecSpec, Trained
 from ilcp.errors import ConfigError, EncodeError, IdentityError, StorageError
 from ilcp.identity import ModelIdentity
+from ilcp.models.own_weights import OwnWeights
 from ilcp_codecs.kv.codecs import DTYPES, Int8Codec
 from ilcp_codecs.kv.container import Layer, Shape, shape_from
 from ilcp_codecs.kv.tensors import WEIGHTS, Shapes, digest_of, rows_of, tensors_in
@@ -78,7 +79,11 @@ class AlignedCodec(Int8Codec):
         if len(self.sources) != wanted or not all(each and {*each} <= {*known} for each in self.sources):
             raise ConfigError(f"expected some of the layers {known} as sources of each of {wanted}, got {sources}")
         self.tensors = dict(tensors)
-        self.trained = Trained(ends.sender, ends.receiver, digest_of(self.tensors, [repr(self.sources).encode()]))
+        self.trained = Trained(ends.sender, ends.receiver, self._digest())
+        self._own_weights = OwnWeights(self.tensors)
+
+    def _digest(self) -> str:
+        return digest_of(self.tensors, [repr(self.sources).encode()])
 
     @classmethod
     def of(cls, model: Any, tokenizer: Any, *, tokens: int | None = None) -> Self:
@@ -116,7 +121,9 @@ class AlignedCodec(Int8Codec):
 
         Raises:
             EncodeError: they are larger than the receiver's dtype holds.
+            IdentityError: the maps were changed in memory since the codec was made.
         """
+        self._own_weights.require(self.tensors, self._digest, self.trained.weights)
         layers, dtype = range(len(self.sources)), DTYPES[self.ends.dtype]
         maps = [partial(_linear, self.tensors[f"weight.{number}"], self.tensors[f"bias.{number}"]) for number in layers]
         pairs = applied(kv.at(None).to("cpu"), self.sources, maps, self.ends.gives)

@@ -21,12 +21,14 @@ from torch import Tensor
 
 from ilcp.codec.context import Context
 from ilcp.codec.keys_values import KeysValues
+from ilcp.codec.memory import Memory
 from ilcp.codec.spec import CodecSpec, Trained
 from ilcp.errors import ConfigError, IdentityError, StorageError
 from ilcp.identity import ModelIdentity
 from ilcp.inputs import listed, require_text
 from ilcp.models.fingerprint import identify
 from ilcp.models.kv import following_nats, read_kv
+from ilcp.models.own_weights import OwnWeights
 from ilcp.models.reading import window_tokens
 from ilcp.models.rope import ropes_of
 from ilcp_codecs.kv.codecs import FIRST, CodedCodec, Sizes3, own_shape, shape_of
@@ -59,8 +61,19 @@ class PcaCodec(CodedCodec):
         super().__init__(model, shape)
         self.tensors = dict(tensors)
         self.trained = Trained(model, model, digest_of(self.tensors))
+        self._own_weights = OwnWeights(self.tensors)
         layers = range(len(shape.layers))
         self._transforms = [[_transform(tensors, side, layer) for side in SIDES] for layer in layers]
+
+    def encode(self, context: Context, payload_bytes: int | None = None) -> bytes:
+        """Returns the payload, as every codec of caches does; IdentityError where a basis was changed in memory."""
+        self._own_weights.require(self.tensors, lambda: digest_of(self.tensors), self.trained.weights)
+        return super().encode(context, payload_bytes)
+
+    def decode(self, payload: bytes) -> Memory:
+        """Returns the memory, as every codec of caches does; IdentityError where a basis was changed in memory."""
+        self._own_weights.require(self.tensors, lambda: digest_of(self.tensors), self.trained.weights)
+        return super().decode(payload)
 
     @classmethod
     def fit(cls, model: Any, tokenizer: Any, texts: Iterable[str], *, bytes_per_token: float) -> Self:

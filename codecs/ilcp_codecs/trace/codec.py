@@ -31,9 +31,10 @@ from ilcp.codec.registry import codec_class
 from ilcp.codec.spec import CodecSpec, Trained
 from ilcp.errors import ConfigError, DecodeError, EncodeError, IdentityError, IlcpError, StorageError
 from ilcp.evidence import Evidence
-from ilcp.identity import ModelIdentity
+from ilcp.identity import ModelIdentity, require_same
 from ilcp.message import MAX_BLOB_BYTES
 from ilcp.models.fingerprint import identify
+from ilcp.models.own_weights import OwnWeights
 from ilcp.records import read_record
 from ilcp_codecs.kv.codecs import KvCodec, shape_of
 from ilcp_codecs.kv.container import Shape, framed, shape_from, unframed
@@ -85,10 +86,13 @@ class TraceCodec:
         self._carried: KvCodec = codec_class(carrier)(writer, shape)
         most = min(self._carried.spec.payload_bytes + MAX_HEADER_BYTES, MAX_BLOB_BYTES)
         self.spec = CodecSpec(self.name, most, "cache")
-        made = json.dumps([plan.to_dict(), carrier], sort_keys=True).encode()
-        self.trained = Trained(writer, reader, digest_of(self.tensors, [made]))
+        self.trained = Trained(writer, reader, self._digest())
+        self._own_weights = OwnWeights(self.tensors)
         self.evidence: Evidence | None = None
         self.folder: Path | None = None
+
+    def _digest(self) -> str:
+        return digest_of(self.tensors, [json.dumps([self.plan.to_dict(), self.carrier], sort_keys=True).encode()])
 
     @classmethod
     def of(
@@ -119,8 +123,13 @@ class TraceCodec:
 
         Raises:
             ConfigError: the model has no such rule, or as ``Writer``.
+            IdentityError: the rule's weights were changed in memory since; or the model has this codec's weights, and
+                computes something else with them.
         """
+        self._own_weights.require(self.tensors, self._digest, self.trained.weights)
         writers = self.plan.writers(model, tokenizer, Rule(self.plan.rule, model, self.tensors))
+        if writers[0].identity == self.trained.sender:  # another's segments are refused by ``encode``
+            require_same("writer", self.trained.sender, writers[0].identity)
         return lambda text: written(writers, cut(text, len(writers)))
 
     def write(self, model: Any, tokenizer: Any, text: str) -> Trace:

@@ -153,7 +153,7 @@ class Writer:
 
         Raises:
             EncodeError: there is no text, or the trace leaves no room for it in the model's window.
-            IdentityError: the trace is another model's.
+            IdentityError: the trace is another model's; or the model is no longer as this writer was made with it.
             DecodeError: its keys and values are not those that its writers computed.
             ConfigError: the number of steps is none.
         """
@@ -181,7 +181,9 @@ class Writer:
 
         Raises:
             EncodeError: there is no text, or it leaves no room in the model's window.
+            IdentityError: the model is no longer the one that this writer was made with.
         """
+        self._known.require(self.model, self.tokenizer)
         reader = Receiver(self.model, self.tokenizer, codec_class("text-head")(), allow_unmeasured=True)
         context = "\n".join(part for part in (on, self.prompt.replace(TEXT_HERE, require_text(text))) if part)
         return reader.generate(None, instruction, context=context, max_new_tokens=tokens).strip()
