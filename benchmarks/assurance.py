@@ -45,7 +45,7 @@ from ilcp.errors import DecodeError, DoubtError
 from ilcp.handoff import Receiver, Sender
 from ilcp.handoff.assured import probed
 from ilcp.measure import provenance
-from ilcp.measure.canary import canary
+from ilcp.measure.sequential import canary
 from ilcp.message import Message
 from ilcp.tasks import case_files
 

@@ -12,6 +12,7 @@ from tests.helpers import run_python
 NAMES = Path(__file__).with_name("public_names.txt")
 MODULES = (
     "ilcp",
+    "ilcp.assurance",
     "ilcp.audit",
     "ilcp.codec",
     "ilcp.embedded",
@@ -58,7 +59,7 @@ def test_every_public_name_is_there() -> None:
 
 def test_rooms_and_names_are_reachable_after_a_plain_import() -> None:
     """``import ilcp`` is enough for each name of ``ilcp``, and for the rooms that the documentation names."""
-    rooms = ["measure", "message", "tasks", "training", "transport"]
+    rooms = ["assurance", "measure", "message", "tasks", "training", "transport"]
     code = f"import ilcp\nfor name in {[*rooms, *ilcp.__all__]!r}: getattr(ilcp, name)"
     done = run_python("-c", code)
     assert 0 == done.returncode, done.stderr

@@ -17,7 +17,6 @@ import time
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from itertools import count
 from random import random
 from typing import Any, Literal, get_args
 
@@ -121,7 +120,7 @@ class Guard:
         self.policy, self.place = policy, place
         self._watch = Watch() if policy.watch is None else policy.watch
         self._known = {each.trained.codec_id(each.spec): (each, Reference.of(each)) for each in codecs}
-        self._turns = count()
+        self._turns = 0
 
     def reference(self, codec: Any) -> Reference | None:
         """Returns what is usual of a codec's messages; None where nobody calibrated it."""
@@ -149,7 +148,7 @@ class Guard:
         if reference is None:
             return Judgement()
         codec_id, policy = codec.trained.codec_id(codec.spec).hex(), self.policy
-        if policy.probe_every and probe is not None and (not counts or next(self._turns) % policy.probe_every == 0):
+        if probe is not None and self._turn(counts):
             asked = probe(reference)
             observed = {**observed, **({} if asked is None else {"probed": asked})}
         ranks = _ranks(reference, observed)
@@ -164,6 +163,12 @@ class Guard:
         change = self._watch.change if counts else self._watch.tried
         change(codec_id, reference.digest, policy.tenant, self.place, step)
         return found[0]
+
+    def _turn(self, counts: bool) -> bool:
+        """Says whether a message is probed, too: each that is no evidence of what comes, else one of so many."""
+        every, turn = self.policy.probe_every, self._turns
+        self._turns += counts
+        return bool(every) and (not counts or turn % every == 0)
 
     def _judged(self, reference: Reference, ps: Mapping[str, float], state: State) -> Judgement:
         """Returns the judgement from p-values of the views of one message, and the state after it."""

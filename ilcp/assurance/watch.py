@@ -144,6 +144,10 @@ class Watch:
         """Closes the file; what it holds stays."""
         self._file.close()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Makes a copy, or what is unpickled, open the same file; one of a process's memory begins anew."""
+        return type(self), (self.path,)
+
     def __enter__(self) -> "Watch":
         return self
 

@@ -100,8 +100,8 @@ def canary(
     with busy("loading models and codec"):
         from ilcp.assurance import Canary, Reference
         from ilcp.cli.measure import own_task
-        from ilcp.measure.canary import canary as asked_until
-        from ilcp.measure.canary import canary_of
+        from ilcp.measure.sequential import canary as asked_until
+        from ilcp.measure.sequential import canary_of
         from ilcp.tasks import task as cases_of
 
         kept = None if to is None else Watch(to)

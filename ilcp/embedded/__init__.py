@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from ilcp.assurance.policy import WARNING, Policy
 from ilcp.codec.folder import CONFIG, folder_of, load, load_to_measure, training_of
 from ilcp.codec.protocols import Codec
 from ilcp.embedded.domain import DossierSender
@@ -61,6 +62,7 @@ def load_pair(
     allow_download: bool = False,
     device: str = "cpu",
     blobs: Blobs | None = None,
+    assurance: Policy | None = WARNING,
 ) -> Pair:
     """Loads the embedded pair; or a codec of your own with the two models that it names, or with those given.
 
@@ -77,6 +79,7 @@ def load_pair(
         allow_download: fetches models that the codec names and you do not; otherwise they have to be here already.
         device: of both models; the codec stays on the CPU.
         blobs: where both ends keep what is too large for a message; see ``ilcp.Sender``.
+        assurance: what the receiver does in doubt; see ``ilcp.Receiver``.
 
     Raises:
         ConfigError: the folder holds no codec, a model cannot be loaded, or what takes a key has none.
@@ -90,7 +93,7 @@ def load_pair(
         sender, receiver = sender or receiver, receiver or sender
     model, tokenizer = _model(method, "receiver", receiver, device, allow_download)
     options: dict[str, Any] = dict(key=key, audience=audience, replay=replay, trust=trust, blobs=blobs)
-    options["allow_unmeasured"] = allow_unmeasured
+    options |= {"allow_unmeasured": allow_unmeasured, "assurance": assurance}
     return Pair(
         _sender(method, sender, device, allow_download, key=key, audience=audience, encrypt=encrypt, blobs=blobs),
         Receiver(adapt(model, method), tokenizer, method, **options),

@@ -10,6 +10,7 @@ inputs); there is no third kind, and all ``Measured`` of a report share its prov
 command, models and seed.
 """
 
+from ilcp.measure.calibrating import calibrate
 from ilcp.measure.choosing import Choice, Offer, choose
 from ilcp.measure.compare import Comparison, compare
 from ilcp.measure.cost import Cost, cost
@@ -21,6 +22,7 @@ from ilcp.measure.glosses import Glosses
 from ilcp.measure.payload import Payload, payload
 from ilcp.measure.report import Report
 from ilcp.measure.run import equal_texts, run
+from ilcp.measure.sequential import canary
 
 __all__ = [
     "Choice",
@@ -35,6 +37,8 @@ __all__ = [
     "Offer",
     "Payload",
     "Report",
+    "calibrate",
+    "canary",
     "choose",
     "compare",
     "cost",

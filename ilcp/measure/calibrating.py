@@ -16,8 +16,8 @@ from ilcp.codec.context import Context
 from ilcp.errors import ConfigError
 from ilcp.handoff import Receiver, Sender
 from ilcp.handoff.assured import probed
-from ilcp.measure.canary import right_answers
 from ilcp.measure.figures import provenance
+from ilcp.measure.sequential import right_answers
 from ilcp.tasks import Case, cases_digest
 
 __all__ = ["calibrate"]

@@ -16,6 +16,7 @@ from ilcp.audit.accounts import ACCOUNT
 from ilcp.audit.entries import LATEST_MS, Entry
 from ilcp.audit.ledger import Ledger
 from ilcp.audit.page.access import Reader
+from ilcp.audit.page.doubts import decided, is_alarm, is_doubt
 from ilcp.audit.page.words import moment, said, share, whole
 from ilcp.audit.submission import HANDOFF, VIEWS
 from ilcp.audit.tables import KEPT_KINDS
@@ -38,6 +39,7 @@ FLAGS = {
     "no account": "no account was made",
     "weak": "accounts of this codec recall less than half of the facts",
     "not taken": "nobody is on record to have taken it",
+    "doubted": "it was in doubt, or an alarm stood",
 }
 WEAK = 0.5
 
@@ -139,6 +141,11 @@ class Handoff:
         return f"{ways.get(_event(self.entry), self.event)}, in run {run}."
 
     @property
+    def decided(self) -> str:
+        """What was found when it was compared with its codec's calibration, and decided; empty where nobody did."""
+        return decided(self.entry.fields)
+
+    @property
     def takers(self) -> list[str]:
         """Who is on record to have taken it."""
         return [said(each.fields.get("producer"), 100) for each in self.beside if _event(each) == "received"]
@@ -175,6 +182,8 @@ class Handoff:
             return self.differs
         if flag == "weak":
             return self.weak
+        if flag == "doubted":
+            return is_doubt(self.entry.fields)
         if flag == "not taken":
             return _event(self.entry) in ("sent", "fell back to text") and not self.takers
         return not flag or (self.account is None and _event(self.entry) == "sent")
@@ -221,6 +230,8 @@ class Overview:
     runs: Counter[str] = field(default_factory=Counter)
     accounts: int = 0
     differing: int = 0
+    doubted: int = 0
+    alarmed: int = 0
     cut: bool = False
     upto: int = 0
 
@@ -246,6 +257,8 @@ class Overview:
         if not event:
             return
         self.events[event] += 1
+        self.doubted += is_doubt(entry.fields)
+        self.alarmed += is_alarm(entry.fields)
         self.days.setdefault(day, Counter())[event] += 1
         run = entry.fields.get("run")
         if isinstance(run, str) and run.isprintable():
@@ -254,6 +267,8 @@ class Overview:
         if isinstance(codec_id, str):
             kept = self.codecs.setdefault(codec_id, {"count": 0})
             kept["count"] += event in ("sent", "fell back to text")
+            if (told := decided(entry.fields)) and entry.number >= kept.get("judged_at", -1):
+                kept |= {"judged": told, "judged_at": entry.number}
             if "codec" in entry.fields and "codec" not in kept:
                 kept |= _codec(entry.fields)
 
