@@ -283,6 +283,13 @@ def test_a_codecs_own_weights_are_looked_at_again() -> None:
         for call in (lambda one: one.encode(context), lambda one: one.decode(payload)):
             with pytest.raises(IdentityError, match="codec's own weights were changed in memory"):
                 call(other)
+    with torch.inference_mode():  # whose tensors count no writes
+        other = copy.deepcopy(codec)
+        other = type(codec)(other.network, codec.trained)
+        assert payload == other.encode(context)
+        next(other.network.parameters()).add_(0.1)
+    with pytest.raises(IdentityError, match="codec's own weights were changed in memory"):
+        other.encode(context)
     assert payload == codec.encode(context)
 
 

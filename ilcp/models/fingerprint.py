@@ -116,7 +116,11 @@ class Known:
             self._found = self._looked_at(model, tokenizer, before)
 
     def _looked_at(self, model: Any, tokenizer: Any, before: _Found | None) -> _Found:
-        saved, samples, wiring = (marks(model), tuned_layers(model)), Samples(model), Wiring(model)
+        saved, samples, wiring = (
+            (marks(model), tuned_layers(model)),
+            Samples(unwrapped(model).parameters()),
+            Wiring(model),
+        )
         now = _tokenizer_marks(tokenizer)
         same = before is not None and (saved, now) == (before.saved, before.tokenizer) and before.samples == samples
         if before is not None and same and wiring == before.wiring:

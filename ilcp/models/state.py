@@ -7,7 +7,7 @@ finds those that are of a whole weight.
 """
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from itertools import cycle
@@ -190,8 +190,8 @@ class Samples:
     """Some numbers of each weight: what is written to a whole weight where no mark shows, such as through
     ``tensor.data``, is found by and by, as each call of ``same`` looks at one weight."""
 
-    def __init__(self, model: Any):
-        plain = (each for each in unwrapped(model).parameters() if type(each) in PLAIN and each.is_contiguous())
+    def __init__(self, weights: Iterable[Tensor]):
+        plain = (each for each in weights if type(each) in PLAIN and each.is_contiguous())
         self._each = [(ref(each), _sample(each)) for each in plain if not each.is_meta and each.numel()]
         self._turns = cycle(self._each)
 
