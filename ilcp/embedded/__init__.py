@@ -92,11 +92,11 @@ def load_pair(
     if method.spec.reads == "cache" and method.trained.sender == method.trained.receiver:  # whichever is named is both
         sender, receiver = sender or receiver, receiver or sender
     model, tokenizer = _model(method, "receiver", receiver, device, allow_download)
-    options: dict[str, Any] = dict(key=key, audience=audience, replay=replay, trust=trust, blobs=blobs)
-    options |= {"allow_unmeasured": allow_unmeasured, "assurance": assurance}
+    both: dict[str, Any] = dict(key=key, audience=audience, blobs=blobs)
+    own: dict[str, Any] = dict(replay=replay, trust=trust, allow_unmeasured=allow_unmeasured, assurance=assurance)
     return Pair(
-        _sender(method, sender, device, allow_download, key=key, audience=audience, encrypt=encrypt, blobs=blobs),
-        Receiver(adapt(model, method), tokenizer, method, **options),
+        _sender(method, sender, device, allow_download, encrypt=encrypt, **both),
+        Receiver(adapt(model, method), tokenizer, method, **both, **own),
         folder_of(method),
     )
 
