@@ -24,6 +24,11 @@ class Before:
     evidence: Evidence
     task: str | None
 
+    @property
+    def cases(self) -> tuple[str | None, int, int]:
+        """The task, how many cases, and their seed."""
+        return self.task, self.evidence.n, self.evidence.seed
+
     def compared(self, report: "Report") -> None:
         """Says what was measured now beside what was then.
 

@@ -107,8 +107,7 @@ def measure(
     stands on the receiver of the first codec that is none, or on --receiver; caches have no hops and no budgets.
     """
     before = as_before(codecs, task, n) if again else None
-    if before is not None:
-        task, n, seed, repetitions = before.task, before.evidence.n, before.evidence.seed, 0
+    task, n, seed = (task, n, seed) if before is None else before.cases
     keeps = _places(codecs, as_json, (task, samples, n, seed, sender, receiver, hops, budget, repetitions))
     with busy("loading models and codecs"):
         from ilcp import tasks
