@@ -30,6 +30,7 @@ __all__ = ["UNJUDGED", "WARNING", "Action", "AssuranceWarning", "Guard", "Judgem
 
 Action = Literal["accept", "warn", "refuse", "text"]
 ACTIONS = get_args(Action)
+STRICTER: tuple[Action, ...] = ("accept", "warn", "text", "refuse")  # where a doubt and an alarm say different things
 LEVEL = 0.001
 DAY_S = 86_400.0
 
@@ -177,18 +178,17 @@ class Guard:
             known |= {"p": min(1.0, len(ps) * min(ps.values())), "views": dict(ps)}
         least = min((1 / (len(reference.views[name].scores) + 1) for name in ps), default=0.0)
         level = max(self.policy.level, least)
+        because = dict[Action, str]()
         if ps and known["p"] < level:
-            name = min(ps, key=lambda each: ps[each])
-            because = (
-                f"its {WHAT[name.split('/')[0]]} is unlike those calibrated on: p = {known['p']:.2g} < {level:.2g}"
-            )
-            return Judgement(self.policy.doubt, because, **known)
+            what = WHAT[min(ps, key=lambda each: ps[each]).split("/")[0]]
+            because[self.policy.doubt] = f"its {what} is unlike those calibrated on: p = {known['p']:.2g} < {level:.2g}"
         if state.alarmed:
-            because = (
-                f"an alarm stands since message {state.alarm_at}: messages have changed (evidence {state.peak:.3g} : 1)"
-            )
-            return Judgement(self.policy.alarm, because, **known)
-        return Judgement(**known)
+            since = f"an alarm stands since message {state.alarm_at}: messages have changed"
+            because.setdefault(self.policy.alarm, f"{since} (evidence up to {state.peak:.3g} : 1)")
+        if not because:
+            return Judgement(**known)
+        action = max(because, key=STRICTER.index)
+        return Judgement(action, because[action], **known)
 
     def act(self, judged: Judgement, way_out: str) -> None:
         """Warns, or refuses; what else is to be done the end does.
