@@ -121,8 +121,13 @@ def scores_of(
 
 
 def p_values(reference: Reference, layer: str, scores: np.ndarray, drawn: random.Random) -> np.ndarray:
-    view = reference.views[layer if layer != "received" else "received/80"]
+    view = _view(reference, layer)
     return np.array([view.p_value(score, drawn.random()) for score in scores])
+
+
+def _view(reference: Reference, layer: str) -> Any:
+    """Returns the view of a layer; of payloads that of the longest."""
+    return reference.views[layer if layer in reference.views else "received/80"]
 
 
 def delay(reference: Reference, ps: dict[str, np.ndarray], drawn: random.Random) -> int | None:
@@ -133,7 +138,7 @@ def delay(reference: Reference, ps: dict[str, np.ndarray], drawn: random.Random)
         at = STREAM + 1
         for number in range(1, STREAM + 1):
             for layer, values in ps.items():
-                off = margin(len(reference.views[layer if layer != "received" else "received/80"].scores))
+                off = margin(len(_view(reference, layer).scores))
                 jumpers[layer] = jumpers[layer].bet(drawn.choice(values), off)
             if sum(jumper.value for jumper in jumpers.values()) / len(jumpers) >= ALARM:
                 at = number
@@ -170,7 +175,7 @@ def false_alarms(pair: Pair, reference: Reference, args: argparse.Namespace) -> 
     rows = {}
     for layer, values in (ps | by_length).items():
         array = np.array(values)
-        off = margin(len(reference.views["received/80" if layer == "received" else layer].scores))
+        off = margin(len(_view(reference, layer).scores))
         jumper, peak = Jumper.fresh(), 0.0
         for p in values:
             jumper = jumper.bet(p, off)
@@ -255,7 +260,7 @@ def _drift(pair: Pair, reference: Reference, texts: Any, seed: int) -> dict[str,
     found = scores_of(pair, reference, payloads, sent, 0)
     told = {"per_day": PER_DAY}
     for layer in ("sent", "received"):
-        off = margin(len(reference.views["received/80" if layer == "received" else layer].scores))
+        off = margin(len(_view(reference, layer).scores))
         jumper, at = Jumper.fresh(), None
         for number, p in enumerate(p_values(reference, layer, found[layer], drawn), 1):
             jumper = jumper.bet(p, off)
