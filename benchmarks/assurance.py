@@ -33,7 +33,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from assurance_baselines import WINDOW, limits, windows
+from assurance_baselines import WINDOW, limits, neighbours, windows
 from assurance_faults import FAULTS, Fault, Places, drifting, forced, refused, texts_of
 
 from ilcp.assurance import Policy, Reference
@@ -210,9 +210,10 @@ def faults(pair: Pair, reference: Reference, args: argparse.Namespace) -> dict[s
         if fault.payloads:
             payloads, sent = fault.payloads(usual_payloads, random.Random(args.seed)), None
         found = scores_of(changed, reference, payloads, sent, n)
+        near = auroc(neighbours(usual_payloads, known), neighbours(payloads, known))
         rows[fault.name] = row = {
             "identity": refused(pair, changed, fault), **_layers(reference, usual, found, args.seed),
-            "canary": _canary(changed, reference, fault, args.seed), "baselines": windows(payloads, known),
+            "canary": _canary(changed, reference, fault, args.seed), "baselines": windows(payloads, known) | {"neighbours, AUROC": near},
         }  # fmt: skip
         print(
             f"{fault.name} ({time.time() - began:.0f} s): {json.dumps(row, default=lambda value: value.item())}",

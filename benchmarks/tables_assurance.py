@@ -7,6 +7,7 @@ Result = Callable[[str], dict[str, Any]]
 Table = Callable[[list[str], list[list[str]]], str]
 
 LAYERS = ("sent", "received", "probed", "together")
+BASELINES = ("KS on norms", "MMD", "domain classifier", "neighbours, AUROC")
 NOTHING = "–"
 CALM = 0.02  # of messages found: no more than chance
 FACES = {  # what a fault looks like to whoever runs the pair
@@ -41,10 +42,10 @@ def detection(result: Result, table: Table) -> str:
     for name, row in found["rows"].items():
         if name == "slow drift":
             continue
-        baselines = [f"{row['baselines'][each]:.2f}" for each in ("KS on norms", "MMD", "domain classifier")]
+        baselines = [f"{row['baselines'][each]:.2f}" for each in BASELINES]
         layers = [_found(row.get(layer)) for layer in LAYERS]
         rows.append([name, row["identity"] or NOTHING, *layers, _canary(row), *baselines])
-    head = ["fault", "identity", *LAYERS, "canary", "KS on norms", "MMD", "domain classifier"]
+    head = ["fault", "identity", *LAYERS, "canary", *BASELINES]
     drift = found["rows"]["slow drift"]
     days = {
         end: NOTHING if drift[end]["day"] is None else f"day {drift[end]['day']:.0f}" for end in ("sent", "received")
