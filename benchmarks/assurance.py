@@ -213,7 +213,8 @@ def faults(pair: Pair, reference: Reference, args: argparse.Namespace) -> dict[s
         near = auroc(neighbours(usual_payloads, known), neighbours(payloads, known))
         rows[fault.name] = row = {
             "identity": refused(pair, changed, fault), **_layers(reference, usual, found, args.seed),
-            "canary": _canary(changed, reference, fault, args.seed), "baselines": windows(payloads, known) | {"neighbours, AUROC": near},
+            "canary": _canary(changed, reference, fault, args.seed),
+            "baselines": windows(payloads, known) | {"neighbours, AUROC": near},
         }  # fmt: skip
         print(
             f"{fault.name} ({time.time() - began:.0f} s): {json.dumps(row, default=lambda value: value.item())}",
