@@ -16,6 +16,7 @@ swapped weights: identity and seal refuse those before anything is decoded.
 import time
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from random import random
 from typing import Any, Literal, get_args
@@ -25,13 +26,16 @@ from ilcp.assurance.reference import Reference
 from ilcp.assurance.view import Observed
 from ilcp.assurance.watch import State, Watch, tenant_name
 from ilcp.errors import ConfigError, DoubtError
+from ilcp.identity import digest
 
 __all__ = ["UNJUDGED", "WARNING", "Action", "AssuranceWarning", "Guard", "Judgement", "Policy", "expired"]
 
 Action = Literal["accept", "warn", "refuse", "text"]
 ACTIONS = get_args(Action)
 STRICTER: tuple[Action, ...] = ("accept", "warn", "text", "refuse")  # where a doubt and an alarm say different things
+Ranks = Mapping[str, tuple[float, float]]  # by view: a p-value, and how far it may be off
 LEVEL = 0.001
+MOST_SEEN = 4096  # messages that are known again
 DAY_S = 86_400.0
 
 
@@ -122,6 +126,7 @@ class Guard:
         self._watch = Watch() if policy.watch is None else policy.watch
         self._known = {each.trained.codec_id(each.spec): (each, Reference.of(each)) for each in codecs}
         self._turns = 0
+        self._seen: dict[bytes, Ranks] = {}
 
     def reference(self, codec: Any) -> Reference | None:
         """Returns what is usual of a codec's messages; None where nobody calibrated it."""
@@ -130,12 +135,13 @@ class Guard:
     def judge(
         self,
         codec: Any,
+        payload: bytes,
         observed: Mapping[str, Observed],
         probe: Callable[[Reference], Observed | None] | None = None,
         *,
         counts: bool = True,
     ) -> Judgement:
-        """Returns what is found of a message, and counts it.
+        """Returns what is found of a message, and counts it, once: one that is decoded again says nothing new.
 
         Args:
             observed: by the name of the view.
@@ -148,22 +154,33 @@ class Guard:
         reference = self.reference(codec)
         if reference is None:
             return Judgement()
-        codec_id, policy = codec.trained.codec_id(codec.spec).hex(), self.policy
-        if probe is not None and self._turn(counts):
-            asked = probe(reference)
-            observed = {**observed, **({} if asked is None else {"probed": asked})}
-        ranks = _ranks(reference, observed)
+        codec_id = codec.trained.codec_id(codec.spec)
+        key = (codec_id.hex(), reference.digest, self.policy.tenant, self.place)
+        name = digest(codec_id, payload)
+        ranks, known = self._seen.get(name), name in self._seen
+        if ranks is None:
+            if probe is not None and self._turn(counts):
+                asked = probe(reference)
+                observed = {**observed, **({} if asked is None else {"probed": asked})}
+            ranks = _ranks(reference, observed)
+        if known or not counts:
+            return self._judged(reference, ranks, self._watch.look(*key))
+        self._remember(name, ranks)
         found: list[Judgement] = []
 
         def step(state: State) -> State:
-            state = state.bet(ranks, views=1 + bool(policy.probe_every))
-            judged = self._judged(reference, {name: p for name, (p, _) in ranks.items()}, state)
-            found.append(judged)
-            return state.decide(judged.action)
+            state = state.bet(ranks, views=1 + bool(self.policy.probe_every))
+            found.append(self._judged(reference, ranks, state))
+            return state.decide(found[0].action)
 
-        change = self._watch.change if counts else self._watch.tried
-        change(codec_id, reference.digest, policy.tenant, self.place, step)
+        self._watch.change(*key, step)
         return found[0]
+
+    def _remember(self, name: bytes, ranks: Ranks) -> None:
+        self._seen[name] = ranks
+        with suppress(RuntimeError, StopIteration):  # where another thread does so, too
+            while len(self._seen) > MOST_SEEN:
+                self._seen.pop(next(iter(self._seen)), None)
 
     def _turn(self, counts: bool) -> bool:
         """Says whether a message is probed, too: each that is no evidence of what comes, else one of so many."""
@@ -171,8 +188,9 @@ class Guard:
         self._turns += counts
         return bool(every) and (not counts or turn % every == 0)
 
-    def _judged(self, reference: Reference, ps: Mapping[str, float], state: State) -> Judgement:
-        """Returns the judgement from p-values of the views of one message, and the state after it."""
+    def _judged(self, reference: Reference, ranks: Ranks, state: State) -> Judgement:
+        """Returns the judgement from the ranks of one message, and the state after it."""
+        ps = {name: p for name, (p, _) in ranks.items()}
         known: dict[str, Any] = {"reference": reference.digest, "evidence": state.value, "alarmed": state.alarmed}
         if ps:
             known |= {"p": min(1.0, len(ps) * min(ps.values())), "views": dict(ps)}
@@ -208,7 +226,7 @@ WARNING, UNJUDGED = Policy(), Judgement()
 WHAT = {"sent": "latent", "received": "payload", "probed": "effect on the receiver"}
 
 
-def _ranks(reference: Reference, observed: Mapping[str, Observed]) -> dict[str, tuple[float, float]]:
+def _ranks(reference: Reference, observed: Mapping[str, Observed]) -> Ranks:
     """Returns p-values, and how far each may be off, of what there is a view for; of another shape it is 0."""
     ranks = {}
     for name, each in observed.items():

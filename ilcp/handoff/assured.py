@@ -74,7 +74,7 @@ def judged_payload(
     if guard is None or reference is None:
         return codec.encode(context, payload_bytes), Judgement()
     payload, observed = encoded(codec, context, payload_bytes, reference.attention)
-    judged = guard.judge(codec, {} if observed is None else {"sent": observed})
+    judged = guard.judge(codec, payload, {} if observed is None else {"sent": observed})
     guard.act(judged, AT_SENDER)
     if judged.action == "text" and not or_text:
         raise DoubtError(
@@ -129,7 +129,9 @@ def judged_of(receiver: "Receiver", opened: "Opened", memory: Memory, *, counts:
     if guard is None or reference is None:
         return Judgement()
     observed = received(opened.codec, opened.payload, memory, reference.attention)
-    return guard.judge(opened.codec, observed, lambda known: probed(receiver, memory, known), counts=counts)
+    return guard.judge(
+        opened.codec, opened.payload, observed, lambda known: probed(receiver, memory, known), counts=counts
+    )
 
 
 def probed(receiver: "Receiver", memory: Memory | None, reference: Reference) -> Observed | None:
