@@ -18,7 +18,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from random import random
+from random import SystemRandom
 from typing import Any, Literal, get_args
 
 from ilcp.assurance.martingale import margin
@@ -35,6 +35,7 @@ ACTIONS = get_args(Action)
 STRICTER: tuple[Action, ...] = ("accept", "warn", "text", "refuse")  # where a doubt and an alarm say different things
 Ranks = Mapping[str, tuple[float, float]]  # by view: a p-value, and how far it may be off
 LEVEL = 0.001
+CHANCE = SystemRandom()  # nobody's random numbers are drawn
 MOST_SEEN = 4096  # messages that are known again
 DAY_S = 86_400.0
 
@@ -232,7 +233,7 @@ def _ranks(reference: Reference, observed: Mapping[str, Observed]) -> Ranks:
     for name, each in observed.items():
         if (view := reference.views.get(name)) is not None:
             score = view.score(each) if view.fits(each) else float("inf")
-            ranks[name] = (view.p_value(score, random()), margin(len(view.scores)))
+            ranks[name] = (view.p_value(score, CHANCE.random()), margin(len(view.scores)))
     return ranks
 
 
