@@ -200,8 +200,9 @@ def faults(pair: Pair, reference: Reference, args: argparse.Namespace) -> dict[s
     usual = scores_of(pair, reference, usual_payloads, usual_sent, n)
     reference_payloads, _ = observed(pair, reference, [c.context for c in case_files("test", args.seed + 2000, 2000)])
     known = limits(reference_payloads, args.seed)
-    rows = {}
-    for fault in FAULTS:
+    keep = args.out.with_suffix(".rows.json")  # an interrupted run goes on from it
+    rows = json.loads(keep.read_text(encoding="utf-8")) if keep.exists() else {}
+    for fault in (each for each in FAULTS if each.name not in rows):
         began = time.time()
         changed = fault.pair(pair, places) if fault.pair else forced(pair)
         payloads, sent = usual_payloads, usual_sent
@@ -220,8 +221,10 @@ def faults(pair: Pair, reference: Reference, args: argparse.Namespace) -> dict[s
             f"{fault.name} ({time.time() - began:.0f} s): {json.dumps(row, default=lambda value: value.item())}",
             flush=True,
         )
+        keep.write_text(json.dumps(rows, default=lambda value: value.item()), encoding="utf-8")
     rows["slow drift"] = _drift(pair, reference, texts, args.seed)
     print(f"slow drift: {json.dumps(rows['slow drift'])}")
+    keep.unlink()
     return {"n": n, "window": WINDOW, "rows": rows, "canaries": reference.calibrated.canaries}
 
 
