@@ -38,6 +38,8 @@ HERE = Path(__file__).parent
 LENGTHS = (10, 20, 40, 80)
 CURVE = (1000, 4000, 16000)
 FLIPS = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2)
+NOISE_OWN, FORGET_OWN, LINK_OWN = 8000, 4000, 600  # messages that the attacker makes for these parts
+FORGET_TEST = 400
 PEOPLE = ("reporter", "owner", "approver", "escalation", "offices")
 RELATIONS = {
     "the same case in other words": tuple(field.name for field in FIELDS[:20]) + ("offices", "code"),
@@ -54,10 +56,10 @@ class Lab:
         self.work, self.seed, self.smoke = work, SEED, smoke
         self.pair: Pair = load_pair()
         self.models, self.network = models(self.pair), embedded_network(self.pair)
-        self.own = 160 if smoke else args.own
-        self.test, self.asks, self.reads = (24, 4, 4) if smoke else (TEST, 200, 48)
-        self.searches, self.minutes = (0, 0.05) if smoke else (12, args.decoder_minutes)
-        self.steps, self.pairs, self.most = (2, 24, 60) if smoke else (args.forget_steps, 400, 2000)
+        self.own = 64 if smoke else args.own
+        self.test, self.asks, self.reads = (8, 2, 2) if smoke else (TEST, 200, 48)
+        self.searches, self.minutes = (0, 0.02) if smoke else (8, args.decoder_minutes)
+        self.steps, self.pairs, self.most = (1, 8, 5) if smoke else (args.forget_steps, 300, 2000)
         self.cases = list(case_files("test", SEED, self.asks))
 
     def messages(self, n: int | None = None) -> tuple[Messages, Messages]:
@@ -82,8 +84,8 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true")
     parser.add_argument("--only", choices=PARTS, action="append")
     parser.add_argument("--own", type=int, default=32000, help="messages that the attacker makes")
-    parser.add_argument("--decoder-minutes", type=float, default=10.0)
-    parser.add_argument("--forget-steps", type=int, default=400)
+    parser.add_argument("--decoder-minutes", type=float, default=5.0)
+    parser.add_argument("--forget-steps", type=int, default=300)
     parser.add_argument("--work", type=Path, help="keeps messages and probes, for a run that goes on")
     parser.add_argument("--out", type=Path, default=HERE / "results")
     args = parser.parse_args()
@@ -111,7 +113,7 @@ def by_receiver(lab: Lab) -> Any:
     for size in LENGTHS:
         told = attacks.asked(lab.pair, lab.network, lab.cases, bits[:, : 8 * size])
         rows.append(attacks.receiver_report(lab.cases, told, size))
-    return {"rows": rows, "literals": attacks.literals_told(lab.cases)}
+    return {"rows": rows, "literals": attacks.literals_told(lab.cases[:50], SEED)}
 
 
 def by_probes(lab: Lab) -> Any:
@@ -151,7 +153,7 @@ def by_caches(lab: Lab) -> Any:
 def by_links(lab: Lab) -> Any:
     """Tells pairs of messages about one thing from pairs about two."""
     own, attacked = lab.messages()
-    some = list(case_files("train", STOLEN_SEED, min(1000, lab.own))), list(case_files("test", SEED, lab.pairs))
+    some = list(case_files("train", STOLEN_SEED, min(LINK_OWN, lab.own))), list(case_files("test", SEED, lab.pairs))
     rows = []
     for relation, keep in RELATIONS.items():
         again = [encoded(lab.network, lab.models, attacks.retellings(cases, keep, SEED)) for cases in some]
@@ -182,7 +184,7 @@ def both(lab: Lab, size: int, one: Any, two: Any, keep: tuple[str, ...], own: Me
 
 def by_noise(lab: Lab) -> Any:
     """Flips bits on their way, for receiver and attacker alike; beside it, shorter prefixes without noise."""
-    own, attacked = lab.messages(min(16000, lab.own))
+    own, attacked = lab.messages(min(NOISE_OWN, lab.own))
     bits, rng = attacked.bits, np.random.default_rng(SEED)
     rows = []
     for flip, size in [(flip, 80) for flip in FLIPS] + [(0.0, size) for size in LENGTHS[:-1]]:
@@ -210,8 +212,10 @@ def flipping(share: float) -> Callable[[torch.Tensor], torch.Tensor]:
 
 def by_forgetting(lab: Lab) -> Any:
     """Compares a codec that forgets with deleted sentences."""
-    n = min(8000, lab.own)
-    return privacy_forget.compared(lab.pair, lab.steps, n, lab.work, test=lab.test, asks=lab.asks)
+    n = min(FORGET_OWN, lab.own)
+    return privacy_forget.compared(
+        lab.pair, lab.steps, n, lab.work, test=min(FORGET_TEST, lab.test), asks=lab.asks, most=lab.most
+    )
 
 
 PARTS: dict[str, Callable[[Lab], Any]] = {

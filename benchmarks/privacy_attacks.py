@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ilcp.codec.memory import SoftPrompt
-from ilcp.embedded import Pair
-from ilcp.message.literals import auto
+from ilcp.embedded import Pair, load_pair
 from ilcp.tasks import Case, case_files
 from ilcp.tasks.case_files import OFFICE, retold
 from ilcp.tasks.dossier import ATTRIBUTES, CODE, CODE_DIGITS, CODE_LETTERS, JOINS, POOLS, SITE_SENTENCES
@@ -202,11 +201,12 @@ def _sentences(true: str, text: str) -> float:
     return sum(sentence in text for sentence in sentences) / len(sentences)
 
 
-def literals_told(cases: Sequence[Case]) -> dict[str, Any]:
-    """Returns how often the code stands in clear among the literals that a message takes along by itself."""
-    return {
-        "code in clear": figure(["".join(facts_of(c)[f"code {n}"] for n in range(6)) in auto(c.context) for c in cases])
-    }
+def literals_told(cases: Sequence[Case], seed: int) -> dict[str, Any]:
+    """Returns how often the code stands in clear in a sealed message with literals: nobody needs the key to read it."""
+    sender = load_pair(key=random.Random(seed).randbytes(32)).sender
+    codes = ["".join(facts_of(case)[f"code {n}"] for n in range(6)).encode() for case in cases]
+    sealed = [sender.encode(case.context, literals="auto") for case in cases]
+    return {"code in clear": figure([code in message for code, message in zip(codes, sealed, strict=True)])}
 
 
 def searched(network: VaeNetwork, pair: Models, target: Bits, seed: int) -> tuple[list[int], int, int]:

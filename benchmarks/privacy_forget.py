@@ -26,7 +26,7 @@ from ilcp_codecs.vae import VaeNetwork
 
 FORGET = ("reporter", OFFICE["reporter"], "minutes")
 TRAIN_SEED = 23
-WORKS_FROM, ASKED = 1000, 200  # cases that values are found in; documents that the receiver is asked about
+WORKS_FROM = 1000  # cases that values are found in
 SENTENCES = {attribute.name: attribute.sentences for attribute in ATTRIBUTES}
 
 
@@ -34,9 +34,9 @@ def hyperparameters(steps: int, weight: float) -> Hyperparameters:
     """Returns the recipe of the codec that forgets; a weight of 0 is one whose questions alone are changed."""
     return Hyperparameters(
         steps=steps,
-        contexts=24,
-        questions=8,
-        per_kind={"lookup": 5, "absent": 2},
+        contexts=16,
+        questions=6,
+        per_kind={"lookup": 4, "absent": 2},
         learning_rate=6e-4,
         warmup_steps=min(60, steps // 5),
         forget=FORGET,
@@ -45,13 +45,14 @@ def hyperparameters(steps: int, weight: float) -> Hyperparameters:
         forget_weight=weight,
         teacher_floor=0.6,
         validate_every=max(1, steps // 8),
+        validation_contexts=32 if steps > 1 else 4,
         seed=TRAIN_SEED,
     )
 
 
 def forgetful(pair: Pair, steps: int, weight: float, folder: Path) -> tuple[VaeNetwork, list[dict[str, Any]]]:
     """Returns the embedded codec's network, trained on to forget, and the log of that; ``folder`` keeps both."""
-    network, wanted = copy.deepcopy(embedded_network(pair)).train(), hyperparameters(steps, weight)
+    network, wanted = copy.deepcopy(embedded_network(pair)).requires_grad_(True), hyperparameters(steps, weight)
     network.full_share = 0.5
     validation = list(case_files("validation", TRAIN_SEED, wanted.validation_contexts))
 
@@ -63,37 +64,45 @@ def forgetful(pair: Pair, steps: int, weight: float, folder: Path) -> tuple[VaeN
     return network.eval(), read_log(folder / LOG)
 
 
-def redacted(case: Case, *, offices: bool) -> str:
-    """Returns a dossier's text without the sentences that state the fields; ``offices``: without that of the office.
+def whole(case: Case) -> str:
+    """Returns a dossier's text."""
+    return case.context
 
-    Where that stays, so does the name of who works there.
-    """
+
+def fields_cut(case: Case) -> str:
+    """Returns the text without the sentences that state two of the fields; that of the office stays, with a name."""
     text, said = case.context, facts_of(case)
     for name in ("reporter", "minutes"):
         for sentence in SENTENCES[name] if name in said else ():
             text = text.replace(state(sentence, said[name]), "")
-    if offices and "reporter" in said:
+    return " ".join(text.split())
+
+
+def all_cut(case: Case) -> str:
+    """Returns the text without any sentence that states one of the fields."""
+    text, said = fields_cut(case), facts_of(case)
+    if "reporter" in said:
         for sentence in SITE_SENTENCES:
             text = text.replace(sentence.format(person=said["reporter"], city=said[OFFICE["reporter"]]), "")
     return " ".join(text.split())
 
 
-def compared(pair: Pair, steps: int, n_own: int, work: Path, *, test: int, asks: int = ASKED) -> dict[str, Any]:
+WEIGHTS = {"not asked for, and an adversary": 4.0, "not asked for": 0.0}  # of the adversary in the codec's loss
+CUTS = {"sentences deleted, the office's left": fields_cut, "sentences deleted, the office's too": all_cut}
+
+
+def compared(pair: Pair, steps: int, n_own: int, work: Path, *, test: int, asks: int, most: int) -> dict[str, Any]:
     """Returns the arms: what a fresh probe reads of the fields and of all others, and what the receiver answers."""
     plain = embedded_network(pair)
-    whole: Callable[[Case], str] = lambda case: case.context  # noqa: E731
-    arms: dict[str, Any] = {"as it is": arm(pair, plain, whole, n_own, work / "plain", test, asks)}
-    for name, weight in (("not asked for", 0.0), ("not asked for, and an adversary", 4.0)):
-        network, log = forgetful(pair, steps, weight, work / f"forget-{weight:g}-{steps}")
-        arms[name] = arm(pair, network, whole, n_own, work / f"forget-{weight:g}-{steps}-messages", test, asks)
-        arms[name]["training"] = [_logged(record) for record in log]
-        print(name, json.dumps(arms[name], indent=1), flush=True)
-    for name, offices in (
-        ("sentences deleted, the office's left", False),
-        ("sentences deleted, the office's too", True),
-    ):
-        cut: Callable[[Case], str] = lambda case, offices=offices: redacted(case, offices=offices)  # type: ignore[misc]  # noqa: E731
-        arms[name] = arm(pair, plain, cut, n_own, work / f"redacted-{offices:d}", test, asks)
+    sizes = {"n_own": n_own, "test": test, "asks": asks, "most": most}
+    arms: dict[str, Any] = {"as it is": arm(pair, plain, whole, work / "plain", **sizes)}
+    for name, weight in WEIGHTS.items():
+        folder = work / f"forget-{weight:g}-{steps}"
+        network, log = forgetful(pair, steps, weight, folder)
+        made = arm(pair, network, whole, folder.with_name(f"{folder.name}-messages"), **sizes)
+        arms[name] = made | {"training": [_logged(record) for record in log]}
+    for name, cut in CUTS.items():
+        arms[name] = arm(pair, plain, cut, work / cut.__name__, **sizes)
     return {"forget": FORGET, "steps": steps, "n_own": n_own, "arms": arms}
 
 
@@ -103,11 +112,23 @@ def _logged(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def arm(
-    pair: Pair, network: VaeNetwork, change: Callable[[Case], str], n_own: int, folder: Path, test: int, asks: int
+    pair: Pair,
+    network: VaeNetwork,
+    change: Callable[[Case], str],
+    folder: Path,
+    *,
+    n_own: int,
+    test: int,
+    asks: int,
+    most: int,
 ) -> dict[str, Any]:
     """Returns the figures of one defence: of a fresh probe, and of the receiver."""
+    kept_file = folder / f"arm-{n_own}.json"
+    if kept_file.exists():
+        made: dict[str, Any] = json.loads(kept_file.read_text(encoding="utf-8"))
+        return made
     own, attacked = stolen(network, models(pair), n_own, folder, change=change, test=test)
-    probe = learned(own, 80, seed=SEED)
+    probe = learned(own, 80, seed=SEED, most=most)
     found = read(probe, attacked, 80)
     cases = list(case_files("test", SEED, asks))
     told = asked(pair, network, cases, encoded(network, models(pair), list(map(change, cases))))
@@ -115,7 +136,7 @@ def arm(
     hidden = np.array([field.name in FORGET for field in FIELDS[:24]])
     rest = np.append(~hidden, True)
     kept = told & rest
-    return {
+    made = {
         "forgotten": fields(own, attacked, found),
         "receiver tells, of the forgotten": {
             name: round(float(told[there[:, at], at].mean()), 4)
@@ -128,6 +149,8 @@ def arm(
         },
         "probe, all else": others(attacked, found[0]),
     }
+    kept_file.write_text(json.dumps(made), encoding="utf-8")
+    return made
 
 
 def fields(own: Messages, attacked: Messages, found: tuple[Any, Any]) -> dict[str, Any]:

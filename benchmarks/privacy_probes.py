@@ -9,6 +9,7 @@ tenth of them, and is tried on messages that it never saw, of documents from ano
 """
 
 from collections.abc import Callable, Mapping
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -47,9 +48,15 @@ class Probe(nn.Module):
 
     def losses(self, x: Tensor, said: Tensor) -> Tensor:
         """Returns the cross-entropy of each message's fields, ``"messages fields"`` in nats; 0 where none is said."""
-        logits = self(x).split(self.sizes, -1)
-        pairs = zip(logits, said.unbind(1), strict=True)
-        return torch.stack([F.cross_entropy(o, y, ignore_index=-1, reduction="none") for o, y in pairs], 1)
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.training):
+            logits = self(x).float()
+        found, start, place = [], 0, 0
+        for classes, run in groupby(self.sizes):  # fields of as many classes stand side by side
+            fields = len(list(run))
+            some = logits[:, start : start + fields * classes].view(len(x), fields, classes).transpose(1, 2)
+            found.append(F.cross_entropy(some, said[:, place : place + fields], ignore_index=-1, reduction="none"))
+            start, place = start + fields * classes, place + fields
+        return torch.cat(found, 1)
 
 
 def signed(messages: Messages, payload_bytes: int) -> Tensor:

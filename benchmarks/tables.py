@@ -18,6 +18,7 @@ import tables_conversations
 import tables_front
 import tables_gpu
 import tables_kv
+import tables_privacy
 import tables_trace
 import tables_wire
 
@@ -31,6 +32,7 @@ PAGES = {
     HERE.parent / "docs" / "results.md": ("figures", "cost"),
     HERE.parent / "docs" / "how-to" / "transport.md": ("faults",),
     HERE.parent / "docs" / "how-to" / "audit.md": ("accounts",),
+    HERE.parent / "docs" / "security-privacy.md": ("privacy-facts", "privacy-noise", "privacy-forget"),
     HERE.parent / "docs" / "how-to" / "trace.md": ("trace-said", "trace-front"),
     HERE / "README.md": (
         "conversations-goals",
@@ -73,6 +75,10 @@ PAGES = {
         "trace-graph",
         "trace-hops",
         "trace-times",
+        "privacy-probes",
+        "privacy-curve",
+        "privacy-caches",
+        "privacy-links",
         "wire",
         "load",
         "faults",
@@ -426,6 +432,13 @@ TABLES: dict[str, Callable[[], str]] = {
     "trace-hops": partial(tables_trace.hops, result, table),
     "trace-times": partial(tables_trace.times, result, table),
     **{f"trace-{task}": partial(tables_trace.arms, result, table, task) for task in tables_trace.TASKS},
+    "privacy-facts": partial(tables_privacy.facts, result, table),
+    "privacy-probes": partial(tables_privacy.probes, result, table),
+    "privacy-curve": partial(tables_privacy.curve, result, table),
+    "privacy-caches": partial(tables_privacy.caches, result, table),
+    "privacy-links": partial(tables_privacy.links, result, table),
+    "privacy-noise": partial(tables_privacy.noise, result, table),
+    "privacy-forget": partial(tables_privacy.forget, result, table),
     "wire": partial(tables_wire.wire, result, table),
     "load": partial(tables_wire.load, result, table),
     "faults": partial(tables_wire.faults, result, table),

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,7 @@ __all__ = [
     "about",
     "adversary_of",
     "forgetting",
+    "learners",
     "remembered",
     "require_latent",
     "secrets",
@@ -43,6 +44,7 @@ __all__ = [
 ]
 
 WIDTH = 512
+GUESS_SCALE = 10.0  # a few numbers, which each step is to move far
 MOST_VALUES = 1000  # of a topic: beyond, no adversary that fits beside a codec tells them apart
 NAME = "adversary"  # of the module, while a network is trained
 
@@ -79,6 +81,8 @@ class Adversary(nn.Module):
         self.read = nn.Sequential(nn.Linear(size, WIDTH), nn.SiLU(), nn.Linear(WIDTH, WIDTH), nn.SiLU())
         self.tell = nn.Linear(WIDTH, sum(self.classes))
         self.guess = nn.Parameter(torch.zeros(sum(self.classes)))  # of who has no latent: how often each is said
+        with torch.no_grad():
+            self.tell.weight.mul_(0.1)  # it begins with a guess
 
     def forward(self, latent: Tensor) -> Tensor:
         told: Tensor = self.tell(self.read(latent.flatten(1).float()))
@@ -89,7 +93,7 @@ class Adversary(nn.Module):
         and what the codec has to (``forgetting``), given the numbers of the true values ``"batch topics"``."""
         held = {name: weight.detach() for name, weight in self.named_parameters()}
         seen = functional_call(self, held, (latent,))
-        guess = self.guess.expand(len(latent), -1)
+        guess = (GUESS_SCALE * self.guess).expand(len(latent), -1)
         unseen = torch.stack([
             F.kl_div(told.log_softmax(-1), chance.detach().log_softmax(-1), log_target=True, reduction="batchmean")
             for told, chance in zip(seen.split(self.classes, -1), guess.split(self.classes, -1), strict=True)
@@ -140,6 +144,15 @@ def require_latent(network: object, hyperparameters: Hyperparameters) -> LatentN
             "the codec vae, or take what says it out of the texts and the questions"
         )
     return network
+
+
+def learners(network: nn.Module, hyperparameters: Hyperparameters) -> list[dict[str, Any]]:
+    """Returns what an optimiser is to move, and how fast: the network, and its adversary where it has one."""
+    own = [weight for name, weight in network.named_parameters() if not name.startswith(f"{NAME}.")]
+    groups: list[dict[str, Any]] = [{"params": own, "lr": hyperparameters.learning_rate}]
+    if (adversary := adversary_of(network)) is not None:
+        groups.append({"params": list(adversary.parameters()), "lr": hyperparameters.forget_learning_rate})
+    return groups
 
 
 def adversary_of(network: object) -> Adversary | None:

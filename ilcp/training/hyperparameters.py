@@ -63,6 +63,7 @@ class Hyperparameters:
     )  # all of each topic; ilcp train finds them
     forget_answer: str = "not said"  # as the data answer questions of the kind "absent"
     forget_weight: float = 1.0  # of the nats by which the adversary, a topic, knows more than how often a value is said
+    forget_learning_rate: float = 3e-3  # of the adversary: faster than the codec, or it is outrun and proves nothing
     rate_weight: float = 0.0  # nats of loss per bit of rate that is not free
     free_bits: tuple[float, float] = (0.0, 0.0)  # free at the start and at the end, a straight line between: two equal
     # numbers are free bits, rising ones a capacity schedule
@@ -109,8 +110,8 @@ class Hyperparameters:
         ):
             if getattr(self, name) < least:
                 raise ConfigError(f"expected {name} to be at least {least}, got {getattr(self, name)}")
-        rates = ("learning_rate", "facts_learning_rate", "reader_learning_rate", "adapter_learning_rate")
-        for name in ("minutes", *rates, "checkpoint_minutes"):
+        kinds = ("", "facts_", "reader_", "adapter_", "forget_")
+        for name in ("minutes", *(f"{kind}learning_rate" for kind in kinds), "checkpoint_minutes"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"expected {name} to be positive, got {getattr(self, name)}")
         for name in ("reconstruction_share", "collapse_after", "literals_share", "telling_share", "adapter_after"):

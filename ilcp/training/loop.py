@@ -19,7 +19,7 @@ from ilcp.tasks.cases import Case
 from ilcp.training.batch import Batch, Batcher, Models, frozen
 from ilcp.training.checkpoint import CHECKPOINT, alone, has_checkpoint, read_checkpoint, require_same, write_checkpoint
 from ilcp.training.clock import Clock
-from ilcp.training.forget import watched
+from ilcp.training.forget import learners, watched
 from ilcp.training.hyperparameters import Hyperparameters, renamed
 from ilcp.training.log import Log
 from ilcp.training.objective import Objective
@@ -140,11 +140,11 @@ class Run:
         self.stale = 0  # validations since the best
         self.last_loss = math.nan
         torch.manual_seed(hyperparameters.seed)
-        groups = [{"params": list(network.parameters()), "lr": hyperparameters.learning_rate}]
+        groups = learners(network, hyperparameters)
         self.adapted = models.adapted()
         if self.adapted:
             groups.append({"params": self.adapted, "lr": hyperparameters.adapter_learning_rate})
-        self.rates = [float(group["lr"]) for group in groups]  # type: ignore[arg-type]
+        self.rates = [float(group["lr"]) for group in groups]
         self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=hyperparameters.weight_decay)
         require_share(hyperparameters)
 

@@ -180,7 +180,8 @@ class Objective:
                 terms["reading"] = self.reading(batch, same)
         if adversary is not None and latent is not None:
             terms |= adversary.terms(latent, torch.tensor(batch.secrets, device=latent.device))
-            begun = min(1.0, step / max(1, self.hyperparameters.warmup_steps))  # the adversary learns first
+            warm = self.hyperparameters.warmup_steps
+            begun = min(1.0, step / warm) if warm else 1.0  # the adversary learns first
             weights |= {"adversary": 1.0, "guess": 1.0, "forgetting": begun * self.hyperparameters.forget_weight}
         if isinstance(network, FactNetwork) and self.hyperparameters.facts_weight:
             terms["facts"] = self.lesson(network, batch, *read)["loss"]
