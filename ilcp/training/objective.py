@@ -147,15 +147,7 @@ class Objective:
         if self.phrasebook and step < self.hyperparameters.naming_steps + self.hyperparameters.alignment_steps:
             return self._warmup(network, batch, self.phrasebook, step)
         read = self.states(batch)
-        adversary, latent = adversary_of(network), None
-        if adversary is None:
-            memory, rate_bits = self.memory(network, *read)
-        else:
-            assert isinstance(network, LatentNetwork)
-            with self.clock("codec"):
-                latent, rate_bits = network.latent(*read)
-                memory = network.memory_of(latent)
-            self.clock.backward_reaches(memory)
+        memory, rate_bits, hidden = self._hiding(network, batch, *read)
         blanks = self.hyperparameters.blanks(batch.count)
         unsent = [row for row in batch.rows if self._number(row) < blanks]
         sent = [row for row in batch.rows if self._number(row) >= blanks]
@@ -178,17 +170,17 @@ class Objective:
                 read_rows = [row for row in batch.rows if not row.forgotten] or list(batch.rows)
                 same = [row for row in read_rows if row.context == read_rows[0].context]
                 terms["reading"] = self.reading(batch, same)
-        if adversary is not None and latent is not None:
-            terms |= adversary.terms(latent, torch.tensor(batch.secrets, device=latent.device))
-            warm = self.hyperparameters.warmup_steps
-            begun = min(1.0, step / warm) if warm else 1.0  # the adversary learns first
-            weights |= {"adversary": 1.0, "guess": 1.0, "forgetting": begun * self.hyperparameters.forget_weight}
         if isinstance(network, FactNetwork) and self.hyperparameters.facts_weight:
             terms["facts"] = self.lesson(network, batch, *read)["loss"]
         if self.hyperparameters.alignment_weight and self.phrasebook is not None:
             assert isinstance(memory, Tensor)
             terms["alignment"] = alignment_loss(targets_of(self.phrasebook, batch, memory))
+        terms |= hidden
+        warm = self.hyperparameters.warmup_steps  # in which the adversary learns first
         weights |= {
+            "adversary": 1.0,
+            "guess": 1.0,
+            "forgetting": self.hyperparameters.forget_weight * (min(1.0, step / warm) if warm else 1.0),
             "cross_entropy": self.hyperparameters.cross_entropy_weight,
             "alignment": self.hyperparameters.alignment_weight,
             "reconstruction": self.hyperparameters.reconstruction_weight,
@@ -210,6 +202,21 @@ class Objective:
             memory, rate_bits = network(states, mask)
         self.clock.backward_reaches(memory)
         return memory, rate_bits
+
+    def _hiding(
+        self, network: Network, batch: Batch, states: Tensor, mask: Tensor
+    ) -> tuple[Memories, Tensor, dict[str, Tensor]]:
+        """Returns what ``memory`` does, and the terms of the network's adversary, if it has one."""
+        adversary = adversary_of(network)
+        if adversary is None:
+            return *self.memory(network, states, mask), {}
+        assert isinstance(network, LatentNetwork)
+        with self.clock("codec"):
+            latent, rate_bits = network.latent(states, mask)
+            memory = network.memory_of(latent)
+            hidden = adversary.terms(latent, torch.tensor(batch.secrets, device=latent.device))
+        self.clock.backward_reaches(memory)
+        return memory, rate_bits, hidden
 
     def reading(self, batch: Batch, rows: Sequence[Row]) -> Tensor:
         """Computes the cross-entropy of the answers given the full text."""
