@@ -86,6 +86,7 @@ def receiver_report(cases: Sequence[Case], told: Any, payload_bytes: int) -> dic
         "exact by field": {
             name: round(float(told[there[:, at], at].mean()), 4)
             for at, name in enumerate([field.name for field in FIELDS[:24]])
+            if there[:, at].any()
         },
     }
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from privacy_attacks import asked, receiver_report
 from privacy_data import FIELDS, SEED, Messages, embedded_network, encoded, facts_of, labels, models, stolen
-from privacy_probes import BITS_PER_NAT, learned, prior_nats, read, report
+from privacy_probes import BITS_PER_NAT, learned, prior_nats, read
 
 from ilcp.embedded import Pair
 from ilcp.tasks import Case, case_files
@@ -92,18 +92,23 @@ CUTS = {"sentences deleted, the office's left": fields_cut, "sentences deleted, 
 
 
 def compared(pair: Pair, steps: int, n_own: int, work: Path, *, test: int, asks: int, most: int) -> dict[str, Any]:
-    """Returns the arms: what a fresh probe reads of the fields and of all others, and what the receiver answers."""
+    """Returns the arms: what a fresh probe reads of the fields, and what the receiver answers of these and all others.
+
+    Of the codec as it is, and of that which an adversary watched, the attacker has three times as many messages.
+    """
     plain = embedded_network(pair)
-    sizes = {"n_own": n_own, "test": test, "asks": asks, "most": most}
-    arms: dict[str, Any] = {"as it is": arm(pair, plain, whole, work / "plain", **sizes)}
+    more, sizes = 3 * n_own, {"test": test, "asks": asks, "most": most}
+    arms: dict[str, Any] = {"as it is": arm(pair, plain, whole, work / "plain", n_own=more, **sizes)}
     for name, weight in WEIGHTS.items():
         folder = work / f"forget-{weight:g}-{steps}"
         network, log = forgetful(pair, steps, weight, folder)
-        made = arm(pair, network, whole, folder.with_name(f"{folder.name}-messages"), **sizes)
+        own = more if weight else n_own
+        made = arm(pair, network, whole, folder.with_name(f"{folder.name}-messages"), n_own=own, **sizes)
         arms[name] = made | {"training": [_logged(record) for record in log]}
+        print(name, json.dumps(made), flush=True)
     for name, cut in CUTS.items():
-        arms[name] = arm(pair, plain, cut, work / cut.__name__, **sizes)
-    return {"forget": FORGET, "steps": steps, "n_own": n_own, "arms": arms}
+        arms[name] = arm(pair, plain, cut, work / cut.__name__, n_own=n_own, **sizes)
+    return {"forget": FORGET, "steps": steps, "arms": arms}
 
 
 def _logged(record: dict[str, Any]) -> dict[str, Any]:
@@ -122,34 +127,31 @@ def arm(
     asks: int,
     most: int,
 ) -> dict[str, Any]:
-    """Returns the figures of one defence: of a fresh probe, and of the receiver."""
-    kept_file = folder / f"arm-{n_own}.json"
-    if kept_file.exists():
-        made: dict[str, Any] = json.loads(kept_file.read_text(encoding="utf-8"))
-        return made
+    """Returns the figures of one defence: of a fresh probe for the forgotten fields alone, and of the receiver."""
     own, attacked = stolen(network, models(pair), n_own, folder, change=change, test=test)
-    probe = learned(own, 80, seed=SEED, most=most)
-    found = read(probe, attacked, 80)
+    hidden = [at for at, field in enumerate(FIELDS) if field.name in FORGET]
+    probe = learned(own, 80, seed=SEED, most=most, only=hidden)
+    made = {"n_own": n_own, "forgotten": fields(own, attacked, read(probe, attacked, 80))}
+    return made | answered(pair, network, change, folder / f"answered-{asks}.json", asks)
+
+
+def answered(pair: Pair, network: VaeNetwork, change: Callable[[Case], str], file: Path, asks: int) -> dict[str, Any]:
+    """Returns how often the receiver tells each forgotten field, and how many of all other facts; ``file`` keeps it."""
+    if file.exists():
+        made: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        return made
     cases = list(case_files("test", SEED, asks))
     told = asked(pair, network, cases, encoded(network, models(pair), list(map(change, cases))))
     there = np.array(list(map(labels, cases)))[:, :24] > 0
-    hidden = np.array([field.name in FORGET for field in FIELDS[:24]])
-    rest = np.append(~hidden, True)
-    kept = told & rest
+    names = [field.name for field in FIELDS[:24]]
+    rest = np.array([name not in FORGET for name in names] + [True])
     made = {
-        "forgotten": fields(own, attacked, found),
         "receiver tells, of the forgotten": {
-            name: round(float(told[there[:, at], at].mean()), 4)
-            for at, name in enumerate(field.name for field in FIELDS[:24])
-            if name in FORGET
+            name: round(float(told[there[:, at], at].mean()), 4) for at, name in enumerate(names) if name in FORGET
         },
-        "receiver, all else": receiver_report(cases, kept, 80)["facts"],
-        "probe, all": {
-            k: v for k, v in report(own, attacked, found, 80).items() if k in ("facts", "share of facts", "n")
-        },
-        "probe, all else": others(attacked, found[0]),
+        "receiver, all else": receiver_report(cases, told & rest, 80)["facts"],
     }
-    kept_file.write_text(json.dumps(made), encoding="utf-8")
+    file.write_text(json.dumps(made), encoding="utf-8")
     return made
 
 
@@ -171,10 +173,3 @@ def fields(own: Messages, attacked: Messages, found: tuple[Any, Any]) -> dict[st
                 "whether it is stated, chance": round(float(max(there.mean(), 1 - there.mean())), 4),
             }
     return made
-
-
-def others(attacked: Messages, guesses: Any) -> float:
-    """Returns the share of all other stated attributes and offices that the probe reads."""
-    at = [n for n, field in enumerate(FIELDS[:24]) if field.name not in FORGET]
-    said = attacked.labels[:, at]
-    return round(float((guesses[:, at] == said)[said > 0].mean()), 4)

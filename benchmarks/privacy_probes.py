@@ -8,7 +8,7 @@ All heads share the trunk. A probe is trained on the attacker's own messages, ke
 tenth of them, and is tried on messages that it never saw, of documents from another stream.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -65,32 +65,39 @@ def signed(messages: Messages, payload_bytes: int) -> Tensor:
 
 
 def learned(
-    own: Messages, payload_bytes: int, *, seed: int, change: Change = lambda x: x, most: int = MOST_STEPS
+    own: Messages,
+    payload_bytes: int,
+    *,
+    seed: int,
+    change: Change = lambda x: x,
+    most: int = MOST_STEPS,
+    only: Sequence[int] = range(len(FIELDS)),
 ) -> Probe:
     """Returns a probe of prefixes of a length.
 
     Args:
         change: what happens to payloads on the way, such as noise; drawn anew each time a message is seen.
         most: steps.
+        only: the fields that it is to read; what it says of others is nothing.
     """
     torch.manual_seed(seed)
     x, said = signed(own, payload_bytes), torch.from_numpy(own.labels)
     kept = max(50, len(x) // 10)
     steps = min(most, max(FEWEST_STEPS, EPOCHS * (len(x) - kept) // BATCH))
-    probe = Probe(x.shape[1])
+    probe, fields = Probe(x.shape[1]), list(only)
     optimizer = torch.optim.AdamW(probe.parameters(), lr=LEARNING_RATE, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps, pct_start=0.1)
     best, weights = np.inf, probe.state_dict()
     for step in range(1, steps + 1):
         some = torch.randint(kept, len(x), (BATCH,))
-        loss = probe.train().losses(change(x[some]), said[some]).sum(1).mean()
+        loss = probe.train().losses(change(x[some]), said[some])[:, fields].sum(1).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
         if step % max(1, steps // 10) == 0:
             with torch.no_grad():
-                held = float(probe.eval().losses(change(x[:kept]), said[:kept]).sum(1).mean())
+                held = float(probe.eval().losses(change(x[:kept]), said[:kept])[:, fields].sum(1).mean())
             if held < best:
                 best, weights = held, {name: value.clone() for name, value in probe.state_dict().items()}
     probe.load_state_dict(weights)

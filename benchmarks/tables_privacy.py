@@ -114,20 +114,18 @@ def forget(result: Result, table: Table) -> str:
     rows = [
         [
             name,
+            f"{arm['n_own']:,}",
             *(
                 f"{arm['forgotten'][field]['exact']:.3f} / {arm['receiver tells, of the forgotten'][field]:.3f}"
                 for field in made["forget"]
             ),
             f"{sum(arm['forgotten'][field]['bits'] for field in made['forget']):.2f}",
-            f"{arm['probe, all else']:.3f}",
             f"{arm['receiver, all else']['value']:.1f}",
         ]
         for name, arm in made["arms"].items()
     ]
     fields = [f"{field}: probe / receiver" for field in made["forget"]]
-    return table(
-        ["defence", *fields, "bits of the three", "all other fields, probe", "all other facts, receiver"], rows
-    )
+    return table(["defence", "stolen pairs", *fields, "bits of the three", "all other facts, receiver"], rows)
 
 
 def _of(result: Result, part: str) -> Any:
