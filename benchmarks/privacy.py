@@ -38,7 +38,7 @@ HERE = Path(__file__).parent
 LENGTHS = (10, 20, 40, 80)
 CURVE = (1000, 4000, 16000)
 FLIPS = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2)
-NOISE_OWN, FORGET_OWN, LINK_OWN = 8000, 4000, 600  # messages that the attacker makes for these parts
+NOISE_OWN, FORGET_OWN, LINK_OWN = 8000, 4000, 1000  # messages that the attacker makes for these parts
 FORGET_TEST = 400
 PEOPLE = ("reporter", "owner", "approver", "escalation", "offices")
 RELATIONS = {
@@ -59,7 +59,7 @@ class Lab:
         self.own = 64 if smoke else args.own
         self.test, self.asks, self.reads = (8, 2, 2) if smoke else (TEST, 200, 48)
         self.searches, self.minutes = (0, 0.02) if smoke else (8, args.decoder_minutes)
-        self.steps, self.pairs, self.most = (1, 8, 5) if smoke else (args.forget_steps, 300, 2000)
+        self.steps, self.pairs, self.most = (1, 12, 5) if smoke else (args.forget_steps, 500, 2000)
         self.cases = list(case_files("test", SEED, self.asks))
 
     def messages(self, n: int | None = None) -> tuple[Messages, Messages]:
@@ -151,14 +151,17 @@ def by_caches(lab: Lab) -> Any:
 
 
 def by_links(lab: Lab) -> Any:
-    """Tells pairs of messages about one thing from pairs about two."""
+    """Tells pairs of messages about one thing from pairs about two, of documents that all say what is shared."""
     own, attacked = lab.messages()
-    some = list(case_files("train", STOLEN_SEED, min(LINK_OWN, lab.own))), list(case_files("test", SEED, lab.pairs))
+    whole = list(case_files("train", STOLEN_SEED, min(LINK_OWN, lab.own))), list(case_files("test", SEED, lab.pairs))
     rows = []
     for relation, keep in RELATIONS.items():
+        needed = set() if len(keep) > len(FIELDS[:20]) else {name for name in keep if name != "offices"}
+        places = [[at for at, case in enumerate(cases) if needed <= attacks.facts_of(case).keys()] for cases in whole]
+        some = [[cases[at] for at in chosen] for cases, chosen in zip(whole, places, strict=True)]
         again = [encoded(lab.network, lab.models, attacks.retellings(cases, keep, SEED)) for cases in some]
         for size in LENGTHS:
-            one, mine = attacked.bits[: len(some[1])], own.bits[: len(some[0])]
+            one, mine = attacked.bits[places[1]], own.bits[places[0]]
             row = attacks.linked(one, again[1], mine, again[0], size, SEED)
             alike = both(lab, size, one, again[1], keep, own)
             other = both(lab, size, one, np.roll(again[1], 1, 0), keep, own)

@@ -5,7 +5,7 @@ import copy
 import random
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -272,25 +272,21 @@ def optimised(network: VaeNetwork, pair: Models, cases: Sequence[Case], bits: Bi
 
 
 def retellings(cases: Sequence[Case], keep: Sequence[str], seed: int) -> list[str]:
-    """Returns for each case a text that keeps its facts of these fields, and draws all else anew.
-
-    Offices go with people; the code is kept where ``"code"`` is named.
-    """
+    """Returns for each case a text that keeps its facts of these fields, and draws all else anew: which other
+    attributes are stated, too. Offices go with people; the code is kept where ``"code"`` is named."""
     texts = []
     for case in cases:
-        rng, code = random.Random(f"retold {seed}/{case.id}"), case.fact_code
-        assert code is not None
-        values = {n: code.values[n] if n in keep else rng.choice(POOLS[_pool(n)]) for n in code.values}  # type: ignore[attr-defined]
+        rng, code = random.Random(f"retold {seed}/{case.id}"), cast(Any, case.fact_code)
+        kept = {name: value for name, value in code.values.items() if name in keep}
+        others = [attribute.name for attribute in ATTRIBUTES if attribute.name not in keep]
+        drawn = set(rng.sample(others, len(code.values) - len(kept)))
+        values = kept | {a.name: rng.choice(POOLS[a.pool]) for a in ATTRIBUTES if a.name in drawn}
         people = sorted({values[role] for role in JOINS if role in values})
-        known = dict(code.offices) if "offices" in keep else {}  # type: ignore[attr-defined]
+        known = code.offices if "offices" in keep else {}
         offices = {person: known.get(person) or rng.choice(POOLS["city"]) for person in people}
-        drawn = "".join(rng.choice(CODE_LETTERS) + rng.choice(CODE_DIGITS) for _ in range(3))
-        texts.append(retold(case.id, rng, values, offices, code.code if "code" in keep else drawn).context)  # type: ignore[attr-defined]
+        another = "".join(rng.choice(CODE_LETTERS) + rng.choice(CODE_DIGITS) for _ in range(3))
+        texts.append(retold(case.id, rng, values, offices, code.code if "code" in keep else another).context)
     return texts
-
-
-def _pool(name: str) -> str:
-    return next(attribute.pool for attribute in ATTRIBUTES if attribute.name == name)
 
 
 def linked(one: Bits, two: Bits, own_one: Bits, own_two: Bits, payload_bytes: int, seed: int) -> dict[str, float]:
