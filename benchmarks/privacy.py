@@ -56,10 +56,11 @@ class Lab:
         self.work, self.seed, self.smoke = work, SEED, smoke
         self.pair: Pair = load_pair()
         self.models, self.network = models(self.pair), embedded_network(self.pair)
-        self.own = 64 if smoke else args.own
-        self.test, self.asks, self.reads = (8, 2, 2) if smoke else (TEST, 200, 48)
-        self.searches, self.minutes = (0, 0.02) if smoke else (8, args.decoder_minutes)
-        self.steps, self.pairs, self.most = (1, 12, 5) if smoke else (args.forget_steps, 500, 2000)
+        self.own: int = 64 if smoke else args.own
+        self.test, self.asks, self.reads, self.searches = (8, 2, 2, 0) if smoke else (TEST, 200, 48, 8)
+        self.minutes: float = 0.02 if smoke else args.decoder_minutes
+        self.steps: int = 1 if smoke else args.forget_steps
+        self.pairs, self.most = (12, 5) if smoke else (500, 2000)
         self.cases = list(case_files("test", SEED, self.asks))
 
     def messages(self, n: int | None = None) -> tuple[Messages, Messages]:
@@ -127,12 +128,20 @@ def by_probes(lab: Lab) -> Any:
 
 
 def by_decoder(lab: Lab) -> Any:
-    """Trains the receiver's model to write the text."""
+    """Trains the receiver's model to write the text as it stands, and its facts in one order and wording."""
     own, attacked = lab.messages()
-    made, steps = attacks.decoder(lab.pair, lab.network, own.bits, lab.minutes, SEED)
-    cases = list(case_files("test", SEED, lab.reads))
-    result = attacks.rebuilt(made, cases, attacked.bits[: lab.reads])
-    return {"steps": steps, "minutes": lab.minutes, "n_own": steps * attacks.DECODER_BATCH, **result}
+    cases, bits = list(case_files("test", SEED, lab.reads)), attacked.bits[: lab.reads]
+    mine = list(case_files("train", STOLEN_SEED, len(own.bits)))
+    found = {}
+    for name, write in (("as it stands", attacks.as_it_stands), ("facts in one order", attacks.in_order)):
+        file = lab.work / f"decoder {name}.json"
+        if not file.exists():
+            made, steps = attacks.decoder(lab.pair, lab.network, own.bits, list(map(write, mine)), lab.minutes, SEED)
+            result = attacks.rebuilt(made, cases, list(map(write, cases)), bits)
+            told = {"steps": steps, "minutes": lab.minutes, "n_own": steps * attacks.DECODER_BATCH, **result}
+            file.write_text(json.dumps(told), encoding="utf-8")
+        found[name] = json.loads(file.read_text(encoding="utf-8"))
+    return found
 
 
 def by_search(lab: Lab) -> Any:

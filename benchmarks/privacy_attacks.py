@@ -9,14 +9,14 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from privacy_data import FACTS, FIELDS, STOLEN_SEED, Bits, encoded, facts_of, labels
+from privacy_data import FACTS, FIELDS, Bits, encoded, facts_of, labels
 from privacy_probes import facts_told, figure, stated
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ilcp.codec.memory import SoftPrompt
 from ilcp.embedded import Pair, load_pair
-from ilcp.tasks import Case, case_files
+from ilcp.tasks import Case
 from ilcp.tasks.case_files import OFFICE, retold
 from ilcp.tasks.dossier import ATTRIBUTES, CODE, CODE_DIGITS, CODE_LETTERS, JOINS, POOLS, SITE_SENTENCES
 from ilcp.tasks.rewrite import state
@@ -138,11 +138,12 @@ class Decoder(nn.Module):
         return [self.tokenizer.decode(ids, skip_special_tokens=True) for ids in made]
 
 
-def decoder(pair: Pair, network: VaeNetwork, own: Bits, minutes: float, seed: int) -> tuple[Decoder, int]:
-    """Returns a decoder trained on the attacker's own messages, and after how many steps."""
+def decoder(
+    pair: Pair, network: VaeNetwork, own: Bits, texts: Sequence[str], minutes: float, seed: int
+) -> tuple[Decoder, int]:
+    """Returns a decoder trained on the attacker's own messages to write these texts, and after how many steps."""
     torch.manual_seed(seed)
     made = Decoder(pair, network).train()
-    texts = [case.context for case in case_files("train", STOLEN_SEED, len(own))]
     optimizer = torch.optim.AdamW(made.parameters(), lr=DECODER_RATE, weight_decay=0.01)
     started, step, done = time.monotonic(), 0, 0.0
     while done < 1:
@@ -160,9 +161,8 @@ def decoder(pair: Pair, network: VaeNetwork, own: Bits, minutes: float, seed: in
     return made.eval(), step
 
 
-def rebuilt(made: Decoder, cases: Sequence[Case], bits: Bits) -> dict[str, Any]:
+def rebuilt(made: Decoder, cases: Sequence[Case], texts: Sequence[str], bits: Bits) -> dict[str, Any]:
     """Returns what the decoder gives back: tokens behind the right message and another's, and facts that it writes."""
-    texts = [case.context for case in cases]
     parts = range(0, len(cases), DECODER_BATCH)
     other = np.roll(bits, 1, 0)
     accuracy = [each for at in parts for each in made.accuracy(bits[at : at + 12], texts[at : at + 12])]
@@ -178,11 +178,19 @@ def rebuilt(made: Decoder, cases: Sequence[Case], bits: Bits) -> dict[str, Any]:
         "facts stated": figure(there.sum(1)),
         "share of facts": figure(told.sum(1), there.sum(1)),
         "whole code": figure(told[:, -1]),
-        "sentences word for word": figure(
-            [_sentences(case.context, text) for case, text in zip(cases, written, strict=True)]
-        ),
+        "sentences word for word": figure([_sentences(true, text) for true, text in zip(texts, written, strict=True)]),
         "one text": {"true": texts[0], "written": written[0]},
     }
+
+
+def as_it_stands(case: Case) -> str:
+    """Returns a dossier's text."""
+    return case.context
+
+
+def in_order(case: Case) -> str:
+    """Returns a dossier's facts as ``template`` words them."""
+    return template(labels(case))
 
 
 def written_facts(case: Case, text: str) -> list[bool]:

@@ -13,12 +13,10 @@ def facts(result: Result, table: Table) -> str:
     probes = _of(result, "probes")["rows"]
     most = max(row["n_own"] for row in probes)
     rows += [_row(f"a probe, {most:,} stolen pairs", row) for row in probes if row["n_own"] == most]
-    rebuilt, searched = _of(result, "rebuilt"), _of(result, "searched")
-    rows.append(
-        _row(
-            f"the receiver's model writes the text, {rebuilt['n_own']:,} stolen pairs", rebuilt | {"payload_bytes": 80}
-        )
-    )
+    searched = _of(result, "searched")
+    for name, rebuilt in _of(result, "rebuilt").items():
+        attack = f"the receiver's model writes: {name}, {rebuilt['n_own']:,} stolen pairs"
+        rows.append(_row(attack, rebuilt | {"payload_bytes": 80}))
     rows.append(_row("a search for the text, no stolen pair", searched | {"payload_bytes": 80}))
     return table(["attack", "bytes", "n", "share of facts", "facts a message", "facts a byte", "whole code"], rows)
 
@@ -51,17 +49,11 @@ def probes(result: Result, table: Table) -> str:
 
 def curve(result: Result, table: Table) -> str:
     """Tabulates how much a probe reads, by how many messages the attacker made."""
-    made = sorted(_of(result, "probes")["rows"], key=lambda row: row["n_own"])
-    sizes = sorted({row["payload_bytes"] for row in made if row["n_own"] < made[-1]["n_own"]})
-    numbers = sorted({row["n_own"] for row in made})
-    rows = [
-        [f"{size} bytes"]
-        + [
-            _figure(next((r for r in made if (r["payload_bytes"], r["n_own"]) == (size, n)), {}).get("share of facts"))
-            for n in numbers
-        ]
-        for size in sizes
-    ]
+    made = _of(result, "probes")["rows"]
+    shares = {(row["payload_bytes"], row["n_own"]): _figure(row["share of facts"]) for row in made}
+    numbers = sorted({n for _, n in shares})
+    sizes = sorted({size for size, n in shares if n < numbers[-1]})
+    rows = [[f"{size} bytes", *(shares[size, n] for n in numbers)] for size in sizes]
     return table(["share of facts, stolen pairs", *(f"{n:,}" for n in numbers)], rows)
 
 

@@ -33,7 +33,7 @@ from ilcp.training.objective import Objective
 from ilcp.training.reader import Reader
 from ilcp.training.tuning import reading_stage
 from ilcp.training.validation import Validator
-from tests.helpers import load_script
+from tests.helpers import ROOT, committed_result, load_script, present, vectors_of
 from tests.taught import WORDS, cases, make_hyperparameters, make_network, save_models
 
 ANSWER = "unknown"
@@ -161,7 +161,7 @@ def test_forgetting_changes_the_objective(models) -> None:
             terms = Objective(models, wanted, Reader(models, network.layers, wanted)).terms(network, batch)
             terms["loss"].backward()
         assert {"adversary", "guess", "forgetting"} < terms.keys()
-        gradients.append(network.pooler.queries.grad.clone())
+        gradients.append(present(network.pooler.queries.grad).clone())
     assert not torch.equal(*gradients)
 
 
@@ -269,7 +269,7 @@ def test_payloads_are_those_of_the_codec(scripts) -> None:
     payloads = [ilcp.Message.from_bytes(pair.sender.encode(text)).payload for text in texts]
     assert payloads == [np.packbits(each).tobytes() for each in bits]
     memory = scripts.attacks.memory_of(scripts.data.embedded_network(pair), bits[:, :80])
-    torch.testing.assert_close(memory[0], pair.sender.codec.decode(payloads[0][:10]).vectors)
+    torch.testing.assert_close(memory[0], vectors_of(pair.sender.codec.decode(payloads[0][:10])))
 
 
 def test_a_cache_gives_its_text_back(scripts) -> None:
@@ -286,3 +286,24 @@ def test_auroc_counts_pairs(scripts) -> None:
     assert (1.0, 0.0, 0.5) == tuple(
         scripts.attacks.auroc(np.array(p), np.array(n)) for p, n in (([2, 3], [0, 1]), ([0], [1]), ([1, 1], [1]))
     )
+
+
+# ---- what the page says
+
+
+def test_the_page_says_what_was_measured() -> None:
+    """The figures in the sentences of the page on privacy are those of the committed results, and so are its verdicts:
+    a probe reads more than the receiver tells, and noise is worse than a shorter prefix."""
+    made = {part: committed_result(f"privacy-{part}")["result"] for part in ("asked", "probes", "noise", "searched")}
+    told = {row["payload_bytes"]: row["share of facts"]["value"] for row in made["asked"]["rows"]}
+    read = {row["payload_bytes"]: row["share of facts"]["value"] for row in made["probes"]["rows"][:4]}
+    page = " ".join((ROOT / "docs" / "security-privacy.md").read_text(encoding="utf-8").split())
+    assert f"it reads {read[80]:.3f} of the facts of 80 bytes, where the receiver itself tells {told[80]:.3f}" in page
+    assert all(read[size] > told[size] for size in told)
+    assert 1.0 == made["asked"]["literals"]["code in clear"]["value"]
+    assert f"All {made['asked']['literals']['code in clear']['n']} codes" in page
+    assert 20 < made["searched"]["seconds a message"]["value"] < 45
+    noise = {(row["flipped"], row["payload_bytes"]): row for row in made["noise"]["rows"]}
+    flipped, shorter = noise[0.1, 80], noise[0.0, 20]
+    assert shorter["probe"]["share of facts"]["value"] < flipped["probe"]["share of facts"]["value"]
+    assert shorter["receiver"]["share of facts"]["value"] > flipped["receiver"]["share of facts"]["value"]
