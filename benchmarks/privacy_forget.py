@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from privacy_attacks import asked, receiver_report
+import torch
+from privacy_attacks import asked, auroc, receiver_report
 from privacy_data import FIELDS, SEED, Messages, embedded_network, encoded, facts_of, labels, models, stolen
-from privacy_probes import BITS_PER_NAT, learned, prior_nats, read
+from privacy_probes import BITS_PER_NAT, Probe, figure, learned, prior_nats, read, signed
 
 from ilcp.embedded import Pair
 from ilcp.tasks import Case, case_files
@@ -131,7 +132,7 @@ def arm(
     own, attacked = stolen(network, models(pair), n_own, folder, change=change, test=test)
     hidden = [at for at, field in enumerate(FIELDS) if field.name in FORGET]
     probe = learned(own, 80, seed=SEED, most=most, only=hidden)
-    made = {"n_own": n_own, "forgotten": fields(own, attacked, read(probe, attacked, 80))}
+    made = {"n_own": n_own, "forgotten": fields(own, attacked, probe)}
     return made | answered(pair, network, change, folder / f"answered-{asks}.json", asks)
 
 
@@ -155,21 +156,23 @@ def answered(pair: Pair, network: VaeNetwork, change: Callable[[Case], str], fil
     return made
 
 
-def fields(own: Messages, attacked: Messages, found: tuple[Any, Any]) -> dict[str, Any]:
-    """Returns, of each forgotten field, how often a stated one is read, how often a guess is right, and bits."""
-    guesses, nats = found
-    bits = (prior_nats(own, attacked) - nats) * BITS_PER_NAT
+@torch.no_grad()
+def fields(own: Messages, attacked: Messages, probe: Probe) -> dict[str, Any]:
+    """Returns, of each forgotten field, how often the likeliest value is the stated one, how well documents that state
+    it are told from others (AUROC), and bits."""
+    bits = (prior_nats(own, attacked) - read(probe, attacked, 80)[1]) * BITS_PER_NAT
+    told = probe(signed(attacked, 80)).split(probe.sizes, -1)
     made = {}
     for at, field in enumerate(FIELDS):
         if field.name in FORGET:
-            said = attacked.labels[:, at]
+            said, logits = attacked.labels[:, at], told[at].numpy()
             there = said > 0
+            right = logits[there, 1:].argmax(-1) + 1 == said[there]
+            absent = logits[:, 0] - torch.logsumexp(told[at][:, 1:], -1).numpy()
             made[field.name] = {
-                "exact": round(float((guesses == attacked.labels)[there, at].mean()), 4),
-                "n": int(there.sum()),
+                "exact": figure(right),
                 "chance": round(1 / (field.classes - 1), 4),
-                "bits": round(float(bits[:, at].mean()), 3),
-                "whether it is stated": round(float(((guesses[:, at] > 0) == there).mean()), 4),
-                "whether it is stated, chance": round(float(max(there.mean(), 1 - there.mean())), 4),
+                "bits": figure(bits[:, at]),
+                "AUROC, whether it is stated": round(auroc(-absent[there], -absent[~there]), 4),
             }
     return made

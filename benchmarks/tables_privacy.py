@@ -103,19 +103,12 @@ def noise(result: Result, table: Table) -> str:
 def forget(result: Result, table: Table) -> str:
     """Tabulates what is left of three fields behind each defence, and what becomes of all others."""
     made = _of(result, "forget")
-    rows = [
-        [
-            name,
-            f"{arm['n_own']:,}",
-            *(
-                f"{arm['forgotten'][field]['exact']:.3f} / {arm['receiver tells, of the forgotten'][field]:.3f}"
-                for field in made["forget"]
-            ),
-            f"{sum(arm['forgotten'][field]['bits'] for field in made['forget']):.2f}",
-            f"{arm['receiver, all else']['value']:.1f}",
-        ]
-        for name, arm in made["arms"].items()
-    ]
+    rows = []
+    for name, arm in made["arms"].items():
+        read, told = arm["forgotten"], arm["receiver tells, of the forgotten"]
+        both = [f"{read[field]['exact']['value']:.3f} / {told[field]:.3f}" for field in made["forget"]]
+        bits = sum(each["bits"]["value"] for each in read.values())
+        rows.append([name, f"{arm['n_own']:,}", *both, f"{bits:.2f}", f"{arm['receiver, all else']['value']:.1f}"])
     fields = [f"{field}: probe / receiver" for field in made["forget"]]
     return table(["defence", "stolen pairs", *fields, "bits of the three", "all other facts, receiver"], rows)
 
