@@ -1,7 +1,7 @@
 """Measures what a message gives away to whoever holds it, and what two defences are worth.
 
     python benchmarks/privacy.py --smoke              # every part, small, under a minute; writes nothing
-    python benchmarks/privacy.py                      # writes benchmarks/results/privacy-*.json: about two hours
+    python benchmarks/privacy.py                      # writes benchmarks/results/privacy-*.json: an hour or two
 
 The messages are those of the embedded pair over synthetic dossiers, whose facts are known and are nobody's. Parts:
 

@@ -106,11 +106,15 @@ def forget(result: Result, table: Table) -> str:
     rows = []
     for name, arm in made["arms"].items():
         read, told = arm["forgotten"], arm["receiver tells, of the forgotten"]
-        both = [f"{read[field]['exact']['value']:.3f} / {told[field]:.3f}" for field in made["forget"]]
+        both = [f"{_figure(read[field]['exact'])} / {told[field]:.3f}" for field in made["forget"]]
         bits = sum(each["bits"]["value"] for each in read.values())
-        rows.append([name, f"{arm['n_own']:,}", *both, f"{bits:.2f}", f"{arm['receiver, all else']['value']:.1f}"])
+        there = sum(each["AUROC, whether it is stated"] for each in read.values()) / len(read)
+        rest = arm["receiver, all else"]["value"]
+        rows.append([name, f"{arm['n_own']:,}", *both, f"{bits:.2f}", f"{there:.2f}", f"{rest:.1f}"])
     fields = [f"{field}: probe / receiver" for field in made["forget"]]
-    return table(["defence", "stolen pairs", *fields, "bits of the three", "all other facts, receiver"], rows)
+    return table(
+        ["defence", "stolen pairs", *fields, "bits of the three", "AUROC: stated or not", "all else, receiver"], rows
+    )
 
 
 def _of(result: Result, part: str) -> Any:

@@ -307,3 +307,24 @@ def test_the_page_says_what_was_measured() -> None:
     flipped, shorter = noise[0.1, 80], noise[0.0, 20]
     assert shorter["probe"]["share of facts"]["value"] < flipped["probe"]["share of facts"]["value"]
     assert shorter["receiver"]["share of facts"]["value"] > flipped["receiver"]["share of facts"]["value"]
+
+
+def test_the_page_says_what_was_left_behind_the_defences() -> None:
+    """Not asking leaves the fields in the message, an adversary a rest of them, deleted sentences nothing."""
+    made = committed_result("privacy-forget")["result"]
+    page = " ".join((ROOT / "docs" / "security-privacy.md").read_text(encoding="utf-8").split())
+    quiet, watched_arm = (made["arms"][name] for name in ("not asked for", "not asked for, and an adversary"))
+    last = watched_arm["training"][-1]
+    assert "at chance ({adversary:.2f} nats against {guess:.2f} for".format(**last) in page
+    assert max(quiet["receiver tells, of the forgotten"].values()) < 0.02
+    assert min(each["exact"]["value"] for each in quiet["forgotten"].values()) > 0.9
+    above = [each["exact"]["low"] > each["chance"] for each in watched_arm["forgotten"].values()]
+    assert 2 == sum(above)
+    assert 11 == round(1 / watched_arm["forgotten"]["minutes"]["exact"]["value"])
+    cut = made["arms"]["sentences deleted, the office's too"]
+    assert all(each["exact"]["low"] <= each["chance"] for each in cut["forgotten"].values())
+    rest = [
+        made["arms"][name]["receiver, all else"]["value"] for name in ("as it is", "not asked for, and an adversary")
+    ]
+    assert 17 == round(rest[0])
+    assert 1 == round(rest[0] - rest[1])
