@@ -294,7 +294,10 @@ def test_auroc_counts_pairs(scripts) -> None:
 def test_the_page_says_what_was_measured() -> None:
     """The figures in the sentences of the page on privacy are those of the committed results, and so are its verdicts:
     a probe reads more than the receiver tells, and noise is worse than a shorter prefix."""
-    made = {part: committed_result(f"privacy-{part}")["result"] for part in ("asked", "probes", "noise", "searched")}
+    made = {
+        part: committed_result(f"privacy-{part}")["result"]
+        for part in ("asked", "probes", "noise", "searched", "rebuilt")
+    }
     told = {row["payload_bytes"]: row["share of facts"]["value"] for row in made["asked"]["rows"]}
     read = {row["payload_bytes"]: row["share of facts"]["value"] for row in made["probes"]["rows"][:4]}
     page = " ".join((ROOT / "docs" / "security-privacy.md").read_text(encoding="utf-8").split())
@@ -302,6 +305,7 @@ def test_the_page_says_what_was_measured() -> None:
     assert all(read[size] > told[size] for size in told)
     assert 1.0 == made["asked"]["literals"]["code in clear"]["value"]
     assert f"All {made['asked']['literals']['code in clear']['n']} codes" in page
+    assert f"writes {made['rebuilt']['facts in one order']['share of facts']['value']:.3f} of them" in page
     assert 20 < made["searched"]["seconds a message"]["value"] < 45
     noise = {(row["flipped"], row["payload_bytes"]): row for row in made["noise"]["rows"]}
     flipped, shorter = noise[0.1, 80], noise[0.0, 20]
