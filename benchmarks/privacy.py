@@ -60,7 +60,7 @@ class Lab:
         self.test, self.asks, self.reads, self.searches = (8, 2, 2, 0) if smoke else (TEST, 200, 48, 8)
         self.minutes: float = 0.02 if smoke else args.decoder_minutes
         self.steps: int = 1 if smoke else args.forget_steps
-        self.pairs, self.most = (12, 5) if smoke else (500, 2000)
+        self.pairs, self.most = (8, 5) if smoke else (500, 2000)
         self.cases = list(case_files("test", SEED, self.asks))
 
     def messages(self, n: int | None = None) -> tuple[Messages, Messages]:
