@@ -167,7 +167,7 @@ def test_forgetting_changes_the_objective(models) -> None:
 
 def test_a_run_drives_its_adversary_to_a_guess_and_keeps_none_of_it(models, tmp_path) -> None:
     """Without the codec's part the adversary finds the name; with it, it knows no more than how often each is said.
-    The log says both, the network ends as it was made, and a run that was stopped goes on to the same weights."""
+    The log says both, the network ends as it was made, and the checkpoint, which holds the adversary, is taken up."""
     ends = []
     for weight in (0.0, 10.0):
         network = make_network()
@@ -179,6 +179,9 @@ def test_a_run_drives_its_adversary_to_a_guess_and_keeps_none_of_it(models, tmp_
             patch.setattr(Validator, "require_teacher", lambda self: None)
             fit(network, models, named, named(10_000, 8), wanted, tmp_path / str(weight))
         assert make_network().state_dict().keys() == network.state_dict().keys()
+        again = make_network()
+        fit(again, models, named, named(10_000, 8), wanted, tmp_path / str(weight), resume=True)
+        assert all(torch.equal(value, again.state_dict()[name]) for name, value in network.state_dict().items())
         ends.append(read_log(tmp_path / str(weight) / "log.jsonl")[-1])
     found, driven = (end["guess"] - end["adversary"] for end in ends)
     assert found > driven + 0.05
