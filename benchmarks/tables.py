@@ -19,6 +19,7 @@ import tables_conversations
 import tables_front
 import tables_gpu
 import tables_kv
+import tables_privacy
 import tables_trace
 import tables_wire
 
@@ -33,6 +34,7 @@ PAGES = {
     HERE.parent / "docs" / "how-to" / "transport.md": ("faults",),
     HERE.parent / "docs" / "how-to" / "audit.md": ("accounts",),
     HERE.parent / "docs" / "how-to" / "assure.md": ("assurance-short", "assurance-calm"),
+    HERE.parent / "docs" / "security-privacy.md": ("privacy-facts", "privacy-noise", "privacy-forget"),
     HERE.parent / "docs" / "how-to" / "trace.md": ("trace-said", "trace-front"),
     HERE / "README.md": (
         "conversations-goals",
@@ -79,6 +81,10 @@ PAGES = {
         "assurance-calm",
         "assurance-hostile",
         "assurance-cost",
+        "privacy-probes",
+        "privacy-curve",
+        "privacy-caches",
+        "privacy-links",
         "wire",
         "encryption",
         "load",
@@ -438,6 +444,13 @@ TABLES: dict[str, Callable[[], str]] = {
     "assurance-hostile": partial(tables_assurance.hostile, result, table),
     "assurance-cost": partial(tables_assurance.cost, result),
     **{f"trace-{task}": partial(tables_trace.arms, result, table, task) for task in tables_trace.TASKS},
+    "privacy-facts": partial(tables_privacy.facts, result, table),
+    "privacy-probes": partial(tables_privacy.probes, result, table),
+    "privacy-curve": partial(tables_privacy.curve, result, table),
+    "privacy-caches": partial(tables_privacy.caches, result, table),
+    "privacy-links": partial(tables_privacy.links, result, table),
+    "privacy-noise": partial(tables_privacy.noise, result, table),
+    "privacy-forget": partial(tables_privacy.forget, result, table),
     "wire": partial(tables_wire.wire, result, table),
     "encryption": partial(tables_wire.encryption, result, table),
     "load": partial(tables_wire.load, result, table),

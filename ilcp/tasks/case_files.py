@@ -32,7 +32,7 @@ from ilcp.tasks.dossier import (
 from ilcp.tasks.fact_code import UNKNOWN, DossierFactCode
 from ilcp.tasks.rewrite import DossierRewrite, state
 
-__all__ = ["KINDS", "PRESENT", "SPLITS", "TOPICS", "UNKNOWN", "case_files", "compose"]
+__all__ = ["KINDS", "PRESENT", "SPLITS", "TOPICS", "UNKNOWN", "case_files", "compose", "retold"]
 
 SPLITS = ("train", "validation", "test")
 KINDS = ("lookup", "join", "absent", "code")
@@ -90,6 +90,19 @@ def compose(
     people = sorted({values[role] for role in JOINS if role in values})
     offices = {person: rng.choice(POOLS["city"]) for person in people if stated()}
     code = "".join(rng.choice(CODE_LETTERS) + rng.choice(CODE_DIGITS) for _ in range(3)) if stated() else None
+    return retold(name, rng, values, offices, code, bare=bare)
+
+
+def retold(
+    name: str,
+    rng: random.Random,
+    values: dict[str, str],
+    offices: dict[str, str],
+    code: str | None,
+    *,
+    bare: bool = False,
+) -> Case:
+    """Words a dossier of these facts: attributes, offices by person, a code; wording, order and the rest are drawn."""
     context = _document(rng, values, offices, code, bare)
     questions = _questions(rng, values, offices, code)
     asks = tuple((question.text, question.kind, question.facts[0][0]) for question in questions)

@@ -25,6 +25,7 @@ from ilcp.nn.inference import evaluating
 from ilcp.tasks.cases import Case, Question
 from ilcp.tasks.telling import TELL, telling
 from ilcp.training.facts import Fact, facts_of
+from ilcp.training.forget import about, forgetting, secrets
 from ilcp.training.hyperparameters import Hyperparameters
 
 __all__ = ["Batch", "Batcher", "Models", "Row", "frozen", "require_fitting"]
@@ -88,6 +89,7 @@ class Row:
     suffix: tuple[int, ...]
     answer: tuple[int, ...]
     question: str
+    forgotten: bool = False  # whether the answer is another than the text's
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +98,8 @@ class Batch:
 
     ``reconstruction`` are the rows that ask for the beginning of the context itself, where the loss wants them.
     ``facts`` holds the words of all facts about a topic, by context and the topic's number; ``told`` is what was said
-    about each topic, by context. ``count`` is how many contexts all processes have together.
+    about each topic, by context. ``secrets`` are the numbers of the values that the message is not to tell, by context.
+    ``count`` is how many contexts all processes have together.
     """
 
     texts: tuple[str, ...]
@@ -105,6 +108,7 @@ class Batch:
     facts: dict[tuple[int, int], frozenset[str]]
     told: tuple[tuple[Fact, ...], ...]
     count: int
+    secrets: tuple[tuple[int, ...], ...] = ()
 
 
 class Batcher:
@@ -127,17 +131,21 @@ class Batcher:
         Raises:
             ConfigError: a question has no answer.
         """
+        wanted = self.hyperparameters
+        hidden = [secrets(case, {t: wanted.forget_values.get(t, ()) for t in wanted.forget}) for case in cases]
+        cases = [forgetting(case, wanted.forget, wanted.forget_answer) for case in cases]
         asked = [
             self._asked(case, rng) + self._told_of(case, rng) for case in cases
         ]  # of all: all processes draw alike
-        drawn = list(zip(cases, asked, self._literals(cases, rng), strict=True))
+        drawn = list(zip(cases, asked, self._literals(cases, rng), hidden, strict=True))
         chosen = drawn if whole else list(shard(drawn))
-        own = [case for case, _, _ in chosen]
-        rows = [self._row(at, each, beside) for at, (_, questions, beside) in enumerate(chosen) for each in questions]
-        wanted = self.hyperparameters.reconstruction_weight > 0
-        repeated = [self._reconstruction(at, case) for at, case in enumerate(own)] if wanted else []
+        own = [case for case, *_ in chosen]
+        rows = [self._row(at, each, beside) for at, (_, asks, beside, _) in enumerate(chosen) for each in asks]
+        again = wanted.reconstruction_weight > 0
+        repeated = [self._reconstruction(at, case) for at, case in enumerate(own)] if again else []
         texts, told = tuple(case.context for case in own), tuple(map(self._said, own))
-        return Batch(texts, tuple(rows), tuple(repeated), self._facts(own), told, len(cases))
+        kept = tuple(each for *_, each in chosen)
+        return Batch(texts, tuple(rows), tuple(repeated), self._facts(own), told, len(cases), kept)
 
     def _asked(self, case: Case, rng: random.Random) -> list[Question]:
         left = dict(self.hyperparameters.per_kind)
@@ -191,7 +199,8 @@ class Batcher:
         place = self._layout(question.text, beside)
         wanted = self.hyperparameters
         most = wanted.telling_tokens if question.text == TELL else wanted.answer_tokens
-        return Row(context, place.prefix, place.suffix, answer[:most], question.text)
+        forgotten = about(question, wanted.forget)
+        return Row(context, place.prefix, place.suffix, answer[:most], question.text, forgotten)
 
     def _answer(self, answer: str) -> tuple[int, ...]:
         if answer not in self._answers:

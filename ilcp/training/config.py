@@ -120,6 +120,8 @@ class TrainingConfig:
             ConfigError: one of them is unknown, of another type, or impossible.
         """
         usual: dict[str, Any] = COMMON | (FACTS if facts else ANSWERS if answers_end else CONTINUATIONS)
+        if self.training.get("forget"):
+            usual = usual | {"literals_share": 0.0}  # they are the text's own words
         steps = self.training.get("steps")
         if facts and isinstance(steps, int):  # a short run has a short lesson
             usual = usual | {"facts_steps": max(1, min(FACTS_STEPS, LESSON * steps))}

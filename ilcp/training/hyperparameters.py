@@ -18,6 +18,7 @@ WEIGHTS = (
     "rate_weight",
     "reader_weight",
     "facts_weight",
+    "forget_weight",
     "weight_decay",
 )
 
@@ -53,6 +54,16 @@ class Hyperparameters:
     facts_contexts: int = 16  # per step of theirs
     facts_learning_rate: float = 1e-3
     facts_weight: float = 0.3  # of the same lesson, while it is trained through the receiver
+    forget: tuple[
+        str, ...
+    ] = ()  # topics that a message is not to tell: their questions are answered as if the text did
+    # not say it, and an adversary that looks for their values in the latent is driven to chance
+    forget_values: Mapping[str, tuple[str, ...]] = field(
+        default_factory=dict
+    )  # all of each topic; ilcp train finds them
+    forget_answer: str = "not said"  # as the data answer questions of the kind "absent"
+    forget_weight: float = 1.0  # of the nats by which the adversary, a topic, knows more than how often a value is said
+    forget_learning_rate: float = 3e-3  # of the adversary: faster than the codec, or it is outrun and proves nothing
     rate_weight: float = 0.0  # nats of loss per bit of rate that is not free
     free_bits: tuple[float, float] = (0.0, 0.0)  # free at the start and at the end, a straight line between: two equal
     # numbers are free bits, rising ones a capacity schedule
@@ -99,8 +110,8 @@ class Hyperparameters:
         ):
             if getattr(self, name) < least:
                 raise ConfigError(f"expected {name} to be at least {least}, got {getattr(self, name)}")
-        rates = ("learning_rate", "facts_learning_rate", "reader_learning_rate", "adapter_learning_rate")
-        for name in ("minutes", *rates, "checkpoint_minutes"):
+        kinds = ("", "facts_", "reader_", "adapter_", "forget_")
+        for name in ("minutes", *(f"{kind}learning_rate" for kind in kinds), "checkpoint_minutes"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"expected {name} to be positive, got {getattr(self, name)}")
         for name in ("reconstruction_share", "collapse_after", "literals_share", "telling_share", "adapter_after"):
@@ -117,9 +128,20 @@ class Hyperparameters:
             )
         if (self.naming_steps or self.alignment_steps or self.alignment_weight) and not self.topics:
             raise ConfigError("expected topics for naming_steps, alignment_steps or alignment_weight, got none")
+        if self.forget:
+            self._require_forgetting()
         for name in ("blank_share", "reader_share", "facts_share"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"expected {name} from 0 to below 1, got {getattr(self, name)}")
+
+    def _require_forgetting(self) -> None:
+        if self.reconstruction_weight or self.literals_share:
+            raise ConfigError(
+                f"expected neither reconstruction_weight nor literals_share beside forget, got "
+                f"{self.reconstruction_weight} and {self.literals_share}: both give the text back word for word"
+            )
+        if not self.forget_answer:
+            raise ConfigError("expected forget_answer as the data say that a text does not say it, got none")
 
     def free_bits_at(self, done: float) -> float:
         """Returns how many bits of rate cost nothing when the share ``done`` of the run is over."""

@@ -43,6 +43,7 @@ from ilcp.training.config import TrainingConfig, read_config
 from ilcp.training.data import Shuffled, Split, require_enough, split
 from ilcp.training.estimate import estimate
 from ilcp.training.finish import STATES, Job, finish, shows, tell
+from ilcp.training.forget import require_latent, with_values
 from ilcp.training.hyperparameters import Hyperparameters
 from ilcp.training.lesson import facts_stage, learn_facts
 from ilcp.training.log import Log
@@ -117,6 +118,7 @@ def _trained(
     halved = same_config(config, identities, device)
     cases = _written(config, models) if given is None else given
     hyperparameters = replace(config.hyperparameters(_answers_end(cases), facts=learns_facts(method)), bfloat16=halved)
+    hyperparameters = with_values(hyperparameters, cases)
     job = Job(config, hyperparameters, models, _fitting(config, models, cases, hyperparameters), made_by)
     torch.manual_seed(config.seed)
     network = untrained(method, config, models, job.cases.training).to(device)
@@ -205,6 +207,8 @@ def _require_batches(job: Job, network: Any) -> None:
         ConfigError: with what to change.
     """
     wanted, cases = job.hyperparameters, len(job.cases.training)
+    if wanted.forget:
+        require_latent(network, wanted)
     sizes = {"contexts": wanted.contexts}
     sizes |= {"reader_contexts": wanted.reader_contexts} if job.models.adapter is not None else {}
     sizes |= {"facts_contexts": wanted.facts_contexts} if isinstance(network, FactNetwork) else {}

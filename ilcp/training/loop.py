@@ -19,6 +19,7 @@ from ilcp.tasks.cases import Case
 from ilcp.training.batch import Batch, Batcher, Models, frozen
 from ilcp.training.checkpoint import CHECKPOINT, alone, has_checkpoint, read_checkpoint, require_same, write_checkpoint
 from ilcp.training.clock import Clock
+from ilcp.training.forget import learners, watched
 from ilcp.training.hyperparameters import Hyperparameters, renamed
 from ilcp.training.log import Log
 from ilcp.training.objective import Objective
@@ -76,8 +77,8 @@ def fit(
     folder = Path(folder)
     log = Log(folder, tensorboard=tensorboard and is_main())
     models = models.with_teacher()
-    run = Run(network, models, hyperparameters, folder, phrasebook, store, log)
-    with alone(run.folder), frozen(models):
+    with watched(network, hyperparameters), alone(folder), frozen(models):
+        run = Run(network, models, hyperparameters, folder, phrasebook, store, log)
         resumed = run.resumed(resume)
         validator = validation if isinstance(validation, Validator) else _reads(run, validation)
         if not resumed:
@@ -139,11 +140,11 @@ class Run:
         self.stale = 0  # validations since the best
         self.last_loss = math.nan
         torch.manual_seed(hyperparameters.seed)
-        groups = [{"params": list(network.parameters()), "lr": hyperparameters.learning_rate}]
+        groups = learners(network, hyperparameters)
         self.adapted = models.adapted()
         if self.adapted:
             groups.append({"params": self.adapted, "lr": hyperparameters.adapter_learning_rate})
-        self.rates = [float(group["lr"]) for group in groups]  # type: ignore[arg-type]
+        self.rates = [float(group["lr"]) for group in groups]
         self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=hyperparameters.weight_decay)
         require_share(hyperparameters)
 
@@ -276,10 +277,8 @@ class Run:
             TrainingError: nothing was learned when something should have been.
         """
         if self.hyperparameters.patience:
-            if self.best is None or result.score[1] > self.best[0]:
-                self.best, self.stale = (result.score[1], self.weights()), 0
-            else:
-                self.stale += 1
+            better = self.best is None or result.score[1] > self.best[0]
+            self.best, self.stale = ((result.score[1], self.weights()), 0) if better else (self.best, self.stale + 1)
         record = {"step": self.step, "minutes": round(self.seconds / 60, 2), "tokens_per_s": round(self._speed(), 1)}
         record |= {"last_loss": round(self.last_loss, 6)}
         record |= {name: round(value, 4) for name, value in averages.items()} | result.to_dict()

@@ -9,6 +9,7 @@
          + alignment_weight * the share of the phrasebook's memory that is missing from the network's
          + blank_share * KL(receiver with nothing || receiver with a blank payload), on so many contexts
          + reader_weight * cross-entropy of one context's answers given its text, while the adapter is trained
+         + forget_weight * what an adversary knows of forgotten topics, and that adversary's own cross-entropy
          + facts_weight * a codec's own losses about what was said, where it learns facts
 
 What the receiver says with the full text, or with nothing, is what it said when the codec's training began
@@ -35,6 +36,7 @@ from ilcp.tasks.cases import Case
 from ilcp.training.batch import Batch, Batcher, Models, Row
 from ilcp.training.clock import Clock
 from ilcp.training.facts import Told
+from ilcp.training.forget import LatentNetwork, adversary_of
 from ilcp.training.hyperparameters import Hyperparameters
 from ilcp.training.packed import memory_logits, text_logits
 from ilcp.training.precision import precision
@@ -145,7 +147,7 @@ class Objective:
         if self.phrasebook and step < self.hyperparameters.naming_steps + self.hyperparameters.alignment_steps:
             return self._warmup(network, batch, self.phrasebook, step)
         read = self.states(batch)
-        memory, rate_bits = self.memory(network, *read)
+        memory, rate_bits, hidden = self._hiding(network, batch, *read)
         blanks = self.hyperparameters.blanks(batch.count)
         unsent = [row for row in batch.rows if self._number(row) < blanks]
         sent = [row for row in batch.rows if self._number(row) >= blanks]
@@ -165,13 +167,20 @@ class Objective:
             if blank is not None:
                 terms["blank"] = self._blank(blank, unsent)
             if self.models.adapter is not None and self.hyperparameters.adapts_at(done):
-                terms["reading"] = self.reading(batch, [r for r in batch.rows if r.context == batch.rows[0].context])
+                read_rows = [row for row in batch.rows if not row.forgotten] or list(batch.rows)
+                same = [row for row in read_rows if row.context == read_rows[0].context]
+                terms["reading"] = self.reading(batch, same)
         if isinstance(network, FactNetwork) and self.hyperparameters.facts_weight:
             terms["facts"] = self.lesson(network, batch, *read)["loss"]
         if self.hyperparameters.alignment_weight and self.phrasebook is not None:
             assert isinstance(memory, Tensor)
             terms["alignment"] = alignment_loss(targets_of(self.phrasebook, batch, memory))
+        terms |= hidden
+        warm = self.hyperparameters.warmup_steps  # in which the adversary learns first
         weights |= {
+            "adversary": 1.0,
+            "guess": 1.0,
+            "forgetting": self.hyperparameters.forget_weight * (min(1.0, step / warm) if warm else 1.0),
             "cross_entropy": self.hyperparameters.cross_entropy_weight,
             "alignment": self.hyperparameters.alignment_weight,
             "reconstruction": self.hyperparameters.reconstruction_weight,
@@ -193,6 +202,21 @@ class Objective:
             memory, rate_bits = network(states, mask)
         self.clock.backward_reaches(memory)
         return memory, rate_bits
+
+    def _hiding(
+        self, network: Network, batch: Batch, states: Tensor, mask: Tensor
+    ) -> tuple[Memories, Tensor, dict[str, Tensor]]:
+        """Returns what ``memory`` does, and the terms of the network's adversary, if it has one."""
+        adversary = adversary_of(network)
+        if adversary is None:
+            return *self.memory(network, states, mask), {}
+        assert isinstance(network, LatentNetwork)
+        with self.clock("codec"):
+            latent, rate_bits = network.latent(states, mask)
+            memory = network.memory_of(latent)
+            hidden = adversary.terms(latent, torch.tensor(batch.secrets, device=latent.device))
+        self.clock.backward_reaches(memory)
+        return memory, rate_bits, hidden
 
     def reading(self, batch: Batch, rows: Sequence[Row]) -> Tensor:
         """Computes the cross-entropy of the answers given the full text."""
@@ -224,8 +248,10 @@ class Objective:
         logits, labels = memory_logits(self.models, rows, memory)
         terms = {"cross_entropy": self._cross_entropy(logits, labels)}
         if self.hyperparameters.kl_weight:
-            first = {row.context: index for index, row in reversed(list(enumerate(rows)))}
+            first = {row.context: index for index, row in reversed(list(enumerate(rows))) if not row.forgotten}
             chosen = list(first.values())
+            if not first:
+                return terms | {"kl": self._mean(0.0 * terms["cross_entropy"], 0)}
             with torch.no_grad(), self.models.teaching():
                 texts = [batch.texts[context] for context in first]
                 target, own = text_logits(self.models, [rows[index] for index in chosen], texts)

@@ -156,6 +156,7 @@ def reading_stage(hyperparameters: Hyperparameters) -> Hyperparameters:
         adapter_after=0.0,
         patience=PATIENCE,
         literals_share=0.0,
+        forget=(),  # who is to learn to read reads everything
     )
 
 

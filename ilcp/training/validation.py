@@ -21,6 +21,7 @@ from ilcp.models.forward import answer_scores, has_room
 from ilcp.models.prompt import text_ids
 from ilcp.tasks.cases import Case
 from ilcp.training.batch import Batcher, Models, Row, require_fitting
+from ilcp.training.forget import remembered
 from ilcp.training.hyperparameters import Hyperparameters
 from ilcp.training.packed import memory_logits, text_logits
 from ilcp.training.precision import precision
@@ -108,7 +109,9 @@ class Validator:
         self.models, self.hyperparameters, self.reader = models, hyperparameters, reader
         alone = replace(hyperparameters, literals_share=0.0, telling_share=0.0)  # what is watched: the latent's answers
         self.batch = Batcher(models, alone).batch(
-            cases, random.Random(f"validation {hyperparameters.seed}"), whole=True
+            [remembered(case, hyperparameters.forget) for case in cases],
+            random.Random(f"validation {hyperparameters.seed}"),
+            whole=True,
         )
         self._draws = Bootstrap([row.context for row in self.batch.rows], seed=hyperparameters.seed)
         self._ends: dict[str, Scores] = {}

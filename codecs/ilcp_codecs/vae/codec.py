@@ -59,10 +59,24 @@ class VaeNetwork(nn.Module):
         """The sender's layers that are read."""
         return self.config.sender_layers
 
-    def forward(self, states: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    @property
+    def latent_size(self) -> int:
+        """How many numbers a latent is."""
+        return self.config.slots * self.config.dims
+
+    def latent(self, states: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns ``z_hat`` ``"batch slots dims"``, whole, and ``rate_bits`` ``"batch"``."""
         z, rate_bits = self.bottleneck(self.pooler(states, mask))
-        z_hat = z if self.continuous else self.bottleneck.z_hat(z)
-        return self.projector(z_hat * self._random_prefix(len(z))), rate_bits
+        return z if self.continuous else self.bottleneck.z_hat(z), rate_bits
+
+    def memory_of(self, z_hat: Tensor) -> Tensor:
+        """Returns memory ``"batch slots hidden"``; in training, of random prefixes."""
+        memory: Tensor = self.projector(z_hat * self._random_prefix(len(z_hat)))
+        return memory
+
+    def forward(self, states: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        z_hat, rate_bits = self.latent(states, mask)
+        return self.memory_of(z_hat), rate_bits
 
     def blank(self, count: int) -> Tensor:
         """Returns memory ``"share slots hidden"`` of payloads that no sender made: zero bytes, and random bytes.
