@@ -41,7 +41,7 @@ class Ends:
     def __init__(self, forgets: str = "", says: dict[str, str] | None = None) -> None:
         trained = SimpleNamespace(codec_id=lambda _: bytes(8))
         self.codec = SimpleNamespace(spec=SimpleNamespace(reads="text", payload_bytes=500), trained=trained)
-        self.audit = self.key = self.audience = None
+        self.audit = self.guard = self.key = self.audience = None
         self.forgets, self.says = forgets, says or {}
 
     def encode(self, text: str, *, payload_bytes: int | None = None) -> bytes:

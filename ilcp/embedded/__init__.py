@@ -71,14 +71,13 @@ def load_pair(
         sender, receiver: folders, hub ids or GGUF files of the models; None for those that the codec was trained with
             by ``ilcp train``, or else for the embedded ones. A receiver that was adapted gets its adapter.
         key: 16 to 64 bytes, or an ``ilcp.KeyRing``; messages are then sealed (127 bytes) and bare ones refused.
-        audience: the receiver's name, for which alone messages are then sealed; needs a key.
-        encrypt: encrypts messages and their blobs (126 bytes) under the key; see ``ilcp.Sender``.
+        audience, encrypt: the receiver's name, for which alone messages are sealed, and whether they are encrypted.
         replay: lets the receiver decode each sealed message once; needs a key.
         allow_unmeasured: takes a codec whose content gain was not measured, or is not above zero, or is damaged.
         trust: public keys of those whose signed evidence counts; see ``ilcp.Receiver``.
         allow_download: fetches models that the codec names and you do not; otherwise they have to be here already.
         device: of both models; the codec stays on the CPU.
-        blobs, assurance: where large payloads are kept, and what is done in doubt; see ``ilcp.Receiver``.
+        blobs, assurance: see ``ilcp.Receiver``; by itself the embedded pair's judges nothing, since its sender warns.
 
     Raises:
         ConfigError: the folder holds no codec, a model cannot be loaded, or what takes a key has none.
@@ -92,7 +91,8 @@ def load_pair(
         sender, receiver = sender or receiver, receiver or sender
     model, tokenizer = _model(method, "receiver", receiver, device, allow_download)
     both: dict[str, Any] = dict(key=key, audience=audience, blobs=blobs)
-    own: dict[str, Any] = dict(replay=replay, trust=trust, allow_unmeasured=allow_unmeasured, assurance=assurance)
+    own: dict[str, Any] = dict(replay=replay, trust=trust, allow_unmeasured=allow_unmeasured)
+    own["assurance"] = None if codec is None and assurance is WARNING else assurance
     return Pair(
         _sender(method, sender, device, allow_download, encrypt=encrypt, **both),
         Receiver(adapt(model, method), tokenizer, method, **both, **own),
