@@ -125,13 +125,13 @@ class Guard:
     def __init__(self, policy: Policy, place: str, codecs: Any):
         self.policy, self.place = policy, place
         self._watch = Watch() if policy.watch is None else policy.watch
-        self._known = {each.trained.codec_id(each.spec): (each, Reference.of(each)) for each in codecs}
+        self._known = [(each, each.trained.codec_id(each.spec), Reference.of(each)) for each in codecs]
         self._turns = 0
         self._seen: dict[bytes, Ranks] = {}
 
     def reference(self, codec: Any) -> Reference | None:
         """Returns what is usual of a codec's messages; None where nobody calibrated it."""
-        return self._known[codec.trained.codec_id(codec.spec)][1]
+        return self._of(codec)[1]
 
     def judge(
         self,
@@ -152,10 +152,9 @@ class Guard:
         Raises:
             StorageError: the watch cannot be read or written.
         """
-        reference = self.reference(codec)
+        codec_id, reference = self._of(codec)
         if reference is None:
             return Judgement()
-        codec_id = codec.trained.codec_id(codec.spec)
         key = (codec_id.hex(), reference.digest, self.policy.tenant, self.place)
         name = digest(codec_id, payload)
         ranks, known = self._seen.get(name), name in self._seen
@@ -176,6 +175,13 @@ class Guard:
 
         self._watch.change(*key, step)
         return found[0]
+
+    def _of(self, codec: Any) -> tuple[bytes, Reference | None]:
+        """Returns a codec's id, and its reference if there is one."""
+        for each, codec_id, reference in self._known:
+            if each is codec:
+                return codec_id, reference
+        return codec.trained.codec_id(codec.spec), None
 
     def _remember(self, name: bytes, ranks: Ranks) -> None:
         self._seen[name] = ranks

@@ -8,8 +8,9 @@ into it: ``reset`` begins anew. It holds counts and capital, no message and no t
 import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from ilcp.assurance.martingale import ALARM, BETS, START, Canary, Jumper
@@ -22,6 +23,8 @@ __all__ = ["State", "Watch"]
 APPLICATION_ID = 0x696C7761  # "ilwa"
 MOST_TENANT = 200  # characters
 MOST_VIEWS = 80
+Key = tuple[str, str, str, str]  # codec, reference, tenant, place
+KEYS = ("codec_id", "reference", "tenant", "place")
 _SCHEMA = (
     """CREATE TABLE IF NOT EXISTS states (
         codec TEXT, reference TEXT, tenant TEXT, place TEXT, state TEXT NOT NULL,
@@ -76,6 +79,11 @@ class State:
         """Returns the state with one more decision of that name."""
         return replace(self, decided={**self.decided, action: self.decided.get(action, 0) + 1})
 
+    def to_json(self) -> str:
+        """Returns all but whose state it is."""
+        held = {each.name: getattr(self, each.name) for each in fields(self) if each.name not in KEYS}
+        return json.dumps(held | {"canary": None if self.canary is None else asdict(self.canary)})
+
     def _looked(self) -> "State":
         now = int(time.time())
         rung = not self.alarmed and self.value >= ALARM
@@ -95,8 +103,10 @@ class Watch:
 
     def __init__(self, path: str | Path | None = None):
         lost = "so that nothing says what was won; open it again"
-        self._file = Database(path, "a watch", APPLICATION_ID, _SCHEMA, lost, StorageError)
-        self.path = self._file.path
+        self._file = None if path is None else Database(path, "a watch", APPLICATION_ID, _SCHEMA, lost, StorageError)
+        self.path = None if self._file is None else self._file.path
+        self._lock = Lock()
+        self._known: dict[Key, tuple[str, State]] = {}  # what was written, or read, last; without a file, all there is
 
     def change(
         self, codec_id: str, reference: str, tenant: str, place: str, step: Callable[[State], State] | None
@@ -108,6 +118,13 @@ class Watch:
             ConfigError: the tenant's name is none.
         """
         key = (codec_id, reference, tenant_name(tenant), place)
+        if self._file is None:
+            with self._lock:
+                state = self._known[key][1] if key in self._known else State(*key)
+                if step is not None:
+                    state = step(state)
+                    self._known[key] = ("", state)
+                return state
         with self._file.transaction() as database:
             query = "SELECT state FROM states WHERE codec = ? AND reference = ? AND tenant = ? AND place = ?"
             row = database.execute(query, key).fetchone()
@@ -115,8 +132,9 @@ class Watch:
             if step is None:
                 return state
             state = step(state)
-            held = json.dumps({name: value for name, value in asdict(state).items() if name not in KEYS})
+            held = state.to_json()
             database.execute("INSERT OR REPLACE INTO states VALUES (?, ?, ?, ?, ?)", (*key, held))
+            self._known[key] = (held, state)
         return state
 
     def look(self, codec_id: str, reference: str, tenant: str, place: str) -> State:
@@ -129,6 +147,10 @@ class Watch:
         Raises:
             StorageError: as ``change``.
         """
+        if self._file is None:
+            with self._lock:
+                found = [state for _, state in self._known.values()]
+            return sorted(found, key=lambda state: (state.codec_id, state.tenant, state.place, state.reference))
         with self._file.transaction() as database:
             rows = database.execute("SELECT * FROM states ORDER BY codec, tenant, place, reference").fetchall()
         return [self._read(row[:4], row[4]) for row in rows]
@@ -139,13 +161,20 @@ class Watch:
         Raises:
             StorageError: as ``change``.
         """
+        if self._file is None:
+            with self._lock:
+                gone = [key for key in self._known if (key[0], key[2]) == (codec_id, tenant)]
+                for key in gone:
+                    del self._known[key]
+            return len(gone)
         with self._file.transaction() as database:
-            gone = database.execute("DELETE FROM states WHERE codec = ? AND tenant = ?", (codec_id, tenant))
-            return gone.rowcount
+            query = "DELETE FROM states WHERE codec = ? AND tenant = ?"
+            return database.execute(query, (codec_id, tenant)).rowcount
 
     def close(self) -> None:
         """Closes the file; what it holds stays."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Makes a copy, or what is unpickled, open the same file; one of a process's memory begins anew."""
@@ -157,20 +186,22 @@ class Watch:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _read(self, key: tuple[str, ...], held: Any) -> State:
-        where = f"the watch in {self._file.name}"
+    def _read(self, key: Key, held: Any) -> State:
+        known = self._known.get(key)
+        if known is not None and known[0] == held:
+            return known[1]
+        where = f"the watch in {self.path}"
         try:
             record = json.loads(held)
         except (TypeError, ValueError) as error:
             raise StorageError(f"expected a state in {where}, got {shown(held)}: remove the file") from error
+        if not isinstance(record, dict):
+            raise StorageError(f"expected a state in {where}, got {shown(held)}: remove the file")
         state = read_record(State, dict(zip(KEYS, key, strict=True)) | record, where, error=StorageError)
         lengths = {len(each) for each in state.capital.values()}
         if len(state.capital) > MOST_VIEWS or lengths - {len(BETS)} or not 0 <= state.value < float("inf"):
             raise StorageError(f"expected a state in {where}, got one of {shown(state.value)}: remove the file")
         return state
-
-
-KEYS = ("codec_id", "reference", "tenant", "place")
 
 
 def tenant_name(tenant: str) -> str:
