@@ -15,21 +15,26 @@ swapped weights: identity and seal refuse those before anything is decoded.
 
 import time
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import random
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 from ilcp.assurance.martingale import margin
 from ilcp.assurance.reference import Reference
 from ilcp.assurance.view import Observed
 from ilcp.assurance.watch import State, Watch, tenant_name
 from ilcp.errors import ConfigError, DoubtError
+from ilcp.identity import digest
 
 __all__ = ["UNJUDGED", "WARNING", "Action", "AssuranceWarning", "Guard", "Judgement", "Policy", "expired"]
 
 Action = Literal["accept", "warn", "refuse", "text"]
+Ranks = Mapping[str, tuple[float, float]]  # p-values, and how far each may be off, by the name of the view
 ACTIONS = get_args(Action)
+STRICTER = ("accept", "warn", "text", "refuse")  # from left to right
+MOST_REMEMBERED = 4096  # messages
 LEVEL = 0.001
 DAY_S = 86_400.0
 
@@ -45,18 +50,18 @@ class Policy:
     Args:
         doubt: about one message whose p-value is below ``level``: "accept" it, "warn", "refuse" it with a DoubtError,
             or take the "text" in its place, which the caller allows by saying so.
-        alarm: what is done with every message while an alarm stands.
+        alarm: what is done with every message while an alarm stands; in doubt as well, the stricter of the two.
         level: of p-values; a reference of n scores knows none below 1 / (n + 1), which then is the level.
         watch: keeps the evidence of all messages; None for this process's memory.
         tenant: whose messages these are: each has evidence and alarms of its own.
         probe_every: of so many messages one is probed, too: the receiver's model runs once more, over a few answers
             behind the memory. 0 for none.
         text: for "text" at a receiver: gives the text that a message stands for.
-        expires_days: how old a codec's evidence may be; older, or of another major version of transformers, is a doubt
-            of its own when the end is made. None for no limit.
+        expires_days: how old a codec's evidence may be; older, or of no known date, or of another major version of
+            transformers, is a doubt of its own when the end is made. None for no limit.
 
     Raises:
-        ConfigError: an action or a number is none, or a receiver is to take a text that nobody gives.
+        ConfigError: an action, a number or a watch is none, or a receiver is to take a text that nobody gives.
     """
 
     doubt: Action = "warn"
@@ -78,6 +83,11 @@ class Policy:
             raise ConfigError(f"expected probe_every as a number from 0, got {self.probe_every!r}")
         if self.expires_days is not None and not self.expires_days > 0:
             raise ConfigError(f"expected expires_days above 0 or None, got {self.expires_days!r}")
+        watch, text = cast(Any, self.watch), cast(Any, self.text)  # of callers without types
+        if not (watch is None or isinstance(watch, Watch)) or not (text is None or callable(text)):
+            raise ConfigError(
+                "expected watch as an ilcp.assurance.Watch, and text as what gives a text, got another type"
+            )
         tenant_name(self.tenant)
 
 
@@ -104,6 +114,13 @@ class Judgement:
             told |= {"p_value": _rounded(self.p), "evidence": _rounded(min(self.evidence, 1e12)), "alarm": self.alarmed}
         return {name: value for name, value in told.items() if value != ""}
 
+    def refusal(self, way_out: str) -> DoubtError:
+        """Returns the error of an end that does not take the message; its ``assurance`` is what goes on record."""
+        because = f"expected a message like those of the calibration, got one where {self.because}; {way_out}"
+        error = DoubtError(because)
+        error.assurance = replace(self, action="refuse").told()
+        return error
+
 
 class Guard:
     """One end's judge: a policy, and the references of its codecs.
@@ -121,6 +138,9 @@ class Guard:
         self._watch = Watch() if policy.watch is None else policy.watch
         self._known = {each.trained.codec_id(each.spec): (each, Reference.of(each)) for each in codecs}
         self._turns = 0
+        self._met: OrderedDict[bytes, Ranks] = (
+            OrderedDict()
+        )  # of the latest messages, by their digests, the oldest first
 
     def reference(self, codec: Any) -> Reference | None:
         """Returns what is usual of a codec's messages; None where nobody calibrated it."""
@@ -133,6 +153,7 @@ class Guard:
         probe: Callable[[Reference], Observed | None] | None = None,
         *,
         counts: bool = True,
+        once: bytes = b"",
     ) -> Judgement:
         """Returns what is found of a message, and counts it.
 
@@ -140,6 +161,8 @@ class Guard:
             observed: by the name of the view.
             probe: asks the receiver's model, where it is this message's turn.
             counts: whether it is evidence of what comes, and a decision.
+            once: a message that may be met again, as it is for each question that it is asked: it counts once, and is
+                found then what it was found before.
 
         Raises:
             StorageError: the watch cannot be read or written.
@@ -148,27 +171,51 @@ class Guard:
         if reference is None:
             return Judgement()
         codec_id, policy = codec.trained.codec_id(codec.spec).hex(), self.policy
-        if probe is not None and self._turn(counts):
-            asked = probe(reference)
-            observed = {**observed, **({} if asked is None else {"probed": asked})}
-        ranks = _ranks(reference, observed)
+        probes = bool(policy.probe_every) and probe is not None and "probed" in reference.views
+        name = digest(once) if once else b""
+        met = self._met.get(name)
+        ranks = (
+            self._ranks(reference, observed, probe if probes and met is None else None, counts) if met is None else met
+        )
         found: list[Judgement] = []
 
         def step(state: State) -> State:
-            state = state.bet(ranks, views=1 + bool(policy.probe_every))
+            state = state.bet(ranks, views=1 + probes) if met is None else state
             judged = self._judged(reference, {name: p for name, (p, _) in ranks.items()}, state)
             found.append(judged)
             return state.decide(judged.action)
 
-        change = self._watch.change if counts else self._watch.tried
+        change = self._watch.change if counts and met is None else self._watch.tried
         change(codec_id, reference.digest, policy.tenant, self.place, step)
+        if counts and name:
+            self._met[name] = ranks
+            if len(self._met) > MOST_REMEMBERED:
+                self._met.popitem(last=False)  # in one step, whatever other threads do
         return found[0]
+
+    def _ranks(
+        self,
+        reference: Reference,
+        observed: Mapping[str, Observed],
+        probe: Callable[[Reference], Observed | None] | None,
+        counts: bool,
+    ) -> Ranks:
+        """Returns p-values, and how far each may be off, of what there is a view for; of another shape it is 0."""
+        if probe is not None and self._turn(counts):
+            asked = probe(reference)
+            observed = {**observed, **({} if asked is None else {"probed": asked})}
+        ranks = {}
+        for name, each in observed.items():
+            if (view := reference.views.get(name)) is not None:
+                score = view.score(each) if view.fits(each) else float("inf")
+                ranks[name] = (view.p_value(score, random()), margin(len(view.scores)))
+        return ranks
 
     def _turn(self, counts: bool) -> bool:
         """Says whether a message is probed, too: each that is no evidence of what comes, else one of so many."""
-        every, turn = self.policy.probe_every, self._turns
+        turn = self._turns
         self._turns += counts
-        return bool(every) and (not counts or turn % every == 0)
+        return not counts or turn % self.policy.probe_every == 0
 
     def _judged(self, reference: Reference, ps: Mapping[str, float], state: State) -> Judgement:
         """Returns the judgement from p-values of the views of one message, and the state after it."""
@@ -177,18 +224,18 @@ class Guard:
             known |= {"p": min(1.0, len(ps) * min(ps.values())), "views": dict(ps)}
         least = min((1 / (len(reference.views[name].scores) + 1) for name in ps), default=0.0)
         level = max(self.policy.level, least)
+        found: list[tuple[Action, str]] = []
         if ps and known["p"] < level:
-            name = min(ps, key=lambda each: ps[each])
-            because = (
-                f"its {WHAT[name.split('/')[0]]} is unlike those calibrated on: p = {known['p']:.2g} < {level:.2g}"
-            )
-            return Judgement(self.policy.doubt, because, **known)
+            unlike = WHAT[min(ps, key=lambda each: ps[each]).split("/")[0]]
+            because = f"its {unlike} is unlike those calibrated on: p = {known['p']:.2g} < {level:.2g}"
+            found.append((self.policy.doubt, because))
         if state.alarmed:
-            because = (
-                f"an alarm stands since message {state.alarm_at}: messages have changed (evidence {state.peak:.3g} : 1)"
-            )
-            return Judgement(self.policy.alarm, because, **known)
-        return Judgement(**known)
+            because = f"messages have changed (evidence {state.peak:.3g} : 1)"
+            found.append((self.policy.alarm, f"an alarm stands since message {state.alarm_at}: {because}"))
+        if not found:
+            return Judgement(**known)
+        action = max((action for action, _ in found), key=STRICTER.index)
+        return Judgement(action, "; ".join(because for _, because in found), **known)
 
     def act(self, judged: Judgement, way_out: str) -> None:
         """Warns, or refuses; what else is to be done the end does.
@@ -197,9 +244,7 @@ class Guard:
             DoubtError: the policy refuses.
         """
         if judged.action == "refuse":
-            raise DoubtError(
-                f"expected a message like those of the calibration, got one where {judged.because}; {way_out}"
-            )
+            raise judged.refusal(way_out)
         if judged.action == "warn":
             warnings.warn(f"a message is taken in doubt: {judged.because}", AssuranceWarning, stacklevel=4)
 
@@ -208,21 +253,13 @@ WARNING, UNJUDGED = Policy(), Judgement()
 WHAT = {"sent": "latent", "received": "payload", "probed": "effect on the receiver"}
 
 
-def _ranks(reference: Reference, observed: Mapping[str, Observed]) -> dict[str, tuple[float, float]]:
-    """Returns p-values, and how far each may be off, of what there is a view for; of another shape it is 0."""
-    ranks = {}
-    for name, each in observed.items():
-        if (view := reference.views.get(name)) is not None:
-            score = view.score(each) if view.fits(each) else float("inf")
-            ranks[name] = (view.p_value(score, random()), margin(len(view.scores)))
-    return ranks
-
-
 def expired(evidence: Any, days: float | None, transformers: str) -> str:
     """Says why a codec is to be measured again; empty where it is not."""
     if evidence is None:
         return ""
-    if days is not None and evidence.measured_unix_s:
+    if days is not None and not evidence.measured_unix_s:
+        return f"nothing says when it was measured, and {days:g} days are allowed"
+    if days is not None:
         age = (time.time() - evidence.measured_unix_s) / DAY_S
         if age > days:
             return f"it was measured {age:.0f} days ago, and {days:g} are allowed"

@@ -40,7 +40,9 @@ class State:
     place: str
     messages: int = 0
     decided: Mapping[str, int] = field(default_factory=dict)
-    capital: Mapping[str, tuple[float, ...]] = field(default_factory=dict)  # on bets, and what sleeps, of each kind of view
+    capital: Mapping[str, tuple[float, ...]] = field(
+        default_factory=dict
+    )  # on bets, and what sleeps, of each kind of view
     views: int = 1  # that share the starting capital
     peak: float = START
     alarm_unix_s: int = 0
@@ -79,7 +81,9 @@ class State:
         """Returns the state after one message, of whose views p-values, and how far each may be off, are given."""
         capital = dict(self.capital)
         for name, (p, off) in ranks.items():
-            kind = name.split("/")[0]  # one jumper for payloads of all lengths: each p-value is a new one of the same kind
+            kind = name.split("/")[
+                0
+            ]  # one jumper for payloads of all lengths: each p-value is a new one of the same kind
             *laid, asleep = capital.get(kind, FRESH)
             jumper = Jumper(tuple(laid), asleep=asleep).bet(p, off)
             capital[kind] = (*jumper.capital, jumper.asleep)
@@ -181,7 +185,9 @@ class Watch:
             raise StorageError(f"expected a state in {where}, got {shown(held)}: remove the file")
         state = read_record(State, record | dict(zip(KEYS, key, strict=True)), where, error=StorageError)
         if not state.sound:
-            raise StorageError(f"expected a state in {where}, got {shown(held)}, which no messages lead to: remove the file")
+            raise StorageError(
+                f"expected a state in {where}, got {shown(held)}, which no messages lead to: remove the file"
+            )
         return state
 
 
