@@ -33,7 +33,7 @@ __all__ = ["UNJUDGED", "WARNING", "Action", "AssuranceWarning", "Guard", "Judgem
 Action = Literal["accept", "warn", "refuse", "text"]
 Ranks = Mapping[str, tuple[float, float]]  # p-values, and how far each may be off, by the name of the view
 ACTIONS = get_args(Action)
-STRICTER = ("accept", "warn", "text", "refuse")  # from left to right
+STRICTER: tuple[Action, ...] = ("accept", "warn", "text", "refuse")  # where a doubt and an alarm say different things
 MOST_REMEMBERED = 4096  # messages
 LEVEL = 0.001
 DAY_S = 86_400.0
@@ -224,18 +224,17 @@ class Guard:
             known |= {"p": min(1.0, len(ps) * min(ps.values())), "views": dict(ps)}
         least = min((1 / (len(reference.views[name].scores) + 1) for name in ps), default=0.0)
         level = max(self.policy.level, least)
-        found: list[tuple[Action, str]] = []
+        because = dict[Action, str]()
         if ps and known["p"] < level:
-            unlike = WHAT[min(ps, key=lambda each: ps[each]).split("/")[0]]
-            because = f"its {unlike} is unlike those calibrated on: p = {known['p']:.2g} < {level:.2g}"
-            found.append((self.policy.doubt, because))
+            what = WHAT[min(ps, key=lambda each: ps[each]).split("/")[0]]
+            because[self.policy.doubt] = f"its {what} is unlike those calibrated on: p = {known['p']:.2g} < {level:.2g}"
         if state.alarmed:
-            because = f"messages have changed (evidence {state.peak:.3g} : 1)"
-            found.append((self.policy.alarm, f"an alarm stands since message {state.alarm_at}: {because}"))
-        if not found:
+            since = f"an alarm stands since message {state.alarm_at}: messages have changed"
+            because.setdefault(self.policy.alarm, f"{since} (evidence up to {state.peak:.3g} : 1)")
+        if not because:
             return Judgement(**known)
-        action = max((action for action, _ in found), key=STRICTER.index)
-        return Judgement(action, "; ".join(because for _, because in found), **known)
+        action = max(because, key=STRICTER.index)
+        return Judgement(action, because[action], **known)
 
     def act(self, judged: Judgement, way_out: str) -> None:
         """Warns, or refuses; what else is to be done the end does.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ilcp.cli.again import Before, as_before
 from ilcp.cli.common import (
     EMBEDDED,
     DeviceOption,
@@ -62,6 +63,9 @@ AccountsOption = Annotated[
 FreelyOption = Annotated[
     bool, typer.Option("--freely", help="For --faithfulness: also ask messages to say what they say.")
 ]
+AgainOption = Annotated[
+    bool, typer.Option("--again", help="The same cases once more, compared with the codec's evidence.")
+]
 UNFINISHED = [".unfinished", ".json"]  # ends the name of what is kept until all outputs are written
 
 
@@ -88,6 +92,7 @@ def measure(
     html: Annotated[Path | None, typer.Option(help="A page with plots; needs ilcp\\[plots].", dir_okay=False)] = None,
     png: Annotated[Path | None, typer.Option(help="A folder for the plots; needs ilcp\\[plots].")] = None,
     attach: Annotated[bool, typer.Option("--attach", help="Write the result into the codec's folder.")] = False,
+    again: AgainOption = False,
     sign: SignOption = None,
     faithfulness: AccountsOption = None,
     freely: FreelyOption = False,
@@ -95,26 +100,37 @@ def measure(
     """Measures what a codec's message is worth, against everything that it must beat, on any pair of models.
 
     Every question is asked with the full text, with the message at each length, with nothing, with another case's
-    message, with text of as many bytes, and more; every figure stands beside its interval. Ctrl-C leaves what was
-    measured in --json, or in a file beside, marked incomplete; the same command goes on with it.
+    message, with text of as many bytes, and more. Ctrl-C leaves what was measured in --json, or in a file beside.
 
     Several codecs answer the same questions, one after the other, and are put on one axis, which --png draws. A preset
     stands on the receiver of the first codec that is none, or on --receiver; caches have no hops and no budgets.
     """
+    before = as_before(codecs, task, n) if again else None
+    task, n, seed = (task, n, seed) if before is None else before.cases
     keeps = _places(codecs, as_json, (task, samples, n, seed, sender, receiver, hops, budget, repetitions))
     with busy("loading models and codecs"):
-        from ilcp import tasks
-
         _refuse_early(codecs, attach, html, png, [*keeps, faithfulness], repetitions, freely)
-        key = _key(sign, attach)
-        asked = tasks.task(task or own_task(codecs), n=n, seed=seed, samples=samples)
+        key, asked = _key(sign, attach), _asked(codecs, task, n, seed, samples)
         pairs = pairs_of(codecs, sender=sender, receiver=receiver, device=device, allow_download=download, task=asked)
     wanted: dict[str, Any] = {"seed": seed, "hops": hops, "budgets": budget or (), "repetitions": repetitions}
     reports = _reports(dict(zip(codecs, pairs, strict=True)), asked, keeps, attach, key, wanted)
     with _left(*keeps):
+        _compare(before, reports[0])
         _tell_accounts(dict(zip(file_names(codecs), pairs, strict=True)), asked, seed, faithfulness, freely)
         _draw(dict(zip(file_names(codecs), reports, strict=True)), html, png)
     _forget(keeps if as_json is None else ())
+
+
+def _asked(codecs: Sequence[str], task: str | None, n: int | None, seed: int, samples: Path | None) -> "Task":
+    from ilcp import tasks
+
+    return tasks.task(task or own_task(codecs), n=n, seed=seed, samples=samples)
+
+
+def _compare(before: Before | None, report: "Report") -> None:
+    """Says whether the evidence of before still holds, where it was to be measured again."""
+    if before is not None:
+        before.compared(report)
 
 
 def _forget(keeps: Sequence[Path]) -> None:

@@ -78,8 +78,7 @@ def load_pair(
         trust: public keys of those whose signed evidence counts; see ``ilcp.Receiver``.
         allow_download: fetches models that the codec names and you do not; otherwise they have to be here already.
         device: of both models; the codec stays on the CPU.
-        blobs: where both ends keep what is too large for a message; see ``ilcp.Sender``.
-        assurance: what the receiver does in doubt; see ``ilcp.Receiver``.
+        blobs, assurance: where large payloads are kept, and what is done in doubt; see ``ilcp.Receiver``.
 
     Raises:
         ConfigError: the folder holds no codec, a model cannot be loaded, or what takes a key has none.
