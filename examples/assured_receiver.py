@@ -44,8 +44,9 @@ def main() -> None:
 
         watching = ilcp.Receiver(model, tokenizer, codec, assurance=Policy(doubt="accept", alarm="refuse", watch=watch))
         for number in range(1, 100):
+            other = sender.encode(CHAT.replace("eight", str(number)))  # the same message again would be no evidence
             try:
-                watching.decode(chat)
+                watching.decode(other)
             except DoubtError:
                 print(f"conversations in a row: an alarm at message {number}")
                 break
