@@ -51,7 +51,7 @@ class Policy:
         doubt: about one message whose p-value is below ``level``: "accept" it, "warn", "refuse" it with a DoubtError,
             or take the "text" in its place, which the caller allows by saying so.
         alarm: what is done with every message while an alarm stands; in doubt as well, the stricter of the two.
-        level: of p-values; a reference of n scores knows none below 1 / (n + 1), which then is the level.
+        level: of p-values; a view of n scores knows none below 1 / (n + 1), which then is its level.
         watch: keeps the evidence of all messages; None for this process's memory.
         tenant: whose messages these are: each has evidence and alarms of its own.
         probe_every: of so many messages one is probed, too: the receiver's model runs once more, over a few answers
@@ -222,12 +222,12 @@ class Guard:
         known: dict[str, Any] = {"reference": reference.digest, "evidence": state.value, "alarmed": state.alarmed}
         if ps:
             known |= {"p": min(1.0, len(ps) * min(ps.values())), "views": dict(ps)}
-        least = min((1 / (len(reference.views[name].scores) + 1) for name in ps), default=0.0)
-        level = max(self.policy.level, least)
         because = dict[Action, str]()
-        if ps and known["p"] < level:
-            what = WHAT[min(ps, key=lambda each: ps[each]).split("/")[0]]
-            because[self.policy.doubt] = f"its {what} is unlike those calibrated on: p = {known['p']:.2g} < {level:.2g}"
+        for name, p in ((name, len(ps) * p) for name, p in ps.items()):
+            level = max(self.policy.level, len(ps) / (len(reference.views[name].scores) + 1))
+            if p < level:
+                what = WHAT[name.split("/")[0]]
+                because[self.policy.doubt] = f"its {what} is unlike those calibrated on: p = {p:.2g} < {level:.2g}"
         if state.alarmed:
             since = f"an alarm stands since message {state.alarm_at}: messages have changed"
             because.setdefault(self.policy.alarm, f"{since} (evidence up to {state.peak:.3g} : 1)")
