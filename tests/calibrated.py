@@ -16,7 +16,7 @@ from ilcp.tasks import case_files
 
 __all__ = ["Ends", "ends_in"]
 
-PROBE = (("Who owns it?", "Mara"), ("Where is it?", "Bergen"))
+PROBE = (("Who owns it?", "Quux"), ("Where is it?", "Xyzzy"))
 TEXTS = tuple(case.context[:120] for case in case_files("train", 5, 330))
 
 

@@ -68,7 +68,7 @@ def done(call: Callable[[], Any]) -> str:
         except DoubtError:
             return "refuse"
     kinds = {each.category for each in caught}
-    if isinstance(found, TextMemory) or (isinstance(found, bytes) and b"text" and kinds == {FallbackWarning}):
+    if isinstance(found, TextMemory) or (isinstance(found, bytes) and kinds == {FallbackWarning}):
         return "text"
     return "warn" if kinds == {AssuranceWarning} else "accept"
 
@@ -348,8 +348,8 @@ def test_evidence_expires(
 @pytest.mark.parametrize(
     "wrong",
     [{"doubt": "ask"}, {"alarm": None}, {"level": 0}, {"level": float("nan")}, {"probe_every": -1},
-     {"probe_every": True}, {"expires_days": 0}, {"tenant": "x" * 201}, {"tenant": "a\nb"}, {"tenant": 7}, {"watch": "watch.sqlite"},
-     {"text": "a text"}],
+     {"probe_every": True}, {"expires_days": 0}, {"tenant": "x" * 201}, {"tenant": "a\nb"}, {"tenant": 7},
+     {"watch": "watch.sqlite"}, {"text": "a text"}],
 )  # fmt: skip
 def test_a_policy_refuses_what_is_none(wrong: dict[str, Any]) -> None:
     """With what was expected."""
