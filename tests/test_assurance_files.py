@@ -81,12 +81,7 @@ def said(text: bytes, tensors: dict[str, Any]) -> dict[str, Any]:
 def many(tensors: dict[str, Any]) -> dict[str, Any]:
     return {
         **without("attention", tensors),
-        **{
-            f"{n}.{name.rpartition('.')[2]}": value
-            for n in range(81)
-            for name, value in tensors.items()
-            if "sent." in name
-        },
+        **{f"{n}.{part}": tensors[f"sent.{part}"] for n in range(81) for part in PARTS},
     }
 
 
@@ -165,9 +160,8 @@ def test_only_a_file_of_the_folder_is_read(tmp_path: Path) -> None:
         folder=file.parent, trained=SimpleNamespace(codec_id=lambda _: bytes.fromhex(CODEC)), spec=None
     )
     assert Reference.of(codec) is None
-    for make in (
-        lambda: file.symlink_to(tmp_path / REFERENCE), lambda: file.symlink_to("nowhere"), lambda: os.mkfifo(file), file.mkdir
-    ):  # fmt: skip
+    links = (partial(file.symlink_to, target) for target in (tmp_path / REFERENCE, "nowhere"))
+    for make in (*links, partial(os.mkfifo, file), file.mkdir):
         make()
         with pytest.raises(StorageError, match="expected a"):
             Reference.of(codec)
