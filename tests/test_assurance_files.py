@@ -161,7 +161,8 @@ def test_only_a_file_of_the_folder_is_read(tmp_path: Path) -> None:
     )
     assert Reference.of(codec) is None
     links = (partial(file.symlink_to, target) for target in (tmp_path / REFERENCE, "nowhere"))
-    for make in (*links, partial(os.mkfifo, file), file.mkdir):
+    makes: list[Callable[[], Any]] = [*links, partial(os.mkfifo, file), file.mkdir]
+    for make in makes:
         make()
         with pytest.raises(StorageError, match="expected a"):
             Reference.of(codec)

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -245,7 +246,7 @@ def test_codecs_of_one_receiver_are_judged_each_by_its_own_and_tenants_apart(end
     for tenant, expected in (("acme", "refuse"), ("other", "accept"), ("", "accept")):
         policy = Policy(alarm="refuse", watch=watch, tenant=tenant)
         receiver = ends.receiver([PlainCodec(), ends.codec], assurance=policy)
-        assert expected == done(lambda receiver=receiver: receiver.decode(usual))
+        assert expected == done(partial(receiver.decode, usual))
         assert "Hi" == text_of(receiver.decode(text.to_bytes()))
     assert {"acme", "other", ""} == {state.tenant for state in watch.states()}
     assert {ends.reference.digest} == {state.reference for state in watch.states()}
@@ -362,7 +363,8 @@ def test_ends_refuse_a_policy_that_is_none(ends: Ends) -> None:
     for make in (ends.sender, ends.receiver):
         with pytest.raises(ConfigError, match=r"expected assurance as an ilcp.assurance.Policy or None, got str"):
             make(assurance="refuse")
-    for both in ({"doubt": "text"}, {"alarm": "text"}):
+    policies: tuple[dict[str, Any], ...] = ({"doubt": "text"}, {"alarm": "text"})
+    for both in policies:
         with pytest.raises(ConfigError, match="expected text= beside a receiver's policy of 'text'"):
             ends.receiver(assurance=Policy(**both))
         ends.sender(assurance=Policy(**both))

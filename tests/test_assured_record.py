@@ -188,7 +188,8 @@ def test_the_page_says_each_decision_in_words() -> None:
     """And nothing where nobody judged, or where what is there is no judgement."""
     for decision, words in (("accept", "accepted"), ("warn", "taken with a warning"), ("refuse", "it was refused"),
                             ("text", "its text was taken")):  # fmt: skip
-        judged: Any = replace(Judgement(because="so", p=0.00123, evidence=7.0, reference="r"), action=decision)
+        action: Any = decision
+        judged = Judgement(action, "so", p=0.00123, evidence=7.0, reference="r")
         told = decided({"assurance": judged.told()})
         assert words in told
         assert "p-value 0.00123; evidence that messages have changed 7 : 1" in told
@@ -218,15 +219,16 @@ def test_signatures_of_before_hold_and_bind_what_came_later() -> None:
     require_signed(Evidence.from_dict(asdict(later)), trust, "c0de")
     for changed in (
         replace(of, measured_unix_s=1), replace(of, transformers="5.1.0"), replace(later, measured_unix_s=0),
-        replace(later, transformers=""), replace(later, measured_unix_s=1_800_000_001), replace(later, transformers="4"),
+        replace(later, transformers=""), replace(later, measured_unix_s=1_800_000_001),
+        replace(later, transformers="4"),
     ):  # fmt: skip
         with pytest.raises(UnmeasuredError, match="that it did not sign"):
             require_signed(changed, trust, "c0de")
 
 
 def test_hostile_payloads_of_the_right_length_are_judged_and_never_break(pair: Pair) -> None:
-    """2,000 random payloads, of each of the embedded codec's lengths: a p-value from 0 to 1, no NaN and no error; of
-    those of full length 99 in a hundred are in doubt."""
+    """2,000 random payloads, of each of the embedded codec's lengths: a p-value from 0 to 1 and no error; of those
+    of full length 99 in a hundred are in doubt. Other lengths are refused."""
     codec, rng = pair.receiver.codec, random.Random(21)
     receiver = ilcp.Receiver(pair.receiver.model, pair.receiver.tokenizer, codec, assurance=Policy("accept", "accept"))
     codec_id, doubted = codec.trained.codec_id(codec.spec), 0

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from ilcp.assurance.martingale import ALARM
@@ -167,7 +168,8 @@ def _show(states: list[State]) -> None:
         decided = ", ".join(f"{name} {count}" for name, count in sorted(state.decided.items()))
         alarm = f"since message {state.alarm_at}" if state.alarmed else ""
         said, evidence = _canaries(state) or decided, f"{state.value:.3g} : 1"
-        table.add_row(state.codec_id, state.tenant, state.place, f"{state.messages:,}", said, evidence, alarm)
+        row = (state.codec_id, state.tenant, state.place, f"{state.messages:,}", said, evidence, alarm)
+        table.add_row(*map(escape, row))  # a tenant may be called [/x]
     out.print(table if states else "nothing was judged yet")
 
 
