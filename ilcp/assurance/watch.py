@@ -81,9 +81,7 @@ class State:
         """Returns the state after one message, of whose views p-values, and how far each may be off, are given."""
         capital = dict(self.capital)
         for name, (p, off) in ranks.items():
-            kind = name.split("/")[
-                0
-            ]  # one jumper for payloads of all lengths: each p-value is a new one of the same kind
+            kind = name.split("/")[0]  # payloads of all lengths are one sequence: each has one p-value
             *laid, asleep = capital.get(kind, FRESH)
             jumper = Jumper(tuple(laid), asleep=asleep).bet(p, off)
             capital[kind] = (*jumper.capital, jumper.asleep)
