@@ -88,6 +88,19 @@ def test_doubts_are_as_rare_as_their_level_says() -> None:
     assert abs(doubted - expected) < 4 * spread
 
 
+def test_the_parts_of_a_fit_share_no_observation() -> None:
+    """What decides the scores decides neither shape nor centre nor scale, and what decides these no shape: else p-values
+    would be none."""
+    usual, other = drawn(200, 6), drawn(200, 7, scale=9.0)
+    whole = View.fit(usual)
+    scored, centred = View.fit([*usual[:120], *other[120:]]), View.fit([*usual[:100], *other[100:]])
+    assert np.array_equal(whole.centre, scored.centre)
+    assert np.array_equal(whole.scale, scored.scale)
+    assert np.array_equal(whole.shape.covariance, centred.shape.covariance)
+    assert not np.array_equal(whole.scores, scored.scores)
+    assert not np.array_equal(whole.scale, centred.scale)
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_what_is_not_finite_is_as_unusual_as_can_be(bad: float) -> None:
     """In the vector or beside it: an infinite score, without a warning and without NaN."""
