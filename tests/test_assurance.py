@@ -89,7 +89,7 @@ def test_doubts_are_as_rare_as_their_level_says() -> None:
 
 
 def test_the_parts_of_a_fit_share_no_observation() -> None:
-    """What decides the scores decides neither shape nor centre nor scale, and what decides these no shape: else p-values
+    """What decides the scores decides neither shape, centre nor scale, and what decides these no shape: else p-values
     would be none."""
     usual, other = drawn(200, 6), drawn(200, 7, scale=9.0)
     whole = View.fit(usual)
