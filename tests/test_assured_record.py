@@ -260,6 +260,21 @@ def test_what_is_refused_before_is_never_judged(ends: Ends) -> None:
     assert [] == watch.states()
 
 
+def test_what_is_observed_is_what_is_sent(ends: Ends) -> None:
+    """The payload is that of ``encode``, at each length; the latent beside it is the whole one, the same each time."""
+    context = ends.sender().read(ends.texts[0])
+    payload, observed = ends.codec.encode_observed(context)
+    assert ends.codec.encode(context) == payload
+    for length in ends.codec.spec.prefixes:
+        part, again = ends.codec.encode_observed(context, length)
+        assert payload[:length] == part
+        assert np.array_equal(observed.vector, again.vector)
+        assert observed.scalars == again.scalars
+    assert (8 * 16, np.float32, 1) == (len(observed.vector), observed.vector.dtype, len(observed.scalars))
+    bits = received(ends.codec, payload, None)["received/16"].vector
+    assert np.array_equal(np.unpackbits(np.frombuffer(payload, np.uint8)) * 2.0 - 1, bits)
+
+
 def cache(seed: int, heads: int = 2, tokens: int = 5, scale: float = 1.0) -> Any:
     """Keys and values of two layers."""
     import torch
