@@ -33,7 +33,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from assurance_baselines import WINDOW, limits, windows
+from assurance_baselines import WINDOW, limits, neighbours, windows
 from assurance_faults import FAULTS, Fault, Places, drifting, forced, refused, texts_of
 
 from ilcp.assurance import Policy, Reference
@@ -121,8 +121,13 @@ def scores_of(
 
 
 def p_values(reference: Reference, layer: str, scores: np.ndarray, drawn: random.Random) -> np.ndarray:
-    view = reference.views[layer if layer != "received" else "received/80"]
+    view = _view(reference, layer)
     return np.array([view.p_value(score, drawn.random()) for score in scores])
+
+
+def _view(reference: Reference, layer: str) -> Any:
+    """Returns the view of a layer; of payloads that of the longest."""
+    return reference.views[layer if layer in reference.views else "received/80"]
 
 
 def delay(reference: Reference, ps: dict[str, np.ndarray], drawn: random.Random) -> int | None:
@@ -133,7 +138,7 @@ def delay(reference: Reference, ps: dict[str, np.ndarray], drawn: random.Random)
         at = STREAM + 1
         for number in range(1, STREAM + 1):
             for layer, values in ps.items():
-                off = margin(len(reference.views[layer if layer != "received" else "received/80"].scores))
+                off = margin(len(_view(reference, layer).scores))
                 jumpers[layer] = jumpers[layer].bet(drawn.choice(values), off)
             if sum(jumper.value for jumper in jumpers.values()) / len(jumpers) >= ALARM:
                 at = number
@@ -170,7 +175,7 @@ def false_alarms(pair: Pair, reference: Reference, args: argparse.Namespace) -> 
     rows = {}
     for layer, values in (ps | by_length).items():
         array = np.array(values)
-        off = margin(len(reference.views["received/80" if layer == "received" else layer].scores))
+        off = margin(len(_view(reference, layer).scores))
         jumper, peak = Jumper.fresh(), 0.0
         for p in values:
             jumper = jumper.bet(p, off)
@@ -195,8 +200,9 @@ def faults(pair: Pair, reference: Reference, args: argparse.Namespace) -> dict[s
     usual = scores_of(pair, reference, usual_payloads, usual_sent, n)
     reference_payloads, _ = observed(pair, reference, [c.context for c in case_files("test", args.seed + 2000, 2000)])
     known = limits(reference_payloads, args.seed)
-    rows = {}
-    for fault in FAULTS:
+    keep = args.out.with_suffix(".rows.json")  # an interrupted run goes on from it
+    rows = json.loads(keep.read_text(encoding="utf-8")) if keep.exists() else {}
+    for fault in (each for each in FAULTS if each.name not in rows):
         began = time.time()
         changed = fault.pair(pair, places) if fault.pair else forced(pair)
         payloads, sent = usual_payloads, usual_sent
@@ -205,16 +211,20 @@ def faults(pair: Pair, reference: Reference, args: argparse.Namespace) -> dict[s
         if fault.payloads:
             payloads, sent = fault.payloads(usual_payloads, random.Random(args.seed)), None
         found = scores_of(changed, reference, payloads, sent, n)
+        near = auroc(neighbours(usual_payloads, known), neighbours(payloads, known))
         rows[fault.name] = row = {
             "identity": refused(pair, changed, fault), **_layers(reference, usual, found, args.seed),
-            "canary": _canary(changed, reference, fault, args.seed), "baselines": windows(payloads, known),
+            "canary": _canary(changed, reference, fault, args.seed),
+            "baselines": windows(payloads, known) | {"neighbours, AUROC": near},
         }  # fmt: skip
         print(
             f"{fault.name} ({time.time() - began:.0f} s): {json.dumps(row, default=lambda value: value.item())}",
             flush=True,
         )
+        keep.write_text(json.dumps(rows, default=lambda value: value.item()), encoding="utf-8")
     rows["slow drift"] = _drift(pair, reference, texts, args.seed)
     print(f"slow drift: {json.dumps(rows['slow drift'])}")
+    keep.unlink()
     return {"n": n, "window": WINDOW, "rows": rows, "canaries": reference.calibrated.canaries}
 
 
@@ -255,7 +265,7 @@ def _drift(pair: Pair, reference: Reference, texts: Any, seed: int) -> dict[str,
     found = scores_of(pair, reference, payloads, sent, 0)
     told = {"per_day": PER_DAY}
     for layer in ("sent", "received"):
-        off = margin(len(reference.views["received/80" if layer == "received" else layer].scores))
+        off = margin(len(_view(reference, layer).scores))
         jumper, at = Jumper.fresh(), None
         for number, p in enumerate(p_values(reference, layer, found[layer], drawn), 1):
             jumper = jumper.bet(p, off)

@@ -1,4 +1,5 @@
-"""What others do to notice a change, over windows of payloads' bits: KS on norms, MMD, and a domain classifier."""
+"""What others do to notice a change, by payloads' bits: over windows KS on norms, MMD, and a domain classifier; of each
+message, the distance to its nearest neighbours among usual ones."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -6,10 +7,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["BASELINES", "WINDOW", "limits", "windows"]
+__all__ = ["BASELINES", "WINDOW", "limits", "neighbours", "windows"]
 
 WINDOW = 50
 CALM = 200  # windows that a baseline's limit is found from
+NEAREST = 5
 AMONG = 500  # usual payloads that a window is compared with
 
 Bits = NDArray[np.float64]
@@ -79,6 +81,13 @@ def windows(payloads: Sequence[bytes], known: dict[str, Any]) -> dict[str, float
         name: float(np.mean([of(known["usual"], each) > known["limits"][name] for each in some]))
         for name, of in BASELINES.items()
     }
+
+
+def neighbours(payloads: Sequence[bytes], known: dict[str, Any]) -> Bits:
+    """Returns the mean squared distance of each payload to its five nearest among those that are usual."""
+    bits, usual = _bits(payloads), known["usual"]
+    squared = (bits**2).sum(1)[:, None] + (usual**2).sum(1) - 2 * bits @ usual.T
+    return np.sort(squared, axis=1)[:, :NEAREST].mean(1)
 
 
 def _bits(payloads: Sequence[bytes]) -> Bits:

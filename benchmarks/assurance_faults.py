@@ -20,6 +20,7 @@ from ilcp.handoff import Receiver, Sender
 from ilcp.identity import differs
 from ilcp.models.fingerprint import identify, weights_digest
 from ilcp.models.loading import load_model
+from ilcp.models.own_weights import OwnWeights
 from ilcp.tasks import Case, case_files
 from ilcp.tasks.dossier import POOLS
 
@@ -209,6 +210,7 @@ def _noisy(pair: Pair, part: str, share: float) -> Pair:
         for name, weight in codec.network.named_parameters():
             if name.startswith(part) and weight.ndim > 1:
                 weight += share * weight.std() * torch.randn(weight.shape, generator=generator)
+    codec._own = OwnWeights(codec.network)  # which would refuse it
     return forced(pair, codec=codec)
 
 

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import tables_assurance
 import tables_audit
 import tables_conversations
 import tables_front
@@ -31,6 +32,7 @@ PAGES = {
     HERE.parent / "docs" / "results.md": ("figures", "cost"),
     HERE.parent / "docs" / "how-to" / "transport.md": ("faults",),
     HERE.parent / "docs" / "how-to" / "audit.md": ("accounts",),
+    HERE.parent / "docs" / "how-to" / "assure.md": ("assurance-short", "assurance-calm"),
     HERE.parent / "docs" / "how-to" / "trace.md": ("trace-said", "trace-front"),
     HERE / "README.md": (
         "conversations-goals",
@@ -73,6 +75,10 @@ PAGES = {
         "trace-graph",
         "trace-hops",
         "trace-times",
+        "assurance",
+        "assurance-calm",
+        "assurance-hostile",
+        "assurance-cost",
         "wire",
         "encryption",
         "load",
@@ -426,6 +432,11 @@ TABLES: dict[str, Callable[[], str]] = {
     "trace-steps": partial(tables_trace.sweep, result, table),
     "trace-hops": partial(tables_trace.hops, result, table),
     "trace-times": partial(tables_trace.times, result, table),
+    "assurance": partial(tables_assurance.detection, result, table),
+    "assurance-short": partial(tables_assurance.short, result, table),
+    "assurance-calm": partial(tables_assurance.calm, result, table),
+    "assurance-hostile": partial(tables_assurance.hostile, result, table),
+    "assurance-cost": partial(tables_assurance.cost, result),
     **{f"trace-{task}": partial(tables_trace.arms, result, table, task) for task in tables_trace.TASKS},
     "wire": partial(tables_wire.wire, result, table),
     "encryption": partial(tables_wire.encryption, result, table),

@@ -16,7 +16,7 @@ from ilcp.errors import DoubtError
 from ilcp.message import Message
 from ilcp.tasks import case_files
 
-CHAT = "user: I need a table for two in Porto on Friday.\nassistant: At which time?\nuser: At eight, please. " * 4
+CHAT = "user: I need a table for {} in Porto on Friday.\nassistant: At which time?\nuser: At eight, please. "
 
 
 def main() -> None:
@@ -31,22 +31,22 @@ def main() -> None:
         strict = ilcp.Receiver(model, tokenizer, codec, assurance=Policy(doubt="refuse", watch=watch, tenant="acme"))
         print("a dossier:", strict.generate(sender.encode(case.context), question))
 
-        chat, forged = sender.encode(CHAT), Message(sender.codec_id, random.Random(1).randbytes(80)).to_bytes()
+        talk = 4 * CHAT.format(2)
+        chat, forged = sender.encode(talk), Message(sender.codec_id, random.Random(1).randbytes(80)).to_bytes()
         for name, message in (("a conversation", chat), ("random bytes", forged)):
             try:
                 strict.decode(message)
             except DoubtError as error:
                 print(f"{name}: {str(error).partition(';')[0].replace('expected', 'refused: expected')}")
 
-        kept = {chat: CHAT}  # where the text of a message is to be had, such as a log
+        kept = {chat: talk}  # where the text of a message is to be had, such as a log
         lenient = ilcp.Receiver(model, tokenizer, codec, assurance=Policy(doubt="text", text=lambda m: kept[m]))
         print("the conversation's text in its place:", type(lenient.decode(chat)).__name__)
 
         watching = ilcp.Receiver(model, tokenizer, codec, assurance=Policy(doubt="accept", alarm="refuse", watch=watch))
         for number in range(1, 100):
-            other = sender.encode(CHAT.replace("eight", str(number)))  # the same message again would be no evidence
             try:
-                watching.decode(other)
+                watching.decode(sender.encode(4 * CHAT.format(number)))
             except DoubtError:
                 print(f"conversations in a row: an alarm at message {number}")
                 break

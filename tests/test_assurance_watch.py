@@ -78,7 +78,7 @@ def test_a_hostile_state_is_refused(path: Path, hostile: str) -> None:
     """Whatever stands there: a StorageError that says what to do, from each way to read it; others go on."""
     held(path, HOSTILE[hostile])
     with Watch(path) as watch:
-        for ask in (watch.states, lambda: watch.change(*OF, step), lambda: watch.tried(*OF, step)):
+        for ask in (watch.states, lambda: watch.change(*OF, step), lambda: watch.look(*OF)):
             with pytest.raises(StorageError, match=r"expected .* got"):
                 ask()
         assert {"accept": 1} == watch.change("other", *OF[1:], step).decided
@@ -192,7 +192,8 @@ def test_a_forked_child_shares_the_file(path: Path) -> None:
         if child == 0:  # no assertion may leave this block: pytest would go on twice
             code = 1
             try:
-                code = 0 if watch.change(*OF, step).decided == {"accept": 2} else 2
+                counted = watch.change(*OF, step).decided == {"accept": 2}
+                code = 0 if counted and len(watch._file._inherited) == 1 else 2
             finally:
                 os._exit(code)
         watch._file._lock.release()

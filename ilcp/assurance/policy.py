@@ -15,10 +15,10 @@ swapped weights: identity and seal refuse those before anything is decoded.
 
 import time
 import warnings
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from random import random
+from random import SystemRandom
 from typing import Any, Literal, cast, get_args
 
 from ilcp.assurance.martingale import margin
@@ -31,11 +31,12 @@ from ilcp.identity import digest
 __all__ = ["UNJUDGED", "WARNING", "Action", "AssuranceWarning", "Guard", "Judgement", "Policy", "expired"]
 
 Action = Literal["accept", "warn", "refuse", "text"]
-Ranks = Mapping[str, tuple[float, float]]  # p-values, and how far each may be off, by the name of the view
 ACTIONS = get_args(Action)
 STRICTER: tuple[Action, ...] = ("accept", "warn", "text", "refuse")  # where a doubt and an alarm say different things
-MOST_REMEMBERED = 4096  # messages
+Ranks = Mapping[str, tuple[float, float]]  # by view: a p-value, and how far it may be off
 LEVEL = 0.001
+CHANCE = SystemRandom()  # nobody's random numbers are drawn
+MOST_SEEN = 4096  # messages that are known again
 DAY_S = 86_400.0
 
 
@@ -50,7 +51,7 @@ class Policy:
     Args:
         doubt: about one message whose p-value is below ``level``: "accept" it, "warn", "refuse" it with a DoubtError,
             or take the "text" in its place, which the caller allows by saying so.
-        alarm: what is done with every message while an alarm stands; in doubt as well, the stricter of the two.
+        alarm: what is done with every message while an alarm stands.
         level: of p-values; a view of n scores knows none below 1 / (n + 1), which then is its level.
         watch: keeps the evidence of all messages; None for this process's memory.
         tenant: whose messages these are: each has evidence and alarms of its own.
@@ -138,9 +139,7 @@ class Guard:
         self._watch = Watch() if policy.watch is None else policy.watch
         self._known = {each.trained.codec_id(each.spec): (each, Reference.of(each)) for each in codecs}
         self._turns = 0
-        self._met: OrderedDict[bytes, Ranks] = (
-            OrderedDict()
-        )  # of the latest messages, by their digests, the oldest first
+        self._seen: dict[bytes, Ranks] = {}
 
     def reference(self, codec: Any) -> Reference | None:
         """Returns what is usual of a codec's messages; None where nobody calibrated it."""
@@ -149,20 +148,18 @@ class Guard:
     def judge(
         self,
         codec: Any,
+        payload: bytes,
         observed: Mapping[str, Observed],
         probe: Callable[[Reference], Observed | None] | None = None,
         *,
         counts: bool = True,
-        once: bytes = b"",
     ) -> Judgement:
-        """Returns what is found of a message, and counts it.
+        """Returns what is found of a message, and counts it, once: one that is decoded again says nothing new.
 
         Args:
             observed: by the name of the view.
             probe: asks the receiver's model, where it is this message's turn.
             counts: whether it is evidence of what comes, and a decision.
-            once: a message that may be met again, as it is for each question that it is asked: it counts once, and is
-                found then what it was found before.
 
         Raises:
             StorageError: the watch cannot be read or written.
@@ -170,46 +167,34 @@ class Guard:
         reference = self.reference(codec)
         if reference is None:
             return Judgement()
-        codec_id, policy = codec.trained.codec_id(codec.spec).hex(), self.policy
-        probes = bool(policy.probe_every) and probe is not None and "probed" in reference.views
-        name = digest(once) if once else b""
-        met = self._met.get(name)
-        ranks = (
-            self._ranks(reference, observed, probe if probes and met is None else None, counts) if met is None else met
-        )
+        codec_id = codec.trained.codec_id(codec.spec)
+        key = (codec_id.hex(), reference.digest, self.policy.tenant, self.place)
+        name = digest(codec_id, payload)
+        probes = bool(self.policy.probe_every) and probe is not None and "probed" in reference.views
+        ranks, known = self._seen.get(name), name in self._seen
+        if ranks is None:
+            if probe is not None and probes and self._turn(counts):
+                asked = probe(reference)
+                observed = {**observed, **({} if asked is None else {"probed": asked})}
+            ranks = _ranks(reference, observed)
+        if known or not counts:
+            return self._judged(reference, ranks, self._watch.look(*key))
+        self._remember(name, ranks)
         found: list[Judgement] = []
 
         def step(state: State) -> State:
-            state = state.bet(ranks, views=1 + probes) if met is None else state
-            judged = self._judged(reference, {name: p for name, (p, _) in ranks.items()}, state)
-            found.append(judged)
-            return state.decide(judged.action)
+            state = state.bet(ranks, views=1 + probes)
+            found.append(self._judged(reference, ranks, state))
+            return state.decide(found[0].action)
 
-        change = self._watch.change if counts and met is None else self._watch.tried
-        change(codec_id, reference.digest, policy.tenant, self.place, step)
-        if counts and name:
-            self._met[name] = ranks
-            if len(self._met) > MOST_REMEMBERED:
-                self._met.popitem(last=False)  # in one step, whatever other threads do
+        self._watch.change(*key, step)
         return found[0]
 
-    def _ranks(
-        self,
-        reference: Reference,
-        observed: Mapping[str, Observed],
-        probe: Callable[[Reference], Observed | None] | None,
-        counts: bool,
-    ) -> Ranks:
-        """Returns p-values, and how far each may be off, of what there is a view for; of another shape it is 0."""
-        if probe is not None and self._turn(counts):
-            asked = probe(reference)
-            observed = {**observed, **({} if asked is None else {"probed": asked})}
-        ranks = {}
-        for name, each in observed.items():
-            if (view := reference.views.get(name)) is not None:
-                score = view.score(each) if view.fits(each) else float("inf")
-                ranks[name] = (view.p_value(score, random()), margin(len(view.scores)))
-        return ranks
+    def _remember(self, name: bytes, ranks: Ranks) -> None:
+        self._seen[name] = ranks
+        with suppress(RuntimeError, StopIteration):  # where another thread does so, too
+            while len(self._seen) > MOST_SEEN:
+                self._seen.pop(next(iter(self._seen)), None)
 
     def _turn(self, counts: bool) -> bool:
         """Says whether a message is probed, too: each that is no evidence of what comes, else one of so many."""
@@ -217,8 +202,9 @@ class Guard:
         self._turns += counts
         return not counts or turn % self.policy.probe_every == 0
 
-    def _judged(self, reference: Reference, ps: Mapping[str, float], state: State) -> Judgement:
-        """Returns the judgement from p-values of the views of one message, and the state after it."""
+    def _judged(self, reference: Reference, ranks: Ranks, state: State) -> Judgement:
+        """Returns the judgement from the ranks of one message, and the state after it."""
+        ps = {name: p for name, (p, _) in ranks.items()}
         known: dict[str, Any] = {"reference": reference.digest, "evidence": state.value, "alarmed": state.alarmed}
         if ps:
             known |= {"p": min(1.0, len(ps) * min(ps.values())), "views": dict(ps)}
@@ -250,6 +236,16 @@ class Guard:
 
 WARNING, UNJUDGED = Policy(), Judgement()
 WHAT = {"sent": "latent", "received": "payload", "probed": "effect on the receiver"}
+
+
+def _ranks(reference: Reference, observed: Mapping[str, Observed]) -> Ranks:
+    """Returns p-values, and how far each may be off, of what there is a view for; of another shape it is 0."""
+    ranks = {}
+    for name, each in observed.items():
+        if (view := reference.views.get(name)) is not None:
+            score = view.score(each) if view.fits(each) else float("inf")
+            ranks[name] = (view.p_value(score, CHANCE.random()), margin(len(view.scores)))
+    return ranks
 
 
 def expired(evidence: Any, days: float | None, transformers: str) -> str:

@@ -117,8 +117,10 @@ class Watch:
         self._file = Database(path, "a watch", APPLICATION_ID, _SCHEMA, lost, StorageError)
         self.path = self._file.path
 
-    def change(self, codec_id: str, reference: str, tenant: str, place: str, step: Callable[[State], State]) -> State:
-        """Returns a state after one step, which nobody else sees half of.
+    def change(
+        self, codec_id: str, reference: str, tenant: str, place: str, step: Callable[[State], State] | None
+    ) -> State:
+        """Returns a state after one step, which nobody else sees half of; without a step, as it is.
 
         Raises:
             StorageError: the file cannot be read or written.
@@ -128,16 +130,17 @@ class Watch:
         with self._file.transaction() as database:
             query = "SELECT state FROM states WHERE codec = ? AND reference = ? AND tenant = ? AND place = ?"
             row = database.execute(query, key).fetchone()
-            state = step(State(*key) if row is None else self._read(key, row[0]))
+            state = State(*key) if row is None else self._read(key, row[0])
+            if step is None:
+                return state
+            state = step(state)
             held = json.dumps({name: value for name, value in asdict(state).items() if name not in KEYS})
             database.execute("INSERT OR REPLACE INTO states VALUES (?, ?, ?, ?, ?)", (*key, held))
         return state
 
-    def tried(self, codec_id: str, reference: str, tenant: str, place: str, step: Callable[[State], State]) -> State:
-        """Returns the state that ``change`` would, and leaves what is kept as it is; raises as ``change``."""
-        known = (codec_id, reference, tenant, place)
-        states = {(each.codec_id, each.reference, each.tenant, each.place): each for each in self.states()}
-        return step(states.get(known, State(*known)))
+    def look(self, codec_id: str, reference: str, tenant: str, place: str) -> State:
+        """Returns a state as it is; raises as ``change``."""
+        return self.change(codec_id, reference, tenant, place, None)
 
     def states(self) -> list[State]:
         """Returns all states, in the order of codecs, tenants and places.

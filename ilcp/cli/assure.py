@@ -24,6 +24,7 @@ from ilcp.cli.common import (
 from ilcp.cli.exit_codes import ALARMED
 from ilcp.errors import ConfigError
 from ilcp.files import require_writable
+from ilcp.message import CODEC_ID_BYTES
 
 if TYPE_CHECKING:
     from ilcp.embedded import Pair
@@ -139,8 +140,8 @@ def watch(
     tenant: TenantOption = "",
 ) -> None:
     """Shows what is watched: messages, decisions, and the evidence that they have changed, of each codec and tenant."""
-    if not file.is_file():
-        raise ConfigError(f"expected a watch in {file}, got no such file: Policy(watch=Watch({str(file)!r})) makes it")
+    if not file.is_file() or not file.stat().st_size:
+        raise ConfigError(f"expected a watch in {file}, got none: Policy(watch=Watch({str(file)!r})) makes it")
     with Watch(file) as kept:
         if reset is not None and not kept.reset(reset, tenant):
             raise ConfigError(f"expected the id of a codec of tenant {tenant!r} that is watched, got {reset!r}")
@@ -159,11 +160,13 @@ def watch(
 
 def _show(states: list[State]) -> None:
     table = Table()
-    for name, justify in (
-        ("codec", "left"), ("tenant", "left"), ("place", "left"), ("messages", "right"), ("decided", "left"),
-        ("evidence", "right"), ("alarm", "left"),
-    ):  # fmt: skip
-        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    table.add_column("codec", min_width=2 * CODEC_ID_BYTES, no_wrap=True)
+    for name in ("tenant", "place"):
+        table.add_column(name)
+    table.add_column("messages", justify="right")
+    table.add_column("decided")
+    table.add_column("evidence", justify="right")
+    table.add_column("alarm")
     for state in states:
         decided = ", ".join(f"{name} {count}" for name, count in sorted(state.decided.items()))
         alarm = f"since message {state.alarm_at}" if state.alarmed else ""

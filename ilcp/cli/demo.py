@@ -42,7 +42,7 @@ def demo(
         from ilcp.embedded import load_pair
         from ilcp.embedded.demo import run_demo
 
-        pair = load_pair()
+        pair = load_pair(assurance=None)  # it says itself what it does not know, and asks controls
     if document is not None:
         _own_document(pair, read_text(document), ask or [], as_json)
         return

@@ -74,7 +74,7 @@ def judged_payload(
     if guard is None or reference is None:
         return codec.encode(context, payload_bytes), Judgement()
     payload, observed = encoded(codec, context, payload_bytes, reference.attention)
-    judged = guard.judge(codec, {} if observed is None else {"sent": observed})
+    judged = guard.judge(codec, payload, {} if observed is None else {"sent": observed})
     _mark(judged)
     guard.act(judged, AT_SENDER)
     if judged.action == "text" and not or_text:
@@ -137,7 +137,7 @@ def judged_of(receiver: "Receiver", opened: "Opened", memory: Memory, *, counts:
                 f"expected a probe in the codec's reference that can be asked, got: {error}; calibrate again"
             ) from error
 
-    return guard.judge(opened.codec, observed, probe, counts=counts, once=opened.wire)
+    return guard.judge(opened.codec, opened.payload, observed, probe, counts=counts)
 
 
 def probed(receiver: "Receiver", memory: Memory | None, reference: Reference) -> Observed | None:

@@ -85,14 +85,15 @@ class _Inputs:
 
 @contextmanager
 def apart(sender: Sender, receiver: Receiver) -> Iterator[tuple[Sender, Receiver]]:
-    """Yields both ends, which tell no record of what is only tried; those of a codec of caches with a folder for the
-    blobs, which goes afterwards."""
-    if sender.codec.spec.reads != "cache" and sender.audit is receiver.audit is None:
+    """Yields both ends, which tell no record of what is only tried, and doubt none of it; those of a codec of caches
+    with a folder for the blobs, which goes afterwards."""
+    plain = all(end.audit is None and end.guard is None for end in (sender, receiver))
+    if sender.codec.spec.reads != "cache" and plain:
         yield sender, receiver
         return
     ends = copy.copy(sender), copy.copy(receiver)
     for end in ends:
-        end.audit = None
+        end.audit = end.guard = None
     if sender.codec.spec.reads != "cache":
         yield ends
         return

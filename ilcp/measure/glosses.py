@@ -51,6 +51,7 @@ class Glosses:
             raise ConfigError(f"expected a receiver of its own, without key and audit, for accounts, {got}")
         self.receiver, self.freely, self.summary = receiver, freely, summary
         self._blob = receiver.blobs = _OneBlob()
+        receiver.guard = None  # what it reads was handed over already
         self._by_id = {each.trained.codec_id(each.spec).hex(): each for each in receiver.codecs}
 
     def gloss(self, codec_id: str, payload: bytes, literals: Sequence[str], source: str | None) -> Gloss:
