@@ -14,7 +14,7 @@ import pytest
 
 import ilcp
 from ilcp import ReplayCache
-from ilcp.assurance import Judgement, Policy, Watch
+from ilcp.assurance import Judgement, Observed, Policy, Reference, View, Watch
 from ilcp.assurance.observing import attention_of, encoded, received
 from ilcp.audit import Draft, Recorder
 from ilcp.audit.page.doubts import decided, is_alarm, is_doubt
@@ -273,6 +273,18 @@ def test_what_is_observed_is_what_is_sent(ends: Ends) -> None:
     assert (8 * 16, np.float32, 1) == (len(observed.vector), observed.vector.dtype, len(observed.scalars))
     bits = received(ends.codec, payload, None)["received/16"].vector
     assert np.array_equal(np.unpackbits(np.frombuffer(payload, np.uint8)) * 2.0 - 1, bits)
+
+
+def test_what_is_of_another_shape_is_as_unusual_as_can_be(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a reference that has another number of dimensions, or of numbers beside them: a doubt and no other error."""
+    usual = ends.sender().encode(ends.texts[0])
+    for dims, scalars in ((3, 0), (128, 1)):
+        rng = np.random.default_rng(2)
+        some = [Observed(rng.standard_normal(dims).astype(np.float32), (0.5,) * scalars) for _ in range(100)]
+        reference = replace(ends.reference, views={"received/16": View.fit(some)})
+        monkeypatch.setattr(Reference, "of", lambda codec, reference=reference: reference)
+        assert (ends.receiver().judged(usual).p or 0) < 1 / 41
+        assert ends.receiver().judged(usual).because
 
 
 def cache(seed: int, heads: int = 2, tokens: int = 5, scale: float = 1.0) -> Any:
