@@ -23,7 +23,7 @@ from ilcp.errors import ConfigError, DecodeError, DoubtError, UnmeasuredError
 from ilcp.evidence import Evidence, require_signed, signed
 from ilcp.handoff import FallbackWarning
 from ilcp.message import Message
-from ilcp.signing import public_key
+from ilcp.signing import public_key, signature
 from tests.calibrated import Ends, ends_in
 
 KEY = bytes(range(32))
@@ -211,9 +211,13 @@ MEASURED = Evidence("c0de", "cases", 200, 0, "exact match", 0.8, 0.7, 0.9, ARMS,
 def test_signatures_of_before_hold_and_bind_what_came_later() -> None:
     """Evidence that was signed when there were no dates is read and holds; a date put in, taken out or moved, it does
     not, and neither does another release."""
-    of = signed(MEASURED, SEED, "t", "s")
-    earlier = {name: value for name, value in asdict(of).items() if name not in ("measured_unix_s", "transformers")}
     trust = [public_key(SEED)]
+    known = replace(MEASURED, task_digest="t", settings_digest="s", measured_by=trust[0])
+    earlier = {name: value for name, value in asdict(known).items() if name not in ("measured_unix_s", "transformers")}
+    content = b"ilcp evidence 2\0" + json.dumps(earlier, sort_keys=True).encode()  # as it was signed then
+    earlier["signature"] = signature(SEED, content)
+    of = Evidence.from_dict(earlier)
+    assert signed(MEASURED, SEED, "t", "s") == of
     require_signed(Evidence.from_dict(json.loads(json.dumps(earlier))), trust, "c0de")
     later = signed(replace(MEASURED, measured_unix_s=1_800_000_000, transformers="5.1.0"), SEED, "t", "s")
     require_signed(Evidence.from_dict(asdict(later)), trust, "c0de")
