@@ -78,7 +78,7 @@ def test_a_monitor_is_told_by_the_exit_code_and_by_prometheus(watched: Path) -> 
 def test_what_cannot_be_shown_or_reset_says_why(watched: Path, tmp_path: Path) -> None:
     """A codec that nobody watches, no file (which is not made), and one that is no watch (which is not changed)."""
     assert "that is watched, got 'nobody'" in run("watch", watched, "--reset", "nobody", code=WRONG_USE)
-    assert "got no such file" in run("watch", tmp_path / "none", code=WRONG_USE)
+    assert "got none" in run("watch", tmp_path / "none", code=WRONG_USE)
     assert not (tmp_path / "none").exists()
     (tmp_path / "junk").write_text("no watch at all" * 100)
     run("watch", tmp_path / "junk", code=DAMAGED)
