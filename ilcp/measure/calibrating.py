@@ -64,8 +64,7 @@ def calibrate(
             memory = codec.decode(part)
             for name, each in received(codec, part, memory, attention).items():
                 observed.setdefault(name, []).append(each)
-            last = length == len(payload)
-        if last and number < MOST_PROBED and (effect := probed(receiver, memory, empty)) is not None:
+        if number < MOST_PROBED and (effect := probed(receiver, memory, empty)) is not None:
             observed.setdefault("probed", []).append(effect)
     if not observed:
         raise ConfigError(f"expected a codec with something to observe, got {codec.spec.name}: text is read as it is")
