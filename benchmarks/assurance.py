@@ -180,7 +180,7 @@ def false_alarms(pair: Pair, reference: Reference, args: argparse.Namespace) -> 
         for p in values:
             jumper = jumper.bet(p, off)
             peak = max(peak, jumper.value)
-        plain = Jumper.fresh(start=1.0)
+        plain = Jumper.fresh(start=1.0, asleep=0.0)
         plain_at = next((k for k, p in enumerate(values, 1) if (plain := plain.bet(p)).value >= ALARM), None)
         rows[layer] = {
             "n": len(values), "at_1_percent": float((array < 0.01).mean()),

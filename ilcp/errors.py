@@ -21,7 +21,7 @@ Texts say what was expected, what came and what to do. Any other exception that 
 bug.
 """
 
-from typing import Self
+from typing import Any, Self
 
 __all__ = [
     "AuditError",
@@ -118,7 +118,12 @@ class AuditError(IlcpError):
 
 
 class DoubtError(IlcpError):
-    """A message is unlike those its codec was calibrated on, or an alarm stands, and the policy refuses it then."""
+    """A message is unlike those its codec was calibrated on, or an alarm stands, and the policy refuses it then.
+
+    ``assurance`` is what was found, as it goes on record; None where nobody said.
+    """
+
+    assurance: dict[str, Any] | None = None
 
 
 class Interrupted(KeyboardInterrupt):

@@ -13,7 +13,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from ilcp.errors import ConfigError, DecodeError, EncodeError, IlcpError
+from ilcp.errors import ConfigError, DecodeError, DoubtError, EncodeError, IlcpError
 from ilcp.folders import MOST_BYTES, read_whole
 
 __all__ = ["STEERING", "UNSEEN", "hidden", "listed", "mending", "named", "read_text", "require_text", "seen", "tuples"]
@@ -134,8 +134,10 @@ def named(what: str, number: int) -> Iterator[None]:
     """Names the item of a batch in whatever refuses it."""
     try:
         yield
-    except (DecodeError, EncodeError) as error:
-        raise type(error)(f"{what} {number}: {error}") from error
+    except (DecodeError, DoubtError, EncodeError) as error:
+        made = type(error)(f"{what} {number}: {error}")
+        vars(made).update(vars(error))  # what was found of a message in doubt
+        raise made from error
 
 
 def tuples(items: Iterable[Any], names: tuple[str, ...]) -> list[Any]:

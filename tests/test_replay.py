@@ -470,7 +470,7 @@ def test_a_receiver_and_a_sender_rotate_while_they_work(small: Any) -> None:
 
 def test_the_embedded_pair_takes_ring_and_cache() -> None:
     """``load_pair`` hands the ring to both ends and the cache to the receiver; a cache without a key is refused."""
-    pair = ilcp.load_pair(key=KeyRing(KEY), replay=ReplayCache())
+    pair = ilcp.load_pair(key=KeyRing(KEY), replay=ReplayCache(), assurance=None)  # no dossier
     message = pair.sender.encode("Mara owns the ticket.", literals="auto")
     assert 127 == len(message)
     assert pair.receiver.decode(message)

@@ -10,6 +10,9 @@ and a jumper that plays long enough finds that out. So each bet is laid on a p-v
 may be off (Dvoretzky, Kiefer and Wolfowitz), and nothing is won by a reference that is merely finite. A tenth of the
 starting capital is kept back for the one case in a thousand that it is further off.
 
+While nothing is wrong, bets lose: within 100,000 messages all that there is, and nobody would notice anything any more.
+So half of the capital sleeps at first, and of it a little wakes with each message, ever less and never all of it.
+
 ``Canary`` bets on right and wrong answers, in both directions, and stops as soon as either has won.
 """
 
@@ -24,6 +27,7 @@ FURTHER_OFF = 0.001  # the probability that a calibration set is further off tha
 START = 1 - ALARM * FURTHER_OFF  # of the capital: 0.9 / 100 + 0.001 is one in a hundred
 BETS = (-2.0, -1.0, 0.0, 1.0, 2.0)  # factors 1 + bet (p - 1/2), so that none is ever negative
 JUMP = 0.01  # of the capital, spread anew over all bets with each message
+WAKING = 4  # the power of what sleeps that wakes: at first 0.04, after a million messages 2e-9
 MOST = 1e100  # what is won stays a number
 STAKES = (0.1, 0.25, 0.5, 0.75, 0.9)  # of what may be laid on an answer; each has a fifth of the capital
 
@@ -40,25 +44,29 @@ class Jumper:
     capital: tuple[float, ...] = ()
     bets: tuple[float, ...] = BETS
     jump: float = JUMP
+    asleep: float = 0.0  # what is not laid on any bet yet
 
     @classmethod
-    def fresh(cls, bets: Sequence[float] = BETS, jump: float = JUMP, start: float = START) -> "Jumper":
-        """Returns one that has won nothing yet."""
-        return cls((start / len(bets),) * len(bets), tuple(bets), jump)
+    def fresh(
+        cls, bets: Sequence[float] = BETS, jump: float = JUMP, start: float = START, asleep: float = START / 2
+    ) -> "Jumper":
+        """Returns one that has won nothing yet; of ``start``, ``asleep`` is not laid on any bet at first."""
+        return cls(((start - asleep) / len(bets),) * len(bets), tuple(bets), jump, asleep)
 
     @property
     def value(self) -> float:
         """All capital."""
-        return sum(self.capital)
+        return sum(self.capital) + self.asleep
 
     def bet(self, p: float, off: float = 0.0) -> "Jumper":
         """Returns the capital after a p-value, which may be off by so much."""
-        total, count = self.value, len(self.bets)
-        spread = [(1 - self.jump) * each + self.jump * total / count for each in self.capital]
+        woken, count = self.asleep**WAKING, len(self.bets)
+        anew = self.jump * sum(self.capital) + woken
+        spread = [(1 - self.jump) * each + anew / count for each in self.capital]
         up, down = min(1.0, p + off), max(0.0, p - off)
         won = (1 + bet * ((up if bet < 0 else down) - 0.5) for bet in self.bets)
         capital = tuple(min(MOST, each * factor) for each, factor in zip(spread, won, strict=True))
-        return replace(self, capital=capital)
+        return replace(self, capital=capital, asleep=self.asleep - woken)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +89,12 @@ class Canary:
     against_lost: tuple[float, ...] = (1 / len(STAKES),) * len(STAKES)
     asked: int = 0
     right: int = 0
+
+    @property
+    def sound(self) -> bool:
+        """Says whether it is one that can be told of answers: who wrote a file may be anybody."""
+        lengths = {len(self.against_usual), len(self.against_lost)}
+        return 0 < self.lost < 1 and 0 < self.usual < 1 and lengths == {len(STAKES)} and 0 <= self.right <= self.asked
 
     @property
     def values(self) -> tuple[float, float]:

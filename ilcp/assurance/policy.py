@@ -17,9 +17,9 @@ import time
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import SystemRandom
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 from ilcp.assurance.martingale import margin
 from ilcp.assurance.reference import Reference
@@ -52,17 +52,17 @@ class Policy:
         doubt: about one message whose p-value is below ``level``: "accept" it, "warn", "refuse" it with a DoubtError,
             or take the "text" in its place, which the caller allows by saying so.
         alarm: what is done with every message while an alarm stands.
-        level: of p-values; a reference of n scores knows none below 1 / (n + 1), which then is the level.
+        level: of p-values; a view of n scores knows none below 1 / (n + 1), which then is its level.
         watch: keeps the evidence of all messages; None for this process's memory.
         tenant: whose messages these are: each has evidence and alarms of its own.
         probe_every: of so many messages one is probed, too: the receiver's model runs once more, over a few answers
             behind the memory. 0 for none.
         text: for "text" at a receiver: gives the text that a message stands for.
-        expires_days: how old a codec's evidence may be; older, or of another major version of transformers, is a doubt
-            of its own when the end is made. None for no limit.
+        expires_days: how old a codec's evidence may be; older, or of no known date, or of another major version of
+            transformers, is a doubt of its own when the end is made. None for no limit.
 
     Raises:
-        ConfigError: an action or a number is none, or a receiver is to take a text that nobody gives.
+        ConfigError: an action, a number or a watch is none, or a receiver is to take a text that nobody gives.
     """
 
     doubt: Action = "warn"
@@ -84,6 +84,11 @@ class Policy:
             raise ConfigError(f"expected probe_every as a number from 0, got {self.probe_every!r}")
         if self.expires_days is not None and not self.expires_days > 0:
             raise ConfigError(f"expected expires_days above 0 or None, got {self.expires_days!r}")
+        watch, text = cast(Any, self.watch), cast(Any, self.text)  # of callers without types
+        if not (watch is None or isinstance(watch, Watch)) or not (text is None or callable(text)):
+            raise ConfigError(
+                "expected watch as an ilcp.assurance.Watch, and text as what gives a text, got another type"
+            )
         tenant_name(self.tenant)
 
 
@@ -109,6 +114,13 @@ class Judgement:
         if self.p is not None:
             told |= {"p_value": _rounded(self.p), "evidence": _rounded(min(self.evidence, 1e12)), "alarm": self.alarmed}
         return {name: value for name, value in told.items() if value != ""}
+
+    def refusal(self, way_out: str) -> DoubtError:
+        """Returns the error of an end that does not take the message; its ``assurance`` is what goes on record."""
+        because = f"expected a message like those of the calibration, got one where {self.because}; {way_out}"
+        error = DoubtError(because)
+        error.assurance = replace(self, action="refuse").told()
+        return error
 
 
 class Guard:
@@ -157,9 +169,10 @@ class Guard:
             return Judgement()
         key = (codec_id.hex(), reference.digest, self.policy.tenant, self.place)
         name = digest(codec_id, payload)
+        probes = bool(self.policy.probe_every) and probe is not None and "probed" in reference.views
         ranks, known = self._seen.get(name), name in self._seen
         if ranks is None:
-            if probe is not None and self._turn(counts):
+            if probe is not None and probes and self._turn(counts):
                 asked = probe(reference)
                 observed = {**observed, **({} if asked is None else {"probed": asked})}
             ranks = _ranks(reference, observed)
@@ -169,7 +182,7 @@ class Guard:
         found: list[Judgement] = []
 
         def step(state: State) -> State:
-            state = state.bet(ranks, views=1 + bool(self.policy.probe_every))
+            state = state.bet(ranks, views=1 + probes)
             found.append(self._judged(reference, ranks, state))
             return state.decide(found[0].action)
 
@@ -191,9 +204,9 @@ class Guard:
 
     def _turn(self, counts: bool) -> bool:
         """Says whether a message is probed, too: each that is no evidence of what comes, else one of so many."""
-        every, turn = self.policy.probe_every, self._turns
+        turn = self._turns
         self._turns += counts
-        return bool(every) and (not counts or turn % every == 0)
+        return not counts or turn % self.policy.probe_every == 0
 
     def _judged(self, reference: Reference, ranks: Ranks, state: State) -> Judgement:
         """Returns the judgement from the ranks of one message, and the state after it."""
@@ -201,12 +214,12 @@ class Guard:
         known: dict[str, Any] = {"reference": reference.digest, "evidence": state.value, "alarmed": state.alarmed}
         if ps:
             known |= {"p": min(1.0, len(ps) * min(ps.values())), "views": dict(ps)}
-        least = min((1 / (len(reference.views[name].scores) + 1) for name in ps), default=0.0)
-        level = max(self.policy.level, least)
         because = dict[Action, str]()
-        if ps and known["p"] < level:
-            what = WHAT[min(ps, key=lambda each: ps[each]).split("/")[0]]
-            because[self.policy.doubt] = f"its {what} is unlike those calibrated on: p = {known['p']:.2g} < {level:.2g}"
+        for name, p in ((name, len(ps) * p) for name, p in ps.items()):
+            level = max(self.policy.level, len(ps) / (len(reference.views[name].scores) + 1))
+            if p < level:
+                what = WHAT[name.split("/")[0]]
+                because[self.policy.doubt] = f"its {what} is unlike those calibrated on: p = {p:.2g} < {level:.2g}"
         if state.alarmed:
             since = f"an alarm stands since message {state.alarm_at}: messages have changed"
             because.setdefault(self.policy.alarm, f"{since} (evidence up to {state.peak:.3g} : 1)")
@@ -222,9 +235,7 @@ class Guard:
             DoubtError: the policy refuses.
         """
         if judged.action == "refuse":
-            raise DoubtError(
-                f"expected a message like those of the calibration, got one where {judged.because}; {way_out}"
-            )
+            raise judged.refusal(way_out)
         if judged.action == "warn":
             warnings.warn(f"a message is taken in doubt: {judged.because}", AssuranceWarning, stacklevel=4)
 
@@ -247,7 +258,9 @@ def expired(evidence: Any, days: float | None, transformers: str) -> str:
     """Says why a codec is to be measured again; empty where it is not."""
     if evidence is None:
         return ""
-    if days is not None and evidence.measured_unix_s:
+    if days is not None and not evidence.measured_unix_s:
+        return f"nothing says when it was measured, and {days:g} days are allowed"
+    if days is not None:
         age = (time.time() - evidence.measured_unix_s) / DAY_S
         if age > days:
             return f"it was measured {age:.0f} days ago, and {days:g} are allowed"

@@ -11,6 +11,7 @@ writes a codec's folder can write another reference, as other evidence: its dige
 """
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -29,7 +30,7 @@ from ilcp.folders import inside, read_whole
 from ilcp.identity import digest
 from ilcp.records import read_record
 
-__all__ = ["REFERENCE", "Calibrated", "Reference", "bits_of"]
+__all__ = ["REFERENCE", "Calibrated", "Reference", "bits_of", "forget_others"]
 
 REFERENCE = "reference.safetensors"
 FORMAT = "1"
@@ -60,6 +61,8 @@ class Calibrated:
             raise ConfigError("expected no more right answers than canaries")
         if len(self.probe) > MOST_PROBES:
             raise ConfigError(f"expected at most {MOST_PROBES} answers of a probe, got {len(self.probe)}")
+        if any(not answer.strip() for _, answer in self.probe):
+            raise ConfigError("expected answers of a probe, got an empty one")
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,7 @@ class Reference:
             StorageError, IdentityError: as ``read``.
         """
         folder = getattr(codec, "folder", None)
-        if folder is None or not (Path(folder) / REFERENCE).exists():
+        if folder is None or not os.path.lexists(Path(folder) / REFERENCE):
             return None
         return cls.read(Path(folder), codec.trained.codec_id(codec.spec).hex())
 
@@ -128,9 +131,9 @@ class Reference:
             if tensors[f"{name}.mean"].size > MOST_DIMS:
                 raise ValueError(f"a view of {tensors[f'{name}.mean'].size} dimensions, {MOST_DIMS} at most")
         views = {name: _view(*(tensors[f"{name}.{part}"] for part in PARTS)) for name in sorted(names)}
-        if attention is not None and not np.isfinite(attention).all():
-            raise ValueError("attention that is not finite")
-        return cls(views, read_record(Calibrated, record, "its record", error=StorageError), attention)
+        if attention is not None and not (attention.dtype == np.float32 and np.isfinite(attention).all()):
+            raise ValueError("attention that is not finite, or of other numbers")
+        return cls(views, read_record(Calibrated, record, "its record"), attention)
 
     def to_bytes(self) -> bytes:
         """Returns the file."""
@@ -164,6 +167,14 @@ def _view(mean: Array, covariance: Array, *others: NDArray[Any]) -> View:
     }:
         raise ValueError("numbers of other types")
     return View(Shape(mean, covariance), *others)
+
+
+def forget_others(folder: Path, codec_id: str) -> None:
+    """Removes the reference in a codec's folder, where it is that of another codec, or none."""
+    try:
+        Reference.read(folder, codec_id)
+    except (StorageError, IdentityError):
+        (folder / REFERENCE).unlink(missing_ok=True)
 
 
 def bits_of(payload: bytes) -> Observed:

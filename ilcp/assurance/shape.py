@@ -53,8 +53,7 @@ class Shape:
         dims = len(self.mean)
         full = np.zeros((dims, dims))
         full[np.tril_indices(dims)] = self.covariance
-        full += np.tril(full, -1).T
-        try:
+        try:  # of which the lower triangle is all that is read
             return np.linalg.inv(np.linalg.cholesky(full)).astype(np.float32)
         except np.linalg.LinAlgError as error:
             raise ValueError(f"a covariance that is none: {error}") from error

@@ -63,10 +63,12 @@ class View:
         """Fits observations, in the order in which they came: they have to be alike but for chance.
 
         Raises:
-            ConfigError: there are too few, or they are not finite.
+            ConfigError: there are too few, or they are not finite, or of several shapes.
         """
         if len(observed) < FEWEST:
             raise ConfigError(f"expected at least {FEWEST} messages to calibrate on, got {len(observed)}: give more")
+        if len({(each.vector.shape, len(each.scalars)) for each in observed}) > 1:
+            raise ConfigError("expected observations of one shape to calibrate on, got several: mend the codec")
         vectors = np.stack([each.vector for each in observed]).astype(np.float32)
         scalars = np.array([each.scalars for each in observed], dtype=np.float64).reshape(len(observed), -1)
         if not (np.isfinite(vectors).all() and np.isfinite(scalars).all()):

@@ -13,7 +13,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from ilcp.assurance.martingale import ALARM, BETS, START, Canary, Jumper
+from ilcp.assurance.martingale import ALARM, MOST, START, Canary, Jumper
 from ilcp.database import Database
 from ilcp.errors import ConfigError, StorageError
 from ilcp.records import read_record, shown
@@ -25,6 +25,7 @@ MOST_TENANT = 200  # characters
 MOST_VIEWS = 80
 Key = tuple[str, str, str, str]  # codec, reference, tenant, place
 KEYS = ("codec_id", "reference", "tenant", "place")
+FRESH = (*Jumper.fresh().capital, Jumper.fresh().asleep)
 _SCHEMA = (
     """CREATE TABLE IF NOT EXISTS states (
         codec TEXT, reference TEXT, tenant TEXT, place TEXT, state TEXT NOT NULL,
@@ -42,7 +43,7 @@ class State:
     place: str
     messages: int = 0
     decided: Mapping[str, int] = field(default_factory=dict)
-    capital: Mapping[str, tuple[float, ...]] = field(default_factory=dict)  # of each view that was bet on
+    capital: Mapping[str, tuple[float, ...]] = field(default_factory=dict)  # on bets, and what sleeps, by kind of view
     views: int = 1  # that share the starting capital
     peak: float = START
     alarm_unix_s: int = 0
@@ -63,12 +64,28 @@ class State:
         """Says whether an alarm stands."""
         return self.alarm_at > 0
 
+    @property
+    def sound(self) -> bool:
+        """Says whether messages can have led to it: who wrote a file may be anybody."""
+        counts = (self.messages, self.alarm_unix_s, self.alarm_at, self.last_unix_s, *self.decided.values())
+        held = [*self.capital.values(), *((self.canary.against_usual, self.canary.against_lost) if self.canary else ())]
+        return (
+            min(counts) >= 0
+            and max(1, len(self.capital)) <= self.views <= MOST_VIEWS
+            and {len(each) for each in self.capital.values()} <= {len(FRESH)}
+            and all(0 <= won <= MOST for each in held for won in each)
+            and 0 <= self.peak < float("inf")
+            and (self.canary is None or self.canary.sound)
+        )
+
     def bet(self, ranks: Mapping[str, tuple[float, float]], views: int) -> "State":
         """Returns the state after one message, of whose views p-values, and how far each may be off, are given."""
         capital = dict(self.capital)
         for name, (p, off) in ranks.items():
-            jumper = Jumper(tuple(capital[name])) if name in capital else Jumper.fresh()
-            capital[name] = jumper.bet(p, off).capital
+            kind = name.split("/")[0]  # payloads of all lengths are one sequence: each has one p-value
+            *laid, asleep = capital.get(kind, FRESH)
+            jumper = Jumper(tuple(laid), asleep=asleep).bet(p, off)
+            capital[kind] = (*jumper.capital, jumper.asleep)
         return replace(self, messages=self.messages + 1, capital=capital, views=max(views, len(capital)))._looked()
 
     def told(self, test: Canary) -> "State":
@@ -193,14 +210,15 @@ class Watch:
         where = f"the watch in {self.path}"
         try:
             record = json.loads(held)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             raise StorageError(f"expected a state in {where}, got {shown(held)}: remove the file") from error
-        if not isinstance(record, dict):
+        if not isinstance(record, dict) or record.keys() & {*KEYS}:
             raise StorageError(f"expected a state in {where}, got {shown(held)}: remove the file")
-        state = read_record(State, dict(zip(KEYS, key, strict=True)) | record, where, error=StorageError)
-        lengths = {len(each) for each in state.capital.values()}
-        if len(state.capital) > MOST_VIEWS or lengths - {len(BETS)} or not 0 <= state.value < float("inf"):
-            raise StorageError(f"expected a state in {where}, got one of {shown(state.value)}: remove the file")
+        state = read_record(State, record | dict(zip(KEYS, key, strict=True)), where, error=StorageError)
+        if not state.sound:
+            raise StorageError(
+                f"expected a state in {where}, got {shown(held)}, which no messages lead to: remove the file"
+            )
         return state
 
 

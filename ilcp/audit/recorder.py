@@ -162,7 +162,8 @@ class Recorder:
         """
         about = self._about(message, None) if message else {}
         reason = {"reason": str(because)[:MOST_REASON]}  # which may quote the text: it can be erased
-        self._tell("refused", about | {"error": type(because).__name__}, reason, goes_nowhere=True)
+        about |= {"error": type(because).__name__} | _judged(getattr(because, "assurance", None))
+        self._tell("refused", about, reason, goes_nowhere=True)
 
     def record(self, event: str, about: Mapping[str, Any], personal: Mapping[str, Any] | None = None) -> int:
         """Tells the guardian of an event, and returns its number in this run.

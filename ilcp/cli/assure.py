@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from ilcp.assurance.martingale import ALARM
@@ -54,7 +55,8 @@ def calibrate(
     """Writes into a codec's folder what is usual of its messages, by which a doubtful one is told.
 
     The cases are to be like those that will be handed over, and training must not have seen them. It is a summary: no
-    message and no text of them is kept. Both ends then judge messages by it: see ilcp.assurance.Policy.
+    message and no text of them is kept, but up to eight questions with an answer that at least five of them have. Both
+    ends then judge messages by it: see ilcp.assurance.Policy.
     """
     folder = Path(codec)
     if codec == EMBEDDED or not (folder / "config.json").is_file():
@@ -68,7 +70,7 @@ def calibrate(
         require_writable(folder / REFERENCE)
         name = task or own_task([codec])
         asked = cases_of(name, n=n or (CALIBRATED_ON if name == CASE_FILES else None), seed=seed)
-        pair = _pair(codec, sender, receiver, device, download)
+        pair = _pair(codec, sender, receiver, device, download, assurance=None)  # what is there may be damaged
     with busy(f"encoding {len(asked.cases)} cases"), interruptible("nothing was written"):
         found = calibrated(pair.sender, pair.receiver, asked.cases, task=asked.name, seed=seed)
     found.write(folder)
@@ -169,7 +171,8 @@ def _show(states: list[State]) -> None:
         decided = ", ".join(f"{name} {count}" for name, count in sorted(state.decided.items()))
         alarm = f"since message {state.alarm_at}" if state.alarmed else ""
         said, evidence = _canaries(state) or decided, f"{state.value:.3g} : 1"
-        table.add_row(state.codec_id, state.tenant, state.place, f"{state.messages:,}", said, evidence, alarm)
+        row = (state.codec_id, state.tenant, state.place, f"{state.messages:,}", said, evidence, alarm)
+        table.add_row(*map(escape, row))  # a tenant may be called [/x]
     out.print(table if states else "nothing was judged yet")
 
 
@@ -178,8 +181,8 @@ def _canaries(state: State) -> str:
     return "" if test is None else f"{test.right} of {test.asked} right: {test.verdict or 'undecided'}"
 
 
-def _pair(codec: str, sender: str | None, receiver: str | None, device: str, download: bool) -> "Pair":
+def _pair(codec: str, sender: str | None, receiver: str | None, device: str, download: bool, **more: Any) -> "Pair":
     from ilcp.embedded import load_pair
 
     named: dict[str, Any] = {"sender": sender, "receiver": receiver, "device": device, "allow_download": download}
-    return load_pair(None if codec == EMBEDDED else codec, allow_unmeasured=True, **named)
+    return load_pair(None if codec == EMBEDDED else codec, allow_unmeasured=True, **named, **more)

@@ -1,8 +1,9 @@
 """A codec's folder, on disk or on a hub: saved, loaded, and given the evidence that was measured of it.
 
 It holds ``config.json`` (which codec, its spec, whom it was trained for, how), ``model.safetensors`` (weights, where it
-has any), ``README.md`` (a card for people) and, where the receiver was adapted to it, ``receiver-adapter``. Nothing in
-it is code, and nothing in it is a pickle. Who wrote it may be a stranger: ``ilcp.folders`` says which files are opened.
+has any), ``README.md`` (a card for people), ``reference.safetensors`` (of its usual messages, once it was calibrated)
+and, where the receiver was adapted to it, ``receiver-adapter``. Nothing in it is code, and nothing in it is a pickle.
+Who wrote it may be a stranger: ``ilcp.folders`` says which files are opened.
 """
 
 import json
@@ -18,6 +19,7 @@ from typing import Any, Self
 from huggingface_hub import ModelHubMixin
 from safetensors import SafetensorError
 
+from ilcp.assurance.reference import REFERENCE, forget_others
 from ilcp.codec.protocols import Codec
 from ilcp.codec.registry import codec_class, codec_names
 from ilcp.codec.spec import CodecSpec, Trained
@@ -118,7 +120,7 @@ def save(
 
     ``adapter`` are files of low-rank weights that its receiver has (``ilcp.models.adapter.adapter_files``). Of a codec
     that was loaded, what is not given is taken from where it came from, and its receiver's adapter with it.
-    Files of the same names are replaced one by one, each whole.
+    Files of the same names are replaced one by one, each whole; another codec's calibration does not stay.
 
     Raises:
         ConfigError: the folder holds something else already, or the one that the codec came from is gone.
@@ -134,7 +136,7 @@ def save(
         for name, content in (adapter or {}).items():
             (draft / ADAPTER).mkdir(exist_ok=True)
             (draft / ADAPTER / name).write_bytes(content)
-        record = {
+        record: dict[str, Any] = {
             "format": FORMAT,
             "codec_id": codec.trained.codec_id(codec.spec).hex(),
             "spec": asdict(codec.spec),
@@ -147,6 +149,7 @@ def save(
         if card is not None:
             (draft / CARD).write_text(card, encoding="utf-8")
         move_into(draft, folder)
+        forget_others(folder, record["codec_id"])
     except (OSError, SafetensorError) as error:
         raise StorageError(f"expected room for a codec in {folder}, got: {error}; choose another place") from error
     finally:
@@ -177,7 +180,7 @@ def _draft_beside(folder: Path) -> Path:
 def _copy(before: Path, folder: Path) -> None:
     """Copies what a codec's folder holds beside weights and configuration; raises as ``inside``."""
     extras = (file.name for kind in EXTRAS for file in before.glob(kind))
-    names = [name for name in (CARD, *extras) if os.path.lexists(before / name)]
+    names = [name for name in (CARD, REFERENCE, *extras) if os.path.lexists(before / name)]
     if os.path.lexists(before / ADAPTER):
         (folder / ADAPTER).mkdir()
         names += [f"{ADAPTER}/{name}" for name in ADAPTER_FILES]

@@ -16,7 +16,7 @@ from ilcp.assurance.reference import Reference
 from ilcp.assurance.view import Observed
 from ilcp.codec.context import Context
 from ilcp.codec.memory import Memory, TextMemory
-from ilcp.errors import ConfigError, DoubtError, UnmeasuredError
+from ilcp.errors import ConfigError, EncodeError, StorageError, UnmeasuredError
 from ilcp.handoff.fallback import FallbackWarning, as_text
 from ilcp.handoff.peers import require_fit
 from ilcp.handoff.sources import said
@@ -75,12 +75,10 @@ def judged_payload(
         return codec.encode(context, payload_bytes), Judgement()
     payload, observed = encoded(codec, context, payload_bytes, reference.attention)
     judged = guard.judge(codec, payload, {} if observed is None else {"sent": observed})
+    _mark(judged)
     guard.act(judged, AT_SENDER)
     if judged.action == "text" and not or_text:
-        raise DoubtError(
-            f"expected a message like those of the calibration, got one where {judged.because}; send the text"
-        )
-    _mark(judged)
+        raise judged.refusal("send the text")
     return payload, judged
 
 
@@ -94,7 +92,7 @@ def judged_message(
     """
     payload, judged = judged_payload(sender, context, payload_bytes, or_text=True)
     if judged.action == "text":
-        return as_text(sender, source, literals, judged.because)
+        return as_text(sender, source, literals, judged.because, told(judged))
     return sender.pack(payload, literals, said(source, context), judged)
 
 
@@ -102,21 +100,22 @@ def judged_memory(receiver: "Receiver", opened: "Opened", memory: Memory) -> Mem
     """Returns the memory of a message that was let in, or its text where the policy says so in doubt; tells the record.
 
     Raises:
-        DoubtError: the policy refuses; the message's id is let in once more.
+        DoubtError: the policy refuses; the message's id is let in once more, as where anything else fails.
+        StorageError: the watch cannot be read or written, or the reference's probe cannot be asked.
         DecodeError: the text that came in its place does not fit.
         AuditError: the message cannot be put on record, and may not go on without.
     """
     guard, judged = receiver.guard, Judgement()
     if guard is not None:
-        judged = judged_of(receiver, opened, memory)
         try:
+            judged = judged_of(receiver, opened, memory)
+            _mark(judged)
             guard.act(judged, AT_RECEIVER)
             if judged.action == "text":
                 memory = _text(receiver, opened, judged)
         except BaseException:
             opened.forget(receiver)
             raise
-        _mark(judged)
     if receiver.audit is not None:
         receiver.audit.received(opened.wire, opened.codec, opened.parsed.literals, **told(judged))
     return memory
@@ -129,9 +128,16 @@ def judged_of(receiver: "Receiver", opened: "Opened", memory: Memory, *, counts:
     if guard is None or reference is None:
         return Judgement()
     observed = received(opened.codec, opened.payload, memory, reference.attention)
-    return guard.judge(
-        opened.codec, opened.payload, observed, lambda known: probed(receiver, memory, known), counts=counts
-    )
+
+    def probe(known: Reference) -> Observed | None:
+        try:
+            return probed(receiver, memory, known)
+        except EncodeError as error:  # whoever wrote the codec's folder wrote the questions, too
+            raise StorageError(
+                f"expected a probe in the codec's reference that can be asked, got: {error}; calibrate again"
+            ) from error
+
+    return guard.judge(opened.codec, opened.payload, observed, probe, counts=counts)
 
 
 def probed(receiver: "Receiver", memory: Memory | None, reference: Reference) -> Observed | None:

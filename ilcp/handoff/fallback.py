@@ -5,7 +5,8 @@ Both ends say so: ``Sender.encode(..., otherwise="text")`` hands the text over b
 """
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 from ilcp.codec.protocols import Codec
@@ -42,8 +43,10 @@ def in_text(sender: "Sender", source: Any, literals: Any, otherwise: Otherwise) 
     return as_text(sender, source, literals, str(because))
 
 
-def as_text(sender: "Sender", source: Any, literals: Any, because: str) -> bytes:
-    """Returns the source's text as a message, warns why, and tells the sender's record.
+def as_text(
+    sender: "Sender", source: Any, literals: Any, because: str, judged: Mapping[str, Any] = MappingProxyType({})
+) -> bytes:
+    """Returns the source's text as a message, warns why, and tells the sender's record, ``judged`` too.
 
     Raises:
         EncodeError: the source has no text, or the text is too long for a message.
@@ -59,7 +62,7 @@ def as_text(sender: "Sender", source: Any, literals: Any, because: str) -> bytes
     if sender.audit is not None:
         made = Message.from_bytes(message, key=sender.key, audience=sender.audience)
         text = said(source, other.read(source))
-        sender.audit.sent(message, other.codec, made.literals, because, payload=made.payload, source=text)
+        sender.audit.sent(message, other.codec, made.literals, because, payload=made.payload, source=text, **judged)
     return message
 
 

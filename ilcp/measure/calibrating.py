@@ -24,6 +24,7 @@ __all__ = ["calibrate"]
 
 AT_ONCE = 64  # contexts in memory
 PROBES = 8  # answers
+FEWEST_SAME = 5  # cases of which an answer is: one of fewer would tell of them
 MOST_PROBED = 2000  # messages that the receiver's model is asked behind
 MOST_CANARIES = 1000
 ATTENDED = 100  # caches that the usual attention is the mean of
@@ -63,8 +64,7 @@ def calibrate(
             memory = codec.decode(part)
             for name, each in received(codec, part, memory, attention).items():
                 observed.setdefault(name, []).append(each)
-            last = length == len(payload)
-        if last and number < MOST_PROBED and (effect := probed(receiver, memory, empty)) is not None:
+        if number < MOST_PROBED and (effect := probed(receiver, memory, empty)) is not None:
             observed.setdefault("probed", []).append(effect)
     if not observed:
         raise ConfigError(f"expected a codec with something to observe, got {codec.spec.name}: text is read as it is")
@@ -93,9 +93,12 @@ def _usual_attention(sender: Sender, cases: Sequence[Case], batch: int) -> Array
 
 
 def _probe(cases: Sequence[Case]) -> tuple[tuple[str, str], ...]:
-    """Returns the most usual questions, each with its most usual answer."""
-    asked = Counter((q.text, q.answer) for case in cases for q in case.questions if q.answer and q.said)
+    """Returns the most usual questions, each with its most usual answer, as far as several cases have it."""
+    asked = Counter(
+        each for case in cases for each in {(q.text, q.answer) for q in case.questions if q.answer and q.said}
+    )
     best: dict[str, str] = {}
-    for (question, answer), _ in asked.most_common():
-        best.setdefault(question, answer)
+    for (question, answer), count in sorted(asked.items(), key=lambda each: (-each[1], each[0])):
+        if count >= FEWEST_SAME:
+            best.setdefault(question, answer)
     return tuple(islice(best.items(), PROBES))
