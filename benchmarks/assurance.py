@@ -89,10 +89,13 @@ def main() -> None:
 
 def observed(pair: Pair, reference: Reference, texts: Sequence[str]) -> tuple[list[bytes], np.ndarray]:
     """Returns payloads of texts, and the scores of their latents, many at a time: as each alone, but for rounding."""
-    payloads, scores, codec = [], [], pair.sender.codec
+    payloads: list[bytes] = []
+    scores: list[float] = []
+    codec: Any = pair.sender.codec
     order = sorted(range(len(texts)), key=lambda number: len(texts[number]))
     for start in range(0, len(order), BATCH):
-        states = [c.states for c in pair.sender.read_batch([texts[k] for k in order[start : start + BATCH]], BATCH)]
+        read = pair.sender.read_batch([texts[k] for k in order[start : start + BATCH]], BATCH)
+        states = [context.states for context in read if context.states is not None]
         mask = torch.zeros(len(states), max(each.shape[1] for each in states))
         for row, each in zip(mask, states, strict=True):
             row[: each.shape[1]] = 1
@@ -116,7 +119,7 @@ def scores_of(
     found["received"] = np.array([reference.views[name].score(received(codec, each, None)[name]) for each in payloads])
     memories = [codec.decode(payload) for payload in payloads[:most]]
     asked = [probed(pair.receiver, memory, reference) for memory in memories]
-    found["probed"] = np.array([reference.views["probed"].score(each) for each in asked])
+    found["probed"] = np.array([reference.views["probed"].score(each) for each in asked if each is not None])
     return found
 
 
@@ -205,7 +208,8 @@ def faults(pair: Pair, reference: Reference, args: argparse.Namespace) -> dict[s
     for fault in (each for each in FAULTS if each.name not in rows):
         began = time.time()
         changed = fault.pair(pair, places) if fault.pair else forced(pair)
-        payloads, sent = usual_payloads, usual_sent
+        payloads: list[bytes] = usual_payloads
+        sent: np.ndarray | None = usual_sent
         if fault.texts or (fault.pair and changed.sender is not None):
             payloads, sent = observed(changed, reference, fault.texts(texts, n) if fault.texts else texts.usual)
         if fault.payloads:
@@ -263,16 +267,16 @@ def _drift(pair: Pair, reference: Reference, texts: Any, seed: int) -> dict[str,
     stream = list(drifting(texts.usual, texts.others["conversations"], PER_DAY, drawn))
     payloads, sent = observed(pair, reference, stream)
     found = scores_of(pair, reference, payloads, sent, 0)
-    told = {"per_day": PER_DAY}
+    told: dict[str, Any] = {"per_day": PER_DAY}
     for layer in ("sent", "received"):
         off = margin(len(_view(reference, layer).scores))
-        jumper, at = Jumper.fresh(), None
+        jumper, at = Jumper.fresh(), 0
         for number, p in enumerate(p_values(reference, layer, found[layer], drawn), 1):
             jumper = jumper.bet(p, off)
             if jumper.value >= ALARM:
                 at = number
                 break
-        told[layer] = {"message": at, "day": None if at is None else at / PER_DAY}
+        told[layer] = {"message": at or None, "day": at / PER_DAY if at else None}
     return told
 
 
@@ -287,13 +291,13 @@ def hostile(pair: Pair, reference: Reference, args: argparse.Namespace) -> dict[
     for fault in (each for each in FAULTS if each.payloads and not each.replayed):
         made: list[bytes] = []
         while len(made) < n // 4:
-            made += fault.payloads(usual, drawn)  # type: ignore[misc]
+            made += fault.payloads(usual, drawn) if fault.payloads else []
         counts = {"n": n // 4, "not finite": 0, "crashed": 0, "doubted": 0, "refused otherwise": 0, "taken": 0}
         for payload in made[: n // 4]:
             try:
-                memory = receiver.decode(Message(pair.sender.codec_id, payload).to_bytes())
+                memory: Any = receiver.decode(Message(pair.sender.codec_id, payload).to_bytes())
                 counts["taken"] += 1
-                counts["not finite"] += not bool(torch.isfinite(memory.vectors).all())  # type: ignore[union-attr]
+                counts["not finite"] += not bool(torch.isfinite(memory.vectors).all())
             except DoubtError:
                 counts["doubted"] += 1
             except DecodeError:

@@ -123,7 +123,8 @@ def refused(pair: Pair, changed: Pair, fault: Fault) -> str:
     for side, end, expected in sides:
         if differs(expected, identify(end.model, end.tokenizer)):
             return side
-    if weights_digest(changed.sender.codec.network).hex() != trained.weights:
+    codec: Any = changed.sender.codec
+    if weights_digest(codec.network).hex() != trained.weights:
         return "codec"
     return ""
 
@@ -132,7 +133,7 @@ def _tuned(model: Any, tokenizer: Any, texts: list[str], steps: int, rate: float
     """Returns a copy, trained on texts for some steps; with ``only``, low-rank updates of modules of such names."""
     model = copy.deepcopy(model).train()
     generator = torch.Generator().manual_seed(20)
-    lora: list[torch.nn.Parameter] = []
+    updates: list[tuple[torch.nn.Linear, torch.nn.Parameter, torch.nn.Parameter]] = []
     if only:
         model.requires_grad_(False)
         for name, module in list(model.named_modules()):
@@ -140,9 +141,8 @@ def _tuned(model: Any, tokenizer: Any, texts: list[str], steps: int, rate: float
                 a = torch.nn.Parameter(torch.randn(8, module.in_features, generator=generator) / 8)
                 b = torch.nn.Parameter(torch.zeros(module.out_features, 8))
                 module.register_forward_hook(lambda _m, x, y, a=a, b=b: y + 2 * (x[0] @ a.T) @ b.T)
-                module.low_rank = (a, b)
-                lora += [a, b]
-    parameters = lora or [p for p in model.parameters() if p.requires_grad_(True) is not None]
+                updates.append((module, a, b))
+    parameters = [each for _, a, b in updates for each in (a, b)] or [*model.requires_grad_(True).parameters()]
     optimiser = torch.optim.AdamW(parameters, rate)
     for step in range(steps):
         some = [texts[(8 * step + k) % len(texts)] for k in range(8)]
@@ -151,13 +151,10 @@ def _tuned(model: Any, tokenizer: Any, texts: list[str], steps: int, rate: float
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-    for module in model.modules():
-        if hasattr(module, "low_rank"):  # merged, as it is served
-            a, b = module.low_rank
-            with torch.no_grad():
-                module.weight += 2 * b @ a
-            module._forward_hooks.clear()
-            del module.low_rank
+    for module, a, b in updates:  # merged, as it is served
+        with torch.no_grad():
+            module.weight += 2 * b @ a
+        module._forward_hooks.clear()
     return model.eval().requires_grad_(False)
 
 
@@ -184,7 +181,8 @@ def _turned(model: Any, factor: float) -> Any:
 
     def forward(hidden_states: torch.Tensor, position_embeddings: Any = None, **options: Any) -> Any:
         length = hidden_states.shape[1]
-        start = options.get("past_key_values").get_seq_length(0) if options.get("past_key_values") is not None else 0
+        cache = options.get("past_key_values")
+        start = 0 if cache is None else cache.get_seq_length(0)
         places = options.get("position_ids", torch.arange(start, start + length)[None])
         return real(hidden_states=hidden_states, position_embeddings=rotary(hidden_states, places), **options)
 
@@ -203,7 +201,7 @@ def _templated(pair: Pair) -> Pair:
 
 def _noisy(pair: Pair, part: str, share: float) -> Pair:
     """Returns the pair with noise of that share of each weight's spread in one part of the codec's network."""
-    codec = copy.copy(pair.sender.codec)
+    codec: Any = copy.copy(pair.sender.codec)
     codec.network = copy.deepcopy(codec.network)
     generator = torch.Generator().manual_seed(20)
     with torch.no_grad():

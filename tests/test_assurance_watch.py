@@ -5,7 +5,7 @@ import os
 import sqlite3
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given, settings
@@ -111,7 +111,7 @@ NAMES = st.sampled_from([*asdict(State(*OF)), "evil"])
 def test_whatever_a_state_says_it_is_read_or_refused(state: dict[str, Any]) -> None:
     """No other error comes of it, neither where it is read nor where it is gone on from."""
     with Watch() as watch:
-        with watch._file.transaction() as database:
+        with cast(Any, watch)._file.transaction() as database:
             database.execute("INSERT INTO states VALUES (?, ?, ?, ?, ?)", (*OF, json.dumps(SOUND | state)))
         try:
             (found,) = watch.states()
@@ -187,16 +187,16 @@ def test_a_forked_child_shares_the_file(path: Path) -> None:
     """A child counts over a connection of its own, though another thread of its parent was inside."""
     with Watch(path) as watch:
         watch.change(*OF, step)
-        watch._file._lock.acquire()
+        cast(Any, watch)._file._lock.acquire()
         child = os.fork()
         if child == 0:  # no assertion may leave this block: pytest would go on twice
             code = 1
             try:
                 counted = watch.change(*OF, step).decided == {"accept": 2}
-                code = 0 if counted and len(watch._file._inherited) == 1 else 2
+                code = 0 if counted and len(cast(Any, watch)._file._inherited) == 1 else 2
             finally:
                 os._exit(code)
-        watch._file._lock.release()
+        cast(Any, watch)._file._lock.release()
         assert 0 == os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         assert {"accept": 3} == watch.change(*OF, step).decided
 

@@ -6,7 +6,7 @@ import warnings
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -88,7 +88,7 @@ def test_what_cannot_be_shown_or_reset_says_why(watched: Path, tmp_path: Path) -
 
 def test_hostile_names_steer_no_terminal(tmp_path: Path) -> None:
     """What stands in a file as a codec's id is shown as it is, escaped."""
-    with Watch(tmp_path / "watch.sqlite") as watch, watch._file.transaction() as database:
+    with Watch(tmp_path / "watch.sqlite") as watch, cast(Any, watch)._file.transaction() as database:
         database.execute("INSERT INTO states VALUES (?, '', '', 'x', '{}')", ("\x1b[2J[/red]",))
     shown = run("watch", tmp_path / "watch.sqlite")
     assert "\x1b[2J" not in shown
