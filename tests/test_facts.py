@@ -18,6 +18,7 @@ import ilcp
 from ilcp.codec.context import Context
 from ilcp.errors import ConfigError, StorageError
 from ilcp.identity import ANY, ModelIdentity
+from ilcp.measure import calibrate
 from ilcp.models.forward import embedding_norm
 from ilcp.tasks import Case, Question
 from ilcp.testing import CodecContract
@@ -259,6 +260,21 @@ def test_a_codec_says_what_a_payload_says(trained) -> None:
     ((topic, ids),) = codec.facts(payload)
     assert "Who?" == topic
     assert case.questions[0].answer == pair.receiver.tokenizer.decode(ids).strip()
+
+
+def test_a_codec_of_facts_is_calibrated_by_what_it_heard(trained, tmp_path: Path) -> None:
+    """Both ends see topics and lengths, not bits; a text that says nothing of what was trained on is in doubt."""
+    pair = ilcp.load_pair(trained.root / "codec", assurance=None)
+    reference = calibrate(pair.sender, pair.receiver, cases(70_000, 150), task="told", batch=32)
+    assert {"sent", "received", "probed"} == reference.views.keys()
+    codec: Any = pair.sender.codec
+    usual, other = (pair.sender.read(text) for text in (cases(80_000, 1)[0].context, "pump pump pump pump"))
+    scores = [reference.views["sent"].score(codec.encode_observed(each)[1]) for each in (usual, other)]
+    assert scores[0] < scores[1]
+    assert reference.views["sent"].scores[-1] < scores[1]
+    payload = codec.encode(usual)
+    assert [len(codec.facts(payload))] == [int(codec.observe(payload).vector.sum())]
+    assert codec.observe(payload).scalars[1] == len(payload)
 
 
 def test_what_is_recalled_is_heard_and_spelled(trained) -> None:

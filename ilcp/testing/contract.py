@@ -16,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -103,6 +104,20 @@ class CodecContract:
         assert 1 <= len(payload) <= tested.spec.payload_bytes
         assert payload == tested.encode(known)
         assert tested.decode(payload).digest() == tested.decode(payload).digest()
+
+    def test_what_is_observed_changes_no_payload(self, tested: Codec, known: Context) -> None:
+        """A codec that tells its ends more than a payload does (``ilcp.assurance``) gives the same payload beside, and
+        finite numbers, always the same ones."""
+        encode, observe = (getattr(tested, name, None) for name in ("encode_observed", "observe"))
+        if encode is not None:
+            (payload, first), (_, second) = encode(known, None), encode(known, None)
+            assert payload == tested.encode(known)
+            assert np.isfinite([*first.vector, *first.scalars]).all()
+            assert [*first.vector, *first.scalars] == [*second.vector, *second.scalars]
+        if observe is not None:
+            found = observe(tested.encode(known))
+            assert np.isfinite([*found.vector, *found.scalars]).all()
+            assert found.vector.shape == observe(tested.encode(known)).vector.shape
 
     def test_any_context_is_encoded_or_refused(self, tested: Codec) -> None:
         """Any text, and any states of the right shape, give bytes that decode, or an EncodeError; nothing else."""
