@@ -9,7 +9,7 @@ Table = Callable[[list[str], list[list[str]]], str]
 LAYERS = ("sent", "received", "probed", "together")
 BASELINES = ("KS on norms", "MMD", "domain classifier", "neighbours, AUROC")
 NOTHING = "–"
-CALM = 0.02  # of messages found: no more than chance
+CALM = 0.03  # of 500 messages found: no more than chance
 FACES = {  # what a fault looks like to whoever runs the pair
     "texts": "fluent answers about something else",
     "payload": "confident answers that nobody handed over",
@@ -17,8 +17,8 @@ FACES = {  # what a fault looks like to whoever runs the pair
     "receiver": "answers drift, or nothing changes",
     "chat": "answers in another manner, or wrong ones",
     "another": "fluent answers, all wrong",
-    "RoPE": "nothing, or wrong answers far from the memory",
-    "codec's": "answers get worse, the more the worse",
+    "RoPE": "answers drift, or nothing changes",
+    "codec's": "answers get worse, or nothing changes",
     "slow": "a little worse every day",
 }
 
