@@ -5,6 +5,7 @@ import os
 import sqlite3
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 import pytest
@@ -110,7 +111,7 @@ NAMES = st.sampled_from([*asdict(State(*OF)), "evil"])
 @settings(max_examples=300, deadline=None, derandomize=True, database=None)
 def test_whatever_a_state_says_it_is_read_or_refused(state: dict[str, Any]) -> None:
     """No other error comes of it, neither where it is read nor where it is gone on from."""
-    with Watch() as watch:
+    with TemporaryDirectory() as folder, Watch(f"{folder}/watch") as watch:
         with cast(Any, watch)._file.transaction() as database:
             database.execute("INSERT INTO states VALUES (?, ?, ?, ?, ?)", (*OF, json.dumps(SOUND | state)))
         try:
@@ -132,9 +133,9 @@ def test_a_file_that_is_no_watch_is_left_alone(tmp_path: Path) -> None:
         with pytest.raises(StorageError, match=f"expected a watch in {file}, got"):
             Watch(file)
     assert b"no database" * 100 == junk.read_bytes()
-    closed = Watch()
+    closed = Watch(tmp_path / "closed")
     closed.close()
-    with pytest.raises(StorageError, match="this process's memory"):
+    with pytest.raises(StorageError, match=f"expected a watch in {tmp_path / 'closed'}"):
         closed.states()
 
 

@@ -380,10 +380,11 @@ def test_a_step_with_one_fact_or_none_can_be_trained(pair, heard: float) -> None
 
 def test_nothing_said_is_a_message_too(untaught) -> None:
     """A context about which no topic was said gives a payload that decodes to no vectors."""
-    codec = FactsCodec.from_network(untaught, ANY, ANY)
-    states = torch.randn(len(codec.layers), 5, 32, generator=torch.Generator().manual_seed(1))
+    network = copy.deepcopy(untaught)
     with torch.no_grad():
-        codec.network.extractor.often.fill_(-100.0)
+        network.extractor.often.fill_(-100.0)
+    codec = FactsCodec.from_network(network, ANY, ANY)
+    states = torch.randn(len(codec.layers), 5, 32, generator=torch.Generator().manual_seed(1))
     payload = codec.encode(Context(text="x", states=states))
     assert 1 == len(payload)
     assert (0, 48) == vectors_of(codec.decode(payload)).shape

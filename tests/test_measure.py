@@ -694,5 +694,5 @@ def test_figures_say_where_they_come_from() -> None:
     assert "0.5 nats [0.400, 0.600] (measured, n=9)" == str(Measured(0.5, "nats", 9, 0.4, 0.6))
     assert "(computed: a / b; a=1, b=2)" in str(Computed(0.5, "", "a / b", {"a": 1, "b": 2}))
     where = provenance(sender=asdict(Measured(1, "", 1)))
-    assert {"commit", "versions", "python", "machine", "command", "models"} == set(where)
+    assert {"commit", "measured_unix_s", "versions", "python", "machine", "command", "models"} == set(where)
     assert {"a": [1, {"b": 2}]} == plain({"a": (1, {"b": 2})})

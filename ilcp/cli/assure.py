@@ -15,6 +15,7 @@ from ilcp.cli.common import (
     EMBEDDED,
     DeviceOption,
     DownloadOption,
+    PlainConsole,
     ReceiverOption,
     SenderOption,
     busy,
@@ -38,6 +39,7 @@ CasesOption = Annotated[
 ]
 TenantOption = Annotated[str, typer.Option(help="Whose messages.")]
 CALIBRATED_ON, ASKED = 2000, 200
+WIDTH = 120  # of a table that no terminal shows
 CASE_FILES = "case-files"
 VERDICTS = {"lost": "the facts are lost", "sound": "the facts come through"}
 
@@ -173,7 +175,8 @@ def _show(states: list[State]) -> None:
         said, evidence = _canaries(state) or decided, f"{state.value:.3g} : 1"
         row = (state.codec_id, state.tenant, state.place, f"{state.messages:,}", said, evidence, alarm)
         table.add_row(*map(escape, row))  # a tenant may be called [/x]
-    out.print(table if states else "nothing was judged yet")
+    console = out if out.is_terminal else PlainConsole(width=WIDTH)
+    console.print(table if states else "nothing was judged yet")
 
 
 def _canaries(state: State) -> str:

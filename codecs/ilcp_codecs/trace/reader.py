@@ -7,8 +7,9 @@
 """
 
 from ilcp.codec.memory import CacheMemory, Memory
-from ilcp.errors import ConfigError, EncodeError, IdentityError
+from ilcp.errors import ConfigError, DoubtError, EncodeError, IdentityError
 from ilcp.handoff import Receiver
+from ilcp.handoff.assured import judged_memory
 from ilcp.handoff.audited import telling_refusals
 from ilcp.handoff.envelope import Opened
 from ilcp.handoff.receiver import Source
@@ -30,14 +31,16 @@ class Reader(Receiver):
         """Returns the trace in a message, for an agent to write on.
 
         Raises:
-            DecodeError, TransportError, IdentityError, ConfigError: as ``decode``, which a replay cache counts it as;
-                or the message is of another codec than of traces, or carries the steps alone.
+            DecodeError, TransportError, IdentityError, ConfigError, DoubtError: as ``decode``, which a replay cache counts
+                it as; or the message is of another codec than of traces, or carries the steps alone.
         """
         opened = Opened.of(self, message)
         if not isinstance(opened.codec, TraceCodec):
             raise ConfigError(f"expected a message of a trace, got one of {opened.codec.spec.name!r}: decode it")
         trace = opened.codec.trace(opened.payload)
         opened.admit(self)
+        if not isinstance(judged_memory(self, opened, CacheMemory(trace.kept)), CacheMemory):
+            raise DoubtError("expected a trace like those of the calibration, got one whose text is wanted: decode it")
         return trace
 
     def memory(self, trace: Trace) -> CacheMemory:
