@@ -31,8 +31,8 @@ class Reader(Receiver):
         """Returns the trace in a message, for an agent to write on.
 
         Raises:
-            DecodeError, TransportError, IdentityError, ConfigError, DoubtError: as ``decode``, which a replay cache counts
-                it as; or the message is of another codec than of traces, or carries the steps alone.
+            DecodeError, TransportError, IdentityError, ConfigError, DoubtError: as ``decode``, which a replay cache
+                counts it as; or the message is of another codec than of traces, or carries the steps alone.
         """
         opened = Opened.of(self, message)
         if not isinstance(opened.codec, TraceCodec):
