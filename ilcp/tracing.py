@@ -5,13 +5,18 @@ from functools import cache
 from importlib import import_module
 from typing import Any
 
-__all__ = ["mark", "tracing"]
+__all__ = ["mark", "recording", "tracing"]
 
 
 def mark(attributes: Mapping[str, str | int | float | bool]) -> None:
     """Writes attributes into the span that is open, if there is one."""
     if (api := tracing()) is not None:
         api.get_current_span().set_attributes(attributes)
+
+
+def recording() -> bool:
+    """Says whether a span is open that keeps what is written into it."""
+    return (api := tracing()) is not None and bool(api.get_current_span().is_recording())
 
 
 @cache

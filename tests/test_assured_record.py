@@ -141,6 +141,9 @@ def test_a_span_says_what_was_decided(ends: Ends, monkeypatch: pytest.MonkeyPatc
         def set_attributes(self, attributes: Any) -> None:
             spans.append(dict(attributes))
 
+        def is_recording(self) -> bool:
+            return True
+
     monkeypatch.setattr(trace, "get_current_span", lambda *_: Span(trace.INVALID_SPAN_CONTEXT))
     for action in ("warn", "refuse", "text"):
         spans.clear()

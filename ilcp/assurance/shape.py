@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 __all__ = ["Array", "Shape"]
 
 Array = NDArray[np.float32]
+ROWS = 80  # of a block
 
 
 @dataclass(frozen=True)
@@ -49,19 +50,24 @@ class Shape:
         return cls(mean.astype(np.float32), shrunk[np.tril_indices(dims)].astype(np.float32))
 
     @cached_property
-    def _whitener(self) -> Array:
+    def _whitener(self) -> list[Array]:
+        """The lower triangle that whitens, some rows at a time, each block as wide as it is not zero: what a message
+        costs is the memory that is read for it."""
         dims = len(self.mean)
         full = np.zeros((dims, dims))
         full[np.tril_indices(dims)] = self.covariance
         try:  # of which the lower triangle is all that is read
-            return np.linalg.inv(np.linalg.cholesky(full)).astype(np.float32)
+            inverse = np.linalg.inv(np.linalg.cholesky(full)).astype(np.float32)
         except np.linalg.LinAlgError as error:
             raise ValueError(f"a covariance that is none: {error}") from error
+        ends = [min(dims, start + ROWS) for start in range(0, dims, ROWS)]
+        starts = [0, *ends[:-1]]
+        return [np.ascontiguousarray(inverse[start:end, :end]) for start, end in zip(starts, ends, strict=True)]
 
     def distances(self, vectors: Array) -> NDArray[np.float64]:
         """Returns, of vectors ``"n dims"``, the logarithms of two squared distances from the mean, ``"n 2"``: by the
         covariance, and plain."""
         centred = vectors - self.mean
-        parts = (centred @ self._whitener.T, centred)
-        squared = [np.einsum("nd,nd->n", part, part, dtype=np.float64) for part in parts]
+        white = [centred[:, : block.shape[1]] @ block.T for block in self._whitener]
+        squared = [sum(np.square(part).sum(1, dtype=np.float64) for part in parts) for parts in (white, [centred])]
         return np.log(np.stack(squared, axis=1) + math.ulp(1.0))

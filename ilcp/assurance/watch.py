@@ -86,11 +86,11 @@ class State:
             *laid, asleep = capital.get(kind, FRESH)
             jumper = Jumper(tuple(laid), asleep=asleep).bet(p, off)
             capital[kind] = (*jumper.capital, jumper.asleep)
-        return replace(self, messages=self.messages + 1, capital=capital, views=max(views, len(capital)))._looked()
+        return self._looked(self.messages + 1, capital=capital, views=max(views, len(capital)))
 
     def told(self, test: Canary) -> "State":
         """Returns the state of canaries after an answer."""
-        return replace(self, messages=test.asked, canary=test)._looked()
+        return self._looked(test.asked, canary=test)
 
     def decide(self, action: str) -> "State":
         """Returns the state with one more decision of that name."""
@@ -101,11 +101,13 @@ class State:
         held = {each.name: getattr(self, each.name) for each in fields(self) if each.name not in KEYS}
         return json.dumps(held | {"canary": None if self.canary is None else asdict(self.canary)})
 
-    def _looked(self) -> "State":
+    def _looked(self, messages: int, **changed: Any) -> "State":
         now = int(time.time())
-        rung = not self.alarmed and self.value >= ALARM
-        state = replace(self, last_unix_s=now, peak=max(self.peak, self.value))
-        return replace(state, alarm_unix_s=now, alarm_at=state.messages) if rung else state
+        state = replace(self, messages=messages, last_unix_s=now, **changed)
+        value = state.value
+        if value > self.peak:
+            state = replace(state, peak=value)
+        return replace(state, alarm_unix_s=now, alarm_at=messages) if value >= ALARM and not self.alarmed else state
 
 
 class Watch:

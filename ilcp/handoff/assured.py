@@ -21,7 +21,7 @@ from ilcp.handoff.fallback import FallbackWarning, as_text
 from ilcp.handoff.peers import require_fit
 from ilcp.handoff.sources import said
 from ilcp.inputs import require_text
-from ilcp.tracing import mark
+from ilcp.tracing import mark, recording
 
 if TYPE_CHECKING:
     from ilcp.handoff.envelope import Opened
@@ -166,5 +166,5 @@ def _text(receiver: "Receiver", opened: "Opened", judged: Judgement) -> Memory:
 
 
 def _mark(judged: Judgement) -> None:
-    if judged.reference:
+    if judged.reference and recording():
         mark({f"ilcp.assurance.{name}": value for name, value in judged.told().items()})
