@@ -103,7 +103,9 @@ def hostile(result: Result, table: Table) -> str:
 def cost(result: Result) -> str:
     """Says what assurance adds to a hand-off."""
     found = result("assurance")["cost"]
-    ratio = f"{found['ratio']:.4f} [{found['low']:.4f}, {found['high']:.4f}]"
-    times = f"{1000 * found['with_s']:.2f} against {1000 * found['without_s']:.2f} ms"
-    paired = f"paired, n = {found['n']}; {times}"
-    return f"\nA hand-off with assurance at both ends takes {ratio} of one without ({paired}).\n\n"
+    told = [
+        f"at {where} {each['ratio']:.4f} [{each['low']:.4f}, {each['high']:.4f}]"
+        for where, each in (("the receiver, as by default,", found["receiver"]), ("both ends", found["both ends"]))
+    ]
+    about = f"paired, n = {found['receiver']['n']}, {1000 * found['without_s']:.1f} ms, {found['threads']} thread"
+    return f"\nA hand-off with assurance takes, of one without: {'; '.join(told)} ({about}).\n\n"
