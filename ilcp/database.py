@@ -6,6 +6,7 @@ error its user gets.
 
 import os
 import sqlite3
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,6 +18,7 @@ from ilcp.files import file_id, own_file
 __all__ = ["Database"]
 
 BUSY_S = 5.0  # how long one process waits for the others to finish their entry, which takes well under 1 ms
+WAIT_S = 0.01
 
 
 class Database:
@@ -105,7 +107,7 @@ class Database:
             )
             try:
                 if self.path is not None:
-                    database.execute("PRAGMA journal_mode = WAL")
+                    _keep_a_log(database)
                     database.execute("PRAGMA synchronous = NORMAL")
                 database.execute("BEGIN IMMEDIATE")  # so that nobody makes the tables between the look and the making
                 self._require_ours(database)
@@ -126,3 +128,16 @@ class Database:
         tables = database.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
         if application != self._application_id and (tables or application):
             raise self._error(f"expected {self._what} in {self.name}, got another database: name another file")
+
+
+def _keep_a_log(database: sqlite3.Connection) -> None:
+    """Has SQLite keep a log beside the file; for that alone it does not wait while others open it as well."""
+    end = time.monotonic() + BUSY_S
+    while True:
+        try:
+            database.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > end:
+                raise
+            time.sleep(WAIT_S)

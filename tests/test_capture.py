@@ -188,13 +188,14 @@ def test_another_threads_call_is_neither_cut_short_nor_read(tokenizer) -> None:
 @pytest.mark.parametrize("attention", ["default", "eager"])
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_padding_does_not_change_states(of_family, family: str, side: str, attention: str) -> None:
+def test_padding_does_not_change_states(of_family, family: str, side: str, attention: str, monkeypatch) -> None:
     """Read together, padded on either side, every text has the states that it has alone, in the order given."""
     sender = of_family(family)
     sources = [*TEXTS, sender.tokenizer(TEXTS[2]).input_ids[3:], MESSAGES]
     before = sender.model.config._attn_implementation
     sender.tokenizer.padding_side = side
     sender.model.set_attn_implementation(before if attention == "default" else attention)
+    monkeypatch.setattr(sender._known, "require", lambda *_: None)  # a kernel without soft-capping is another function
     try:
         alone = [sender.read(source) for source in sources]
         together = sender.read_batch(sources, batch=4)
