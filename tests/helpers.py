@@ -16,7 +16,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from ilcp import Memory, Sender, SoftPrompt, TextMemory
+from ilcp import Memory, Message, Sender, SoftPrompt, TextMemory
+from ilcp.errors import DecodeError
 from ilcp.identity import ANY
 from ilcp.message import Blob
 from ilcp.models.fingerprint import identify
@@ -153,6 +154,42 @@ def run_example(name: str, *words: object) -> str:
     done = run_python(EXAMPLES / name, *words, timeout_s=300, env=environment(PYTHONUNBUFFERED=""))
     assert 0 == done.returncode, done.stderr
     return done.stdout
+
+
+def refused_by_rule(wire: bytes, key: bytes | None, error: type[DecodeError], fragment: str, now: int) -> None:
+    """Asserts that bytes are refused as a message with just this error, whose text holds the fragment."""
+    with pytest.raises(DecodeError) as caught:
+        Message.from_bytes(wire, key=key, now_unix_s=now)
+    assert error is type(caught.value)
+    assert fragment in str(caught.value)
+
+
+def closed_to_others(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, opened: Callable[[Path], Any], used: Callable[[Any], Any], error: Any
+) -> None:
+    """Asserts that a database is closed to other accounts, and refused where it cannot be."""
+    (folder / "old.sqlite").touch(0o644)
+    with opened(folder / "old.sqlite") as database:
+        used(database)
+        assert {0o600} == {file.stat().st_mode & 0o777 for file in folder.iterdir()}
+    (folder / "link.sqlite").symlink_to(folder / "elsewhere.sqlite")
+    (folder / "open").mkdir()
+    (folder / "open").chmod(0o1777)
+    me = os.geteuid()
+    for name, who, said in (
+        ("link.sqlite", me, "got a link or something else: remove it"),
+        (
+            "open/new.sqlite",
+            me,
+            r"expected a folder in which nobody else may write, got .*open of mode 1777: chmod go-w",
+        ),
+        ("old.sqlite", me + 1, f"of this account's own, got user {me}'s"),
+        ("other.sqlite", me + 1, f"of this account's own, got user {me}'s"),
+    ):
+        monkeypatch.setattr(os, "geteuid", lambda who=who: who)
+        with pytest.raises(error, match=said):
+            opened(folder / name)
+    assert not (folder / "elsewhere.sqlite").exists()
 
 
 def wait_for(file: Path, process: subprocess.Popen[Any], timeout_s: float = 100) -> None:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from ilcp.assurance import Canary, State, Watch
 from ilcp.assurance.watch import FRESH
 from ilcp.errors import ConfigError, StorageError
+from tests.helpers import closed_to_others
 
 OF = ("c0de", "reference", "", "receiver")
 SOUND = {"messages": 1, "capital": {"received": list(FRESH)}, "views": 1}
@@ -165,23 +166,7 @@ def test_a_watch_that_was_taken_away_says_so(path: Path) -> None:
 
 def test_a_watch_that_others_could_write_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who can write to it can end an alarm: it is closed to others, and refused where it cannot be."""
-    (tmp_path / "old.sqlite").touch(0o644)
-    with Watch(tmp_path / "old.sqlite") as watch:
-        watch.change(*OF, step)
-        assert {0o600} == {file.stat().st_mode & 0o777 for file in tmp_path.iterdir()}
-    (tmp_path / "link.sqlite").symlink_to(tmp_path / "elsewhere.sqlite")
-    (tmp_path / "open").mkdir()
-    (tmp_path / "open").chmod(0o1777)
-    me = os.geteuid()
-    for name, who, said in (
-        ("link.sqlite", me, "got a link or something else: remove it"),
-        ("open/new.sqlite", me, "expected a folder in which nobody else may write"),
-        ("old.sqlite", me + 1, "of this account's own"),
-    ):
-        monkeypatch.setattr(os, "geteuid", lambda who=who: who)
-        with pytest.raises(StorageError, match=said):
-            Watch(tmp_path / name)
-    assert not (tmp_path / "elsewhere.sqlite").exists()
+    closed_to_others(tmp_path, monkeypatch, Watch, lambda watch: watch.change(*OF, step), StorageError)
 
 
 def test_a_forked_child_shares_the_file(path: Path) -> None:

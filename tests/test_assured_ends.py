@@ -177,8 +177,17 @@ def test_a_text_that_a_policy_gives_has_to_be_one(ends: Ends, given: Any) -> Non
     assert 0 == len(cache)
 
 
-def test_a_watch_that_fails_uses_up_no_id(ends: Ends, tmp_path: Path) -> None:
-    """A message that could not be judged is not taken, and is not lost either."""
+def test_a_watch_that_fails_uses_up_no_id(ends: Ends, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A message that could not be judged is not taken, and is not lost either: it counts when it comes again."""
+    failing = Watch()
+    receiver = ends.receiver(assurance=Policy("accept", watch=failing))
+    change = failing.change
+    monkeypatch.setattr(failing, "change", lambda *_: pytest.fail("full"))
+    with pytest.raises(pytest.fail.Exception):
+        receiver.decode(ends.odd())
+    monkeypatch.setattr(failing, "change", change)
+    receiver.decode(ends.odd())
+    assert [1] == [state.messages for state in failing.states()]
     cache, watch = ReplayCache(), Watch(tmp_path / "watch.sqlite")
     receiver = ends.receiver(key=KEY, replay=cache, assurance=Policy(watch=watch))
     message = ends.sender(key=KEY).encode(ends.texts[0])

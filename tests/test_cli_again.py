@@ -19,6 +19,12 @@ def run(*words: object) -> Any:
     return CliRunner().invoke(app, ["measure", *map(str, words), "--repetitions", "0"])
 
 
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a run that fails leaves behind lies in the folder that it was called in."""
+    monkeypatch.chdir(tmp_path)
+
+
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A copy of the embedded codec that was measured on a few look-ups, and their file."""

@@ -32,6 +32,7 @@ from ilcp.message import Message, Seal
 from ilcp.message.format import CLOCK_SKEW_S
 from ilcp.message.keys import KeyRing
 from ilcp.message.replay import ReplayCache
+from tests.helpers import closed_to_others
 
 KEY, OTHER = bytes(range(32)), bytes(range(1, 33))
 NOW = 1_800_000_000
@@ -383,23 +384,9 @@ def test_a_cache_that_was_taken_away_lets_nothing_in(tmp_path: Path, made_again:
 
 def test_a_cache_that_others_could_have_written_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who can write to it lets old messages in again: it is closed to others, and refused where it cannot be."""
-    (tmp_path / "old.sqlite").touch(0o644)
-    with ReplayCache(tmp_path / "old.sqlite") as cache:
-        cache.admit(KEY, seal(1), now_unix_s=NOW)
-        assert {0o600} == {file.stat().st_mode & 0o777 for file in tmp_path.iterdir()}
-    (tmp_path / "link.sqlite").symlink_to(tmp_path / "elsewhere.sqlite")
-    (tmp_path / "open").mkdir()
-    (tmp_path / "open").chmod(0o1777)
-    me = os.geteuid()
-    for name, who, said in (
-        ("link.sqlite", me, "got a link or something else: remove it"),
-        ("open/cache.sqlite", me, r"in which nobody else may write, got .*open of mode 1777: chmod go-w"),
-        ("other.sqlite", me + 1, f"of this account's own, got user {me}'s"),
-    ):
-        monkeypatch.setattr(os, "geteuid", lambda who=who: who)
-        with pytest.raises(ReplayCacheError, match=said):
-            ReplayCache(tmp_path / name)
-    assert not (tmp_path / "elsewhere.sqlite").exists()
+    closed_to_others(
+        tmp_path, monkeypatch, ReplayCache, lambda cache: cache.admit(KEY, seal(1), now_unix_s=NOW), ReplayCacheError
+    )
 
 
 def test_a_receiver_decodes_a_sealed_message_once(small: Any) -> None:

@@ -178,7 +178,6 @@ class Guard:
             ranks = _ranks(reference, observed)
         if known or not counts:
             return self._judged(reference, ranks, self._watch.look(*key))
-        self._remember(name, ranks)
         found: list[Judgement] = []
 
         def step(state: State) -> State:
@@ -187,6 +186,7 @@ class Guard:
             return state.decide(found[0].action)
 
         self._watch.change(*key, step)
+        self._remember(name, ranks)
         return found[0]
 
     def _of(self, codec: Any) -> tuple[bytes, Reference | None]:

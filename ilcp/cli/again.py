@@ -60,6 +60,7 @@ def as_before(codecs: Sequence[str], task: str | None, n: int | None) -> Before:
     """
     from ilcp.codec.folder import evidence_of
     from ilcp.embedded import HERE
+    from ilcp.tasks.load import CASE_FILES
 
     if len(codecs) != 1:
         raise ConfigError(f"expected one codec to measure --again, got {len(codecs)}: measure them one by one")
@@ -70,4 +71,4 @@ def as_before(codecs: Sequence[str], task: str | None, n: int | None) -> Before:
     name = evidence.task.split(" (trained on")[0]
     if (task is not None and os.path.basename(task) != name) or n not in (None, evidence.n):
         raise ConfigError(f"expected the {evidence.n} cases of {name} for --again, got others: name that file, or none")
-    return Before(evidence, "case-files" if name == "case-files" else task)
+    return Before(evidence, CASE_FILES if name == CASE_FILES else task)

@@ -15,14 +15,15 @@ from ilcp.cli.common import (
     EMBEDDED,
     DeviceOption,
     DownloadOption,
-    PlainConsole,
     ReceiverOption,
     SenderOption,
     busy,
     interruptible,
     out,
+    wide,
 )
 from ilcp.cli.exit_codes import ALARMED
+from ilcp.cli.measure import TaskOption, own_task
 from ilcp.errors import ConfigError
 from ilcp.files import require_writable
 from ilcp.message import CODEC_ID_BYTES
@@ -33,20 +34,15 @@ if TYPE_CHECKING:
 __all__ = ["calibrate", "canary", "watch"]
 
 CodecArgument = Annotated[str, typer.Argument(help="A codec's folder, a hub id, or 'embedded'.")]
-CasesOption = Annotated[
-    str | None,
-    typer.Option("--task", help="'case-files', or a JSONL file of cases; without it, those that training kept apart."),
-]
 TenantOption = Annotated[str, typer.Option(help="Whose messages.")]
 CALIBRATED_ON, ASKED = 2000, 200
 WIDTH = 120  # of a table that no terminal shows
-CASE_FILES = "case-files"
 VERDICTS = {"lost": "the facts are lost", "sound": "the facts come through"}
 
 
 def calibrate(
     codec: CodecArgument,
-    task: CasesOption = None,
+    task: TaskOption = None,
     n: Annotated[int | None, typer.Option(help="How many cases; without it 2000, or as many as a file has.")] = None,
     seed: Annotated[int, typer.Option(help="Of the dossiers of 'case-files': another one than you measure with.")] = 20,
     sender: SenderOption = None,
@@ -65,9 +61,9 @@ def calibrate(
         raise ConfigError(f"expected a codec's folder to write into, got {codec!r}: fetch it, and name the folder")
     with busy("loading models and codec"):
         from ilcp.assurance import REFERENCE
-        from ilcp.cli.measure import own_task
         from ilcp.measure.calibrating import calibrate as calibrated
         from ilcp.tasks import task as cases_of
+        from ilcp.tasks.load import CASE_FILES
 
         require_writable(folder / REFERENCE)
         name = task or own_task([codec])
@@ -87,7 +83,7 @@ def calibrate(
 
 def canary(
     codec: CodecArgument,
-    task: CasesOption = None,
+    task: TaskOption = None,
     n: Annotated[int, typer.Option(min=1, help="How many questions at most.")] = ASKED,
     seed: Annotated[int, typer.Option(help="Of the dossiers of 'case-files': another one each time.")] = 0,
     to: Annotated[Path | None, typer.Option("--watch", help="A watch that is told.", dir_okay=False)] = None,
@@ -104,10 +100,10 @@ def canary(
     """
     with busy("loading models and codec"):
         from ilcp.assurance import Canary, Reference
-        from ilcp.cli.measure import own_task
         from ilcp.measure.sequential import canary as asked_until
         from ilcp.measure.sequential import canary_of
         from ilcp.tasks import task as cases_of
+        from ilcp.tasks.load import CASE_FILES
 
         kept = None if to is None else Watch(to)
         name = task or own_task([codec])
@@ -175,8 +171,7 @@ def _show(states: list[State]) -> None:
         said, evidence = _canaries(state) or decided, f"{state.value:.3g} : 1"
         row = (state.codec_id, state.tenant, state.place, f"{state.messages:,}", said, evidence, alarm)
         table.add_row(*map(escape, row))  # a tenant may be called [/x]
-    console = out if out.is_terminal else PlainConsole(width=WIDTH)
-    console.print(table if states else "nothing was judged yet")
+    wide(WIDTH).print(table if states else "nothing was judged yet")
 
 
 def _canaries(state: State) -> str:

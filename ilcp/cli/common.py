@@ -32,6 +32,7 @@ __all__ = [
     "mild_streams",
     "out",
     "read_message",
+    "wide",
 ]
 
 EMBEDDED = "embedded"
@@ -60,6 +61,11 @@ class PlainConsole(Console):
 
 out = PlainConsole()
 err = PlainConsole(stderr=True)
+
+
+def wide(columns: int = 100) -> PlainConsole:
+    """Returns the console for tables: the terminal, or so many columns where there is none."""
+    return out if out.is_terminal else PlainConsole(width=columns)
 
 
 def mild_streams() -> None:

@@ -14,13 +14,13 @@ from ilcp.cli.common import (
     EMBEDDED,
     DeviceOption,
     DownloadOption,
-    PlainConsole,
     ReceiverOption,
     SenderOption,
     busy,
     err,
     interruptible,
     out,
+    wide,
 )
 from ilcp.cli.named import file_names, is_preset, pairs_of
 from ilcp.errors import ConfigError
@@ -172,7 +172,7 @@ def _tell_accounts(pairs: "Mapping[str, Pair]", asked: "Task", seed: int, file: 
         with busy(f"asking the memories of {name} what they say"):
             options: dict[str, Any] = {"seed": seed, "freely": freely}
             found = [of_accounts(pair.sender, pair.receiver, asked.cases, payload_bytes=n, **options) for n in lengths]
-        show_faithfulness(found, _console())
+        show_faithfulness(found, wide())
         record[name] = [one.to_dict() for one in found]
     write_whole(file, json.dumps({"accounts": record, "seed": seed, "provenance": provenance()}, indent=1) + "\n")
 
@@ -225,11 +225,7 @@ def _key(file: Path | None, attach: bool) -> bytes | None:
 def _show(report: "Report") -> None:
     from ilcp.measure.table import show
 
-    show(report, _console())
-
-
-def _console() -> PlainConsole:
-    return out if out.is_terminal else PlainConsole(width=100)
+    show(report, wide())
 
 
 def _beside(codec: str, *options: object) -> Path:
@@ -357,7 +353,7 @@ def _draw(reports: "Mapping[str, Report]", html: Path | None, png: Path | None) 
         from ilcp.measure.table import show_choice
 
         found = choose(reports)
-        show_choice(found, _console())
+        show_choice(found, wide())
         if png is not None:
             from ilcp.measure.plots import save_axes
 

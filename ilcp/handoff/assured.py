@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["guard_of", "judged_memory", "judged_message", "judged_payload", "told"]
 
+AGAIN = "measure it again with 'ilcp measure CODEC --again'"
 AT_SENDER = "send the text, or let your sender's policy take it"
 AT_RECEIVER = "ask for the text, or let your receiver's policy take it"
 
@@ -55,9 +56,6 @@ def guard_of(policy: Policy | None, place: str, codecs: Any) -> Guard | None:
         if because and policy.doubt != "accept":
             warnings.warn(f"the evidence of {codec.spec.name} is in doubt: {because}; {AGAIN}", AssuranceWarning, 4)
     return Guard(policy, place, codecs)
-
-
-AGAIN = "measure it again with 'ilcp measure CODEC --again'"
 
 
 def judged_payload(
