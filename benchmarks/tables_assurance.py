@@ -100,6 +100,12 @@ def hostile(result: Result, table: Table) -> str:
     return table(["payload", *names], [[name, *(f"{row[of]:,}" for of in names)] for name, row in found.items()])
 
 
+def caches(result: Result, table: Table) -> str:
+    """Tabulates what the receiver's end finds of caches."""
+    rows = [[name, _found(row)] for name, row in result("assurance-caches")["rows"].items()]
+    return table(["cache", "AUROC, found at 1 %, alarm after"], rows)
+
+
 def cost(result: Result) -> str:
     """Says what assurance adds to a hand-off."""
     found = result("assurance")["cost"]
